@@ -1,0 +1,32 @@
+"""The table of channels: a name and where its class is, imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+
+from serverless_mpi.channels.base import Channel
+from serverless_mpi.errors import UsageError
+
+CHANNELS: dict[str, str] = {
+    "hybrid": "serverless_mpi.channels.hybrid:HybridChannel",
+    "queue": "serverless_mpi.channels.queue:QueueChannel",
+    "object": "serverless_mpi.channels.object:ObjectChannel",
+    "direct": "serverless_mpi.channels.direct:DirectChannel",
+    "memory": "serverless_mpi.channels.memory:MemoryChannel",
+}
+DEFAULT = "hybrid"
+
+
+def load(name: str) -> type[Channel]:
+    """The channel class of that name.
+
+    Raises
+    ------
+    UsageError
+        No such channel; the message names the known ones.
+    """
+    if name not in CHANNELS:
+        raise UsageError(f"unknown channel {name!r}; known: {', '.join(CHANNELS)}")
+    module, _, attribute = CHANNELS[name].partition(":")
+    channel: type[Channel] = getattr(importlib.import_module(module), attribute)
+    return channel

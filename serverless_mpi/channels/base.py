@@ -1,0 +1,171 @@
+"""What a channel is: a medium that takes frames, gives frames, and loses none.
+
+A channel may duplicate and reorder; `core/delivery.py` makes order above it.
+It knows nothing of communicators, tags or collectives.  A new channel is one
+file that defines a `Channel` and one row in `channels/__init__.py`; the
+contract suite in `tests/channels` then holds for it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serverless_mpi.job import JobSpec
+
+MANY = -1  # FrameName.dest of a frame that any number of ranks may read
+
+
+@dataclass(frozen=True, slots=True)
+class FrameName:
+    """The name of one frame, the same for the sender and for a receiver that awaits it.
+
+    kind: a `core.wire.Kind`; dest: world rank, or MANY; seq: position in its
+    stream; tag: the message's tag, or the slot of a collective; chunk: piece.
+    """
+
+    kind: int
+    context: int
+    source: int
+    dest: int
+    seq: int
+    tag: int
+    chunk: int
+
+    def key(self) -> str:
+        """A suffix for object keys.
+
+        Frames to one rank sort below that rank's own prefix, then by context, source, sequence.
+        The tag of an ordered frame is not in its key: a receiver awaits the next one whatever its tag.
+        """
+        if self.dest == MANY:
+            return f"m/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.tag:06d}.{self.chunk:06d}"
+        return f"r/{self.dest:06d}/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.chunk:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """One frame on its way to any subset of the ranks.
+
+    parts: C-contiguous byte views which together are the frame; they stay
+    valid and unchanged until `put` returns.
+    """
+
+    dests: tuple[int, ...]
+    name: FrameName
+    parts: tuple[memoryview, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the frame in bytes."""
+        return sum(part.nbytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One frame that arrived; `receipt` acknowledges it (None: nothing to acknowledge)."""
+
+    data: memoryview
+    receipt: object
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A frame some receive waits for.  source is ANY_SOURCE where it may be anybody's."""
+
+    kind: int
+    context: int
+    source: int
+    dest: int
+    seq: int
+    tag: int
+    chunk: int
+
+    def name(self) -> FrameName:
+        """The frame's name; only for a known source."""
+        return FrameName(self.kind, self.context, self.source, self.dest, self.seq, self.tag, self.chunk)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the medium can carry.
+
+    max_frame_bytes: largest frame, header included.
+    background: a put takes about a round trip, so the runtime puts from a
+    sender thread and gathers what has been queued meanwhile.
+    """
+
+    max_frame_bytes: int
+    background: bool
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the medium costs; collective algorithms are chosen by it, so all ranks must see the same.
+
+    latency_s: one small message from put to get; bandwidth_Bps: bytes per
+    second of one large message; put_usd, get_usd: dollars per small frame;
+    fanout: one put reaches many ranks at one price; batch: frames per request.
+    """
+
+    latency_s: float
+    bandwidth_Bps: float
+    put_usd: float
+    get_usd: float
+    fanout: bool
+    batch: int
+
+
+class Channel(ABC):
+    """A medium between the ranks of one job, seen from one rank.
+
+    `put` and `wake` may be called from any thread, also while `get` runs;
+    `get` and `ack` are called by one thread at a time.
+    """
+
+    limits: Limits
+    figures: Figures
+
+    def __init__(self, spec: JobSpec, meter: Any) -> None:
+        self.spec = spec
+        self.meter = meter
+
+    @classmethod
+    def provision(cls, spec: JobSpec) -> dict[str, str]:
+        """Make what the job needs (queues, topics, a bucket); the launcher calls it once.
+
+        Returns settings that every rank gets in its JobSpec.
+        """
+        return {}
+
+    @classmethod
+    def destroy(cls, spec: JobSpec) -> None:
+        """Remove everything `provision` and the ranks made; may be called again."""
+
+    @abstractmethod
+    def put(self, parcels: Sequence[Parcel]) -> None:
+        """Give frames to the medium; returns when it has them.
+
+        Raises ChannelError when it cannot; frames of the batch may then be there or not.
+        """
+
+    @abstractmethod
+    def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
+        """Frames for this rank, after at most `max_wait_s` seconds; [] if none came.
+
+        0 asks only for what is there now.  `wanted` names what receives wait
+        for; a medium that delivers by itself need not look.
+        """
+
+    def ack(self, receipts: Sequence[object]) -> None:
+        """The frames are stored; the medium may forget them.  May be done lazily, until close."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Make a `get` that waits in another thread return soon."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and let go of everything on this rank's side; may be called again."""

@@ -1,0 +1,107 @@
+"""JobSpec: everything a rank must know of its job, as an environment or a payload.
+
+The job's key lives here and nowhere else; it travels in the environment of a
+local process or in an invocation payload, never through a channel.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from serverless_mpi.errors import JobError
+
+ENV_JOB = "SMPI_JOB"  # JSON of everything but the rank and the key
+ENV_RANK = "SMPI_RANK"
+ENV_KEY = "SMPI_KEY"  # 64 hexadecimal digits
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One rank's view of a job.
+
+    job_id
+        16 hexadecimal digits; names every queue, topic and object of the job.
+    rank, size
+        This process in 0..size-1, and their number.
+    channel
+        A name of `serverless_mpi.channels.CHANNELS`.
+    key
+        32 secret bytes that authenticate every frame (BLAKE2b).
+    endpoint
+        URL of an AWS emulator; None means AWS itself.
+    region
+        AWS region of queues, topics and buckets.
+    settings
+        What the channel's `provision` made: bucket, queue URLs, topics, addresses.
+    stats_dir
+        Folder in which each rank leaves its counters when it ends; None for none.
+    """
+
+    job_id: str
+    rank: int
+    size: int
+    channel: str
+    key: bytes = field(repr=False)
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    stats_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise JobError(f"a job needs at least 1 rank, not {self.size}")
+        if not 0 <= self.rank < self.size:
+            raise JobError(f"rank {self.rank} is outside 0..{self.size - 1}")
+        if len(self.key) != KEY_BYTES:
+            raise JobError(f"the job key has {len(self.key)} bytes; {KEY_BYTES} are needed")
+        try:
+            good = len(bytes.fromhex(self.job_id)) == 8
+        except ValueError:
+            good = False
+        if not good:
+            raise JobError(f"job id {self.job_id!r} is not 16 hexadecimal digits")
+
+    @classmethod
+    def new(cls, size: int, channel: str, **more: object) -> JobSpec:
+        """A fresh job with its own id and key, seen from rank 0."""
+        return cls(secrets.token_hex(8), 0, size, channel, secrets.token_bytes(KEY_BYTES), **more)  # type: ignore[arg-type]
+
+    def with_rank(self, rank: int) -> JobSpec:
+        """The same job seen from another rank."""
+        return replace(self, rank=rank)
+
+    def to_env(self) -> dict[str, str]:
+        """Environment variables from which `from_env` rebuilds this spec."""
+        public = {
+            "job_id": self.job_id,
+            "size": self.size,
+            "channel": self.channel,
+            "endpoint": self.endpoint,
+            "region": self.region,
+            "settings": dict(self.settings),
+            "stats_dir": self.stats_dir,
+        }
+        return {ENV_JOB: json.dumps(public), ENV_RANK: str(self.rank), ENV_KEY: self.key.hex()}
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> JobSpec | None:
+        """The spec in `environ`, or None where this process is no rank of a job.
+
+        Raises
+        ------
+        JobError
+            The variables are there but damaged; the launcher that set them is at fault.
+        """
+        if ENV_JOB not in environ:
+            return None
+        try:
+            public = json.loads(environ[ENV_JOB])
+            return cls(rank=int(environ[ENV_RANK]), key=bytes.fromhex(environ[ENV_KEY]), **public)
+        except (KeyError, ValueError, TypeError) as error:
+            raise JobError(
+                f"{ENV_JOB}, {ENV_RANK} and {ENV_KEY} do not describe a job ({error}); start programs with smpirun"
+            ) from error
