@@ -1,0 +1,335 @@
+"""One rank's end of all its communicators, without IO: bytes and the time in, frames and completions out.
+
+Composes wire, delivery and matching.  It never blocks, and nothing in it is
+thread-safe: `runtime.py` holds the lock, the clock and the channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from serverless_mpi.core.delivery import Assembly, Incoming, Ledger, Stream
+from serverless_mpi.core.envelope import ANY_SOURCE, Envelope
+from serverless_mpi.core.matching import Matcher
+from serverless_mpi.core.parcel import MANY, FrameName, Parcel, Wanted
+from serverless_mpi.core.wire import FLAG_SYNC, HEADER_BYTES, Frame, Kind, decode, encode
+from serverless_mpi.errors import ERR_NO_MEM, ChannelError, MPIException, WireError
+
+GAP_TIMEOUT_S = 120.0  # a channel loses nothing; what is missing after two minutes without a frame never comes
+_NOTHING = memoryview(b"")
+
+Pattern = tuple[int, int, int]
+StepName = tuple[int, int, int, int]  # context, source, seq, slot
+
+
+class Receive:
+    """A receive, point-to-point or of a collective's step, and what it got.
+
+    done: the body is complete; data: the whole payload, writable; envelope: of
+    the message; landed: the payload is in `into`.
+    """
+
+    __slots__ = ("pattern", "into", "envelope", "data", "done", "landed", "on_done")
+
+    def __init__(self, pattern: Pattern, into: memoryview | None = None) -> None:
+        self.pattern = pattern
+        self.into = into
+        self.envelope: Envelope | None = None
+        self.data: memoryview | None = None
+        self.done = False
+        self.landed = False
+        self.on_done: Callable[[Receive], None] | None = None
+
+
+class Endpoint:
+    """The protocol state of one rank.
+
+    rank: world rank; job: 8 bytes; key: 32 bytes; max_frame_bytes: the
+    channel's; max_held_bytes: how many bytes that no receive has asked for may
+    be kept before the rank fails with ERR_NO_MEM.
+    """
+
+    def __init__(self, rank: int, job: bytes, key: bytes, max_frame_bytes: int, max_held_bytes: int) -> None:
+        self.rank = rank
+        self._job = job
+        self._key = key
+        self._max_body = max_frame_bytes - HEADER_BYTES
+        self._max_held = max_held_bytes
+        self.held_bytes = 0
+        self.dropped = 0  # frames that failed authentication or were of another job
+        self.duplicates = 0
+        self._sent: dict[tuple[int, int], int] = {}  # (context, dest) -> next sequence number
+        self._streams: dict[tuple[int, int], Stream] = {}  # (context, source)
+        self._matcher: Matcher[Incoming, Receive] = Matcher()
+        self._unacked: dict[tuple[int, int, int], Callable[[], None]] = {}  # (context, dest, seq)
+        self._steps: dict[StepName, Assembly] = {}
+        self._expected: dict[StepName, Receive] = {}
+        self._ledgers: dict[int, Ledger] = {}
+        self.watched: list[Pattern] = []  # what probes ask for
+        self.outbox: list[Parcel] = []  # acknowledgements to be put
+
+    # --- sending -------------------------------------------------------------
+
+    def send(
+        self,
+        context: int,
+        dest: int,
+        tag: int,
+        data: Sequence[memoryview],
+        on_matched: Callable[[], None] | None = None,
+        now: float = 0.0,
+    ) -> list[Parcel]:
+        """The frames of a point-to-point message; none for a message to oneself, which is delivered here.
+
+        on_matched is called when a receive has taken it (a synchronous send).
+        """
+        seq = self._sent.get((context, dest), 0)
+        self._sent[context, dest] = seq + 1
+        if on_matched is not None:
+            self._unacked[context, dest, seq] = on_matched
+        flags = FLAG_SYNC if on_matched is not None else 0
+        if dest == self.rank:
+            body = bytearray().join(data)
+            frame = Frame(Kind.POINT, flags, context, dest, dest, tag, seq, 0, 1, 0, len(body), memoryview(body))
+            self._point(frame, now)
+            return []
+        return self._cut(Kind.POINT, flags, context, dest, tag, seq, data, (dest,))
+
+    def publish(self, context: int, seq: int, slot: int, dests: Sequence[int], data: Sequence[memoryview]) -> list[Parcel]:
+        """The frames of one step of a collective, the same for every rank in `dests` (world ranks, not oneself)."""
+        return self._cut(Kind.STEP, 0, context, MANY, slot, seq, data, tuple(dests))
+
+    def _cut(
+        self, kind: Kind, flags: int, context: int, dest: int, tag: int, seq: int,
+        data: Sequence[memoryview], dests: tuple[int, ...],
+    ) -> list[Parcel]:  # fmt: skip
+        total = sum(part.nbytes for part in data)
+        chunks = max(1, -(-total // self._max_body))
+        parcels = []
+        for chunk, body in enumerate(_split(data, self._max_body) if chunks > 1 else (tuple(data),)):
+            offset = chunk * self._max_body
+            frame = Frame(kind, flags, context, self.rank, dest, tag, seq, chunk, chunks, offset, total, _NOTHING)
+            name = FrameName(kind, context, self.rank, dest, seq, tag, chunk)
+            parcels.append(Parcel(dests, name, encode(frame, body, self._job, self._key)))
+        return parcels
+
+    # --- receiving -----------------------------------------------------------
+
+    def post(self, context: int, source: int, tag: int, into: memoryview | None = None) -> Receive:
+        """Post a receive for (context, source, tag); it may be done at once."""
+        receive = Receive((context, source, tag), into)
+        message = self._matcher.post(receive)
+        if message is not None:
+            self._match(message, receive)
+        return receive
+
+    def cancel(self, receive: Receive) -> bool:
+        """Withdraw a posted receive; False if it has been matched."""
+        return self._matcher.cancel(receive)
+
+    def probe(self, context: int, source: int, tag: int) -> Envelope | None:
+        """The envelope of the message a receive would get now."""
+        message = self._matcher.probe((context, source, tag))
+        return None if message is None else message.envelope
+
+    def mprobe(self, context: int, source: int, tag: int) -> Incoming | None:
+        """Take the message a receive would get now, for `post_matched` alone."""
+        return self._matcher.take((context, source, tag))
+
+    def post_matched(self, message: Incoming, into: memoryview | None = None) -> Receive:
+        """Receive the message that `mprobe` took."""
+        envelope = message.envelope
+        receive = Receive((envelope.context, envelope.source, envelope.tag), into)
+        self._match(message, receive)
+        return receive
+
+    def expect(self, context: int, source: int, seq: int, slot: int) -> Receive:
+        """Receive one step of a collective; it may be done at once."""
+        name = (context, source, seq, slot)
+        receive = Receive((context, source, slot))
+        assembly = self._steps.get(name)
+        if assembly is not None:
+            self.held_bytes -= assembly.stored
+            if assembly.complete:
+                del self._steps[name]
+                receive.data, receive.done = assembly.body, True
+                return receive
+        self._expected[name] = receive
+        return receive
+
+    def retire(self, context: int, seq: int) -> None:
+        """Collective number `seq` of a context is over; what still comes of it is a duplicate."""
+        self._ledgers.setdefault(context, Ledger()).retire(seq)
+
+    def receive(self, data: memoryview, now: float) -> None:
+        """Take bytes from the channel.  What is not a frame of this job is counted and dropped."""
+        try:
+            frame = decode(data, self._job, self._key)
+        except WireError:
+            self.dropped += 1
+            return
+        if frame.dest not in (self.rank, MANY):
+            self.dropped += 1
+        elif frame.kind == Kind.POINT:
+            self._point(frame, now)
+        elif frame.kind == Kind.STEP:
+            self._step(frame)
+        else:
+            self._ack(frame.context, frame.source, frame.seq)
+
+    def _point(self, frame: Frame, now: float) -> None:
+        key = (frame.context, frame.source)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = Stream()
+        message, released = stream.receive(frame, now)
+        if message is None:
+            self.duplicates += 1
+            return
+        for head in released:
+            taker = self._matcher.arrive(head)
+            if taker is not None:
+                self._match(head, taker)
+        if not message.assembly.add(frame.chunk, frame.offset, frame.body):
+            self.duplicates += 1
+            return
+        if message.receive is None:
+            self._hold(frame.body.nbytes, frame.source)
+        if message.assembly.complete:
+            stream.close(message)
+            self._finish(message)
+
+    def _match(self, message: Incoming, receive: Receive) -> None:
+        message.receive = receive
+        receive.envelope = envelope = message.envelope
+        self.held_bytes -= message.assembly.stored
+        if receive.into is not None and receive.into.nbytes >= envelope.nbytes:
+            message.assembly.land(receive.into)
+        if message.sync:
+            self._acknowledge(message)
+        self._finish(message)
+
+    def _finish(self, message: Incoming) -> None:
+        receive = message.receive
+        if not isinstance(receive, Receive) or not message.assembly.complete:
+            return
+        body = message.assembly.body
+        assert body is not None
+        into = receive.into
+        if into is not None and into.nbytes >= body.nbytes:
+            if not _same_memory(into, body):
+                into[: body.nbytes] = body
+            body = into[: body.nbytes]
+            receive.landed = True
+        self._complete(receive, body)
+
+    def _complete(self, receive: Receive, body: memoryview) -> None:
+        receive.data = body
+        receive.done = True
+        if receive.on_done is not None:
+            receive.on_done(receive)
+
+    def _acknowledge(self, message: Incoming) -> None:
+        context, source = message.envelope.context, message.envelope.source
+        if source == self.rank:
+            self._ack(context, source, message.seq)
+        else:
+            self.outbox += self._cut(Kind.ACK, 0, context, source, 0, message.seq, (), (source,))
+
+    def _ack(self, context: int, source: int, seq: int) -> None:
+        on_matched = self._unacked.pop((context, source, seq), None)
+        if on_matched is None:
+            self.duplicates += 1
+        else:
+            on_matched()
+
+    def _step(self, frame: Frame) -> None:
+        ledger = self._ledgers.get(frame.context)
+        if ledger is not None and ledger.over(frame.seq):
+            self.duplicates += 1
+            return
+        name = (frame.context, frame.source, frame.seq, frame.tag)
+        assembly = self._steps.get(name)
+        if assembly is None:
+            assembly = self._steps[name] = Assembly(frame.total, frame.chunks)
+        if not assembly.add(frame.chunk, frame.offset, frame.body):
+            self.duplicates += 1
+            return
+        receive = self._expected.get(name)
+        if receive is None:
+            self._hold(frame.body.nbytes, frame.source)
+        elif assembly.complete:
+            del self._steps[name], self._expected[name]
+            assert assembly.body is not None
+            self._complete(receive, assembly.body)
+
+    def _hold(self, nbytes: int, source: int) -> None:
+        self.held_bytes += nbytes
+        if self.held_bytes > self._max_held:
+            raise MPIException(
+                ERR_NO_MEM,
+                f"rank {self.rank} holds {self.held_bytes} bytes of messages that it has not asked for, the last from rank "
+                f"{source}; receive them, or raise SMPI_MAX_HELD_BYTES (now {self._max_held})",
+            )
+
+    # --- what is awaited -----------------------------------------------------
+
+    def wanted(self) -> list[Wanted]:
+        """The frames that receives, probes and synchronous sends wait for."""
+        names: dict[Wanted, None] = {}
+        for context, source, tag in (*self._matcher.posted(), *self.watched):
+            seq = 0
+            if source != ANY_SOURCE:
+                stream = self._streams.get((context, source))
+                seq = 0 if stream is None else stream.next_seq
+            names[Wanted(Kind.POINT, context, source, self.rank, seq, tag, 0)] = None
+        for (context, source), stream in self._streams.items():
+            for seq, message in stream.open.items():
+                names[Wanted(Kind.POINT, context, source, self.rank, seq, 0, message.assembly.missing())] = None
+        for context, dest, seq in self._unacked:
+            names[Wanted(Kind.ACK, context, dest, self.rank, seq, 0, 0)] = None
+        for name in self._expected:
+            context, source, seq, slot = name
+            assembly = self._steps.get(name)
+            chunk = 0 if assembly is None else assembly.missing()
+            names[Wanted(Kind.STEP, context, source, MANY, seq, slot, chunk)] = None
+        return list(names)
+
+    def next_deadline(self) -> float | None:
+        """When `check` would find a message given up, if nothing comes until then."""
+        times = [since for stream in self._streams.values() if (since := stream.stalled_since()) is not None]
+        return min(times) + GAP_TIMEOUT_S if times else None
+
+    def check(self, now: float) -> None:
+        """Raise ChannelError if the channel has lost a message."""
+        for (_, source), stream in self._streams.items():
+            since = stream.stalled_since()
+            if since is not None and now - since >= GAP_TIMEOUT_S:
+                raise ChannelError(
+                    f"rank {self.rank}: message {stream.next_seq} from rank {source}, or part of it, has not come "
+                    f"{GAP_TIMEOUT_S:.0f} s after later ones; the channel lost it or rank {source} stopped while sending"
+                )
+
+
+def _split(data: Sequence[memoryview], size: int) -> list[tuple[memoryview, ...]]:
+    """`data` cut into pieces of `size` bytes, as views."""
+    pieces: list[tuple[memoryview, ...]] = []
+    piece: list[memoryview] = []
+    room = size
+    for part in data:
+        start = 0
+        while start < part.nbytes:
+            take = min(room, part.nbytes - start)
+            piece.append(part[start : start + take])
+            start += take
+            room -= take
+            if room == 0:
+                pieces.append(tuple(piece))
+                piece, room = [], size
+    if piece:
+        pieces.append(tuple(piece))
+    return pieces
+
+
+def _same_memory(into: memoryview, body: memoryview) -> bool:
+    return into.obj is body.obj

@@ -1,0 +1,69 @@
+"""Frames as the core hands them to a channel: their names, their bytes, and what receivers wait for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MANY = -1  # FrameName.dest of a frame that any number of ranks may read
+
+
+@dataclass(frozen=True, slots=True)
+class FrameName:
+    """The name of one frame, the same for the sender and for a receiver that awaits it.
+
+    kind: a `core.wire.Kind`; dest: world rank, or MANY; seq: position in its
+    stream; tag: the message's tag, or the slot of a collective; chunk: piece.
+    """
+
+    kind: int
+    context: int
+    source: int
+    dest: int
+    seq: int
+    tag: int
+    chunk: int
+
+    def key(self) -> str:
+        """A suffix for object keys.
+
+        Frames to one rank sort below that rank's own prefix, then by context, source, sequence.
+        The tag of an ordered frame is not in its key: a receiver awaits the next one whatever its tag.
+        """
+        if self.dest == MANY:
+            return f"m/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.tag:06d}.{self.chunk:06d}"
+        return f"r/{self.dest:06d}/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.chunk:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """One frame on its way to any subset of the ranks.
+
+    parts: C-contiguous byte views which together are the frame; they stay
+    valid and unchanged until `put` returns.
+    """
+
+    dests: tuple[int, ...]
+    name: FrameName
+    parts: tuple[memoryview, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the frame in bytes."""
+        return sum(part.nbytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A frame some receive waits for.  source is ANY_SOURCE where it may be anybody's."""
+
+    kind: int
+    context: int
+    source: int
+    dest: int
+    seq: int
+    tag: int
+    chunk: int
+
+    def name(self) -> FrameName:
+        """The frame's name; only for a known source."""
+        return FrameName(self.kind, self.context, self.source, self.dest, self.seq, self.tag, self.chunk)

@@ -1,0 +1,525 @@
+"""The pump between a channel and the core: the one file with the clock, the lock and the sender thread.
+
+Whoever waits pumps: it asks the channel for frames, feeds them to the
+endpoint, and thereby completes its own operations and everybody else's.  On a
+channel where a put takes a round trip, a sender thread puts what callers
+queue, and what is queued meanwhile goes out as one batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from serverless_mpi import channels
+from serverless_mpi.channels.base import Channel
+from serverless_mpi.collectives.steps import Recv, Send
+from serverless_mpi.core.delivery import Incoming
+from serverless_mpi.core.endpoint import Endpoint, Receive
+from serverless_mpi.core.envelope import Envelope
+from serverless_mpi.core.parcel import Parcel, Wanted
+from serverless_mpi.errors import JobError, UsageError
+from serverless_mpi.job import JobSpec
+from serverless_mpi.metering import Meter
+
+LONG_POLL_S = 20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
+EAGER_COPY_BYTES = 64 * 1024  # a smaller payload is copied, so that its send is complete at once
+GATHER_FRAMES = 256  # most frames the sender thread takes in one put
+ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
+
+Steps = Generator[Any, Any, Any]
+
+
+class Operation:
+    """A communication under way.
+
+    done: it is over; error: why it failed; envelope: of the received message;
+    data: the received payload; landed: it is in the caller's `into` already;
+    result: what a collective returned; cancelled: it was withdrawn.
+    """
+
+    __slots__ = ("done", "error", "envelope", "data", "landed", "result", "cancelled", "_holds", "_receive", "_callbacks")
+
+    def __init__(self, holds: int = 1) -> None:
+        self.done = False
+        self.error: BaseException | None = None
+        self.envelope: Envelope | None = None
+        self.data: memoryview | None = None
+        self.landed = False
+        self.result: Any = None
+        self.cancelled = False
+        self._holds = holds  # what it still waits for: frames to be put, a match, a generator
+        self._receive: Receive | None = None
+        self._callbacks: list[Callable[[Operation], None]] = []
+
+    def add_done_callback(self, callback: Callable[[Operation], None]) -> None:
+        """Call `callback(self)` when done (now, if it is).  It must not call the runtime."""
+        if self.done:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+
+    def _release(self, holds: int = 1) -> None:
+        self._holds -= holds
+        if self._holds == 0:
+            self._end()
+
+    def _end(self, error: BaseException | None = None) -> None:
+        if self.done:
+            return
+        self.error = error
+        self.done = True
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+
+class Runtime:
+    """One rank: its channel, its endpoint, and the waiting.
+
+    Safe to call from any number of threads.  After an error of the channel
+    every later call raises it: a rank that has lost its medium cannot go on.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self.rank = spec.rank
+        self.size = spec.size
+        self.meter = Meter()
+        self._started = time.monotonic()
+        self._channel: Channel = channels.load(spec.channel)(spec, self.meter)
+        self.figures = self._channel.figures
+        self._endpoint = Endpoint(
+            spec.rank, bytes.fromhex(spec.job_id), spec.key, self._channel.limits.max_frame_bytes, _max_held_bytes()
+        )
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._pump_predicate: Callable[[], bool] | None = None
+        self._pumping = False
+        self._failure: BaseException | None = None
+        self._queued: list[tuple[Parcel, Operation | None]] = []
+        self._putting = 0  # frames that the sender thread is putting now
+        self._work = threading.Condition(self._lock)
+        self._sender: threading.Thread | None = None
+        self._background = self._channel.limits.background
+        self.finalized = False
+
+    # --- point-to-point ------------------------------------------------------
+
+    def isend(
+        self, context: int, dest: int, tag: int, data: Sequence[memoryview], *, sync: bool = False, copy: bool = True
+    ) -> Operation:
+        """Start sending `data` to world rank `dest`.
+
+        With `copy` a small payload is copied, so the caller's memory is free
+        when the call returns; otherwise it is free when the operation is done.
+        """
+        operation = Operation()
+        with self._entry():
+            on_matched = None
+            if sync:
+                operation._holds += 1
+                on_matched = operation._release
+            parcels = self._endpoint.send(context, dest, tag, data, on_matched, time.monotonic())
+            self._queue(parcels, operation, copy)
+            operation._release()
+        return operation
+
+    def irecv(self, context: int, source: int, tag: int, into: memoryview | None = None) -> Operation:
+        """Start receiving from world rank `source` or ANY_SOURCE; a payload that fits goes to `into`."""
+        with self._entry():
+            return self._receiving(self._endpoint.post(context, source, tag, into))
+
+    def irecv_matched(self, message: Incoming, into: memoryview | None = None) -> Operation:
+        """Start receiving the message that a matched probe took."""
+        with self._entry():
+            return self._receiving(self._endpoint.post_matched(message, into))
+
+    def _receiving(self, receive: Receive) -> Operation:
+        operation = Operation()
+        operation._receive = receive
+
+        def finish(receive: Receive) -> None:
+            operation.envelope = receive.envelope
+            operation.data = receive.data
+            operation.landed = receive.landed
+            operation._release()
+
+        if receive.done:
+            finish(receive)
+        else:
+            receive.on_done = finish
+        return operation
+
+    def cancel(self, operation: Operation) -> bool:
+        """Withdraw a receive that nothing has matched; False for anything else."""
+        with self._entry():
+            receive = operation._receive
+            if operation.done or receive is None or not self._endpoint.cancel(receive):
+                return False
+            operation.cancelled = True
+            operation._end()
+            return True
+
+    def iprobe(self, context: int, source: int, tag: int) -> Envelope | None:
+        """The envelope of the message a receive would get now, or None."""
+        return self._look(lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=False)
+
+    def probe(self, context: int, source: int, tag: int) -> Envelope:
+        """The same; waits for one."""
+        found = self._look(lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=True)
+        assert isinstance(found, Envelope)
+        return found
+
+    def improbe(self, context: int, source: int, tag: int) -> Incoming | None:
+        """Take the message a receive would get now, for `irecv_matched`, or None."""
+        return self._look(lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False)
+
+    def mprobe(self, context: int, source: int, tag: int) -> Incoming:
+        """The same; waits for one."""
+        found = self._look(lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=True)
+        assert isinstance(found, Incoming)
+        return found
+
+    def _look(self, look: Callable[[], Any], pattern: tuple[int, int, int], block: bool) -> Any:
+        found: list[Any] = []
+
+        def seen() -> bool:
+            if not found:
+                item = look()
+                if item is not None:
+                    found.append(item)
+            return bool(found)
+
+        with self._entry():
+            if not seen():
+                self._endpoint.watched.append(pattern)
+                try:
+                    if block:
+                        self._wait(seen, None)
+                    else:
+                        self._pump(0.0, seen)
+                        seen()
+                finally:
+                    self._endpoint.watched.remove(pattern)
+        return found[0] if found else None
+
+    # --- collectives ---------------------------------------------------------
+
+    def icollective(self, context: int, seq: int, steps: Steps, ranks: Sequence[int]) -> Operation:
+        """Start running a collective's generator; the operation's `result` is what it returns.
+
+        seq: the number of this collective on its communicator; ranks: world
+        rank of each rank the generator speaks of.
+        """
+        operation = Operation()
+        with self._entry():
+            self._advance(operation, context, seq, steps, ranks, None)
+        return operation
+
+    def _advance(
+        self, operation: Operation, context: int, seq: int, steps: Steps, ranks: Sequence[int], value: Any
+    ) -> None:
+        while True:
+            try:
+                step = steps.send(value)
+            except StopIteration as stop:
+                operation.result = stop.value
+                self._endpoint.retire(context, seq)
+                operation._release()
+                return
+            except Exception as error:  # the caller's operation or datatype failed; the call that waits raises it
+                operation._end(error)
+                return
+            several = isinstance(step, (list, tuple))
+            group: Sequence[Send | Recv] = step if several else (step,)
+            receives: list[Receive | None] = []
+            missing: list[Receive] = []
+            for one in group:
+                if isinstance(one, Send):
+                    dests = [ranks[dest] for dest in one.dests]
+                    if dests:
+                        parcels = self._endpoint.publish(context, seq, one.slot, dests, one.data)
+                        self._queue(parcels, operation, copy=True)
+                    receives.append(None)
+                else:
+                    receive = self._endpoint.expect(context, ranks[one.source], seq, one.slot)
+                    receives.append(receive)
+                    if not receive.done:
+                        missing.append(receive)
+
+            def values(receives: list[Receive | None] = receives, several: bool = several) -> Any:
+                data = [None if receive is None else receive.data for receive in receives]
+                return data if several else data[0]
+
+            if missing:
+                left = len(missing)
+
+                def arrived(_: Receive) -> None:
+                    nonlocal left
+                    left -= 1
+                    if left == 0:
+                        self._advance(operation, context, seq, steps, ranks, values())
+
+                for receive in missing:
+                    receive.on_done = arrived
+                return
+            value = values()
+
+    # --- waiting -------------------------------------------------------------
+
+    def wait(self, operations: Sequence[Operation], all: bool = True, timeout: float | None = None) -> bool:
+        """Wait until all (or any) of `operations` are done; False if `timeout` seconds passed first.
+
+        Errors stay in the operations: it is the caller's to raise them.
+        """
+        pending = list(operations)
+
+        def over() -> bool:
+            if all:
+                while pending and pending[-1].done:
+                    pending.pop()
+                return not pending
+            return any_done(pending)
+
+        return self.wait_until(over, timeout)
+
+    def wait_until(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Pump until `predicate()`, which is called under the lock and must not call the runtime."""
+        if not self._background and self._failure is None and predicate():
+            return True
+        with self._entry():
+            return self._wait(predicate, timeout)
+
+    def progress(self) -> None:
+        """Take what has come, without waiting."""
+        with self._entry():
+            self._pump(0.0, lambda: True)
+
+    def poke(self) -> None:
+        """Something outside the runtime has changed; let those who wait look again."""
+        with self._lock:
+            self._notify()
+
+    def _wait(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._flush()
+        while not predicate():
+            if self._failure is not None:
+                raise self._failure
+            now = time.monotonic()
+            left = LONG_POLL_S if deadline is None else min(deadline - now, LONG_POLL_S)
+            if left <= 0:
+                return False
+            self._pump(left, predicate)
+        return True
+
+    def _pump(self, max_wait_s: float, predicate: Callable[[], bool]) -> None:
+        """Under the lock: feed the endpoint once, or wait while another thread does."""
+        if self._pumping:
+            if max_wait_s > 0:
+                self._changed.wait(max_wait_s)
+            return
+        if max_wait_s > 0 and self._queued_only():
+            self._changed.wait(max_wait_s)  # nothing can come that anybody waits for: only the sender thread is busy
+            return
+        self._pumping = True
+        self._pump_predicate = predicate
+        receipts: list[object] = []
+        try:
+            self._lock.release()
+            try:
+                deliveries = self._channel.get(max_wait_s, self._wanted)
+            finally:
+                self._lock.acquire()
+                self._pump_predicate = None
+            now = time.monotonic()
+            for delivery in deliveries:
+                self._endpoint.receive(delivery.data, now)
+                if delivery.receipt is not None:
+                    receipts.append(delivery.receipt)
+            if not deliveries and max_wait_s > 0:
+                self._endpoint.check(now)
+            self._flush()
+            if receipts:
+                self._lock.release()
+                try:
+                    self._channel.ack(receipts)
+                finally:
+                    self._lock.acquire()
+        except Exception as error:
+            self._failure = self._failure or error
+            raise
+        finally:
+            self._pumping = False
+            self._changed.notify_all()
+
+    def _queued_only(self) -> bool:
+        return bool(self._queued or self._putting) and not self._endpoint.wanted()
+
+    def _wanted(self) -> list[Wanted]:
+        with self._lock:
+            return self._endpoint.wanted()
+
+    def _notify(self) -> None:
+        """Under the lock, not pumping: wake the threads whose predicates may have become true."""
+        self._changed.notify_all()
+        predicate = self._pump_predicate
+        if predicate is not None and (self._failure is not None or predicate()):
+            self._pump_predicate = None
+            self._channel.wake()
+
+    # --- putting -------------------------------------------------------------
+
+    def _queue(self, parcels: Sequence[Parcel], operation: Operation, copy: bool) -> None:
+        """Under the lock: frames to put, which hold their operation unless they are copied."""
+        for parcel in parcels:
+            if self._background and copy and parcel.nbytes <= EAGER_COPY_BYTES:
+                whole = memoryview(b"".join(parcel.parts))
+                self._queued.append((Parcel(parcel.dests, parcel.name, (whole,)), None))
+            else:
+                operation._holds += 1
+                self._queued.append((parcel, operation))
+
+    def _flush(self) -> None:
+        """Under the lock: see that what is queued is put, here or by the sender thread."""
+        if self._endpoint.outbox:
+            self._queued += [(parcel, None) for parcel in self._endpoint.outbox]
+            self._endpoint.outbox.clear()
+        if not self._queued:
+            return
+        if self._background:
+            if self._sender is None:
+                self._sender = threading.Thread(target=self._send_loop, name="smpi-sender", daemon=True)
+                self._sender.start()
+            self._work.notify()
+        else:
+            while self._queued:
+                self._put_some()
+
+    def _put_some(self) -> None:
+        """Under the lock, which is let go meanwhile: put what is queued."""
+        batch, self._queued = self._queued[:GATHER_FRAMES], self._queued[GATHER_FRAMES:]
+        self._putting += len(batch)
+        error: BaseException | None = None
+        self._lock.release()
+        try:
+            self._channel.put([parcel for parcel, _ in batch])
+        except BaseException as caught:
+            error = caught
+        finally:
+            self._lock.acquire()
+            self._putting -= len(batch)
+        if error is not None:
+            self._failure = self._failure or error
+        for _, operation in batch:
+            if operation is None:
+                continue
+            if error is None:
+                operation._release()
+            else:
+                operation._end(error)
+        self._notify()
+        if error is not None and not self._background:
+            raise error
+
+    def _send_loop(self) -> None:
+        with self._lock:
+            while not self.finalized or self._queued:
+                if not self._queued:
+                    self._work.wait()
+                    continue
+                self._put_some()
+                if self._failure is not None:
+                    return
+
+    # --- entry, exit ---------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _entry(self) -> Iterator[None]:
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if self.finalized:
+                raise JobError(f"rank {self.rank} has finalized MPI and cannot communicate any more")
+            yield
+            self._flush()
+            self._notify()
+
+    def abort(self, code: int) -> NoReturn:
+        """End this process at once with `code`; the launcher then ends the others."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code & 0xFF or (1 if code else 0))
+
+    def finalize(self) -> None:
+        """Put what is queued, close the channel, leave the counters in `stats_dir`; later calls do nothing."""
+        with self._lock:
+            if self.finalized:
+                return
+            while (self._queued or self._putting) and self._failure is None:
+                self._flush()
+                if self._queued or self._putting:
+                    self._changed.wait(LONG_POLL_S)
+            self.finalized = True
+            self._work.notify()
+        if self._sender is not None:
+            self._sender.join()
+        self._channel.close()
+        if self.spec.stats_dir is not None:
+            self._write_stats(Path(self.spec.stats_dir))
+
+    def _write_stats(self, folder: Path) -> None:
+        record = {
+            "rank": self.rank,
+            "seconds": time.monotonic() - self._started,
+            "meter": self.meter.snapshot(),
+            "dropped": self._endpoint.dropped,
+            "duplicates": self._endpoint.duplicates,
+        }
+        path = folder / f"rank-{self.rank}.json"
+        path.with_suffix(".tmp").write_text(json.dumps(record))
+        path.with_suffix(".tmp").rename(path)
+
+    def wtime(self) -> float:
+        """Seconds since a moment in the past that does not change while the process lives."""
+        return time.perf_counter()
+
+
+def any_done(operations: Sequence[Operation]) -> bool:
+    """Whether one of `operations` is done; True for none at all."""
+    return not operations or any(operation.done for operation in operations)
+
+
+def _max_held_bytes() -> int:
+    text = os.environ.get(ENV_MAX_HELD)
+    if text is None:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        limit = int(text)
+    except ValueError:
+        limit = 0
+    if limit < 1:
+        raise UsageError(f"{ENV_MAX_HELD}={text!r} is not a number of bytes; try {1 << 30}")
+    return limit
+
+
+_runtime: Runtime | None = None
+_runtime_lock = threading.Lock()
+
+
+def get_runtime() -> Runtime:
+    """The process's runtime, made at first use; a process that no launcher started is a job of size 1."""
+    global _runtime
+    if _runtime is None:
+        with _runtime_lock:
+            if _runtime is None:
+                _runtime = Runtime(JobSpec.from_env(os.environ) or JobSpec.new(1, "memory"))
+    return _runtime
