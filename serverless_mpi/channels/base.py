@@ -82,6 +82,11 @@ class Channel(ABC):
     def destroy(cls, spec: JobSpec) -> None:
         """Remove everything `provision` and the ranks made; may be called again."""
 
+    @classmethod
+    def inherited(cls, spec: JobSpec) -> tuple[int, ...]:
+        """Open files that the process of rank `spec.rank` must inherit under the same numbers."""
+        return ()
+
     @abstractmethod
     def put(self, parcels: Sequence[Parcel]) -> None:
         """Give frames to the medium; returns when it has them.
