@@ -100,7 +100,8 @@ class Stream:
         released: list[Incoming] = []
         while self.next_seq in self.waiting:
             head = self.waiting.pop(self.next_seq)
-            self.open[self.next_seq] = head
+            if not head.assembly.complete:  # it may have become whole while it waited for an older one
+                self.open[self.next_seq] = head
             self.next_seq += 1
             released.append(head)
         return message, released

@@ -226,8 +226,9 @@ class Endpoint:
     def _complete(self, receive: Receive, body: memoryview) -> None:
         receive.data = body
         receive.done = True
-        if receive.on_done is not None:
-            receive.on_done(receive)
+        on_done, receive.on_done = receive.on_done, None  # dropped, so that no cycle keeps the payload
+        if on_done is not None:
+            on_done(receive)
 
     def _acknowledge(self, message: Incoming) -> None:
         context, source = message.envelope.context, message.envelope.source

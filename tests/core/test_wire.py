@@ -1,0 +1,71 @@
+"""Any bytes give a frame or `WireError`; a frame comes back as it was; what is forged does not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serverless_mpi.core.wire import HEADER_BYTES, Frame, Kind, decode, encode
+from serverless_mpi.errors import WireError
+
+JOB = bytes(range(8))
+KEY = bytes(range(32))
+
+FRAMES = st.builds(
+    lambda kind, flags, context, source, dest, tag, seq, chunk, more, offset, body, rest: Frame(
+        kind, flags, context, source, dest, tag, seq, chunk, chunk + 1 + more, offset, offset + len(body) + rest,
+        memoryview(body),
+    ),
+    st.sampled_from(Kind), st.integers(0, 255), st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1),
+    st.integers(-1, 2**31 - 1), st.integers(-(2**31), 2**31 - 1), st.integers(0, 2**62), st.integers(0, 2**20),
+    st.integers(0, 2**20), st.integers(0, 2**40), st.binary(max_size=200), st.integers(0, 2**40),
+)  # fmt: skip
+SETTINGS = settings(derandomize=True, deadline=None, max_examples=200)
+
+
+def whole(frame: Frame, job: bytes = JOB, key: bytes = KEY) -> bytes:
+    return b"".join(encode(frame, (frame.body,), job, key))
+
+
+@SETTINGS
+@given(FRAMES)
+def test_round_trip(frame: Frame) -> None:
+    assert decode(memoryview(whole(frame)), JOB, KEY) == frame
+
+
+@SETTINGS
+@given(st.binary(max_size=300))
+def test_any_bytes_give_an_error(data: bytes) -> None:
+    with pytest.raises(WireError):
+        decode(memoryview(data), JOB, KEY)
+
+
+@SETTINGS
+@given(FRAMES, st.data())
+def test_one_changed_bit_is_seen(frame: Frame, data: st.DataObject) -> None:
+    raw = bytearray(whole(frame))
+    position = data.draw(st.integers(0, len(raw) * 8 - 1))
+    raw[position // 8] ^= 1 << position % 8
+    with pytest.raises(WireError):
+        decode(memoryview(raw), JOB, KEY)
+
+
+@pytest.mark.parametrize("job, key", [(b"another!", KEY), (JOB, bytes(32))])
+def test_another_job_or_key_is_refused(job: bytes, key: bytes) -> None:
+    frame = Frame(Kind.POINT, 0, 1, 0, 1, 2, 3, 0, 1, 0, 4, memoryview(b"body"))
+    with pytest.raises(WireError):
+        decode(memoryview(whole(frame, job, key)), JOB, KEY)
+
+
+def test_a_body_in_parts_is_the_body() -> None:
+    frame = Frame(Kind.POINT, 0, 1, 0, 1, 2, 3, 0, 1, 0, 4, memoryview(b"body"))
+    parts = encode(frame, (memoryview(b"bo"), memoryview(b""), memoryview(b"dy")), JOB, KEY)
+    assert b"".join(parts) == whole(frame)
+    assert parts[0].nbytes == HEADER_BYTES
+
+
+def test_authentic_but_contradictory_headers_are_refused() -> None:
+    frame = Frame(Kind.POINT, 0, 1, 0, 1, 2, 3, 5, 5, 0, 4, memoryview(b"body"))  # chunk 5 of 5
+    with pytest.raises(WireError, match="contradicts"):
+        decode(memoryview(whole(frame)), JOB, KEY)
