@@ -1,0 +1,1 @@
+"""Collective algorithms as generators: no clock, thread, socket or randomness here."""

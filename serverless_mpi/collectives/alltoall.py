@@ -1,0 +1,34 @@
+"""Alltoall: a blob of each rank for each rank (MPI 4.1, section 6.8).  Blobs may differ in size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serverless_mpi.collectives.steps import Algorithm, Blob, Recv, Send, pack, parts, unpack, whole
+
+
+def pairwise(rank: int, size: int, blobs: Sequence[Blob]) -> Algorithm:
+    """1 round; each rank sends P-1 messages, each to its reader alone, all at once so that they fill batches."""
+    order = [(rank + turn) % size for turn in range(1, size)]
+    result: list[Blob] = [blobs[rank]] * size
+    if order:
+        got = yield [*(Send((other,), parts(blobs[other])) for other in order), *(Recv(other) for other in order)]
+        for other, blob in zip(order, got[size - 1 :], strict=True):
+            result[other] = blob
+    return [whole(blob) for blob in result]
+
+
+def bruck(rank: int, size: int, blobs: Sequence[Blob]) -> Algorithm:
+    """ceil(log2 P) rounds; as many messages per rank, each of about half of the blobs, packed."""
+    turned: list[Blob] = [blobs[(rank + turn) % size] for turn in range(size)]
+    distance, slot = 1, 0
+    while distance < size:
+        moved = [turn for turn in range(size) if turn & distance]
+        _, got = yield [
+            Send(((rank + distance) % size,), pack([turned[turn] for turn in moved]), slot),
+            Recv((rank - distance) % size, slot),
+        ]
+        for turn, blob in zip(moved, unpack(got, len(moved)), strict=True):
+            turned[turn] = blob
+        distance, slot = 2 * distance, slot + 1
+    return [whole(turned[(rank - other) % size]) for other in range(size)]

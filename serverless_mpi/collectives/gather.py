@@ -1,0 +1,65 @@
+"""Gather and scatter: a blob of each rank to the root, and back (MPI 4.1, sections 6.5, 6.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serverless_mpi.collectives.steps import Algorithm, Blob, Recv, Send, pack, parts, unpack, whole
+
+
+def gather_flat(rank: int, size: int, root: int, data: Blob) -> Algorithm:
+    """1 round; each rank but the root sends 1 message of its n bytes."""
+    if rank != root:
+        yield Send((root,), parts(data))
+        return None
+    others = [source for source in range(size) if source != root]
+    blobs = (yield [Recv(source) for source in others]) if others else []
+    blobs.insert(root, whole(data))
+    return blobs
+
+
+def gather_binomial(rank: int, size: int, root: int, data: Blob) -> Algorithm:
+    """At most ceil(log2 P) rounds; each rank but the root sends 1 message with its subtree's blobs, packed."""
+    relative = (rank - root) % size
+    mine: list[Blob] = [data]  # blobs of relative ranks relative .. relative + len(mine) - 1
+    distance = 1
+    while distance < size:
+        if relative & distance:
+            yield Send(((rank - distance) % size,), pack(mine))
+            return None
+        if relative + distance < size:
+            count = min(distance, size - relative - distance)
+            mine += unpack((yield Recv((rank + distance) % size)), count)
+        distance *= 2
+    return [whole(mine[(other - root) % size]) for other in range(size)]
+
+
+def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Algorithm:
+    """1 round; the root sends P-1 messages of n bytes each."""
+    if rank != root:
+        return (yield Recv(root))
+    assert blobs is not None
+    if size > 1:
+        yield [Send((dest,), parts(blobs[dest])) for dest in range(size) if dest != root]
+    return blobs[root]
+
+
+def scatter_binomial(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Algorithm:
+    """At most ceil(log2 P) rounds; P-1 messages in all, each with its subtree's blobs, packed."""
+    relative = (rank - root) % size
+    distance = 1
+    while distance < size and not relative & distance:
+        distance *= 2
+    if relative:
+        count = min(distance, size - relative)
+        mine: list[Blob] = list(unpack((yield Recv((rank - distance) % size)), count))
+    else:
+        assert blobs is not None
+        mine = [blobs[(root + other) % size] for other in range(size)]
+    distance //= 2
+    while distance:
+        if distance < len(mine):
+            yield Send(((rank + distance) % size,), pack(mine[distance:]))
+            del mine[distance:]
+        distance //= 2
+    return mine[0]

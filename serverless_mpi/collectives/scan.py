@@ -1,0 +1,37 @@
+"""Scan and exscan: what the ranks up to me, or below me, make together (MPI 4.1, section 6.11)."""
+
+from __future__ import annotations
+
+from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Recv, Send, whole
+
+
+def scan(rank: int, size: int, data: Blob, combine: Combine) -> Algorithm:
+    """ceil(log2 P) rounds, recursive doubling; as many messages of n bytes per rank at most."""
+    below, mine = yield from _prefix(rank, size, data, combine)
+    return mine if below is None else combine(below, mine)
+
+
+def exscan(rank: int, size: int, data: Blob, combine: Combine) -> Algorithm:
+    """The same without one's own; None on rank 0."""
+    below, _ = yield from _prefix(rank, size, data, combine)
+    return below
+
+
+def _prefix(rank: int, size: int, data: Blob, combine: Combine) -> Algorithm:
+    """(everything below this rank or None, this rank's own)."""
+    mine = whole(data)
+    total = mine  # of ranks rank - distance + 1 .. rank
+    below: memoryview | None = None
+    distance, slot = 1, 0
+    while distance < size:
+        steps: list[Send | Recv] = []
+        if rank + distance < size:
+            steps.append(Send((rank + distance,), (total,), slot))
+        if rank >= distance:
+            steps.append(Recv(rank - distance, slot))
+        got = (yield steps)[-1] if steps else None
+        if got is not None:
+            below = got if below is None else combine(got, below)
+            total = combine(got, total)
+        distance, slot = 2 * distance, slot + 1
+    return below, mine

@@ -1,0 +1,68 @@
+"""The whole language of a collective algorithm: `Send` and `Recv`, and the packing of several blobs into one.
+
+An algorithm is a generator that yields one step, or a list of steps done
+together; it is sent what a `Recv` received (a list, with None for each Send,
+where it yielded a list) and returns its result.  Ranks are those of the
+communicator.  A sender uses each slot at most once for a destination; slots
+are below 65536.  A Send never waits.  Nobody sends to himself.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Blob = memoryview | Sequence[memoryview]  # bytes, gathered on the wire if several
+Combine = Callable[[memoryview, memoryview], memoryview]  # (lower ranks' operand, higher ranks' operand)
+Algorithm = Generator[Any, Any, Any]
+
+NOTHING = memoryview(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give `data` to every rank of `dests`, who name it by (sender, slot)."""
+
+    dests: tuple[int, ...]
+    data: Sequence[memoryview]
+    slot: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recv:
+    """Wait for what `source` sends under `slot`."""
+
+    source: int
+    slot: int = 0
+
+
+def parts(blob: Blob) -> Sequence[memoryview]:
+    """The pieces of a blob."""
+    return (blob,) if isinstance(blob, memoryview) else blob
+
+
+def whole(blob: Blob) -> memoryview:
+    """A blob in one piece; copied only if it has several."""
+    if isinstance(blob, memoryview):
+        return blob
+    return blob[0] if len(blob) == 1 else memoryview(bytearray().join(blob))
+
+
+def pack(blobs: Sequence[Blob]) -> list[memoryview]:
+    """Several blobs as one: 8 bytes of length each, then their bytes."""
+    pieces = [parts(blob) for blob in blobs]
+    lengths = [sum(piece.nbytes for piece in blob) for blob in pieces]
+    head = memoryview(struct.pack(f"<{len(blobs)}Q", *lengths))
+    return [head, *(piece for blob in pieces for piece in blob)]
+
+
+def unpack(data: memoryview, count: int) -> list[memoryview]:
+    """The `count` blobs that `pack` packed, as views."""
+    lengths = struct.unpack_from(f"<{count}Q", data)
+    blobs, start = [], 8 * count
+    for length in lengths:
+        blobs.append(data[start : start + length])
+        start += length
+    return blobs
