@@ -55,7 +55,7 @@ def allreduce_fan(rank: int, size: int, data: Blob, combine: Combine) -> Algorit
 
 
 def allreduce_doubling(rank: int, size: int, data: Blob, combine: Combine) -> Algorithm:
-    """floor(log2 P) rounds, 2 more where P is no power of two; as many messages of n bytes per rank."""
+    """At most floor(log2 P) rounds, 2 more where P is no power of two; as many messages of n bytes per rank."""
     power = 1 << (size.bit_length() - 1)
     extra = size - power  # the first 2 * extra ranks are folded to pairs
     total = whole(data)
