@@ -1,0 +1,108 @@
+"""Objects and bytes: pickle protocol 5 with out-of-band buffers, so arrays are not copied into a pickle.
+
+A message is a head (how many buffers, how long the pickle and each buffer is),
+the pickle, then the buffers.  Only bytes that `core.wire` authenticated come here.
+"""
+
+from __future__ import annotations
+
+import pickle as _pickle
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serverless_mpi.errors import ERR_ARG, MPIException
+
+_COUNT = struct.Struct("<I")
+
+
+class Pickle:
+    """mpi4py's `MPI.Pickle`: the functions that turn objects to bytes and back.
+
+    dumps(obj, protocol, buffer_callback=) and loads(data, buffers=) as in the
+    pickle module, 5 being the least protocol.
+    """
+
+    def __init__(
+        self,
+        dumps: Callable[..., bytes] | None = None,
+        loads: Callable[..., Any] | None = None,
+        protocol: int | None = None,
+        threshold: int | None = None,
+    ) -> None:
+        self._dumps = dumps or _pickle.dumps
+        self._loads = loads or _pickle.loads
+        self._custom = dumps is not None
+        if protocol is None and self._dumps is _pickle.dumps:
+            protocol = _pickle.HIGHEST_PROTOCOL
+        self.PROTOCOL = protocol
+        self.THRESHOLD = 1024 if threshold is None else threshold  # bytes; a smaller buffer stays in the pickle
+
+    def dumps(self, obj: Any) -> bytes:
+        """The pickle of `obj`."""
+        return self._dumps(obj) if self.PROTOCOL is None else self._dumps(obj, self.PROTOCOL)
+
+    def loads(self, data: Any) -> Any:
+        """The object of a pickle."""
+        return self._loads(data)
+
+    def dumps_oob(self, obj: Any) -> tuple[bytes, list[memoryview]]:
+        """(pickle, the large contiguous buffers that stay outside of it)."""
+        buffers: list[memoryview] = []
+
+        def keep(buffer: _pickle.PickleBuffer) -> bool:
+            try:
+                view = buffer.raw()
+            except BufferError:  # not contiguous: stays in the pickle
+                return True
+            if view.nbytes < self.THRESHOLD:
+                return True
+            buffers.append(view)
+            return False
+
+        protocol = 5 if self.PROTOCOL is None else max(self.PROTOCOL, 5) if self.PROTOCOL >= 0 else self.PROTOCOL
+        return self._dumps(obj, protocol, buffer_callback=keep), buffers
+
+    def loads_oob(self, data: Any, buffers: Sequence[Any]) -> Any:
+        """The object of a pickle and its buffers."""
+        return self._loads(data, buffers=buffers)
+
+
+pickle = Pickle()
+
+
+def encode(obj: Any) -> list[memoryview]:
+    """The bytes of an object, its large buffers as views.
+
+    Raises
+    ------
+    MPIException
+        ERR_ARG: the object cannot be pickled; nothing has been sent.
+    """
+    try:
+        if pickle._custom:  # a program's own dumps need not know of buffers
+            stream, buffers = pickle.dumps(obj), []
+        else:
+            stream, buffers = pickle.dumps_oob(obj)
+    except Exception as error:
+        raise MPIException(
+            ERR_ARG, f"an object of type {type(obj).__name__} cannot be pickled and was not sent: {error}"
+        ) from error
+    head = struct.pack(f"<I{len(buffers) + 1}Q", len(buffers), len(stream), *(one.nbytes for one in buffers))
+    return [memoryview(head), memoryview(stream), *buffers]
+
+
+def decode(data: memoryview) -> Any:
+    """The object in received bytes; its large arrays are views into them."""
+    (count,) = _COUNT.unpack_from(data)
+    lengths = struct.unpack_from(f"<{count + 1}Q", data, _COUNT.size)
+    start = _COUNT.size + 8 * (count + 1)
+    pieces = []
+    for length in lengths:
+        pieces.append(data[start : start + length])
+        start += length
+    stream, *buffers = pieces
+    return pickle.loads_oob(stream, buffers) if buffers else pickle.loads(stream)
+
+
+__all__ = ["Pickle", "pickle"]
