@@ -266,3 +266,5 @@ class ChannelError(ServerlessMPIError):
     def __init__(self, message: str, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+__all__ = ["SUCCESS", *sorted(name for name in globals() if name.startswith("ERR_"))]

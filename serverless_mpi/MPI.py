@@ -1,0 +1,46 @@
+"""The names users see, as in mpi4py: this package's own, or under mpirun the real `mpi4py.MPI`.
+
+smpirun describes the job in SMPI_JOB and comes first; else a process manager of MPI shows itself by its
+variables; else the process is a job of size 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun), and Open MPI's mpirun
+_MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+
+
+def under_mpirun() -> bool:
+    """Whether a real MPI's launcher, and not smpirun, started this process."""
+    return "SMPI_JOB" not in os.environ and any(name in os.environ for name in _MPI_LAUNCHER_VARIABLES)
+
+
+if under_mpirun():
+    try:
+        from mpi4py import MPI as _real
+    except ImportError as error:
+        raise ImportError(
+            "this process was started by mpirun, which needs the real mpi4py: pip install 'serverless-mpi[mpi]', "
+            "or start it with smpirun instead"
+        ) from error
+    sys.modules[__name__] = _real
+else:
+    from serverless_mpi.api.buffers import *
+    from serverless_mpi.api.comm import *
+    from serverless_mpi.api.datatype import *
+    from serverless_mpi.api.environ import *
+    from serverless_mpi.api.environ import at_exit as _at_exit
+    from serverless_mpi.api.group import *
+    from serverless_mpi.api.op import *
+    from serverless_mpi.api.p2p import *
+    from serverless_mpi.api.pickling import *
+    from serverless_mpi.api.request import *
+    from serverless_mpi.api.status import *
+    from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, UNDEFINED
+    from serverless_mpi.errors import *
+    from serverless_mpi.errors import MPIException as Exception
+
+    _at_exit()

@@ -1,0 +1,163 @@
+"""The environment: start, end, clock, names, versions (MPI 4.1, chapters 9 and 11)."""
+
+from __future__ import annotations
+
+import atexit
+import socket
+import time
+from collections.abc import Callable
+
+from serverless_mpi import runtime as _runtime
+from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
+from serverless_mpi.errors import ERROR_STRINGS, ERR_OTHER, ERR_UNKNOWN, MPIException
+
+THREAD_SINGLE = 0
+THREAD_FUNNELED = 1
+THREAD_SERIALIZED = 2
+THREAD_MULTIPLE = 3
+
+VERSION = 4
+SUBVERSION = 1
+MAX_PROCESSOR_NAME = 256
+MAX_ERROR_STRING = 512
+MAX_LIBRARY_VERSION_STRING = 256
+MAX_OBJECT_NAME = 128
+
+KEYVAL_INVALID = -1
+TAG_UB = 1
+HOST = 2
+IO = 3
+WTIME_IS_GLOBAL = 4
+UNIVERSE_SIZE = 5
+APPNUM = 6
+
+# attribute of every communicator -> its value; None: the job's size
+PREDEFINED_ATTRIBUTES: dict[int, int | None] = {
+    TAG_UB: _LARGEST_TAG, HOST: -1, IO: -3, WTIME_IS_GLOBAL: 0, UNIVERSE_SIZE: None, APPNUM: 0,
+}  # fmt: skip
+
+_started = time.perf_counter()
+_finalized = False
+
+
+def Init() -> None:
+    """Nothing: MPI starts by itself at the first use of a communicator."""
+    if _finalized:
+        raise MPIException(ERR_OTHER, "MPI has been finalized and cannot be started again")
+
+
+def Init_thread(required: int = THREAD_MULTIPLE) -> int:
+    """The provided level of thread support: always THREAD_MULTIPLE."""
+    Init()
+    return THREAD_MULTIPLE
+
+
+def Finalize() -> None:
+    """Put out what is queued and leave the job."""
+    global _finalized
+    _finalized = True
+    if _runtime._runtime is not None:
+        _runtime._runtime.finalize()
+
+
+def Is_initialized() -> bool:
+    """True: MPI starts by itself."""
+    return True
+
+
+def Is_finalized() -> bool:
+    """Whether MPI has been finalized."""
+    return _finalized
+
+
+def Query_thread() -> int:
+    """THREAD_MULTIPLE."""
+    return THREAD_MULTIPLE
+
+
+def Is_thread_main() -> bool:
+    """Whether this is the main thread."""
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def Wtime() -> float:
+    """Seconds since a moment in this process's past."""
+    return time.perf_counter() - _started
+
+
+def Wtick() -> float:
+    """Resolution of Wtime in seconds."""
+    return time.get_clock_info("perf_counter").resolution
+
+
+def Get_processor_name() -> str:
+    """The machine's name."""
+    return socket.gethostname()
+
+
+def Get_version() -> tuple[int, int]:
+    """The version of the MPI standard."""
+    return VERSION, SUBVERSION
+
+
+def Get_library_version() -> str:
+    """The name and version of this library."""
+    from serverless_mpi import __version__
+
+    return f"serverless_mpi {__version__}"
+
+
+def Get_error_class(errorcode: int) -> int:
+    """The class of an error code."""
+    return MPIException(errorcode).Get_error_class()
+
+
+def Get_error_string(errorcode: int) -> str:
+    """The sentence of an error code."""
+    return ERROR_STRINGS.get(errorcode, ERROR_STRINGS[ERR_UNKNOWN])
+
+
+def Compute_dims(nnodes: int, dims: int | list[int]) -> list[int]:
+    """A balanced grid of `nnodes` processes: dims is a number of dimensions, or sizes with 0 where free."""
+    sizes = [0] * dims if isinstance(dims, int) else list(dims)
+    fixed = 1
+    for size in sizes:
+        fixed *= size or 1
+    free = [place for place, size in enumerate(sizes) if size == 0]
+    left, rest = divmod(nnodes, fixed)
+    if rest or (not free and left != 1):
+        from serverless_mpi.errors import ERR_DIMS
+
+        raise MPIException(ERR_DIMS, f"{nnodes} processes cannot be laid out as {sizes}")
+    filled = [1] * len(free)
+    for prime in reversed(_primes(left)):
+        filled[filled.index(min(filled))] *= prime
+    for place, size in zip(free, sorted(filled, reverse=True), strict=True):
+        sizes[place] = size
+    return sizes
+
+
+def _primes(number: int) -> list[int]:
+    found, prime = [], 2
+    while number > 1:
+        while number % prime == 0:
+            found.append(prime)
+            number //= prime
+        prime += 1
+    return found
+
+
+def at_exit(register: Callable[[Callable[[], None]], object] = atexit.register) -> None:
+    """Finalize when the interpreter ends, as mpi4py does."""
+    register(Finalize)
+
+
+__all__ = [
+    "APPNUM", "Compute_dims", "Finalize", "Get_error_class", "Get_error_string", "Get_library_version",
+    "Get_processor_name", "Get_version", "HOST", "IO", "Init", "Init_thread", "Is_finalized", "Is_initialized",
+    "Is_thread_main", "KEYVAL_INVALID", "MAX_ERROR_STRING", "MAX_LIBRARY_VERSION_STRING", "MAX_OBJECT_NAME",
+    "MAX_PROCESSOR_NAME", "Query_thread", "SUBVERSION", "TAG_UB", "THREAD_FUNNELED", "THREAD_MULTIPLE",
+    "THREAD_SERIALIZED", "THREAD_SINGLE", "UNIVERSE_SIZE", "VERSION", "WTIME_IS_GLOBAL", "Wtick", "Wtime",
+]  # fmt: skip

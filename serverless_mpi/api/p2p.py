@@ -1,0 +1,357 @@
+"""Point-to-point calls of a communicator: validation, and objects and buffers to and from bytes (MPI 4.1, chapter 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.pickling import decode, encode
+from serverless_mpi.api.request import Request
+from serverless_mpi.api.status import Status
+from serverless_mpi.core.delivery import Incoming
+from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
+from serverless_mpi.errors import ERR_RANK, ERR_REQUEST, ERR_TAG, MPIException
+from serverless_mpi.runtime import EAGER_COPY_BYTES, Operation, Runtime
+
+
+def _done() -> Operation:
+    operation = Operation()
+    operation._release()
+    return operation
+
+
+def _own(data: Sequence[memoryview]) -> Sequence[memoryview]:
+    """The same bytes in memory that the caller cannot change; small payloads the runtime copies itself."""
+    total = sum(part.nbytes for part in data)
+    return data if total <= EAGER_COPY_BYTES else (memoryview(b"".join(data)),)
+
+
+def _object(operation: Operation) -> Any:
+    assert operation.data is not None
+    return decode(operation.data)
+
+
+def _into(spec: Spec) -> Callable[[Operation], Any]:
+    def finish(operation: Operation) -> None:
+        assert operation.data is not None
+        if not operation.landed:
+            spec.unpack(operation.data)
+
+    return finish
+
+
+class PointToPoint:
+    """What sends to and receives from one rank.  `Comm` gives the context, the ranks and the runtime."""
+
+    _runtime: Runtime
+    _context: int
+    _peers: tuple[int, ...]  # rank in the (remote) group -> world rank
+    _places: dict[int, int]  # world rank -> rank in the (remote) group
+
+    def _live(self) -> None: ...
+
+    # --- what all calls share ------------------------------------------------
+
+    def _check_send(self, dest: int, tag: int) -> None:
+        self._live()
+        if not 0 <= tag <= TAG_UB:
+            raise MPIException(ERR_TAG, f"tag {tag} to rank {dest} is outside 0..{TAG_UB}")
+        if dest != PROC_NULL and not 0 <= dest < len(self._peers):
+            raise MPIException(ERR_RANK, f"destination {dest} is outside 0..{len(self._peers) - 1}")
+
+    def _check_recv(self, source: int, tag: int) -> None:
+        self._live()
+        if tag != ANY_TAG and not 0 <= tag <= TAG_UB:
+            raise MPIException(ERR_TAG, f"tag {tag} from rank {source} is neither ANY_TAG nor in 0..{TAG_UB}")
+        if source not in (PROC_NULL, ANY_SOURCE) and not 0 <= source < len(self._peers):
+            raise MPIException(ERR_RANK, f"source {source} is neither ANY_SOURCE nor in 0..{len(self._peers) - 1}")
+
+    def _start_send(
+        self, data: Sequence[memoryview], dest: int, tag: int, sync: bool = False, owned: bool = True
+    ) -> Request:
+        """owned: the bytes do not change, or are to be changed only after the request is done."""
+
+        def finish(operation: Operation, status: Status) -> None:
+            status._fill_empty()
+
+        if dest == PROC_NULL:
+            return Request._of(self._runtime, _done(), finish)
+        operation = self._runtime.isend(
+            self._context, self._peers[dest], tag, data if owned else _own(data), sync=sync, copy=True
+        )
+        return Request._of(self._runtime, operation, finish)
+
+    def _start_recv(
+        self, source: int, tag: int, value: Callable[[Operation], Any], into: memoryview | None = None
+    ) -> Request:
+        self._check_recv(source, tag)
+        if source == PROC_NULL:
+            return Request._of(self._runtime, _done(), lambda operation, status: status._fill_null())
+        world = source if source == ANY_SOURCE else self._peers[source]
+        return self._received(self._runtime.irecv(self._context, world, tag, into), value)
+
+    def _received(self, operation: Operation, value: Callable[[Operation], Any]) -> Request:
+        def finish(operation: Operation, status: Status) -> Any:
+            envelope = operation.envelope
+            assert envelope is not None
+            self._status(envelope, status)
+            return value(operation)
+
+        return Request._of(self._runtime, operation, finish)
+
+    def _status(self, envelope: Envelope, status: Status) -> None:
+        status._fill(self._places[envelope.source], envelope.tag, envelope.nbytes)
+
+    # --- objects -------------------------------------------------------------
+
+    def send(self, obj: Any, dest: int, tag: int = 0) -> None:
+        """Send a Python object to rank `dest`; returns when `obj` may be changed."""
+        self._check_send(dest, tag)
+        self._start_send(encode(obj), dest, tag).wait()
+
+    def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
+        """Send an object, buffered: never waits for the receiver."""
+        self.isend(obj, dest, tag)
+
+    def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
+        """Send an object; returns when a receive has matched it."""
+        self._check_send(dest, tag)
+        self._start_send(encode(obj), dest, tag, sync=True).wait()
+
+    def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:
+        """Start sending an object, which may be changed at once."""
+        self._check_send(dest, tag)
+        return self._start_send(encode(obj), dest, tag, owned=False)
+
+    def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:
+        """Start a buffered send of an object."""
+        return self.isend(obj, dest, tag)
+
+    def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:
+        """Start a send of an object that is done when a receive has matched it."""
+        self._check_send(dest, tag)
+        return self._start_send(encode(obj), dest, tag, sync=True, owned=False)
+
+    def recv(
+        self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+    ) -> Any:
+        """Receive a Python object; None from PROC_NULL.  `buf` is not needed and not used."""
+        return self._start_recv(source, tag, _object).wait(status)
+
+    def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
+        """Start receiving an object; `wait` gives it."""
+        return self._start_recv(source, tag, _object)
+
+    def sendrecv(
+        self, sendobj: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG, status: Status | None = None,
+    ) -> Any:  # fmt: skip
+        """Send an object and receive one, without deadlock."""
+        self._check_send(dest, sendtag)
+        receive = self._start_recv(source, recvtag, _object)
+        send = self._start_send(encode(sendobj), dest, sendtag)
+        received = receive.wait(status)
+        send.wait()
+        return received
+
+    def probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> bool:
+        """Wait for a message, without taking it."""
+        self._check_recv(source, tag)
+        status = Status() if status is None else status
+        if source == PROC_NULL:
+            status._fill_null()
+        else:
+            self._status(self._runtime.probe(self._context, self._world_source(source), tag), status)
+        return True
+
+    def iprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> bool:
+        """Whether a message is there."""
+        self._check_recv(source, tag)
+        status = Status() if status is None else status
+        if source == PROC_NULL:
+            status._fill_null()
+            return True
+        envelope = self._runtime.iprobe(self._context, self._world_source(source), tag)
+        if envelope is None:
+            return False
+        self._status(envelope, status)
+        return True
+
+    Probe = probe
+    Iprobe = iprobe
+
+    def _world_source(self, source: int) -> int:
+        return source if source == ANY_SOURCE else self._peers[source]
+
+    def mprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> Message:
+        """Wait for a message and take it for the returned Message alone."""
+        message = self._matched(source, tag, status, block=True)
+        assert message is not None
+        return message
+
+    def improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> Message | None:
+        """Take a message that is there, or None."""
+        return self._matched(source, tag, status, block=False)
+
+    Mprobe = mprobe
+    Improbe = improbe
+
+    def _matched(self, source: int, tag: int, status: Status | None, block: bool) -> Message | None:
+        self._check_recv(source, tag)
+        status = Status() if status is None else status
+        if source == PROC_NULL:
+            status._fill_null()
+            return MESSAGE_NO_PROC
+        take = self._runtime.mprobe if block else self._runtime.improbe
+        incoming = take(self._context, self._world_source(source), tag)
+        if incoming is None:
+            return None
+        self._status(incoming.envelope, status)
+        return Message._of(self, incoming)
+
+    # --- buffers -------------------------------------------------------------
+
+    def Send(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer to rank `dest`; returns when it may be changed."""
+        self.Isend(buf, dest, tag).wait()
+
+    Rsend = Send
+
+    def Bsend(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer, buffered: never waits for the receiver."""
+        self.Ibsend(buf, dest, tag)
+
+    def Ssend(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer; returns when a receive has matched it."""
+        self.Issend(buf, dest, tag).wait()
+
+    def Isend(self, buf: Any, dest: int, tag: int = 0) -> Request:
+        """Start sending a buffer, which must not change before the request is done."""
+        self._check_send(dest, tag)
+        return self._start_send((Spec(buf, readonly=True).pack(),), dest, tag)
+
+    Irsend = Isend
+
+    def Ibsend(self, buf: Any, dest: int, tag: int = 0) -> Request:
+        """Start a buffered send of a buffer, which may be changed at once."""
+        self._check_send(dest, tag)
+        return self._start_send((Spec(buf, readonly=True).pack(),), dest, tag, owned=False)
+
+    def Issend(self, buf: Any, dest: int, tag: int = 0) -> Request:
+        """Start a send of a buffer that is done when a receive has matched it."""
+        self._check_send(dest, tag)
+        return self._start_send((Spec(buf, readonly=True).pack(),), dest, tag, sync=True)
+
+    def Recv(
+        self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+    ) -> None:
+        """Receive into a buffer; ERR_TRUNCATE if the message is longer."""
+        self.Irecv(buf, source, tag).wait(status)
+
+    def Irecv(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
+        """Start receiving into a buffer."""
+        spec = Spec(buf, readonly=False)
+        return self._start_recv(source, tag, _into(spec), spec.landing())
+
+    def Sendrecv(
+        self, sendbuf: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG, status: Status | None = None,
+    ) -> None:  # fmt: skip
+        """Send one buffer and receive into another, without deadlock."""
+        self._check_send(dest, sendtag)
+        receive = self.Irecv(recvbuf, source, recvtag)
+        send = self.Isend(sendbuf, dest, sendtag)
+        receive.wait(status)
+        send.wait()
+
+    def Sendrecv_replace(
+        self, buf: Any, dest: int, sendtag: int = 0, source: int = ANY_SOURCE, recvtag: int = ANY_TAG,
+        status: Status | None = None,
+    ) -> None:  # fmt: skip
+        """Send a buffer and receive into it."""
+        self._check_send(dest, sendtag)
+        send = self._start_send((memoryview(bytes(Spec(buf, readonly=True).pack())),), dest, sendtag)
+        self.Irecv(buf, source, recvtag).wait(status)
+        send.wait()
+
+
+class Message:
+    """A message that a matched probe has taken (MPI 4.1, section 3.8.2)."""
+
+    def __new__(cls, message: Message | None = None) -> Message:
+        self = super().__new__(cls)
+        self._comm: PointToPoint | None = None if message is None else message._comm
+        self._incoming: Incoming | None = None if message is None else message._incoming
+        self._no_proc = False if message is None else message._no_proc
+        return self
+
+    @classmethod
+    def _of(cls, comm: PointToPoint, incoming: Incoming) -> Message:
+        self = cls()
+        self._comm, self._incoming = comm, incoming
+        return self
+
+    def __bool__(self) -> bool:
+        return self._incoming is not None or self._no_proc
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        return self._incoming is other._incoming and self._no_proc == other._no_proc
+
+    def __hash__(self) -> int:
+        return hash((id(self._incoming), self._no_proc))
+
+    @classmethod
+    def probe(
+        cls, comm: PointToPoint, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+    ) -> Message:
+        """`comm.mprobe`."""
+        return comm.mprobe(source, tag, status)
+
+    @classmethod
+    def iprobe(
+        cls, comm: PointToPoint, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+    ) -> Message | None:
+        """`comm.improbe`."""
+        return comm.improbe(source, tag, status)
+
+    Probe = probe
+    Iprobe = iprobe
+
+    def _start(self, value: Callable[[Operation], Any], into: memoryview | None = None) -> Request:
+        comm, incoming, no_proc = self._comm, self._incoming, self._no_proc
+        if no_proc:
+            request = Request()
+            request._operation = _done()
+            request._finish = lambda operation, status: status._fill_null()
+            return request
+        if comm is None or incoming is None:
+            raise MPIException(ERR_REQUEST, "the message is null or has been received")
+        self._comm = self._incoming = None
+        return comm._received(comm._runtime.irecv_matched(incoming, into), value)
+
+    def recv(self, status: Status | None = None) -> Any:
+        """Receive it as an object."""
+        return self._start(_object).wait(status)
+
+    def irecv(self) -> Request:
+        """Start receiving it as an object."""
+        return self._start(_object)
+
+    def Recv(self, buf: Any, status: Status | None = None) -> None:
+        """Receive it into a buffer."""
+        self.Irecv(buf).wait(status)
+
+    def Irecv(self, buf: Any) -> Request:
+        """Start receiving it into a buffer."""
+        spec = Spec(buf, readonly=False)
+        return self._start(_into(spec), spec.landing())
+
+
+MESSAGE_NULL = Message()
+MESSAGE_NO_PROC = Message()
+MESSAGE_NO_PROC._no_proc = True
+
+__all__ = ["MESSAGE_NO_PROC", "MESSAGE_NULL", "Message"]
