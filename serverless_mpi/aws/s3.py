@@ -1,0 +1,120 @@
+"""S3: objects put, read whole or by ranges, listed and deleted.
+
+Source: Amazon S3 API Reference.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from html import escape, unescape
+from hashlib import md5
+import base64
+from urllib.parse import quote
+
+from serverless_mpi.aws.http import Answer, Client
+from serverless_mpi.errors import ChannelError
+from serverless_mpi.metering import Meter
+
+MAX_DELETED = 1000  # keys of one DeleteObjects
+PART_BYTES = 16 << 20  # of a multipart upload and of a range; parts of less than 5 MiB are refused
+Parallel = Callable[[Callable[[int], object], Sequence[int]], list[object]]
+
+
+class S3:
+    """The calls of the data path, on one bucket."""
+
+    def __init__(self, client: Client, bucket: str, meter: Meter) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._meter = meter
+
+    def _path(self, key: str) -> str:
+        return f"/{self._bucket}/{quote(key, safe='-_.~/')}"
+
+    def _refuse(self, what: str, answer: Answer) -> ChannelError:
+        return ChannelError(f"S3 refused to {what} in bucket {self._bucket}: {bytes(answer.body[:300]).decode(errors='replace')}")
+
+    def put(self, key: str, parts: Sequence[memoryview]) -> None:
+        """Make an object of `parts`."""
+        nbytes = sum(part.nbytes for part in parts)
+        answer = self._client.request(
+            "PUT", self._path(key), body=parts, metered=lambda: self._meter.count("s3", "PUT", nbytes=nbytes, messages=1)
+        )
+        if answer.status != 200:
+            raise self._refuse(f"put {key}", answer)
+
+    def put_multipart(self, key: str, parts: Sequence[memoryview], parallel: Parallel) -> None:
+        """Make a large object of `parts`, each of at least 5 MiB but the last, sent at the same time."""
+        count = self._meter.count
+        answer = self._client.request("POST", self._path(key), {"uploads": ""}, metered=lambda: count("s3", "PUT"))
+        found = re.search(rb"<UploadId>([^<]*)</UploadId>", bytes(answer.body))
+        if answer.status != 200 or found is None:
+            raise self._refuse(f"begin {key}", answer)
+        upload = unescape(found.group(1).decode())
+
+        def send(number: int) -> str:
+            part = parts[number]
+            answer = self._client.request(
+                "PUT", self._path(key), {"partNumber": str(number + 1), "uploadId": upload}, body=(part,),
+                metered=lambda: count("s3", "PUT", nbytes=part.nbytes),
+            )  # fmt: skip
+            if answer.status != 200:
+                raise self._refuse(f"put part {number + 1} of {key}", answer)
+            return answer.headers["etag"]
+
+        tags = parallel(send, range(len(parts)))
+        listing = "".join(
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(str(tag))}</ETag></Part>" for number, tag in enumerate(tags, 1)
+        )
+        answer = self._client.request(
+            "POST", self._path(key), {"uploadId": upload},
+            body=f"<CompleteMultipartUpload>{listing}</CompleteMultipartUpload>".encode(),
+            metered=lambda: count("s3", "PUT", messages=1),
+        )  # fmt: skip
+        if answer.status != 200 or b"<Error>" in bytes(answer.body):
+            raise self._refuse(f"complete {key}", answer)
+
+    def get(
+        self, key: str, start: int = 0, length: int | None = None, into: memoryview | None = None
+    ) -> tuple[memoryview, int] | None:
+        """(bytes from `start` on, size of the whole object); None if there is no such object."""
+        headers = {}
+        if length is not None:
+            headers["range"] = f"bytes={start}-{start + length - 1}"
+        answer = self._client.request(
+            "GET", self._path(key), headers=headers, metered=lambda: self._meter.count("s3", "GET"), into=into
+        )
+        if answer.status == 404:
+            return None
+        if answer.status == 416 and start == 0:  # a range of an empty object
+            return memoryview(bytearray()), 0
+        if answer.status not in (200, 206):
+            raise self._refuse(f"get {key}", answer)
+        self._meter.count("s3", "GET", requests=0, nbytes=answer.body.nbytes, messages=1 if start == 0 else 0)
+        whole = answer.headers.get("content-range", "").rpartition("/")[2]
+        return answer.body, int(whole) if whole.isdigit() else answer.body.nbytes
+
+    def list(self, prefix: str, after: str = "") -> list[str]:
+        """Up to 1000 keys below `prefix` that come after `after`, in order."""
+        query = {"list-type": "2", "prefix": prefix}
+        if after:
+            query["start-after"] = after
+        answer = self._client.request(
+            "GET", f"/{self._bucket}", query, metered=lambda: self._meter.count("s3", "LIST")
+        )
+        if answer.status != 200:
+            raise self._refuse(f"list {prefix}", answer)
+        return [unescape(key.decode()) for key in re.findall(rb"<Key>([^<]*)</Key>", bytes(answer.body))]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete up to 1000 objects in one request."""
+        listing = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in keys)
+        body = f"<Delete><Quiet>true</Quiet>{listing}</Delete>".encode()
+        answer = self._client.request(
+            "POST", f"/{self._bucket}", {"delete": ""},
+            headers={"content-md5": base64.b64encode(md5(body, usedforsecurity=False).digest()).decode()},
+            body=body, metered=lambda: self._meter.count("s3", "DELETE"),
+        )  # fmt: skip
+        if answer.status != 200 or b"<Error>" in bytes(answer.body):
+            raise self._refuse(f"delete {len(keys)} objects", answer)

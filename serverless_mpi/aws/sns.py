@@ -1,0 +1,89 @@
+"""SNS: publish a batch, over the Query protocol.
+
+Each message names its readers in the attribute TO, a String.Array, which the subscriptions' filter policies match.
+Source: Amazon SNS API Reference; "Subscription filter policies", SNS Developer Guide.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from html import unescape
+from urllib.parse import urlencode
+
+from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.sqs import BODY, ENVELOPE_BYTES, FRAME
+from serverless_mpi.errors import ChannelError
+from serverless_mpi.metering import Meter
+
+TO = "t"
+MAX_ENTRIES = 10  # of a batch
+MAX_BATCH_BYTES = 256 * 1024  # of a message and of a batch
+FILTERS_PER_TOPIC = 200  # subscriptions with a filter policy a topic may have (service quota)
+_ROUNDS = 5  # how often the failed entries of a batch are sent again
+_FAILED = re.compile(r"<Failed>(.*?)</Failed>", re.DOTALL)
+_ENTRY = re.compile(r"<member>(.*?)</member>", re.DOTALL)
+
+
+def readers(dests: Sequence[int]) -> str:
+    """The attribute that names the ranks `dests`."""
+    return json.dumps([str(dest) for dest in dests], separators=(",", ":"))
+
+
+def billed_bytes(frame: bytes, dests: Sequence[int]) -> int:
+    """Bytes of one message on the bill."""
+    return len(frame) + ENVELOPE_BYTES + len(TO) + len("String.Array") + len(readers(dests))
+
+
+class Sns:
+    """The calls of the data path."""
+
+    def __init__(self, client: Client, meter: Meter) -> None:
+        self._client = client
+        self._meter = meter
+
+    def publish(self, topic: str, messages: Sequence[tuple[bytes, Sequence[int]]]) -> None:
+        """Publish (frame, ranks that read it) in one request: at most 10, 256 KiB in all."""
+        entries = {str(place): message for place, message in enumerate(messages)}
+        for _ in range(_ROUNDS):
+            nbytes = sum(billed_bytes(frame, dests) for frame, dests in entries.values())
+            form = {"Action": "PublishBatch", "Version": "2010-03-31", "TopicArn": topic}
+            for number, (name, (frame, dests)) in enumerate(entries.items(), 1):
+                entry = f"PublishBatchRequestEntries.member.{number}"
+                form[f"{entry}.Id"] = name
+                form[f"{entry}.Message"] = BODY
+                attribute = f"{entry}.MessageAttributes.entry"
+                form[f"{attribute}.1.Name"] = TO
+                form[f"{attribute}.1.Value.DataType"] = "String.Array"
+                form[f"{attribute}.1.Value.StringValue"] = readers(dests)
+                form[f"{attribute}.2.Name"] = FRAME
+                form[f"{attribute}.2.Value.DataType"] = "Binary"
+                form[f"{attribute}.2.Value.BinaryValue"] = base64.b64encode(frame).decode()
+            count = len(entries)
+            answer = self._client.request(
+                "POST", "/",
+                headers={"content-type": "application/x-www-form-urlencoded; charset=utf-8"},
+                body=urlencode(form).encode(),
+                metered=lambda: self._meter.count("sns", "PublishBatch", nbytes=nbytes, messages=count),
+            )  # fmt: skip
+            text = bytes(answer.body).decode(errors="replace")
+            if answer.status != 200:
+                raise ChannelError(f"SNS refused to publish on {topic}: {text[:300]}")
+            entries = self._failed(topic, text, entries)
+            if not entries:
+                return
+        raise ChannelError(f"SNS did not take {len(entries)} messages for {topic} in {_ROUNDS} rounds", retryable=True)
+
+    def _failed(
+        self, topic: str, text: str, entries: dict[str, tuple[bytes, Sequence[int]]]
+    ) -> dict[str, tuple[bytes, Sequence[int]]]:
+        failed = _FAILED.search(text)
+        again = {}
+        for entry in _ENTRY.findall(failed.group(1)) if failed else ():
+            fields = {name: unescape(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", entry)}
+            if fields.get("SenderFault") == "true":
+                raise ChannelError(f"SNS refused a message on {topic}: {fields}")
+            again[fields["Id"]] = entries[fields["Id"]]
+        return again
