@@ -1,0 +1,188 @@
+"""object: S3.  A frame is an object whose key a receiver who knows the sender can compute.
+
+So a receiver GETs the keys it waits for and never LISTs, except for a wildcard.  What many ranks
+read is PUT once.  A frame for one rank lies under that rank's prefix, and the rank deletes it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+
+from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
+from serverless_mpi.channels.base import MANY, Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.core.envelope import ANY_SOURCE
+from serverless_mpi.job import JobSpec
+from serverless_mpi.metering import Meter
+
+MAX_FRAME_BYTES = 1 << 30  # S3 takes 5 GiB in a PUT; a frame is held in memory twice for a moment
+MULTIPART_BYTES = 64 << 20  # a larger frame is put in parts at the same time
+
+# AWS: 100-200 ms a small object, 85-90 MB/s a connection ("Performance design patterns for Amazon S3").
+# Emulator: measured on two cores, about 1 ms a call.
+AWS_FIGURES = Figures(latency_s=0.15, bandwidth_Bps=9e7, put_usd=5e-6, get_usd=4e-7, fanout=True, batch=1)
+EMULATOR_FIGURES = Figures(latency_s=0.004, bandwidth_Bps=2e8, put_usd=5e-6, get_usd=4e-7, fanout=True, batch=1)
+
+# between two looks for an object that is not there yet: (first pause, longest pause)
+AWS_PAUSES_S = (0.01, 0.2)
+EMULATOR_PAUSES_S = (0.001, 0.02)
+REQUESTS_AT_ONCE = 8
+
+
+class Store:
+    """A job's objects: put in parts and got in ranges, several requests at a time."""
+
+    def __init__(self, spec: JobSpec, meter: Meter) -> None:
+        self._client = Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint))
+        self._s3 = S3(self._client, spec.settings["bucket"], meter)
+        self._pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="smpi-object")
+        self._deleted: list[str] = []
+        self._deleting: list[Future[None]] = []
+        self.prefix = f"{spec.job_id}/"
+
+    def each(self, call: Callable[..., object], items: Sequence[object]) -> list[object]:
+        """[call(item) for item in items], several at a time."""
+        if len(items) < 2:
+            return [call(item) for item in items]
+        return [future.result() for future in [self._pool.submit(call, item) for item in items]]
+
+    def put(self, key: str, parts: Sequence[memoryview]) -> None:
+        """Make an object."""
+        if sum(part.nbytes for part in parts) <= MULTIPART_BYTES:
+            self._s3.put(self.prefix + key, parts)
+            return
+        head, *rest = parts  # the header joins the first piece, so that no part is below the least size
+        body = rest[0] if len(rest) == 1 else memoryview(bytearray().join(rest))
+        pieces = [body[start : start + PART_BYTES] for start in range(0, body.nbytes, PART_BYTES)]
+        pieces[0] = memoryview(bytearray().join((head, pieces[0])))
+        if len(pieces) > 1:  # the last part alone may be small
+            self._s3.put_multipart(self.prefix + key, pieces, self._parallel)
+
+    def _parallel(self, call: Callable[[int], object], items: Sequence[int]) -> list[object]:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:  # its own: callers may fill the shared one
+            return list(pool.map(call, items))
+
+    def get(self, key: str) -> memoryview | None:
+        """The whole object in memory of its own, or None if there is none yet."""
+        found = self._s3.get(self.prefix + key, 0, PART_BYTES)
+        if found is None:
+            return None
+        data, size = found
+        if data.nbytes == size:
+            return data
+        whole = memoryview(bytearray(size))
+        whole[: data.nbytes] = data
+
+        def fetch(start: int) -> None:
+            length = min(PART_BYTES, size - start)
+            into = whole[start : start + length]
+            part = self._s3.get(self.prefix + key, start, length, into)
+            if part is not None and part[0].obj is not whole.obj:
+                into[:] = part[0]
+
+        self._parallel(fetch, range(data.nbytes, size, PART_BYTES))
+        return whole
+
+    def list(self, prefix: str) -> Sequence[str]:
+        """Every key below `prefix`, without the job's own prefix."""
+        keys: list[str] = []
+        while True:
+            page = self._s3.list(self.prefix + prefix, keys[-1] if keys else "")
+            keys += page
+            if len(page) < 1000:
+                return [key.removeprefix(self.prefix) for key in keys]
+
+    def delete(self, keys: Sequence[str], flush: bool = False) -> None:
+        """Delete objects, later, many at a time (DELETE is free, but a request all the same)."""
+        self._deleted += [self.prefix + key for key in keys]
+        while len(self._deleted) >= MAX_DELETED or (flush and self._deleted):
+            batch, self._deleted = self._deleted[:MAX_DELETED], self._deleted[MAX_DELETED:]
+            self._deleting.append(self._pool.submit(self._s3.delete, batch))
+
+    def close(self) -> None:
+        """Delete what is to be deleted, and let go."""
+        self.delete((), flush=True)
+        wait(self._deleting)
+        self._pool.shutdown()
+        self._client.close()
+        for future in self._deleting:
+            future.result()
+
+
+class ObjectChannel(Channel):
+    """Frames as objects."""
+
+    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=True)
+
+    def __init__(self, spec: JobSpec, meter: Meter) -> None:
+        super().__init__(spec, meter)
+        self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
+        self._pauses = AWS_PAUSES_S if spec.endpoint is None else EMULATOR_PAUSES_S
+        self._store = Store(spec, meter)
+        self._fetched: set[str] = set()  # got, but perhaps not deleted yet
+        self._woken = threading.Event()
+        self._closed = False
+
+    @classmethod
+    def provision(cls, spec: JobSpec) -> dict[str, str]:
+        from serverless_mpi.aws import control
+
+        return control.make_bucket(spec)
+
+    @classmethod
+    def destroy(cls, spec: JobSpec) -> None:
+        from serverless_mpi.aws import control
+
+        control.remove_bucket(spec)
+
+    def put(self, parcels: Sequence[Parcel]) -> None:
+        self._store.each(lambda parcel: self._store.put(parcel.name.key(), parcel.parts), parcels)  # type: ignore[attr-defined]
+
+    def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
+        deadline = time.monotonic() + max_wait_s
+        pause, longest = self._pauses
+        while True:
+            found = self._look(wanted())
+            left = deadline - time.monotonic()
+            if found or left <= 0:
+                return found
+            if self._woken.wait(min(pause, left)):
+                self._woken.clear()
+                return []
+            pause = min(2 * pause, longest)
+
+    def _look(self, wanted: list[Wanted]) -> list[Delivery]:
+        keys: dict[str, bool] = {}  # key -> whether many read it
+        for one in wanted:
+            if one.source != ANY_SOURCE:
+                keys[one.name().key()] = one.dest == MANY
+        prefixes = {f"r/{one.dest:06d}/{one.context:016x}/" for one in wanted if one.source == ANY_SOURCE}
+        for prefix in prefixes:
+            for key in self._store.list(prefix):
+                keys[key] = False
+        fresh = [key for key in keys if key not in self._fetched]
+        bodies = self._store.each(partial(self._store.get), fresh)
+        found = []
+        for key, body in zip(fresh, bodies, strict=True):
+            if body is not None:
+                assert isinstance(body, memoryview)
+                found.append(Delivery(body, None if keys[key] else key))
+                if not keys[key]:
+                    self._fetched.add(key)
+        return found
+
+    def ack(self, receipts: Sequence[object]) -> None:
+        self._store.delete([str(receipt) for receipt in receipts])
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._store.close()
