@@ -1,4 +1,4 @@
-"""SNS: publish a batch, over the Query protocol.
+"""SNS: publish a message or a batch, over the Query protocol.
 
 Each message names its readers in the attribute TO, a String.Array, which the subscriptions' filter policies match.
 Source: Amazon SNS API Reference; "Subscription filter policies", SNS Developer Guide.
@@ -49,12 +49,15 @@ class Sns:
         entries = {str(place): message for place, message in enumerate(messages)}
         for _ in range(_ROUNDS):
             nbytes = sum(billed_bytes(frame, dests) for frame, dests in entries.values())
-            form = {"Action": "PublishBatch", "Version": "2010-03-31", "TopicArn": topic}
+            action = "Publish" if len(entries) == 1 else "PublishBatch"
+            form = {"Action": action, "Version": "2010-03-31", "TopicArn": topic}
             for number, (name, (frame, dests)) in enumerate(entries.items(), 1):
-                entry = f"PublishBatchRequestEntries.member.{number}"
-                form[f"{entry}.Id"] = name
-                form[f"{entry}.Message"] = BODY
-                attribute = f"{entry}.MessageAttributes.entry"
+                entry = ""
+                if len(entries) > 1:
+                    entry = f"PublishBatchRequestEntries.member.{number}."
+                    form[f"{entry}Id"] = name
+                form[f"{entry}Message"] = BODY
+                attribute = f"{entry}MessageAttributes.entry"
                 form[f"{attribute}.1.Name"] = TO
                 form[f"{attribute}.1.Value.DataType"] = "String.Array"
                 form[f"{attribute}.1.Value.StringValue"] = readers(dests)
@@ -66,7 +69,7 @@ class Sns:
                 "POST", "/",
                 headers={"content-type": "application/x-www-form-urlencoded; charset=utf-8"},
                 body=urlencode(form).encode(),
-                metered=lambda: self._meter.count("sns", "PublishBatch", nbytes=nbytes, messages=count),
+                metered=lambda: self._meter.count("sns", action, nbytes=nbytes, messages=count),
             )  # fmt: skip
             text = bytes(answer.body).decode(errors="replace")
             if answer.status != 200:

@@ -22,8 +22,10 @@ from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Par
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
-# so that a frame and the list of its readers (200 of a topic, at most 9 bytes each) fit one SNS message
-MAX_FRAME_BYTES = sns.MAX_BATCH_BYTES - 4096
+# Three billed chunks with the list of a frame's readers (200 of a topic, at most 9 bytes each).  A fourth would fit AWS's
+# 256 KiB, but not the emulator, which counts a binary attribute by its base64 form.
+MAX_FRAME_BYTES = 3 * BILLED_CHUNK_BYTES - 4096
+EMULATOR_TOPIC_ENTRIES = 1  # ministack 1.5 drops binary attributes from PublishBatch; its Publish keeps them
 
 # AWS: "tens or low hundreds of milliseconds" a call (SQS FAQ); a frame of 252 KiB a round trip.
 # Emulator: measured on two cores, S3, SNS and SQS calls take about 1 ms.
@@ -57,11 +59,12 @@ def _chunks(nbytes: int) -> int:
     return max(1, -(-nbytes // BILLED_CHUNK_BYTES))
 
 
-def plan(frames: Sequence[tuple[bytes, Sequence[int]]], prices: Prices) -> Plan:
+def plan(frames: Sequence[tuple[bytes, Sequence[int]]], prices: Prices, topic_entries: int = sns.MAX_ENTRIES) -> Plan:
     """The cheaper of two ways to bring each (frame, ranks) to its ranks.
 
     One sends what is for a single rank straight to its queue and publishes the
-    rest; the other publishes everything.  Both fill requests to their limits.
+    rest; the other publishes everything.  Both fill requests to their limits;
+    topic_entries is that of a publish.
     """
     split, published = Plan(), Plan()
     alone: dict[int, list[bytes]] = {}
@@ -74,15 +77,17 @@ def plan(frames: Sequence[tuple[bytes, Sequence[int]]], prices: Prices) -> Plan:
     for dest, own in alone.items():
         for batch in _batches(own, lambda one: len(one) + sqs.ENVELOPE_BYTES, sqs.MAX_BATCH_BYTES, sqs.MAX_ENTRIES):
             split.queue.append((dest, batch))
-    split.topic = _publishes(shared)
+    split.topic = _publishes(shared, topic_entries)
     if len(alone) + len(shared) > 1:  # only then can one request do the work of several
-        published.topic = _publishes(frames)
+        published.topic = _publishes(frames, topic_entries)
         if published.usd(prices) < split.usd(prices):
             return published
     return split
 
 
-def _publishes(frames: Sequence[tuple[bytes, Sequence[int]]]) -> list[tuple[int, list[tuple[bytes, Sequence[int]]]]]:
+def _publishes(
+    frames: Sequence[tuple[bytes, Sequence[int]]], most: int
+) -> list[tuple[int, list[tuple[bytes, Sequence[int]]]]]:
     by_topic: dict[int, list[tuple[bytes, Sequence[int]]]] = {}
     for frame, dests in frames:
         readers: dict[int, list[int]] = {}
@@ -93,7 +98,7 @@ def _publishes(frames: Sequence[tuple[bytes, Sequence[int]]]) -> list[tuple[int,
     return [
         (topic, batch)
         for topic, messages in by_topic.items()
-        for batch in _batches(messages, lambda one: sns.billed_bytes(*one), sns.MAX_BATCH_BYTES, sns.MAX_ENTRIES)
+        for batch in _batches(messages, lambda one: sns.billed_bytes(*one), sns.MAX_BATCH_BYTES, most)
     ]
 
 
@@ -126,6 +131,7 @@ class QueueChannel(Channel):
         self._topics: list[str] = json.loads(spec.settings["topics"])
         self._mine = self._queues[spec.rank]
         self._prices = Prices.load()
+        self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
         self._pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="smpi-queue")
         self._unacked: list[str] = []
         self._unacked_since = 0.0
@@ -147,7 +153,7 @@ class QueueChannel(Channel):
 
     def put(self, parcels: Sequence[Parcel]) -> None:
         frames = [(b"".join(parcel.parts), parcel.dests) for parcel in parcels]
-        chosen = plan(frames, self._prices)
+        chosen = plan(frames, self._prices, self._topic_entries)
         calls: list[Callable[[], None]] = []
         calls += [partial(self._sqs.send, self._queues[dest], batch) for dest, batch in chosen.queue]
         calls += [partial(self._sns.publish, self._topics[topic], batch) for topic, batch in chosen.topic]
