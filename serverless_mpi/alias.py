@@ -1,0 +1,77 @@
+"""Lets programs that say `from mpi4py import MPI` find `serverless_mpi.MPI`.
+
+Where mpi4py is installed its pure-Python modules (mpi4py.util, mpi4py.futures)
+work on top of it; where it is not, a bare `mpi4py` package stands in for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
+
+_TARGET = "serverless_mpi.MPI"
+
+
+class _Rc(SimpleNamespace):
+    """mpi4py.rc: its options are accepted, and have no effect here."""
+
+    def __call__(self, **options: object) -> None:
+        for name, value in options.items():
+            if not hasattr(self, name):
+                raise TypeError(f"unexpected argument {name!r}")
+            setattr(self, name, value)
+
+
+class _AliasLoader(importlib.abc.Loader):
+    """`mpi4py.MPI` is `serverless_mpi.MPI`, the same module object."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(_TARGET)
+        self._own = (module.__spec__, module.__name__)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # the import machinery has put the alias's spec on the shared module; it gets its own back
+        module.__spec__, module.__name__ = self._own
+
+
+class _PackageLoader(importlib.abc.Loader):
+    """A bare `mpi4py` where the real one is not installed."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        from serverless_mpi import __version__
+
+        module.__path__ = []
+        module.__version__ = "4.1.2"  # type: ignore[attr-defined]  # whose names and semantics the package keeps
+        module.__doc__ = f"mpi4py as provided by serverless_mpi {__version__}"
+        module.get_config = dict  # type: ignore[attr-defined]
+        module.rc = _Rc(  # type: ignore[attr-defined]
+            initialize=True, threads=True, thread_level="multiple", finalize=None, fast_reduce=True,
+            recv_mprobe=True, irecv_bufsz=32768, errors="exception",
+        )  # fmt: skip
+
+
+class AliasFinder(importlib.abc.MetaPathFinder):
+    """Finds mpi4py.MPI before anybody else does, and mpi4py if nobody else does."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname == "mpi4py.MPI":
+            return importlib.machinery.ModuleSpec(fullname, _AliasLoader())
+        if fullname == "mpi4py" and importlib.machinery.PathFinder.find_spec(fullname, path) is None:
+            return importlib.machinery.ModuleSpec(fullname, _PackageLoader(), is_package=True)
+        return None
+
+
+def install() -> None:
+    """Put the finder in front; again does nothing."""
+    if not any(isinstance(finder, AliasFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, AliasFinder())
