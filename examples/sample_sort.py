@@ -1,0 +1,37 @@
+"""Sample sort: each rank sorts its numbers, all agree on splitters, Alltoallv brings every number to its rank.
+
+smpirun -n 4 examples/sample_sort.py --count 100000
+"""
+
+import argparse
+
+import numpy as np
+
+from serverless_mpi import MPI
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--count", type=int, default=100_000, help="numbers on each rank")
+parser.add_argument("--seed", type=int, default=1)
+options = parser.parse_args()
+
+comm = MPI.COMM_WORLD
+mine = np.sort(np.random.default_rng([options.seed, comm.rank]).random(options.count))
+samples = np.sort(np.concatenate(comm.allgather(mine[:: max(1, options.count // 32)])))
+splitters = samples[[len(samples) * part // comm.size for part in range(1, comm.size)]]
+
+bounds = np.concatenate([[0], np.searchsorted(mine, splitters), [len(mine)]])
+send_counts = np.diff(bounds)
+recv_counts = np.empty_like(send_counts)
+comm.Alltoall(send_counts, recv_counts)
+sorted_part = np.empty(recv_counts.sum())
+comm.Alltoallv([mine, send_counts], [sorted_part, recv_counts])
+sorted_part.sort()
+
+# the parts in rank order are the whole in order
+edges = comm.gather((len(sorted_part), sorted_part[:1], sorted_part[-1:]), root=0)
+assert (np.diff(sorted_part) >= 0).all()
+if edges is not None:
+    limits = np.concatenate([edge for _, *pair in edges for edge in pair])
+    assert (np.diff(limits) >= 0).all()
+    assert sum(count for count, *_ in edges) == comm.size * options.count
+    print(f"{comm.size * options.count} numbers sorted on {comm.size} ranks")
