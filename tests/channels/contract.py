@@ -1,0 +1,134 @@
+"""What every channel must do.  `check_channel` is handed a maker of connected channels; it sees no medium."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+
+from serverless_mpi.channels.base import MANY, Channel, Delivery, FrameName, Parcel, Wanted
+from serverless_mpi.core.envelope import ANY_SOURCE
+
+POINT, STEP = 0, 2
+GIVE_UP_S = 30.0  # only reached by a failure
+
+Make = Callable[[int], list[Channel]]  # number of ranks -> their channels
+
+
+def parcel(source: int, dests: Sequence[int], seq: int, body: bytes, context: int = 7) -> Parcel:
+    """A frame to one rank, ordered, or to several, named."""
+    alone = len(dests) == 1
+    name = FrameName(POINT if alone else STEP, context, source, dests[0] if alone else MANY, seq, 0, 0)
+    half = len(body) // 2
+    return Parcel(tuple(dests), name, (memoryview(body[:half]), memoryview(body[half:])))
+
+
+def wanted(one: Parcel) -> Wanted:
+    name = one.name
+    return Wanted(name.kind, name.context, name.source, name.dest, name.seq, name.tag, name.chunk)
+
+
+def collect(channel: Channel, count: int, want: Sequence[Wanted] = ()) -> list[bytes]:
+    """`count` different frames, acknowledged; what comes twice is left out, as the core does."""
+    found: dict[bytes, None] = {}
+    pending = list(want)
+    while len(found) < count:
+        deliveries: list[Delivery] = channel.get(GIVE_UP_S, lambda: pending)
+        assert deliveries, f"{len(found)} of {count} frames came"
+        channel.ack([one.receipt for one in deliveries if one.receipt is not None])
+        for one in deliveries:
+            body = bytes(one.data)
+            found[body] = None
+            pending = [w for w in pending if body != b"" and not body.startswith(_mark(w))]
+    return list(found)
+
+
+def _mark(want: Wanted) -> bytes:
+    return b"%d/%d;" % (want.source, want.seq)
+
+
+def frame(source: int, seq: int, length: int, chance: random.Random) -> bytes:
+    return b"%d/%d;" % (source, seq) + chance.randbytes(length)
+
+
+def check_channel(make: Make) -> None:
+    """Run every check; each makes channels of its own and closes them."""
+    for check in (
+        every_frame_arrives_as_it_was,
+        one_put_reaches_any_subset,
+        nothing_there_is_no_frame,
+        a_wildcard_finds_what_nobody_named,
+        wake_ends_a_wait,
+        closing_twice_is_closing,
+    ):
+        size = 3
+        channels = make(size)
+        try:
+            check(channels)
+        finally:
+            for channel in channels:
+                channel.close()
+
+
+def every_frame_arrives_as_it_was(channels: list[Channel]) -> None:
+    """Of any length from 0 to the limit, many at once, both ways."""
+    a, b, _ = channels
+    chance = random.Random(1)
+    longest = min(a.limits.max_frame_bytes, 3 << 20)
+    lengths = [0, 1, 100, 65_536, 100_000, *[50] * 21, longest - 10]
+    there = [parcel(0, (1,), seq, frame(0, seq, length, chance)) for seq, length in enumerate(lengths)]
+    back = [parcel(1, (0,), seq, frame(1, seq, 200, chance)) for seq in range(5)]
+    a.put(there)
+    b.put(back)
+    for channel, parcels in ((b, there), (a, back)):
+        expected = sorted(b"".join(one.parts) for one in parcels)
+        assert sorted(collect(channel, len(parcels), [wanted(one) for one in parcels])) == expected
+
+
+def one_put_reaches_any_subset(channels: list[Channel]) -> None:
+    """A frame to several ranks reaches each of them, and nobody else."""
+    chance = random.Random(2)
+    both = parcel(0, (1, 2), 0, frame(0, 0, 1000, chance))
+    large = parcel(0, (1, 2), 1, frame(0, 1, min(channels[0].limits.max_frame_bytes, 1 << 20) - 10, chance))
+    single = parcel(0, (2,), 2, frame(0, 2, 10, chance))
+    channels[0].put([both, large, single])
+    for rank, mine in ((1, [both, large]), (2, [both, large, single])):
+        expected = sorted(b"".join(one.parts) for one in mine)
+        assert sorted(collect(channels[rank], len(mine), [wanted(one) for one in mine])) == expected
+
+
+def nothing_there_is_no_frame(channels: list[Channel]) -> None:
+    """A get that may not wait comes back with nothing."""
+    assert channels[0].get(0.0, lambda: [Wanted(POINT, 9, 1, 0, 0, 0, 0)]) == []
+
+
+def a_wildcard_finds_what_nobody_named(channels: list[Channel]) -> None:
+    """A receiver that does not know the sender gets its frame."""
+    chance = random.Random(3)
+    sent = [parcel(source, (2,), 0, frame(source, 0, 20, chance)) for source in (0, 1)]
+    channels[0].put(sent[:1])
+    channels[1].put(sent[1:])
+    got = collect(channels[2], 2, [Wanted(POINT, 7, ANY_SOURCE, 2, 0, 0, 0)])
+    assert sorted(got) == sorted(b"".join(one.parts) for one in sent)
+
+
+def wake_ends_a_wait(channels: list[Channel]) -> None:
+    """A get in another thread comes back without a frame, long before its time."""
+    asked = threading.Event()
+
+    def want() -> list[Wanted]:
+        asked.set()
+        return []
+
+    got: list[list[Delivery]] = []
+    waiter = threading.Thread(target=lambda: got.append(channels[0].get(GIVE_UP_S * 10, want)))
+    waiter.start()
+    channels[0].wake()
+    waiter.join(GIVE_UP_S)
+    assert not waiter.is_alive() and got == [[]]
+
+
+def closing_twice_is_closing(channels: list[Channel]) -> None:
+    """close may be called again."""
+    channels[0].close()
+    channels[0].close()
