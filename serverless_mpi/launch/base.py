@@ -1,0 +1,105 @@
+"""What a launcher is: it makes a job of a plan, sees it to its end, and leaves nothing behind.
+
+A plan is what the command line says and no more; where processes or functions
+come from is the launcher's. A new platform is one file that defines a
+`Launcher` and one row in `launch/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+EXIT_USAGE = 2  # the command line cannot work
+EXIT_TIMEOUT = 124  # as timeout(1) says it
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program and the ranks that run it.
+
+    argv
+        A `.py` file (or a folder or zip with `__main__.py`) or an executable, and its arguments.
+    ranks
+        How many ranks run it; at least 1.
+    module
+        argv[0] is the name of a module, as after `python -m`.
+    variables
+        Environment variables that the user gave with -x.
+    folder
+        Working directory; None for the launcher's own.
+    """
+
+    argv: tuple[str, ...]
+    ranks: int = 1
+    module: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job to run.
+
+    programs
+        Ranks are numbered through them in order.
+    channel
+        A name of `serverless_mpi.channels.CHANNELS`.
+    endpoint
+        URL of an emulator that runs already; None lets the launcher start one where the channel needs it.
+    port
+        Port of the emulator that the launcher starts; None for a free one.
+    host
+        Address on which ranks of channel `direct` listen; None for 127.0.0.1.
+    region
+        AWS region, in names and prices.
+    alias
+        Programs that say `from mpi4py import MPI` get this package.
+    tag_output
+        Each line of output begins with its rank.
+    timeout_s
+        The job is stopped after this many seconds; None for never.
+    stats
+        "text", "json" or "none": what is printed of requests and dollars at the end.
+    prices
+        File of a price table; None for the package's.
+    """
+
+    programs: tuple[Program, ...]
+    channel: str
+    endpoint: str | None = None
+    port: int | None = None
+    host: str | None = None
+    region: str = "us-east-1"
+    alias: bool = True
+    tag_output: bool = False
+    timeout_s: float | None = None
+    stats: str = "none"
+    prices: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return sum(program.ranks for program in self.programs)
+
+
+class Launcher(ABC):
+    """Runs plans on one platform."""
+
+    @abstractmethod
+    def run(self, plan: Plan) -> int:
+        """Run the job to its end; returns the exit code of the whole.
+
+        0 if every rank ended with 0, else the code of the rank that failed
+        first (128 + n if signal n ended it), or EXIT_TIMEOUT.
+
+        Raises
+        ------
+        UsageError, ChannelError
+            The job could not begin. Nothing of it is left.
+        """
+
+    @abstractmethod
+    def cleanup(self, endpoint: str | None, region: str) -> list[str]:
+        """Remove what dead jobs left behind; returns one line per thing removed."""

@@ -1,0 +1,217 @@
+"""What a running job is known by, so that nothing of it outlives it.
+
+Every job has a folder in the user's state folder with a lock that its
+launcher holds, and a record of what must be removed. Every process of a job
+carries the job's id in its environment. A guard, which is forked before
+anything else is made, shares the lock and waits for the launcher: if the
+launcher dies it kills the job's processes, removes what the job made, and
+ends. Only where the guard died too is there work for `smpirun --cleanup`:
+a folder whose lock nobody holds belongs to a dead job.
+
+The job's key is never written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serverless_mpi import channels
+from serverless_mpi.errors import UsageError
+from serverless_mpi.job import KEY_BYTES, JobSpec
+
+ENV_LINEAGE = "SMPI_LINEAGE"  # ids of the job and of the jobs it was started in, with slashes between
+SWEEPS = 50  # a process may fork while it is being looked for; each sweep finds what the last one missed
+_DONE = b"d"
+
+
+def state_folder() -> Path:
+    """The user's folder of job folders, under the temporary directory."""
+    return Path(tempfile.gettempdir()) / f"smpi-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def _locked_state() -> Iterator[Path]:
+    """The state folder, made if need be, with nobody else making or removing jobs in it.
+
+    Raises
+    ------
+    UsageError
+        Something that is not ours has the folder's name.
+    """
+    folder = state_folder()
+    while True:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        try:
+            there = folder.lstat()
+            if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
+                raise UsageError(f"{folder} is not a folder of this user; remove it, or set TMPDIR to a folder of yours")
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # another job ended, and removed it, in between
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink and folder.exists() and os.path.samestat(os.fstat(fd), folder.stat()):
+                os.fchmod(fd, 0o700)
+                yield folder
+                with contextlib.suppress(OSError):  # not empty: other jobs run
+                    folder.rmdir()
+                return
+        finally:
+            os.close(fd)
+
+
+def processes_of(job_id: str) -> list[int]:
+    """Process ids that carry the job's id. Linux only; elsewhere none are found."""
+    found = []
+    for entry in os.scandir("/proc") if os.path.isdir("/proc") else ():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environ = Path(entry.path, "environ").read_bytes()
+        except OSError:  # not ours, or gone
+            continue
+        for variable in environ.split(b"\0"):
+            name, _, value = variable.partition(b"=")
+            if name == ENV_LINEAGE.encode() and job_id.encode() in value.split(b"/"):
+                found.append(int(entry.name))
+                break
+    return found
+
+
+def kill_processes_of(job_id: str) -> None:
+    """Kill every process that carries the job's id, also those that left their process group."""
+    for _ in range(SWEEPS):
+        pids = processes_of(job_id)
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class JobFolder:
+    """A job's folder, its lock and its guard. Made by `begin`, ended by `end`."""
+
+    path: Path
+    job_id: str
+    _lock: int
+    _guard: int = 0  # process id
+    _lifeline: int = -1  # while it is open the guard waits
+
+    @classmethod
+    def begin(cls) -> JobFolder:
+        """A new job: its folder, its lock, its guard. Call it before there are threads."""
+        job_id = secrets.token_hex(8)
+        with _locked_state() as state:
+            path = state / job_id
+            path.mkdir(mode=0o700)
+            lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        (path / "stats").mkdir()
+        folder = cls(path, job_id, lock)
+        folder._start_guard()
+        return folder
+
+    @property
+    def stats(self) -> Path:
+        """Where ranks leave their counters."""
+        return self.path / "stats"
+
+    def record(self, spec: JobSpec) -> None:
+        """Write down what the channel makes at a service that outlives this job."""
+        public: Mapping[str, Any] = {
+            "job_id": spec.job_id,
+            "size": spec.size,
+            "channel": spec.channel,
+            "endpoint": spec.endpoint,
+            "region": spec.region,
+            "settings": dict(spec.settings),
+        }
+        draft = self.path / "spec.new"
+        draft.write_text(json.dumps(public))
+        draft.replace(self.path / "spec.json")
+
+    def end(self) -> None:
+        """The job is over and has removed what it made; remove its folder and let the guard go."""
+        with _locked_state():
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.write(self._lifeline, _DONE)
+        os.close(self._lifeline)
+        os.waitpid(self._guard, 0)
+        os.close(self._lock)
+
+    def _start_guard(self) -> None:
+        ours, self._lifeline = os.pipe()
+        self._guard = os.fork()
+        if self._guard:
+            os.close(ours)
+            return
+        status = 1
+        try:
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in range(3):
+                os.dup2(null, fd)
+            start = 3
+            for fd in sorted((ours, self._lock)):
+                os.closerange(start, fd)
+                start = fd + 1
+            os.closerange(start, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 16 else 1 << 16)
+            if os.read(ours, 1) != _DONE:
+                clear(self.path)
+                with _locked_state():
+                    pass  # removes the state folder if this was the last job in it
+            status = 0
+        finally:
+            os._exit(status)
+
+
+def clear(path: Path) -> None:
+    """Remove everything of the dead job whose folder is `path`: processes, what its channel made, the folder.
+
+    Raises
+    ------
+    ChannelError
+        The service could not be reached; the folder stays, for another try.
+    """
+    kill_processes_of(path.name)
+    record = path / "spec.json"
+    if record.exists():
+        public = json.loads(record.read_text())
+        spec = JobSpec(rank=0, key=bytes(KEY_BYTES), **public)
+        channels.load(spec.channel).destroy(spec)
+    shutil.rmtree(path)
+
+
+def clear_dead_jobs() -> list[str]:
+    """Clear every job whose launcher and guard are dead; returns one line for each."""
+    said = []
+    with _locked_state() as state:
+        for path in sorted(state.iterdir()):
+            if not (path / "lock").exists():
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            with open(path / "lock") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # it lives, or its guard is at work
+                clear(path)
+            said.append(f"job {path.name}")
+    return said

@@ -1,0 +1,44 @@
+"""Runs at the start of every Python interpreter of a job: streams output by line, and makes `mpi4py` this package.
+
+The launcher puts this folder first in PYTHONPATH. An interpreter that lacks
+serverless_mpi is left as it is. What the interpreter's own sitecustomize does
+is done as well. No name of this file stays behind.
+"""
+
+
+def _begin() -> None:
+    import os
+    import sys
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
+    if "SMPI_JOB" not in os.environ:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a pipe would be written in blocks
+    if os.environ.get("SMPI_ALIAS") == "1":
+        try:
+            from serverless_mpi import alias
+        except ImportError as error:
+            if error.name not in ("serverless_mpi", "serverless_mpi.alias", None):
+                raise
+        else:
+            alias.install()
+
+
+def _chain() -> None:
+    """Run the sitecustomize that this one hides, if there is one."""
+    import importlib.machinery
+    import importlib.util
+    import sys
+
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["sitecustomize"] = module
+        spec.loader.exec_module(module)
+
+
+_begin()
+_chain()
