@@ -18,7 +18,7 @@ from serverless_mpi.metering import Meter
 
 MAX_DELETED = 1000  # keys of one DeleteObjects
 PART_BYTES = 16 << 20  # of a multipart upload and of a range; parts of less than 5 MiB are refused
-Parallel = Callable[[Callable[[int], object], Sequence[int]], list[object]]
+Parallel = Callable[[Callable[[int], str], Sequence[int]], list[str]]
 
 
 class S3:
@@ -65,7 +65,7 @@ class S3:
 
         tags = parallel(send, range(len(parts)))
         listing = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(str(tag))}</ETag></Part>" for number, tag in enumerate(tags, 1)
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>" for number, tag in enumerate(tags, 1)
         )
         answer = self._client.request(
             "POST", self._path(key), {"uploadId": upload},

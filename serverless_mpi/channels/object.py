@@ -9,12 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from concurrent.futures import Future, wait
 
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
+from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels.base import MANY, Channel, Delivery, Figures, Limits, Parcel, Wanted
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.job import JobSpec
@@ -40,7 +40,8 @@ class Store:
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         self._client = Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint))
         self._s3 = S3(self._client, spec.settings["bucket"], meter)
-        self._pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="smpi-object")
+        self._pool = Workers(REQUESTS_AT_ONCE)  # whole objects
+        self._ranges = Workers(REQUESTS_AT_ONCE)  # their parts: tasks of the pool above wait for these
         self._deleted: list[str] = []
         self._deleting: list[Future[None]] = []
         self.prefix = f"{spec.job_id}/"
@@ -49,7 +50,7 @@ class Store:
         """[call(item) for item in items], several at a time."""
         if len(items) < 2:
             return [call(item) for item in items]
-        return [future.result() for future in [self._pool.submit(call, item) for item in items]]
+        return self._pool.each(call, items)
 
     def put(self, key: str, parts: Sequence[memoryview]) -> None:
         """Make an object."""
@@ -61,11 +62,7 @@ class Store:
         pieces = [body[start : start + PART_BYTES] for start in range(0, body.nbytes, PART_BYTES)]
         pieces[0] = memoryview(bytearray().join((head, pieces[0])))
         if len(pieces) > 1:  # the last part alone may be small
-            self._s3.put_multipart(self.prefix + key, pieces, self._parallel)
-
-    def _parallel(self, call: Callable[[int], object], items: Sequence[int]) -> list[object]:
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:  # its own: callers may fill the shared one
-            return list(pool.map(call, items))
+            self._s3.put_multipart(self.prefix + key, pieces, self._ranges.each)
 
     def get(self, key: str) -> memoryview | None:
         """The whole object in memory of its own, or None if there is none yet."""
@@ -85,7 +82,7 @@ class Store:
             if part is not None and part[0].obj is not whole.obj:
                 into[:] = part[0]
 
-        self._parallel(fetch, range(data.nbytes, size, PART_BYTES))
+        self._ranges.each(fetch, range(data.nbytes, size, PART_BYTES))
         return whole
 
     def list(self, prefix: str) -> Sequence[str]:
@@ -108,7 +105,8 @@ class Store:
         """Delete what is to be deleted, and let go."""
         self.delete((), flush=True)
         wait(self._deleting)
-        self._pool.shutdown()
+        self._pool.close()
+        self._ranges.close()
         self._client.close()
         for future in self._deleting:
             future.result()
@@ -166,7 +164,7 @@ class ObjectChannel(Channel):
             for key in self._store.list(prefix):
                 keys[key] = False
         fresh = [key for key in keys if key not in self._fetched]
-        bodies = self._store.each(partial(self._store.get), fresh)
+        bodies = self._store.each(self._store.get, fresh)
         found = []
         for key, body in zip(fresh, bodies, strict=True):
             if body is not None:

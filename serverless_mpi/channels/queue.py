@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -18,6 +18,7 @@ from typing import TypeVar
 from serverless_mpi.aws import sns, sqs
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
@@ -132,7 +133,7 @@ class QueueChannel(Channel):
         self._mine = self._queues[spec.rank]
         self._prices = Prices.load()
         self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
-        self._pool = ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="smpi-queue")
+        self._pool = Workers(REQUESTS_AT_ONCE)
         self._unacked: list[str] = []
         self._unacked_since = 0.0
         self._deleting: list[Future[None]] = []
@@ -160,8 +161,7 @@ class QueueChannel(Channel):
         if len(calls) == 1:
             calls[0]()
         else:
-            for future in [self._pool.submit(call) for call in calls]:
-                future.result()
+            self._pool.each(lambda call: call(), calls)
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
         deadline = time.monotonic() + max_wait_s
@@ -206,7 +206,7 @@ class QueueChannel(Channel):
         self._closed = True
         self._acknowledge([])
         wait(self._deleting)
-        self._pool.shutdown()
+        self._pool.close()
         for client in self._clients:
             client.close()
         for future in self._deleting:

@@ -12,7 +12,10 @@ def pairwise(rank: int, size: int, blobs: Sequence[Blob]) -> Algorithm:
     order = [(rank + turn) % size for turn in range(1, size)]
     result: list[Blob] = [blobs[rank]] * size
     if order:
-        got = yield [*(Send((other,), parts(blobs[other])) for other in order), *(Recv(other) for other in order)]
+        got = yield [
+            *(Send((other,), parts(blobs[other]), other) for other in order),
+            *(Recv(other, rank) for other in order),
+        ]
         for other, blob in zip(order, got[size - 1 :], strict=True):
             result[other] = blob
     return [whole(blob) for blob in result]

@@ -22,7 +22,7 @@ def binomial(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
     while distance < size and not relative & distance:
         distance *= 2
     if relative:
-        data = yield Recv((rank - distance) % size)
+        data = yield Recv((rank - distance) % size, rank)
     assert data is not None
     children = []
     distance //= 2
@@ -31,5 +31,5 @@ def binomial(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
             children.append((rank + distance) % size)
         distance //= 2
     for child in children:  # the child with the most descendants first
-        yield Send((child,), parts(data))
+        yield Send((child,), parts(data), child)
     return data

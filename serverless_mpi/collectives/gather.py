@@ -37,10 +37,10 @@ def gather_binomial(rank: int, size: int, root: int, data: Blob) -> Algorithm:
 def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Algorithm:
     """1 round; the root sends P-1 messages of n bytes each."""
     if rank != root:
-        return (yield Recv(root))
+        return (yield Recv(root, rank))
     assert blobs is not None
     if size > 1:
-        yield [Send((dest,), parts(blobs[dest])) for dest in range(size) if dest != root]
+        yield [Send((dest,), parts(blobs[dest]), dest) for dest in range(size) if dest != root]
     return blobs[root]
 
 
@@ -52,14 +52,15 @@ def scatter_binomial(rank: int, size: int, root: int, blobs: Sequence[Blob] | No
         distance *= 2
     if relative:
         count = min(distance, size - relative)
-        mine: list[Blob] = list(unpack((yield Recv((rank - distance) % size)), count))
+        mine: list[Blob] = list(unpack((yield Recv((rank - distance) % size, rank)), count))
     else:
         assert blobs is not None
         mine = [blobs[(root + other) % size] for other in range(size)]
     distance //= 2
     while distance:
         if distance < len(mine):
-            yield Send(((rank + distance) % size,), pack(mine[distance:]))
+            child = (rank + distance) % size
+            yield Send((child,), pack(mine[distance:]), child)
             del mine[distance:]
         distance //= 2
     return mine[0]

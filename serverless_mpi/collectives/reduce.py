@@ -85,7 +85,10 @@ def reduce_scatter(rank: int, size: int, blobs: Sequence[Blob], combine: Combine
     order = [(rank + turn) % size for turn in range(1, size)]
     if not order:
         return mine
-    got = yield [*(Send((other,), parts(blobs[other])) for other in order), *(Recv(other) for other in order)]
+    got = yield [
+        *(Send((other,), parts(blobs[other]), other) for other in order),
+        *(Recv(other, rank) for other in order),
+    ]
     column: list[memoryview] = [mine] * size
     for other, blob in zip(order, got[size - 1 :], strict=True):
         column[other] = blob

@@ -41,7 +41,7 @@ def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda rea
     size = len(algorithms)
     count = Count(sends=[0] * size, nbytes=[0] * size)
     mail: dict[tuple[int, int, int], tuple[memoryview, int]] = {}  # (source, slot, dest) -> data, round
-    used: set[tuple[int, int, int]] = set()
+    used: set[tuple[int, int]] = set()
     clock = [0] * size
     results: list[Any] = [None] * size
     waiting: dict[int, Any] = {rank: None for rank in range(size)}  # rank -> what it yielded last
@@ -75,11 +75,11 @@ def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda rea
                 data = memoryview(bytearray().join(one.data))
                 count.sends[rank] += 1
                 count.nbytes[rank] += data.nbytes
+                if (rank, one.slot) in used or rank in one.dests:
+                    raise JobError(f"rank {rank} sends twice under slot {one.slot}, or to itself")
+                used.add((rank, one.slot))
                 for dest in one.dests:
                     name = (rank, one.slot, dest)
-                    if name in used or dest == rank:
-                        raise JobError(f"rank {rank} sends twice under slot {one.slot} to rank {dest}, or to itself")
-                    used.add(name)
                     mail[name] = (data, clock[rank] + 1)
                     count.messages += 1
                     count.rounds = max(count.rounds, clock[rank] + 1)

@@ -3,8 +3,9 @@
 An algorithm is a generator that yields one step, or a list of steps done
 together; it is sent what a `Recv` received (a list, with None for each Send,
 where it yielded a list) and returns its result.  Ranks are those of the
-communicator.  A sender uses each slot at most once for a destination; slots
-are below 65536.  A Send never waits.  Nobody sends to himself.
+communicator.  A sender uses each slot for one Send of a call alone, because
+(sender, slot) names what is sent, whoever reads it; slots are below 65536.
+A Send never waits.  Nobody sends to himself.
 """
 
 from __future__ import annotations
