@@ -47,9 +47,10 @@ def main() -> None:
         bounds = engine.block_bounds(options.neurons, comm.size)
     except (ValueError, OSError) as error:
         problem = str(error)
-    if problem:  # every rank reads the same, so every rank ends
+    if problem:  # every rank finds the same, so every rank ends, once rank 0 has told
         if comm.rank == 0:
-            print(f"sparse_dnn: {problem}", file=sys.stderr)
+            print(f"sparse_dnn: {problem}", file=sys.stderr, flush=True)
+        comm.Barrier()
         sys.exit(2)
 
     parts = engine.partition(network, comm.rank, comm.size)

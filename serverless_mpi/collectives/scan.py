@@ -6,7 +6,7 @@ from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Recv, Sen
 
 
 def scan(rank: int, size: int, data: Blob, combine: Combine) -> Algorithm:
-    """ceil(log2 P) rounds, recursive doubling; as many messages of n bytes per rank at most."""
+    """At most ceil(log2 P) rounds, recursive doubling; ceil(log2 P) messages of n bytes per rank at most."""
     below, mine = yield from _prefix(rank, size, data, combine)
     return mine if below is None else combine(below, mine)
 

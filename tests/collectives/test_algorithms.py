@@ -192,7 +192,8 @@ def test_costs_are_what_the_docstrings_say(size: int) -> None:
     doubling = cost(size, lambda r: reduce.allreduce_doubling(r, size, data, c))
     assert doubling.rounds <= int(log2(size)) + (0 if size & (size - 1) == 0 else 2)
     check(cost(size, lambda r: reduce.reduce_scatter(r, size, [data] * size, c)), one, others, n * size * others)
-    check(cost(size, lambda r: scan.scan(r, size, data, c)), log, log)
+    doubled = cost(size, lambda r: scan.scan(r, size, data, c))
+    assert doubled.rounds <= log and max(doubled.sends) == log
 
 
 def test_a_deadlock_is_named() -> None:

@@ -1,0 +1,72 @@
+"""Each example under smpirun and under mpirun, with the same output."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import DATA, mpirun, smpirun, under_mpirun
+
+SMALL = {
+    "hello.py": [],
+    "pi.py": ["--intervals", "10000"],
+    "ring.py": [],
+    "heat2d.py": ["--size", "24", "--steps", "10"],
+    "sample_sort.py": ["--count", "20000"],
+    "master_worker.py": ["--limit", "5000"],
+    "sparse_dnn.py": ["--layers", "12", "--samples", "200"],
+}
+needs_mpi = pytest.mark.skipif(mpirun() is None, reason="the real MPI is not installed: pip install 'serverless-mpi[mpi]'")
+
+
+@needs_mpi
+@pytest.mark.parametrize("name", SMALL)
+def test_the_same_output_under_smpirun_and_mpirun(name: str) -> None:
+    ours = smpirun("-n", 3, "--channel", "direct", f"examples/{name}", *SMALL[name])
+    real = under_mpirun(3, f"examples/{name}", *SMALL[name])
+    assert (ours.returncode, real.returncode) == (0, 0), ours.stderr + real.stderr
+    assert ours.stdout == real.stdout != ""
+
+
+@pytest.mark.parametrize("channel", ["queue", "object", "hybrid"])
+@pytest.mark.parametrize("name", ["sample_sort.py", "master_worker.py", "sparse_dnn.py"])
+def test_the_same_output_over_every_channel(name: str, channel: str) -> None:
+    direct = smpirun("-n", 4, "--channel", "direct", f"examples/{name}", *SMALL[name])
+    other = smpirun("-n", 4, "--channel", channel, f"examples/{name}", *SMALL[name])
+    assert other.returncode == 0, other.stderr
+    assert other.stdout == direct.stdout != ""
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_a_random_network_gives_the_serial_bits_on_any_number_of_ranks(ranks: int) -> None:
+    done = smpirun(
+        "-n", ranks, "--channel", "direct", "examples/sparse_dnn.py", "--net", "random", "--neurons", 64, "--layers", 6,
+        "--samples", 90, "--seed", 3,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the same to the last bit" in done.stdout
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"no real data at {DATA}")
+def test_the_official_categories() -> None:
+    done = smpirun(
+        "-n", 2, "--channel", "direct", "examples/sparse_dnn.py",
+        "--images", DATA / "graphchallenge_images_1024_first10k.npz",
+        "--categories", DATA / "graphchallenge_categories_1024_120_first10k.txt",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "official categories: the same (337)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--neurons", "1000"], "RadiX-Net has 1024"),
+        (["--layers", "0"], "at least 1 layer"),
+        (["--images", "missing.npz"], "missing.npz"),
+        (["--images", "README.md"], "README.md, line 1"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], told: str) -> None:
+    done = smpirun("-n", 2, "--channel", "direct", "examples/sparse_dnn.py", *words)
+    said = [line for line in done.stderr.splitlines() if line.startswith("sparse_dnn:")]
+    assert done.returncode == 2 and len(said) == 1 and told in said[0] and "Traceback" not in done.stderr
