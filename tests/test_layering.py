@@ -1,0 +1,81 @@
+"""Imports point inward: what each room may import, read with `ast`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "serverless_mpi"
+STANDARD_ONLY = ("errors", "job", "core", "collectives", "channels.base")
+
+# room -> rooms of the package it may import, beside itself
+MAY: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "job": {"errors"},
+    "metering": {"errors"},
+    "core": {"errors"},
+    "channels.base": {"core", "job"},
+    "channels": {"channels.base", "core", "aws", "errors", "job", "metering"},
+    "aws": {"errors", "metering", "job"},
+    "collectives": {"channels.base", "errors"},
+    "runtime": {"core", "channels", "channels.base", "collectives", "job", "metering", "errors"},
+    "api": {"runtime", "collectives", "core", "errors", "__init__"},
+    "MPI": {"api", "core", "errors"},
+    "alias": {"__init__"},
+    "launch": {"job", "channels", "channels.base", "metering", "errors", "aws", "alias", "__init__"},
+    "sparse": {"_spdnn"},
+    "inference": {"sparse", "MPI"},
+}
+
+
+def room(module: str) -> str:
+    """The room of a dotted name below the package."""
+    return module if module in MAY else module.split(".")[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            for alias in node.names:
+                below = f"{base}.{alias.name}".removeprefix("serverless_mpi").strip(".").replace(".", "/")
+                is_module = base.startswith("serverless_mpi") and (
+                    (PACKAGE / f"{below}.py").exists() or (PACKAGE / below).is_dir()
+                )
+                found.add(f"{base}.{alias.name}" if is_module else base)
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_inward(path: Path) -> None:
+    relative = path.relative_to(PACKAGE).with_suffix("")
+    name = ".".join(relative.parts).removesuffix(".__init__")
+    here = room(name)
+    for module in imports(path):
+        top, _, below = module.partition(".")
+        if top == "serverless_mpi":
+            target = room(below or "__init__")
+            assert target == here or target in MAY[here], f"{name} imports {module}"
+        elif here in STANDARD_ONLY:
+            assert top not in ("numpy", "scipy", "boto3", "botocore", "cffi"), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("folder", ["core", "collectives"])
+def test_no_clock_thread_socket_or_randomness(folder: str) -> None:
+    for path in (PACKAGE / folder).glob("*.py"):
+        banned = imports(path) & {"time", "threading", "socket", "random", "secrets", "os", "asyncio", "selectors", "select"}
+        assert not banned, f"{path.name} imports {banned}"
+
+
+def test_every_room_is_listed() -> None:
+    assert {room(".".join(path.relative_to(PACKAGE).with_suffix("").parts)) for path in FILES} <= set(MAY)
