@@ -105,10 +105,12 @@ def decode(data: bytes, shape: tuple[int, int]) -> Floats:
     plain = zlib.decompress(memoryview(data)[1:])
     count = shape[0] * shape[1]
     width = -(-count // 8)
-    nonzero = np.unpackbits(np.frombuffer(plain, np.uint8, width), count=count).astype(bool).reshape(shape)
-    values = np.frombuffer(plain, np.float32, offset=width)
-    if len(values) != (min(1, int(nonzero.sum())) if data[0] == _CONSTANT else int(nonzero.sum())):
+    bits = np.unpackbits(np.frombuffer(plain[:width], np.uint8), count=count)
+    nonzeros = int(bits.sum())
+    if len(plain) != width + 4 * (min(1, nonzeros) if data[0] == _CONSTANT else nonzeros):
         raise ValueError(f"{len(data)} bytes are no activation rows of shape {shape}; all ranks must hold the same network")
+    nonzero = bits.astype(bool).reshape(shape)
+    values = np.frombuffer(plain, np.float32, offset=width)
     rows = np.zeros(shape, np.float32)
     rows[nonzero] = values
     return rows

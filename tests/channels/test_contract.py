@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from serverless_mpi.metering import Meter
 from tests.channels.contract import check_channel
 
 
-def check(name: str, endpoint: str | None) -> None:
+def check(name: str, endpoint: str | None, without: Sequence[str] = ()) -> None:
     kind = channels.load(name)
     specs: list[JobSpec] = []
 
@@ -25,7 +26,7 @@ def check(name: str, endpoint: str | None) -> None:
         return [kind(spec.with_rank(rank), Meter()) for rank in range(size)]
 
     try:
-        check_channel(make)
+        check_channel(make, without)
     finally:
         for spec in specs:
             kind.destroy(spec)
@@ -45,4 +46,6 @@ def test_on_ministack(name: str, ministack_endpoint: str) -> None:
 
 @pytest.mark.parametrize("name", ["queue", "object", "hybrid"])
 def test_on_moto(name: str, moto_endpoint: str) -> None:
-    check(name, moto_endpoint)
+    # moto 5.2 loses what is published with a String.Array and a binary attribute to a raw subscription with a
+    # filter policy (boto3's own calls show it), so there the fan-out is checked on objects alone
+    check(name, moto_endpoint, () if name == "object" else ("one_put_reaches_any_subset",))
