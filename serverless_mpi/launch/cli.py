@@ -1,19 +1,35 @@
-"""smpirun: what its words mean.  What is done with them is the launchers'."""
+"""smpirun: the command line, made into a plan.
+
+Here is only what is typed: options, their defaults and what is wrong with
+them. How a job runs is the launcher's.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from serverless_mpi import channels, launch
-from serverless_mpi.errors import ServerlessMPIError, UsageError
+from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
 
-EPILOG = """The first failing rank's exit code is smpirun's; 124 is a time-out, 128 + n the end by signal n.
-Several programs, as in `smpirun -n 1 a.py : -n 3 b.py`, share one COMM_WORLD."""
+STATS = ("text", "json", "none")
+
+_EPILOG = """\
+examples:
+  smpirun -n 4 prog.py args            four ranks of a Python program, over an embedded AWS emulator
+  smpirun -n 4 --channel direct -m pkg.module
+  smpirun -n 1 master.py : -n 3 worker.py
+  smpirun -n 2 ./a_program             any executable
+
+Exit code: 0 if every rank ended with 0, else that of the rank that failed
+first (128 + n if signal n ended it), 124 after --timeout, 2 if the command
+line cannot work. Credentials and endpoints of AWS in the environment are
+ignored; --endpoint and -x name what shall be used.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,112 +37,145 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see smpirun --help")
 
 
-def _parser() -> _Parser:
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="smpirun", description="Run an mpi4py program on N ranks, without servers.", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    say = parser.add_argument
-    say("-n", "-np", dest="ranks", metavar="N", default="1", help="number of ranks (default 1)")
-    say("--channel", default=channels.DEFAULT, help=f"{', '.join(channels.CHANNELS)} (default {channels.DEFAULT})")
-    say("--platform", default=launch.DEFAULT, help=f"{', '.join(launch.LAUNCHERS)} (default {launch.DEFAULT})")
-    say("-x", dest="variables", metavar="VAR[=VALUE]", action="append", default=[], help="give the ranks a variable")
-    say("--wdir", metavar="FOLDER", help="working directory of the ranks")
-    say("--tag-output", action="store_true", help="begin each line of output with its rank")
-    say("--timeout", metavar="SECONDS", help="stop the job after that time, with exit code 124")
-    say("--stats", choices=("text", "json", "none"), default="none", help="requests and dollars at the end: a table on "
-        "standard error, or a line of JSON on standard output")  # fmt: skip
-    say("--prices", metavar="FILE", help="a price table like the package's prices.json")
-    say("--region", default="us-east-1", help="AWS region (default us-east-1)")
-    say("--endpoint", metavar="URL", help="use the AWS emulator that runs there instead of an own one")
-    say("--port", metavar="PORT", help="port of the own emulator (default: a free one)")
-    say("--host", metavar="ADDRESS", help="address on which ranks of channel direct listen (default 127.0.0.1)")
-    say("--no-alias", dest="alias", action="store_false", help="leave `import mpi4py` alone")
-    say("--cleanup", action="store_true", help="remove what dead jobs left behind, and end")
-    say("-m", dest="module", action="store_true", help="the program is a module, as after `python -m`")
-    say("program", nargs=argparse.REMAINDER, metavar="program ...", help="a .py file or an executable, and its arguments")
+        prog="smpirun",
+        usage="smpirun [-n N] [options] prog.py [args ...] [: [-n N] prog.py [args ...]] ...",
+        description="Run MPI programs over queues and objects.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    each = parser.add_argument_group("of each program")
+    each.add_argument("-n", "-np", dest="ranks", metavar="N", help="number of ranks (default 1)")
+    each.add_argument(
+        "-x", dest="variables", metavar="VAR[=V]", action="append", default=[], help="give the ranks a variable; its value is yours"
+    )
+    each.add_argument("--wdir", "-wdir", dest="folder", metavar="D", help="working directory")
+    each.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="run a module, as python -m does")
+    each.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    whole = parser.add_argument_group("of the job (before the first program)")
+    whole.add_argument(
+        "--channel", metavar="NAME", help=f"{', '.join(channels.CHANNELS)} (default {channels.DEFAULT})"
+    )
+    whole.add_argument("--platform", metavar="NAME", help=f"{', '.join(launch.LAUNCHERS)} (default {launch.DEFAULT})")
+    whole.add_argument("--endpoint", metavar="URL", help="an AWS emulator that runs already")
+    whole.add_argument("--port", metavar="P", help="port of the emulator that is started (default: a free one)")
+    whole.add_argument("--host", metavar="ADDR", help="channel direct: the address to listen on (default 127.0.0.1)")
+    whole.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
+    whole.add_argument("--no-alias", action="store_true", help="`from mpi4py import MPI` means the real mpi4py")
+    whole.add_argument("--tag-output", "-l", action="store_true", help="begin each line of output with its rank: [3] ...")
+    whole.add_argument("--timeout", metavar="S", help="stop the job after S seconds, with exit code 124")
+    whole.add_argument(
+        "--stats",
+        metavar="|".join(STATS),
+        help="requests, bytes and dollars at the end: a table on stderr, or one line of JSON, the last of stdout"
+        " (default: text where stderr is a terminal, else none)",
+    )
+    whole.add_argument("--prices", metavar="FILE", help="a price table like the package's prices.json")
+    whole.add_argument("--cleanup", action="store_true", help="remove what dead jobs left behind, and end")
     return parser
 
 
-def _whole(text: str, name: str, least: int) -> int:
+_OF_EACH = {"ranks", "variables", "folder", "module", "program"}
+
+
+def _number(text: str, option: str) -> int:
     try:
-        number = int(text)
+        return int(text)
     except ValueError:
-        number = least - 1
-    if number < least:
-        raise UsageError(f"{name} {text}: a whole number of at least {least} is needed")
-    return number
+        raise UsageError(f"{option} {text}: not a whole number") from None
 
 
-def _program(options: argparse.Namespace) -> Program:
-    argv = options.program[1:] if options.program[:1] == ["--"] else options.program
-    if not argv:
-        raise UsageError("no program: name a .py file or an executable, as in `smpirun -n 4 prog.py`")
+def _program(options: argparse.Namespace, environ: Mapping[str, str]) -> Program:
+    ranks = 1 if options.ranks is None else _number(options.ranks, "-n")
+    if ranks < 1:
+        raise UsageError(f"-n {ranks}: a job needs at least 1 rank")
     variables = {}
-    for text in options.variables:
-        name, equals, value = text.partition("=")
-        if not equals and name not in os.environ:
-            raise UsageError(f"-x {name}: it is not set here; give -x {name}=VALUE")
-        variables[name] = value if equals else os.environ[name]
-    return Program(tuple(argv), _whole(options.ranks, "-n", 1), options.module, variables, options.wdir)
+    for given in options.variables:
+        name, equals, value = given.partition("=")
+        if not name:
+            raise UsageError(f"-x {given}: it takes VAR or VAR=value")
+        if not equals and name not in environ:
+            raise UsageError(f"-x {name}: no such variable in the environment; -x {name}=value gives it one")
+        variables[name] = value if equals else environ[name]
+    argv = tuple(options.program if options.module is None else options.module)
+    if not argv:
+        what = "a program" if options.module is None else "the name of a module after -m"
+        raise UsageError(f"the command line lacks {what}, as in: smpirun -n 4 prog.py")
+    return Program(argv, ranks, options.module is not None, variables, options.folder)
 
 
-def plan_of(words: Sequence[str]) -> tuple[argparse.Namespace, Plan | None]:
-    """(the options, what to run; None where only --cleanup is asked for).
+def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, str]:
+    """The job that `arguments` ask for, and the platform it is to run on.
 
     Raises
     ------
     UsageError
-        The words make no sense; the text says what would.
+        They ask for none that could run.
     """
-    parts: list[list[str]] = [[]]
-    for word in words:
-        if word == ":":
-            parts.append([])
+    segments: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == ":":
+            segments.append([])
         else:
-            parts[-1].append(word)
-    parsed = [_parser().parse_args(part) for part in parts]
-    first = parsed[0]
-    if first.cleanup:
-        return first, None
-    channels.load(first.channel)
-    seconds = None
-    if first.timeout is not None:
+            segments[-1].append(argument)
+    parser = _parser()
+    parsed = [parser.parse_args(segment) for segment in segments]
+    job = parsed[0]
+    for later in parsed[1:]:
+        for name, value in vars(later).items():
+            if name not in _OF_EACH and value:
+                raise UsageError(f"--{name.replace('_', '-')} is of the whole job: put it before the first program")
+    channel = job.channel or channels.DEFAULT
+    if channel not in channels.CHANNELS:
+        raise UsageError(f"unknown channel {channel!r}; known: {', '.join(channels.CHANNELS)}")
+    stats = job.stats or ("text" if sys.stderr is not None and sys.stderr.isatty() else "none")
+    if stats not in STATS:
+        raise UsageError(f"--stats {stats}: known are {', '.join(STATS)}")
+    timeout = None
+    if job.timeout is not None:
         try:
-            seconds = float(first.timeout)
+            timeout = float(job.timeout)
         except ValueError:
-            seconds = 0.0
-        if not seconds > 0:
-            raise UsageError(f"--timeout {first.timeout}: a number of seconds above 0 is needed")
-    plan = Plan(
-        programs=tuple(_program(options) for options in parsed),
-        channel=first.channel,
-        endpoint=first.endpoint,
-        port=None if first.port is None else _whole(first.port, "--port", 1),
-        host=first.host,
-        region=first.region,
-        alias=first.alias,
-        tag_output=first.tag_output,
-        timeout_s=seconds,
-        stats=first.stats,
-        prices=first.prices,
+            timeout = -1.0
+        if not timeout > 0:
+            raise UsageError(f"--timeout {job.timeout}: not a number of seconds above 0")
+    port = None if job.port is None else _number(job.port, "--port")
+    if port is not None and not 0 < port < 1 << 16:
+        raise UsageError(f"--port {port}: a port is in 1..65535")
+    made = Plan(
+        tuple(_program(options, environ) for options in parsed),
+        channel,
+        endpoint=job.endpoint,
+        port=port,
+        host=job.host,
+        region=job.region or "us-east-1",
+        alias=not job.no_alias,
+        tag_output=job.tag_output,
+        timeout_s=timeout,
+        stats=stats,
+        prices=job.prices,
     )
-    return first, plan
+    return made, job.platform or launch.DEFAULT
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """smpirun's entry point; returns the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run smpirun; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options, plan = plan_of(sys.argv[1:] if words is None else words)
-        launcher = launch.load(options.platform)()
-        if plan is None:
-            for line in launcher.cleanup(options.endpoint, options.region):
-                print(f"removed {line}")
+        first = arguments[: arguments.index(":")] if ":" in arguments else arguments
+        options = _parser().parse_args(first)
+        if options.cleanup:
+            platform = options.platform or launch.DEFAULT
+            for line in launch.load(platform)().cleanup(options.endpoint, options.region or "us-east-1"):
+                print(f"smpirun: removed {line}")
             return 0
-        return launcher.run(plan)
-    except ServerlessMPIError as error:
+        made, platform = plan(arguments, os.environ)
+        return launch.load(platform)().run(made)
+    except (ServerlessMPIError, MPIException) as error:
         print(f"smpirun: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return EXIT_USAGE if isinstance(error, UsageError) else 1
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -109,21 +108,12 @@ class Emulator:
         None for a free one.
     region
         Its AWS region.
-    variables
-        Further environment variables of its process.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        port: int | None = None,
-        region: str = "us-east-1",
-        variables: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, folder: str | Path, port: int | None = None, region: str = "us-east-1") -> None:
         self._folder = Path(folder)
         self._port = port
         self._region = region
-        self._variables = dict(variables or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
         self.url = ""
@@ -197,7 +187,6 @@ class Emulator:
             TMPDIR=str(self._folder),
             # It removes containers that it takes for its own; it shall find no daemon.
             DOCKER_HOST=f"unix://{self._folder}/no-docker",
-            **self._variables,
         )
         return environ
 

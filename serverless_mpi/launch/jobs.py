@@ -111,6 +111,7 @@ class JobFolder:
     _lock: int
     _guard: int = 0  # process id
     _lifeline: int = -1  # while it is open the guard waits
+    keep: bool = False  # something could not be removed: leave the record for `--cleanup`
 
     @classmethod
     def begin(cls) -> JobFolder:
@@ -145,10 +146,15 @@ class JobFolder:
         draft.write_text(json.dumps(public))
         draft.replace(self.path / "spec.json")
 
+    def recorded(self) -> JobSpec:
+        """What `record` wrote last, without the key."""
+        return _recorded(self.path / "spec.json")
+
     def end(self) -> None:
         """The job is over and has removed what it made; remove its folder and let the guard go."""
         with _locked_state():
-            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.keep:
+                shutil.rmtree(self.path, ignore_errors=True)
         os.write(self._lifeline, _DONE)
         os.close(self._lifeline)
         os.waitpid(self._guard, 0)
@@ -182,6 +188,10 @@ class JobFolder:
             os._exit(status)
 
 
+def _recorded(path: Path) -> JobSpec:
+    return JobSpec(rank=0, key=bytes(KEY_BYTES), **json.loads(path.read_text()))
+
+
 def clear(path: Path) -> None:
     """Remove everything of the dead job whose folder is `path`: processes, what its channel made, the folder.
 
@@ -193,8 +203,7 @@ def clear(path: Path) -> None:
     kill_processes_of(path.name)
     record = path / "spec.json"
     if record.exists():
-        public = json.loads(record.read_text())
-        spec = JobSpec(rank=0, key=bytes(KEY_BYTES), **public)
+        spec = _recorded(record)
         channels.load(spec.channel).destroy(spec)
     shutil.rmtree(path)
 

@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from serverless_mpi import channels, metering
-from serverless_mpi.errors import UsageError
+from serverless_mpi.channels.base import Channel
+from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
@@ -56,8 +57,9 @@ class Interrupted(Exception):
 class _Signals:
     """SIGINT, SIGTERM and SIGHUP: raised while the job is being made, noted while it runs.
 
-    `noted` are the signals that came; a byte on `fd` wakes the loop.
-    A second signal is raised in any case: whoever is stuck shall be let go.
+    `noted` are the signals that came; a byte on `fd` wakes the loop. A third
+    signal is raised in any case: whoever is stuck shall be let go, and the
+    guard does the rest.
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -83,7 +85,7 @@ class _Signals:
 
     def _come(self, number: int, _: FrameType | None) -> None:
         self.noted.append(number)
-        if self.raising:
+        if self.raising or len(self.noted) > 2:
             self.raising = False
             raise Interrupted(number)
 
@@ -142,6 +144,17 @@ def command(program: Program) -> list[str]:
     return [found, *arguments]
 
 
+def _restore(environ: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environ)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody can be told
+        sys.stderr.write(f"smpirun: {text}\n")
+        sys.stderr.flush()
+
+
 class LocalLauncher(Launcher):
     """Processes on this machine."""
 
@@ -151,56 +164,68 @@ class LocalLauncher(Launcher):
         commands = [command(program) for program in plan.programs]
         prices = metering.Prices.load(plan.prices)
         channel = channels.load(plan.channel)
-        inherited_environ = dict(os.environ)
-        environ = _clean(inherited_environ)
-        code = 0
         with _Signals() as signals, contextlib.ExitStack() as undo:
             try:
-                folder = JobFolder.begin()
-                undo.callback(folder.end)
-                # The launcher itself calls AWS's client library, and shall see no more than the ranks do.
-                undo.callback(_restore, inherited_environ)
-                _restore({**environ, **BLINDED})
-                undo.callback(kill_processes_of, folder.job_id)
-                lineage = "/".join(filter(None, (environ.get(ENV_LINEAGE), folder.job_id)))
-                environ[ENV_LINEAGE] = lineage
-                endpoint = plan.endpoint
-                if endpoint is not None:
-                    check_endpoint(endpoint)
-                elif plan.channel not in WITHOUT_AWS:
-                    emulator = Emulator(folder.path, plan.port, plan.region, {ENV_LINEAGE: lineage})
-                    undo.callback(emulator.stop)
-                    endpoint = emulator.start()
-                spec = replace(
-                    JobSpec.new(plan.size, plan.channel, region=plan.region, endpoint=endpoint),
-                    job_id=folder.job_id,
-                    settings={} if plan.host is None else {"host": plan.host},
-                    stats_dir=str(folder.stats),
-                )
-                if plan.endpoint is not None:
-                    folder.record(spec)
-                undo.callback(channel.destroy, spec)
-                spec = replace(spec, settings=channel.provision(spec))
-                if plan.endpoint is not None:
-                    folder.record(spec)
-                undo.callback(channel.destroy, spec)
-                job = _Running(plan, commands, spec, environ, signals)
-                undo.callback(job.close)
-                job.start()
-                signals.raising = False
-                code = job.watch()
+                return self._run(plan, commands, channel, prices, signals, undo)
             except Interrupted as stop:
-                code = 128 + stop.number
                 _say(str(stop))
-            except BrokenPipeError:
-                code = 128 + signal.SIGPIPE
-                with contextlib.suppress(OSError):  # what is still buffered for the reader that left must not be tried again
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            signals.raising = False  # from here on everything is being removed, and that shall be finished
-            with contextlib.suppress(NameError, UnboundLocalError):
-                job.stop()
-                self._report(plan, folder.stats, prices)
+                return 128 + stop.number
+            except BrokenPipeError:  # whoever read our output has left, as `head` does
+                return 128 + signal.SIGPIPE
+            finally:
+                signals.raising = False  # from here on things are being removed, and that shall be finished
+
+    def _run(
+        self,
+        plan: Plan,
+        commands: list[list[str]],
+        channel: type[Channel],
+        prices: metering.Prices,
+        signals: _Signals,
+        undo: contextlib.ExitStack,
+    ) -> int:
+        folder = JobFolder.begin()
+        undo.callback(folder.end)
+        # The launcher too calls AWS's client library, and shall see no more than the ranks do.
+        undo.callback(_restore, dict(os.environ))
+        environ = {**_clean(os.environ), **BLINDED}
+        _restore(environ)
+        undo.callback(kill_processes_of, folder.job_id)
+        environ[ENV_LINEAGE] = "/".join(filter(None, (environ.get(ENV_LINEAGE), folder.job_id)))
+        endpoint = plan.endpoint
+        if endpoint is not None:
+            check_endpoint(endpoint)
+        elif plan.channel not in WITHOUT_AWS:
+            emulator = Emulator(folder.path, plan.port, plan.region)
+            undo.callback(emulator.stop)
+            endpoint = emulator.start()
+        spec = replace(
+            JobSpec.new(plan.size, plan.channel, region=plan.region, endpoint=endpoint),
+            job_id=folder.job_id,
+            settings={} if plan.host is None else {"host": plan.host},
+            stats_dir=str(folder.stats),
+        )
+        if plan.endpoint is not None:  # what an emulator of our own holds goes with it
+            folder.record(spec)
+            undo.callback(self._destroy, channel, folder)
+        spec = replace(spec, settings=channel.provision(spec))
+        if plan.endpoint is not None:
+            folder.record(spec)
+        job = Running(plan, commands, channel, spec, environ, signals)
+        undo.callback(job.close)
+        job.start()
+        signals.raising = False
+        code = job.watch()
+        self._report(plan, folder.stats, prices)
         return code
+
+    @staticmethod
+    def _destroy(channel: type[Channel], folder: JobFolder) -> None:
+        try:
+            channel.destroy(folder.recorded())
+        except ChannelError as error:
+            folder.keep = True
+            _say(f"job {folder.job_id} left things behind, `smpirun --cleanup` tries again: {error}")
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         return clear_dead_jobs()
@@ -209,186 +234,237 @@ class LocalLauncher(Launcher):
     def _report(plan: Plan, stats: Path, prices: metering.Prices) -> None:
         if plan.stats == "none":
             return
-        records = [json.loads(path.read_text()) for path in sorted(stats.glob("rank-*.json"))]
-        summary = metering.report(records, prices)
+        summary = metering.report([json.loads(path.read_text()) for path in sorted(stats.glob("rank-*.json"))], prices)
         if plan.stats == "json":
             sys.stdout.write(json.dumps(summary) + "\n")
             sys.stdout.flush()
-        elif records:
+        elif summary["ranks"]:
             sys.stderr.write(metering.render(summary) + "\n")
 
 
-class _Running:
-    """The processes of a job, from their start to their end.
-
-    `watch` copies their output, notices ends, signals and the deadline, and
-    returns the exit code of the whole; `stop` sees that none is left.
-    """
+class Running:
+    """The processes of one job and their output."""
 
     def __init__(
-        self, plan: Plan, commands: list[list[str]], spec: JobSpec, environ: Mapping[str, str], signals: _Signals
+        self,
+        plan: Plan,
+        commands: list[list[str]],
+        channel: type[Channel],
+        spec: JobSpec,
+        environ: Mapping[str, str],
+        signals: _Signals,
     ) -> None:
         self._plan = plan
         self._commands = commands
+        self._channel = channel
         self._spec = spec
         self._environ = environ
         self._signals = signals
         self._selector = selectors.DefaultSelector()
-        self._writers = {1: LineWriter(1, plan.tag_output), 2: LineWriter(2, plan.tag_output)}
-        self._ranks: list[_Rank] = []
-        self._pipes: dict[int, tuple[int, int]] = {}  # read end -> (rank, descriptor of ours)
-        self._code: int | None = None
-        self._kill_at: float | None = None  # when those that did not heed SIGTERM are killed
+        self._selector.register(signals.fd, selectors.EVENT_READ, None)
+        self._writers = {"out": LineWriter(1, plan.tag_output), "err": LineWriter(2, plan.tag_output)}
+        self._muted = False  # nobody reads the output any more
+        self._living: dict[int, _Rank] = {}
+        self._pipes = 0
+        self._inherited = [fd for rank in range(spec.size) for fd in channel.inherited(spec.with_rank(rank))]
+        self._failure: tuple[int, str] | None = None  # exit code and story of the rank that failed first
+
+    # -- beginning
 
     def start(self) -> None:
-        """Start every rank.
-
-        Raises
-        ------
-        UsageError
-            A program cannot be executed.
-        """
+        """Start every rank."""
         number = 0
-        for program, words in zip(self._plan.programs, self._commands, strict=True):
+        for program, argv in zip(self._plan.programs, self._commands, strict=True):
             for _ in range(program.ranks):
-                self._start_rank(number, program, words)
+                self._start(number, program, argv)
                 number += 1
+        self._let_go()
 
-    def _start_rank(self, number: int, program: Program, words: list[str]) -> None:
+    def _start(self, number: int, program: Program, argv: list[str]) -> None:
         spec = self._spec.with_rank(number)
-        environ = {**self._environ, **BLINDED, **spec.to_env(), ENV_ALIAS: str(int(self._plan.alias))}
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), environ.get("PYTHONPATH"))))
-        environ.update(program.variables)
-        inherited = getattr(channels.load(spec.channel), "inherited", None)
-        out, err = os.pipe(), os.pipe()
         try:
             process = subprocess.Popen(
-                words,
-                stdin=None if number == 0 else subprocess.DEVNULL,
-                stdout=out[1],
-                stderr=err[1],
+                argv,
+                stdin=None if number == 0 and _is_open(0) else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
                 cwd=program.folder,
-                env=environ,
-                pass_fds=inherited(spec) if inherited is not None else (),
-                process_group=0 if sys.version_info >= (3, 11) and number else None,
+                env=self._variables(spec, program),
+                pass_fds=self._channel.inherited(spec),
+                start_new_session=True,  # a terminal's Ctrl-C comes to the launcher, which stops all ranks in order
             )
         except OSError as error:
-            raise UsageError(f"{words[0]} cannot be executed: {error.strerror}") from error
-        finally:
-            os.close(out[1])
-            os.close(err[1])
-        pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
-        rank = _Rank(number, program, process, pidfd)
-        self._ranks.append(rank)
-        for ours, (end, _) in ((1, out), (2, err)):
-            self._pipes[end] = (number, ours)
-            self._selector.register(end, selectors.EVENT_READ)
-        if pidfd is not None:
-            self._selector.register(pidfd, selectors.EVENT_READ)
+            raise UsageError(f"{argv[0]} cannot be executed: {error.strerror}") from error
+        rank = _Rank(number, program, process, _pidfd(process.pid))
+        self._living[number] = rank
+        if rank.pidfd is not None:
+            self._selector.register(rank.pidfd, selectors.EVENT_READ, ("end", rank))
+        for name, pipe in (("out", process.stdout), ("err", process.stderr)):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+            self._selector.register(pipe, selectors.EVENT_READ, (name, rank))
+            self._pipes += 1
+
+    def _variables(self, spec: JobSpec, program: Program) -> dict[str, str]:
+        environ = dict(self._environ)
+        if any(name.startswith("AWS_") for name in program.variables):  # the user names an account
+            for name in BLINDED:
+                del environ[name]
+        environ.update(program.variables)
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), environ.get("PYTHONPATH"))))
+        environ[ENV_ALIAS] = "1" if self._plan.alias else "0"
+        environ.update(spec.to_env())
+        return environ
+
+    def _let_go(self) -> None:
+        """Close our copies of what the ranks inherited: a socket lives as long as its rank."""
+        while self._inherited:
+            os.close(self._inherited.pop())
+
+    # -- watching
 
     def watch(self) -> int:
-        """See the job to its end; returns its exit code."""
-        self._selector.register(self._signals.fd, selectors.EVENT_READ)
-        timeout_s = self._plan.timeout_s
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        drained_at: float | None = None
-        while True:
-            self._reap()
-            now = time.monotonic()
-            if self._signals.noted:
-                first, *more = self._signals.noted
-                self._give_up(128 + first, f"stopped by {signal.Signals(first).name}")
-                if more:
-                    self._kill_at = now
-            if deadline is not None and now >= deadline:
-                self._give_up(EXIT_TIMEOUT, f"the job did not end within --timeout {timeout_s:g} s")
-                deadline = None
-            if self._kill_at is not None and now >= self._kill_at:
-                self._signal_all(signal.SIGKILL)
-                self._kill_at = None
-            alive = any(rank.process.returncode is None for rank in self._ranks)
-            if not alive and drained_at is None:
-                drained_at = now + DRAIN_S
-            if not alive and (not self._pipes or (drained_at is not None and now >= drained_at)):
+        """Pass on output until every rank ended, one failed, a signal came, or the time is over; then stop all."""
+        deadline = None if self._plan.timeout_s is None else time.monotonic() + self._plan.timeout_s
+        while self._living and self._failure is None and not self._signals.noted:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                self._failure = (
+                    EXIT_TIMEOUT,
+                    f"the job ran longer than --timeout {self._plan.timeout_s:g} s; all ranks were stopped",
+                )
                 break
-            times = [when - now for when in (deadline, self._kill_at, drained_at) if when is not None]
-            if any(rank.pidfd is None and rank.process.returncode is None for rank in self._ranks):
-                times.append(REAP_S)
-            for key, _ in self._selector.select(max(0.0, min(times)) if times else None):
-                self._ready(key.fd)
-        for rank in self._ranks:
-            for writer in self._writers.values():
-                writer.finish(rank.number)
-        return self._code or 0
+            self._turn(left)
+        running = len(self._living)
+        self.stop()
+        if self._failure is not None:
+            code, story = self._failure
+            _say(story + ("; the other ranks were stopped" if running and code != EXIT_TIMEOUT else ""))
+            return code
+        if self._signals.noted:
+            _say(str(Interrupted(self._signals.noted[0])))
+            return 128 + self._signals.noted[0]
+        return 0
 
-    def _ready(self, fd: int) -> None:
-        if fd == self._signals.fd:
-            os.read(fd, READ_BYTES)
-        elif fd in self._pipes:
-            rank, ours = self._pipes[fd]
-            data = os.read(fd, READ_BYTES)
-            if data:
-                self._writers[ours].feed(rank, data)
-            else:
-                self._writers[ours].finish(rank)
-                self._selector.unregister(fd)
-                del self._pipes[fd]
-                os.close(fd)
-
-    def _reap(self) -> None:
-        for rank in self._ranks:
-            if rank.process.returncode is not None or rank.process.poll() is None:
+    def _turn(self, left: float | None) -> None:
+        """Wait for something to happen, for at most `left` seconds, and see to it."""
+        blind = any(rank.pidfd is None for rank in self._living.values())
+        if blind:
+            left = REAP_S if left is None else min(left, REAP_S)
+        for key, _ in self._selector.select(left):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(key.fd, READ_BYTES)
                 continue
-            if rank.pidfd is not None:
-                self._selector.unregister(rank.pidfd)
-                os.close(rank.pidfd)
-                rank.pidfd = None
-            status = rank.process.returncode
-            if status > 0:
-                self._give_up(status, f"{rank.told} ended with exit code {status}; the other ranks are stopped")
-            elif status < 0:
-                name = signal.Signals(-status).name
-                self._give_up(128 - status, f"{rank.told} was ended by {name}; the other ranks are stopped")
+            name, rank = key.data
+            if name == "end":
+                self._reap(rank)
+            else:
+                self._take(key, name, rank)
+        if blind:
+            for rank in list(self._living.values()):
+                self._reap(rank)
 
-    def _give_up(self, code: int, why: str) -> None:
-        """The job has failed with `code`, unless it has already: say so once, and ask every rank to stop."""
-        if self._code is not None:
+    def _take(self, key: selectors.SelectorKey, name: str, rank: _Rank) -> None:
+        try:
+            data = os.read(key.fd, READ_BYTES)
+        except BlockingIOError:
             return
-        self._code = code
-        _say(why)
-        self._signal_all(signal.SIGTERM)
-        self._kill_at = time.monotonic() + GRACE_S
+        writer = self._writers[name]
+        if not data:
+            self._selector.unregister(key.fileobj)
+            pipe = rank.process.stdout if name == "out" else rank.process.stderr
+            assert pipe is not None
+            pipe.close()
+            self._pipes -= 1
+        if self._muted:
+            return
+        try:
+            if data:
+                writer.feed(rank.number, data)
+            else:
+                writer.finish(rank.number)
+        except BrokenPipeError:
+            self._muted = True
+            raise
 
-    def _signal_all(self, number: signal.Signals) -> None:
-        for rank in self._ranks:
-            if rank.process.returncode is None:
-                with contextlib.suppress(OSError):
-                    rank.process.send_signal(number)
+    def _reap(self, rank: _Rank) -> None:
+        code = rank.process.poll()
+        if code is None:
+            return
+        del self._living[rank.number]
+        if rank.pidfd is not None:
+            self._selector.unregister(rank.pidfd)
+            os.close(rank.pidfd)
+        if self._failure is not None or self._signals.noted:
+            return
+        if code < 0:
+            self._failure = (128 - code, f"{rank.told} was killed by {_signal_name(-code)}")
+        elif code > 0:
+            self._failure = (code, f"{rank.told} ended with exit code {code}")
+        elif self._spec.stats_dir and Path(self._spec.stats_dir, f"abort-{rank.number}").exists():
+            self._failure = (0, f"{rank.told} called Abort with error code 0")
+
+    # -- ending
 
     def stop(self) -> None:
-        """Kill and reap what still runs."""
-        self._signal_all(signal.SIGKILL)
-        for rank in self._ranks:
-            rank.process.wait()
+        """End every process: SIGTERM, and SIGKILL after GRACE_S or at a second signal; then read what they had to say."""
+        signals_seen = len(self._signals.noted)
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while self._living and len(self._signals.noted) == signals_seen and (left := deadline - time.monotonic()) > 0:
+            self._quiet_turn(left)
+        self._signal(signal.SIGKILL)
+        while self._living:
+            self._quiet_turn(None)
+        kill_processes_of(self._spec.job_id)  # what ranks left running, in whatever group
+        deadline = time.monotonic() + DRAIN_S
+        while self._pipes and (left := deadline - time.monotonic()) > 0:
+            self._quiet_turn(left)
+        if not self._muted:
+            with contextlib.suppress(BrokenPipeError):
+                for writer in self._writers.values():
+                    for number in range(self._spec.size):
+                        writer.finish(number)
+
+    def _quiet_turn(self, left: float | None) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._turn(left)
+
+    def _signal(self, number: int) -> None:
+        for rank in self._living.values():
+            with contextlib.suppress(ProcessLookupError):  # ended, not yet reaped, and its group is empty
+                os.killpg(rank.process.pid, number)
 
     def close(self) -> None:
-        """Stop, and close every descriptor."""
+        """Stop what still runs and let go of everything; after `watch` there is little left."""
+        self._let_go()
         self.stop()
-        for fd in [*self._pipes, *(rank.pidfd for rank in self._ranks if rank.pidfd is not None)]:
-            os.close(fd)
-        self._pipes.clear()
-        for rank in self._ranks:
-            rank.pidfd = None
+        for key in list(self._selector.get_map().values()):
+            if key.data is not None:
+                key.fileobj.close()  # type: ignore[union-attr]  # a pipe that an escaped process holds open
         self._selector.close()
 
 
-def _restore(environ: Mapping[str, str]) -> None:
-    """Make the process's environment what `environ` says."""
-    os.environ.clear()
-    os.environ.update(environ)
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; ends are then seen in the order they happen."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # not Linux, or before 5.3
+        return None
 
 
-def _say(text: str) -> None:
-    """One line to the user."""
-    sys.stderr.write(f"smpirun: {text}\n")
-    sys.stderr.flush()
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -136,8 +136,8 @@ def _busy_port() -> tuple[socket.socket, int]:
     "words, told",
     [
         (["-n", "0", "examples/hello.py"], "at least 1"),
-        (["-n", "x", "examples/hello.py"], "at least 1"),
-        (["-n", "2"], "no program"),
+        (["-n", "x", "examples/hello.py"], "-n"),
+        (["-n", "2"], "lacks a program"),
         (["-n", "2", "missing.py"], "no program missing.py"),
         (["-n", "2", "no-such-command"], "no-such-command"),
         (["--channel", "pigeon", "examples/hello.py"], "known: hybrid, queue"),
