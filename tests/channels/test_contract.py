@@ -1,4 +1,4 @@
-"""The contract over every medium: memory, and queue, object and hybrid on two independent emulators."""
+"""The contract over every medium: memory, TCP, and queue, object and hybrid on two independent emulators."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def check(name: str, endpoint: str | None, without: Sequence[str] = ()) -> None:
         assert not {spec.job_id for spec in specs} & set(control.leftovers(endpoint, "us-east-1"))
 
 
-def test_memory() -> None:
-    check("memory", None)
+@pytest.mark.parametrize("name", ["memory", "direct"])
+def test_without_a_service(name: str) -> None:
+    check(name, None)
 
 
 @pytest.mark.parametrize("name", ["queue", "object", "hybrid"])
