@@ -136,7 +136,7 @@ def command(program: Program) -> list[str]:
             raise UsageError(f"no program {name} in {folder.resolve()}")
         if not os.access(path, os.X_OK) or path.is_dir():
             raise UsageError(f"{name} cannot be executed; a Python program ends with .py, others need `chmod +x`")
-        return [str(path.resolve()), *arguments]
+        return [os.path.abspath(path), *arguments]  # a link stays one: it is how a virtual environment is known
     search = program.variables.get("PATH", os.environ.get("PATH", os.defpath))
     found = shutil.which(name, path=search)
     if found is None:
