@@ -5,6 +5,7 @@ Everything is named after the job, `smpi-<job id>...`, so that leftovers can be 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,15 @@ def client(service: str, endpoint: str | None, region: str) -> Any:
 def _all(call: Any, items: Iterable[Any]) -> list[Any]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(call, items))
+
+
+@contextlib.contextmanager
+def _explaining(endpoint: str | None, region: str) -> Iterator[None]:
+    """What goes wrong inside is a ChannelError that names the place."""
+    try:
+        yield
+    except Exception as error:  # botocore has no common base of its own and the socket's errors
+        raise ChannelError(f"{endpoint or f'AWS in {region}'} did not list or remove what jobs left there: {error}") from error
 
 
 def _explained(spec: JobSpec, error: Exception) -> ChannelError:
@@ -92,15 +102,16 @@ def remove_queues(spec: JobSpec) -> None:
 
 
 def _remove_queues(endpoint: str | None, region: str, prefix: str) -> int:
-    sqs, sns = (client(service, endpoint, region) for service in ("sqs", "sns"))
-    queues = list(_paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=prefix))
-    topics = [t["TopicArn"] for t in _paged(sns, "list_topics", "Topics") if _name(t["TopicArn"]).startswith(prefix)]
-    _all(lambda url: sqs.delete_queue(QueueUrl=url), queues)
-    for topic in topics:
-        for subscription in _paged(sns, "list_subscriptions_by_topic", "Subscriptions", TopicArn=topic):
-            sns.unsubscribe(SubscriptionArn=subscription["SubscriptionArn"])
-        sns.delete_topic(TopicArn=topic)
-    return len(queues) + len(topics)
+    with _explaining(endpoint, region):
+        sqs, sns = (client(service, endpoint, region) for service in ("sqs", "sns"))
+        queues = list(_paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=prefix))
+        topics = [t["TopicArn"] for t in _paged(sns, "list_topics", "Topics") if _name(t["TopicArn"]).startswith(prefix)]
+        _all(lambda url: sqs.delete_queue(QueueUrl=url), queues)
+        for topic in topics:
+            for subscription in _paged(sns, "list_subscriptions_by_topic", "Subscriptions", TopicArn=topic):
+                sns.unsubscribe(SubscriptionArn=subscription["SubscriptionArn"])
+            sns.delete_topic(TopicArn=topic)
+        return len(queues) + len(topics)
 
 
 def make_bucket(spec: JobSpec) -> dict[str, str]:
@@ -121,24 +132,26 @@ def remove_bucket(spec: JobSpec) -> None:
 
 
 def _remove_bucket(endpoint: str | None, region: str, bucket: str) -> int:
-    s3 = client("s3", endpoint, region)
-    if bucket not in [one["Name"] for one in s3.list_buckets()["Buckets"]]:
-        return 0
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-        keys = [{"Key": one["Key"]} for one in page.get("Contents", [])]
-        if keys:
-            s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-    s3.delete_bucket(Bucket=bucket)
-    return 1
+    with _explaining(endpoint, region):
+        s3 = client("s3", endpoint, region)
+        if bucket not in [one["Name"] for one in s3.list_buckets()["Buckets"]]:
+            return 0
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            keys = [{"Key": one["Key"]} for one in page.get("Contents", [])]
+            if keys:
+                s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+        s3.delete_bucket(Bucket=bucket)
+        return 1
 
 
 def leftovers(endpoint: str | None, region: str) -> list[str]:
     """Ids of the jobs that have queues, topics or buckets there."""
-    sqs, sns, s3 = (client(service, endpoint, region) for service in ("sqs", "sns", "s3"))
-    names = [_name(url) for url in _paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=PREFIX)]
-    names += [_name(topic["TopicArn"]) for topic in _paged(sns, "list_topics", "Topics")]
-    names += [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
-    return sorted({name.split("-")[1] for name in names if name.startswith(PREFIX)})
+    with _explaining(endpoint, region):
+        sqs, sns, s3 = (client(service, endpoint, region) for service in ("sqs", "sns", "s3"))
+        names = [_name(url) for url in _paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=PREFIX)]
+        names += [_name(topic["TopicArn"]) for topic in _paged(sns, "list_topics", "Topics")]
+        names += [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
+        return sorted({name.split("-")[1] for name in names if name.startswith(PREFIX)})
 
 
 def remove(endpoint: str | None, region: str, job_id: str) -> int:

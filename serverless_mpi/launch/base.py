@@ -102,4 +102,4 @@ class Launcher(ABC):
 
     @abstractmethod
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
-        """Remove what dead jobs left behind; returns one line per thing removed."""
+        """Remove what dead jobs left behind; returns one line for each job: what was removed, or why it could not be."""

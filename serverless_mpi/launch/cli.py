@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         " (default: text where stderr is a terminal, else none)",
     )
     whole.add_argument("--prices", metavar="FILE", help="a price table like the package's prices.json")
-    whole.add_argument("--cleanup", action="store_true", help="remove what dead jobs left behind, and end")
+    whole.add_argument("--cleanup", action="store_true", help="remove what dead jobs left behind (with --endpoint: all that no job of yours uses there), and end")
     return parser
 
 
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.cleanup:
             platform = options.platform or launch.DEFAULT
             for line in launch.load(platform)().cleanup(options.endpoint, options.region or "us-east-1"):
-                print(f"smpirun: removed {line}")
+                print(f"smpirun: {line}")
             return 0
         made, platform = plan(arguments, os.environ)
         return launch.load(platform)().run(made)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from serverless_mpi import channels
-from serverless_mpi.errors import UsageError
+from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import KEY_BYTES, JobSpec
 
 ENV_LINEAGE = "SMPI_LINEAGE"  # ids of the job and of the jobs it was started in, with slashes between
@@ -221,6 +221,10 @@ def clear_dead_jobs() -> list[str]:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue  # it lives, or its guard is at work
-                clear(path)
-            said.append(f"job {path.name}")
+                try:
+                    clear(path)
+                except ChannelError as error:
+                    said.append(f"kept job {path.name}; removing {path} forgets it: {error}")
+                else:
+                    said.append(f"removed job {path.name}")
     return said

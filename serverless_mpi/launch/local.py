@@ -26,7 +26,7 @@ from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
-from serverless_mpi.launch.jobs import ENV_LINEAGE, JobFolder, clear_dead_jobs, kill_processes_of
+from serverless_mpi.launch.jobs import ENV_LINEAGE, JobFolder, clear_dead_jobs, kill_processes_of, state_folder
 from serverless_mpi.launch.output import LineWriter
 
 WITHOUT_AWS = frozenset({"direct", "memory"})  # channels that need no service
@@ -164,6 +164,7 @@ class LocalLauncher(Launcher):
         commands = [command(program) for program in plan.programs]
         prices = metering.Prices.load(plan.prices)
         channel = channels.load(plan.channel)
+        _open_standard_files()
         with _Signals() as signals, contextlib.ExitStack() as undo:
             try:
                 return self._run(plan, commands, channel, prices, signals, undo)
@@ -228,7 +229,17 @@ class LocalLauncher(Launcher):
             _say(f"job {folder.job_id} left things behind, `smpirun --cleanup` tries again: {error}")
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
-        return clear_dead_jobs()
+        from serverless_mpi.aws import control
+
+        _restore({**_clean(os.environ), **BLINDED})
+        if endpoint is not None:
+            check_endpoint(endpoint)
+        said = clear_dead_jobs()
+        if endpoint is not None:  # jobs that no folder here tells of: another machine's, or after a reboot
+            for job_id in control.leftovers(endpoint, region):
+                if not (state_folder() / job_id).exists():
+                    said.append(f"removed job {job_id} from {endpoint}: {control.remove(endpoint, region, job_id)} things")
+        return said
 
     @staticmethod
     def _report(plan: Plan, stats: Path, prices: metering.Prices) -> None:
@@ -285,7 +296,7 @@ class Running:
         try:
             process = subprocess.Popen(
                 argv,
-                stdin=None if number == 0 and _is_open(0) else subprocess.DEVNULL,
+                stdin=None if number == 0 else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
@@ -403,8 +414,6 @@ class Running:
             self._failure = (128 - code, f"{rank.told} was killed by {_signal_name(-code)}")
         elif code > 0:
             self._failure = (code, f"{rank.told} ended with exit code {code}")
-        elif self._spec.stats_dir and Path(self._spec.stats_dir, f"abort-{rank.number}").exists():
-            self._failure = (0, f"{rank.told} called Abort with error code 0")
 
     # -- ending
 
@@ -462,9 +471,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+def _open_standard_files() -> None:
+    """Give standard input, output and error to nobody where they are closed: else a pipe of ours would get their number."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
