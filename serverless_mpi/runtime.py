@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from serverless_mpi import channels
 from serverless_mpi.channels.base import Channel
-from serverless_mpi.collectives.steps import Recv, Send
+from serverless_mpi.collectives.steps import Deal, Recv, Send
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.endpoint import Endpoint, Receive
 from serverless_mpi.core.envelope import Envelope
@@ -239,7 +239,7 @@ class Runtime:
                 operation._end(error)
                 return
             several = isinstance(step, (list, tuple))
-            group: Sequence[Send | Recv] = step if several else (step,)
+            group: Sequence[Send | Deal | Recv] = step if several else (step,)
             receives: list[Receive | None] = []
             missing: list[Receive] = []
             for one in group:
@@ -249,8 +249,16 @@ class Runtime:
                         parcels = self._endpoint.publish(context, seq, one.slot, dests, one.data)
                         self._queue(parcels, operation, copy=True)
                     receives.append(None)
+                elif isinstance(one, Deal):
+                    blobs = [(ranks[dest], data) for dest, data in one.blobs]
+                    if blobs:
+                        parcels = self._endpoint.deal(context, seq, one.slot, blobs)
+                        if not self.figures.ranges:
+                            parcels = [single for parcel in parcels for single in parcel.singly()]
+                        self._queue(parcels, operation, copy=True)
+                    receives.append(None)
                 else:
-                    receive = self._endpoint.expect(context, ranks[one.source], seq, one.slot)
+                    receive = self._endpoint.expect(context, ranks[one.source], seq, one.slot, one.dealt)
                     receives.append(receive)
                     if not receive.done:
                         missing.append(receive)
@@ -382,8 +390,7 @@ class Runtime:
         """Under the lock: frames to put, which hold their operation unless they are copied."""
         for parcel in parcels:
             if self._background and copy and parcel.nbytes <= EAGER_COPY_BYTES:
-                whole = memoryview(b"".join(parcel.parts))
-                self._queued.append((Parcel(parcel.dests, parcel.name, (whole,)), None))
+                self._queued.append((parcel.copied(), None))
             else:
                 operation._holds += 1
                 self._queued.append((parcel, operation))

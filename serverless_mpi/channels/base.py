@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serverless_mpi.core.parcel import MANY, FrameName, Parcel, Wanted
+from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted
 from serverless_mpi.job import JobSpec
 
-__all__ = ["MANY", "Channel", "Delivery", "Figures", "FrameName", "Limits", "Parcel", "Wanted"]
+__all__ = ["EACH", "MANY", "Channel", "Delivery", "Figures", "FrameName", "Limits", "Parcel", "Wanted"]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -45,7 +45,9 @@ class Figures:
 
     latency_s: one small message from put to get; bandwidth_Bps: bytes per
     second of one large message; put_usd, get_usd: dollars per small frame;
-    fanout: one put reaches many ranks at one price; batch: frames per request.
+    fanout: one put reaches many ranks at one price; batch: frames per request;
+    ranges: a reader can take a part of what was put, so dealt parcels come to
+    `put` whole (else one by one).
     """
 
     latency_s: float
@@ -54,6 +56,7 @@ class Figures:
     get_usd: float
     fanout: bool
     batch: int
+    ranges: bool = False
 
 
 class Channel(ABC):

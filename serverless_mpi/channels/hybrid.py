@@ -1,6 +1,8 @@
 """hybrid, the default: small frames on the queue; a large one as an object, and its reference on the queue.
 
-A reference is authenticated with the job's key, and the frame it brings has a tag of its own.
+A reference is authenticated with the job's key, and the frame it brings has a tag of its own.  Dealt frames
+that would cost more on the queue are one object; its reference, published once, has the table of who reads
+which range.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from serverless_mpi.channels.base import Channel, Delivery, Limits, Parcel, Wanted
-from serverless_mpi.channels.object import ObjectChannel, Store
+from serverless_mpi.channels.base import EACH, Channel, Delivery, Limits, Parcel, Wanted
+from serverless_mpi.channels.object import ObjectChannel, Store, locate, side_by_side, table, table_bytes
 from serverless_mpi.channels.queue import MAX_FRAME_BYTES as QUEUE_FRAME_BYTES
 from serverless_mpi.channels.queue import QueueChannel
 from serverless_mpi.job import JobSpec
@@ -19,6 +21,7 @@ from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
 MAX_FRAME_BYTES = 64 << 20  # so that a receiver can put a long message together while the rest is on its way
 _MAGIC = b"sR"  # a frame begins with b"sM"
+_DEALT = b"sD"  # a reference that begins with a table
 _TAG_BYTES = 16
 
 
@@ -35,6 +38,17 @@ def threshold(prices: Prices) -> int:
     return min(QUEUE_FRAME_BYTES, chunks * BILLED_CHUNK_BYTES)
 
 
+def together(parcel: Parcel, prices: Prices) -> bool:
+    """Whether a dealt parcel is cheaper as one object than frame by frame on the queue or as objects of their own."""
+    a_reader = prices.of("s3.GET") + prices.of("sqs")
+    as_one = prices.of("s3.PUT") + prices.of("sns") + len(parcel.dests) * a_reader
+    alone = 0.0
+    for parts in parcel.own:
+        chunks = -(-sum(part.nbytes for part in parts) // BILLED_CHUNK_BYTES)
+        alone += min(chunks * 2 * prices.of("sqs"), prices.of("s3.PUT") + prices.of("sqs") + a_reader)
+    return as_one < alone
+
+
 class HybridChannel(Channel):
     """The queue and the object channel together."""
 
@@ -43,9 +57,10 @@ class HybridChannel(Channel):
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
         self._queue = QueueChannel(spec, meter)
-        self.figures = self._queue.figures
+        self.figures = replace(self._queue.figures, ranges=True)
         self._store = Store(spec, meter)
-        self._threshold = threshold(Prices.load())
+        self._prices = Prices.load()
+        self._threshold = threshold(self._prices)
         self._closed = False
 
     @classmethod
@@ -58,21 +73,28 @@ class HybridChannel(Channel):
         ObjectChannel.destroy(spec)
 
     def put(self, parcels: Sequence[Parcel]) -> None:
-        large = [parcel for parcel in parcels if parcel.nbytes > self._threshold]
-        self._store.each(lambda parcel: self._store.put(parcel.name.key(), parcel.parts), large)  # type: ignore[attr-defined]
-        self._queue.put(
-            [
-                parcel if parcel.nbytes <= self._threshold else replace(parcel, parts=(self._reference(parcel),))
-                for parcel in parcels
-            ]
-        )
+        small: list[Parcel] = []
+        large: list[Parcel] = []
+        for given in parcels:
+            whole = given.own and together(given, self._prices)
+            for parcel in [given] if whole else given.singly():
+                (large if whole or parcel.nbytes > self._threshold else small).append(parcel)
+        self._store.each(lambda parcel: self._store.put(self._key(parcel), side_by_side(parcel)), large)
+        self._queue.put(small + [Parcel(parcel.dests, parcel.name, (self._reference(parcel),)) for parcel in large])
+
+    @staticmethod
+    def _key(parcel: Parcel) -> str:
+        """The object's key; frames that were dealt but travel alone get keys of their own."""
+        alone = parcel.name.dest == EACH and not parcel.own
+        return f"{parcel.name.key()}.{parcel.dests[0]:06d}" if alone else parcel.name.key()
 
     def _reference(self, parcel: Parcel) -> memoryview:
-        key = parcel.name.key().encode()
-        return memoryview(_MAGIC + self._tag(key) + key)
+        key = self._key(parcel).encode()
+        magic, text = (_DEALT, table(parcel) + key) if parcel.own else (_MAGIC, key)
+        return memoryview(magic + self._tag(magic + text) + text)
 
-    def _tag(self, key: bytes) -> bytes:
-        return hashlib.blake2b(_MAGIC + key, key=self.spec.key, digest_size=_TAG_BYTES).digest()
+    def _tag(self, text: bytes) -> bytes:
+        return hashlib.blake2b(text, key=self.spec.key, digest_size=_TAG_BYTES).digest()
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
         deliveries = self._queue.get(max_wait_s, wanted)
@@ -82,12 +104,14 @@ class HybridChannel(Channel):
         """The frame of a reference; anything else as it is, for the core to judge."""
         assert isinstance(delivery, Delivery)
         data = delivery.data
-        if data[:2] != _MAGIC:
+        magic, tag, text = bytes(data[:2]), bytes(data[2 : 2 + _TAG_BYTES]), data[2 + _TAG_BYTES :]
+        if magic not in (_MAGIC, _DEALT) or not hmac.compare_digest(self._tag(magic + bytes(text)), tag):
             return Delivery(data, (delivery.receipt, None))
-        key = bytes(data[2 + _TAG_BYTES :])
-        if not hmac.compare_digest(self._tag(key), bytes(data[2 : 2 + _TAG_BYTES])):
-            return Delivery(data, (delivery.receipt, None))
-        name = key.decode()
+        if magic == _DEALT:
+            start, nbytes = locate(text, self.spec.rank)
+            name = bytes(text[table_bytes(text) :]).decode()
+            return Delivery(self._store.get_range(name, start, nbytes), (delivery.receipt, None))
+        name = bytes(text).decode()
         body = self._store.get(name)
         if body is None:
             # a second delivery of a reference whose object has been read and deleted: the core counts the empty frame

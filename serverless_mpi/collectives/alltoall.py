@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serverless_mpi.collectives.steps import Algorithm, Blob, Recv, Send, pack, parts, unpack, whole
+from serverless_mpi.collectives.steps import Algorithm, Blob, Deal, Recv, Send, pack, parts, unpack, whole
 
 
 def pairwise(rank: int, size: int, blobs: Sequence[Blob]) -> Algorithm:
@@ -17,6 +17,20 @@ def pairwise(rank: int, size: int, blobs: Sequence[Blob]) -> Algorithm:
             *(Recv(other, rank) for other in order),
         ]
         for other, blob in zip(order, got[size - 1 :], strict=True):
+            result[other] = blob
+    return [whole(blob) for blob in result]
+
+
+def packed(rank: int, size: int, blobs: Sequence[Blob]) -> Algorithm:
+    """1 round; each rank deals its P-1 blobs: one put, of which each reader takes its own range (else P-1 messages)."""
+    others = [other for other in range(size) if other != rank]
+    result: list[Blob] = [blobs[rank]] * size
+    if others:
+        got = yield [
+            Deal(tuple((other, parts(blobs[other])) for other in others)),
+            *(Recv(other, dealt=True) for other in others),
+        ]
+        for other, blob in zip(others, got[1:], strict=True):
             result[other] = blob
     return [whole(blob) for blob in result]
 

@@ -49,6 +49,11 @@ def _fanout(facts: Facts) -> bool:
     return facts.fanout
 
 
+def _ranges(facts: Facts) -> bool:
+    """One put can carry a part for each rank."""
+    return facts.figures.ranges
+
+
 def _few(facts: Facts) -> bool:
     """So few ranks that one of them can do the work of all in the time of a tree's rounds."""
     return facts.size <= 4
@@ -63,7 +68,7 @@ TABLE: dict[str, list[tuple[Condition, Choice]]] = {
     "barrier": [(_paid, barrier.fan), (_always, barrier.dissemination)],
     "bcast": [(_fanout, bcast.fan_out), (_few, bcast.fan_out), (_always, bcast.binomial)],
     "gather": [(_paid, gather.gather_flat), (_few, gather.gather_flat), (_always, gather.gather_binomial)],
-    "scatter": [(_paid, gather.scatter_flat), (_few, gather.scatter_flat), (_always, gather.scatter_binomial)],
+    "scatter": [(_ranges, gather.scatter_packed), (_paid, gather.scatter_flat), (_few, gather.scatter_flat), (_always, gather.scatter_binomial)],
     "allgather": [
         (_fanout, allgather.fan_out),
         (_few, allgather.fan_out),
@@ -71,13 +76,14 @@ TABLE: dict[str, list[tuple[Condition, Choice]]] = {
         (_always, allgather.ring),
     ],
     "alltoall": [
+        (_ranges, alltoall.packed),
         (_paid, alltoall.pairwise),
         (lambda facts: facts.nbytes is not None and facts.size >= 8 and facts.round_bound, alltoall.bruck),
         (_always, alltoall.pairwise),
     ],
     "reduce": [(_paid, reduce.reduce_flat), (_few, reduce.reduce_flat), (_always, reduce.reduce_binomial)],
     "allreduce": [(_fanout, reduce.allreduce_fan), (_always, reduce.allreduce_doubling)],
-    "reduce_scatter": [(_always, reduce.reduce_scatter)],
+    "reduce_scatter": [(_ranges, reduce.reduce_scatter_packed), (_always, reduce.reduce_scatter)],
     "scan": [(_always, scan.scan)],
     "exscan": [(_always, scan.exscan)],
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serverless_mpi.collectives.steps import Algorithm, Blob, Recv, Send, pack, parts, unpack, whole
+from serverless_mpi.collectives.steps import Algorithm, Blob, Deal, Recv, Send, pack, parts, unpack, whole
 
 
 def gather_flat(rank: int, size: int, root: int, data: Blob) -> Algorithm:
@@ -41,6 +41,16 @@ def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) 
     assert blobs is not None
     if size > 1:
         yield [Send((dest,), parts(blobs[dest]), dest) for dest in range(size) if dest != root]
+    return blobs[root]
+
+
+def scatter_packed(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Algorithm:
+    """1 round; the root deals its P-1 blobs: one put, of which each reader takes its own range (else P-1 messages)."""
+    if rank != root:
+        return (yield Recv(root, dealt=True))
+    assert blobs is not None
+    if size > 1:
+        yield Deal(tuple((dest, parts(blobs[dest])) for dest in range(size) if dest != root))
     return blobs[root]
 
 

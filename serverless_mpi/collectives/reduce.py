@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from serverless_mpi.collectives.alltoall import packed
 from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Recv, Send, parts, whole
 
 
@@ -93,6 +94,11 @@ def reduce_scatter(rank: int, size: int, blobs: Sequence[Blob], combine: Combine
     for other, blob in zip(order, got[size - 1 :], strict=True):
         column[other] = blob
     return _fold(column, combine)
+
+
+def reduce_scatter_packed(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Algorithm:
+    """1 round; each rank deals its P-1 blobs, as in alltoall, and folds what it gets from rank 0 up."""
+    return _fold((yield from packed(rank, size, blobs)), combine)
 
 
 def _fold(blobs: Sequence[memoryview], combine: Combine) -> memoryview:

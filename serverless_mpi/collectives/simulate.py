@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.collectives.steps import Algorithm, Recv, Send
+from serverless_mpi.collectives.steps import Algorithm, Deal, Recv, Send
 from serverless_mpi.errors import JobError
 
 
@@ -15,8 +15,8 @@ class Count:
     """What an algorithm costs.
 
     rounds: longest chain of messages each of which waits for the one before;
-    sends, nbytes: per rank, a Send to many ranks counted once; messages: reads
-    by all ranks.
+    sends, nbytes: per rank, a Send to many ranks, or a Deal, counted once;
+    messages: reads by all ranks.
     """
 
     rounds: int = 0
@@ -40,14 +40,14 @@ def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda rea
     """
     size = len(algorithms)
     count = Count(sends=[0] * size, nbytes=[0] * size)
-    mail: dict[tuple[int, int, int], tuple[memoryview, int]] = {}  # (source, slot, dest) -> data, round
+    mail: dict[tuple[int, int, int, bool], tuple[memoryview, int]] = {}  # (source, slot, dest, dealt) -> data, round
     used: set[tuple[int, int]] = set()
     clock = [0] * size
     results: list[Any] = [None] * size
     waiting: dict[int, Any] = {rank: None for rank in range(size)}  # rank -> what it yielded last
 
     def ready(rank: int) -> bool:
-        return all((one.source, one.slot, rank) in mail for one in _steps(waiting[rank]) if isinstance(one, Recv))
+        return all((one.source, one.slot, rank, one.dealt) in mail for one in _steps(waiting[rank]) if isinstance(one, Recv))
 
     while waiting:
         able = [rank for rank in waiting if ready(rank)]
@@ -59,7 +59,7 @@ def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda rea
         values: list[Any] = []
         for one in _steps(step):
             if isinstance(one, Recv):
-                data, when = mail.pop((one.source, one.slot, rank))
+                data, when = mail.pop((one.source, one.slot, rank, one.dealt))
                 clock[rank] = max(clock[rank], when)
                 values.append(data)
             else:
@@ -71,23 +71,28 @@ def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda rea
             results[rank] = stop.value
             continue
         for one in _steps(following):
+            if isinstance(one, Recv):
+                continue
             if isinstance(one, Send):
-                data = memoryview(bytearray().join(one.data))
-                count.sends[rank] += 1
-                count.nbytes[rank] += data.nbytes
-                if (rank, one.slot) in used or rank in one.dests:
-                    raise JobError(f"rank {rank} sends twice under slot {one.slot}, or to itself")
-                used.add((rank, one.slot))
-                for dest in one.dests:
-                    name = (rank, one.slot, dest)
-                    mail[name] = (data, clock[rank] + 1)
-                    count.messages += 1
-                    count.rounds = max(count.rounds, clock[rank] + 1)
+                blob = memoryview(bytearray().join(one.data))
+                given = dict.fromkeys(one.dests, blob)
+                count.nbytes[rank] += blob.nbytes
+            else:
+                given = {dest: memoryview(bytearray().join(data)) for dest, data in one.blobs}
+                count.nbytes[rank] += sum(blob.nbytes for blob in given.values())
+            count.sends[rank] += 1
+            if (rank, one.slot) in used or rank in given:
+                raise JobError(f"rank {rank} sends twice under slot {one.slot}, or to itself")
+            used.add((rank, one.slot))
+            for dest, blob in given.items():
+                mail[rank, one.slot, dest, isinstance(one, Deal)] = (blob, clock[rank] + 1)
+                count.messages += 1
+                count.rounds = max(count.rounds, clock[rank] + 1)
         waiting[rank] = following
     if mail:
         raise JobError(f"nobody received {sorted(mail)}")
     return results, count
 
 
-def _steps(step: Any) -> Sequence[Send | Recv]:
+def _steps(step: Any) -> Sequence[Send | Deal | Recv]:
     return () if step is None else step if isinstance(step, (list, tuple)) else (step,)

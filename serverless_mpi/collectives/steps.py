@@ -1,11 +1,11 @@
-"""The whole language of a collective algorithm: `Send` and `Recv`, and the packing of several blobs into one.
+"""The whole language of a collective algorithm: `Send`, `Deal` and `Recv`, and the packing of several blobs into one.
 
 An algorithm is a generator that yields one step, or a list of steps done
 together; it is sent what a `Recv` received (a list, with None for each Send,
 where it yielded a list) and returns its result.  Ranks are those of the
-communicator.  A sender uses each slot for one Send of a call alone, because
-(sender, slot) names what is sent, whoever reads it; slots are below 65536.
-A Send never waits.  Nobody sends to himself.
+communicator.  A sender uses each slot for one Send or Deal of a call alone,
+because (sender, slot) names what is sent, whoever reads it; slots are below
+65536.  A Send or Deal never waits.  Nobody sends to himself.
 """
 
 from __future__ import annotations
@@ -32,11 +32,23 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Deal:
+    """Give each rank of `blobs` (dest, data) its own data, all under (sender, slot).
+
+    One object where readers can take a range of it, else a message each.
+    """
+
+    blobs: tuple[tuple[int, Sequence[memoryview]], ...]
+    slot: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Recv:
-    """Wait for what `source` sends under `slot`."""
+    """Wait for what `source` sends under `slot`; `dealt` if it comes of a Deal."""
 
     source: int
     slot: int = 0
+    dealt: bool = False
 
 
 def parts(blob: Blob) -> Sequence[memoryview]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from serverless_mpi.core.delivery import Assembly, Incoming, Ledger, Stream
 from serverless_mpi.core.envelope import ANY_SOURCE, Envelope
 from serverless_mpi.core.matching import Matcher
-from serverless_mpi.core.parcel import MANY, FrameName, Parcel, Wanted
+from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted
 from serverless_mpi.core.wire import FLAG_SYNC, HEADER_BYTES, Frame, Kind, decode, encode
 from serverless_mpi.errors import ERR_NO_MEM, ChannelError, MPIException, WireError
 
@@ -26,14 +26,16 @@ class Receive:
     """A receive, point-to-point or of a collective's step, and what it got.
 
     done: the body is complete; data: the whole payload, writable; envelope: of
-    the message; landed: the payload is in `into`.
+    the message; landed: the payload is in `into`; dest: under which name the
+    frames of a step come (MANY, EACH).
     """
 
-    __slots__ = ("pattern", "into", "envelope", "data", "done", "landed", "on_done")
+    __slots__ = ("pattern", "into", "dest", "envelope", "data", "done", "landed", "on_done")
 
-    def __init__(self, pattern: Pattern, into: memoryview | None = None) -> None:
+    def __init__(self, pattern: Pattern, into: memoryview | None = None, dest: int = MANY) -> None:
         self.pattern = pattern
         self.into = into
+        self.dest = dest
         self.envelope: Envelope | None = None
         self.data: memoryview | None = None
         self.done = False
@@ -99,6 +101,18 @@ class Endpoint:
         """The frames of one step of a collective, the same for every rank in `dests` (world ranks, not oneself)."""
         return self._cut(Kind.STEP, 0, context, MANY, slot, seq, data, tuple(dests))
 
+    def deal(
+        self, context: int, seq: int, slot: int, blobs: Sequence[tuple[int, Sequence[memoryview]]]
+    ) -> list[Parcel]:
+        """The frames of one step of a collective, for each (world rank, data) its own; the k-th frames of all in one parcel."""
+        cut = [self._cut(Kind.STEP, 0, context, dest, slot, seq, data, (dest,)) for dest, data in blobs]
+        parcels = []
+        for chunk in range(max(len(frames) for frames in cut)):
+            own = [frames[chunk] for frames in cut if chunk < len(frames)]
+            name = FrameName(Kind.STEP, context, self.rank, EACH, seq, slot, chunk)
+            parcels.append(Parcel(tuple(one.dests[0] for one in own), name, (), tuple(one.parts for one in own)))
+        return parcels
+
     def _cut(
         self, kind: Kind, flags: int, context: int, dest: int, tag: int, seq: int,
         data: Sequence[memoryview], dests: tuple[int, ...],
@@ -143,10 +157,10 @@ class Endpoint:
         self._match(message, receive)
         return receive
 
-    def expect(self, context: int, source: int, seq: int, slot: int) -> Receive:
+    def expect(self, context: int, source: int, seq: int, slot: int, dealt: bool = False) -> Receive:
         """Receive one step of a collective; it may be done at once."""
         name = (context, source, seq, slot)
-        receive = Receive((context, source, slot))
+        receive = Receive((context, source, slot), dest=EACH if dealt else MANY)
         assembly = self._steps.get(name)
         if assembly is not None:
             self.held_bytes -= assembly.stored
@@ -289,11 +303,11 @@ class Endpoint:
                 names[Wanted(Kind.POINT, context, source, self.rank, seq, 0, message.assembly.missing())] = None
         for context, dest, seq in self._unacked:
             names[Wanted(Kind.ACK, context, dest, self.rank, seq, 0, 0)] = None
-        for name in self._expected:
+        for name, receive in self._expected.items():
             context, source, seq, slot = name
             assembly = self._steps.get(name)
             chunk = 0 if assembly is None else assembly.missing()
-            names[Wanted(Kind.STEP, context, source, MANY, seq, slot, chunk)] = None
+            names[Wanted(Kind.STEP, context, source, receive.dest, seq, slot, chunk)] = None
         return list(names)
 
     def next_deadline(self) -> float | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MANY = -1  # FrameName.dest of a frame that any number of ranks may read
+EACH = -2  # and of frames that lie side by side under one name, one for each reader
 
 
 @dataclass(frozen=True, slots=True)
 class FrameName:
     """The name of one frame, the same for the sender and for a receiver that awaits it.
 
-    kind: a `core.wire.Kind`; dest: world rank, or MANY; seq: position in its
+    kind: a `core.wire.Kind`; dest: world rank, MANY or EACH; seq: position in its
     stream; tag: the message's tag, or the slot of a collective; chunk: piece.
     """
 
@@ -29,27 +30,40 @@ class FrameName:
         Frames to one rank sort below that rank's own prefix, then by context, source, sequence.
         The tag of an ordered frame is not in its key: a receiver awaits the next one whatever its tag.
         """
-        if self.dest == MANY:
+        if self.dest < 0:
             return f"m/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.tag:06d}.{self.chunk:06d}"
         return f"r/{self.dest:06d}/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.chunk:06d}"
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One frame on its way to any subset of the ranks.
+    """One frame on its way to any subset of the ranks, or, dealt, a frame of his own for each of them.
 
     parts: C-contiguous byte views which together are the frame; they stay
-    valid and unchanged until `put` returns.
+    valid and unchanged until `put` returns.  own: where dealt, such parts for
+    each of `dests`; `parts` is empty then, and name.dest is EACH.
     """
 
     dests: tuple[int, ...]
     name: FrameName
     parts: tuple[memoryview, ...]
+    own: tuple[tuple[memoryview, ...], ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Length of the frame in bytes."""
-        return sum(part.nbytes for part in self.parts)
+        """Length of the frame, or frames, in bytes."""
+        return sum(part.nbytes for part in self.parts) + sum(part.nbytes for parts in self.own for part in parts)
+
+    def singly(self) -> list[Parcel]:
+        """A dealt parcel as one for each reader, for media that have no ranges; any other as it is."""
+        if not self.own:
+            return [self]
+        return [Parcel((dest,), self.name, parts) for dest, parts in zip(self.dests, self.own, strict=True)]
+
+    def copied(self) -> Parcel:
+        """The same in memory of its own."""
+        parts = (memoryview(b"".join(self.parts)),) if self.parts else ()
+        return Parcel(self.dests, self.name, parts, tuple((memoryview(b"".join(parts)),) for parts in self.own))
 
 
 @dataclass(frozen=True, slots=True)

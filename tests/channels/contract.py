@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 
-from serverless_mpi.channels.base import MANY, Channel, Delivery, FrameName, Parcel, Wanted
+from serverless_mpi.channels.base import EACH, MANY, Channel, Delivery, FrameName, Parcel, Wanted
 from serverless_mpi.core.envelope import ANY_SOURCE
 
 POINT, STEP = 0, 2
@@ -56,6 +56,7 @@ def check_channel(make: Make, without: Sequence[str] = ()) -> None:
     for check in (
         every_frame_arrives_as_it_was,
         one_put_reaches_any_subset,
+        each_reader_of_a_dealt_parcel_gets_its_own,
         nothing_there_is_no_frame,
         a_wildcard_finds_what_nobody_named,
         wake_ends_a_wait,
@@ -96,6 +97,32 @@ def one_put_reaches_any_subset(channels: list[Channel]) -> None:
     for rank, mine in ((1, [both, large]), (2, [both, large, single])):
         expected = sorted(b"".join(one.parts) for one in mine)
         assert sorted(collect(channels[rank], len(mine), [wanted(one) for one in mine])) == expected
+
+
+def dealt(source: int, seq: int, bodies: dict[int, bytes]) -> Parcel:
+    """A frame of his own for each reader."""
+    own = tuple((memoryview(body[:5]), memoryview(body[5:])) for body in bodies.values())
+    return Parcel(tuple(bodies), FrameName(STEP, 7, source, EACH, seq, 0, 0), (), own)
+
+
+def each_reader_of_a_dealt_parcel_gets_its_own(channels: list[Channel]) -> None:
+    """Of whatever lengths; where a medium has no ranges, the runtime deals one by one."""
+    chance = random.Random(4)
+    lengths = [(0, 0), (10, 1000), (70_000, 3), (300_000, 300_000)]
+    expected: dict[int, list[bytes]] = {1: [], 2: []}
+    parcels = []
+    for seq, pair in enumerate(lengths):
+        bodies = {rank: frame(0, seq, min(n, 100_000) if rank == 1 else n, chance) for rank, n in zip((1, 2), pair)}
+        parcels.append(dealt(0, seq, bodies))
+        for rank in (1, 2):
+            expected[rank].append(bodies[rank])
+    if not channels[0].figures.ranges:
+        parcels = [one for parcel in parcels[:-1] for one in parcel.singly()]
+        expected = {rank: bodies[:-1] for rank, bodies in expected.items()}
+    channels[0].put(parcels)
+    names = [Wanted(STEP, 7, 0, EACH, seq, 0, 0) for seq in range(len(expected[1]))]
+    for rank in (1, 2):
+        assert sorted(collect(channels[rank], len(names), names)) == sorted(expected[rank])
 
 
 def nothing_there_is_no_frame(channels: list[Channel]) -> None:

@@ -79,7 +79,7 @@ def test_gather(algorithm: Callable[..., Any], size: int, seed: int) -> None:
     assert all(same(result, data if rank == root else None) for rank, result in enumerate(results))
 
 
-@pytest.mark.parametrize("algorithm", [gather.scatter_flat, gather.scatter_binomial])
+@pytest.mark.parametrize("algorithm", [gather.scatter_flat, gather.scatter_packed, gather.scatter_binomial])
 @SETTINGS
 @given(size=SIZES, seed=SEEDS)
 def test_scatter(algorithm: Callable[..., Any], size: int, seed: int) -> None:
@@ -99,7 +99,7 @@ def test_allgather(algorithm: Callable[..., Any], size: int, seed: int) -> None:
     assert all(same(result, data) for result in results)
 
 
-@pytest.mark.parametrize("algorithm", [alltoall.pairwise, alltoall.bruck])
+@pytest.mark.parametrize("algorithm", [alltoall.pairwise, alltoall.packed, alltoall.bruck])
 @SETTINGS
 @given(size=SIZES, seed=SEEDS)
 def test_alltoall(algorithm: Callable[..., Any], size: int, seed: int) -> None:
@@ -130,12 +130,13 @@ def test_allreduce(algorithm: Callable[..., Any], size: int, seed: int) -> None:
     assert all(same(result, b"".join(data)) for result in results)
 
 
+@pytest.mark.parametrize("algorithm", [reduce.reduce_scatter, reduce.reduce_scatter_packed])
 @SETTINGS
 @given(size=SIZES, seed=SEEDS)
-def test_reduce_scatter(size: int, seed: int) -> None:
+def test_reduce_scatter(algorithm: Callable[..., Any], size: int, seed: int) -> None:
     chance = random.Random(seed)
     data = [[blob(chance) for _ in range(size)] for _ in range(size)]
-    results = play(seed, [reduce.reduce_scatter(rank, size, data[rank], concatenate) for rank in range(size)])
+    results = play(seed, [algorithm(rank, size, data[rank], concatenate) for rank in range(size)])
     assert all(same(got, b"".join(data[other][rank] for other in range(size))) for rank, got in enumerate(results))
 
 
@@ -184,6 +185,8 @@ def test_costs_are_what_the_docstrings_say(size: int) -> None:
     check(cost(size, lambda r: allgather.ring(r, size, data)), others, others, n * size * others)
     check(cost(size, lambda r: allgather.bruck(r, size, data)), log, log, (n + 8) * size * others)
     check(cost(size, lambda r: alltoall.pairwise(r, size, [data] * size)), one, others, n * size * others)
+    check(cost(size, lambda r: alltoall.packed(r, size, [data] * size)), one, one, n * size * others)
+    check(cost(size, lambda r: gather.scatter_packed(r, size, 0, [data] * size)), one, one, n * others)
     check(cost(size, lambda r: alltoall.bruck(r, size, [data] * size)), log, log)
     check(cost(size, lambda r: reduce.reduce_flat(r, size, 0, data, c)), one, one, n * others)
     binomial = cost(size, lambda r: reduce.reduce_binomial(r, size, 0, data, c))
@@ -211,7 +214,7 @@ def test_a_message_nobody_wants_is_named() -> None:
     def nothing() -> Any:
         yield from ()
 
-    with pytest.raises(JobError, match=r"nobody received \[\(0, 3, 1\)\]"):
+    with pytest.raises(JobError, match=r"nobody received \[\(0, 3, 1, False\)\]"):
         run([sends(), nothing()])
 
 
