@@ -27,7 +27,7 @@ MAY: dict[str, set[str]] = {
     "alias": {"__init__"},
     "launch": {"job", "channels", "channels.base", "metering", "errors", "aws", "alias", "__init__"},
     "sparse": {"_spdnn"},
-    "inference": {"sparse", "MPI", "metering", "errors"},
+    "inference": {"sparse", "MPI", "channels", "channels.base", "launch", "metering", "errors", "aws", "job"},
 }
 
 

@@ -1,0 +1,399 @@
+"""Which way to run: seconds and dollars of every way, before any is run.
+
+A way is a grid of R replicas x P parts: each replica holds the whole network, in P parts by rows, and has 1/R of the samples.
+So 1 x 1 is serial, R x 1 data-parallel, 1 x P row-partitioned.  `predict` has the rules, `Place` the figures they are
+fed with, `survey` goes through the ways, `advise` names the cheapest, the fastest and the knee.
+Sources: AWS Lambda Developer Guide, "Configure Lambda function memory" (1,769 MB are one vCPU; 128 to 10,240 MB); S3's and
+SQS's figures are named where the channels state them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import ceil, exp, inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serverless_mpi.channels import direct, hybrid, object, queue
+from serverless_mpi.channels.base import Figures
+from serverless_mpi.errors import UsageError
+from serverless_mpi.inference.cost import BilledModel, Bill, Use
+from serverless_mpi.launch import tree
+from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
+
+Floats = NDArray[np.float64]
+MB = 1 << 20
+MEMORY_SIZES = (512, 1024, 1769, 3538, 5307, 10240)  # MB; above 1,769 whole vCPUs
+PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 42, 48, 62, 64)
+REPLICAS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+MAX_WORKERS = 256
+LAMBDA_LIMIT_S = 900.0
+PANELS = 3  # of activations that a worker holds: its own rows, those of its peers, and the next layer's
+LEAST_BATCH = 32  # samples; the kernel's panel
+
+# How the answer to the challenge's images thins out: the part of the samples that lives before each layer, measured on its
+# first 10,000 images at N = 1024; larger nets lose theirs a little sooner.  The last figure holds from there on.
+RADIX_LIVING = (1.0, 0.92, 0.68, 0.4, 0.22, 0.13, 0.08, 0.055, 0.045, 0.04, 0.037)
+RADIX_WIRE_BYTES = 0.1  # of a living sample's activation, coded: most are equal
+RANDOM_WIRE_BYTES = 2.2  # half of them are not 0, and no two alike
+# Rows that a hypergraph partition sends, of those that a random one would; the published partition of N = 1024 over
+# 8 workers sends 3,739 a layer, where chance has 7,037.
+LOCALITY = 0.53
+
+FRAMES_A_POLL = 3.0  # mean of a receive; it may have 10
+POLLS_A_LAYER = 1.0  # that came back empty
+LOOKS_A_GET = 1.3  # GETs until the object is there
+FRAME_BYTES = 80  # of a frame's header
+AT_ONCE = 8  # requests of a worker at the same time
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed.
+
+    nonzeros: of all layers together; weight_bytes: of all layers as stored; living: part of the samples alive
+    before each layer, the last figure from there on; wire_bytes: of one activation of a living sample, coded;
+    rows: rows sent a layer, all workers together, by number of parts, where a partition is known.
+    """
+
+    neurons: int
+    layers: int
+    samples: int
+    nonzeros: int
+    weight_bytes: int
+    living: Sequence[float] = (1.0,)
+    wire_bytes: float = 4.0
+    rows: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def radix(cls, neurons: int, layers: int, samples: int) -> Work:
+        """The challenge's: 32 inputs a neuron, all weights equal, on images that thin out as its own do."""
+        return cls(
+            neurons, layers, samples, 32 * neurons * layers, layers * neurons * (32 * (2 if neurons <= 1 << 16 else 4) + 8),
+            RADIX_LIVING, RADIX_WIRE_BYTES,
+        )  # fmt: skip
+
+    @classmethod
+    def random(cls, neurons: int, layers: int, samples: int) -> Work:
+        """The same shape with weights of their own and samples that all live."""
+        column = 2 if neurons <= 1 << 16 else 4
+        return cls(
+            neurons, layers, samples, 32 * neurons * layers, layers * neurons * (32 * (column + 4) + 8), (1.0,), RANDOM_WIRE_BYTES
+        )
+
+    def alive(self) -> Floats:
+        """(layers,): the part of the samples alive before each layer."""
+        known = np.asarray(self.living[: self.layers], float)
+        return np.concatenate([known, np.full(self.layers - len(known), known[-1])])
+
+    def columns(self, parts: int) -> float:
+        """Different input rows that the weights of one of `parts` touch in a layer; chance's expectation."""
+        degree = self.nonzeros / self.layers / self.neurons
+        return self.neurons * (1 - exp(-degree / parts))
+
+    def received(self, parts: int) -> float:
+        """Rows that a worker gets from its peers in a layer, on average."""
+        if parts in self.rows:
+            return self.rows[parts] / parts
+        return LOCALITY * self.columns(parts) * (1 - 1 / parts)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where workers run, and its figures.
+
+    start_s: from a call to a worker's first statement, package imported; call_s: of one call; load_Bps: from the store
+    into a worker; edges_s: living samples x nonzeros of one vCPU in a second; memory_sizes: MB on offer;
+    mb_a_vcpu: 0 where workers share `cores`; base_mb: of a worker that holds nothing yet.
+    """
+
+    name: str
+    channels: Mapping[str, Figures]
+    start_s: float = tree.START_S
+    call_s: float = tree.CALL_S
+    load_Bps: float = 8 * 9e7
+    edges_s: float = 5e9
+    memory_sizes: Sequence[int] = MEMORY_SIZES
+    mb_a_vcpu: float = 1769.0
+    cores: int = 1
+    base_mb: float = 70.0
+    limit_s: float = inf
+
+    def vcpus(self, memory_mb: float, workers: int) -> float:
+        """Of one worker."""
+        return memory_mb / self.mb_a_vcpu if self.mb_a_vcpu else min(1.0, self.cores / workers)
+
+
+def places() -> dict[str, Place]:
+    """The platforms: Lambda with AWS's figures, and this machine with the emulator's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MB
+    return {
+        "lambda": Place(
+            "lambda",
+            {"queue": queue.AWS_FIGURES, "object": object.AWS_FIGURES, "hybrid": queue.AWS_FIGURES},
+            limit_s=LAMBDA_LIMIT_S,
+        ),
+        "local": Place(
+            "local",
+            {
+                "queue": queue.EMULATOR_FIGURES, "object": object.EMULATOR_FIGURES, "hybrid": queue.EMULATOR_FIGURES,
+                "direct": direct.DirectChannel.figures,
+            },
+            start_s=0.3, call_s=0.01, load_Bps=5e8, memory_sizes=(memory,), mb_a_vcpu=0.0, cores=cores,
+        ),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Way:
+    """A grid of workers, how they talk (None: not at all), and the memory of each in MB."""
+
+    replicas: int
+    parts: int
+    channel: str | None
+    memory_mb: int
+
+    @property
+    def workers(self) -> int:
+        """How many."""
+        return self.replicas * self.parts
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        if self.workers == 1:
+            return f"one worker of {self.memory_mb} MB"
+        if self.parts == 1:
+            return f"data-parallel, {self.replicas} workers of {self.memory_mb} MB"
+        grid = f"{self.parts} parts" if self.replicas == 1 else f"{self.replicas} replicas x {self.parts} parts"
+        return f"{grid} of {self.memory_mb} MB over {self.channel}"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a way takes: seconds from the call to the answer, by what passes in them, and its bill.
+
+    batches: that a replica's samples are cut into, so that a worker's activations fit its memory.
+    """
+
+    way: Way
+    batches: int
+    start_s: float
+    load_s: float
+    compute_s: float
+    exchange_s: float
+    use: Use
+    bill: Bill
+
+    @property
+    def seconds(self) -> float:
+        """From the call to the answer."""
+        return self.start_s + self.load_s + self.compute_s + self.exchange_s
+
+    @property
+    def usd(self) -> float:
+        """In all."""
+        return self.bill.total_usd
+
+
+def worker_mb(work: Work, parts: int, samples: int, base_mb: float) -> float:
+    """Memory of a worker in MB: its share of the weights, and PANELS panels of `samples` samples."""
+    rows = max(work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts)
+    return base_mb + (work.weight_bytes / parts + PANELS * 4 * rows * samples) / MB
+
+
+def batches(work: Work, way: Way, base_mb: float) -> int | None:
+    """The least number of batches with which a worker's memory is enough; None if none is."""
+    samples = ceil(work.samples / way.replicas)
+    fixed = worker_mb(work, way.parts, 0, base_mb)
+    a_sample = (worker_mb(work, way.parts, 1000, base_mb) - fixed) / 1000
+    room = int((way.memory_mb - fixed) / a_sample)
+    if room < min(LEAST_BATCH, samples):
+        return None
+    return ceil(samples / room)
+
+
+def least_parts(work: Work, memory_mb: float, base_mb: float = 70.0) -> int | None:
+    """The least number of parts of which each fits a worker of that memory; None if no number up to the neurons does."""
+    fitting = (p for p in range(1, min(work.neurons, 4096) + 1) if worker_mb(work, p, LEAST_BATCH, base_mb) <= memory_mb)
+    return next(fitting, None)
+
+
+def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0) -> None:
+    """Raise UsageError, which names the number of parts that would fit, unless a worker's memory is enough."""
+    needed = worker_mb(work, parts, LEAST_BATCH, base_mb)
+    if needed <= memory_mb:
+        return
+    fitting = least_parts(work, memory_mb, base_mb)
+    remedy = f"{fitting} parts would fit" if fitting else f"no number of parts fits; a worker needs more than {memory_mb:g} MB"
+    raise UsageError(
+        f"a worker of {memory_mb:g} MB cannot hold 1/{parts} of this model: it needs {needed:,.0f} MB with {LEAST_BATCH} samples; {remedy}"
+    )
+
+
+def predict(work: Work, place: Place, way: Way, model: BilledModel) -> Forecast | None:
+    """Seconds and dollars of `way`; None if a worker's memory is not enough.
+
+    A layer takes its multiplication and its exchange; the multiplication of a worker's own rows, 1/P of it, passes
+    while others' rows are on their way.
+    """
+    cut = batches(work, way, place.base_mb)
+    if cut is None:
+        return None
+    samples = work.samples / way.replicas
+    alive = work.alive() * samples
+    a_layer = work.nonzeros / work.layers / way.parts * alive / (place.edges_s * place.vcpus(way.memory_mb, way.workers))
+    start = place.start_s + tree.seconds(way.workers, _branching(way.workers, place.start_s, place.call_s), place.start_s, place.call_s)
+    loaded = work.weight_bytes / way.parts + work.neurons * samples / way.parts / 8
+    latency = place.channels["object"].latency_s
+    load = latency + loaded / place.load_Bps
+    meter = Meter()
+    meter.count("s3", "GET", way.workers * max(2, ceil(loaded / (16 * MB))))
+    exchange = np.zeros(work.layers)
+    if way.parts > 1:
+        nbytes = work.received(way.parts) * alive * work.wire_bytes + (way.parts - 1) * (FRAME_BYTES + alive / 8)
+        message = nbytes / cut / (way.parts - 1)
+        exchange = cut * _exchange(place, way, message)
+        exchange = np.maximum(exchange - a_layer / way.parts, 0)
+        for size, times in zip(*np.unique(np.round(message), return_counts=True), strict=True):
+            _count(meter, way, int(size), int(times) * cut * way.workers)
+    compute_s, exchange_s = float(a_layer.sum()), float(exchange.sum())
+    busy = place.start_s + load + compute_s + exchange_s
+    waiting = max(0.0, start - place.start_s) * way.workers if way.parts > 1 else max(0.0, start - place.start_s)
+    use = Use(way.workers, way.memory_mb, busy * way.workers + waiting, meter.snapshot())
+    forecast = Forecast(way, cut, start, load, compute_s, exchange_s, use, model.bill(use))
+    return forecast if forecast.seconds <= place.limit_s else None
+
+
+def _exchange(place: Place, way: Way, message: Floats) -> Floats:
+    """(layers,): seconds of one batch's exchanges, in which a worker gets a message of that many bytes from each peer."""
+    peers = way.parts - 1
+
+    def over(channel: str) -> Floats:
+        figures = place.channels[channel]
+        rounds = ceil(peers / (AT_ONCE * figures.batch))
+        return figures.latency_s * (1 + rounds) / 2 + peers * message / figures.bandwidth_Bps
+
+    if way.channel != "hybrid":
+        return over(way.channel or "object")
+    return np.where(message <= _threshold(), over("queue"), place.channels["queue"].latency_s + over("object"))
+
+
+@lru_cache(maxsize=1)
+def _threshold() -> int:
+    return hybrid.threshold(Prices.load())
+
+
+@lru_cache(maxsize=1024)
+def _branching(workers: int, start_s: float, call_s: float) -> int:
+    return tree.choose(workers, start_s, call_s)
+
+
+def _count(meter: Meter, way: Way, size: int, times: int) -> None:
+    """Requests of `times` exchanges in which a worker sends each peer a message of `size` bytes and gets as many."""
+    peers, channel = way.parts - 1, way.channel
+    if channel == "direct":
+        return
+    if channel == "object" or (channel == "hybrid" and size > _threshold()):
+        meter.count("s3", "PUT", times)  # one object for all, read by ranges
+        meter.count("s3", "GET", round(times * peers * (LOOKS_A_GET if channel == "object" else 1)))
+        meter.count("s3", "DELETE", ceil(times / 1000))
+        size = FRAME_BYTES  # of a reference
+    if channel == "object":
+        return
+    frames = peers * max(1, ceil(size / queue.MAX_FRAME_BYTES))
+    chunks = ceil(peers * size / BILLED_CHUNK_BYTES)
+    publishes = max(ceil(frames / 10), ceil(peers * size / (4 * BILLED_CHUNK_BYTES)))
+    polls = ceil(max(frames / FRAMES_A_POLL, chunks / 4))
+    meter.count("sns", "PublishBatch", times * publishes, times * peers * size, billed=times * max(publishes, chunks))
+    meter.count("sqs", "ReceiveMessage", round(times * (polls + POLLS_A_LAYER)), times * peers * size,
+                billed=round(times * (max(polls, chunks) + POLLS_A_LAYER)))  # fmt: skip
+    meter.count("sqs", "DeleteMessageBatch", times * ceil(frames / 10))
+
+
+def survey(
+    work: Work,
+    place: Place,
+    model: BilledModel,
+    *,
+    channels: Iterable[str] | None = None,
+    memory_sizes: Iterable[int] | None = None,
+    memory_limit_mb: float = inf,
+    max_workers: int = MAX_WORKERS,
+) -> list[Forecast]:
+    """Forecasts of every way that fits, in the order of dollars.
+
+    Raises
+    ------
+    UsageError
+        None fits; the text names the number of parts that would.
+    """
+    known = list(channels or place.channels)
+    for name in known:
+        if name not in place.channels:
+            raise UsageError(f"no channel {name!r} on {place.name}; known: {', '.join(place.channels)}")
+    sizes = [size for size in (memory_sizes or place.memory_sizes) if size <= memory_limit_mb]
+    if not sizes and memory_limit_mb < inf:
+        sizes = [int(memory_limit_mb)]
+    found: list[Forecast] = []
+    for memory in sizes:
+        for parts in (p for p in PARTS if p <= min(work.neurons, max_workers)):
+            for replicas in (r for r in REPLICAS if r * parts <= max_workers and r <= work.samples):
+                for channel in known if parts > 1 else (None,):
+                    forecast = predict(work, place, Way(replicas, parts, channel, memory), model)
+                    if forecast is not None:
+                        found.append(forecast)
+    if not found:
+        check_memory(work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb)
+        raise UsageError(f"no way takes less than the {place.limit_s:g} s that a worker of {place.name} may run; cut the samples into several runs")
+    return sorted(found, key=lambda one: (one.usd, one.seconds))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The three ways that matter, and why the knee is where it is."""
+
+    cheapest: Forecast
+    fastest: Forecast
+    knee: Forecast
+    why: str
+
+
+def advise(forecasts: Sequence[Forecast], work: Work) -> Advice:
+    """The cheapest, the fastest, and the knee: the least product of seconds and dollars.
+
+    At the knee, one part in a hundred off the seconds costs more than one in a hundred on the dollars, and the other way round.
+    """
+    cheapest = min(forecasts, key=lambda one: (one.usd, one.seconds))
+    fastest = min(forecasts, key=lambda one: (one.seconds, one.usd))
+    knee = min(forecasts, key=lambda one: one.usd * one.seconds)
+    return Advice(cheapest, fastest, knee, _why(knee, forecasts, work))
+
+
+def _why(knee: Forecast, forecasts: Sequence[Forecast], work: Work) -> str:
+    way = knee.way
+    size = f"the model is {work.weight_bytes / MB:,.0f} MB"
+    split = [one for one in forecasts if one.way.parts > 1]
+    whole = [one for one in forecasts if one.way.parts == 1]
+    if way.workers == 1:
+        text = f"{size} and fits one worker, which computes for {knee.compute_s:.2g} s"
+        if split:
+            best = min(split, key=lambda one: one.seconds)
+            text += f"; in {best.way.parts} parts the exchanges of {work.layers} layers alone take {best.exchange_s:.2g} s"
+        return text + "."
+    if way.parts == 1:
+        lone = [one for one in whole if one.way.workers == 1]
+        than = f" (one worker: {min(lone, key=lambda one: one.seconds).seconds:.3g} s)" if lone else ""
+        return f"{size} and fits one worker, so samples are dealt out and nothing is exchanged{than}."
+    if not whole:
+        return f"{size} and its activations do not fit one worker, so its rows are dealt out; {way.channel} costs the least of the exchanges."
+    best = min(whole, key=lambda one: one.usd * one.seconds)
+    return (
+        f"loading all of it ({size}) into every worker would cost more: {best.way.name} takes {best.seconds:.3g} s and "
+        f"{best.usd:.3g} dollars."
+    )

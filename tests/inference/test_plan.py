@@ -1,0 +1,96 @@
+"""The planner says one worker where one worker is best, keeps to the memory, and its bill is its requests'."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serverless_mpi.errors import UsageError
+from serverless_mpi.inference import plan
+from serverless_mpi.inference.cost import BilledModel
+from serverless_mpi.inference.plan import Way, Work
+
+LAMBDA = plan.places()["lambda"]
+MODEL = BilledModel()
+
+
+@pytest.mark.parametrize("neurons", [1024, 4096])
+def test_small_networks_want_one_worker(neurons: int) -> None:
+    work = Work.radix(neurons, 120, 10_000)
+    advice = plan.advise(plan.survey(work, LAMBDA, MODEL), work)
+    assert advice.knee.way.workers == advice.cheapest.way.workers == advice.fastest.way.workers == 1
+    assert "one worker" in advice.knee.way.name and "fits one worker" in advice.why
+
+
+def test_more_samples_are_dealt_out_and_too_large_a_model_is_cut() -> None:
+    work = Work.random(16384, 120, 10_000)
+    advice = plan.advise(plan.survey(work, LAMBDA, MODEL), work)
+    assert advice.fastest.way.replicas > 1 and advice.fastest.way.parts == 1
+    assert advice.cheapest.usd < advice.knee.usd < advice.fastest.usd
+    assert advice.cheapest.seconds > advice.knee.seconds > advice.fastest.seconds
+    large = Work.random(65536, 1920, 1000)  # 24 GB of weights
+    ways = plan.survey(large, replace(LAMBDA, limit_s=float("inf")), MODEL)
+    assert all(one.way.parts >= 3 for one in ways)
+    assert "do not fit one worker" in plan.advise(ways, large).why
+
+
+def test_a_slower_exchange_is_seen() -> None:
+    work = Work.random(4096, 120, 10_000)
+    fast, slow = (
+        plan.predict(work, replace(LAMBDA, channels={**LAMBDA.channels, "object": replace(LAMBDA.channels["object"], latency_s=s)}),
+                     Way(1, 8, "object", 3538), MODEL)
+        for s in (0.05, 0.5)
+    )  # fmt: skip
+    assert fast is not None and slow is not None
+    assert slow.exchange_s - fast.exchange_s > 120 * 0.4 and slow.bill.s3_usd == fast.bill.s3_usd
+
+
+def test_the_bill_is_that_of_the_requests() -> None:
+    work = Work.radix(1024, 120, 10_000)
+    found = plan.predict(work, LAMBDA, Way(1, 8, "object", 1769), MODEL)
+    assert found is not None and found.bill == MODEL.bill(found.use)
+    assert found.use.requests["s3.PUT"]["requests"] == 8 * 120  # one object a sender and layer
+    twice = plan.predict(work, LAMBDA, Way(2, 8, "object", 1769), MODEL)
+    assert twice is not None and twice.use.requests["s3.PUT"]["requests"] == 2 * 8 * 120
+
+
+def test_hybrid_is_not_dearer_than_both() -> None:
+    for work in (Work.radix(1024, 120, 10_000), Work.random(4096, 120, 10_000)):
+        usd = {}
+        for channel in ("queue", "object", "hybrid"):
+            found = plan.predict(work, LAMBDA, Way(1, 8, channel, 5307), MODEL)
+            assert found is not None
+            usd[channel] = found.bill.communication_usd
+        assert usd["hybrid"] <= 1.2 * min(usd["queue"], usd["object"])
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.sampled_from([1024, 16384, 65536]), st.integers(1, 2000), st.integers(1, 8), st.integers(128, 10240))
+def test_the_parts_that_would_fit_fit(neurons: int, layers: int, parts: int, memory: int) -> None:
+    work = Work.random(neurons, layers, 1000)
+    try:
+        plan.check_memory(work, parts, memory)
+    except UsageError as error:
+        fitting = plan.least_parts(work, memory)
+        if fitting is None:
+            assert "no number of parts fits" in str(error)
+        else:
+            assert fitting > parts and f"{fitting} parts would fit" in str(error)
+            plan.check_memory(work, fitting, memory)
+    else:
+        found = plan.predict(work, replace(LAMBDA, limit_s=float("inf")), Way(1, parts, "queue", memory), MODEL)
+        assert found is not None
+        assert plan.worker_mb(work, parts, -(-1000 // found.batches), LAMBDA.base_mb) <= memory + 1
+
+
+def test_what_cannot_be_is_refused() -> None:
+    work = Work.random(65536, 1920, 1000)
+    with pytest.raises(UsageError, match="parts would fit"):
+        plan.survey(work, LAMBDA, MODEL, memory_limit_mb=512, max_workers=8)
+    with pytest.raises(UsageError, match="no channel 'direct' on lambda; known: queue"):
+        plan.survey(Work.radix(1024, 120, 10), LAMBDA, MODEL, channels=["direct"])
+    with pytest.raises(UsageError, match="900 s"):
+        plan.survey(replace(Work.random(65536, 1920, 2_000_000), weight_bytes=10**6), LAMBDA, MODEL, max_workers=1)
