@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +22,7 @@ VISIBILITY_S = 60  # a frame that was received but not stored comes again after 
 RETENTION_S = 86400  # what a killed launcher leaves is forgotten after a day
 _AT_ONCE = 8
 _CONNECT_TIMEOUT_S = 5
+_ERROR_CHARACTERS = 300
 
 
 def client(service: str, endpoint: str | None, region: str) -> Any:
@@ -46,12 +48,17 @@ def _explaining(endpoint: str | None, region: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # botocore has no common base of its own and the socket's errors
-        raise ChannelError(f"{endpoint or f'AWS in {region}'} did not list or remove what jobs left there: {error}") from error
+        raise ChannelError(f"{endpoint or f'AWS in {region}'} did not list or remove what jobs left there: {_line(error)}") from error
 
 
 def _explained(spec: JobSpec, error: Exception) -> ChannelError:
     where = spec.endpoint or f"AWS in {spec.region}"
-    return ChannelError(f"{where} did not make or remove what job {spec.job_id} needs: {error}")
+    return ChannelError(f"{where} did not make or remove what job {spec.job_id} needs: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    """The error in one line: what is no AWS may answer with a page of HTML."""
+    return textwrap.shorten(str(error), _ERROR_CHARACTERS)
 
 
 def make_queues(spec: JobSpec) -> dict[str, str]:

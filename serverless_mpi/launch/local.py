@@ -251,6 +251,8 @@ class LocalLauncher(Launcher):
             sys.stdout.flush()
         elif summary["ranks"]:
             sys.stderr.write(metering.render(summary) + "\n")
+            if plan.region != prices.region:
+                _say(f"these are not the prices of {plan.region}; --prices FILE gives its own")
 
 
 class Running:

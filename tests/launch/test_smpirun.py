@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from serverless_mpi.aws import control
+from serverless_mpi.errors import UsageError
+from serverless_mpi.launch.emulator import Emulator
 from serverless_mpi.launch.jobs import state_folder
 from tests.harness import GIVE_UP_S, ROOT, smpirun
 
@@ -161,6 +165,42 @@ def test_a_port_in_use_is_told() -> None:
     with busy:
         done = smpirun("-n", 1, "--port", port, "examples/hello.py")
     assert done.returncode == 2 and f"port {port}" in done.stderr and "in use" in done.stderr
+
+
+class _NoAws(http.server.BaseHTTPRequestHandler):
+    """Answers whatever it is asked with a page that says no."""
+
+    def do_POST(self) -> None:
+        self.send_response(501)
+        page = b"<html>\n<h1>Error</h1>\n</html>\n"
+        self.send_header("content-length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_endpoint_that_is_no_aws_is_told_in_one_line(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # the job is remembered for --cleanup, and forgotten with the folder
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NoAws) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = smpirun("-n", 2, "--endpoint", f"http://127.0.0.1:{server.server_port}", "examples/hello.py", env=env)
+        server.shutdown()
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and all(line.startswith("smpirun: ") for line in lines)
+    assert "501" in lines[-1] and "did not make" in lines[-1]
+
+
+def test_prices_of_another_region_are_told() -> None:
+    done = smpirun("-n", 1, *DIRECT, "--region", "eu-west-1", "--stats", "text", "examples/hello.py")
+    assert done.returncode == 0 and "not the prices of eu-west-1" in done.stderr
+
+
+def test_a_missing_emulator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"serverless-mpi\[local\]"):
+        Emulator(tmp_path).start()
 
 
 def test_cleanup_has_nothing_to_do() -> None:

@@ -16,7 +16,7 @@ def _begin() -> None:
         return
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a pipe would be written in blocks
+            stream.reconfigure(line_buffering=True)  # a pipe would be written in blocks
     if os.environ.get("SMPI_ALIAS") == "1":
         try:
             from serverless_mpi import alias
