@@ -18,6 +18,7 @@ from serverless_mpi.metering import Meter
 
 MAX_DELETED = 1000  # keys of one DeleteObjects
 PART_BYTES = 16 << 20  # of a multipart upload and of a range; parts of less than 5 MiB are refused
+_ROUNDS = 5  # how often a conditional write that met another is tried again
 Parallel = Callable[[Callable[[int], str], Sequence[int]], list[str]]
 
 
@@ -43,6 +44,27 @@ class S3:
         )
         if answer.status != 200:
             raise self._refuse(f"put {key}", answer)
+
+    def create(self, key: str, body: bytes) -> bool:
+        """Make an object if there is none of that name yet; whether this call made it.
+
+        An attempt whose answer was lost is tried again and then finds its own object: the body tells whose it is,
+        so it must be unlike any other caller's.
+        Source: "Conditional writes", Amazon S3 User Guide.
+        """
+        for _ in range(_ROUNDS):
+            answer = self._client.request(
+                "PUT", self._path(key), headers={"if-none-match": "*"}, body=body,
+                metered=lambda: self._meter.count("s3", "PUT", nbytes=len(body), messages=1),
+            )  # fmt: skip
+            if answer.status != 409:  # another write of the same name was under way: S3 asks to try again
+                break
+        if answer.status == 412:
+            there = self.get(key)
+            return there is not None and bytes(there[0]) == body
+        if answer.status != 200:
+            raise self._refuse(f"create {key}", answer)
+        return True
 
     def put_multipart(self, key: str, parts: Sequence[memoryview], parallel: Parallel) -> None:
         """Make a large object of `parts`, each of at least 5 MiB but the last, sent at the same time."""

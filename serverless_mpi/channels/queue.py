@@ -129,6 +129,10 @@ class QueueChannel(Channel):
         self._sqs = sqs.Sqs(self._clients[0], meter)
         self._sns = sns.Sns(self._clients[1], meter)
         self._queues: list[str] = json.loads(spec.settings["queues"])
+        # a deployed stack's queues were given their numbers, by which its topics know them, before there were ranks
+        slots: list[int] = json.loads(spec.settings.get("slots", "null")) or list(range(spec.size))
+        self._slots = slots
+        self._by_slot = dict(zip(slots, self._queues, strict=True))
         self._topics: list[str] = json.loads(spec.settings["topics"])
         self._mine = self._queues[spec.rank]
         self._prices = Prices.load()
@@ -153,10 +157,10 @@ class QueueChannel(Channel):
         control.remove_queues(spec)
 
     def put(self, parcels: Sequence[Parcel]) -> None:
-        frames = [(b"".join(parcel.parts), parcel.dests) for parcel in parcels]
+        frames = [(b"".join(parcel.parts), [self._slots[dest] for dest in parcel.dests]) for parcel in parcels]
         chosen = plan(frames, self._prices, self._topic_entries)
         calls: list[Callable[[], None]] = []
-        calls += [partial(self._sqs.send, self._queues[dest], batch) for dest, batch in chosen.queue]
+        calls += [partial(self._sqs.send, self._by_slot[slot], batch) for slot, batch in chosen.queue]
         calls += [partial(self._sns.publish, self._topics[topic], batch) for topic, batch in chosen.topic]
         if len(calls) == 1:
             calls[0]()

@@ -53,7 +53,7 @@ class Plan:
     host
         Address on which ranks of channel `direct` listen; None for 127.0.0.1.
     region
-        AWS region, in names and prices.
+        AWS region, in names and prices; "" for the one that AWS's own settings name.
     alias
         Programs that say `from mpi4py import MPI` get this package.
     tag_output
@@ -64,6 +64,16 @@ class Plan:
         "text", "json" or "none": what is printed of requests and dollars at the end.
     prices
         File of a price table; None for the package's.
+    stack
+        Platform lambda: the deployed stack.
+    memory_mb
+        Platform lambda: memory of each rank's function; None for the stack's least.
+    branching
+        Platform lambda: how many ranks a rank starts; None lets the launcher choose.
+    budget_usd
+        Platform lambda: the job is not started without consent if it might cost more; None for no limit.
+    requirements
+        Platform lambda: a requirements file of what the program imports beside numpy.
     """
 
     programs: tuple[Program, ...]
@@ -77,6 +87,11 @@ class Plan:
     timeout_s: float | None = None
     stats: str = "none"
     prices: str | None = None
+    stack: str = "smpi"
+    memory_mb: int | None = None
+    branching: int | None = None
+    budget_usd: float | None = None
+    requirements: str | None = None
 
     @property
     def size(self) -> int:

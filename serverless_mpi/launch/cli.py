@@ -73,11 +73,18 @@ def _parser() -> argparse.ArgumentParser:
         " (default: text where stderr is a terminal, else none)",
     )
     whole.add_argument("--prices", metavar="FILE", help="a price table like the package's prices.json")
+    cloud = parser.add_argument_group("of the job, with --platform lambda (`smpi deploy` makes the stack)")
+    cloud.add_argument("--stack", metavar="NAME", help="the deployed stack (default smpi)")
+    cloud.add_argument("--memory", metavar="MB", help="memory of each rank: one of the sizes that were deployed (default: the least)")
+    cloud.add_argument("--branching", metavar="B", help="how many ranks each rank starts (default: chosen from -n)")
+    cloud.add_argument("--budget", metavar="USD", help="ask, or refuse, before a job that might cost more is started")
+    cloud.add_argument("--requirements", metavar="FILE", help="what the program imports beside numpy, as pip reads it; wheels only")
     whole.add_argument("--cleanup", action="store_true", help="remove what dead jobs left behind (with --endpoint: all that no job of yours uses there), and end")
     return parser
 
 
 _OF_EACH = {"ranks", "variables", "folder", "module", "program"}
+_OF_LAMBDA = ("stack", "memory", "branching", "budget", "requirements")
 
 
 def _number(text: str, option: str) -> int:
@@ -85,6 +92,16 @@ def _number(text: str, option: str) -> int:
         return int(text)
     except ValueError:
         raise UsageError(f"{option} {text}: not a whole number") from None
+
+
+def _above_0(text: str, option: str, unit: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"{option} {text}: not a number of {unit} above 0")
+    return number
 
 
 def _program(options: argparse.Namespace, environ: Mapping[str, str]) -> Program:
@@ -133,14 +150,15 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     stats = job.stats or ("text" if sys.stderr is not None and sys.stderr.isatty() else "none")
     if stats not in STATS:
         raise UsageError(f"--stats {stats}: known are {', '.join(STATS)}")
-    timeout = None
-    if job.timeout is not None:
-        try:
-            timeout = float(job.timeout)
-        except ValueError:
-            timeout = -1.0
-        if not timeout > 0:
-            raise UsageError(f"--timeout {job.timeout}: not a number of seconds above 0")
+    timeout = None if job.timeout is None else _above_0(job.timeout, "--timeout", "seconds")
+    platform = job.platform or launch.DEFAULT
+    if platform != "lambda":
+        for name in _OF_LAMBDA:
+            if getattr(job, name) is not None:
+                raise UsageError(f"--{name} is for --platform lambda")
+    branching = None if job.branching is None else _number(job.branching, "--branching")
+    if branching is not None and branching < 1:
+        raise UsageError(f"--branching {branching}: a rank starts at least 1 other")
     port = None if job.port is None else _number(job.port, "--port")
     if port is not None and not 0 < port < 1 << 16:
         raise UsageError(f"--port {port}: a port is in 1..65535")
@@ -150,14 +168,19 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         endpoint=job.endpoint,
         port=port,
         host=job.host,
-        region=job.region or "us-east-1",
+        region=job.region or ("" if platform == "lambda" else "us-east-1"),
         alias=not job.no_alias,
         tag_output=job.tag_output,
         timeout_s=timeout,
         stats=stats,
         prices=job.prices,
+        stack=job.stack or "smpi",
+        memory_mb=None if job.memory is None else _number(job.memory, "--memory"),
+        branching=branching,
+        budget_usd=None if job.budget is None else _above_0(job.budget, "--budget", "dollars"),
+        requirements=job.requirements,
     )
-    return made, job.platform or launch.DEFAULT
+    return made, platform
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

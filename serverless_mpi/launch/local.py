@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from serverless_mpi import channels, metering
 from serverless_mpi.channels.base import Channel
@@ -28,6 +27,7 @@ from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
 from serverless_mpi.launch.jobs import ENV_LINEAGE, JobFolder, clear_dead_jobs, kill_processes_of, state_folder
 from serverless_mpi.launch.output import LineWriter
+from serverless_mpi.launch.signals import Interrupted, Signals
 
 WITHOUT_AWS = frozenset({"direct", "memory"})  # channels that need no service
 GRACE_S = 3.0  # between SIGTERM and SIGKILL
@@ -44,50 +44,6 @@ BLINDED = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 LOOPBACK = "127.0.0.1,localhost,::1"  # never through a proxy
-
-
-class Interrupted(Exception):
-    """A signal asked the launcher to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
-
-
-class _Signals:
-    """SIGINT, SIGTERM and SIGHUP: raised while the job is being made, noted while it runs.
-
-    `noted` are the signals that came; a byte on `fd` wakes the loop. A third
-    signal is raised in any case: whoever is stuck shall be let go, and the
-    guard does the rest.
-    """
-
-    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.raising = True
-        self.noted: list[int] = []
-
-    def __enter__(self) -> _Signals:
-        self.fd, self._write = os.pipe()
-        os.set_blocking(self.fd, False)
-        os.set_blocking(self._write, False)
-        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, self._come) for number in self.NUMBERS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-        signal.set_wakeup_fd(self._old_fd)
-        os.close(self.fd)
-        os.close(self._write)
-
-    def _come(self, number: int, _: FrameType | None) -> None:
-        self.noted.append(number)
-        if self.raising or len(self.noted) > 2:
-            self.raising = False
-            raise Interrupted(number)
 
 
 @dataclass
@@ -165,7 +121,7 @@ class LocalLauncher(Launcher):
         prices = metering.Prices.load(plan.prices)
         channel = channels.load(plan.channel)
         _open_standard_files()
-        with _Signals() as signals, contextlib.ExitStack() as undo:
+        with Signals() as signals, contextlib.ExitStack() as undo:
             try:
                 return self._run(plan, commands, channel, prices, signals, undo)
             except Interrupted as stop:
@@ -182,7 +138,7 @@ class LocalLauncher(Launcher):
         commands: list[list[str]],
         channel: type[Channel],
         prices: metering.Prices,
-        signals: _Signals,
+        signals: Signals,
         undo: contextlib.ExitStack,
     ) -> int:
         folder = JobFolder.begin()
@@ -265,7 +221,7 @@ class Running:
         channel: type[Channel],
         spec: JobSpec,
         environ: Mapping[str, str],
-        signals: _Signals,
+        signals: Signals,
     ) -> None:
         self._plan = plan
         self._commands = commands
