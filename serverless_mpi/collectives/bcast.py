@@ -1,4 +1,7 @@
-"""Broadcast: the root's blob to every rank (MPI 4.1, section 6.4)."""
+"""Broadcast: the root's blob to every rank (MPI 4.1, section 6.4).
+
+P ranks, blobs of n bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from serverless_mpi.collectives.steps import Algorithm, Blob, Recv, Send, parts
 
 
 def fan_out(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
-    """1 round, 1 message of n bytes that P-1 ranks read."""
+    """1 round; the root sends 1 message of n bytes that P-1 ranks read."""
     if rank == root:
         assert data is not None
         if size > 1:
@@ -16,20 +19,32 @@ def fan_out(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
 
 
 def binomial(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
-    """At most ceil(log2 P) rounds, P-1 messages of n bytes in all, at most ceil(log2 P) from one rank."""
+    """At most ceil(log2 P) rounds; each rank sends at most 1 message of n bytes, which at most ceil(log2 P) ranks read."""
     relative = (rank - root) % size
-    distance = 1
-    while distance < size and not relative & distance:
-        distance *= 2
+    reach = 1  # of the subtree below this rank: relative .. relative + reach - 1
+    while reach < size and not relative & reach:
+        reach *= 2
     if relative:
-        data = yield Recv((rank - distance) % size, rank)
-    assert data is not None
+        data = yield Recv((rank - reach) % size)
     children = []
-    distance //= 2
-    while distance:
-        if relative + distance < size:
-            children.append((rank + distance) % size)
-        distance //= 2
-    for child in children:  # the child with the most descendants first
-        yield Send((child,), parts(data), child)
+    while reach > 1:  # the child with the most descendants first
+        reach //= 2
+        if relative + reach < size:
+            children.append((rank + reach) % size)
+    return (yield from _give(data, children))
+
+
+def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) -> Algorithm:
+    """Rounds as deep as a complete tree of that arity; each rank sends at most 1 message of n bytes, to `arity` ranks."""
+    relative = (rank - root) % size
+    if relative:
+        data = yield Recv(((relative - 1) // arity + root) % size)
+    first = arity * relative + 1
+    return (yield from _give(data, [(child + root) % size for child in range(first, min(first + arity, size))]))
+
+
+def _give(data: Blob | None, children: list[int]) -> Algorithm:
+    assert data is not None
+    if children:
+        yield Send(tuple(children), parts(data))
     return data

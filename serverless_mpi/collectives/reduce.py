@@ -7,10 +7,11 @@ allreduce has the same bits everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from serverless_mpi.collectives.alltoall import packed
-from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Recv, Send, parts, whole
+from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Recv, Send, fold, parts, whole
 
 
 def reduce_flat(rank: int, size: int, root: int, data: Blob, combine: Combine) -> Algorithm:
@@ -21,7 +22,7 @@ def reduce_flat(rank: int, size: int, root: int, data: Blob, combine: Combine) -
     others = [source for source in range(size) if source != root]
     blobs = (yield [Recv(source) for source in others]) if others else []
     blobs.insert(root, whole(data))
-    return _fold(blobs, combine)
+    return fold(blobs, combine)
 
 
 def reduce_binomial(rank: int, size: int, root: int, data: Blob, combine: Combine) -> Algorithm:
@@ -50,34 +51,117 @@ def allreduce_fan(rank: int, size: int, data: Blob, combine: Combine) -> Algorit
         _, total = yield [Send((0,), parts(data)), Recv(0)]
         return total
     blobs = yield [Recv(source) for source in range(1, size)]
-    total = _fold([whole(data), *blobs], combine)
+    total = fold([whole(data), *blobs], combine)
     yield Send(tuple(range(1, size)), (total,))
     return total
 
 
 def allreduce_doubling(rank: int, size: int, data: Blob, combine: Combine) -> Algorithm:
     """At most floor(log2 P) rounds, 2 more where P is no power of two; as many messages of n bytes per rank."""
-    power = 1 << (size.bit_length() - 1)
-    extra = size - power  # the first 2 * extra ranks are folded to pairs
-    total = whole(data)
-    if rank < 2 * extra:
-        if rank % 2:
-            _, total = yield [Send((rank - 1,), (total,)), Recv(rank - 1, 1)]
-            return total
-        total = combine(total, (yield Recv(rank + 1)))
-        place = rank // 2
-    else:
-        place = rank - extra
+    return (yield from _paired(rank, size, whole(data), combine, _doubling))
+
+
+def _doubling(pair: _Pairs, total: memoryview, combine: Combine) -> Algorithm:
     distance, slot = 1, 2
-    while distance < power:
-        other = place ^ distance
-        partner = 2 * other if other < extra else other + extra
+    while distance < pair.power:
+        partner = pair.partner(distance)
         _, got = yield [Send((partner,), (total,), slot), Recv(partner, slot)]
-        total = combine(total, got) if place < other else combine(got, total)
+        total = combine(got, total) if pair.place & distance else combine(total, got)
         distance, slot = 2 * distance, slot + 1
-    if rank < 2 * extra:
-        yield Send((rank + 1,), (total,), 1)
     return total
+
+
+def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Combine, *, grain: int) -> Algorithm:
+    """2 floor(log2 P) rounds, 2 more where P is no power of two; as many messages, 2 n (1 - 1/P) bytes per rank.
+
+    Halves of the vector are reduced and scattered, then gathered.  Near ranks first, so that operands are adjacent.
+    grain: bytes of an element; n is a multiple of it.
+    Source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004.
+    """
+
+    def halving(pair: _Pairs, total: memoryview, combine: Combine) -> Algorithm:
+        halves: list[tuple[int, int, memoryview]] = []  # distance, slot, what the partner gets
+        distance, slot = 1, 2
+        while distance < pair.power:
+            partner, upper = pair.partner(distance), bool(pair.place & distance)
+            middle = total.nbytes // grain // 2 * grain
+            kept, given = (total[middle:], total[:middle]) if upper else (total[:middle], total[middle:])
+            _, got = yield [Send((partner,), (given,), slot), Recv(partner, slot)]
+            halves.append((distance, slot, kept))
+            total = combine(got, kept) if upper else combine(kept, got)
+            distance, slot = 2 * distance, slot + 1
+        for distance, turn, _ in reversed(halves):
+            partner, upper = pair.partner(distance), bool(pair.place & distance)
+            _, got = yield [Send((partner,), (total,), turn + len(halves)), Recv(partner, turn + len(halves))]
+            total = memoryview(bytearray().join((got, total) if upper else (total, got)))
+        return total
+
+    return (yield from _paired(rank, size, whole(data), combine, halving))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """A rank's place among the largest power of two of ranks; the first 2 * extra ranks are folded to pairs."""
+
+    place: int
+    power: int
+    extra: int
+
+    def partner(self, distance: int) -> int:
+        """The rank whose place differs by `distance`."""
+        other = self.place ^ distance
+        return 2 * other if other < self.extra else other + self.extra
+
+
+def _paired(
+    rank: int, size: int, total: memoryview, combine: Combine, body: Callable[[_Pairs, memoryview, Combine], Algorithm]
+) -> Algorithm:
+    """Run `body` among a power of two of ranks: where P is none, ranks are folded to pairs before, and told the result after."""
+    power = 1 << (size.bit_length() - 1)
+    extra = size - power
+    if rank >= 2 * extra:
+        return (yield from body(_Pairs(rank - extra, power, extra), total, combine))
+    if rank % 2:
+        _, total = yield [Send((rank - 1,), (total,)), Recv(rank - 1, 1)]
+        return total
+    total = combine(total, (yield Recv(rank + 1)))
+    total = yield from body(_Pairs(rank // 2, power, extra), total, combine)
+    yield Send((rank + 1,), (total,), 1)
+    return total
+
+
+def allreduce_shares(rank: int, size: int, data: Blob, combine: Combine, *, grain: int) -> Algorithm:
+    """2 rounds; each rank deals out n (1 - 1/P) bytes and sends 1 message of n/P bytes that P-1 ranks read.
+
+    Each rank reduces its share of the vector, which it gives to all.  grain: as for Rabenseifner's.
+    """
+    mine = yield from reduce_scatter_packed(rank, size, _cut(whole(data), size, grain), combine)
+    if size == 1:
+        return mine
+    others = [other for other in range(size) if other != rank]
+    got = yield [Send(tuple(others), (mine,), 1), *(Recv(other, 1) for other in others)]
+    shares = got[1:]
+    shares.insert(rank, mine)
+    return memoryview(bytearray().join(shares))
+
+
+def reduce_shares(rank: int, size: int, root: int, data: Blob, combine: Combine, *, grain: int) -> Algorithm:
+    """2 rounds; each rank deals out n (1 - 1/P) bytes and, but the root, sends it 1 message of n/P bytes."""
+    mine = yield from reduce_scatter_packed(rank, size, _cut(whole(data), size, grain), combine)
+    if rank != root:
+        yield Send((root,), (mine,), 1)
+        return None
+    others = [other for other in range(size) if other != root]
+    shares = (yield [Recv(other, 1) for other in others]) if others else []
+    shares.insert(root, mine)
+    return memoryview(bytearray().join(shares))
+
+
+def _cut(data: memoryview, count: int, grain: int) -> list[memoryview]:
+    """`count` pieces of whole elements, as equal as can be."""
+    elements = data.nbytes // grain
+    ends = [elements * piece // count * grain for piece in range(count + 1)]
+    return [data[start:end] for start, end in zip(ends, ends[1:])]
 
 
 def reduce_scatter(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Algorithm:
@@ -93,16 +177,9 @@ def reduce_scatter(rank: int, size: int, blobs: Sequence[Blob], combine: Combine
     column: list[memoryview] = [mine] * size
     for other, blob in zip(order, got[size - 1 :], strict=True):
         column[other] = blob
-    return _fold(column, combine)
+    return fold(column, combine)
 
 
 def reduce_scatter_packed(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Algorithm:
     """1 round; each rank deals its P-1 blobs, as in alltoall, and folds what it gets from rank 0 up."""
-    return _fold((yield from packed(rank, size, blobs)), combine)
-
-
-def _fold(blobs: Sequence[memoryview], combine: Combine) -> memoryview:
-    total = blobs[0]
-    for blob in blobs[1:]:
-        total = combine(total, blob)
-    return total
+    return fold((yield from packed(rank, size, blobs)), combine)

@@ -63,6 +63,14 @@ def whole(blob: Blob) -> memoryview:
     return blob[0] if len(blob) == 1 else memoryview(bytearray().join(blob))
 
 
+def fold(blobs: Sequence[memoryview], combine: Combine) -> memoryview:
+    """All blobs combined, from the first up."""
+    total = blobs[0]
+    for blob in blobs[1:]:
+        total = combine(total, blob)
+    return total
+
+
 def pack(blobs: Sequence[Blob]) -> list[memoryview]:
     """Several blobs as one: 8 bytes of length each, then their bytes."""
     pieces = [parts(blob) for blob in blobs]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import random
+from array import array
 from collections.abc import Callable
+from functools import partial, reduce as fold_all
 from math import ceil, log2
 from typing import Any
 
@@ -30,6 +33,15 @@ def blob(chance: random.Random) -> memoryview:
 def concatenate(a: memoryview, b: memoryview) -> memoryview:
     """Associative, not commutative: any wrong order shows."""
     return memoryview(bytes(a) + bytes(b))
+
+
+def matrices(a: memoryview, b: memoryview) -> memoryview:
+    """Products of 2 x 2 matrices modulo 251, 4 bytes each: element by element, associative, not commutative."""
+    product = bytearray()
+    for at in range(0, len(a), 4):
+        (p, q, r, s), (t, u, v, w) = a[at : at + 4], b[at : at + 4]
+        product += bytes(x % 251 for x in (p * t + q * v, p * u + q * w, r * t + s * v, r * u + s * w))
+    return memoryview(product)
 
 
 def play(seed: int, algorithms: list[Any]) -> list[Any]:
@@ -59,7 +71,7 @@ def test_barrier_lets_nobody_go_before_all_have_come(algorithm: Callable[..., An
     assert play(seed, [member(rank) for rank in range(size)]) == [size] * size
 
 
-@pytest.mark.parametrize("algorithm", [bcast.fan_out, bcast.binomial])
+@pytest.mark.parametrize("algorithm", [bcast.fan_out, bcast.binomial, bcast.tree, partial(bcast.tree, arity=2), partial(bcast.tree, arity=1)])
 @SETTINGS
 @given(size=SIZES, seed=SEEDS)
 def test_bcast(algorithm: Callable[..., Any], size: int, seed: int) -> None:
@@ -130,6 +142,51 @@ def test_allreduce(algorithm: Callable[..., Any], size: int, seed: int) -> None:
     assert all(same(result, b"".join(data)) for result in results)
 
 
+@pytest.mark.parametrize(
+    "algorithm", [reduce.reduce_shares, reduce.reduce_flat, reduce.reduce_binomial], ids=lambda a: a.__name__
+)
+@SETTINGS
+@given(size=SIZES, seed=SEEDS, elements=st.integers(0, 40))
+def test_reduce_of_vectors(algorithm: Callable[..., Any], size: int, seed: int, elements: int) -> None:
+    chance = random.Random(seed)
+    root, data = chance.randrange(size), [memoryview(chance.randbytes(4 * elements)) for _ in range(size)]
+    if algorithm is reduce.reduce_shares:
+        algorithm = partial(algorithm, grain=4)
+    results = play(seed, [algorithm(rank, size, root, data[rank], matrices) for rank in range(size)])
+    total = fold_all(matrices, data)
+    assert all(same(result, total if rank == root else None) for rank, result in enumerate(results))
+
+
+@pytest.mark.parametrize("algorithm", [reduce.allreduce_rabenseifner, reduce.allreduce_shares])
+@SETTINGS
+@given(size=SIZES, seed=SEEDS, elements=st.integers(0, 40))
+def test_allreduce_of_vectors(algorithm: Callable[..., Any], size: int, seed: int, elements: int) -> None:
+    chance = random.Random(seed)
+    data = [memoryview(chance.randbytes(4 * elements)) for _ in range(size)]
+    results = play(seed, [algorithm(rank, size, data[rank], matrices, grain=4) for rank in range(size)])
+    assert all(same(result, fold_all(matrices, data)) for result in results)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        reduce.allreduce_fan, reduce.allreduce_doubling,
+        partial(reduce.allreduce_rabenseifner, grain=8), partial(reduce.allreduce_shares, grain=8),
+    ],
+)  # fmt: skip
+@SETTINGS
+@given(size=SIZES, seed=SEEDS)
+def test_every_rank_of_an_allreduce_gets_the_same_bits(algorithm: Callable[..., Any], size: int, seed: int) -> None:
+    chance = random.Random(seed)
+    data = [memoryview(array("d", [chance.uniform(-1, 1) * 10.0 ** chance.randrange(20) for _ in range(7)]).tobytes()) for _ in range(size)]
+
+    def add(a: memoryview, b: memoryview) -> memoryview:
+        return memoryview(array("d", map(operator.add, a.cast("d"), b.cast("d"))).tobytes())
+
+    results = play(seed, [algorithm(rank, size, data[rank], add) for rank in range(size)])
+    assert len({bytes(result) for result in results}) == 1
+
+
 @pytest.mark.parametrize("algorithm", [reduce.reduce_scatter, reduce.reduce_scatter_packed])
 @SETTINGS
 @given(size=SIZES, seed=SEEDS)
@@ -140,13 +197,14 @@ def test_reduce_scatter(algorithm: Callable[..., Any], size: int, seed: int) -> 
     assert all(same(got, b"".join(data[other][rank] for other in range(size))) for rank, got in enumerate(results))
 
 
+@pytest.mark.parametrize("scan, exscan", [(scan.scan, scan.exscan), (scan.scan_fan_out, scan.exscan_fan_out)])
 @SETTINGS
 @given(size=SIZES, seed=SEEDS)
-def test_scan_and_exscan(size: int, seed: int) -> None:
+def test_scan_and_exscan(scan: Callable[..., Any], exscan: Callable[..., Any], size: int, seed: int) -> None:
     chance = random.Random(seed)
     data = [blob(chance) for _ in range(size)]
-    up_to = play(seed, [scan.scan(rank, size, data[rank], concatenate) for rank in range(size)])
-    below = play(seed, [scan.exscan(rank, size, data[rank], concatenate) for rank in range(size)])
+    up_to = play(seed, [scan(rank, size, data[rank], concatenate) for rank in range(size)])
+    below = play(seed, [exscan(rank, size, data[rank], concatenate) for rank in range(size)])
     for rank in range(size):
         assert same(up_to[rank], b"".join(data[: rank + 1]))
         assert same(below[rank], b"".join(data[:rank]) if rank else None)
@@ -174,8 +232,12 @@ def test_costs_are_what_the_docstrings_say(size: int) -> None:
     check(cost(size, lambda r: barrier.dissemination(r, size)), log, log, 0)
     check(cost(size, lambda r: barrier.fan(r, size)), 2 * one, one, 0)
     check(cost(size, lambda r: bcast.fan_out(r, size, 0, data)), one, one, n * one)
-    assert cost(size, lambda r: bcast.binomial(r, size, 0, data)).messages == others
-    assert cost(size, lambda r: bcast.binomial(r, size, 0, data)).rounds <= log
+    binomial = cost(size, lambda r: bcast.binomial(r, size, 0, data))
+    assert binomial.messages == others and binomial.rounds <= log and max(binomial.sends) <= 1
+    for arity in (2, 4):
+        tree = cost(size, lambda r: bcast.tree(r, size, 0, data, arity=arity))
+        assert tree.messages == others and max(tree.sends) <= 1
+        assert tree.rounds == min(deep for deep in range(9) if sum(arity**level for level in range(deep + 1)) >= size)
     check(cost(size, lambda r: gather.gather_flat(r, size, 0, data)), one, one, n * others)
     binomial = cost(size, lambda r: gather.gather_binomial(r, size, 0, data))
     assert binomial.rounds <= log and max(binomial.sends) == one
@@ -195,6 +257,15 @@ def test_costs_are_what_the_docstrings_say(size: int) -> None:
     doubling = cost(size, lambda r: reduce.allreduce_doubling(r, size, data, c))
     assert doubling.rounds <= int(log2(size)) + (0 if size & (size - 1) == 0 else 2)
     check(cost(size, lambda r: reduce.reduce_scatter(r, size, [data] * size, c)), one, others, n * size * others)
+    double, extra, half = int(log2(size)), 0 if size & (size - 1) == 0 else 2, 40 * 2 ** int(log2(size))
+    rabenseifner = cost(size, lambda r: reduce.allreduce_rabenseifner(r, size, memoryview(bytes(half)), c, grain=4))
+    assert rabenseifner.rounds <= 2 * double + extra and max(rabenseifner.sends) <= 2 * double + (extra > 0)
+    assert max(rabenseifner.nbytes) == 2 * half * (1 - 2**-double) + half * (extra > 0)
+    row = memoryview(bytes(4 * size))
+    check(cost(size, lambda r: reduce.allreduce_shares(r, size, row, c, grain=4)), 2 * one, 2 * one, 4 * size * size * one)
+    check(cost(size, lambda r: reduce.reduce_shares(r, size, 0, row, c, grain=4)), 2 * one, 2 * one)
+    check(cost(size, lambda r: reduce.reduce_scatter_packed(r, size, [data] * size, c)), one, one, n * size * others)
+    check(cost(size, lambda r: scan.scan_fan_out(r, size, data, c)), one, one, n * others)
     doubled = cost(size, lambda r: scan.scan(r, size, data, c))
     assert doubled.rounds <= log and max(doubled.sends) == log
 
