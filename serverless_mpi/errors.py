@@ -252,6 +252,10 @@ class UsageError(ServerlessMPIError):
     """A command line or setting that cannot work; the text is one line that says what would."""
 
 
+class StoreError(ServerlessMPIError):
+    """A stored file of inference that is missing, damaged, of a later version or of another model; the text names it."""
+
+
 class JobError(ServerlessMPIError):
     """The job as a whole is broken: its description is missing, or a rank of it died."""
 
