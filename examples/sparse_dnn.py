@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from serverless_mpi import MPI
-from serverless_mpi.inference import dataset, engine, networks
+from serverless_mpi.inference import dataset, engine, networks, partition
 from serverless_mpi.sparse import serial_forward
 
 
@@ -24,6 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=120)
     parser.add_argument("--bias", type=float, help="default: the Graph Challenge's for RadiX-Net, 0 for a random net")
     parser.add_argument("--seed", type=int, default=0, help="of the network")
+    parser.add_argument("--partition", choices=tuple(partition.METHODS), default="block", help="of the neurons over the ranks")
     parser.add_argument("--images", help="Graph Challenge TSV, or npz; default: scikit-learn's digits")
     parser.add_argument("--samples", type=int, help="how many of the images; default: all")
     parser.add_argument("--categories", help="file of the right answer, an image number a line, to be checked against")
@@ -35,16 +36,14 @@ def main() -> None:
     comm = MPI.COMM_WORLD
     problem = ""
     try:
-        make = networks.radixnet if options.net == "radix" else networks.randomnet
+        make = networks.radix if options.net == "radix" else networks.random
         network = make(options.neurons, options.layers, options.seed)
-        bias = options.bias
-        if bias is None:
-            bias = networks.BIAS[options.neurons] if options.net == "radix" else 0.0
+        bias = network.bias if options.bias is None else options.bias
         if options.images:
             images = dataset.read_images(options.images, options.neurons, options.samples)
         else:
             images = np.ascontiguousarray(dataset.digits(options.neurons)[:, : options.samples])
-        bounds = engine.block_bounds(options.neurons, comm.size)
+        owners = partition.make(network, comm.size, options.partition)
     except (ValueError, OSError) as error:
         problem = str(error)
     if problem:  # every rank finds the same, so every rank ends, once rank 0 has told
@@ -53,8 +52,8 @@ def main() -> None:
         comm.Barrier()
         sys.exit(2)
 
-    parts = engine.partition(network, comm.rank, comm.size)
-    x = np.ascontiguousarray(images[bounds[comm.rank] : bounds[comm.rank + 1]])
+    parts = partition.build(network, owners, comm.rank)
+    x = images[owners.rows(0, comm.rank)]
     comm.Barrier()
     started = time.perf_counter()
     y, samples, taken = engine.infer(comm, parts, x, bias)
@@ -62,11 +61,13 @@ def main() -> None:
     seconds = time.perf_counter() - started
 
     blocks = comm.gather(y, root=0)
-    table = comm.gather((taken.compute_s, taken.exchange_s, taken.messages, taken.nbytes, taken.rows), root=0)
+    table = comm.gather(taken.total(), root=0)
     if comm.rank == 0:
-        answer = np.concatenate(blocks)
+        answer = np.empty((options.neurons, len(samples)), np.float32)
+        for rank, block in enumerate(blocks):
+            answer[owners.rows(owners.layers, rank)] = block
         began = time.perf_counter()
-        whole = serial_forward(network, images, bias)
+        whole = serial_forward(list(network), images, bias)
         serial_seconds = time.perf_counter() - began
         right = np.flatnonzero((whole != 0).any(axis=0))
         same = np.array_equal(samples, right) and np.array_equal(answer, whole[:, right])
@@ -80,10 +81,12 @@ def main() -> None:
             print(f"official categories: {'the same' if matched else 'DIFFERENT'} ({len(wanted)})")
             same = same and matched
         edges = images.shape[1] * sum(one.nnz for one in network)
-        print(f"{'rank':>6}{'compute s':>12}{'exchange s':>12}{'messages':>12}{'rows':>12}{'bytes':>14}", file=sys.stderr)
-        rows = [*enumerate(table), ("all", [sum(column) for column in zip(*table)])]
-        for name, (compute, exchange, messages, sent, nbytes) in [(n, (c, e, m, r, b)) for n, (c, e, m, b, r) in rows]:
-            print(f"{name:>6}{compute:>12.3f}{exchange:>12.3f}{messages:>12,}{sent:>12,}{nbytes:>14,}", file=sys.stderr)
+        print(f"{'rank':>6}{'compute s':>12}{'send s':>10}{'wait s':>10}{'messages':>12}{'rows':>12}{'bytes':>14}", file=sys.stderr)
+        for rank, one in enumerate(table):
+            print(
+                f"{rank:>6}{one.compute_s:>12.3f}{one.send_s:>10.3f}{one.wait_s:>10.3f}{one.messages:>12,}{one.rows:>12,}{one.nbytes:>14,}",
+                file=sys.stderr,
+            )
         print(
             f"{seconds:.2f} s on {comm.size} ranks ({edges / seconds / 1e9:.2f} G edges/s); "
             f"serial kernel on one core {serial_seconds:.2f} s",

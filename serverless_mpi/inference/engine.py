@@ -1,15 +1,14 @@
 """Row-partitioned inference over a communicator: mpi4py's or the shim's, the same code.
 
-Each rank has a block of every layer's rows (neurons).  Before a layer it sends each other rank exactly the activation
-rows that rank's weights touch, one message a peer and layer, puts the rows it got and its own together in ascending
-order of neuron, and makes one fused kernel call.  The order of every sum is thus that of the serial kernel, and so
-are the bits of the answer.
+Each rank has some of every layer's rows (neurons).  Before a layer it gives the others the activation rows their
+weights touch and lays theirs behind its own, sender after sender.  A row's sum is taken in the order of its entries,
+wherever its inputs lie, so the order of every sum is that of the serial kernel, and so are the bits of the answer.
 """
 
 from __future__ import annotations
 
+import struct
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,103 +16,83 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi.inference import codec
 from serverless_mpi.sparse import CAP, SparseRows, layer
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
-_CONSTANT, _VALUES = 0, 1
-_DEFLATE_LEVEL = 1  # a higher level takes longer than the bytes it saves
-
-
-def block_bounds(neurons: int, ranks: int) -> list[int]:
-    """First row of each rank's block, and `neurons`: blocks that differ by at most one row.
-
-    Raises
-    ------
-    ValueError
-        There are more ranks than neurons.
-    """
-    if ranks > neurons:
-        raise ValueError(f"{neurons} neurons cannot be dealt out to {ranks} ranks; start at most {neurons}")
-    return [neurons * rank // ranks for rank in range(ranks + 1)]
-
+_HEAD = struct.Struct("<II")  # of a message: bytes of its set of samples, rows
 
 @dataclass
 class Part:
-    """A rank's rows of one layer, over the columns in use, and which activation rows come and go.
+    """A layer as one rank holds it.
 
-    wanted[q]: places in `weights`' columns of rows that rank q sends; give[q]: rows of this rank's block that
-    rank q wants.
+    The layer's input is a panel of `columns` activation rows: first those the rank computed itself, then those of rank 0,
+    rank 1, ... that it needs.  Rows with equal entries (twins) are there once, and computed once.
+
+    indptr, indices, values: the rank's distinct rows, CSR over the panel, entries in the network's order; values has nnz
+    numbers, or one for all.
+    expand: for each neuron the rank owns behind the layer, ascending, its distinct row.
+    shared: one message for all peers, not one each; active: whether any rank sends anything before this layer.
+    give: own distinct rows of the boundary before the layer that are sent; those for peer q are
+    give[give_to[q]:give_to[q + 1]], or all of `give` if shared (then give_to is 0 and len(give)).
+    take: for each row that comes, sender after sender, its place in the sender's message if shared; empty if not,
+    as then all of a message is taken.  take_from[q]..take_from[q + 1]: the rows of sender q.
     """
 
-    weights: SparseRows
-    wanted: list[Indices]
-    give: list[Indices]
+    indptr: Indices
+    indices: NDArray[Any]
+    values: Floats
+    columns: int
+    expand: NDArray[np.uint32]
+    shared: bool
+    active: bool
+    give: NDArray[np.uint32]
+    give_to: Indices
+    take: NDArray[np.uint32]
+    take_from: Indices
+
+    @property
+    def rows(self) -> int:
+        """Distinct rows."""
+        return len(self.indptr) - 1
+
+    @property
+    def own(self) -> int:
+        """Panel rows that are the rank's own."""
+        return self.columns - int(self.take_from[-1])
+
+    def weights(self) -> SparseRows:
+        """The matrix, over the same memory."""
+        values = self.values[0] if len(self.values) == 1 else self.values
+        return SparseRows(self.indptr, self.indices, values, self.columns)
+
+
+@dataclass
+class LayerStatistics:
+    """What a layer took on one rank: seconds; rows, nonzeros, bytes and messages it sent; samples alive before it."""
+
+    compute_s: float = 0.0
+    send_s: float = 0.0
+    wait_s: float = 0.0
+    rows: int = 0
+    nonzeros: int = 0
+    nbytes: int = 0
+    messages: int = 0
+    living: int = 0
 
 
 @dataclass
 class Statistics:
-    """What a rank's inference took: seconds computing and exchanging, messages and bytes given to others."""
+    """What a rank's inference took, by layer; the same fields are sums over the layers."""
 
-    compute_s: float = 0.0
-    exchange_s: float = 0.0
-    messages: int = 0
-    nbytes: int = 0
-    rows: int = 0
-    living: list[int] = field(default_factory=list)  # samples alive before each layer
+    layers: list[LayerStatistics] = field(default_factory=list)
 
-
-def partition(network: Sequence[SparseRows], rank: int, ranks: int) -> list[Part]:
-    """A rank's part of every layer, in blocks of rows; the maps of who needs what are made here, once."""
-    bounds = block_bounds(network[0].n_cols, ranks)
-    parts = []
-    for matrix in network:
-        if matrix.n_rows != matrix.n_cols:
-            raise ValueError(f"a layer of {matrix.n_rows} rows and {matrix.n_cols} columns; layers must be square")
-        used = [np.unique(matrix.rows(bounds[q], bounds[q + 1]).indices).astype(np.int64) for q in range(ranks)]
-        weights, mine = matrix.rows(bounds[rank], bounds[rank + 1]).compacted()
-        cuts = np.searchsorted(mine, bounds)
-        wanted = [np.arange(cuts[q], cuts[q + 1]) for q in range(ranks)]
-        give = [
-            needed[(needed >= bounds[rank]) & (needed < bounds[rank + 1])] - bounds[rank] for needed in used
-        ]
-        parts.append(Part(weights, wanted, give))
-    return parts
-
-
-def encode(rows: Floats) -> bytes:
-    """Activation rows as bytes, exactly: a bitmap of the nonzeros, then their values, or one value if all are equal."""
-    nonzero = rows != 0
-    bitmap = np.packbits(nonzero).tobytes()
-    values = rows[nonzero]
-    if len(values) and (values == values[0]).all():
-        kind, body = _CONSTANT, values[:1].tobytes()
-    else:
-        kind, body = _VALUES, values.tobytes()
-    return bytes([kind]) + zlib.compress(bitmap + body, _DEFLATE_LEVEL)
-
-
-def decode(data: bytes, shape: tuple[int, int]) -> Floats:
-    """The rows of that shape.
-
-    Raises
-    ------
-    ValueError
-        The bytes are not rows of that shape: the ranks' networks differ.
-    """
-    plain = zlib.decompress(memoryview(data)[1:])
-    count = shape[0] * shape[1]
-    width = -(-count // 8)
-    bits = np.unpackbits(np.frombuffer(plain[:width], np.uint8), count=count)
-    nonzeros = int(bits.sum())
-    if len(plain) != width + 4 * (min(1, nonzeros) if data[0] == _CONSTANT else nonzeros):
-        raise ValueError(f"{len(data)} bytes are no activation rows of shape {shape}; all ranks must hold the same network")
-    nonzero = bits.astype(bool).reshape(shape)
-    values = np.frombuffer(plain, np.float32, offset=width)
-    rows = np.zeros(shape, np.float32)
-    rows[nonzero] = values
-    return rows
+    def total(self) -> LayerStatistics:
+        """The sum over the layers."""
+        fields = LayerStatistics.__dataclass_fields__
+        return LayerStatistics(**{name: sum(getattr(one, name) for one in self.layers) for name in fields})
 
 
 def infer(
@@ -121,69 +100,96 @@ def infer(
 ) -> tuple[Floats, Indices, Statistics]:
     """Run a batch through the network; every rank of `comm` calls it.
 
-    x: this rank's block of input rows, (rows, samples).
+    x: rows of the neurons this rank owns at boundary 0, ascending: (rows, samples).
 
     Returns
     -------
-    y: this rank's block of output rows, over the samples that live at the end; those samples' numbers,
-    ascending; and what it took.
+    y: rows of the neurons this rank owns at the last boundary, over the samples that live there on some rank; those
+    samples' numbers, ascending; and what it took.
     """
-    ranks = comm.size
-    samples: Indices = np.arange(x.shape[1])
-    own_alive = (x != 0).any(axis=0)
     taken = Statistics()
-    y = x
+    batch = _Batch(comm.rank, comm.size, x)
     for part in parts:
+        took = LayerStatistics(living=len(batch.living))
+        taken.layers.append(took)
         started = time.perf_counter()
-        y, samples, gathered = _exchange(comm, part, y, own_alive, samples, taken)
-        exchanged = time.perf_counter()
-        taken.living.append(len(samples))
-        y, own_alive = layer(part.weights, gathered, bias, cap)
-        taken.compute_s += time.perf_counter() - exchanged
-        taken.exchange_s += exchanged - started
-    flags = comm.allgather(np.packbits(own_alive).tobytes())
-    alive = _union(flags, len(samples))
-    assert len(flags) == ranks
-    return np.ascontiguousarray(y[:, alive]), samples[alive], taken
+        received: list[bytes] = []
+        if part.active:
+            messages = batch.messages(part, took)
+            took.send_s = time.perf_counter() - started
+            received = comm.allgather(messages[0]) if part.shared else comm.alltoall(messages)
+        arrived = time.perf_counter()
+        took.wait_s = arrived - started - took.send_s
+        panel = batch.panel(part, received)
+        batch.y, alive = layer(part.weights(), panel, bias, cap)
+        batch.keep(alive)
+        took.compute_s = time.perf_counter() - arrived
+    flags = np.zeros(x.shape[1], np.bool_)
+    flags[batch.living] = True
+    sets = [codec.decode_set(one, len(flags)) for one in comm.allgather(codec.encode_set(flags))]
+    samples = np.flatnonzero(np.logical_or.reduce(sets))
+    y = np.zeros((len(parts[-1].expand), len(samples)), np.float32)
+    y[:, flags[samples]] = batch.y[parts[-1].expand]
+    return y, samples, taken
 
 
-def _exchange(
-    comm: Any, part: Part, y: Floats, own_alive: NDArray[np.bool_], samples: Indices, taken: Statistics
-) -> tuple[Floats, Indices, Floats]:
-    """(own rows, living samples, the rows of x that this rank's weights touch), of living samples alone.
+class _Batch:
+    """A rank's state of one batch: its distinct rows at a boundary, and the samples they live in."""
 
-    A message is the sender's flags of samples that live in its rows, then the rows, of those samples alone.
-    """
-    rank, ranks = comm.rank, comm.size
-    flags = np.packbits(own_alive).tobytes()
-    living = y[:, own_alive]
-    messages: list[bytes] = []
-    for peer in range(ranks):
-        give = part.give[peer]
-        messages.append(b"" if peer == rank else flags + encode(living[give]))
-        if peer != rank:
-            taken.messages += 1
-            taken.nbytes += len(messages[-1])
-            taken.rows += len(give)
-    received = comm.alltoall(messages)
-    received[rank] = flags
-    theirs = [_flags(message, len(samples)) for message in received]
-    alive = np.logical_or.reduce(theirs)
-    gathered = np.zeros((part.weights.n_cols, int(alive.sum())), np.float32)
-    for peer in range(ranks):
-        places = part.wanted[peer]
-        here = theirs[peer][alive]
-        if peer == rank:
-            gathered[places] = y[part.give[rank]][:, alive]
-        elif len(places):
-            rows = decode(received[peer][len(flags) :], (len(places), int(here.sum())))
-            gathered[np.ix_(places, np.flatnonzero(here))] = rows
-    return y, samples[alive], gathered
+    def __init__(self, rank: int, ranks: int, x: Floats) -> None:
+        self.rank, self.ranks = rank, ranks
+        self.samples = x.shape[1]
+        alive = (x != 0).any(axis=0)
+        self.living = np.flatnonzero(alive)
+        self.y = np.ascontiguousarray(x[:, alive])
 
+    def keep(self, alive: NDArray[np.bool_]) -> None:
+        """Drop the samples that are not alive in any own row."""
+        if not alive.all():
+            self.living = self.living[alive]
+            self.y = np.ascontiguousarray(self.y[:, alive])
 
-def _flags(message: bytes, count: int) -> NDArray[np.bool_]:
-    return np.unpackbits(np.frombuffer(message, np.uint8, -(-count // 8)), count=count).astype(bool)
+    def messages(self, part: Part, took: LayerStatistics) -> list[bytes]:
+        """One for all peers if shared, else one each: the samples that live in own rows, and rows of these samples."""
+        flags = np.zeros(self.samples, np.bool_)
+        flags[self.living] = True
+        living = codec.encode_set(flags)
+        made = []
+        for peer in range(1 if part.shared else self.ranks):
+            give = part.give[part.give_to[peer] : part.give_to[peer + 1]]
+            if not len(give):
+                made.append(b"")
+                continue
+            rows = self.y[give]
+            made.append(_HEAD.pack(len(living), len(give)) + living + codec.encode(rows))
+            took.messages += 1
+            took.nbytes += len(made[-1])
+            took.rows += len(give)
+            took.nonzeros += int(np.count_nonzero(rows))
+        return made
 
-
-def _union(flags: Sequence[bytes], count: int) -> NDArray[np.bool_]:
-    return np.logical_or.reduce([_flags(one, count) for one in flags])
+    def panel(self, part: Part, received: Sequence[bytes]) -> Floats:
+        """The layer's input, of the samples that live in one of its rows."""
+        bodies: list[tuple[Indices, Floats]] = []
+        union = np.zeros(self.samples, np.bool_)
+        union[self.living] = True
+        for peer, message in enumerate(received):
+            want = int(part.take_from[peer + 1] - part.take_from[peer])
+            if peer == self.rank or not want:
+                bodies.append((self.living[:0], self.y[:0, :0]))
+                continue
+            length, count = _HEAD.unpack_from(message)
+            flags = codec.decode_set(message[_HEAD.size : _HEAD.size + length], self.samples)
+            rows = codec.decode(message[_HEAD.size + length :], (count, int(flags.sum())))
+            if part.shared:
+                rows = rows[part.take[part.take_from[peer] : part.take_from[peer + 1]]]
+            bodies.append((np.flatnonzero(flags), rows))
+            union |= flags
+        living = np.flatnonzero(union)
+        panel = np.zeros((part.columns, len(living)), np.float32)
+        panel[: part.own, np.searchsorted(living, self.living)] = self.y
+        for peer, (samples, rows) in enumerate(bodies):
+            at = part.own + part.take_from[peer : peer + 2]
+            panel[at[0] : at[1], np.searchsorted(living, samples)] = rows
+        self.living = living
+        return panel

@@ -1,13 +1,17 @@
 """Networks: RadiX-Net as the Graph Challenge has it, and random ones of the same shape.
 
-Layers are given as rows of output neurons: y = W x for a column x of input neurons.
+Layers are given as rows of output neurons: y = W x for a column x of input neurons.  A `Network` makes its layers one
+at a time, each time it is iterated, so that nobody need hold them all.
 Sources: Kepner and Robinett, "RadiX-Net: Structured Sparse Matrices for Deep Neural Networks" (2019); MIT/IEEE/Amazon
 Sparse DNN Graph Challenge.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import log2
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +21,36 @@ from serverless_mpi.sparse import SparseRows
 BIAS = {1024: -0.3, 4096: -0.35, 16384: -0.4, 65536: -0.45}  # the challenge's, by neurons
 COPIES = 16  # of each class of neurons
 DEGREE = 32  # inputs of a neuron
+_CHUNK = 1 << 22  # random numbers that a random network draws at once
+
+
+class Layers(Protocol):
+    """A network as those need it who read it once or several times: a list of layers, or a `Network`."""
+
+    def __iter__(self) -> Iterator[SparseRows]: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network whose layers are made, or read, anew by every iteration.
+
+    neurons: of a layer; layers: how many; bias: of every layer; make: the layers in order; name: what it is, in a word
+    or two.
+    """
+
+    neurons: int
+    layers: int
+    bias: float
+    make: Callable[[], Iterator[SparseRows]]
+    name: str = "network"
+
+    def __iter__(self) -> Iterator[SparseRows]:
+        return self.make()
+
+    def __len__(self) -> int:
+        return self.layers
 
 
 def check_size(neurons: int, layers: int) -> None:
@@ -27,18 +61,38 @@ def check_size(neurons: int, layers: int) -> None:
         raise ValueError(f"a network needs at least 1 layer, not {layers}")
 
 
-def radixnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
+def radix(neurons: int, layers: int, seed: int = 0) -> Network:
     """The challenge's network: 32 inputs and 32 outputs a neuron, every weight 1/16.
 
     The first log2(neurons / 16) layers are as they are; each later repetition of
     them has its inputs permuted, by `seed`.
     """
     check_size(neurons, layers)
+    return Network(neurons, layers, BIAS[neurons], lambda: _radix_layers(neurons, layers, seed), "radix")
+
+
+def random(neurons: int, layers: int, seed: int = 0) -> Network:
+    """A network whose activations do not saturate: DEGREE distinct random inputs a neuron, weights of both signs."""
+    if neurons < DEGREE or layers < 1:
+        raise ValueError(f"a random network needs at least {DEGREE} neurons and 1 layer")
+    return Network(neurons, layers, 0.0, lambda: _random_layers(neurons, layers, seed), "random")
+
+
+def radixnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
+    """All layers of `radix` in memory."""
+    return list(radix(neurons, layers, seed))
+
+
+def randomnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
+    """All layers of `random` in memory."""
+    return list(random(neurons, layers, seed))
+
+
+def _radix_layers(neurons: int, layers: int, seed: int) -> Iterator[SparseRows]:
     classes = neurons // COPIES
     depth = int(log2(classes))
     chance = np.random.default_rng(seed)
     outputs = np.arange(neurons) % classes
-    made: list[SparseRows] = []
     place: NDArray[np.int64] = np.arange(neurons)  # input neuron that stands where neuron i did
     for number in range(layers):
         k = number % depth
@@ -47,18 +101,18 @@ def radixnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
         inputs = np.stack([outputs, (outputs + (1 << k)) % classes], axis=1)  # classes of a neuron's inputs
         copies = (inputs[:, :, None] + classes * np.arange(COPIES)).reshape(neurons, DEGREE)
         columns = np.sort(place[copies], axis=1)
-        made.append(SparseRows(np.arange(neurons + 1) * DEGREE, columns.reshape(-1), 1 / 16, neurons))
-    return made
+        yield SparseRows(np.arange(neurons + 1) * DEGREE, columns.reshape(-1), 1 / 16, neurons)
 
 
-def randomnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
-    """A network whose activations do not saturate: DEGREE distinct random inputs a neuron, weights of both signs."""
-    if neurons < DEGREE or layers < 1:
-        raise ValueError(f"a random network needs at least {DEGREE} neurons and 1 layer")
+def _random_layers(neurons: int, layers: int, seed: int) -> Iterator[SparseRows]:
     chance = np.random.default_rng(seed)
-    made = []
+    rows = max(1, _CHUNK // neurons)
     for _ in range(layers):
-        columns = np.sort(np.argpartition(chance.random((neurons, neurons)), DEGREE, axis=1)[:, :DEGREE], axis=1)
+        columns = np.concatenate(
+            [
+                np.sort(np.argpartition(chance.random((min(rows, neurons - at), neurons)), DEGREE - 1, axis=1)[:, :DEGREE], axis=1)
+                for at in range(0, neurons, rows)
+            ]
+        )
         weights = chance.normal(0.02, 0.25, columns.size).astype(np.float32)
-        made.append(SparseRows(np.arange(neurons + 1) * DEGREE, columns.reshape(-1), weights, neurons))
-    return made
+        yield SparseRows(np.arange(neurons + 1) * DEGREE, columns.reshape(-1), weights, neurons)

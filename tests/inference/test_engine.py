@@ -10,29 +10,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serverless_mpi.inference import dataset, engine, networks
+from serverless_mpi.inference import codec, dataset, engine, networks, partition
 from serverless_mpi.sparse import serial_forward
 from tests.harness import run
 
 
+@pytest.mark.parametrize("method", partition.METHODS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
-def test_every_number_of_ranks_gives_the_serial_bits(ranks: int) -> None:
-    network = networks.randomnet(96, 7, seed=4)
+def test_every_number_of_ranks_gives_the_serial_bits(ranks: int, method: str) -> None:
+    network = networks.random(96, 7, seed=4)
     x = (np.random.default_rng(4).random((96, 130)) > 0.9).astype(np.float32)
     x[:, ::7] = 0  # samples that are dead from the start
-    bounds = engine.block_bounds(96, ranks)
+    owners = partition.make(network, ranks, method)
 
     def body(comm: Any) -> Any:
-        parts = engine.partition(network, comm.rank, ranks)
-        return engine.infer(comm, parts, np.ascontiguousarray(x[bounds[comm.rank] : bounds[comm.rank + 1]]), -0.15)
+        parts = partition.build(network, owners, comm.rank)
+        return engine.infer(comm, parts, x[owners.rows(0, comm.rank)], -0.15)
 
     results = run(ranks, body)
-    whole = serial_forward(network, x, -0.15)
+    whole = serial_forward(list(network), x, -0.15)
     living = np.flatnonzero((whole != 0).any(axis=0))
     assert 0 < len(living) < 130  # some die, some live
-    for _, samples, _ in results:
+    for rank, (y, samples, _) in enumerate(results):
         assert (samples == living).all()
-    assert np.concatenate([y for y, _, _ in results]).tobytes() == np.ascontiguousarray(whole[:, living]).tobytes()
+        assert y.tobytes() == whole[owners.rows(7, rank)][:, living].tobytes()
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -41,18 +42,19 @@ def test_the_codec_is_exact(rows: int, samples: int, kind: str, seed: int) -> No
     chance = np.random.default_rng(seed)
     values = {"zero": [0.0], "constant": [0.0, 32.0], "mixed": [0.0, 1.5, -3.25, 1e-40, 32.0]}[kind]
     x = chance.choice(values, (rows, samples)).astype(np.float32)
-    assert engine.decode(engine.encode(x), (rows, samples)).tobytes() == x.tobytes()
+    assert codec.decode(codec.encode(x), (rows, samples)).tobytes() == x.tobytes()
 
 
 def test_rows_of_another_shape_are_refused() -> None:
-    data = engine.encode(np.arange(12, dtype=np.float32).reshape(3, 4))
+    data = codec.encode(np.arange(12, dtype=np.float32).reshape(3, 4))
     with pytest.raises(ValueError, match="same network"):
-        engine.decode(data, (2, 4))
+        codec.decode(data, (2, 4))
 
 
-def test_more_ranks_than_neurons_are_refused() -> None:
-    with pytest.raises(ValueError, match="start at most 3"):
-        engine.block_bounds(3, 4)
+@pytest.mark.parametrize("method", partition.METHODS)
+def test_more_ranks_than_neurons_are_refused(method: str) -> None:
+    with pytest.raises(ValueError, match="start at most 64"):
+        partition.make(networks.random(64, 2), 65, method)
 
 
 def test_radixnet_has_the_challenges_shape() -> None:

@@ -1,0 +1,276 @@
+"""Who owns which neuron, by layer boundary, and what each rank must hold and send because of it.
+
+Boundary 0 is the input of layer 0, boundary l the output of layer l-1 and the input of layer l.  A neuron's owner at
+boundary l computes its row in layer l-1 and gives it to every rank that has a row of layer l with it as an input.
+How owners are chosen is a row of METHODS; what follows from them, for a rank, is `build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serverless_mpi.inference.engine import Part
+from serverless_mpi.inference.networks import Layers
+from serverless_mpi.sparse import SparseRows
+
+Owners = NDArray[np.uint16]
+Indices = NDArray[np.int64]
+
+MOST_PARTS = 1 << 16
+# A row read by all who share one costs a receiver what it does not need, and saves a sender the copies it would make: with
+# SNS and SQS at 0.5 and 0.4 $ a million chunks, sharing is the cheaper above this share of rows that readers need.
+SHARE_ABOVE = 0.45
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Owners of the neurons at every boundary of a network.
+
+    neurons: of a layer; parts: ranks; method: how it was made; owners: one array a boundary, (neurons,) uint16 each;
+    boundaries may share an array.
+    """
+
+    neurons: int
+    parts: int
+    method: str
+    owners: tuple[Owners, ...]
+
+    @property
+    def layers(self) -> int:
+        """Layers of the network it is for."""
+        return len(self.owners) - 1
+
+    def rows(self, boundary: int, part: int) -> Indices:
+        """Numbers of the neurons that `part` owns there, ascending."""
+        return np.flatnonzero(self.owners[boundary] == part)
+
+    def check(self, network: Layers) -> None:
+        """Raise ValueError unless it is for a network of that many layers."""
+        if len(network) != self.layers:
+            raise ValueError(f"the partition is for {self.layers} layers; the network has {len(network)}")
+
+    def report(self, network: Layers) -> Report:
+        """Load and communication of every layer."""
+        self.check(network)
+        rows, pairs, load, nnz = [], [], [], []
+        for layer, matrix in enumerate(network):
+            needs = _needs(matrix, self.owners[layer], self.owners[layer + 1], np.arange(self.neurons), self.parts)
+            needs[self.owners[layer], np.arange(self.neurons)] = False
+            rows.append(int(needs.sum()))
+            pairs.append(len(np.unique(np.nonzero(needs)[0] * self.parts + self.owners[layer][np.nonzero(needs)[1]])))
+            work = np.bincount(self.owners[layer + 1], np.diff(matrix.indptr), self.parts)
+            load.append(float(work.max() * self.parts / max(1, work.sum())))
+            nnz.append(matrix.nnz)
+        return Report(tuple(rows), tuple(pairs), tuple(load), tuple(nnz))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a partition costs, one number a layer.
+
+    rows: activation rows sent, each counted for every rank it goes to; pairs: (sender, receiver) that exchange some, the
+    messages of a pair-wise scheme; load: work of the busiest rank, as a multiple of the average; nnz: weights.
+    """
+
+    rows: tuple[int, ...]
+    pairs: tuple[int, ...]
+    load: tuple[float, ...]
+    nnz: tuple[int, ...]
+
+    @property
+    def messages(self) -> int:
+        """Messages of all layers."""
+        return sum(self.pairs)
+
+
+def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> Partition:
+    """A partition of `network` for `parts` ranks, by a method of METHODS; the same one for the same seed.
+
+    Raises
+    ------
+    ValueError
+        No such method, more parts than neurons, layers that are not square; for `hypergraph` also no partitioner installed.
+    """
+    if method not in METHODS:
+        raise ValueError(f"no partition method {method!r}; known: {', '.join(METHODS)}")
+    if parts < 1 or parts > MOST_PARTS:
+        raise ValueError(f"{parts} parts; a partition has 1 to {MOST_PARTS}")
+    neurons = 0
+    owners: list[Owners] = []
+    for boundary, array in enumerate(METHODS[method](_checked(network, parts), len(network), parts, seed)):
+        neurons = len(array) if boundary == 0 else neurons
+        array.flags.writeable = False
+        owners.append(array)
+    return Partition(neurons, parts, method, tuple(owners))
+
+
+def _checked(network: Layers, parts: int) -> Iterator[SparseRows]:
+    neurons = None
+    for number, matrix in enumerate(network):
+        neurons = matrix.n_cols if neurons is None else neurons
+        if matrix.n_rows != neurons or matrix.n_cols != neurons:
+            raise ValueError(f"layer {number} has {matrix.n_rows} rows and {matrix.n_cols} columns, not {neurons} of both")
+        if parts > neurons:
+            raise ValueError(f"{neurons} neurons cannot be dealt out to {parts} ranks; start at most {neurons}")
+        yield matrix
+    if neurons is None:
+        raise ValueError("a network needs at least 1 layer")
+
+
+Method = Callable[[Iterator[SparseRows], int, int, int], Iterator[Owners]]
+
+
+def _block(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
+    """Neighbouring neurons together; blocks differ by at most one row."""
+    neurons = next(network).n_cols
+    bounds = np.arange(parts + 1) * neurons // parts
+    owners = np.repeat(np.arange(parts), np.diff(bounds)).astype(np.uint16)
+    yield from [owners] * (layers + 1)
+
+
+def _random(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
+    """Any neurons together, anew at each boundary; sizes as in block."""
+    (block, *_) = _block(network, 0, parts, seed)
+    chance = np.random.default_rng(seed)
+    for _ in range(layers + 1):
+        yield chance.permutation(block)
+
+
+METHODS: dict[str, Method] = {"block": _block, "random": _random}
+
+
+# --- what a rank holds and sends --------------------------------------------------------------------------------------
+
+
+def build(network: Layers, partition: Partition, rank: int) -> list[Part]:
+    """All layers of one rank."""
+    return [part for (part,) in stream(network, partition, [rank])]
+
+
+def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Iterator[list[Part]]:
+    """Layer after layer, the parts of `ranks`, reading the network once and one layer at a time.
+
+    A row whose inputs and weights are those of an earlier row of the same rank is that row's twin: both have the same
+    activations, so one of them is computed and sent.  Places below count such distinct rows: `place` is a neuron's
+    among its owner's, `first` an owner's first among all.
+    """
+    partition.check(network)
+    parts = partition.parts
+    owners = partition.owners[0]
+    place, counts = _positions(owners, parts)
+    for layer, matrix in enumerate(network):
+        if matrix.n_rows != partition.neurons or matrix.n_cols != partition.neurons:
+            raise ValueError(
+                f"layer {layer} has {matrix.n_rows} rows and {matrix.n_cols} columns; the partition is for {partition.neurons} neurons"
+            )
+        out = partition.owners[layer + 1]
+        first = np.concatenate([[0], np.cumsum(counts)])
+        distinct = first[owners] + place
+        needs = _needs(matrix, owners, out, distinct, parts)
+        sender = np.repeat(np.arange(parts), counts)
+        needs[sender, np.arange(first[-1])] = False
+        some = needs.any(axis=0)
+        shared = bool(needs.sum() >= SHARE_ABOVE * (parts - 1) * some.sum())
+        inputs = distinct[matrix.indices]
+        twin = _twins(matrix, inputs, out)
+        place, counts_after = _twin_places(twin, out, parts)
+        made = []
+        for rank in ranks:
+            want = np.flatnonzero(needs[rank])
+            at = np.zeros(int(first[-1]), np.int64)
+            at[first[rank] : first[rank + 1]] = np.arange(counts[rank])
+            at[want] = counts[rank] + np.arange(len(want))
+            rows = np.flatnonzero((out == rank) & (twin == np.arange(len(twin))))
+            lengths = np.diff(matrix.indptr)[rows]
+            entries = np.repeat(matrix.indptr[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+            columns = int(counts[rank]) + len(want)
+            values: Any = matrix.constant if matrix.values is None else matrix.values[entries]
+            weights = SparseRows(np.concatenate([[0], np.cumsum(lengths)]), at[inputs[entries]], values, columns)
+            mine = np.flatnonzero(out == rank)
+            if shared:
+                sent = np.flatnonzero(some)
+                give = np.flatnonzero(some[first[rank] : first[rank + 1]])
+                give_to = np.full(parts + 1, len(give))
+                give_to[0] = 0
+                take = np.searchsorted(sent, want) - np.searchsorted(sent, first)[sender[want]]
+            else:
+                lists = [np.flatnonzero(needs[peer, first[rank] : first[rank + 1]]) for peer in range(parts)]
+                give = np.concatenate(lists)
+                give_to = np.concatenate([[0], np.cumsum([len(one) for one in lists])])
+                take = np.zeros(0, np.int64)
+            take_from = np.searchsorted(sender[want], np.arange(parts + 1))
+            made.append(
+                Part(
+                    weights.indptr,
+                    weights.indices,
+                    weights.all_values()[:1] if weights.values is None else weights.values,
+                    columns,
+                    place[mine].astype(np.uint32),
+                    shared,
+                    bool(some.any()),
+                    give.astype(np.uint32),
+                    give_to.astype(np.int64),
+                    take.astype(np.uint32),
+                    take_from.astype(np.int64),
+                )
+            )
+        yield made
+        owners, counts = out, counts_after
+
+
+def _positions(owners: Owners, parts: int) -> tuple[Indices, Indices]:
+    """(each neuron's place among its owner's, ascending; how many each owner has)."""
+    order = np.argsort(owners, kind="stable")
+    counts = np.bincount(owners, minlength=parts)
+    place = np.empty(len(owners), np.int64)
+    place[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return place, counts
+
+
+def _needs(matrix: SparseRows, owners: Owners, out: Owners, distinct: Indices, parts: int) -> NDArray[np.bool_]:
+    """(parts, distinct rows): whether a part has a row with that input."""
+    needs = np.zeros((parts, int(distinct.max(initial=-1)) + 1), np.bool_)
+    needs[np.repeat(out, np.diff(matrix.indptr)), distinct[matrix.indices]] = True
+    return needs
+
+
+def _twins(matrix: SparseRows, inputs: Indices, out: Owners) -> Indices:
+    """Each row's first row of the same owner with the same entries in the same order (itself, if it is the first)."""
+    lengths = np.diff(matrix.indptr)
+    row = np.repeat(np.arange(matrix.n_rows), lengths)
+    slot = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], lengths)
+    bits = matrix.all_values().view(np.uint32).astype(np.uint64)
+    mixed = _mix(inputs.astype(np.uint64) + (bits << np.uint64(32)) + _mix(slot.astype(np.uint64)))
+    total = np.zeros(matrix.n_rows + 1, np.uint64)
+    np.cumsum(np.concatenate([[np.uint64(0)], mixed]), out=(sums := np.empty(matrix.nnz + 1, np.uint64)))
+    total = sums[matrix.indptr[1:]] - sums[matrix.indptr[:-1]] + _mix(lengths.astype(np.uint64)) + _mix(out.astype(np.uint64) << np.uint64(20))
+    _, first, which = np.unique(total, return_index=True, return_inverse=True)
+    twin = first[which]
+    # equal sums are twins only if the entries are equal too
+    lost = (lengths != lengths[twin]) | (out != out[twin])
+    other = matrix.indptr[twin][row] + slot
+    other[lost[row]] = 0
+    differs = (inputs != inputs[other]) | (bits != bits[other]) if matrix.nnz else np.zeros(0, np.bool_)
+    lost |= np.bincount(row[differs], minlength=matrix.n_rows) > 0
+    return np.where(lost, np.arange(matrix.n_rows), twin)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A bijection of 64-bit numbers that spreads every bit (the finaliser of SplitMix64)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _twin_places(twin: Indices, out: Owners, parts: int) -> tuple[Indices, Indices]:
+    """(each row's place among its owner's distinct rows; how many each owner has)."""
+    heads = np.flatnonzero(twin == np.arange(len(twin)))
+    place = np.empty(len(twin), np.int64)
+    place[heads], counts = _positions(out[heads], parts)
+    return place[twin], counts
