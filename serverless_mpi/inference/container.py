@@ -70,7 +70,7 @@ def pack(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> li
         sections.append([name, array.dtype.str, given.dtype.str, list(given.shape), offset, _digest(data)])
         pieces += [data, memoryview(bytes(_aligned(data.nbytes) - data.nbytes))]
         offset = _aligned(offset + data.nbytes)
-    header = json.dumps({"kind": kind, **facts, "sections": sections, "nbytes": offset}, separators=(",", ":")).encode()
+    header = json.dumps({"kind": kind, **facts, "sections": sections, "size": offset}, separators=(",", ":")).encode()
     start = _aligned(_HEAD.size + len(header))
     whole = _HEAD.pack(MAGIC, VERSION, len(header), bytes.fromhex(_digest(header))) + header
     return [memoryview(whole.ljust(start, b" ")), *(piece for piece in pieces if piece.nbytes)]
@@ -95,11 +95,13 @@ def unpack(name: str, data: memoryview, kind: str) -> tuple[dict[str, Any], dict
     if bytes.fromhex(_digest(header)) != digest:
         raise StoreError(f"{name} is damaged: its header does not have the checksum it was written with; write it again")
     facts = json.loads(bytes(header))
-    if facts["kind"] != kind:
-        raise StoreError(f"{name} holds {facts['kind']}, not {kind}")
+    held = facts.pop("kind")
+    if held != kind:
+        raise StoreError(f"{name} holds {held}, not {kind}")
     body = data[_aligned(_HEAD.size + length) :]
-    if body.nbytes != facts["nbytes"]:
-        raise StoreError(f"{name} is cut short or altered: {body.nbytes} bytes of {facts['nbytes']}; write it again")
+    size = facts.pop("size")
+    if body.nbytes != size:
+        raise StoreError(f"{name} is cut short or altered: {body.nbytes} bytes of {size}; write it again")
     pool = Workers(CORES)  # hashing lets other threads run
     try:
         arrays = dict(pool.each(lambda section: _section(name, body, section), facts.pop("sections")))

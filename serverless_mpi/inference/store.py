@@ -1,0 +1,284 @@
+"""A partitioned model, written once; a worker loads its own rows and no others, and what it loads is verified.
+
+A store is a folder or s3://bucket/prefix with the files (their format is `container`'s)
+    index.smpi            what the model is, and who owns its first and last neurons; written last, so a store is whole or none
+    part-00003.smpi       all layers as part 3 holds them
+    input-NAME-00003.smpi rows of images that part 3 owns
+Every file names its model and its partition; files of different ones do not go together.  A partition has a file of its own,
+for `smpi-infer store --partition`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serverless_mpi.errors import StoreError, UsageError
+from serverless_mpi.inference import partition as partitions
+from serverless_mpi.inference.container import DIGEST_BYTES, Array, Folder, Medium, pack, unpack
+from serverless_mpi.inference.engine import Part
+from serverless_mpi.inference.networks import Layers
+from serverless_mpi.inference.partition import Partition
+from serverless_mpi.sparse import CAP
+
+Floats = NDArray[np.float32]
+INDEX = "index.smpi"
+GROUP_BYTES = 1 << 30  # parts are made together up to this size; each group reads the network once
+_LENGTH = ".length"
+_FIELDS = tuple(field.name for field in fields(Part))
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a store holds.
+
+    model, layout: fingerprints of network and partition; nonzeros and nbytes: of all layers and of all part files; rows:
+    activation rows sent, of all layers and parts; first, last: owner of each neuron before the first and behind the last
+    layer, (neurons,) uint16.
+    """
+
+    name: str
+    neurons: int
+    layers: int
+    parts: int
+    method: str
+    bias: float
+    cap: float
+    nonzeros: int
+    nbytes: int
+    rows: int
+    model: str
+    layout: str
+    first: NDArray[np.uint16]
+    last: NDArray[np.uint16]
+
+
+def fingerprint(network: Layers) -> str:
+    """Of every weight, in 32 hexadecimal digits."""
+    digest = blake2b(digest_size=DIGEST_BYTES)
+    for matrix in network:
+        digest.update(f"{matrix.n_rows} {matrix.n_cols} {matrix.constant}".encode())
+        for array in (matrix.indptr, matrix.indices, matrix.values):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def layout(partition: Partition) -> str:
+    """Fingerprint of a partition."""
+    digest = blake2b(f"{partition.neurons} {partition.parts}".encode(), digest_size=DIGEST_BYTES)
+    for owners in partition.owners:
+        digest.update(np.ascontiguousarray(owners, np.uint16).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+# --- partitions -------------------------------------------------------------------------------------------------------
+
+
+def write_partition(path: str | Path, partition: Partition, network: Layers) -> None:
+    """Write a partition of `network` to a file."""
+    kept: dict[int, int] = {}  # boundaries may share an array, which is written once
+    for owners in partition.owners:
+        kept.setdefault(id(owners), len(kept))
+    arrays = {id(owners): owners for owners in partition.owners}
+    place = Path(path)
+    Folder(place.parent).put(
+        place.name,
+        pack(
+            "a partition",
+            {"model": fingerprint(network), "method": partition.method, "neurons": partition.neurons, "parts": partition.parts},
+            {
+                "which": np.array([kept[id(owners)] for owners in partition.owners], np.int64),
+                "owners": np.stack([arrays[key] for key in kept]).astype(np.uint16),
+            },
+        ),
+    )
+
+
+def read_partition(path: str | Path, network: Layers) -> Partition:
+    """The partition in a file.
+
+    Raises
+    ------
+    StoreError
+        The file is missing or damaged, or the partition is of another network.
+    """
+    place = Path(path)
+    facts, arrays = Folder(place.parent).read(place.name, "a partition")
+    if facts["model"] != fingerprint(network):
+        raise StoreError(f"{path} is a partition of another model: make one with `smpi-infer partition` for this one")
+    owners = list(arrays["owners"])
+    return Partition(facts["neurons"], facts["parts"], facts["method"], tuple(owners[number] for number in arrays["which"]))
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def part_name(part: int) -> str:
+    """File of a part."""
+    return f"part-{part:05}.smpi"
+
+
+def write_model(
+    medium: Medium, network: Layers, partition: Partition, *, bias: float, cap: float = CAP, name: str = "network",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Index:  # fmt: skip
+    """Write a network in parts, over what the store held; progress is told how many parts of how many are written.
+
+    Raises
+    ------
+    StoreError, ValueError
+        The medium does not take it; the partition is not for such a network.
+    """
+    partition.check(network)
+    model, shape = fingerprint(network), layout(partition)
+    size = sum(matrix.nbytes for matrix in network) // partition.parts + 1
+    together = max(1, GROUP_BYTES // size)
+    nonzeros = sum(matrix.nnz for matrix in network)
+    nbytes = rows = 0
+    for start in range(0, partition.parts, together):
+        group = range(start, min(start + together, partition.parts))
+        made: list[list[Part]] = [[] for _ in group]
+        for layer in partitions.stream(network, partition, list(group)):
+            for mine, part in zip(made, layer, strict=True):
+                mine.append(part)
+        for number, mine in zip(group, made, strict=True):
+            facts: dict[str, Any] = {"model": model, "layout": shape, "part": number, "parts": partition.parts, "layers": len(mine)}
+            pieces = pack("a part of a model", facts, _flat(mine))
+            medium.put(part_name(number), pieces)
+            nbytes += sum(piece.nbytes for piece in pieces)
+            rows += sum(int(one.take_from[-1]) for one in mine)
+            progress(number + 1, partition.parts)
+    facts = {
+        "name": name, "neurons": partition.neurons, "layers": len(partition.owners) - 1, "parts": partition.parts,
+        "method": partition.method, "bias": bias, "cap": cap, "nonzeros": nonzeros, "nbytes": nbytes, "rows": rows,
+        "model": model, "layout": shape,
+    }  # fmt: skip
+    arrays = {"first": partition.owners[0], "last": partition.owners[-1]}
+    medium.put(INDEX, pack("a model's index", facts, arrays))
+    return Index(**facts, **arrays)  # type: ignore[arg-type]
+
+
+def read_index(medium: Medium) -> Index:
+    """What the store holds.
+
+    Raises
+    ------
+    StoreError
+        There is no store, or its index is damaged.
+    """
+    data = medium.get(INDEX)
+    if data is None:
+        raise StoreError(f"no model in {medium.url}: `smpi-infer store` writes one")
+    facts, arrays = unpack(f"{medium.url}/{INDEX}", data, "a model's index")
+    return Index(**facts, **arrays)  # type: ignore[arg-type]
+
+
+def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
+    """All layers as `part` holds them, verified; arrays are mapped from a folder's file.
+
+    Raises
+    ------
+    StoreError
+        The file is missing, damaged, or of another model or partition than the index.
+    """
+    facts, arrays = _mine(medium, index, part_name(part), "a part of a model", part)
+    return list(_layers(f"{medium.url}/{part_name(part)}", arrays, facts["layers"]))
+
+
+def _mine(medium: Medium, index: Index, name: str, kind: str, part: int) -> tuple[dict[str, Any], dict[str, Array]]:
+    if not 0 <= part < index.parts:
+        raise UsageError(f"no part {part} in {medium.url}, which has {index.parts}: start that many ranks a replica")
+    facts, arrays = medium.read(name, kind)
+    for fact, what in (("model", "model"), ("layout", "partition")):
+        if fact in facts and facts[fact] != getattr(index, fact):
+            raise StoreError(f"{medium.url}/{name} is of another {what} than {INDEX}; write both again")
+    if facts["part"] != part:
+        raise StoreError(f"{medium.url}/{name} is part {facts['part']}, under a wrong name")
+    return facts, arrays
+
+
+def _flat(layers: list[Part]) -> dict[str, Array]:
+    """Each field of all layers in one array, and the lengths of what were arrays."""
+    made: dict[str, Array] = {}
+    for name in _FIELDS:
+        values = [getattr(layer, name) for layer in layers]
+        if isinstance(values[0], np.ndarray):
+            made[name + _LENGTH] = np.array([len(one) for one in values], np.int64)
+            made[name] = np.concatenate(values)
+        else:
+            made[name] = np.array(values)
+    return made
+
+
+def _layers(file: str, arrays: dict[str, Array], count: int) -> Iterator[Part]:
+    missing = [name for name in _FIELDS if name not in arrays]
+    if missing:
+        raise StoreError(f"{file} lacks {', '.join(missing)}: another version of the engine wrote it; write it again")
+    ends = {name: np.cumsum(arrays[name + _LENGTH]) for name in _FIELDS if name + _LENGTH in arrays}
+    for layer in range(count):
+        own: dict[str, Any] = {}
+        for name in _FIELDS:
+            if name in ends:
+                end = int(ends[name][layer])
+                own[name] = arrays[name][end - int(arrays[name + _LENGTH][layer]) : end]
+            else:
+                own[name] = arrays[name][layer].item()
+        yield Part(**own)
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def _input_name(name: str, part: int) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]{0,99}", name):
+        raise UsageError(f"{name!r} is no name of an input: letters, digits, dots and underscores")
+    return f"input-{name}-{part:05}.smpi"
+
+
+def write_inputs(medium: Medium, index: Index, name: str, x: Floats) -> None:
+    """Write images, (neurons, samples), a file a part; images of 0 and one other number take a bit a pixel.
+
+    Raises
+    ------
+    UsageError, StoreError
+        They are not images for this model; the medium does not take them.
+    """
+    check_images(x, index.neurons)
+    for part in range(index.parts):
+        rows = x[index.first == part]
+        ones = rows[rows != 0]
+        constant = float(ones[0]) if len(ones) else 1.0
+        facts = {"layout": index.layout, "part": part, "samples": x.shape[1], "constant": None}
+        arrays: dict[str, Array] = {"rows": rows}
+        if (ones == constant).all():
+            facts["constant"] = constant
+            arrays = {"rows": np.packbits(rows != 0, axis=1)}
+        medium.put(_input_name(name, part), pack("an input", facts, arrays))
+
+
+def load_inputs(medium: Medium, index: Index, name: str, part: int) -> Floats:
+    """(rows of that part, samples): its rows of the images that were written under `name`; StoreError as for parts."""
+    facts, arrays = _mine(medium, index, _input_name(name, part), "an input", part)
+    if facts["constant"] is None:
+        return arrays["rows"]
+    bits = np.unpackbits(arrays["rows"], axis=1, count=facts["samples"])
+    return np.asarray(bits * np.float32(facts["constant"]), np.float32)
+
+
+def check_images(x: Any, neurons: int) -> None:
+    """Raise UsageError unless x is (neurons, samples) of finite float32 numbers."""
+    if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype != np.float32:
+        told = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise UsageError(f"images are a float32 matrix of {neurons} rows, one column a sample, not {told}")
+    if x.shape[0] != neurons or not x.shape[1]:
+        raise UsageError(f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of {neurons} pixels")
+    if not np.isfinite(x).all():
+        raise UsageError("images have NaN or infinity")
