@@ -1,169 +1,157 @@
-"""Signed HTTP requests over kept connections, with retries; every attempt is metered.
+"""Signed requests of one service over kept connections; every attempt is metered.
 
-A request is tried again after throttling, a 5xx answer or a lost connection, after a random part of a
-growing pause (full jitter).  Sending a frame twice is harmless: the receiver drops duplicates.
-Source: "Exponential Backoff And Jitter", AWS Architecture Blog.
+Whether a request is tried again is decided by the tables of `retry.py`, after a random part of a growing pause.
 """
 
 from __future__ import annotations
 
-import hashlib
-import http.client
+import calendar
 import random
-import socket
-import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from urllib.parse import urlsplit
 
+from serverless_mpi.aws.config import Config
+from serverless_mpi.aws.connection import Answer, Connection, Lost, Untrusted
 from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.refusals import refused
+from serverless_mpi.aws.retry import ATTEMPTS, Event, again, event_of, longest_pause_s
 from serverless_mpi.aws.sigv4 import UNSIGNED, Signer, canonical_query
 from serverless_mpi.errors import ChannelError
+from serverless_mpi.metering import Meter
 
-ATTEMPTS = 8
-PAUSE_S = 0.05  # the first pause is up to this, each later one up to twice the one before
-MAX_PAUSE_S = 5.0
-CONNECT_TIMEOUT_S = 5.0
-ANSWER_TIMEOUT_S = 60.0  # above the longest poll of 20 s
-_RETRIED = (500, 502, 503, 504, 429)
-_THROTTLED = (b"Throttl", b"SlowDown", b"RequestLimitExceeded", b"KmsThrottled", b"TooManyRequests")
+__all__ = ["Answer", "Client"]
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer; body is writable memory."""
-
-    status: int
-    body: memoryview
-    headers: dict[str, str]
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class Client:
     """Requests of one service to one endpoint.  Safe for threads; each in use has a connection of its own.
 
-    service: "sqs", "sns" or "s3"; endpoint: URL, None for AWS's own in `region`.
+    service: "sqs", "sns" or "s3"; endpoint: URL, None for what the configuration says, else AWS's own in `region`.
+    sleep, chance: pause for seconds, and a random number between two.
     """
 
     def __init__(
-        self, service: str, region: str, endpoint: str | None, credentials: Credentials,
-        sleep: Callable[[float], None] = time.sleep,
+        self, service: str, region: str, endpoint: str | None, credentials: Credentials, meter: Meter,
+        sleep: Callable[[float], None] = time.sleep, chance: Callable[[float, float], float] = random.uniform,
     ) -> None:  # fmt: skip
         self.service = service
-        url = urlsplit(endpoint or f"https://{service}.{region}.amazonaws.com")
-        self.endpoint = endpoint or url.geturl()
-        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self.meter = meter
+        config = Config()
+        self.endpoint = endpoint or config.endpoint(service, region)
+        url = urlsplit(self.endpoint)
+        self._tls = config.tls() if url.scheme == "https" else None
         self._address = (url.hostname or "", url.port or (443 if self._tls else 80))
         self.host = url.netloc
         self._credentials = credentials
         self._signer = Signer(service, region)
         self._sleep = sleep
-        self._idle: deque[http.client.HTTPConnection] = deque()
+        self._chance = chance
+        self._idle: deque[Connection] = deque()
         self._closed = threading.Event()
 
     def request(
-        self, method: str, path: str, query: dict[str, str] | None = None, headers: dict[str, str] | None = None,
-        body: bytes | Sequence[memoryview] = b"", metered: Callable[[], None] = lambda: None,
-        into: memoryview | None = None,
+        self, action: str, method: str, path: str, query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS, body: bytes | Sequence[memoryview] = b"", *,
+        nbytes: int = 0, messages: int = 0, into: memoryview | None = None, billed_as: str | None = None,
     ) -> Answer:  # fmt: skip
-        """Do a request; the answer whatever its status, once throttling and 5xx are over.
+        """Do a request; the answer whatever its status, once nothing of `retry.py` is to be done about it.
 
-        body: bytes, or views that are sent one after the other; into: memory for the answer's body; metered is
-        called before each attempt.
+        action: its name in `retry.REPEATABLE`; headers: names in lower case; body: bytes, or byte views that are sent
+        one after the other; nbytes, messages, billed_as: what the meter counts for each attempt, and under which name if
+        not the action's; into: memory for the answer's body.
 
         Raises
         ------
         ChannelError
-            No answer after 8 attempts: the endpoint cannot be reached or stays overloaded.
+            No answer after 8 attempts, or none to a request that must not be done twice.
         """
-        query = query or {}
-        whole = isinstance(body, bytes)
-        length = len(body) if isinstance(body, bytes) else sum(part.nbytes for part in body)
-        payload_hash = hashlib.sha256(body).hexdigest() if isinstance(body, bytes) else UNSIGNED
         target = f"{path}?{canonical_query(query)}" if query else path
-        problem = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                self._sleep(random.uniform(0, min(MAX_PAUSE_S, PAUSE_S * 2**attempt)))
+        if isinstance(body, bytes):
+            payload_hash, parts, length = sha256(body).hexdigest(), [body], len(body)
+        else:
+            payload_hash, parts, length = UNSIGNED, body, sum(part.nbytes for part in body)  # type: ignore[assignment]
+        before: set[Event] = set()
+        for attempt in range(1, ATTEMPTS + 1):
             signed = self._signer.headers(
-                self._credentials.get(), method, self.host, path, query, headers or {}, payload_hash
+                self._credentials.get(), method, self.host, path, query or {}, headers, payload_hash
             )
             signed["content-length"] = str(length)
-            metered()
+            lines = "\r\n".join([f"{name}: {value}" for name, value in signed.items()])
+            head = f"{method} {target} HTTP/1.1\r\n{lines}\r\n\r\n"
+            if head.count("\n") != len(signed) + 2:
+                raise ChannelError(f"a line break in the headers of {self.service}.{action}: {sorted(signed)}")
+            self.meter.count(self.service, billed_as or action, nbytes=nbytes, messages=messages)
+            answer: Answer | None = None
+            pause = True
             try:
-                answer = self._once(method, target, signed, body if whole else iter(body), into)  # type: ignore[arg-type]
-            except (OSError, http.client.HTTPException) as error:
-                problem = f"{type(error).__name__}: {error}"
-                continue
-            if answer.status in _RETRIED or (answer.status == 400 and any(t in bytes(answer.body[:2000]) for t in _THROTTLED)):
-                problem = f"HTTP {answer.status}: {bytes(answer.body[:300]).decode(errors='replace')}"
-                continue
-            return answer
+                connection = self._connection()
+                try:
+                    answer = connection.exchange(head.encode("latin-1"), parts, method, into)
+                except Lost:
+                    pause = not connection.used  # one that was kept may have been closed meanwhile: no sign of trouble
+                    raise
+                self._keep(connection)
+                event = event_of(answer)
+            except Untrusted as error:
+                raise ChannelError(
+                    f"the certificate of {self.endpoint} is not trusted: {error}; AWS_CA_BUNDLE names a file of those that are"
+                ) from error
+            except Lost as lost:
+                event = Event.LOST if lost.sent else Event.NOT_SENT
+                problem: object = lost
+            if not again(event, f"{self.service}.{action}", before):
+                if answer is not None:
+                    return answer
+                raise ChannelError(
+                    f"{self.service} at {self.endpoint} was asked to {action} and did not answer; "
+                    f"it may have done it, so it is not asked again: {problem}"
+                )
+            if answer is not None:
+                problem = refused(self.service, action, answer)
+                if event is Event.EXPIRED:
+                    self._credentials.renew()
+                elif event is Event.SKEWED:
+                    self._correct_clock(answer)
+            before.add(event)
+            if pause and attempt < ATTEMPTS:
+                self._sleep(self._chance(0.0, longest_pause_s(attempt)))
         raise ChannelError(
-            f"{self.service} at {self.endpoint} did not do {method} {path[:80]} in {ATTEMPTS} attempts; the last: {problem}",
+            f"{self.service} at {self.endpoint} did not do {action} {path[:80]} in {ATTEMPTS} attempts; the last: {problem}",
             retryable=True,
         )
 
-    def _once(
-        self, method: str, target: str, headers: dict[str, str], body: object, into: memoryview | None
-    ) -> Answer:
-        try:
-            connection, fresh = self._idle.pop(), False
-        except IndexError:
-            connection, fresh = self._connect(), True
-        try:
-            connection.request(method, target, body=body, headers=headers)  # type: ignore[arg-type]
-            response = connection.getresponse()
-        except (http.client.RemoteDisconnected, ConnectionError, BrokenPipeError):
-            connection.close()
-            if fresh or not isinstance(body, bytes):
-                raise
-            connection = self._connect()  # a kept connection may have been closed by the other side while idle
-            connection.request(method, target, body=body, headers=headers)
-            response = connection.getresponse()
-        except BaseException:
-            connection.close()
-            raise
-        try:
-            length = response.length
-            if method == "HEAD" or length == 0:
-                data = memoryview(bytearray())
-                response.read()
-            elif length is None:
-                data = memoryview(bytearray(response.read()))
-            else:
-                use = into is not None and response.status < 300 and into.nbytes >= length
-                data = into[:length] if use and into is not None else memoryview(bytearray(length))
-                filled = 0
-                while filled < length:
-                    count = response.readinto(data[filled:])
-                    if not count:
-                        raise http.client.IncompleteRead(bytes(data[:filled]), length - filled)
-                    filled += count
-                response.read()  # ends the answer, so that the connection can be kept
-            answer = Answer(response.status, data, {name.lower(): value for name, value in response.getheaders()})
-        except BaseException:
-            connection.close()
-            raise
-        if response.will_close or self._closed.is_set():
-            connection.close()
-        else:
-            self._idle.append(connection)
-        return answer
+    def refused(self, what: str, answer: Answer) -> ChannelError:
+        """The error for an answer that is not what was asked for."""
+        return refused(self.service, what, answer)
 
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port = self._address
-        connection: http.client.HTTPConnection
-        if self._tls is None:
-            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
+    def _correct_clock(self, answer: Answer) -> None:
+        try:
+            theirs = time.strptime(answer.headers["date"], "%a, %d %b %Y %H:%M:%S GMT")
+        except (KeyError, ValueError):  # then the second attempt tells the story
+            return
+        self._signer.skew_s = calendar.timegm(theirs) - time.time()
+
+    def _connection(self) -> Connection:
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread was quicker
+                break
+            if not connection.stale():
+                return connection
+            connection.close()
+        return Connection(*self._address, self._tls)
+
+    def _keep(self, connection: Connection) -> None:
+        if connection.reusable and not self._closed.is_set():
+            self._idle.append(connection)
         else:
-            connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=self._tls)
-        connection.connect()
-        connection.sock.settimeout(ANSWER_TIMEOUT_S)
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+            connection.close()
 
     def close(self) -> None:
         """Close the kept connections."""

@@ -5,43 +5,40 @@ Source: Amazon S3 API Reference.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Sequence
-from html import escape, unescape
 from hashlib import md5
-import base64
+from html import escape, unescape
 from urllib.parse import quote
 
 from serverless_mpi.aws.http import Answer, Client
 from serverless_mpi.errors import ChannelError
-from serverless_mpi.metering import Meter
 
 MAX_DELETED = 1000  # keys of one DeleteObjects
 PART_BYTES = 16 << 20  # of a multipart upload and of a range; parts of less than 5 MiB are refused
 _ROUNDS = 5  # how often a conditional write that met another is tried again
+_COMPLETIONS = 4  # how often an upload is asked to be completed when it is not known whether it is
 Parallel = Callable[[Callable[[int], str], Sequence[int]], list[str]]
 
 
 class S3:
     """The calls of the data path, on one bucket."""
 
-    def __init__(self, client: Client, bucket: str, meter: Meter) -> None:
+    def __init__(self, client: Client, bucket: str) -> None:
         self._client = client
         self._bucket = bucket
-        self._meter = meter
 
     def _path(self, key: str) -> str:
         return f"/{self._bucket}/{quote(key, safe='-_.~/')}"
 
     def _refuse(self, what: str, answer: Answer) -> ChannelError:
-        return ChannelError(f"S3 refused to {what} in bucket {self._bucket}: {bytes(answer.body[:300]).decode(errors='replace')}")
+        return self._client.refused(f"{what} in bucket {self._bucket}", answer)
 
     def put(self, key: str, parts: Sequence[memoryview]) -> None:
         """Make an object of `parts`."""
         nbytes = sum(part.nbytes for part in parts)
-        answer = self._client.request(
-            "PUT", self._path(key), body=parts, metered=lambda: self._meter.count("s3", "PUT", nbytes=nbytes, messages=1)
-        )
+        answer = self._client.request("PUT", "PUT", self._path(key), body=parts, nbytes=nbytes, messages=1)
         if answer.status != 200:
             raise self._refuse(f"put {key}", answer)
 
@@ -54,9 +51,8 @@ class S3:
         """
         for _ in range(_ROUNDS):
             answer = self._client.request(
-                "PUT", self._path(key), headers={"if-none-match": "*"}, body=body,
-                metered=lambda: self._meter.count("s3", "PUT", nbytes=len(body), messages=1),
-            )  # fmt: skip
+                "PUT", "PUT", self._path(key), headers={"if-none-match": "*"}, body=body, nbytes=len(body), messages=1
+            )
             if answer.status != 409:  # another write of the same name was under way: S3 asks to try again
                 break
         if answer.status == 412:
@@ -67,9 +63,11 @@ class S3:
         return True
 
     def put_multipart(self, key: str, parts: Sequence[memoryview], parallel: Parallel) -> None:
-        """Make a large object of `parts`, each of at least 5 MiB but the last, sent at the same time."""
-        count = self._meter.count
-        answer = self._client.request("POST", self._path(key), {"uploads": ""}, metered=lambda: count("s3", "PUT"))
+        """Make a large object of `parts`, each of at least 5 MiB but the last, sent at the same time.
+
+        What was sent of an object that fails is removed again, since it would be billed.
+        """
+        answer = self._client.request("CreateMultipartUpload", "POST", self._path(key), {"uploads": ""}, billed_as="PUT")
         found = re.search(rb"<UploadId>([^<]*)</UploadId>", bytes(answer.body))
         if answer.status != 200 or found is None:
             raise self._refuse(f"begin {key}", answer)
@@ -78,24 +76,49 @@ class S3:
         def send(number: int) -> str:
             part = parts[number]
             answer = self._client.request(
-                "PUT", self._path(key), {"partNumber": str(number + 1), "uploadId": upload}, body=(part,),
-                metered=lambda: count("s3", "PUT", nbytes=part.nbytes),
+                "PUT", "PUT", self._path(key), {"partNumber": str(number + 1), "uploadId": upload}, body=(part,),
+                nbytes=part.nbytes,
             )  # fmt: skip
             if answer.status != 200:
                 raise self._refuse(f"put part {number + 1} of {key}", answer)
             return answer.headers["etag"]
 
-        tags = parallel(send, range(len(parts)))
+        try:
+            self._complete(key, upload, parallel(send, range(len(parts))), sum(part.nbytes for part in parts))
+        except BaseException:
+            self._client.request("DELETE", "DELETE", self._path(key), {"uploadId": upload})
+            raise
+
+    def _complete(self, key: str, upload: str, tags: Sequence[str], nbytes: int) -> None:
         listing = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>" for number, tag in enumerate(tags, 1)
         )
-        answer = self._client.request(
-            "POST", self._path(key), {"uploadId": upload},
-            body=f"<CompleteMultipartUpload>{listing}</CompleteMultipartUpload>".encode(),
-            metered=lambda: count("s3", "PUT", messages=1),
-        )  # fmt: skip
-        if answer.status != 200 or b"<Error>" in bytes(answer.body):
-            raise self._refuse(f"complete {key}", answer)
+        body = f"<CompleteMultipartUpload>{listing}</CompleteMultipartUpload>".encode()
+        trouble: ChannelError | None = None
+        for _ in range(_COMPLETIONS):
+            try:
+                answer = self._client.request(
+                    "CompleteMultipartUpload", "POST", self._path(key), {"uploadId": upload}, body=body,
+                    messages=0 if trouble else 1, billed_as="PUT",
+                )  # fmt: skip
+            except ChannelError as error:  # nobody knows whether it was done: the next attempt shows it
+                trouble = error
+                continue
+            text = bytes(answer.body)
+            if answer.status == 200 and b"<Error>" not in text:
+                return
+            trouble = self._refuse(f"complete {key}", answer)
+            if answer.status == 404 and self._size(key) == nbytes:
+                return  # an attempt before had done it
+            if answer.status != 200 and answer.status < 500:
+                break
+        assert trouble is not None
+        raise trouble
+
+    def _size(self, key: str) -> int | None:
+        """Bytes of an object, None if there is none."""
+        answer = self._client.request("GET", "HEAD", self._path(key))
+        return int(answer.headers["content-length"]) if answer.status == 200 else None
 
     def get(
         self, key: str, start: int = 0, length: int | None = None, into: memoryview | None = None
@@ -104,16 +127,14 @@ class S3:
         headers = {}
         if length is not None:
             headers["range"] = f"bytes={start}-{start + length - 1}"
-        answer = self._client.request(
-            "GET", self._path(key), headers=headers, metered=lambda: self._meter.count("s3", "GET"), into=into
-        )
+        answer = self._client.request("GET", "GET", self._path(key), headers=headers, into=into)
         if answer.status == 404:
             return None
         if answer.status == 416 and start == 0:  # a range of an empty object
             return memoryview(bytearray()), 0
         if answer.status not in (200, 206):
             raise self._refuse(f"get {key}", answer)
-        self._meter.count("s3", "GET", requests=0, nbytes=answer.body.nbytes, messages=1 if start == 0 else 0)
+        self._client.meter.count("s3", "GET", requests=0, nbytes=answer.body.nbytes, messages=1 if start == 0 else 0)
         whole = answer.headers.get("content-range", "").rpartition("/")[2]
         return answer.body, int(whole) if whole.isdigit() else answer.body.nbytes
 
@@ -122,9 +143,7 @@ class S3:
         query = {"list-type": "2", "prefix": prefix}
         if after:
             query["start-after"] = after
-        answer = self._client.request(
-            "GET", f"/{self._bucket}", query, metered=lambda: self._meter.count("s3", "LIST")
-        )
+        answer = self._client.request("LIST", "GET", f"/{self._bucket}", query)
         if answer.status != 200:
             raise self._refuse(f"list {prefix}", answer)
         return [unescape(key.decode()) for key in re.findall(rb"<Key>([^<]*)</Key>", bytes(answer.body))]
@@ -134,9 +153,8 @@ class S3:
         listing = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in keys)
         body = f"<Delete><Quiet>true</Quiet>{listing}</Delete>".encode()
         answer = self._client.request(
-            "POST", f"/{self._bucket}", {"delete": ""},
-            headers={"content-md5": base64.b64encode(md5(body, usedforsecurity=False).digest()).decode()},
-            body=body, metered=lambda: self._meter.count("s3", "DELETE"),
+            "DELETE", "POST", f"/{self._bucket}", {"delete": ""},
+            headers={"content-md5": base64.b64encode(md5(body, usedforsecurity=False).digest()).decode()}, body=body,
         )  # fmt: skip
         if answer.status != 200 or b"<Error>" in bytes(answer.body):
             raise self._refuse(f"delete {len(keys)} objects", answer)

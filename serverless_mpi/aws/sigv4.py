@@ -5,14 +5,27 @@ Source: "Create a signed AWS API request", AWS IAM User Guide.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from urllib.parse import quote
 
-from serverless_mpi.aws.credentials import Keys
-
 UNSIGNED = "UNSIGNED-PAYLOAD"  # S3 takes it over TLS, and an emulator always
+
+
+@dataclass(frozen=True)
+class Keys:
+    """An access key; expires is in seconds of the epoch, None if never."""
+
+    access: str
+    secret: str
+    token: str | None = None
+    expires: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Keys({self.access!r}, ...)"
 
 
 def _hmac(key: bytes, text: str) -> bytes:
@@ -20,59 +33,61 @@ def _hmac(key: bytes, text: str) -> bytes:
 
 
 class Signer:
-    """Signs the requests of one service in one region."""
+    """Signs the requests of one service in one region.
+
+    skew_s: seconds to add to this machine's clock to get the service's.
+    """
 
     def __init__(self, service: str, region: str) -> None:
         self._service = service
         self._region = region
         self._cached: tuple[str, str, bytes] | None = None  # day, secret, key
+        self._stamp: tuple[int, str] = (-1, "")  # a second, and how it is written
+        self.skew_s = 0.0
 
     def _key(self, secret: str, day: str) -> bytes:
         cached = self._cached
-        if cached is None or cached[:2] != (day, secret):
+        if cached is None or cached[0] != day or cached[1] != secret:
             key = _hmac(f"AWS4{secret}".encode(), day)
             for part in (self._region, self._service, "aws4_request"):
                 key = _hmac(key, part)
             self._cached = cached = (day, secret, key)
         return cached[2]
 
+    def _now(self, now: float | None) -> str:
+        second = int((time.time() if now is None else now) + self.skew_s)
+        kept = self._stamp
+        if kept[0] != second:
+            self._stamp = kept = (second, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second)))
+        return kept[1]
+
     def headers(
-        self, keys: Keys, method: str, host: str, path: str, query: dict[str, str], headers: dict[str, str],
+        self, keys: Keys, method: str, host: str, path: str, query: Mapping[str, str], headers: Mapping[str, str],
         payload_hash: str, now: float | None = None,
     ) -> dict[str, str]:  # fmt: skip
-        """`headers` with host, date, payload hash and signature.  path is already percent-encoded; now: epoch seconds."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-        signed = {
-            **{name.lower(): value for name, value in headers.items()},
-            "host": host,
-            "x-amz-date": stamp,
-            "x-amz-content-sha256": payload_hash,
-        }
+        """`headers` (names in lower case) with host, date, payload hash and signature; without that if `keys` is empty.
+
+        path: percent-encoded; now: seconds of the epoch, None for the clock's.
+        """
+        stamp = self._now(now)
+        signed = {**headers, "host": host, "x-amz-date": stamp, "x-amz-content-sha256": payload_hash}
         if keys.token is not None:
             signed["x-amz-security-token"] = keys.token
+        if not keys.access:
+            return signed
         names = sorted(signed)
-        canonical = "\n".join(
-            (
-                method,
-                path,
-                canonical_query(query),
-                *(f"{name}:{signed[name]}" for name in names),
-                "",
-                ";".join(names),
-                payload_hash,
-            )
-        )
+        listed = ";".join(names)
+        lines = "\n".join([f"{name}:{signed[name]}" for name in names])
+        canonical = f"{method}\n{path}\n{canonical_query(query) if query else ''}\n{lines}\n\n{listed}\n{payload_hash}"
         scope = f"{stamp[:8]}/{self._region}/{self._service}/aws4_request"
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
-        signature = hmac.new(
-            self._key(keys.secret, stamp[:8]), f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}".encode(), "sha256"
-        ).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
+        signature = _hmac(self._key(keys.secret, stamp[:8]), text).hex()
         signed["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={keys.access}/{scope}, SignedHeaders={';'.join(names)}, Signature={signature}"
+            f"AWS4-HMAC-SHA256 Credential={keys.access}/{scope}, SignedHeaders={listed}, Signature={signature}"
         )
         return signed
 
 
-def canonical_query(query: dict[str, str]) -> str:
+def canonical_query(query: Mapping[str, str]) -> str:
     """The query string as it is signed and sent."""
-    return "&".join(f"{quote(name, safe='-_.~')}={quote(query[name], safe='-_.~')}" for name in sorted(query))
+    return "&".join(sorted(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in query.items()))

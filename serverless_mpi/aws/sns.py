@@ -16,7 +16,6 @@ from urllib.parse import urlencode
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.sqs import BODY, ENVELOPE_BYTES, FRAME
 from serverless_mpi.errors import ChannelError
-from serverless_mpi.metering import Meter
 
 TO = "t"
 MAX_ENTRIES = 10  # of a batch
@@ -40,9 +39,8 @@ def billed_bytes(frame: bytes, dests: Sequence[int]) -> int:
 class Sns:
     """The calls of the data path."""
 
-    def __init__(self, client: Client, meter: Meter) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._meter = meter
 
     def publish(self, topic: str, messages: Sequence[tuple[bytes, Sequence[int]]]) -> None:
         """Publish (frame, ranks that read it) in one request: at most 10, 256 KiB in all."""
@@ -64,16 +62,14 @@ class Sns:
                 form[f"{attribute}.2.Name"] = FRAME
                 form[f"{attribute}.2.Value.DataType"] = "Binary"
                 form[f"{attribute}.2.Value.BinaryValue"] = base64.b64encode(frame).decode()
-            count = len(entries)
             answer = self._client.request(
-                "POST", "/",
+                action, "POST", "/",
                 headers={"content-type": "application/x-www-form-urlencoded; charset=utf-8"},
-                body=urlencode(form).encode(),
-                metered=lambda: self._meter.count("sns", action, nbytes=nbytes, messages=count),
+                body=urlencode(form).encode(), nbytes=nbytes, messages=len(entries),
             )  # fmt: skip
-            text = bytes(answer.body).decode(errors="replace")
             if answer.status != 200:
-                raise ChannelError(f"SNS refused to publish on {topic}: {text[:300]}")
+                raise self._client.refused(f"publish on {topic}", answer)
+            text = bytes(answer.body).decode(errors="replace")
             entries = self._failed(topic, text, entries)
             if not entries:
                 return

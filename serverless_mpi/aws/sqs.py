@@ -14,7 +14,7 @@ from typing import Any
 
 from serverless_mpi.aws.http import Client
 from serverless_mpi.errors import ChannelError
-from serverless_mpi.metering import Meter
+from serverless_mpi.metering import BILLED_CHUNK_BYTES
 
 FRAME = "f"  # names of message attributes are billed, so they are short
 BODY = "."  # a message needs a body of at least one character
@@ -36,21 +36,19 @@ class Received:
 class Sqs:
     """The calls of the data path."""
 
-    def __init__(self, client: Client, meter: Meter) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._meter = meter
 
     def _call(self, action: str, request: dict[str, Any], nbytes: int = 0, messages: int = 0) -> dict[str, Any]:
         answer = self._client.request(
-            "POST", "/",
+            action, "POST", "/",
             headers={"content-type": "application/x-amz-json-1.0", "x-amz-target": f"AmazonSQS.{action}"},
-            body=json.dumps(request).encode(),
-            metered=lambda: self._meter.count("sqs", action, nbytes=nbytes, messages=messages),
+            body=json.dumps(request).encode(), nbytes=nbytes, messages=messages,
         )  # fmt: skip
-        text = bytes(answer.body)
         if answer.status != 200:
-            raise ChannelError(f"SQS refused {action} on {request.get('QueueUrl')}: {text[:300].decode(errors='replace')}")
-        return json.loads(text) if text else {}
+            raise self._client.refused(f"{action} on {request['QueueUrl']}", answer)
+        fields: dict[str, Any] = json.loads(answer.body.tobytes()) if answer.body.nbytes else {}
+        return fields
 
     def send(self, queue: str, frames: Sequence[bytes]) -> None:
         """Send frames (at most 10, 1 MiB in all) in one request; b'' is a message without a frame."""
@@ -87,8 +85,8 @@ class Sqs:
             received.append(Received(frame, message["ReceiptHandle"]))
         nbytes = sum(one.frame.nbytes + ENVELOPE_BYTES for one in received if one.frame is not None)
         # the size is known only now: the chunks of 64 KB beyond the first are added to the request's one
-        extra = max(1, -(-nbytes // (64 * 1024))) - 1
-        self._meter.count("sqs", "ReceiveMessage", requests=0, nbytes=nbytes, messages=len(received), billed=extra)
+        extra = max(1, -(-nbytes // BILLED_CHUNK_BYTES)) - 1
+        self._client.meter.count("sqs", "ReceiveMessage", requests=0, nbytes=nbytes, messages=len(received), billed=extra)
         return received
 
     def delete(self, queue: str, handles: Sequence[str]) -> None:

@@ -77,8 +77,8 @@ class Store:
     """A job's objects: put in parts and got in ranges, several requests at a time."""
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
-        self._client = Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint))
-        self._s3 = S3(self._client, spec.settings["bucket"], meter)
+        self._client = Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint), meter)
+        self._s3 = S3(self._client, spec.settings["bucket"])
         self._pool = Workers(REQUESTS_AT_ONCE)  # whole objects
         self._ranges = Workers(REQUESTS_AT_ONCE)  # their parts: tasks of the pool above wait for these
         self._deleted: list[str] = []

@@ -125,9 +125,9 @@ class QueueChannel(Channel):
         super().__init__(spec, meter)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         credentials = Credentials(spec.endpoint)
-        self._clients = [Client(service, spec.region, spec.endpoint, credentials) for service in ("sqs", "sns")]
-        self._sqs = sqs.Sqs(self._clients[0], meter)
-        self._sns = sns.Sns(self._clients[1], meter)
+        self._clients = [Client(service, spec.region, spec.endpoint, credentials, meter) for service in ("sqs", "sns")]
+        self._sqs = sqs.Sqs(self._clients[0])
+        self._sns = sns.Sns(self._clients[1])
         self._queues: list[str] = json.loads(spec.settings["queues"])
         # a deployed stack's queues were given their numbers, by which its topics know them, before there were ranks
         slots: list[int] = json.loads(spec.settings.get("slots", "null")) or list(range(spec.size))

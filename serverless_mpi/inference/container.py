@@ -190,9 +190,9 @@ class Bucket(Medium):
 
     def __init__(self, bucket: str, prefix: str, endpoint: str, region: str, meter: Meter) -> None:
         address = None if endpoint == AWS else endpoint
-        self._client = Client("s3", region, address, Credentials(address))
+        self._client = Client("s3", region, address, Credentials(address), meter)
         self.meter = meter
-        self._s3 = S3(self._client, bucket, meter)
+        self._s3 = S3(self._client, bucket)
         self._pool = Workers(AT_ONCE)
         self._bucket, self._prefix, self._where = bucket, prefix, endpoint
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")

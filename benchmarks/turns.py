@@ -1,0 +1,23 @@
+"""Measuring in turns: what is compared takes turns within one run, so that a change in the machine's load meets both."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.table import spread
+
+
+def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each measure's value, `rounds` times, one after the other within a round."""
+    values: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, measure in measures.items():
+            values[name].append(measure())
+    return values
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, str]:
+    """Median of over/under of the same turn, and its spread."""
+    each = [a / b for a, b in zip(over, under, strict=True)]
+    return statistics.median(each), spread(each)

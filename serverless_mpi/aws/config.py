@@ -1,0 +1,141 @@
+"""What AWS's own tools are told: the profile, the region, endpoints and certificates.
+
+Found as botocore finds them: environment, then the profile in the configuration files, then the default; a test
+compares the answers with botocore's.
+Sources: "Settings reference", AWS SDKs and Tools Reference Guide; "Configuration file", boto3 documentation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serverless_mpi.errors import UsageError
+
+if TYPE_CHECKING:
+    import ssl
+
+DEFAULT_REGION = "us-east-1"
+# start of a region's name -> (domain of its endpoints, of its dual-stack endpoints); the first that fits
+PARTITIONS: tuple[tuple[str, str, str], ...] = (
+    ("cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn"),
+    ("us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
+    ("us-isob-", "sc2s.sgov.gov", "api.aws.scloud"),
+    ("eusc-", "amazonaws.eu", "api.amazonwebservices.eu"),
+    ("", "amazonaws.com", "api.aws"),
+)
+
+
+class Config:
+    """The settings of one environment; files are read at first need."""
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        self.environ = os.environ if environ is None else environ
+        self._files: tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]] | None = None
+
+    @property
+    def profile_name(self) -> str:
+        """The profile in use."""
+        return self.environ.get("AWS_PROFILE") or self.environ.get("AWS_DEFAULT_PROFILE") or "default"
+
+    def profile(self, name: str) -> dict[str, str] | None:
+        """The settings of a profile, those of the credentials file before those of the configuration file; None: no such."""
+        config, credentials = self._read()
+        section = "default" if name == "default" and "profile default" not in config else f"profile {name}"
+        if section not in config and name not in credentials:
+            return None
+        return {**config.get(section, {}), **credentials.get(name, {})}
+
+    def _own(self) -> dict[str, str]:
+        return self.profile(self.profile_name) or {}
+
+    def _read(self) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+        if self._files is None:
+            config = self.environ.get("AWS_CONFIG_FILE", "~/.aws/config")
+            credentials = self.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+            self._files = (_sections(config), _sections(credentials))
+        return self._files
+
+    def region(self, explicit: str | None = None) -> str:
+        """The region to work in."""
+        environ = self.environ
+        named = explicit or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+        return named or self._own().get("region") or DEFAULT_REGION
+
+    def endpoint(self, service: str, region: str) -> str:
+        """URL of a service, AWS's own unless another is configured."""
+        if not _true(self._setting("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls")):
+            own = self._own()
+            services = self._read()[0].get(f"services {own.get('services', '')}", {})
+            for url in (
+                self.environ.get(f"AWS_ENDPOINT_URL_{service.upper()}"),
+                self.environ.get("AWS_ENDPOINT_URL"),
+                services.get(f"{service}.endpoint_url"),
+                own.get("endpoint_url"),
+            ):
+                if url:
+                    return url
+        domain, dual = next((domain, dual) for start, domain, dual in PARTITIONS if region.startswith(start))
+        always = region.startswith("us-gov-") and service != "s3"  # those are FIPS endpoints whatever one asks for
+        fips = "-fips" if not always and _true(self._setting("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint")) else ""
+        if _true(self._setting("AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint")):
+            if service == "s3":
+                return f"https://s3{fips}.dualstack.{region}.{domain}"
+            return f"https://{service}{fips}.{region}.{dual}"
+        return f"https://{service}{fips}.{region}.{domain}"
+
+    def tls(self) -> ssl.SSLContext:
+        """What verifies the other side's certificate and name.
+
+        Raises
+        ------
+        UsageError
+            The bundle of trusted certificates that is named is none.
+        """
+        import ssl
+
+        bundle = self._setting("AWS_CA_BUNDLE", "ca_bundle") or self.environ.get("REQUESTS_CA_BUNDLE") or None
+        try:
+            context = ssl.create_default_context(cafile=bundle)
+        except OSError as error:
+            raise UsageError(f"{bundle} is not a bundle of certificates in PEM form: {error}; see AWS_CA_BUNDLE") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    def _setting(self, variable: str, name: str) -> str:
+        return self.environ.get(variable) or self._own().get(name) or ""
+
+
+def _true(text: str) -> bool:
+    return text.lower() == "true"
+
+
+def _sections(name: str) -> dict[str, dict[str, str]]:
+    """A configuration file's sections; a nested setting `inner = x` of `outer =` is "outer.inner"."""
+    try:
+        text = Path(name).expanduser().read_text()
+    except (OSError, RuntimeError):  # no such file, or no home: nothing is configured there
+        return {}
+    sections: dict[str, dict[str, str]] = {}
+    section: dict[str, str] = {}
+    outer = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = line.strip()
+        if not bare or bare[0] in "#;":
+            continue
+        if bare[0] == "[" and "]" in bare:
+            title = " ".join(bare[1 : bare.index("]")].replace('"', " ").replace("'", " ").split())
+            section, outer = sections.setdefault(title, {}), ""
+            continue
+        key, equals, value = bare.partition("=")
+        if not equals:
+            raise UsageError(f"line {number} of {name} is neither a [section] nor `name = value`: {bare[:40]!r}")
+        key, value = key.strip().lower(), value.split(" #")[0].strip()
+        if line[0] in " \t" and outer:
+            section[f"{outer}.{key}"] = value
+        else:
+            section[key] = value
+            outer = "" if value else key
+    return sections
