@@ -109,6 +109,14 @@ def Get_library_version() -> str:
     return f"serverless_mpi {__version__}"
 
 
+def get_vendor() -> tuple[str, tuple[int, int, int]]:
+    """The name of this library and the three numbers of its version."""
+    from serverless_mpi import __version__
+
+    major, minor, patch = map(int, __version__.split("."))
+    return "serverless_mpi", (major, minor, patch)
+
+
 def Get_error_class(errorcode: int) -> int:
     """The class of an error code."""
     return MPIException(errorcode).Get_error_class()
@@ -160,4 +168,5 @@ __all__ = [
     "Is_thread_main", "KEYVAL_INVALID", "MAX_ERROR_STRING", "MAX_LIBRARY_VERSION_STRING", "MAX_OBJECT_NAME",
     "MAX_PROCESSOR_NAME", "Query_thread", "SUBVERSION", "TAG_UB", "THREAD_FUNNELED", "THREAD_MULTIPLE",
     "THREAD_SERIALIZED", "THREAD_SINGLE", "UNIVERSE_SIZE", "VERSION", "WTIME_IS_GLOBAL", "Wtick", "Wtime",
+    "get_vendor",
 ]  # fmt: skip

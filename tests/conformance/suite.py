@@ -1,0 +1,60 @@
+"""Which suite: mpi4py's source distribution, its test modules, and what is promised of each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+VERSION = "4.1.2"
+ENV_CACHE = "SMPI_CONFORMANCE_CACHE"
+
+# Every case that the real MPI passes has to pass here, but for those that docs/conformance.md names.
+PROMISED = tuple(
+    f"test_{name}"
+    for name in (
+        "address attributes buffer cco_buf cco_nb_buf cco_nb_vec cco_ngh_buf cco_ngh_obj cco_obj cco_pr_buf cco_pr_ngh_buf "
+        "cco_pr_vec cco_vec comm comm_topo datatype doc environ errhandler errorcode exceptions grequest group info mpimem "
+        "msgspec msgzero objmodel op p2p_buf p2p_buf_matched p2p_buf_part p2p_obj p2p_obj_matched pack pickle request status "
+        "subclass threads toplevel util_dtlib util_pkl5 util_pool "
+        "comm_inter cco_buf_inter cco_obj_inter cco_vec_inter session"
+    ).split()
+)
+
+
+def cache() -> Path:
+    """The folder outside of the repository where downloads are kept."""
+    if ENV_CACHE in os.environ:
+        return Path(os.environ[ENV_CACHE])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "serverless_mpi"
+
+
+def folder() -> Path:
+    """The suite's `test` folder, downloaded by pip from the index it is configured for if it is not there yet."""
+    home = cache() / f"mpi4py-{VERSION}"
+    if not (home / "test").is_dir():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
+            # only mpi4py itself from source: what its build needs may come as wheels, which takes seconds instead of minutes
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+            subprocess.run([*pip, "--no-binary", "mpi4py", "-d", scratch, f"mpi4py=={VERSION}"], check=True)
+            (archive,) = Path(scratch).glob("*.tar.gz")
+            with tarfile.open(archive) as tar:
+                if hasattr(tarfile, "data_filter"):
+                    tar.extractall(scratch, filter="data")
+                else:
+                    tar.extractall(scratch)
+            shutil.rmtree(home, ignore_errors=True)
+            (Path(scratch) / home.name).rename(home)
+    return home / "test"
+
+
+def modules() -> list[str]:
+    """Every test module of the suite: the promised ones first."""
+    found = {path.stem for path in folder().glob("test_*.py")}
+    return [*(name for name in PROMISED if name in found), *sorted(found - set(PROMISED))]

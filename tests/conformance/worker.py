@@ -1,0 +1,99 @@
+"""One rank of a run: a test module's cases one after the other, each outcome a line of JSON in this rank's file.
+
+Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULE FIRST LIMIT [PATTERN]`: TESTS is the suite's folder, FIRST
+the number of the case to begin with, LIMIT the seconds after which a case counts as hanging and this process ends.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import fnmatch
+import importlib
+import json
+import os
+import sys
+import unittest
+from pathlib import Path
+from typing import Any
+
+
+def rank() -> int:
+    """This process's rank, from the launcher's variables: asking MPI could fail."""
+    return int(os.environ.get("SMPI_RANK") or os.environ.get("PMI_RANK") or 0)
+
+
+class Recorder(unittest.TestResult):
+    """Writes {case, outcome, detail} as it happens; a case begun and not ended is the one that hung."""
+
+    def __init__(self, out: Path, limit: float) -> None:
+        super().__init__()
+        self._records = (out / f"rank-{rank()}.jsonl").open("w", buffering=1)
+        self._traces = (out / f"rank-{rank()}.trace").open("w")
+        self._limit = limit
+        self.numbers: dict[str, int] = {}
+        self._outcome = ("pass", "")
+
+    def write(self, **record: Any) -> None:
+        self._records.write(json.dumps(record) + "\n")
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        super().startTest(test)
+        self._outcome = ("pass", "")
+        self.write(number=self.numbers[test.id()], case=test.id(), outcome="begun")
+        faulthandler.dump_traceback_later(self._limit, exit=True, file=self._traces)
+
+    def stopTest(self, test: unittest.TestCase) -> None:
+        super().stopTest(test)
+        faulthandler.cancel_dump_traceback_later()
+        outcome, detail = self._outcome
+        self.write(number=self.numbers[test.id()], case=test.id(), outcome=outcome, detail=detail)
+
+    def _worse(self, outcome: str, detail: str) -> None:
+        if self._outcome[0] != "fail":
+            self._outcome = (outcome, detail)
+
+    def addError(self, test: unittest.TestCase, err: Any) -> None:
+        text = self._exc_info_to_string(err, test)  # type: ignore[attr-defined]
+        if isinstance(test, unittest.TestCase):
+            self._worse("fail", text)
+        else:  # setUpClass or setUpModule failed: its cases never begin
+            self.write(number=-1, case=str(test), outcome="broken", detail=text)
+
+    addFailure = addError
+
+    def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:
+        if err is not None:
+            self.addError(test, err)
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
+        if isinstance(test, unittest.TestCase):
+            self._worse("skip", reason)
+
+    def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:
+        self._worse("fail", "unexpected success")
+
+
+def cases(suite: Any) -> list[unittest.TestCase]:
+    """The cases of a suite, in the order they run in."""
+    return [suite] if isinstance(suite, unittest.TestCase) else [case for part in suite for case in cases(part)]
+
+
+def main(tests: str, out: str, module: str, first: str, limit: str, pattern: str = "*") -> None:
+    sys.path.insert(0, tests)
+    sys.dont_write_bytecode = True
+    # as the suite's own main does by default: arrays of these only on demand, for they need a GPU
+    sys.modules["cupy"] = sys.modules["numba"] = None  # type: ignore[assignment]
+    recorder = Recorder(Path(out), float(limit))
+    faulthandler.dump_traceback_later(60 + float(limit), exit=True, file=recorder._traces)
+    importlib.import_module("mpi4py.MPI")
+    every = cases(unittest.defaultTestLoader.loadTestsFromName(module))
+    chosen = [case for case in every if fnmatch.fnmatchcase(case.id(), pattern)]
+    recorder.numbers = {case.id(): number for number, case in enumerate(chosen)}
+    suite = unittest.TestSuite()
+    suite.addTests(chosen[int(first) :])
+    suite.run(recorder)
+    recorder.write(number=len(chosen), case="", outcome="end")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
