@@ -18,7 +18,7 @@ from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.collectives.choose import Facts, select
-from serverless_mpi.collectives.steps import Combine, whole
+from serverless_mpi.collectives.steps import Combine, Elementwise, whole
 from serverless_mpi.errors import ERR_BUFFER, ERR_ROOT, MPIException
 from serverless_mpi.runtime import Operation, Runtime
 
@@ -32,7 +32,7 @@ def _of_objects(op: Callable[[Any, Any], Any]) -> Combine:
 
 def _of_elements(op: Op, datatype: Datatype) -> Combine:
     op.check(datatype)
-    return lambda a, b: op.combine(a, b, datatype)
+    return Elementwise(lambda a, b: op.combine(a, b, datatype), max(1, datatype.size))
 
 
 def _is_in_place(spec: Any) -> bool:

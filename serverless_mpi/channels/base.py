@@ -48,6 +48,10 @@ class Figures:
     fanout: one put reaches many ranks at one price; batch: frames per request;
     ranges: a reader can take a part of what was put, so dealt parcels come to
     `put` whole (else one by one).
+    put_s, get_s: how long a rank is busy with one put, one get, beside its
+    bytes; lanes: how many ranks can be busy at once (cores of one machine; 0: each has a machine of its own);
+    billed_bytes: a longer message is billed as several (0: never); beyond:
+    (nbytes, the figures of messages longer than that).
     """
 
     latency_s: float
@@ -57,6 +61,11 @@ class Figures:
     fanout: bool
     batch: int
     ranges: bool = False
+    put_s: float = 0.0
+    get_s: float = 0.0
+    lanes: int = 0
+    billed_bytes: int = 0
+    beyond: tuple[int, Figures] | None = None
 
 
 class Channel(ABC):

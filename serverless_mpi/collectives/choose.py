@@ -1,4 +1,7 @@
-"""THE table: operation -> [(condition, algorithm)], the first row whose condition holds.
+"""THE table: operation -> [(condition, algorithm)]; of the rows whose condition holds, the best by its formula in cost.py.
+
+The best is the cheapest of the fastest, and the first where no formula is
+known.
 
 Conditions see only facts that every rank of a call shares: two ranks must never choose differently.
 """
@@ -6,36 +9,15 @@ Conditions see only facts that every rank of a call shares: two ranks must never
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from serverless_mpi.channels.base import Figures
 from serverless_mpi.collectives import allgather, alltoall, barrier, bcast, gather, reduce, scan
+from serverless_mpi.collectives.cost import FORMULAS, Facts, bcast_tree4, cost
 from serverless_mpi.collectives.steps import Algorithm
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What all ranks know of a call.
-
-    size: ranks; nbytes: of one blob, None where ranks may differ (objects, vectors);
-    figures: the channel's.
-    """
-
-    size: int
-    nbytes: int | None
-    figures: Figures
-
-    @property
-    def round_bound(self) -> bool:
-        """Whether a message costs about a round trip whatever its length (unknown lengths count as short)."""
-        return (self.nbytes or 0) <= self.figures.latency_s * self.figures.bandwidth_Bps
-
-    @property
-    def fanout(self) -> bool:
-        """Whether one put reaches every rank."""
-        return self.figures.fanout
-
+__all__ = ["TABLE", "Facts", "select"]
 
 Condition = Callable[[Facts], bool]
 Choice = Callable[..., Algorithm]
@@ -46,7 +28,7 @@ def _always(_: Facts) -> bool:
 
 
 def _fanout(facts: Facts) -> bool:
-    return facts.fanout
+    return facts.figures.fanout
 
 
 def _ranges(facts: Facts) -> bool:
@@ -54,41 +36,45 @@ def _ranges(facts: Facts) -> bool:
     return facts.figures.ranges
 
 
+def _known(facts: Facts) -> bool:
+    """Every rank knows the blobs' length, as of buffers: vectors, which can be cut, too."""
+    return facts.nbytes is not None
+
+
 def _few(facts: Facts) -> bool:
     """So few ranks that one of them can do the work of all in the time of a tree's rounds."""
     return facts.size <= 4
 
 
-def _paid(facts: Facts) -> bool:
-    """Requests cost money and a round trip: fewest rounds, then fewest requests, win over fewest bytes at one rank."""
-    return facts.figures.put_usd > 0
-
-
 TABLE: dict[str, list[tuple[Condition, Choice]]] = {
-    "barrier": [(_paid, barrier.fan), (_always, barrier.dissemination)],
-    "bcast": [(_fanout, bcast.fan_out), (_few, bcast.fan_out), (_always, bcast.binomial)],
-    "gather": [(_paid, gather.gather_flat), (_few, gather.gather_flat), (_always, gather.gather_binomial)],
-    "scatter": [(_ranges, gather.scatter_packed), (_paid, gather.scatter_flat), (_few, gather.scatter_flat), (_always, gather.scatter_binomial)],
-    "allgather": [
-        (_fanout, allgather.fan_out),
-        (_few, allgather.fan_out),
-        (lambda facts: facts.round_bound, allgather.bruck),
-        (_always, allgather.ring),
+    "barrier": [(_always, barrier.fan), (_always, barrier.dissemination)],
+    "bcast": [(_always, bcast.fan_out), (_always, bcast.binomial), (_always, bcast_tree4)],
+    "gather": [(_always, gather.gather_flat), (_always, gather.gather_binomial)],
+    "scatter": [(_ranges, gather.scatter_packed), (_always, gather.scatter_flat), (_always, gather.scatter_binomial)],
+    "allgather": [(_always, allgather.fan_out), (_always, allgather.bruck), (_always, allgather.ring)],
+    "alltoall": [(_ranges, alltoall.packed), (_always, alltoall.pairwise), (_known, alltoall.bruck)],
+    "reduce": [(_always, reduce.reduce_flat), (_always, reduce.reduce_binomial), (_known, reduce.reduce_shares)],
+    "allreduce": [
+        (_always, reduce.allreduce_fan),
+        (_always, reduce.allreduce_doubling),
+        (_known, reduce.allreduce_shares),
+        (_known, reduce.allreduce_rabenseifner),
     ],
-    "alltoall": [
-        (_ranges, alltoall.packed),
-        (_paid, alltoall.pairwise),
-        (lambda facts: facts.nbytes is not None and facts.size >= 8 and facts.round_bound, alltoall.bruck),
-        (_always, alltoall.pairwise),
-    ],
-    "reduce": [(_paid, reduce.reduce_flat), (_few, reduce.reduce_flat), (_always, reduce.reduce_binomial)],
-    "allreduce": [(_fanout, reduce.allreduce_fan), (_always, reduce.allreduce_doubling)],
     "reduce_scatter": [(_ranges, reduce.reduce_scatter_packed), (_always, reduce.reduce_scatter)],
-    "scan": [(_always, scan.scan)],
-    "exscan": [(_always, scan.exscan)],
+    "scan": [(_always, scan.scan), (_fanout, scan.scan_fan_out)],
+    "exscan": [(_always, scan.exscan), (_fanout, scan.exscan_fan_out)],
 }
 
+AS_FAST = 1.1  # seconds within this of the least count as equal: formulas are no better than that
 
+
+@lru_cache(4096)
 def select(operation: str, facts: Facts) -> Callable[..., Any]:
     """The algorithm for a call; the same on every rank."""
-    return next(algorithm for condition, algorithm in TABLE[operation] if condition(facts))
+    rows = [algorithm for condition, algorithm in TABLE[operation] if condition(facts)]
+    if len(rows) == 1 or rows[0] not in FORMULAS:
+        return rows[0]
+    costs = [cost(algorithm, facts) for algorithm in rows]
+    fastest = min(one.seconds for one in costs)
+    able = [place for place, one in enumerate(costs) if one.seconds <= AS_FAST * fastest]
+    return rows[min(able, key=lambda place: (costs[place].usd, costs[place].seconds, place))]

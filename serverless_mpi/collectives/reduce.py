@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serverless_mpi.collectives.alltoall import packed
-from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Recv, Send, fold, parts, whole
+from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Elementwise, Recv, Send, fold, parts, whole
 
 
 def reduce_flat(rank: int, size: int, root: int, data: Blob, combine: Combine) -> Algorithm:
@@ -71,13 +71,14 @@ def _doubling(pair: _Pairs, total: memoryview, combine: Combine) -> Algorithm:
     return total
 
 
-def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Combine, *, grain: int) -> Algorithm:
+def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwise) -> Algorithm:
     """2 floor(log2 P) rounds, 2 more where P is no power of two; as many messages, 2 n (1 - 1/P) bytes per rank.
 
     Halves of the vector are reduced and scattered, then gathered.  Near ranks first, so that operands are adjacent.
-    grain: bytes of an element; n is a multiple of it.
     Source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004.
     """
+
+    grain = combine.grain
 
     def halving(pair: _Pairs, total: memoryview, combine: Combine) -> Algorithm:
         halves: list[tuple[int, int, memoryview]] = []  # distance, slot, what the partner gets
@@ -130,12 +131,12 @@ def _paired(
     return total
 
 
-def allreduce_shares(rank: int, size: int, data: Blob, combine: Combine, *, grain: int) -> Algorithm:
+def allreduce_shares(rank: int, size: int, data: Blob, combine: Elementwise) -> Algorithm:
     """2 rounds; each rank deals out n (1 - 1/P) bytes and sends 1 message of n/P bytes that P-1 ranks read.
 
-    Each rank reduces its share of the vector, which it gives to all.  grain: as for Rabenseifner's.
+    Each rank reduces its share of the vector, which it gives to all.
     """
-    mine = yield from reduce_scatter_packed(rank, size, _cut(whole(data), size, grain), combine)
+    mine = yield from reduce_scatter_packed(rank, size, _cut(whole(data), size, combine.grain), combine)
     if size == 1:
         return mine
     others = [other for other in range(size) if other != rank]
@@ -145,9 +146,9 @@ def allreduce_shares(rank: int, size: int, data: Blob, combine: Combine, *, grai
     return memoryview(bytearray().join(shares))
 
 
-def reduce_shares(rank: int, size: int, root: int, data: Blob, combine: Combine, *, grain: int) -> Algorithm:
+def reduce_shares(rank: int, size: int, root: int, data: Blob, combine: Elementwise) -> Algorithm:
     """2 rounds; each rank deals out n (1 - 1/P) bytes and, but the root, sends it 1 message of n/P bytes."""
-    mine = yield from reduce_scatter_packed(rank, size, _cut(whole(data), size, grain), combine)
+    mine = yield from reduce_scatter_packed(rank, size, _cut(whole(data), size, combine.grain), combine)
     if rank != root:
         yield Send((root,), (mine,), 1)
         return None

@@ -19,6 +19,18 @@ Blob = memoryview | Sequence[memoryview]  # bytes, gathered on the wire if sever
 Combine = Callable[[memoryview, memoryview], memoryview]  # (lower ranks' operand, higher ranks' operand)
 Algorithm = Generator[Any, Any, Any]
 
+
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """A Combine of vectors whose elements of `grain` bytes it combines one by one, so that they can be cut."""
+
+    combine: Combine
+    grain: int
+
+    def __call__(self, a: memoryview, b: memoryview) -> memoryview:
+        return self.combine(a, b)
+
+
 NOTHING = memoryview(b"")
 
 

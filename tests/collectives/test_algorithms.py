@@ -18,7 +18,7 @@ from serverless_mpi.channels.base import Figures
 from serverless_mpi.collectives import allgather, alltoall, barrier, bcast, gather, reduce, scan
 from serverless_mpi.collectives.choose import TABLE, Facts, select
 from serverless_mpi.collectives.simulate import Count, run
-from serverless_mpi.collectives.steps import Recv, Send, pack, unpack, whole
+from serverless_mpi.collectives.steps import Elementwise, Recv, Send, pack, unpack, whole
 from serverless_mpi.errors import JobError
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
@@ -150,9 +150,7 @@ def test_allreduce(algorithm: Callable[..., Any], size: int, seed: int) -> None:
 def test_reduce_of_vectors(algorithm: Callable[..., Any], size: int, seed: int, elements: int) -> None:
     chance = random.Random(seed)
     root, data = chance.randrange(size), [memoryview(chance.randbytes(4 * elements)) for _ in range(size)]
-    if algorithm is reduce.reduce_shares:
-        algorithm = partial(algorithm, grain=4)
-    results = play(seed, [algorithm(rank, size, root, data[rank], matrices) for rank in range(size)])
+    results = play(seed, [algorithm(rank, size, root, data[rank], Elementwise(matrices, 4)) for rank in range(size)])
     total = fold_all(matrices, data)
     assert all(same(result, total if rank == root else None) for rank, result in enumerate(results))
 
@@ -163,7 +161,7 @@ def test_reduce_of_vectors(algorithm: Callable[..., Any], size: int, seed: int, 
 def test_allreduce_of_vectors(algorithm: Callable[..., Any], size: int, seed: int, elements: int) -> None:
     chance = random.Random(seed)
     data = [memoryview(chance.randbytes(4 * elements)) for _ in range(size)]
-    results = play(seed, [algorithm(rank, size, data[rank], matrices, grain=4) for rank in range(size)])
+    results = play(seed, [algorithm(rank, size, data[rank], Elementwise(matrices, 4)) for rank in range(size)])
     assert all(same(result, fold_all(matrices, data)) for result in results)
 
 
@@ -171,7 +169,7 @@ def test_allreduce_of_vectors(algorithm: Callable[..., Any], size: int, seed: in
     "algorithm",
     [
         reduce.allreduce_fan, reduce.allreduce_doubling,
-        partial(reduce.allreduce_rabenseifner, grain=8), partial(reduce.allreduce_shares, grain=8),
+        reduce.allreduce_rabenseifner, reduce.allreduce_shares,
     ],
 )  # fmt: skip
 @SETTINGS
@@ -183,7 +181,7 @@ def test_every_rank_of_an_allreduce_gets_the_same_bits(algorithm: Callable[..., 
     def add(a: memoryview, b: memoryview) -> memoryview:
         return memoryview(array("d", map(operator.add, a.cast("d"), b.cast("d"))).tobytes())
 
-    results = play(seed, [algorithm(rank, size, data[rank], add) for rank in range(size)])
+    results = play(seed, [algorithm(rank, size, data[rank], Elementwise(add, 8)) for rank in range(size)])
     assert len({bytes(result) for result in results}) == 1
 
 
@@ -258,12 +256,12 @@ def test_costs_are_what_the_docstrings_say(size: int) -> None:
     assert doubling.rounds <= int(log2(size)) + (0 if size & (size - 1) == 0 else 2)
     check(cost(size, lambda r: reduce.reduce_scatter(r, size, [data] * size, c)), one, others, n * size * others)
     double, extra, half = int(log2(size)), 0 if size & (size - 1) == 0 else 2, 40 * 2 ** int(log2(size))
-    rabenseifner = cost(size, lambda r: reduce.allreduce_rabenseifner(r, size, memoryview(bytes(half)), c, grain=4))
+    rabenseifner = cost(size, lambda r: reduce.allreduce_rabenseifner(r, size, memoryview(bytes(half)), Elementwise(c, 4)))
     assert rabenseifner.rounds <= 2 * double + extra and max(rabenseifner.sends) <= 2 * double + (extra > 0)
     assert max(rabenseifner.nbytes) == 2 * half * (1 - 2**-double) + half * (extra > 0)
     row = memoryview(bytes(4 * size))
-    check(cost(size, lambda r: reduce.allreduce_shares(r, size, row, c, grain=4)), 2 * one, 2 * one, 4 * size * size * one)
-    check(cost(size, lambda r: reduce.reduce_shares(r, size, 0, row, c, grain=4)), 2 * one, 2 * one)
+    check(cost(size, lambda r: reduce.allreduce_shares(r, size, row, Elementwise(c, 4))), 2 * one, 2 * one, 4 * size * size * one)
+    check(cost(size, lambda r: reduce.reduce_shares(r, size, 0, row, Elementwise(c, 4))), 2 * one, 2 * one)
     check(cost(size, lambda r: reduce.reduce_scatter_packed(r, size, [data] * size, c)), one, one, n * size * others)
     check(cost(size, lambda r: scan.scan_fan_out(r, size, data, c)), one, one, n * others)
     doubled = cost(size, lambda r: scan.scan(r, size, data, c))
