@@ -32,7 +32,9 @@ def _of_objects(op: Callable[[Any, Any], Any]) -> Combine:
 
 def _of_elements(op: Op, datatype: Datatype) -> Combine:
     op.check(datatype)
-    return Elementwise(lambda a, b: op.combine(a, b, datatype), max(1, datatype.size))
+    # a function of the user may take the whole buffer for one thing, as a matrix
+    grain = max(1, datatype.size) if op.is_predefined else 0
+    return Elementwise(lambda a, b: op.combine(a, b, datatype), grain)
 
 
 def _is_in_place(spec: Any) -> bool:

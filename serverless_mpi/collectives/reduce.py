@@ -78,15 +78,16 @@ def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwis
     Source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004.
     """
 
-    grain = combine.grain
+
+    cut = combine.cut
 
     def halving(pair: _Pairs, total: memoryview, combine: Combine) -> Algorithm:
         halves: list[tuple[int, int, memoryview]] = []  # distance, slot, what the partner gets
         distance, slot = 1, 2
         while distance < pair.power:
             partner, upper = pair.partner(distance), bool(pair.place & distance)
-            middle = total.nbytes // grain // 2 * grain
-            kept, given = (total[middle:], total[:middle]) if upper else (total[:middle], total[middle:])
+            low, high = cut(total, 2)
+            kept, given = (high, low) if upper else (low, high)
             _, got = yield [Send((partner,), (given,), slot), Recv(partner, slot)]
             halves.append((distance, slot, kept))
             total = combine(got, kept) if upper else combine(kept, got)
@@ -136,7 +137,7 @@ def allreduce_shares(rank: int, size: int, data: Blob, combine: Elementwise) -> 
 
     Each rank reduces its share of the vector, which it gives to all.
     """
-    mine = yield from reduce_scatter_packed(rank, size, _cut(whole(data), size, combine.grain), combine)
+    mine = yield from reduce_scatter_packed(rank, size, combine.cut(whole(data), size), combine)
     if size == 1:
         return mine
     others = [other for other in range(size) if other != rank]
@@ -148,7 +149,7 @@ def allreduce_shares(rank: int, size: int, data: Blob, combine: Elementwise) -> 
 
 def reduce_shares(rank: int, size: int, root: int, data: Blob, combine: Elementwise) -> Algorithm:
     """2 rounds; each rank deals out n (1 - 1/P) bytes and, but the root, sends it 1 message of n/P bytes."""
-    mine = yield from reduce_scatter_packed(rank, size, _cut(whole(data), size, combine.grain), combine)
+    mine = yield from reduce_scatter_packed(rank, size, combine.cut(whole(data), size), combine)
     if rank != root:
         yield Send((root,), (mine,), 1)
         return None
@@ -156,13 +157,6 @@ def reduce_shares(rank: int, size: int, root: int, data: Blob, combine: Elementw
     shares = (yield [Recv(other, 1) for other in others]) if others else []
     shares.insert(root, mine)
     return memoryview(bytearray().join(shares))
-
-
-def _cut(data: memoryview, count: int, grain: int) -> list[memoryview]:
-    """`count` pieces of whole elements, as equal as can be."""
-    elements = data.nbytes // grain
-    ends = [elements * piece // count * grain for piece in range(count + 1)]
-    return [data[start:end] for start, end in zip(ends, ends[1:])]
 
 
 def reduce_scatter(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Algorithm:

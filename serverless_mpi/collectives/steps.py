@@ -22,13 +22,22 @@ Algorithm = Generator[Any, Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """A Combine of vectors whose elements of `grain` bytes it combines one by one, so that they can be cut."""
+    """A Combine of vectors whose elements of `grain` bytes it combines one by one, so that they can be cut.
+
+    grain 0: it may only see whole vectors.
+    """
 
     combine: Combine
     grain: int
 
     def __call__(self, a: memoryview, b: memoryview) -> memoryview:
-        return self.combine(a, b)
+        return self.combine(a, b) if a.nbytes or b.nbytes else a
+
+    def cut(self, data: memoryview, count: int) -> list[memoryview]:
+        """`count` pieces of whole elements, as equal as can be; of a vector that must stay whole all are empty but the last."""
+        elements, grain = (data.nbytes // self.grain, self.grain) if self.grain else (1, data.nbytes)
+        ends = [elements * piece // count * grain for piece in range(count + 1)]
+        return [data[start:end] for start, end in zip(ends, ends[1:])]
 
 
 NOTHING = memoryview(b"")

@@ -49,7 +49,7 @@ def test_messages_beyond_a_length_have_other_figures() -> None:
     "operation, size, nbytes, figures, expected",
     [
         ("bcast", 16, 8, PUBLISHED, bcast.fan_out),
-        ("bcast", 8, 8, DIRECT, bcast.binomial),
+        ("bcast", 8, 1 << 23, DIRECT, bcast.binomial),
         ("bcast", 64, 8, DIRECT, bcast_tree4),
         ("allgather", 16, 8, PUBLISHED, allgather.fan_out),
         ("allgather", 64, 8, DIRECT, allgather.bruck),
