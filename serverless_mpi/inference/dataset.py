@@ -50,7 +50,8 @@ def _read_npz(path: Path, neurons: int) -> NDArray[np.generic]:
             bits = file["bits"]
             if bits.ndim != 2 or bits.shape[1] * 8 != neurons:
                 raise ValueError(f"{path}: bits of shape {bits.shape} are no images of {neurons} pixels")
-            return np.unpackbits(bits, axis=1).T
+            pixels: NDArray[np.generic] = np.unpackbits(bits, axis=1).T
+            return pixels
         if "images" in file:
             images = file["images"]
             if images.ndim != 2 or images.shape[1] != neurons:

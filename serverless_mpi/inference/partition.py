@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi.inference import partitioners
 from serverless_mpi.inference.engine import Part
 from serverless_mpi.inference.networks import Layers
+from serverless_mpi.inference.partitioners import spread, starts, twins
 from serverless_mpi.sparse import SparseRows
 
 Owners = NDArray[np.uint16]
@@ -141,7 +143,17 @@ def _random(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -
         yield chance.permutation(block)
 
 
-METHODS: dict[str, Method] = {"block": _block, "random": _random}
+def _greedy(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
+    """Rows with common inputs together, by growing part after part."""
+    return partitioners.layers(network, parts, seed, partitioners.greedy)
+
+
+def _hypergraph(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
+    """Rows with common inputs together, by Mt-KaHyPar."""
+    return partitioners.layers(network, parts, seed, partitioners.hypergraph)
+
+
+METHODS: dict[str, Method] = {"block": _block, "random": _random, "greedy": _greedy, "hypergraph": _hypergraph}
 
 
 # --- what a rank holds and sends --------------------------------------------------------------------------------------
@@ -169,15 +181,16 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
                 f"layer {layer} has {matrix.n_rows} rows and {matrix.n_cols} columns; the partition is for {partition.neurons} neurons"
             )
         out = partition.owners[layer + 1]
-        first = np.concatenate([[0], np.cumsum(counts)])
+        first = starts(counts)
         distinct = first[owners] + place
         needs = _needs(matrix, owners, out, distinct, parts)
         sender = np.repeat(np.arange(parts), counts)
         needs[sender, np.arange(first[-1])] = False
-        some = needs.any(axis=0)
+        some = np.logical_or.reduce(needs)
         shared = bool(needs.sum() >= SHARE_ABOVE * (parts - 1) * some.sum())
         inputs = distinct[matrix.indices]
-        twin = _twins(matrix, inputs, out)
+        owner_of = np.repeat(out, np.diff(matrix.indptr)).astype(np.int64)
+        twin = twins(matrix.indptr, inputs, matrix.all_values().view(np.int32).astype(np.int64), owner_of)
         place, counts_after = _twin_places(twin, out, parts)
         made = []
         for rank in ranks:
@@ -187,10 +200,10 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
             at[want] = counts[rank] + np.arange(len(want))
             rows = np.flatnonzero((out == rank) & (twin == np.arange(len(twin))))
             lengths = np.diff(matrix.indptr)[rows]
-            entries = np.repeat(matrix.indptr[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+            entries = spread(matrix.indptr[rows], lengths)
             columns = int(counts[rank]) + len(want)
             values: Any = matrix.constant if matrix.values is None else matrix.values[entries]
-            weights = SparseRows(np.concatenate([[0], np.cumsum(lengths)]), at[inputs[entries]], values, columns)
+            weights = SparseRows(starts(lengths), at[inputs[entries]], values, columns)
             mine = np.flatnonzero(out == rank)
             if shared:
                 sent = np.flatnonzero(some)
@@ -237,35 +250,6 @@ def _needs(matrix: SparseRows, owners: Owners, out: Owners, distinct: Indices, p
     needs = np.zeros((parts, int(distinct.max(initial=-1)) + 1), np.bool_)
     needs[np.repeat(out, np.diff(matrix.indptr)), distinct[matrix.indices]] = True
     return needs
-
-
-def _twins(matrix: SparseRows, inputs: Indices, out: Owners) -> Indices:
-    """Each row's first row of the same owner with the same entries in the same order (itself, if it is the first)."""
-    lengths = np.diff(matrix.indptr)
-    row = np.repeat(np.arange(matrix.n_rows), lengths)
-    slot = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], lengths)
-    bits = matrix.all_values().view(np.uint32).astype(np.uint64)
-    mixed = _mix(inputs.astype(np.uint64) + (bits << np.uint64(32)) + _mix(slot.astype(np.uint64)))
-    total = np.zeros(matrix.n_rows + 1, np.uint64)
-    np.cumsum(np.concatenate([[np.uint64(0)], mixed]), out=(sums := np.empty(matrix.nnz + 1, np.uint64)))
-    total = sums[matrix.indptr[1:]] - sums[matrix.indptr[:-1]] + _mix(lengths.astype(np.uint64)) + _mix(out.astype(np.uint64) << np.uint64(20))
-    _, first, which = np.unique(total, return_index=True, return_inverse=True)
-    twin = first[which]
-    # equal sums are twins only if the entries are equal too
-    lost = (lengths != lengths[twin]) | (out != out[twin])
-    other = matrix.indptr[twin][row] + slot
-    other[lost[row]] = 0
-    differs = (inputs != inputs[other]) | (bits != bits[other]) if matrix.nnz else np.zeros(0, np.bool_)
-    lost |= np.bincount(row[differs], minlength=matrix.n_rows) > 0
-    return np.where(lost, np.arange(matrix.n_rows), twin)
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of 64-bit numbers that spreads every bit (the finaliser of SplitMix64)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _twin_places(twin: Indices, out: Owners, parts: int) -> tuple[Indices, Indices]:
