@@ -44,6 +44,7 @@ class CMakeBuild(build_ext):
             cmake, "-S", str(HERE), "-B", str(build), "--fresh",
             "-DCMAKE_BUILD_TYPE=" + ("Debug" if self.debug else "Release"),
             "-DSPDNN_PYTHON=ON",
+            "-DSPDNN_TEST=OFF",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPDNN_MODULE_DIR={module.parent}",
             f"-DSPDNN_MODULE_NAME={module.name}",

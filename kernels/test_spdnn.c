@@ -1,9 +1,15 @@
-/* The kernel against sums in the stated order, for the path that SMPI_KERNEL names; 77 if this machine lacks it. */
+/* The kernel against sums in the stated order, for the path that SMPI_KERNEL names; 77 if this machine lacks it.
+ * Every array is as long as it must be, so that AddressSanitizer sees the first byte too many. */
 #include "spdnn.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define P SPDNN_PANEL
+#define BIAS (-0.3f)
+#define CAP 1.5f
 
 static uint64_t state = 88172645463325252u;
 
@@ -15,7 +21,11 @@ static uint64_t chance(void)
     return state;
 }
 
-static float number(void) { return (float)((double)(chance() % 2001) / 1000.0 - 1.0); }
+static float number(void)
+{
+    static const float special[] = {0, -0.0f, 1e-40f, -1e-40f, 1e30f};
+    return chance() % 8 ? (float)((double)(chance() % 2001) / 1000.0 - 1.0) : special[chance() % 5];
+}
 
 static void expect(int condition, const char *what)
 {
@@ -25,79 +35,208 @@ static void expect(int condition, const char *what)
     }
 }
 
-static float finished(float sum, float bias, float cap)
+static void *memory(int64_t count, size_t size)
 {
-    float z = sum != 0 ? sum + bias : 0;
-    z = z > 0 ? z : 0;
-    return z < cap ? z : cap;
+    void *made = NULL;
+    expect(!posix_memalign(&made, 64, (size_t)(count > 0 ? count : 1) * size), "no memory for the test");
+    return made;
 }
 
-static void one_case(int64_t rows, int64_t cols, int64_t samples, int wide, int constant, int accumulate, int finish)
+static float *numbers(int64_t count)
 {
-    int64_t *indptr = calloc((size_t)rows + 1, sizeof *indptr);
+    float *made = memory(count, sizeof *made);
+    for (int64_t i = 0; i < count; i++)
+        made[i] = chance() % 3 ? number() : 0;
+    return made;
+}
+
+/* -- matrices */
+
+typedef struct {
+    spdnn_matrix m;
+    int64_t *indptr;
+    uint16_t *col16;
+    uint32_t *col32;
+    float *values;
+} matrix;
+
+/* degree < 0: rows of any length. */
+static matrix random_matrix(int64_t rows, int64_t cols, int64_t degree, int wide, int constant)
+{
+    matrix w = {.indptr = memory(rows + 1, sizeof *w.indptr)};
+    w.indptr[0] = 0;
     for (int64_t r = 0; r < rows; r++)
-        indptr[r + 1] = indptr[r] + (int64_t)(chance() % 7);
-    const size_t count = (size_t)indptr[rows];
-    uint16_t *col16 = malloc((count + 1) * sizeof *col16);
-    uint32_t *col32 = malloc((count + 1) * sizeof *col32);
-    float *values = malloc((count + 1) * sizeof *values);
-    for (size_t e = 0; e < count; e++) {
-        col16[e] = (uint16_t)(chance() % (uint64_t)cols);
-        col32[e] = col16[e];
-        values[e] = constant ? 0.0625f : number();
-    }
-    float *x = malloc((size_t)(cols * samples + 1) * sizeof *x), *y = malloc((size_t)(rows * samples + 1) * sizeof *y);
-    float *old = malloc((size_t)(rows * samples + 1) * sizeof *old);
-    for (int64_t i = 0; i < cols * samples; i++)
-        x[i] = chance() % 3 ? number() : 0;
-    for (int64_t i = 0; i < rows * samples; i++)
-        old[i] = y[i] = number();
-    uint8_t *alive = calloc((size_t)samples + 1, 1);
-    const spdnn_matrix w = {rows, cols, indptr, wide ? NULL : col16, wide ? col32 : NULL, constant ? NULL : values, 0.0625f};
-    expect(spdnn_layer(&w, x, samples, y, accumulate, finish, -0.3f, 1.5f, alive) == 0, "memory");
-    for (int64_t s = 0; s < samples; s++) {
-        int live = 0;
-        for (int64_t r = 0; r < rows; r++) {
-            float sum = accumulate ? old[r * samples + s] : 0;
-            for (int64_t e = indptr[r]; e < indptr[r + 1]; e++) {
-                volatile float product = values[e] * x[col16[e] * samples + s];
-                sum += product;
-            }
-            const float expected = finish ? finished(sum, -0.3f, 1.5f) : sum;
-            expect(y[r * samples + s] == expected, "a sum differs");
-            live |= finish && expected > 0;
+        w.indptr[r + 1] = w.indptr[r] + (degree < 0 ? (int64_t)(chance() % 7) : degree);
+    const int64_t count = w.indptr[rows];
+    w.col16 = memory(count, sizeof *w.col16);
+    w.col32 = memory(count, sizeof *w.col32);
+    w.values = memory(count, sizeof *w.values);
+    for (int64_t r = 0; r < rows; r++) {
+        const int again = degree >= 0 && r && chance() % 4; /* often the columns of the row before */
+        for (int64_t e = w.indptr[r]; e < w.indptr[r + 1]; e++) {
+            w.col16[e] = again ? w.col16[e - degree] : (uint16_t)(chance() % (uint64_t)cols);
+            w.col32[e] = w.col16[e];
+            w.values[e] = constant ? 0.4375f : number();
         }
-        expect(alive[s] == live, "a living sample");
     }
-    free(indptr), free(col16), free(col32), free(values), free(x), free(y), free(old), free(alive);
+    w.m = (spdnn_matrix){.rows = rows, .cols = cols, .degree = degree < 0 ? 0 : degree,
+                         .indptr = degree < 0 ? w.indptr : NULL, .col16 = wide ? NULL : w.col16,
+                         .col32 = wide ? w.col32 : NULL, .values = constant ? NULL : w.values, .constant = 0.4375f};
+    return w;
 }
 
-static void forward_case(void)
+static void let_go(matrix w) { free(w.indptr), free(w.col16), free(w.col32), free(w.values); }
+
+static float finished(float sum)
 {
-    enum { N = 3, S = 70 };
-    const int64_t indptr[N + 1] = {0, 2, 3, 5};
-    const uint16_t cols[5] = {0, 1, 2, 1, 2};
-    const float values[5] = {1, -0.5f, 0.75f, 1.25f, 0.5f};
-    const spdnn_matrix layers[2] = {{N, N, indptr, cols, NULL, values, 0}, {N, N, indptr, cols, NULL, values, 0}};
-    float x[N * S], step[N * S], expected[N * S], y[N * S];
-    for (int i = 0; i < N * S; i++)
-        x[i] = i % S < 32 ? 0 : number(); /* a whole panel is dead from the start */
-    expect(spdnn_layer(&layers[0], x, S, step, 0, 1, -0.1f, 2, NULL) == 0, "memory");
-    expect(spdnn_layer(&layers[1], step, S, expected, 0, 1, -0.1f, 2, NULL) == 0, "memory");
-    expect(spdnn_forward(layers, 2, x, S, y, -0.1f, 2) == 0, "memory");
-    expect(memcmp(y, expected, sizeof y) == 0, "all layers at once differ from one by one");
+    float z = sum != 0 ? sum + BIAS : 0;
+    z = z > 0 ? z : 0;
+    return z < CAP ? z : CAP;
+}
+
+/* C order; `y` holds what is accumulated on. */
+static void expected_layer(const matrix *w, const float *x, int64_t samples, float *y, int accumulate, int finish)
+{
+    for (int64_t r = 0; r < w->m.rows; r++)
+        for (int64_t s = 0; s < samples; s++) {
+            float sum = accumulate ? y[r * samples + s] : 0;
+            for (int64_t e = w->indptr[r]; e < w->indptr[r + 1]; e++)
+                sum = fmaf(w->values[e], x[w->col16[e] * samples + s], sum);
+            y[r * samples + s] = finish ? finished(sum) : sum;
+        }
+}
+
+/* Equal numbers; 0 and -0 are. */
+static void same(const float *got, const float *wanted, int64_t count, const char *what)
+{
+    for (int64_t i = 0; i < count; i++)
+        expect(got[i] == wanted[i], what);
+}
+
+/* -- one layer, in both forms */
+
+static int64_t padded(int64_t samples) { return (samples + P - 1) / P * P; }
+
+static void layer_case(int64_t rows, int64_t cols, int64_t samples, int64_t degree, int wide, int constant, int accumulate,
+                       int finish, int threads)
+{
+    const matrix w = random_matrix(rows, cols, degree, wide, constant);
+    const spdnn_step step = {accumulate, finish, BIAS, CAP};
+    float *x = numbers(cols * samples), *y = numbers(rows * samples), *wanted = memory(rows * samples, sizeof *wanted);
+    float *px = memory(cols * padded(samples), sizeof *px), *py = memory(rows * padded(samples), sizeof *py);
+    uint8_t *alive = memory(samples, 1), *alive2 = memory(samples, 1);
+    uint32_t *counts = memory(rows, sizeof *counts), *counts2 = memory(rows, sizeof *counts2);
+    memcpy(wanted, y, (size_t)(rows * samples) * sizeof *y);
+    expected_layer(&w, x, samples, wanted, accumulate, finish);
+
+    spdnn_to_panels(x, cols, samples, NULL, px, cols);
+    spdnn_to_panels(y, rows, samples, NULL, py, rows);
+    expect(spdnn_panels(&w.m, px, samples, py, &step, alive, counts, threads) == 0, "memory for panels");
+    expect(spdnn_layer(&w.m, x, samples, y, &step, alive2, counts2, threads) == 0, "memory");
+    same(y, wanted, rows * samples, "a sum differs");
+    memset(y, 0xff, (size_t)(rows * samples) * sizeof *y);
+    spdnn_from_panels(py, rows, samples, NULL, y, rows);
+    same(y, wanted, rows * samples, "a sum in panel form differs");
+    for (int64_t p = samples / P * rows * P; p < padded(samples) * rows; p++)
+        expect(p % P < samples % P || py[p] == 0, "what fills the last panel is not 0");
+    for (int64_t s = 0; finish && s < samples; s++) {
+        int live = 0;
+        for (int64_t r = 0; r < rows; r++)
+            live |= wanted[r * samples + s] > 0;
+        expect(alive[s] == live && alive2[s] == live, "a living sample");
+    }
+    for (int64_t r = 0; finish && r < rows; r++) {
+        uint32_t count = 0;
+        for (int64_t s = 0; s < samples; s++)
+            count += wanted[r * samples + s] > 0;
+        expect(counts[r] == count && counts2[r] == count, "a row's nonzeros");
+    }
+    let_go(w), free(x), free(y), free(wanted), free(px), free(py), free(alive), free(alive2), free(counts), free(counts2);
+}
+
+/* -- panels */
+
+static void panels_case(int64_t rows, int64_t samples)
+{
+    float *x = numbers(rows * samples), *panels = memory(rows * padded(samples), sizeof *panels);
+    float *row = memory(samples, sizeof *row);
+    int64_t *keep = memory(samples, sizeof *keep), kept = 0, one = rows - 1;
+    spdnn_to_panels(x, rows, samples, NULL, panels, rows);
+    spdnn_from_panels(panels, rows, samples, &one, row, 1);
+    same(row, x + one * samples, samples, "a row that was taken");
+    spdnn_to_panels(x, 1, samples, &one, panels, rows); /* row 0 to the last */
+    for (int64_t s = 0; s < samples; s++)
+        if (chance() % 2)
+            keep[kept++] = s;
+    spdnn_keep(panels, rows, keep, kept);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t s = 0; s < padded(kept); s++) {
+            const float got = panels[(s / P * rows + r) * P + s % P];
+            expect(got == (s < kept ? x[(r == one ? 0 : r) * samples + keep[s]] : 0), "a sample that was kept");
+        }
+    free(x), free(panels), free(row), free(keep);
+}
+
+/* -- all layers */
+
+static void forward_case(int64_t count, int64_t samples, int threads)
+{
+    matrix layers[40];
+    spdnn_matrix views[40];
+    int64_t width = 24;
+    for (int64_t l = 0; l < count; l++) {
+        const int64_t rows = 20 + (int64_t)(chance() % 10);
+        layers[l] = random_matrix(rows, width, l % 3 ? 5 : -1, (int)(l & 1), (int)(l >> 1 & 1));
+        for (int64_t e = 0; e < layers[l].indptr[rows]; e++) /* so that some samples live for long, and some do not */
+            layers[l].values[e] = l >> 1 & 1 ? 0.4375f : 0.7f * fabsf(number());
+        for (int64_t e = 0; e < layers[l].indptr[rows]; e++)
+            layers[l].values[e] = fminf(layers[l].values[e], 1);
+        views[l] = layers[l].m;
+        width = rows;
+    }
+    float *x = numbers(24 * samples), *now = memory(40 * samples, sizeof *now), *next = memory(40 * samples, sizeof *next);
+    for (int64_t i = 0; i < 24 * samples; i++)
+        x[i] = i % samples / 16 % 3 ? fabsf(fminf(x[i], 1)) * (float)(chance() % 2) : 0;
+    memcpy(now, x, (size_t)(24 * samples) * sizeof *x);
+    for (int64_t l = 0; l < count; l++) {
+        expected_layer(&layers[l], now, samples, next, 0, 1);
+        float *swap = now;
+        now = next;
+        next = swap;
+    }
+    float *y = memory(width * padded(samples), sizeof *y);
+    int64_t *ids = memory(samples, sizeof *ids), alive = 0;
+    const int64_t arrived = spdnn_forward(views, count, x, samples, y, ids, BIAS, CAP, threads);
+    for (int64_t s = 0; s < samples; s++) {
+        int64_t place = 0;
+        int live = 0;
+        for (int64_t r = 0; r < width; r++)
+            live |= now[r * samples + s] > 0;
+        while (place < arrived && ids[place] != s)
+            place++;
+        expect(live == (place < arrived), "who lives to the end");
+        alive += live;
+        for (int64_t r = 0; live && r < width; r++)
+            expect(y[(place / P * width + r) * P + place % P] == now[r * samples + s], "all layers at once");
+    }
+    expect(arrived == alive, "how many live to the end");
+    for (int64_t l = 0; l < count; l++)
+        let_go(layers[l]);
+    free(x), free(now), free(next), free(y), free(ids);
 }
 
 int main(void)
 {
+    static const int64_t sizes[] = {1, 2, 3, 31, 32, 33, 70, 129};
     if (!spdnn_path())
         return 77;
-    for (int i = 0; i < 64; i++) {
-        static const int64_t sizes[] = {1, 2, 31, 32, 33, 70};
-        one_case(sizes[chance() % 6] - (i == 3), sizes[chance() % 6], sizes[chance() % 6], i & 1, i >> 1 & 1, i >> 2 & 1,
-                 i >> 3 & 1);
-    }
-    forward_case();
+    for (int i = 0; i < 256; i++)
+        layer_case(sizes[chance() % 8] - (i % 50 == 3), sizes[chance() % 8], sizes[chance() % 8] - (i % 50 == 4),
+                   i % 3 ? (int64_t)(chance() % 40) : -1, i & 1, i >> 1 & 1, i >> 2 & 1, i >> 3 & 1, 1 + i % 3);
+    for (int i = 0; i < 16; i++)
+        panels_case(1 + (int64_t)(chance() % 9), (int64_t)(chance() % 200));
+    for (int i = 0; i < 24; i++)
+        forward_case(1 + (int64_t)(chance() % 40), sizes[chance() % 8] + i * 40, 1 + i % 3);
     printf("ok: path %s\n", spdnn_path());
     return 0;
 }

@@ -36,6 +36,7 @@ REAP_S = 0.05  # how often ends are looked for where the kernel cannot tell (no 
 READ_BYTES = 64 << 10
 SITE = Path(__file__).with_name("site")
 ENV_ALIAS = "SMPI_ALIAS"
+ENV_LOCAL_RANKS = "SMPI_LOCAL_RANKS"  # of this job on this machine; the kernel's threads share its processors
 
 # A rank must not reach an account that its user did not name; boto3 reads these files and asks this service by itself.
 BLINDED = {
@@ -283,6 +284,7 @@ class Running:
         environ.update(program.variables)
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), environ.get("PYTHONPATH"))))
         environ[ENV_ALIAS] = "1" if self._plan.alias else "0"
+        environ.setdefault(ENV_LOCAL_RANKS, str(spec.size))
         environ.update(spec.to_env())
         return environ
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from serverless_mpi import sparse
 from serverless_mpi.inference import dataset, networks
-from serverless_mpi.sparse import SparseRows
+from serverless_mpi.sparse import WIDTH, Panels, SparseRows, cpus
 from tests.harness import DATA, ROOT
 
 
@@ -61,13 +62,89 @@ def test_any_block_of_rows_has_the_bits_of_the_whole(rows: int, cols: int, sampl
         assert y.tobytes() == whole[start:stop].tobytes()
 
 
-def test_accumulating_adds_to_what_is_there() -> None:
-    chance = np.random.default_rng(5)
-    w = random_rows(chance, 9, 7, False)
-    x = chance.normal(size=(7, 40)).astype(np.float32)
-    y = np.ones((9, 40), np.float32)
-    assert sparse.multiply(w, x, out=y, accumulate=True) is y
-    np.testing.assert_allclose(y, 1 + sparse.multiply(w, x), rtol=1e-5, atol=1e-6)
+@SETTINGS
+@SHAPES
+def test_a_sum_that_is_continued_has_the_bits_of_one_that_is_not(
+    rows: int, cols: int, samples: int, constant: bool, seed: int
+) -> None:
+    """Columns cut in three, as rows of three peers: multiply, multiply on, finish; in panels and in C order."""
+    chance = np.random.default_rng(seed)
+    w = random_rows(chance, rows, cols, constant)
+    x = chance.normal(size=(cols, samples)).astype(np.float32)
+    whole, living = sparse.layer(w, x, -0.1)
+    cuts = [0, *np.sort(chance.integers(0, cols + 1, 2)), cols]
+    parts = [column_block(w, start, stop) for start, stop in zip(cuts, cuts[1:])]
+    pieces = [np.ascontiguousarray(x[start:stop]) for start, stop in zip(cuts, cuts[1:])]
+    y = sparse.multiply(parts[0], pieces[0])
+    assert sparse.multiply(parts[1], pieces[1], out=y, accumulate=True) is y
+    counts = np.full(rows, 99, np.uint32)
+    _, alive = sparse.layer(parts[2], pieces[2], -0.1, out=y, accumulate=True, counts=counts)
+    assert y.tobytes() == whole.tobytes()
+    assert (alive == living).all() and (counts == np.count_nonzero(whole, axis=1)).all()
+    panels = Panels(rows, samples)
+    for number, (part, piece) in enumerate(zip(parts, pieces)):
+        if number < 2:
+            sparse.multiply(part, Panels.of(piece), panels, number > 0)
+    counts[:] = 99
+    _, alive = sparse.layer(parts[2], Panels.of(pieces[2]), -0.1, out=panels, accumulate=True, counts=counts, threads=3)
+    assert panels.take().tobytes() == whole.tobytes()
+    assert (alive == living).all() and (counts == np.count_nonzero(whole, axis=1)).all()
+
+
+def column_block(w: SparseRows, start: int, stop: int) -> SparseRows:
+    """Columns start..stop-1 of w."""
+    here = (w.indices >= start) & (w.indices < stop)
+    indptr = np.concatenate([[0], np.cumsum(here)])[w.indptr]
+    return SparseRows(indptr, w.indices[here].astype(np.int64) - start, w.all_values()[here], max(stop - start, 0))
+
+
+@SETTINGS
+@given(st.integers(1, 9), st.integers(0, 100), st.integers(0, 2**32))
+def test_panels_are_the_array(rows: int, samples: int, seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    x = chance.normal(size=(rows, samples)).astype(np.float32)
+    panels = Panels.of(x)
+    assert panels.shape == x.shape and (panels.take() == x).all() and not (samples and panels.data.ctypes.data % 64)
+    some = chance.integers(0, rows, 5)
+    assert (panels.take(some) == x[some]).all()
+    distinct = chance.permutation(rows)[: rows // 2]
+    x[distinct] = x[: len(distinct)] + 1
+    panels.put(np.ascontiguousarray(x[distinct]), distinct)
+    assert (panels.take() == x).all()
+    kept = chance.random(samples) > 0.5
+    panels.keep(kept)
+    assert (panels.take() == x[:, kept]).all()
+    if kept.sum() % WIDTH:
+        assert not panels.data[-1, :, kept.sum() % WIDTH :].any()
+    again = panels.reshaped(rows + 1, samples)
+    again.put(np.ones((rows + 1, samples), np.float32))
+    assert again.take().all() and again.data.sum() == (rows + 1) * samples
+
+
+@SETTINGS
+@given(st.integers(1, 5), st.integers(1, 200), st.booleans(), st.integers(1, 3), st.integers(0, 2**32))
+def test_other_networks_with_the_same_answer(depth: int, samples: int, constant: bool, threads: int, seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    layers = []
+    width = inputs = 12
+    for _ in range(depth):
+        rows = int(chance.integers(8, 16))
+        layers.append(random_rows(chance, rows, width, constant).chosen(chance.integers(0, rows, rows)))  # some rows are equal
+        width = rows
+    x = (chance.random((inputs, samples)) > 0.6).astype(np.float32)
+    expected, living = sparse.forward(layers, x, -0.05)
+    for other in (sparse.relabelled(layers), sparse.merged(layers), sparse.relabelled(sparse.merged(layers))):
+        y, alive = sparse.forward(other, x, -0.05, threads=threads)
+        assert (alive == living).all() and y.tobytes() == expected.tobytes()
+    y = x
+    for one in layers:
+        y, _ = sparse.layer(one, y, -0.05)
+    assert y[:, living].tobytes() == expected.tobytes() and np.count_nonzero(y) == np.count_nonzero(expected)
+
+
+def test_merging_leaves_one_of_equal_rows() -> None:
+    layers = sparse.merged(networks.radixnet(1024, 8))
+    assert [one.n_rows for one in layers] == [64] * 5 + [32, 64, 1024]  # 16 of each; 32 where the stride is half the classes
 
 
 def test_all_layers_at_once_have_the_bits_of_one_by_one() -> None:
@@ -133,6 +210,68 @@ def test_a_random_network_is_what_scipy_says() -> None:
 def test_bad_matrices_are_refused(arguments: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         SparseRows(*arguments)
+
+
+@pytest.mark.parametrize(
+    "told, call",
+    [
+        ("out overlaps x", lambda w, x: sparse.layer(w, x[:5], 0.0, out=x[1:6])),
+        ("out must be", lambda w, x: sparse.layer(w, x[:5], 0.0, out=x[:3])),
+        ("out must be Panels", lambda w, x: sparse.layer(w, Panels(5, 4), 0.0, out=x[:5])),
+        ("out must be Panels", lambda w, x: sparse.layer(w, Panels(5, 4), 0.0, out=Panels(5, 5))),
+        ("out is needed", lambda w, x: sparse.layer(w, x[:5], 0.0, accumulate=True)),
+        ("x has 4 rows", lambda w, x: sparse.layer(w, Panels(4, 4), 0.0)),
+        ("threads", lambda w, x: sparse.layer(w, x[:5], 0.0, threads=0)),
+        ("threads", lambda w, x: sparse.forward([w], x[:5], 0.0, threads=-1)),
+        ("bias", lambda w, x: sparse.layer(w, x[:5], np.nan)),
+        ("cap", lambda w, x: sparse.layer(w, x[:5], 0.0, cap=-1.0)),
+        ("cap", lambda w, x: sparse.forward([w], x[:5], 0.0, cap=np.nan)),
+        ("counts", lambda w, x: sparse.layer(w, x[:5], 0.0, counts=np.zeros(5, np.int32))),
+        ("layers is empty", lambda w, x: sparse.forward([], x[:5], 0.0)),
+        (r"layers\[1\]", lambda w, x: sparse.forward([w, SparseRows([0], [], 1.0, 4)], x[:5], 0.0)),
+        ("read-only", lambda w, x: sparse.layer(w, x[:5], 0.0, out=frozen(x[5:]))),
+        ("rows must be", lambda w, x: Panels(3, 4).put(x[:1], [3])),
+        ("rows must be", lambda w, x: Panels(3, 4).take([-1])),
+        ("x must be", lambda w, x: Panels(3, 4).put(x[:2], [1])),
+        ("samples must rise", lambda w, x: Panels(3, 4).keep([2, 1])),
+        ("samples must be", lambda w, x: Panels(3, 4).keep([4])),
+        ("samples has shape", lambda w, x: Panels(3, 4).keep([True])),
+        ("negative", lambda w, x: Panels(-1, 4)),
+    ],
+)
+def test_bad_calls_are_refused(told: str, call: Any) -> None:
+    with pytest.raises(ValueError, match=told):
+        call(SparseRows([0, 1, 1, 1, 1, 1], [0], 1.0, 5), np.zeros((10, 4), np.float32))
+
+
+def frozen(x: Any) -> Any:
+    x.flags.writeable = False
+    return x
+
+
+def test_threads_are_shared_with_the_other_ranks_and_the_quota() -> None:
+    assert cpus.threads_of({}, 8, np.inf) == 8
+    assert cpus.threads_of({"SMPI_LOCAL_RANKS": "3"}, 8, np.inf) == 2
+    assert cpus.threads_of({"SMPI_LOCAL_RANKS": "30"}, 8, np.inf) == 1
+    assert cpus.threads_of({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, 8, 1.5) == 1
+    assert cpus.threads_of({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "3538"}, 6, np.inf) == 2
+    assert cpus.threads_of({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128"}, 2, np.inf) == 1
+    assert cpus.threads_of({"SMPI_THREADS": "5", "SMPI_LOCAL_RANKS": "4"}, 2, 1.0) == 5
+    for bad in ("0", "-1", "two"):
+        with pytest.raises(ValueError, match="SMPI_THREADS"):
+            cpus.threads_of({"SMPI_THREADS": bad}, 2, np.inf)
+
+
+def test_the_quota_of_both_versions_of_cgroups(tmp_path: Path) -> None:
+    assert cpus.quota(tmp_path) == np.inf
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpus.quota(tmp_path) == 0.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cpus.quota(tmp_path) == np.inf
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert cpus.quota(tmp_path) == 1.5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""How many threads a call takes if the caller does not say: what this process may use, shared with the other ranks here."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+# How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH, Intel MPI.
+LOCAL_RANKS = ("SMPI_LOCAL_RANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
+LAMBDA_MB_PER_CPU = 1769  # AWS: "Configure Lambda function memory": one vCPU's worth at 1,769 MB, in proportion
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@cache
+def default_threads() -> int:
+    """Threads of a call without `threads`; found once.
+
+    SMPI_THREADS if it is set; else the processors of the affinity mask, at most those the cgroup's quota or
+    Lambda's memory pays for, divided by the ranks of this job on this machine; at least 1.
+
+    Raises
+    ------
+    ValueError
+        SMPI_THREADS is not a whole number from 1 on.
+    """
+    return threads_of(os.environ, _affinity(), quota(CGROUP))
+
+
+def threads_of(environ: Mapping[str, str], processors: int, allowed: float) -> int:
+    """The rule of `default_threads`. processors: of the affinity mask; allowed: processors of the cgroup's quota."""
+    told = environ.get("SMPI_THREADS")
+    if told:
+        if not told.isdecimal() or int(told) < 1:
+            raise ValueError(f"SMPI_THREADS is {told!r}; it must be a whole number from 1 on")
+        return int(told)
+    memory = environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
+    if memory.isdecimal():
+        allowed = min(allowed, int(memory) / LAMBDA_MB_PER_CPU)
+    ranks = next((int(value) for name in LOCAL_RANKS if (value := environ.get(name, "")).isdecimal()), 1)
+    return max(1, math.ceil(min(processors, allowed)) // max(1, ranks))
+
+
+def _affinity() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def quota(cgroup: Path) -> float:
+    """Processors that the cgroup's quota pays for (version 2, or 1); infinity without one."""
+    try:
+        limit, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        except OSError:
+            return math.inf
+    return int(limit) / int(period) if limit.isdecimal() and int(period) else math.inf

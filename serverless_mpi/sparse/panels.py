@@ -1,0 +1,142 @@
+"""Activations in panel form: the layout that the kernel works in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from serverless_mpi._spdnn import ffi, lib
+from serverless_mpi.sparse.rows import Floats
+
+WIDTH = 32  # samples of a panel: SPDNN_PANEL
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+class Panels:
+    """(rows, samples) activations, samples in panels of WIDTH.
+
+    data: float32, (panels, rows, WIDTH): sample s of row r is data[s // WIDTH, r, s % WIDTH]; what fills the last panel is 0,
+    and who writes to `data` keeps it so. A row of a panel is one piece of 128 bytes, so data[:, rows] picks rows fast.
+    """
+
+    def __init__(self, rows: int, samples: int) -> None:
+        """All 0.
+
+        Raises
+        ------
+        ValueError
+            A negative number.
+        """
+        if rows < 0 or samples < 0:
+            raise ValueError(f"rows and samples must not be negative: {rows}, {samples}")
+        self._own(np.zeros(_floats_of(rows, samples) + ALIGNMENT // 4, np.float32), rows, samples)
+
+    def _own(self, memory: Floats, rows: int, samples: int) -> None:
+        self._memory = memory
+        start = -memory.ctypes.data % ALIGNMENT // 4
+        self.rows = rows
+        self.samples = samples
+        self.data: Floats = memory[start : start + _floats_of(rows, samples)].reshape(-(-samples // WIDTH), rows, WIDTH)
+        self.c: Any = ffi.from_buffer("float[]", self.data)
+
+    @classmethod
+    def of(cls, x: Floats) -> Panels:
+        """A copy of x, (rows, samples)."""
+        made = cls(*x.shape)
+        made.put(x)
+        return made
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, samples)."""
+        return self.rows, self.samples
+
+    def reshaped(self, rows: int, samples: int) -> Panels:
+        """The same memory as other panels, for what comes next; neither has any contents afterwards but what is put there.
+
+        New memory, if this is too small. What fills the last panel is 0.
+        """
+        if _floats_of(rows, samples) > len(self._memory) - ALIGNMENT // 4:
+            return Panels(rows, samples)
+        made = object.__new__(Panels)
+        made._own(self._memory, rows, samples)
+        if samples % WIDTH:
+            made.data[-1, :, samples % WIDTH :] = 0
+        return made
+
+    def put(self, x: Floats, rows: ArrayLike | None = None) -> None:
+        """Row i of x, (len(rows), samples), becomes row rows[i] of these; without rows, x is all of them.
+
+        Raises
+        ------
+        ValueError
+            Another number of samples, or a row that is not there.
+        """
+        places = self._places(rows)
+        check("x", x, (self.rows if places is None else len(places), self.samples))
+        given = ffi.NULL if places is None else ffi.from_buffer("int64_t[]", places)
+        lib.spdnn_to_panels(ffi.from_buffer("float[]", x), len(x), self.samples, given, self.c, self.rows)
+
+    def take(self, rows: ArrayLike | None = None) -> Floats:
+        """A copy of those rows, or of all, in C order: (len(rows), samples).
+
+        Raises
+        ------
+        ValueError
+            A row that is not there.
+        """
+        places = self._places(rows)
+        x = np.empty((self.rows if places is None else len(places), self.samples), np.float32)
+        given = ffi.NULL if places is None else ffi.from_buffer("int64_t[]", places)
+        lib.spdnn_from_panels(self.c, self.rows, self.samples, given, ffi.from_buffer("float[]", x), len(x))
+        return x
+
+    def keep(self, samples: ArrayLike) -> None:
+        """Keep those samples alone, in place: their numbers, ascending, or a flag for each.
+
+        Raises
+        ------
+        ValueError
+            Numbers that do not rise or are not there.
+        """
+        wanted = np.asarray(samples)
+        if wanted.dtype == np.bool_:
+            if wanted.shape != (self.samples,):
+                raise ValueError(f"samples has shape {wanted.shape}; there are {self.samples} samples")
+            wanted = np.flatnonzero(wanted)
+        numbers = _integers("samples", wanted, self.samples)
+        if (np.diff(numbers) <= 0).any():
+            raise ValueError("samples must rise")
+        lib.spdnn_keep(self.c, self.rows, ffi.from_buffer("int64_t[]", numbers), len(numbers))
+        self._own(self._memory, self.rows, len(numbers))
+
+    def _places(self, rows: ArrayLike | None) -> NDArray[np.int64] | None:
+        return None if rows is None else _integers("rows", np.asarray(rows), self.rows)
+
+
+def _floats_of(rows: int, samples: int) -> int:
+    return -(-samples // WIDTH) * rows * WIDTH
+
+
+def _integers(name: str, numbers: NDArray[Any], below: int) -> NDArray[np.int64]:
+    whole = numbers.size == 0 or numbers.dtype.kind in "iu"
+    if numbers.ndim != 1 or not whole or (numbers.size and (numbers.min() < 0 or numbers.max() >= below)):
+        raise ValueError(f"{name} must be one-dimensional, integers in 0..{below - 1}")
+    return np.ascontiguousarray(numbers, np.int64)
+
+
+def check(name: str, array: NDArray[Any], shape: tuple[int, int | None]) -> None:
+    """Raise ValueError unless `array` is C-contiguous float32 of that shape; None: any length."""
+    good = (
+        isinstance(array, np.ndarray)
+        and array.dtype == np.float32
+        and array.ndim == 2
+        and array.flags.c_contiguous
+        and array.shape[0] == shape[0]
+        and shape[1] in (None, array.shape[1])
+    )
+    if not good:
+        told = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ValueError(f"{name} must be a C-contiguous float32 array of shape {shape} (None: any), not {told}")
