@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 
-# set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun), and Open MPI's mpirun
-_MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+from serverless_mpi.job import ENV_JOB as _ENV_JOB
+from serverless_mpi.job import is_rank as _is_rank
 
 
 def under_mpirun() -> bool:
     """Whether a real MPI's launcher, and not smpirun, started this process."""
-    return "SMPI_JOB" not in os.environ and any(name in os.environ for name in _MPI_LAUNCHER_VARIABLES)
+    return _ENV_JOB not in os.environ and _is_rank(os.environ)
 
 
 if under_mpirun():

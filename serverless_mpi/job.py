@@ -17,6 +17,13 @@ ENV_JOB = "SMPI_JOB"  # JSON of everything but the rank and the key
 ENV_RANK = "SMPI_RANK"
 ENV_KEY = "SMPI_KEY"  # 64 hexadecimal digits
 KEY_BYTES = 32
+# set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun), and Open MPI's mpirun
+MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+
+
+def is_rank(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher, smpirun or a real MPI's, started a process with that environment as a rank."""
+    return ENV_JOB in environ or any(name in environ for name in MPI_LAUNCHER_VARIABLES)
 
 
 @dataclass(frozen=True)

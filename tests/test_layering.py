@@ -23,11 +23,11 @@ MAY: dict[str, set[str]] = {
     "collectives": {"channels.base", "errors"},
     "runtime": {"core", "channels", "channels.base", "collectives", "job", "metering", "errors"},
     "api": {"runtime", "collectives", "core", "errors", "__init__"},
-    "MPI": {"api", "core", "errors"},
+    "MPI": {"api", "core", "errors", "job"},
     "alias": {"__init__"},
     "launch": {"job", "channels", "channels.base", "metering", "errors", "aws", "alias", "__init__"},
     "sparse": {"_spdnn"},
-    "inference": {"sparse", "MPI", "channels", "channels.base", "launch", "metering", "errors", "aws", "job"},
+    "inference": {"sparse", "MPI", "channels", "channels.base", "launch", "metering", "errors", "aws", "job", "runtime"},
 }
 
 

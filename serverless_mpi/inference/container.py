@@ -143,6 +143,9 @@ class Medium(ABC):
             raise StoreError(f"{self.url} has no {name}")
         return unpack(f"{self.url}/{name}", data, kind)
 
+    def make(self) -> None:
+        """Make the folder or the bucket, if it is missing."""
+
     def close(self) -> None:
         """Let go of connections."""
 
@@ -194,7 +197,7 @@ class Bucket(Medium):
         self.meter = meter
         self._s3 = S3(self._client, bucket)
         self._pool = Workers(AT_ONCE)
-        self._bucket, self._prefix, self._where = bucket, prefix, endpoint
+        self._bucket, self._prefix, self._where, self._region = bucket, prefix, endpoint, region
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def _key(self, name: str) -> str:
@@ -241,6 +244,17 @@ class Bucket(Medium):
             return whole
         except ChannelError as error:
             raise self._refuse(error) from error
+
+    def make(self) -> None:
+        from serverless_mpi.aws import control
+
+        try:
+            s3 = control.client("s3", None if self._where == AWS else self._where, self._region)
+            if self._bucket not in [one["Name"] for one in s3.list_buckets()["Buckets"]]:
+                where = {} if self._region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+                s3.create_bucket(Bucket=self._bucket, **where)
+        except Exception as error:  # botocore has no common base of its own and the socket's errors
+            raise StoreError(f"{self._where} did not make bucket {self._bucket!r}: {error}") from error
 
     def close(self) -> None:
         self._pool.close()

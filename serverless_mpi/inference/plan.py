@@ -2,7 +2,7 @@
 
 A way is a grid of R replicas x P parts: each replica holds the whole network, in P parts by rows, and has 1/R of the samples.
 So 1 x 1 is serial, R x 1 data-parallel, 1 x P row-partitioned.  `predict` has the rules, `Place` the figures they are
-fed with, `survey` goes through the ways, `advise` names the cheapest, the fastest and the knee.
+fed with.  `advice` goes through the ways and names the best.
 Sources: AWS Lambda Developer Guide, "Configure Lambda function memory" (1,769 MB are one vCPU; 128 to 10,240 MB); S3's and
 SQS's figures are named where the channels state them.
 """
@@ -10,7 +10,7 @@ SQS's figures are named where the channels state them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, exp, inf
@@ -28,9 +28,6 @@ from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 Floats = NDArray[np.float64]
 MB = 1 << 20
 MEMORY_SIZES = (512, 1024, 1769, 3538, 5307, 10240)  # MB; above 1,769 whole vCPUs
-PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 42, 48, 62, 64)
-REPLICAS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
-MAX_WORKERS = 256
 LAMBDA_LIMIT_S = 900.0
 PANELS = 3  # of activations that a worker holds: its own rows, those of its peers, and the next layer's
 LEAST_BATCH = 32  # samples; the kernel's panel
@@ -128,25 +125,26 @@ class Place:
         return memory_mb / self.mb_a_vcpu if self.mb_a_vcpu else min(1.0, self.cores / workers)
 
 
-def places() -> dict[str, Place]:
-    """The platforms: Lambda with AWS's figures, and this machine with the emulator's."""
+def place(name: str) -> Place:
+    """A platform's: lambda with AWS's figures, or local, this machine with the emulator's.
+
+    Raises
+    ------
+    UsageError
+        No such platform.
+    """
+    if name == "lambda":
+        aws = {"queue": queue.AWS_FIGURES, "object": object.AWS_FIGURES, "hybrid": queue.AWS_FIGURES}
+        return Place(name, aws, limit_s=LAMBDA_LIMIT_S)
+    if name != "local":
+        raise UsageError(f"no platform {name!r}; known: lambda, local")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MB
-    return {
-        "lambda": Place(
-            "lambda",
-            {"queue": queue.AWS_FIGURES, "object": object.AWS_FIGURES, "hybrid": queue.AWS_FIGURES},
-            limit_s=LAMBDA_LIMIT_S,
-        ),
-        "local": Place(
-            "local",
-            {
-                "queue": queue.EMULATOR_FIGURES, "object": object.EMULATOR_FIGURES, "hybrid": queue.EMULATOR_FIGURES,
-                "direct": direct.DirectChannel.figures,
-            },
-            start_s=0.3, call_s=0.01, load_Bps=5e8, memory_sizes=(memory,), mb_a_vcpu=0.0, cores=cores,
-        ),
+    here = {
+        "queue": queue.EMULATOR_FIGURES, "object": object.EMULATOR_FIGURES, "hybrid": queue.EMULATOR_FIGURES,
+        "direct": direct.DirectChannel.figures,
     }  # fmt: skip
+    return Place(name, here, start_s=0.3, call_s=0.01, load_Bps=5e8, memory_sizes=(memory,), mb_a_vcpu=0.0, cores=cores)
 
 
 @dataclass(frozen=True)
@@ -314,86 +312,3 @@ def _count(meter: Meter, way: Way, size: int, times: int) -> None:
     meter.count("sqs", "ReceiveMessage", round(times * (polls + POLLS_A_LAYER)), times * peers * size,
                 billed=round(times * (max(polls, chunks) + POLLS_A_LAYER)))  # fmt: skip
     meter.count("sqs", "DeleteMessageBatch", times * ceil(frames / 10))
-
-
-def survey(
-    work: Work,
-    place: Place,
-    model: BilledModel,
-    *,
-    channels: Iterable[str] | None = None,
-    memory_sizes: Iterable[int] | None = None,
-    memory_limit_mb: float = inf,
-    max_workers: int = MAX_WORKERS,
-) -> list[Forecast]:
-    """Forecasts of every way that fits, in the order of dollars.
-
-    Raises
-    ------
-    UsageError
-        None fits; the text names the number of parts that would.
-    """
-    known = list(channels or place.channels)
-    for name in known:
-        if name not in place.channels:
-            raise UsageError(f"no channel {name!r} on {place.name}; known: {', '.join(place.channels)}")
-    sizes = [size for size in (memory_sizes or place.memory_sizes) if size <= memory_limit_mb]
-    if not sizes and memory_limit_mb < inf:
-        sizes = [int(memory_limit_mb)]
-    found: list[Forecast] = []
-    for memory in sizes:
-        for parts in (p for p in PARTS if p <= min(work.neurons, max_workers)):
-            for replicas in (r for r in REPLICAS if r * parts <= max_workers and r <= work.samples):
-                for channel in known if parts > 1 else (None,):
-                    forecast = predict(work, place, Way(replicas, parts, channel, memory), model)
-                    if forecast is not None:
-                        found.append(forecast)
-    if not found:
-        check_memory(work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb)
-        raise UsageError(f"no way takes less than the {place.limit_s:g} s that a worker of {place.name} may run; cut the samples into several runs")
-    return sorted(found, key=lambda one: (one.usd, one.seconds))
-
-
-@dataclass(frozen=True)
-class Advice:
-    """The three ways that matter, and why the knee is where it is."""
-
-    cheapest: Forecast
-    fastest: Forecast
-    knee: Forecast
-    why: str
-
-
-def advise(forecasts: Sequence[Forecast], work: Work) -> Advice:
-    """The cheapest, the fastest, and the knee: the least product of seconds and dollars.
-
-    At the knee, one part in a hundred off the seconds costs more than one in a hundred on the dollars, and the other way round.
-    """
-    cheapest = min(forecasts, key=lambda one: (one.usd, one.seconds))
-    fastest = min(forecasts, key=lambda one: (one.seconds, one.usd))
-    knee = min(forecasts, key=lambda one: one.usd * one.seconds)
-    return Advice(cheapest, fastest, knee, _why(knee, forecasts, work))
-
-
-def _why(knee: Forecast, forecasts: Sequence[Forecast], work: Work) -> str:
-    way = knee.way
-    size = f"the model is {work.weight_bytes / MB:,.0f} MB"
-    split = [one for one in forecasts if one.way.parts > 1]
-    whole = [one for one in forecasts if one.way.parts == 1]
-    if way.workers == 1:
-        text = f"{size} and fits one worker, which computes for {knee.compute_s:.2g} s"
-        if split:
-            best = min(split, key=lambda one: one.seconds)
-            text += f"; in {best.way.parts} parts the exchanges of {work.layers} layers alone take {best.exchange_s:.2g} s"
-        return text + "."
-    if way.parts == 1:
-        lone = [one for one in whole if one.way.workers == 1]
-        than = f" (one worker: {min(lone, key=lambda one: one.seconds).seconds:.3g} s)" if lone else ""
-        return f"{size} and fits one worker, so samples are dealt out and nothing is exchanged{than}."
-    if not whole:
-        return f"{size} and its activations do not fit one worker, so its rows are dealt out; {way.channel} costs the least of the exchanges."
-    best = min(whole, key=lambda one: one.usd * one.seconds)
-    return (
-        f"loading all of it ({size}) into every worker would cost more: {best.way.name} takes {best.seconds:.3g} s and "
-        f"{best.usd:.3g} dollars."
-    )

@@ -273,6 +273,11 @@ def load_inputs(medium: Medium, index: Index, name: str, part: int) -> Floats:
     return np.asarray(bits * np.float32(facts["constant"]), np.float32)
 
 
+def count_inputs(medium: Medium, index: Index, name: str) -> int:
+    """Samples of the images that were written under `name`; StoreError as for parts."""
+    return int(_mine(medium, index, _input_name(name, 0), "an input", 0)[0]["samples"])
+
+
 def check_images(x: Any, neurons: int) -> None:
     """Raise UsageError unless x is (neurons, samples) of finite float32 numbers."""
     if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype != np.float32:

@@ -9,32 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serverless_mpi.errors import UsageError
-from serverless_mpi.inference import plan
+from serverless_mpi.inference import advice, plan
 from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.inference.plan import Way, Work
 
-LAMBDA = plan.places()["lambda"]
+LAMBDA = plan.place("lambda")
 MODEL = BilledModel()
 
 
 @pytest.mark.parametrize("neurons", [1024, 4096])
 def test_small_networks_want_one_worker(neurons: int) -> None:
     work = Work.radix(neurons, 120, 10_000)
-    advice = plan.advise(plan.survey(work, LAMBDA, MODEL), work)
-    assert advice.knee.way.workers == advice.cheapest.way.workers == advice.fastest.way.workers == 1
-    assert "one worker" in advice.knee.way.name and "fits one worker" in advice.why
+    best = advice.advise(advice.survey(work, LAMBDA, MODEL), work)
+    assert best.knee.way.workers == best.cheapest.way.workers == best.fastest.way.workers == 1
+    assert "one worker" in best.knee.way.name and "fits one worker" in best.why
 
 
 def test_more_samples_are_dealt_out_and_too_large_a_model_is_cut() -> None:
     work = Work.random(16384, 120, 10_000)
-    advice = plan.advise(plan.survey(work, LAMBDA, MODEL), work)
-    assert advice.fastest.way.replicas > 1 and advice.fastest.way.parts == 1
-    assert advice.cheapest.usd < advice.knee.usd < advice.fastest.usd
-    assert advice.cheapest.seconds > advice.knee.seconds > advice.fastest.seconds
+    best = advice.advise(advice.survey(work, LAMBDA, MODEL), work)
+    assert best.fastest.way.replicas > 1 and best.fastest.way.parts == 1
+    assert best.cheapest.usd < best.knee.usd < best.fastest.usd
+    assert best.cheapest.seconds > best.knee.seconds > best.fastest.seconds
     large = Work.random(65536, 1920, 1000)  # 24 GB of weights
-    ways = plan.survey(large, replace(LAMBDA, limit_s=float("inf")), MODEL)
+    ways = advice.survey(large, replace(LAMBDA, limit_s=float("inf")), MODEL)
     assert all(one.way.parts >= 3 for one in ways)
-    assert "do not fit one worker" in plan.advise(ways, large).why
+    assert "do not fit one worker" in advice.advise(ways, large).why
 
 
 def test_a_slower_exchange_is_seen() -> None:
@@ -89,8 +89,8 @@ def test_the_parts_that_would_fit_fit(neurons: int, layers: int, parts: int, mem
 def test_what_cannot_be_is_refused() -> None:
     work = Work.random(65536, 1920, 1000)
     with pytest.raises(UsageError, match="parts would fit"):
-        plan.survey(work, LAMBDA, MODEL, memory_limit_mb=512, max_workers=8)
+        advice.survey(work, LAMBDA, MODEL, memory_limit_mb=512, max_workers=8)
     with pytest.raises(UsageError, match="no channel 'direct' on lambda; known: queue"):
-        plan.survey(Work.radix(1024, 120, 10), LAMBDA, MODEL, channels=["direct"])
+        advice.survey(Work.radix(1024, 120, 10), LAMBDA, MODEL, channels=["direct"])
     with pytest.raises(UsageError, match="900 s"):
-        plan.survey(replace(Work.random(65536, 1920, 2_000_000), weight_bytes=10**6), LAMBDA, MODEL, max_workers=1)
+        advice.survey(replace(Work.random(65536, 1920, 2_000_000), weight_bytes=10**6), LAMBDA, MODEL, max_workers=1)

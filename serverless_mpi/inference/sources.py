@@ -1,0 +1,177 @@
+"""What a command line names: a model that is stored or made, its partition, and images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serverless_mpi.errors import UsageError
+from serverless_mpi.inference import container, dataset, networks, partition, plan, store
+from serverless_mpi.inference.engine import Part
+from serverless_mpi.sparse import CAP
+
+Floats = NDArray[np.float32]
+
+DIGITS = 1797  # scikit-learn's
+
+
+@dataclass(frozen=True)
+class Model:
+    """A rank's part of a model.  first, last: owner of each neuron before the first and behind the last layer."""
+
+    name: str
+    neurons: int
+    layers: int
+    bias: float
+    cap: float
+    method: str
+    nonzeros: int
+    nbytes: int
+    first: NDArray[np.uint16]
+    last: NDArray[np.uint16]
+    own: Sequence[Part]
+
+
+def network(options: argparse.Namespace) -> networks.Network:
+    """The network that is made, not stored; ValueError if there is none of that size."""
+    make = networks.radix if options.net == "radix" else networks.random
+    made = make(options.neurons, options.layers, options.seed)
+    if options.bias is None:
+        return made
+    return networks.Network(made.neurons, made.layers, options.bias, made.make, made.name)
+
+
+def opened(options: argparse.Namespace, url: str) -> container.Medium:
+    """A store at `url`; in a function of AWS that is AWS, unless the job says otherwise."""
+    endpoint = options.endpoint
+    if endpoint is None and url.startswith("s3://") and "SMPI_JOB" in os.environ:
+        endpoint = json.loads(os.environ["SMPI_JOB"])["endpoint"]
+        if endpoint is None and "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+            endpoint = container.AWS
+    return container.medium(url, endpoint, options.region)
+
+
+def describe(options: argparse.Namespace, samples: int) -> tuple[plan.Work, int | None]:
+    """(what is to be computed, parts it is in or None), without loading it."""
+    if options.store:
+        place = opened(options, options.store)
+        index = store.read_index(place)
+        place.close()
+        make = plan.Work.radix if index.name == "radix" else plan.Work.random
+        known = make(index.neurons, index.layers, samples)
+        work = plan.Work(
+            index.neurons, index.layers, samples, index.nonzeros, index.nbytes, known.living, known.wire_bytes,
+            {index.parts: index.rows / index.layers},
+        )  # fmt: skip
+        return work, index.parts
+    network(options)  # that it is one
+    make = plan.Work.radix if options.net == "radix" else plan.Work.random
+    return make(options.neurons, options.layers, samples), None
+
+
+def model(options: argparse.Namespace, parts: int, part: int) -> Model:
+    """Part `part` of `parts`, from the store or made here.
+
+    Raises
+    ------
+    ValueError, ServerlessMPIError
+        There is no such model, or it is in another number of parts.
+    """
+    if options.store:
+        place = opened(options, options.store)
+        index = store.read_index(place)
+        if index.parts != parts:
+            raise UsageError(f"{place.url} is in {index.parts} parts; start {index.parts} ranks a replica, not {parts}")
+        own = store.load_part(place, index, part)
+        place.close()
+        return Model(
+            index.name, index.neurons, index.layers, index.bias, index.cap, index.method, index.nonzeros, index.nbytes,
+            index.first, index.last, own,
+        )  # fmt: skip
+    made = network(options)
+    cut = cut_of(options, made, parts)
+    own = partition.build(made, cut, part)
+    nbytes = sum(one.indptr.nbytes + one.indices.nbytes + one.values.nbytes for one in own) * parts
+    nonzeros = sum(matrix.nnz for matrix in made)
+    return Model(
+        made.name, made.neurons, made.layers, made.bias, CAP, cut.method, nonzeros, nbytes, cut.owners[0], cut.owners[-1], own
+    )
+
+
+def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> partition.Partition:
+    """The partition the command line names, a file's or a new one."""
+    if not options.partition:
+        return partition.make(made, parts, options.method, options.seed)
+    cut = store.read_partition(options.partition, made)
+    if cut.parts != parts:
+        raise UsageError(f"{options.partition} has {cut.parts} parts, not {parts}")
+    return cut
+
+
+def images(options: argparse.Namespace, neurons: int) -> Floats:
+    """(neurons, samples): the images of a file, or scikit-learn's digits."""
+    if options.images:
+        return dataset.read_images(options.images, neurons, options.samples)
+    return np.ascontiguousarray(dataset.digits(neurons)[:, : options.samples], np.float32)
+
+
+def samples(options: argparse.Namespace) -> int:
+    """How many images the command line names."""
+    if getattr(options, "input", None):
+        place = opened(options, options.store)
+        count = store.count_inputs(place, store.read_index(place), options.input)
+        place.close()
+    elif options.images:
+        count = images(options, _neurons(options)).shape[1]
+    else:
+        count = DIGITS
+    return min(count, options.samples or count)
+
+
+def _neurons(options: argparse.Namespace) -> int:
+    if not options.store:
+        return int(options.neurons)
+    place = opened(options, options.store)
+    neurons = store.read_index(place).neurons
+    place.close()
+    return neurons
+
+
+def check_paths(options: argparse.Namespace) -> None:
+    """Raise UsageError where a rank on another platform would be asked for a file of this machine."""
+    if options.platform == "local":
+        return
+    for name in ("store", "images", "partition", "categories", "output"):
+        path = getattr(options, name)
+        if path and not path.startswith("s3://"):
+            raise UsageError(f"--{name} {path}: workers on {options.platform} do not see this machine's files; use s3://bucket/...")
+    for path in options.report:
+        if not path.startswith("s3://"):
+            raise UsageError(f"--report {path}: workers on {options.platform} do not see this machine's files; use s3://bucket/...")
+
+
+def own_images(options: argparse.Namespace, mine: Model, part: int, replica: int) -> tuple[Floats, int]:
+    """(rows that the part owns of its replica's samples, samples of all replicas)."""
+    if options.input:
+        place = opened(options, options.store)
+        x = store.load_inputs(place, store.read_index(place), options.input, part)
+        place.close()
+        if options.samples is not None:
+            x = x[:, : options.samples]
+    else:
+        whole = images(options, mine.neurons)
+        store.check_images(whole, mine.neurons)
+        x = whole[mine.first == part]
+    start, stop = share(x.shape[1], options.replicas, replica)
+    return np.ascontiguousarray(x[:, start:stop], np.float32), x.shape[1]
+
+
+def share(total: int, shares: int, number: int) -> tuple[int, int]:
+    """First and last (exclusive) of share `number`; shares differ by at most one."""
+    return total * number // shares, total * (number + 1) // shares

@@ -1,0 +1,187 @@
+"""smpi-infer as one types it: the same answer everywhere, reports that add up, and errors that say what would work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serverless_mpi.aws import control
+from serverless_mpi.inference import networks, page, report
+from serverless_mpi.inference.cli import main
+from serverless_mpi.sparse import serial_forward
+from tests.harness import DATA, GIVE_UP_S, ROOT, mpirun
+
+NET = ("--net", "random", "--neurons", "96", "--layers", "7", "--seed", "4", "--bias", "-0.15")
+IMAGES = (np.random.default_rng(4).random((130, 96)) > 0.9).astype(np.uint8)
+
+
+def infer(*words: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*launcher, sys.executable, "-m", "serverless_mpi.inference", *map(str, words)], capture_output=True, text=True,
+        timeout=GIVE_UP_S, cwd=ROOT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(path, images=IMAGES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def truth(images: Path) -> list[str]:
+    """What one worker in this process prints, its categories checked against the kernel here."""
+    done = infer("run", *NET, "--images", images, "--check", "--output", images.with_suffix(".json"))
+    assert done.returncode == 0 and "serial kernel: the same to the last bit" in done.stdout, done.stderr
+    whole = serial_forward(networks.randomnet(96, 7, 4), np.ascontiguousarray(IMAGES.T, np.float32), -0.15)
+    answer = json.loads(images.with_suffix(".json").read_text())
+    living = np.flatnonzero((whole != 0).any(axis=0))
+    assert 0 < len(living) < 130 and answer["categories"] == (living + 1).tolist()
+    assert answer["scores"] == whole[:, living].max(axis=0).tolist()
+    assert answer["neurons"] == whole[:, living].argmax(axis=0).tolist()
+    return done.stdout.splitlines()[1:3]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-n", 2, "--channel", "queue"),
+        ("-n", 3, "--channel", "object", "--method", "random"),
+        ("-n", 5, "--channel", "hybrid"),
+        ("-n", 8, "--channel", "direct", "--method", "random", "--batches", 3),
+        ("-n", 6, "--channel", "direct", "--replicas", 3, "--batches", 2),
+        ("-n", 3, "--channel", "direct", "--replicas", 3),
+    ],
+    ids=lambda words: "-".join(map(str, words)).replace("--", ""),
+)
+def test_every_way_gives_the_same_answer(truth: list[str], images: Path, words: tuple[object, ...]) -> None:
+    done = infer("run", *words, *NET, "--images", images, "--check")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:4] == [*truth, "serial kernel: the same to the last bit"]
+
+
+def test_a_real_mpi_gives_the_same_answer(truth: list[str], images: Path) -> None:
+    if mpirun() is None:
+        pytest.skip("no mpiexec of the mpich wheel")
+    done = infer("run", *NET, "--images", images, launcher=(str(mpirun()), "-n", "4"))
+    assert done.returncode == 0 and done.stdout.splitlines()[1:3] == truth, done.stderr
+
+
+def test_the_official_categories(tmp_path: Path) -> None:
+    if not (DATA / "graphchallenge_images_1024_first10k.npz").exists():
+        pytest.skip(f"{DATA} has no images of the Graph Challenge")
+    words = ("--images", DATA / "graphchallenge_images_1024_first10k.npz", "--samples", 1500)
+    right = DATA / "graphchallenge_categories_1024_120_first10k.txt"
+    done = infer("run", "-n", 2, "--channel", "direct", *words, "--categories", right, "--output", tmp_path / "found.txt")
+    assert done.returncode == 0 and "the same (56)" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "found.txt").read_text().split() == [one for one in right.read_text().split() if int(one) <= 1500]
+    (tmp_path / "wrong.txt").write_text("1\n2\n")
+    done = infer("run", *words, "--categories", tmp_path / "wrong.txt")
+    assert done.returncode == 1 and "DIFFERENT" in done.stdout
+
+
+def test_store_then_run_from_a_folder_and_from_a_bucket(
+    truth: list[str], images: Path, tmp_path: Path, ministack_endpoint: str
+) -> None:  # fmt: skip
+    cut = tmp_path / "cut.smpi"
+    made = infer("partition", *NET, "-n", 3, "--method", "random", "-o", cut, "--json")
+    assert json.loads(made.stdout)["parts"] == 3
+    there = ("--endpoint", ministack_endpoint)
+    for place, more in ((tmp_path / "store", ()), ("s3://cli-models/a", there)):
+        words = ("store", place, *NET, "--partition", cut, "--images", images, "--input", "some", *more)
+        if more:
+            missing = infer(*words)
+            assert missing.returncode == 1 and "no bucket 'cli-models'" in missing.stderr and "--make-bucket" in missing.stderr
+            words = (*words, "--make-bucket")
+        done = infer(*words)
+        assert done.returncode == 0 and "in 3 parts" in done.stdout and "130 images" in done.stdout, done.stderr
+        done = infer("run", "--store", place, "--input", "some", "--channel", "queue" if more else "direct", *more)
+        assert done.returncode == 0 and done.stdout.splitlines()[1:3] == truth, done.stderr
+    control.client("s3", ministack_endpoint, "us-east-1").delete_object(Bucket="cli-models", Key="a/part-00001.smpi")
+    done = infer("run", "--store", "s3://cli-models/a", "--input", "some", "--channel", "queue", *there)
+    assert done.returncode == 2 and "s3://cli-models/a has no part-00001.smpi" in done.stderr
+
+
+def test_reports_add_up(images: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"report{suffix}" for suffix in report.SUFFIXES]
+    done = infer("run", "-n", 3, "--channel", "queue", *NET, "--images", images, *(word for path in paths for word in ("--report", path)))
+    assert done.returncode == 0, done.stderr
+    record = report.read(tmp_path / "report.json")
+    assert record["job"] | {"memory_mb": 0} == {
+        "ranks": 3, "replicas": 1, "parts": 3, "method": "block", "channel": "queue", "batches": 1, "samples": 130, "memory_mb": 0,
+    }  # fmt: skip
+    counted = sum(row["requests"] for worker in record["workers"] for row in worker["requests"].values())
+    layers = report.by_layer(record, "requests").sum()
+    assert 0 < layers <= counted  # those of the answer come after the last layer
+    assert report.by_layer(record, "messages").sum() in (3 * 7, 3 * 2 * 7)  # one for all peers, or one each
+    bill = record["bill"]
+    assert bill["total_usd"] == pytest.approx(sum(bill[f"{name}_usd"] for name in report.SERVICES)) and bill["sqs_usd"] > 0
+    assert bill["communication_usd"] == pytest.approx(bill["sqs_usd"] + bill["sns_usd"])
+    text = (tmp_path / "report.txt").read_text()
+    assert text == infer("report", tmp_path / "report.json").stdout and "sqs.ReceiveMessage" in text
+    html = (tmp_path / "report.html").read_text()
+    assert html == page.html(record)
+    infer("report", tmp_path / "report.json", "-o", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == html
+    assert html.count("<svg") == 4 and "http" not in html and "<script" not in html  # whole in itself
+    assert html.count("<title>worker ") == 3 * 7
+
+
+def test_a_planned_run(truth: list[str], images: Path) -> None:
+    done = infer("run", *NET, "--images", images, "--plan", "auto")
+    assert done.returncode == 0 and done.stdout.splitlines()[1:3] == truth
+    assert "plan: one worker" in done.stderr
+
+
+def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(found[name]["parts"] == found[name]["replicas"] == 1 for name in ("cheapest", "fastest", "knee"))
+    assert main(["plan", "--measure", *NET[:6], "--all"]) == 2  # digits are no images of 96 pixels
+    assert main(["plan", "--measure", "--samples", "64", "--layers", "3", "--rate", "1e9"]) == 0
+    told = capsys.readouterr().out
+    assert "knee: one worker" in told and "1 G living edges/s" in told
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("run", "-n", "0"), "0 is below 1"),
+        (("run", "-n", "5", "--replicas", "2"), "5 workers are not 2 replicas of equal size"),
+        (("run", "-n", "2000"), "1024 neurons cannot be dealt out to 2000"),
+        (("run", "--neurons", "65536", "--layers", "480", "--memory", "400"), "8 parts would fit"),
+        (("run", "--neurons", "1000"), "RadiX-Net has 1024"),
+        (("run", "--store", "nowhere/at/all"), "no model in nowhere/at/all"),
+        (("run", "--store", "s3://some-bucket/x"), "name where that bucket is: --endpoint"),
+        (("run", "--input", "x"), "give --store too"),
+        (("run", "--check", "--store", "x"), "leave --store away"),
+        (("run", "--report", "x.pdf"), "ends with .json, .html, .txt"),
+        (("run", "--images", "no/such.tsv"), "no/such.tsv"),
+        (("run", "--platform", "moon"), "no platform 'moon'; known: lambda, local"),
+        (("partition", "--method", "magic"), "no partition method 'magic'; known: block"),
+        (("partition", "-n", "2000"), "cannot be dealt out to 2000"),
+        (("store", "/dev/null/x"), "cannot be written"),
+        (("report", "nowhere.json"), "nowhere.json is no report"),
+        (("plan", "--channel", "direct"), "no channel 'direct' on lambda"),
+        (("plan", "--rate", "-1"), "-1 is not above 0"),
+        (("fly",), "invalid choice: 'fly'"),
+        ((), "COMMAND"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_is_told(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str) -> None:
+    assert main(words) in (1, 2)
+    said = capsys.readouterr()
+    assert said.err.startswith("smpi-infer: ") and told in said.err and said.out == "", said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_lambda_run_wants_no_files_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-n", "2", "--platform", "lambda", "--report", "x.html"]) == 2
+    assert "--report x.html: workers on lambda do not see this machine's files" in capsys.readouterr().err
