@@ -1,71 +1,223 @@
 """Activation rows and sets of samples as bytes, exactly, by whichever of a few forms is measured to be the shortest.
 
+Rows are numbers of 32 bits here, so every float comes back with its bits.  Forms, tried in this order:
+
+nothing, if all are 0; one value, if all are equal; else distinct rows once, and which row is which; then where the
+numbers are that are not 0 (everywhere, a bitmap, or the gaps between them), and the numbers: codes of a dictionary if
+they are few, else as they are or in four planes of bytes, whichever a sample says.  Each section is compressed unless a sample
+says that it does not pay: of the planes of a float mostly one or two are, so that zlib is fast enough.
 The receiver knows the shape, so it is not in the bytes.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Bits = NDArray[np.uint32]
 Flags = NDArray[np.bool_]
+Data = bytes | memoryview
 
-_ZERO, _CONSTANT, _DICTIONARY, _VALUES = 0, 1, 2, 3
-_DEFLATE_LEVEL = 1  # a higher level takes longer than the bytes it saves
+_ZERO, _CONSTANT, _REPEATED, _GENERAL = range(4)  # of all rows
+_EVERYWHERE, _BITMAP, _GAPS = range(3)  # of places
+_ONE, _CODES, _PLAIN, _PLANES = range(4)  # of numbers
+_RAW, _ZLIB = range(2)  # of a section
+
+_SECTION = struct.Struct("<BI")  # how compressed, bytes that follow
+_DICTIONARY = 256  # most numbers of which each has a code of a byte
+_SAMPLE = 1 << 14  # bytes that tell for a section, or a choice
+_WORTH = 0.97  # of its length a section must be shorter by compression
+_LEVEL = 1  # of zlib: a higher one takes longer than the bytes it saves
 
 
 def encode(rows: Floats) -> bytes:
-    """Activation rows as bytes: nothing if all are 0, one value if all are equal, else a bitmap of the nonzeros and these."""
-    nonzero = rows != 0
-    if not nonzero.any():
-        return bytes([_ZERO])
-    bitmap = np.packbits(nonzero).tobytes()
-    values = rows[nonzero]
-    if (values == values[0]).all():
-        kind, body = _CONSTANT, values[:1].tobytes()
-    else:
-        kind, body = _VALUES, values.tobytes()
-    return bytes([kind]) + zlib.compress(bitmap + body, _DEFLATE_LEVEL)
+    """Activation rows, (rows, samples), C-contiguous, as bytes."""
+    bits = rows.view(np.uint32)
+    first = int(bits.flat[0]) if bits.size else 0
+    if (bits == first).all():
+        return bytes([_ZERO]) if not first else struct.pack("<BI", _CONSTANT, first)
+    heads, which = _distinct(bits)
+    if len(heads) == len(bits):
+        return bytes([_GENERAL]) + _general(bits)
+    index = _section(which.astype(np.uint16 if len(heads) <= 1 << 16 else np.uint32).tobytes())
+    return struct.pack("<BI", _REPEATED, len(heads)) + index + encode(bits[heads].view(np.float32))
 
 
-def decode(data: bytes | memoryview, shape: tuple[int, int]) -> Floats:
+def decode(data: Data, shape: tuple[int, int]) -> Floats:
     """The rows of that shape.
 
     Raises
     ------
     ValueError
-        The bytes are not rows of that shape: the ranks' networks differ.
+        The bytes are not rows of that shape: the ranks' networks or versions differ.
     """
-    data = memoryview(data)
-    if data[:1] == bytes([_ZERO]):
-        return np.zeros(shape, np.float32)
-    plain = zlib.decompress(data[1:])
-    count = shape[0] * shape[1]
-    width = -(-count // 8)
-    bits = np.unpackbits(np.frombuffer(plain[:width], np.uint8), count=count)
-    nonzeros = int(bits.sum())
-    if len(plain) != width + 4 * (min(1, nonzeros) if data[0] == _CONSTANT else nonzeros):
-        raise ValueError(f"{len(data)} bytes are no activation rows of shape {shape}; all ranks must hold the same network")
-    nonzero = bits.astype(bool).reshape(shape)
-    values = np.frombuffer(plain, np.float32, offset=width)
-    rows = np.zeros(shape, np.float32)
-    rows[nonzero] = values
-    return rows
+    try:
+        return _decode(memoryview(data), shape).view(np.float32)
+    except (struct.error, ValueError, IndexError, zlib.error) as error:
+        raise ValueError(
+            f"{len(data)} bytes are no activation rows of shape {shape} ({error}); all ranks must hold the same network"
+        ) from error
+
+
+def _decode(data: memoryview, shape: tuple[int, int]) -> Bits:
+    kind = data[0]
+    if kind in (_ZERO, _CONSTANT):
+        return np.full(shape, struct.unpack_from("<I", data, 1)[0] if kind == _CONSTANT else 0, np.uint32)
+    if kind == _REPEATED:
+        heads = struct.unpack_from("<I", data, 1)[0]
+        which, data = _open(data[5:])
+        index = np.frombuffer(which, np.uint16 if heads <= 1 << 16 else np.uint32)
+        if len(index) != shape[0]:
+            raise ValueError(f"{len(index)} rows")
+        distinct: Bits = _decode(data, (heads, shape[1]))[index]
+        return distinct
+    if kind != _GENERAL:
+        raise ValueError(f"unknown form {kind}")
+    return _read_general(data[1:], shape)
 
 
 def encode_set(flags: Flags) -> bytes:
     """A set of samples, one flag each: nothing if all are in it, else a bitmap."""
-    return b"" if flags.all() else zlib.compress(np.packbits(flags).tobytes(), _DEFLATE_LEVEL)
+    return b"" if flags.all() else _section(np.packbits(flags).tobytes())
 
 
-def decode_set(data: bytes | memoryview, count: int) -> Flags:
+def decode_set(data: Data, count: int) -> Flags:
     """The flags of `count` samples; raises ValueError if they are not that many."""
     if not len(data):
         return np.ones(count, np.bool_)
-    bitmap = np.frombuffer(zlib.decompress(data), np.uint8)
+    bitmap = np.frombuffer(_open(memoryview(data))[0], np.uint8)
     if len(bitmap) != -(-count // 8):
         raise ValueError(f"a set of {8 * len(bitmap)} samples came for a batch of {count}; all ranks must run the same batch")
     return np.unpackbits(bitmap, count=count).astype(np.bool_)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _distinct(bits: Bits) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(first row of each kind, ascending; for each row, which of them it is).  Few columns tell most rows apart."""
+    some = np.ascontiguousarray(bits[:, :: max(1, bits.shape[1] // 64)])
+    seen: dict[bytes, int] = {}
+    heads: list[int] = []
+    which = np.empty(len(bits), np.int64)
+    for row, key in enumerate(some):
+        known = seen.get(key.tobytes())
+        if known is None or not np.array_equal(bits[heads[known]], bits[row]):
+            known = len(heads)
+            seen[key.tobytes()] = known
+            heads.append(row)
+        which[row] = known
+    return np.array(heads, np.int64), which
+
+
+def _general(bits: Bits) -> bytes:
+    nonzero = bits != 0
+    values = bits[nonzero]
+    if len(values) == bits.size:
+        where, places = _EVERYWHERE, b""
+    elif len(values) * 16 < bits.size:  # a gap is a byte or two, mostly
+        where, places = _GAPS, _gaps(np.flatnonzero(nonzero))
+    else:
+        where, places = _BITMAP, np.packbits(nonzero).tobytes()
+    form, sections = _numbers(values)
+    return struct.pack("<BBI", where, form, len(values)) + _section(places) + b"".join(map(_section, sections))
+
+
+def _read_general(data: memoryview, shape: tuple[int, int]) -> Bits:
+    where, form, count = struct.unpack_from("<BBI", data)
+    size = shape[0] * shape[1]
+    places, data = _open(data[6:])
+    sections = []
+    while data.nbytes:
+        section, data = _open(data)
+        sections.append(section)
+    values = _read_numbers(form, sections, count)
+    if where == _EVERYWHERE:
+        return values.reshape(shape)
+    rows = np.zeros(size, np.uint32)
+    if where == _GAPS:
+        rows[_read_gaps(places, count, size)] = values
+    else:
+        if len(places) != -(-size // 8):
+            raise ValueError(f"a bitmap of {8 * len(places)}")
+        rows[np.unpackbits(np.frombuffer(places, np.uint8), count=size).view(np.bool_)] = values
+    return rows.reshape(shape)
+
+
+def _gaps(at: NDArray[np.int64]) -> bytes:
+    """Ascending places as their differences: their width in bytes, then the numbers."""
+    gaps = np.diff(at, prepend=-1) - 1
+    most = int(gaps.max())
+    width = 1 if most < 1 << 8 else 2 if most < 1 << 16 else 8
+    return bytes([width]) + gaps.astype(f"<u{width}").tobytes()
+
+
+def _read_gaps(data: Data, count: int, size: int) -> NDArray[np.int64]:
+    gaps = np.frombuffer(data, f"<u{data[0]}", offset=1)
+    at: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + 1) - 1
+    if len(at) != count or (count and at[-1] >= size):
+        raise ValueError(f"{len(at)} places")
+    return at
+
+
+def _numbers(values: Bits) -> tuple[int, list[bytes]]:
+    """(form, sections) of numbers."""
+    stride = max(1, len(values) // 1024)
+    few = len(values) < 2 * _DICTIONARY or len(np.unique(values[::stride])) <= _DICTIONARY
+    if few:
+        words, codes = np.unique(values, return_inverse=True)
+        if len(words) == 1:
+            return _ONE, [words.tobytes()]
+        if len(words) <= min(_DICTIONARY, len(values) // 2):
+            return _CODES, [words.tobytes(), codes.astype(np.uint8).tobytes()]
+    sample = values[: _SAMPLE // 4]
+    planes = [plane.tobytes() for plane in sample.view(np.uint8).reshape(-1, 4).T]
+    if sum(len(zlib.compress(plane, _LEVEL)) for plane in planes) < len(zlib.compress(sample.tobytes(), _LEVEL)):
+        return _PLANES, [plane.tobytes() for plane in values.view(np.uint8).reshape(-1, 4).T]
+    return _PLAIN, [values.tobytes()]
+
+
+def _read_numbers(form: int, sections: list[memoryview], count: int) -> Bits:
+    if form == _ONE:
+        return np.full(count, np.frombuffer(sections[0], np.uint32)[0], np.uint32)
+    if form == _CODES:
+        values: Bits = np.frombuffer(sections[0], np.uint32)[np.frombuffer(sections[1], np.uint8)]
+    elif form == _PLAIN:
+        values = np.frombuffer(sections[0], np.uint32)
+    elif form == _PLANES:
+        planes = np.stack([np.frombuffer(section, np.uint8) for section in sections], axis=1)
+        values = np.ascontiguousarray(planes).view(np.uint32).reshape(-1)
+    else:
+        raise ValueError(f"unknown form {form} of numbers")
+    if len(values) != count:
+        raise ValueError(f"{len(values)} numbers")
+    return values
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _section(data: bytes) -> bytes:
+    """A section of a message: its length and its bytes, compressed if that pays."""
+    middle = len(data) // 2
+    sample = data if len(data) <= _SAMPLE else data[middle : middle + _SAMPLE // 4]
+    packed = zlib.compress(sample, _LEVEL)
+    if len(packed) >= _WORTH * len(sample):
+        return _SECTION.pack(_RAW, len(data)) + data
+    if sample is not data:
+        packed = zlib.compress(data, _LEVEL)
+    return _SECTION.pack(_ZLIB, len(packed)) + packed
+
+
+def _open(data: memoryview) -> tuple[memoryview, memoryview]:
+    """(a section's bytes, what is behind it)."""
+    how, length = _SECTION.unpack_from(data)
+    end = _SECTION.size + length
+    if how not in (_RAW, _ZLIB) or end > data.nbytes:
+        raise ValueError("a broken section")
+    body = data[_SECTION.size : end]
+    return memoryview(zlib.decompress(body)) if how == _ZLIB else body, data[end:]
