@@ -36,15 +36,7 @@ _LEVEL = 1  # of zlib: a higher one takes longer than the bytes it saves
 
 def encode(rows: Floats) -> bytes:
     """Activation rows, (rows, samples), C-contiguous, as bytes."""
-    bits = rows.view(np.uint32)
-    first = int(bits.flat[0]) if bits.size else 0
-    if (bits == first).all():
-        return bytes([_ZERO]) if not first else struct.pack("<BI", _CONSTANT, first)
-    heads, which = _distinct(bits)
-    if len(heads) == len(bits):
-        return bytes([_GENERAL]) + _general(bits)
-    index = _section(which.astype(np.uint16 if len(heads) <= 1 << 16 else np.uint32).tobytes())
-    return struct.pack("<BI", _REPEATED, len(heads)) + index + encode(bits[heads].view(np.float32))
+    return _encode(rows.view(np.uint32))
 
 
 def decode(data: Data, shape: tuple[int, int]) -> Floats:
@@ -53,14 +45,23 @@ def decode(data: Data, shape: tuple[int, int]) -> Floats:
     Raises
     ------
     ValueError
-        The bytes are not rows of that shape: the ranks' networks or versions differ.
+        The bytes are no rows of that shape.
     """
     try:
         return _decode(memoryview(data), shape).view(np.float32)
     except (struct.error, ValueError, IndexError, zlib.error) as error:
-        raise ValueError(
-            f"{len(data)} bytes are no activation rows of shape {shape} ({error}); all ranks must hold the same network"
-        ) from error
+        raise ValueError(f"{len(data)} bytes are no activation rows of shape {shape} ({error})") from error
+
+
+def _encode(bits: Bits) -> bytes:
+    first = int(bits.flat[0]) if bits.size else 0
+    if (bits == first).all():
+        return bytes([_ZERO]) if not first else struct.pack("<BI", _CONSTANT, first)
+    heads, which = _distinct(bits)
+    if len(heads) == len(bits):
+        return bytes([_GENERAL]) + _general(bits)
+    index = _section(which.astype(np.uint16 if len(heads) <= 1 << 16 else np.uint32).tobytes())
+    return struct.pack("<BI", _REPEATED, len(heads)) + index + _encode(bits[heads])
 
 
 def _decode(data: memoryview, shape: tuple[int, int]) -> Bits:
@@ -71,8 +72,8 @@ def _decode(data: memoryview, shape: tuple[int, int]) -> Bits:
         heads = struct.unpack_from("<I", data, 1)[0]
         which, data = _open(data[5:])
         index = np.frombuffer(which, np.uint16 if heads <= 1 << 16 else np.uint32)
-        if len(index) != shape[0]:
-            raise ValueError(f"{len(index)} rows")
+        if len(index) != shape[0] or heads > shape[0]:
+            raise ValueError(f"{len(index)} rows, {heads} of them distinct")
         distinct: Bits = _decode(data, (heads, shape[1]))[index]
         return distinct
     if kind != _GENERAL:
@@ -130,6 +131,8 @@ def _general(bits: Bits) -> bytes:
 def _read_general(data: memoryview, shape: tuple[int, int]) -> Bits:
     where, form, count = struct.unpack_from("<BBI", data)
     size = shape[0] * shape[1]
+    if count > size:
+        raise ValueError(f"{count} numbers")
     places, data = _open(data[6:])
     sections = []
     while data.nbytes:

@@ -1,28 +1,42 @@
 """Row-partitioned inference over a communicator: mpi4py's or the shim's, the same code.
 
 Each rank has some of every layer's rows (neurons).  Before a layer it gives the others the activation rows their
-weights touch and lays theirs behind its own, sender after sender.  A row's sum is taken in the order of its entries,
-wherever its inputs lie, so the order of every sum is that of the serial kernel, and so are the bits of the answer.
+weights touch and lays theirs behind its own, sender after sender: one collective call a layer, so that a channel can
+pack what a rank sends.  A row's sum is taken in the order of its entries, wherever its inputs lie, so the order of
+every sum is that of the serial kernel, and so are the bits of the answer.
+
+Overlap: batches are in flight together, each a thread with a communicator of its own, so that one computes while
+another waits.  With `accumulate` a rank also multiplies its own rows while its peers' are on their way, and then adds the
+products of theirs in the order of the senders: the bits then depend on the partition, and on nothing else.
 """
 
 from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.inference import codec
-from serverless_mpi.sparse import CAP, SparseRows, layer
+from serverless_mpi.sparse import CAP, Panels, SparseRows, layer, multiply
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
-_HEAD = struct.Struct("<II")  # of a message: bytes of its set of samples, rows
+IN_FLIGHT = 2  # batches at the same time: while one waits, one computes
+_HEAD = struct.Struct("<I")  # of a message: bytes of its set of samples, which follow, and then the rows
+
+
+OWN = -1
+
 
 @dataclass
 class Part:
@@ -39,6 +53,7 @@ class Part:
     give[give_to[q]:give_to[q + 1]], or all of `give` if shared (then give_to is 0 and len(give)).
     take: for each row that comes, sender after sender, its place in the sender's message if shared; empty if not,
     as then all of a message is taken.  take_from[q]..take_from[q + 1]: the rows of sender q.
+    come: rows in the message of each sender, taken or not.
     """
 
     indptr: Indices
@@ -52,6 +67,7 @@ class Part:
     give_to: Indices
     take: NDArray[np.uint32]
     take_from: Indices
+    come: Indices
 
     @property
     def rows(self) -> int:
@@ -63,15 +79,40 @@ class Part:
         """Panel rows that are the rank's own."""
         return self.columns - int(self.take_from[-1])
 
+    @cached_property
     def weights(self) -> SparseRows:
         """The matrix, over the same memory."""
-        values = self.values[0] if len(self.values) == 1 else self.values
-        return SparseRows(self.indptr, self.indices, values, self.columns)
+        return SparseRows(self.indptr, self.indices, self._values(slice(None)), self.columns)
+
+    @cached_property
+    def blocks(self) -> dict[int, SparseRows]:
+        """The matrix cut by whose rows it reads: sender -> columns of that sender's rows alone; OWN -> of own rows.
+
+        Blocks without entries are left out; a row's entries keep their order in each.
+        """
+        bounds = np.concatenate([[0], self.own + self.take_from])
+        block = np.searchsorted(bounds, self.indices, side="right") - 2  # the last of equal bounds: of a sender with rows
+        row = np.repeat(np.arange(self.rows), np.diff(self.indptr))
+        made = {}
+        for sender in np.unique(block).tolist():
+            mine = np.flatnonzero(block == sender)
+            indptr = np.concatenate([[0], np.cumsum(np.bincount(row[mine], minlength=self.rows))])
+            first, last = bounds[sender + 1 : sender + 3]
+            made[sender] = SparseRows(indptr, self.indices[mine] - first.astype(self.indices.dtype), self._values(mine), int(last - first))
+        return made
+
+    def _values(self, entries: Any) -> Any:
+        """Of those entries; the one number if all have it."""
+        return self.values[0] if len(self.values) == 1 else self.values[entries]
 
 
 @dataclass
 class LayerStatistics:
-    """What a layer took on one rank: seconds; rows, nonzeros, bytes and messages it sent; samples alive before it."""
+    """What a layer took on one rank: seconds; rows, nonzeros, bytes and messages it sent; samples alive before it.
+
+    send_s: making messages; wait_s: until peers' messages were there; compute_s: the rest.  A message that all peers
+    share counts once, and so do its rows.
+    """
 
     compute_s: float = 0.0
     send_s: float = 0.0
@@ -82,114 +123,263 @@ class LayerStatistics:
     messages: int = 0
     living: int = 0
 
+    def add(self, other: LayerStatistics) -> None:
+        """Make it the sum of both."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
 
 @dataclass
 class Statistics:
-    """What a rank's inference took, by layer; the same fields are sums over the layers."""
+    """What a rank's inference took, by layer."""
 
     layers: list[LayerStatistics] = field(default_factory=list)
 
     def total(self) -> LayerStatistics:
         """The sum over the layers."""
-        fields = LayerStatistics.__dataclass_fields__
-        return LayerStatistics(**{name: sum(getattr(one, name) for one in self.layers) for name in fields})
+        return _sum(self.layers)
+
+
+def _sum(many: Sequence[LayerStatistics]) -> LayerStatistics:
+    total = LayerStatistics()
+    for one in many:
+        total.add(one)
+    return total
 
 
 def infer(
-    comm: Any, parts: Sequence[Part], x: Floats, bias: float, cap: float = CAP
+    comm: Any,
+    parts: Sequence[Part],
+    x: Floats,
+    bias: float,
+    cap: float = CAP,
+    *,
+    batches: int = 1,
+    accumulate: bool = False,
+    watch: Callable[[int, int], None] | None = None,
 ) -> tuple[Floats, Indices, Statistics]:
-    """Run a batch through the network; every rank of `comm` calls it.
+    """Run samples through the network; every rank of `comm` calls it, with the same `batches` and `accumulate`.
 
-    x: rows of the neurons this rank owns at boundary 0, ascending: (rows, samples).
+    x: rows of the neurons this rank owns at boundary 0, ascending: (rows, samples), C-contiguous.
+    batches: equal shares of the samples, of which IN_FLIGHT are under way together (one after the other where MPI allows
+    one thread alone).  accumulate: add products of peers' rows to those of own rows.  watch: called with (batch, layer)
+    when a batch comes to a layer, and with the number of layers when it is through; it may be called by several threads.
 
     Returns
     -------
     y: rows of the neurons this rank owns at the last boundary, over the samples that live there on some rank; those
     samples' numbers, ascending; and what it took.
+
+    Raises
+    ------
+    ValueError
+        No layers, x is not as above or has NaN or infinity, or what a peer sent does not fit: its network is another.
     """
-    taken = Statistics()
-    batch = _Batch(comm.rank, comm.size, x)
-    for part in parts:
-        took = LayerStatistics(living=len(batch.living))
-        taken.layers.append(took)
-        started = time.perf_counter()
-        received: list[bytes] = []
-        if part.active:
-            messages = batch.messages(part, took)
-            took.send_s = time.perf_counter() - started
-            received = comm.allgather(messages[0]) if part.shared else comm.alltoall(messages)
-        arrived = time.perf_counter()
-        took.wait_s = arrived - started - took.send_s
-        panel = batch.panel(part, received)
-        batch.y, alive = layer(part.weights(), panel, bias, cap)
-        batch.keep(alive)
-        took.compute_s = time.perf_counter() - arrived
-    flags = np.zeros(x.shape[1], np.bool_)
-    flags[batch.living] = True
-    sets = [codec.decode_set(one, len(flags)) for one in comm.allgather(codec.encode_set(flags))]
-    samples = np.flatnonzero(np.logical_or.reduce(sets))
-    y = np.zeros((len(parts[-1].expand), len(samples)), np.float32)
-    y[:, flags[samples]] = batch.y[parts[-1].expand]
-    return y, samples, taken
+    _check(parts, x)
+    batches = max(1, min(batches, x.shape[1]))
+    bounds = [x.shape[1] * batch // batches for batch in range(batches + 1)]
+    lanes = min(IN_FLIGHT, batches) if _threads_allowed() else 1
+    comms = [comm] + [comm.Dup() for _ in range(lanes - 1)]
+
+    def lane(number: int) -> list[tuple[Floats, Indices, list[LayerStatistics]]]:
+        """Batches number, number + lanes, ...: on every rank the same, in the same order."""
+        made = []
+        for batch in range(number, batches, lanes):
+            share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
+            one = _Batch(comms[number], share, bias, cap, accumulate)
+            made.append(one.run(parts, partial(watch, batch) if watch else lambda layer: None))
+        return made
+
+    results = _together(lane, lanes)
+    for one in comms[1:]:
+        one.Free()
+    taken = Statistics([LayerStatistics() for _ in range(len(parts))])
+    outputs, numbers = [], []
+    for batch in range(batches):
+        y, samples, layers = results[batch % lanes][batch // lanes]
+        outputs.append(y)
+        numbers.append(samples + bounds[batch])
+        for total, took in zip(taken.layers, layers, strict=True):
+            total.add(took)
+    return (outputs[0] if batches == 1 else np.concatenate(outputs, axis=1)), np.concatenate(numbers), taken
+
+
+def _check(parts: Sequence[Part], x: Floats) -> None:
+    if not len(parts):
+        raise ValueError("a network needs at least 1 layer")
+    if x.ndim != 2 or x.dtype != np.float32:
+        raise ValueError(f"x must be float32 of shape (rows, samples), not {x.dtype} of shape {x.shape}")
+    if x.shape[0] != parts[0].own:
+        raise ValueError(f"x has {x.shape[0]} rows; this rank owns {parts[0].own} neurons of the input")
+    if not np.isfinite(x).all():
+        raise ValueError("x has NaN or infinity")
+
+
+def _threads_allowed() -> bool:
+    from serverless_mpi import MPI
+
+    return bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)
+
+
+def _together(call: Callable[[int], Any], count: int) -> list[Any]:
+    """[call(0), call(1), ...], each in a thread of its own but the first; the first error is raised when one fails."""
+    results: list[Any] = [None] * count
+    if count == 1:
+        return [call(0)]
+    with ThreadPoolExecutor(count, "smpi-batch") as pool:
+        for number, future in enumerate([pool.submit(call, number) for number in range(count)]):
+            results[number] = future.result()
+    return results
 
 
 class _Batch:
-    """A rank's state of one batch: its distinct rows at a boundary, and the samples they live in."""
+    """A rank's state of one batch.
 
-    def __init__(self, rank: int, ranks: int, x: Floats) -> None:
-        self.rank, self.ranks = rank, ranks
+    y: its distinct rows at a boundary, over `living`, the samples that live in one of them, ascending.
+    """
+
+    def __init__(self, comm: Any, x: Floats, bias: float, cap: float, accumulate: bool) -> None:
+        self.comm, self.rank = comm, comm.rank
+        self.bias, self.cap = bias, cap
+        self.accumulate = accumulate
+        self.caller = ThreadPoolExecutor(1, "smpi-exchange") if accumulate and _threads_allowed() else None
         self.samples = x.shape[1]
-        alive = (x != 0).any(axis=0)
-        self.living = np.flatnonzero(alive)
-        self.y = np.ascontiguousarray(x[:, alive])
+        self.living: Flags = (x != 0).any(axis=0)
+        self.y = Panels.of(np.ascontiguousarray(x[:, self.living]))
 
-    def keep(self, alive: NDArray[np.bool_]) -> None:
-        """Drop the samples that are not alive in any own row."""
+    def run(self, parts: Sequence[Part], watch: Callable[[int], None]) -> tuple[Floats, Indices, list[LayerStatistics]]:
+        """All layers: as `infer`."""
+        taken = []
+        for number, part in enumerate(parts):
+            watch(number)
+            taken.append(self.step(part))
+        watch(len(taken))
+        if self.caller:
+            self.caller.shutdown()
+        sets = [codec.decode_set(one, self.samples) for one in self.comm.allgather(codec.encode_set(self.living))]
+        living = np.logical_or.reduce(sets)
+        y = np.zeros((len(part.expand), np.count_nonzero(living)), np.float32)
+        y[:, self.living[living]] = self.y.take(part.expand.astype(np.int64))
+        return y, np.flatnonzero(living), taken
+
+    def step(self, part: Part) -> LayerStatistics:
+        """One layer."""
+        took = LayerStatistics(living=int(np.count_nonzero(self.living)))
+        began = time.perf_counter()
+        messages = self.messages(part, took) if part.active else []
+        took.send_s = time.perf_counter() - began
+        if self.accumulate:
+            alive = self.add(part, messages, took)
+        else:
+            panel = self.panel(part, self.exchange(part, messages, took))
+            self.y, alive = layer(part.weights, panel, self.bias, self.cap)
         if not alive.all():
-            self.living = self.living[alive]
-            self.y = np.ascontiguousarray(self.y[:, alive])
+            self.living[self.living] = alive
+            self.y.keep(alive)
+        took.compute_s = time.perf_counter() - began - took.send_s - took.wait_s
+        return took
 
     def messages(self, part: Part, took: LayerStatistics) -> list[bytes]:
         """One for all peers if shared, else one each: the samples that live in own rows, and rows of these samples."""
-        flags = np.zeros(self.samples, np.bool_)
-        flags[self.living] = True
-        living = codec.encode_set(flags)
+        living = codec.encode_set(self.living)
         made = []
-        for peer in range(1 if part.shared else self.ranks):
+        for peer in range(1 if part.shared else self.comm.size):
             give = part.give[part.give_to[peer] : part.give_to[peer + 1]]
             if not len(give):
                 made.append(b"")
                 continue
-            rows = self.y[give]
-            made.append(_HEAD.pack(len(living), len(give)) + living + codec.encode(rows))
+            rows = self.y.take(give.astype(np.int64))
+            made.append(_HEAD.pack(len(living)) + living + codec.encode(rows))
             took.messages += 1
             took.nbytes += len(made[-1])
             took.rows += len(give)
             took.nonzeros += int(np.count_nonzero(rows))
         return made
 
-    def panel(self, part: Part, received: Sequence[bytes]) -> Floats:
-        """The layer's input, of the samples that live in one of its rows."""
-        bodies: list[tuple[Indices, Floats]] = []
-        union = np.zeros(self.samples, np.bool_)
-        union[self.living] = True
+    def exchange(self, part: Part, messages: Sequence[bytes], took: LayerStatistics) -> list[bytes]:
+        """What each rank sent, in one collective call; [] if nobody sends anything."""
+        if not part.active:
+            return []
+        began = time.perf_counter()
+        received: list[bytes] = self.comm.allgather(messages[0]) if part.shared else self.comm.alltoall(messages)
+        took.wait_s += time.perf_counter() - began
+        return received
+
+    def arrived(self, part: Part, received: Sequence[bytes]) -> list[tuple[int, Flags, memoryview]]:
+        """(sender, samples that live in its rows, the rows' bytes) of what this rank needs; those samples join `living`."""
+        made = []
         for peer, message in enumerate(received):
-            want = int(part.take_from[peer + 1] - part.take_from[peer])
-            if peer == self.rank or not want:
-                bodies.append((self.living[:0], self.y[:0, :0]))
+            if peer == self.rank or part.take_from[peer] == part.take_from[peer + 1]:
                 continue
-            length, count = _HEAD.unpack_from(message)
-            flags = codec.decode_set(message[_HEAD.size : _HEAD.size + length], self.samples)
-            rows = codec.decode(message[_HEAD.size + length :], (count, int(flags.sum())))
-            if part.shared:
-                rows = rows[part.take[part.take_from[peer] : part.take_from[peer + 1]]]
-            bodies.append((np.flatnonzero(flags), rows))
-            union |= flags
-        living = np.flatnonzero(union)
-        panel = np.zeros((part.columns, len(living)), np.float32)
-        panel[: part.own, np.searchsorted(living, self.living)] = self.y
-        for peer, (samples, rows) in enumerate(bodies):
-            at = part.own + part.take_from[peer : peer + 2]
-            panel[at[0] : at[1], np.searchsorted(living, samples)] = rows
-        self.living = living
+            with _blamed(peer):
+                (length,) = _HEAD.unpack_from(message)
+                living = codec.decode_set(memoryview(message)[_HEAD.size : _HEAD.size + length], self.samples)
+            made.append((peer, living, memoryview(message)[_HEAD.size + length :]))
+        for _, living, _ in made:
+            self.living |= living
+        return made
+
+    def rows(self, part: Part, peer: int, living: Flags, body: memoryview) -> Floats:
+        """The rows of a sender that this rank needs, over its living samples."""
+        begin, end = part.take_from[peer : peer + 2].tolist()
+        with _blamed(peer):
+            rows = codec.decode(body, (int(part.come[peer]), int(np.count_nonzero(living))))
+        if part.shared:
+            rows = rows[part.take[begin:end]]
+        return self.spread(rows, living)
+
+    def spread(self, rows: Floats, of: Flags) -> Floats:
+        """Rows over the samples `of`, as rows over those that live."""
+        here = of[self.living]
+        if here.all():
+            return np.ascontiguousarray(rows)
+        made = np.zeros((len(rows), len(here)), np.float32)
+        made[:, here] = rows
+        return made
+
+    def panel(self, part: Part, received: Sequence[bytes]) -> Panels:
+        """The layer's input, of the samples that live in one of its rows."""
+        if not part.take_from[-1]:
+            return self.y
+        before = self.living.copy()
+        came = self.arrived(part, received)
+        panel = Panels(part.columns, int(np.count_nonzero(self.living)))
+        if panel.samples == self.y.samples:
+            panel.data[:, : part.own] = self.y.data
+        else:
+            panel.put(self.spread(self.y.take(), before), np.arange(part.own))
+        for peer, living, body in came:
+            begin, end = part.own + part.take_from[peer : peer + 2]
+            panel.put(self.rows(part, peer, living, body), np.arange(begin, end))
         return panel
+
+    def add(self, part: Part, messages: Sequence[bytes], took: LayerStatistics) -> Flags:
+        """The layer by blocks: own rows while messages are on their way, then each sender's, added in their order."""
+        if not part.take_from[-1]:
+            self.exchange(part, messages, took)
+            self.y, alive = layer(part.weights, self.y, self.bias, self.cap)
+            return alive
+        coming = self.caller.submit(self.exchange, part, messages, LayerStatistics()) if self.caller else None
+        total = multiply(part.blocks[OWN], self.y) if OWN in part.blocks else None
+        began = time.perf_counter()
+        received = coming.result() if coming else self.exchange(part, messages, LayerStatistics())
+        took.wait_s += time.perf_counter() - began
+        before = self.living.copy()
+        came = self.arrived(part, received)
+        if total is not None and not (before == self.living).all():
+            total = Panels.of(self.spread(total.take(), before))
+        for peer, living, body in came[:-1]:
+            more = total is not None
+            total = multiply(part.blocks[peer], Panels.of(self.rows(part, peer, living, body)), total, more)
+        peer, living, body = came[-1]
+        last = Panels.of(self.rows(part, peer, living, body))
+        self.y, alive = layer(part.blocks[peer], last, self.bias, self.cap, total, accumulate=total is not None)
+        return alive
+
+
+@contextmanager
+def _blamed(peer: int) -> Iterator[None]:
+    try:
+        yield
+    except (struct.error, IndexError, ValueError) as error:
+        raise ValueError(f"rank {peer} sent what does not fit: {error}; all ranks must run the same partition") from error

@@ -189,8 +189,7 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
         some = np.logical_or.reduce(needs)
         shared = bool(needs.sum() >= SHARE_ABOVE * (parts - 1) * some.sum())
         inputs = distinct[matrix.indices]
-        owner_of = np.repeat(out, np.diff(matrix.indptr)).astype(np.int64)
-        twin = twins(matrix.indptr, inputs, matrix.all_values().view(np.int32).astype(np.int64), owner_of)
+        twin = twins(matrix.indptr, inputs, matrix.all_values().view(np.int32).astype(np.int64), kind=out)
         place, counts_after = _twin_places(twin, out, parts)
         made = []
         for rank in ranks:
@@ -210,12 +209,15 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
                 give = np.flatnonzero(some[first[rank] : first[rank + 1]])
                 give_to = np.full(parts + 1, len(give))
                 give_to[0] = 0
-                take = np.searchsorted(sent, want) - np.searchsorted(sent, first)[sender[want]]
+                sent_from = np.searchsorted(sent, first)
+                take = np.searchsorted(sent, want) - sent_from[sender[want]]
+                come = np.diff(sent_from)
             else:
                 lists = [np.flatnonzero(needs[peer, first[rank] : first[rank + 1]]) for peer in range(parts)]
                 give = np.concatenate(lists)
                 give_to = np.concatenate([[0], np.cumsum([len(one) for one in lists])])
                 take = np.zeros(0, np.int64)
+                come = np.bincount(sender[want], minlength=parts)
             take_from = np.searchsorted(sender[want], np.arange(parts + 1))
             made.append(
                 Part(
@@ -230,6 +232,7 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
                     give_to.astype(np.int64),
                     take.astype(np.uint32),
                     take_from.astype(np.int64),
+                    come.astype(np.int64),
                 )
             )
         yield made

@@ -238,21 +238,23 @@ def _sums(flags: NDArray[np.bool_], begin: Indices) -> Indices:
     return total[begin[1:]] - total[begin[:-1]]
 
 
-def twins(indptr: Indices, *entries: Indices) -> Indices:
-    """Of each row of a CSR structure the first row with the same entries in the same order (itself, if it is the first).
+def twins(indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None = None) -> Indices:
+    """Of each row of a CSR structure the first row of its kind with the same entries in the same order (perhaps itself).
 
-    entries: one or more arrays, (nnz,) of integers, that must all agree.
+    entries: one or more arrays, (nnz,) of integers, that must all agree; kind: (rows,) of integers.
     """
     lengths = np.diff(indptr)
+    kinds = np.zeros(len(lengths), np.int64) if kind is None else kind
     row = np.repeat(np.arange(len(lengths)), lengths)
     slot = np.arange(len(row)) - np.repeat(indptr[:-1], lengths)
     mixed = _mix(slot)
     for one in entries:
         mixed = _mix(mixed ^ _mix(one))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed)])
-    _, first, which = np.unique(sums[indptr[1:]] - sums[indptr[:-1]] + _mix(lengths), return_index=True, return_inverse=True)
+    total = sums[indptr[1:]] - sums[indptr[:-1]] + _mix(lengths) + _mix(_mix(kinds))
+    _, first, which = np.unique(total, return_index=True, return_inverse=True)
     twin = first[which]
-    lost = lengths != lengths[twin]  # rows of equal sums are twins only if they are equal
+    lost = (lengths != lengths[twin]) | (kinds != kinds[twin])  # rows of equal sums are twins only if they are equal
     other = np.where(lost[row], 0, indptr[twin][row] + slot)
     for one in entries:
         lost |= np.bincount(row[one != one[other]], minlength=len(lengths)) > 0
