@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.collectives.steps import Algorithm, Deal, Recv, Send
-from serverless_mpi.errors import JobError
+from serverless_mpi.collectives.steps import Algorithm, Combine, Deal, Recv, Send
+from serverless_mpi.errors import JobError, UsageError
 
 
 @dataclass
@@ -92,6 +92,37 @@ def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda rea
     if mail:
         raise JobError(f"nobody received {sorted(mail)}")
     return results, count
+
+
+def arguments(operation: str, rank: int, size: int, blob: memoryview, combine: Combine) -> tuple[Any, ...]:
+    """What `rank` gives to an algorithm of `operation`, beside rank and size, in a call where every blob is `blob`; root 0.
+
+    Raises
+    ------
+    UsageError
+        No such operation; the message names the known ones.
+    """
+    known: dict[str, tuple[Any, ...]] = {
+        "barrier": (),
+        "bcast": (0, None if rank else blob),
+        "gather": (0, blob),
+        "scatter": (0, None if rank else [blob] * size),
+        "allgather": (blob,),
+        "alltoall": ([blob] * size,),
+        "reduce": (0, blob, combine),
+        "allreduce": (blob, combine),
+        "reduce_scatter": ([blob] * size, combine),
+        "scan": (blob, combine),
+        "exscan": (blob, combine),
+    }
+    if operation not in known:
+        raise UsageError(f"no collective {operation!r}; known: {', '.join(known)}")
+    return known[operation]
+
+
+def keep_first(a: memoryview, b: memoryview) -> memoryview:
+    """An operation that costs nothing."""
+    return a
 
 
 def _steps(step: Any) -> Sequence[Send | Deal | Recv]:
