@@ -6,6 +6,8 @@ share a machine or a server, the work of all counts as much as the path.  Only
 the four operations + - * / on numbers all ranks share are used, so every rank
 computes the same bits.  The dry run in `simulate.py` counts the real
 generators; tests hold the messages and puts of these formulas to it.
+Source of the bound for ranks that share `lanes`: R. L. Graham, "Bounds for
+Certain Multiprocessing Anomalies", 1966: path + (work - path) / lanes.
 """
 
 from __future__ import annotations
@@ -80,6 +82,7 @@ class _Tally:
         self._figures = facts.figures
         self.rounds = 0
         self._path = 0.0
+        self._busy = 0.0  # the part of the path in which a rank works
         self._total = Work()
 
     def _of(self, nbytes: int) -> Figures:
@@ -90,7 +93,8 @@ class _Tally:
         """`sends` Sends, which `copies` ranks read in all."""
         one = self._of(nbytes)
         count = sends if one.fanout else copies
-        return Work(count * (one.put_s + nbytes / one.bandwidth_Bps), count * one.put_usd * self._bills(one, nbytes), sends, copies)
+        seconds = count * one.put_s + sends * nbytes / one.bandwidth_Bps  # bytes are authenticated once, whoever reads them
+        return Work(seconds, count * one.put_usd * self._bills(one, nbytes), sends, copies)
 
     def deal(self, nbytes: int, readers: int) -> Work:
         """One Deal of `nbytes` to each of `readers`."""
@@ -113,6 +117,7 @@ class _Tally:
         """`times` rounds, in each of which the rank on the critical path does that and a message of `nbytes` travels."""
         self.rounds += times
         self._path += times * (self._of(nbytes).latency_s + path.seconds)
+        self._busy += times * path.seconds
 
     def all(self, work: Work) -> None:
         """What ranks do together."""
@@ -121,8 +126,8 @@ class _Tally:
     def cost(self) -> Cost:
         """The sum."""
         lanes = self._figures.lanes
-        shared = self._total.seconds / lanes if lanes else 0.0
-        return Cost(max(self._path, shared), self._total.usd, self.rounds, self._total.puts, self._total.messages)
+        elsewhere = max(0.0, self._total.seconds - self._busy) / lanes if lanes else 0.0
+        return Cost(self._path + elsewhere, self._total.usd, self.rounds, self._total.puts, self._total.messages)
 
 
 def _log(size: int) -> int:
