@@ -12,8 +12,12 @@ import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from serverless_mpi.channels.base import EACH, Channel, Delivery, Limits, Parcel, Wanted
+from serverless_mpi.channels.base import EACH, Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.channels.object import AWS_FIGURES as OBJECT_AWS
+from serverless_mpi.channels.object import EMULATOR_FIGURES as OBJECT_EMULATOR
 from serverless_mpi.channels.object import ObjectChannel, Store, locate, side_by_side, table, table_bytes
+from serverless_mpi.channels.queue import AWS_FIGURES as QUEUE_AWS
+from serverless_mpi.channels.queue import EMULATOR_FIGURES as QUEUE_EMULATOR
 from serverless_mpi.channels.queue import MAX_FRAME_BYTES as QUEUE_FRAME_BYTES
 from serverless_mpi.channels.queue import QueueChannel
 from serverless_mpi.job import JobSpec
@@ -49,6 +53,21 @@ def together(parcel: Parcel, prices: Prices) -> bool:
     return as_one < alone
 
 
+def figures(aws: bool, limit: int) -> Figures:
+    """The queue's for frames of up to `limit` bytes; beyond, an object's and its reference's together."""
+    small = QUEUE_AWS if aws else QUEUE_EMULATOR
+    large = OBJECT_AWS if aws else OBJECT_EMULATOR
+    both = replace(
+        large,
+        latency_s=small.latency_s + large.latency_s,
+        put_s=small.put_s + large.put_s,
+        get_s=small.get_s + large.get_s,
+        put_usd=small.put_usd + large.put_usd,
+        get_usd=small.get_usd + large.get_usd,
+    )
+    return replace(small, ranges=True, beyond=(limit, both))
+
+
 class HybridChannel(Channel):
     """The queue and the object channel together."""
 
@@ -57,10 +76,10 @@ class HybridChannel(Channel):
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
         self._queue = QueueChannel(spec, meter)
-        self.figures = replace(self._queue.figures, ranges=True)
         self._store = Store(spec, meter)
         self._prices = Prices.load()
         self._threshold = threshold(self._prices)
+        self.figures = figures(spec.endpoint is None, self._threshold)
         self._closed = False
 
     @classmethod

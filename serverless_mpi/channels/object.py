@@ -32,8 +32,11 @@ _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
 
 # AWS: 100-200 ms a small object, 85-90 MB/s a connection ("Performance design patterns for Amazon S3").
 # Emulator: measured on two cores, about 1 ms a call.
-AWS_FIGURES = Figures(latency_s=0.15, bandwidth_Bps=9e7, put_usd=5e-6, get_usd=4e-7, fanout=True, batch=1, ranges=True)
-EMULATOR_FIGURES = replace(AWS_FIGURES, latency_s=0.004, bandwidth_Bps=2e8)
+# A rank has 8 requests on their way at once.
+AWS_FIGURES = Figures(
+    latency_s=0.15, bandwidth_Bps=9e7, put_usd=5e-6, get_usd=4e-7, fanout=True, batch=1, ranges=True, put_s=0.012, get_s=0.012
+)
+EMULATOR_FIGURES = replace(AWS_FIGURES, latency_s=0.01, bandwidth_Bps=1.5e8, put_s=0.0015, get_s=0.0015, lanes=1)
 
 # between two looks for an object that is not there yet: (first pause, longest pause)
 AWS_PAUSES_S = (0.01, 0.2)

@@ -93,7 +93,8 @@ class _Tally:
         """`sends` Sends, which `copies` ranks read in all."""
         one = self._of(nbytes)
         count = sends if one.fanout else copies
-        seconds = count * one.put_s + sends * nbytes / one.bandwidth_Bps  # bytes are authenticated once, whoever reads them
+        # within a machine copying is cheap beside authenticating, which is done once; between machines every copy takes its time
+        seconds = count * one.put_s + (sends if one.lanes else count) * nbytes / one.bandwidth_Bps
         return Work(seconds, count * one.put_usd * self._bills(one, nbytes), sends, copies)
 
     def deal(self, nbytes: int, readers: int) -> Work:
