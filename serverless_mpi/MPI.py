@@ -34,11 +34,14 @@ else:
     from serverless_mpi.api.environ import *
     from serverless_mpi.api.environ import at_exit as _at_exit
     from serverless_mpi.api.group import *
+    from serverless_mpi.api.intercomm import *
     from serverless_mpi.api.op import *
     from serverless_mpi.api.p2p import *
+    from serverless_mpi.api.persistent import *
     from serverless_mpi.api.pickling import *
     from serverless_mpi.api.request import *
     from serverless_mpi.api.status import *
+    from serverless_mpi.api.topology import *
     from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, UNDEFINED
     from serverless_mpi.errors import *
     from serverless_mpi.errors import MPIException as Exception

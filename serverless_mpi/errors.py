@@ -234,6 +234,15 @@ class MPIException(RuntimeError):
         return self.Get_error_string()
 
 
+class MissingError(MPIException, NotImplementedError):
+    """A part of MPI that this package does not have; the text names it."""
+
+
+def missing(what: str) -> MissingError:
+    """The error of a call that is not there."""
+    return MissingError(ERR_UNSUPPORTED_OPERATION, f"serverless_mpi has no {what}")
+
+
 MPIException.__name__ = MPIException.__qualname__ = "Exception"
 MPIException.__module__ = "serverless_mpi.MPI"
 

@@ -142,6 +142,41 @@ class Runtime:
         with self._entry():
             return self._receiving(self._endpoint.post_matched(message, into))
 
+    def irecv_parts(
+        self, context: int, source: int, head: Callable[[memoryview], int], part: Callable[[int, memoryview], None]
+    ) -> Operation:
+        """Start receiving message 0 of a source, and then as many more (tags 1, 2, ..) as `head` finds in it.
+
+        part(i, data) is called for the message of tag i + 1, in whatever order they come; like `head` it must not
+        call the runtime.  An exception of either is the operation's error.
+        """
+        operation = Operation()
+
+        def each(receive: Receive) -> None:
+            assert receive.data is not None
+            try:
+                if receive.pattern[2] > 0:
+                    part(receive.pattern[2] - 1, receive.data)
+                else:
+                    for index in range(head(receive.data)):
+                        operation._holds += 1
+                        take(index + 1)
+            except Exception as error:
+                operation._end(error)
+            else:
+                operation._release()
+
+        def take(tag: int) -> None:
+            receive = self._endpoint.post(context, source, tag)
+            if receive.done:
+                each(receive)
+            else:
+                receive.on_done = each
+
+        with self._entry():
+            take(0)
+        return operation
+
     def _receiving(self, receive: Receive) -> Operation:
         operation = Operation()
         operation._receive = receive

@@ -1,4 +1,8 @@
-"""Communicators: making, comparing, freeing, ending (MPI 4.1, chapter 7).  What they carry is in p2p.py and collective.py."""
+"""Communicators: facts, life, comparing, and making others (MPI 4.1, chapter 7).
+
+What they carry is in p2p.py, collective.py, persistent.py and partitioned.py;
+two groups are intercomm.py's, the shapes of topologies topology.py's.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +10,102 @@ import functools
 import itertools
 import sys
 import threading
+import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar
 
-from serverless_mpi.api.collective import Collective
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES, Get_processor_name
 from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group
-from serverless_mpi.api.p2p import PointToPoint
+from serverless_mpi.api.partitioned import Partitioned
+from serverless_mpi.api.persistent import Persistent
+from serverless_mpi.api.pickling import decode, encode
+from serverless_mpi.api.request import Request
+from serverless_mpi.api.shapes import Cart, Dist, Graph
+from serverless_mpi.collectives.choose import Facts, select
+from serverless_mpi.collectives.steps import whole
 from serverless_mpi.core.envelope import CONTEXT_SELF, CONTEXT_WORLD, UNDEFINED, derive_context
-from serverless_mpi.errors import ERR_ARG, ERR_COMM, ERR_GROUP, MPIException
-from serverless_mpi.runtime import Runtime, get_runtime
+from serverless_mpi.errors import ERR_ARG, ERR_COMM, ERR_GROUP, ERR_RANK, MPIException, missing
+from serverless_mpi.runtime import Operation, Runtime, get_runtime
 
 COMM_TYPE_SHARED = 1
+COMM_TYPE_HW_GUIDED = 2
+COMM_TYPE_HW_UNGUIDED = 3
+COMM_TYPE_RESOURCE_GUIDED = 4
+
+# topologies, and none (UNDEFINED)
+GRAPH = 1
+CART = 2
+DIST_GRAPH = 3
+
 MAX_NAME = 128
+
+C = TypeVar("C", bound="Comm")
 
 
 class _State:
-    """What all handles to one communicator share."""
+    """What all handles to one communicator share.
 
-    def __init__(self, runtime: Runtime, context: int, ranks: Sequence[int], name: str = "") -> None:
+    ranks: world ranks of this process's group, remote: of the other one, or None;
+    everyone: those that its collectives number, both groups in an order that both know.
+    """
+
+    def __init__(
+        self, runtime: Runtime, context: int, ranks: Sequence[int], name: str = "",
+        remote: Sequence[int] | None = None, topology: Cart | Graph | Dist | None = None,
+    ) -> None:  # fmt: skip
         self.runtime = runtime
         self.context = context
         self.ranks = tuple(ranks)
         self.rank = self.ranks.index(runtime.rank)
-        self.places = {world: rank for rank, world in enumerate(self.ranks)}
+        self.remote = None if remote is None else tuple(remote)
+        self.topology = topology
+        self.peers = self.ranks if self.remote is None else self.remote
+        self.everyone = self.ranks if self.remote is None else (*min(self.ranks, self.remote), *max(self.ranks, self.remote))
+        self.places = {world: rank for rank, world in enumerate(self.peers)}
         self.name = name
         self.freed = False
         self.calls = itertools.count()  # numbers the collectives
         self.children = itertools.count()  # numbers the communicators made from it
-        self.group_children: dict[tuple[int, ...], int] = {}
+        self.requests = itertools.count()  # numbers the persistent collectives
+        self.counters: Counter[Any] = Counter()  # how often a thing has been made that only some ranks make
         self.lock = threading.Lock()
         self.attributes: dict[int, Any] = {}
+        self.info: dict[str, str] = {}
+        self.buffer: Any = None  # attached for buffered sends
+
+    def count(self, key: Any) -> int:
+        """How often this has been asked for `key` before."""
+        with self.lock:
+            self.counters[key] += 1
+            return self.counters[key] - 1
 
 
-class Comm(PointToPoint, Collective):
+class Comm(Persistent, Partitioned):
     """A communicator.  `rank` and `size` are this process's place in it and its number of processes."""
 
     _maker: Callable[[], _State] | None = None  # COMM_WORLD and COMM_SELF start the runtime at first use
+    _what: ClassVar[str] = "a communicator"
 
-    def __new__(cls, comm: Comm | None = None) -> Comm:
+    def __new__(cls: type[C], comm: Comm | None = None) -> C:
         self = super().__new__(cls)
         self._made: _State | None = None
         if comm is not None:
+            if not isinstance(comm, Comm):
+                raise TypeError(f"expecting a communicator, not {type(comm).__name__}")
+            if (comm._made is not None or comm._maker is not None) and not cls._takes(comm):
+                raise TypeError(f"expecting {cls._what}")
             self._made, self._maker = comm._made, comm._maker
         return self
 
     @classmethod
-    def _of(cls, state: _State) -> Comm:
-        self = cls()
+    def _takes(cls, comm: Comm) -> bool:
+        """Whether a handle of this class may stand for `comm`."""
+        return True
+
+    @classmethod
+    def _of(cls: type[C], state: _State | None) -> C:
+        self = Comm.__new__(cls)
         self._made = state
         return self
 
@@ -71,11 +123,13 @@ class Comm(PointToPoint, Collective):
 
     _runtime = property(lambda self: self._state.runtime)  # type: ignore[assignment]
     _context = property(lambda self: self._state.context)  # type: ignore[assignment]
-    _ranks = property(lambda self: self._state.ranks)  # type: ignore[assignment]
-    _peers = property(lambda self: self._state.ranks)  # type: ignore[assignment]
+    _ranks = property(lambda self: self._state.everyone)  # type: ignore[assignment]
+    _peers = property(lambda self: self._state.peers)  # type: ignore[assignment]
     _places = property(lambda self: self._state.places)  # type: ignore[assignment]
     _rank = property(lambda self: self._state.rank)  # type: ignore[assignment]
     _calls = property(lambda self: self._state.calls)  # type: ignore[assignment]
+    _requests = property(lambda self: self._state.requests)  # type: ignore[assignment]
+    _pairs = property(lambda self: self._state.count)  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         return (self._maker is not None or self._made is not None) and not self._state.freed
@@ -91,9 +145,13 @@ class Comm(PointToPoint, Collective):
         return hash(self._state.context) if self else 0
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        if self._maker is not None:
-            return "COMM_WORLD" if self._state.context == CONTEXT_WORLD else "COMM_SELF"
-        raise MPIException(ERR_COMM, "a communicator belongs to its process and cannot be pickled")
+        for name in ("COMM_NULL", "COMM_WORLD", "COMM_SELF"):
+            constant = globals()[name]
+            if self is constant:
+                return name
+            if self == constant:
+                return type(self), (constant,)
+        raise ValueError("cannot pickle: a communicator that a program made belongs to its process")
 
     def __repr__(self) -> str:
         return f"<serverless_mpi.MPI.{type(self).__name__} {self._made.name if self._made else ''}>"
@@ -101,7 +159,7 @@ class Comm(PointToPoint, Collective):
     # --- facts ---------------------------------------------------------------
 
     def Get_size(self) -> int:
-        """Number of processes."""
+        """Number of processes, of this process's group."""
         self._live()
         return len(self._state.ranks)
 
@@ -111,12 +169,15 @@ class Comm(PointToPoint, Collective):
         return self._state.rank
 
     def Get_group(self) -> Group:
-        """Its processes as a group."""
+        """Its processes as a group, those of this process's own."""
         self._live()
         return Group._of(self._state.ranks, self._runtime.rank)
 
     def Get_name(self) -> str:
         """Its name."""
+        if self._made is None and self._maker is None:
+            return "MPI_COMM_NULL"
+        self._live()
         return self._state.name
 
     def Set_name(self, name: str) -> None:
@@ -125,14 +186,19 @@ class Comm(PointToPoint, Collective):
         self._state.name = name[: MAX_NAME - 1]
 
     def Is_inter(self) -> bool:
-        """Whether it joins two groups: never, yet."""
+        """Whether it joins two groups."""
         self._live()
-        return False
+        return self._state.remote is not None
 
     def Is_intra(self) -> bool:
         """Whether it has one group."""
+        return not self.Is_inter()
+
+    def Get_topology(self) -> int:
+        """CART, GRAPH, DIST_GRAPH, or UNDEFINED."""
         self._live()
-        return True
+        topology = self._state.topology
+        return {Cart: CART, Graph: GRAPH, Dist: DIST_GRAPH}.get(type(topology), UNDEFINED)
 
     def Get_attr(self, keyval: int) -> Any:
         """A value attached to it, or None; TAG_UB, UNIVERSE_SIZE and so on are always there."""
@@ -148,78 +214,148 @@ class Comm(PointToPoint, Collective):
     name = property(Get_name, Set_name, doc="Its name.")
     is_inter = property(Is_inter, doc="Whether it joins two groups.")
     is_intra = property(Is_intra, doc="Whether it has one group.")
+    topology = property(Get_topology, doc="CART, GRAPH, DIST_GRAPH, or UNDEFINED.")
+    is_topo = property(lambda self: self.Get_topology() != UNDEFINED, doc="Whether it has a topology.")
 
-    @classmethod
-    def Compare(cls, comm1: Comm, comm2: Comm) -> int:
+    def Compare(self, comm: Comm) -> int:
         """IDENT (the same), CONGRUENT (same ranks), SIMILAR (other order) or UNEQUAL."""
-        comm1._live()
-        comm2._live()
-        if comm1._state is comm2._state:
+        self._live()
+        comm._live()
+        a, b = self._state, comm._state
+        if a is b:
             return IDENT
-        same = Group.Compare(comm1.Get_group(), comm2.Get_group())
-        return {IDENT: CONGRUENT, SIMILAR: SIMILAR, UNEQUAL: UNEQUAL}[same]
+        if (a.remote is None) != (b.remote is None):
+            return UNEQUAL
+        found = [Group.Compare(Group._of(x, -1), Group._of(y, -1)) for x, y in ((a.ranks, b.ranks), (a.peers, b.peers))]
+        return UNEQUAL if UNEQUAL in found else SIMILAR if SIMILAR in found else CONGRUENT
 
     # --- making others -------------------------------------------------------
 
-    def _child(self, ranks: Sequence[int], *facts: object) -> Intracomm:
-        """A communicator of world ranks, in a context derived from facts that all its members share."""
+    def _agree(self, value: Any) -> list[Any]:
         state = self._state
-        return Intracomm._of(_State(state.runtime, derive_context(state.context, *facts), ranks))  # type: ignore[return-value]
+        size = len(state.everyone)
+        algorithm = select("allgather", Facts(size, None, state.runtime.figures))
+        steps = algorithm(state.everyone.index(state.runtime.rank), size, encode(value))
+        operation = state.runtime.icollective(state.context, next(state.calls), steps, state.everyone)
+        state.runtime.wait((operation,))
+        if operation.error is not None:
+            raise operation.error
+        return [decode(whole(blob)) for blob in operation.result]
 
-    def Dup(self, info: Any = None) -> Intracomm:
+    def _child(self, ranks: Sequence[int], *facts: object, remote: Sequence[int] | None = None, topology: Any = None) -> Any:
+        """What a communicator of world ranks shares, in a context derived from facts that all its members share."""
+        state = self._state
+        return _State(state.runtime, derive_context(state.context, *facts), ranks, remote=remote, topology=topology)
+
+    def _duplicate(self) -> _State:
+        state = self._state
+        facts = ("dup", next(state.children))
+        made: _State = self._child(state.ranks, *facts, remote=state.remote, topology=state.topology)
+        made.attributes.update(state.attributes)
+        made.info.update(state.info)
+        return made
+
+    def Clone(self: C) -> C:
         """The same processes in a context of their own.  Sends nothing."""
-        self._live()
-        child = self._child(self._state.ranks, "dup", next(self._state.children))
-        child._state.attributes.update(self._state.attributes)
-        return child
+        return self.Dup()
 
-    Clone = Dup
+    def Dup(self: C, info: Any = None) -> C:
+        """The same processes, and topology, in a context of their own.  Sends nothing."""
+        self._live()
+        new = type(self)._of(self._duplicate())
+        if info is not None:
+            new._state.info = {}
+        return new
+
+    def Dup_with_info(self: C, info: Any) -> C:
+        """The same with other hints."""
+        return self.Dup(info)
+
+    def Idup(self: C, info: Any = None) -> tuple[C, Request]:
+        """`Dup`, and a request that is done."""
+        return self.Dup(info), self._completed()
+
+    def Idup_with_info(self: C, info: Any) -> tuple[C, Request]:
+        """`Dup_with_info`, and a request that is done."""
+        return self.Dup(info), self._completed()
+
+    def _completed(self) -> Request:
+        operation = Operation()
+        operation._end()
+        return Request._of(self._runtime, operation, lambda _, status: status._fill_empty())
+
+    def _split(self, color: Any, key: int) -> _State | None:
+        """What the communicator of one colour shares, ordered by key, then rank; None for colour None."""
+        state = self._state
+        number = next(state.children)
+        given = dict(zip(state.everyone, self._agree((color, key)), strict=True))
+
+        def chosen(ranks: Sequence[int]) -> list[int]:
+            return sorted((world for world in ranks if given[world][0] == color), key=lambda world: given[world][1])
+
+        if color is None:
+            return None
+        remote = None if state.remote is None else chosen(state.remote)
+        if remote is not None and not remote:
+            return None  # nobody of that colour in the other group
+        made: _State = self._child(chosen(state.ranks), "split", number, color, remote=remote)
+        return made
+
+    def _plain(self, state: _State | None) -> Comm:
+        """A communicator of one group, or two, without a topology."""
+        from serverless_mpi.api.intercomm import Intercomm
+
+        return (Intracomm if self._state.remote is None else Intercomm)._of(state)
 
     def Split(self, color: int = 0, key: int = 0) -> Comm:
-        """A communicator for each colour, ordered by key, then rank; COMM_NULL for colour UNDEFINED."""
+        """A communicator for each colour, ordered by key, then rank; a null one for colour UNDEFINED."""
         self._live()
         if color < 0 and color != UNDEFINED:
             raise MPIException(ERR_ARG, f"colour {color} is negative; use MPI.UNDEFINED to take no part")
-        number = next(self._state.children)
-        everybody = self.allgather((color, key))
-        members = sorted((k, rank) for rank, (c, k) in enumerate(everybody) if c == color)
-        if color == UNDEFINED:
-            return COMM_NULL
-        return self._child([self._state.ranks[rank] for _, rank in members], "split", number, color)
+        return self._plain(self._split(None if color == UNDEFINED else int(color), key))
 
     def Split_type(self, split_type: int, key: int = 0, info: Any = None) -> Comm:
-        """COMM_TYPE_SHARED: the processes on one machine."""
-        if split_type == UNDEFINED:
-            self.allgather(None)
-            return self.Split(UNDEFINED, key)
-        if split_type != COMM_TYPE_SHARED:
+        """COMM_TYPE_SHARED: the processes on one machine; the guided types where the info asks for mpi_shared_memory.
+
+        COMM_TYPE_HW_UNGUIDED: those on one machine if the communicator spans several, else a null communicator.
+        """
+        self._live()
+        guide = info.Get("mpi_hw_resource_type") if info else None
+        color: str | None = None
+        if split_type in (COMM_TYPE_SHARED, COMM_TYPE_HW_UNGUIDED):
+            color = Get_processor_name()
+        elif split_type in (COMM_TYPE_HW_GUIDED, COMM_TYPE_RESOURCE_GUIDED):
+            color = Get_processor_name() if guide == "mpi_shared_memory" else None
+        elif split_type != UNDEFINED:
             raise MPIException(ERR_ARG, f"split type {split_type} is not known; use MPI.COMM_TYPE_SHARED")
-        hosts = self.allgather(Get_processor_name())
-        return self.Split(hosts.index(hosts[self._state.rank]), key)
+        made = self._split(color, key)
+        if split_type == COMM_TYPE_HW_UNGUIDED and made is not None:
+            if made.everyone and len(made.ranks) == len(self._state.ranks):
+                made = None
+            elif info:
+                info.Set("mpi_hw_resource_type", "mpi_shared_memory")
+        return self._plain(made)
 
     def Create(self, group: Group) -> Comm:
-        """The processes of `group`; every process calls it, those outside get COMM_NULL."""
+        """The processes of `group`; every process calls it, those outside get a null communicator."""
         self._live()
         ranks = self._check_group(group)
-        number = next(self._state.children)
-        return self._child(ranks, "create", number, ranks) if self._runtime.rank in ranks else COMM_NULL
-
-    def Create_group(self, group: Group, tag: int = 0) -> Comm:
-        """The processes of `group`, who alone call it."""
-        self._live()
-        ranks = self._check_group(group)
-        if self._runtime.rank not in ranks:
-            return COMM_NULL
-        with self._state.lock:
-            number = self._state.group_children.get((tag, *ranks), 0)
-            self._state.group_children[(tag, *ranks)] = number + 1
-        return self._child(ranks, "group", tag, number, ranks)
+        state = self._state
+        number = next(state.children)
+        if state.remote is None:
+            return self._plain(self._child(ranks, "create", number, ranks) if state.runtime.rank in ranks else None)
+        given = dict(zip(state.everyone, self._agree(ranks), strict=True))
+        remote = given[state.remote[0]]
+        made = state.runtime.rank in ranks and remote
+        return self._plain(self._child(ranks, "create", number, remote=remote) if made else None)
 
     def _check_group(self, group: Group) -> tuple[int, ...]:
         ranks = group._live()
         if not set(ranks) <= set(self._state.ranks):
             raise MPIException(ERR_GROUP, "the group has processes that are not in the communicator")
         return ranks
+
+    # --- life ----------------------------------------------------------------
 
     def Free(self) -> None:
         """Give it up."""
@@ -228,20 +364,244 @@ class Comm(PointToPoint, Collective):
             raise MPIException(ERR_COMM, f"{self._state.name} cannot be freed")
         self._state.freed = True
 
-    free = Free
-    Disconnect = Free
+    def free(self) -> None:
+        """Give it up, unless it is null or predefined."""
+        if self and self._maker is None:
+            self.Free()
+
+    def Disconnect(self) -> None:
+        """`Free`, when all that it carries is done."""
+        self.Free()
 
     def Abort(self, errorcode: int = 0) -> NoReturn:
         """End every process of the job; this one's exit code is `errorcode`."""
         print(f"rank {self._runtime.rank} called MPI.Comm.Abort({errorcode})", file=sys.stderr)
         self._runtime.abort(errorcode or 1)
 
+    # --- what is missing -----------------------------------------------------
+
+    @classmethod
+    def Get_parent(cls) -> Any:
+        """The processes that spawned this job: none, since nothing can be spawned."""
+        from serverless_mpi.api.intercomm import Intercomm
+
+        return Intercomm()
+
+    @classmethod
+    def Join(cls, fd: int) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Join (dynamic processes)")
+
+    def Revoke(self) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Revoke (fault tolerance)")
+
+    def Is_revoked(self) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Is_revoked (fault tolerance)")
+
+    def Get_failed(self) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Get_failed (fault tolerance)")
+
+    def Ack_failed(self, num_to_ack: int | None = None) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Ack_failed (fault tolerance)")
+
+    def Agree(self, flag: int) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Agree (fault tolerance)")
+
+    def Iagree(self, flag: Any) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Iagree (fault tolerance)")
+
+    def Shrink(self) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Shrink (fault tolerance)")
+
+    def Ishrink(self) -> NoReturn:
+        """Missing."""
+        raise missing("Comm.Ishrink (fault tolerance)")
+
 
 class Intracomm(Comm):
     """A communicator of one group."""
 
+    _what = "a communicator of one group"
+
+    @classmethod
+    def _takes(cls, comm: Comm) -> bool:
+        return comm._made is None or comm._made.remote is None
+
+    def Create_group(self, group: Group, tag: int = 0) -> Intracomm:
+        """The processes of `group`, who alone call it."""
+        self._live()
+        ranks = self._check_group(group)
+        if self._runtime.rank not in ranks:
+            return Intracomm()
+        number = self._state.count((tag, *ranks))
+        return Intracomm._of(self._child(ranks, "group", tag, number, ranks))
+
+    @classmethod
+    def Create_from_group(
+        cls, group: Group, stringtag: str = "org.mpi4py", info: Any = None, errhandler: Any = None
+    ) -> Intracomm:
+        """The processes of `group`, who alone call it; no communicator is needed."""
+        ranks = group._live()
+        if not ranks:
+            return Intracomm()
+        runtime = get_runtime()
+        if runtime.rank not in ranks:
+            raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the group that it makes a communicator of")
+        facts = ("group", stringtag, ranks)
+        return Intracomm._of(_State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), ranks))
+
+    # --- topologies ----------------------------------------------------------
+
+    def _shaped(self, topology: Any, count: int, what: str) -> _State | None:
+        """What the first `count` ranks share as a communicator of that shape; None on the others."""
+        number = next(self._state.children)
+        if self._state.rank >= count:
+            return None
+        made: _State = self._child(self._state.ranks[:count], what, number, topology=topology)
+        return made
+
+    def Create_cart(self, dims: Sequence[int], periods: Sequence[bool] | None = None, reorder: bool = False) -> Any:
+        """A grid of shape `dims`, with `periods` (one, or one a dimension) closed to rings; ranks go row by row."""
+        from serverless_mpi.api.topology import Cartcomm
+
+        self._live()
+        cart = Cart.made(dims, periods, len(self._state.ranks))
+        return Cartcomm._of(self._shaped(cart, cart.size, "cart"))
+
+    def Cart_map(self, dims: Sequence[int], periods: Sequence[bool] | None = None) -> int:
+        """The rank that this process would have in such a grid, or UNDEFINED."""
+        self._live()
+        cart = Cart.made(dims, periods, len(self._state.ranks), mapping=True)
+        return self._state.rank if self._state.rank < cart.size else UNDEFINED
+
+    def Create_graph(self, index: Sequence[int], edges: Sequence[int], reorder: bool = False) -> Any:
+        """A graph that every process describes: node i's neighbours are edges[index[i-1]:index[i]]."""
+        from serverless_mpi.api.topology import Graphcomm
+
+        self._live()
+        graph = Graph.made(index, edges, len(self._state.ranks))
+        return Graphcomm._of(self._shaped(graph, graph.size, "graph"))
+
+    def Graph_map(self, index: Sequence[int], edges: Sequence[int]) -> int:
+        """The rank that this process would have in such a graph, or UNDEFINED."""
+        self._live()
+        graph = Graph.made(index, edges, len(self._state.ranks))
+        return self._state.rank if self._state.rank < graph.size else UNDEFINED
+
+    def Create_dist_graph_adjacent(
+        self, sources: Sequence[int], destinations: Sequence[int], sourceweights: Sequence[int] | None = None,
+        destweights: Sequence[int] | None = None, info: Any = None, reorder: bool = False,
+    ) -> Any:  # fmt: skip
+        """A graph of which every process gives the edges to and from itself.  Sends nothing."""
+        from serverless_mpi.api.topology import Distgraphcomm
+
+        self._live()
+        size = len(self._state.ranks)
+        return Distgraphcomm._of(
+            self._shaped(Dist.adjacent(sources, destinations, sourceweights, destweights, size), size, "dist_graph")
+        )
+
+    def Create_dist_graph(
+        self, sources: Sequence[int], degrees: Sequence[int], destinations: Sequence[int],
+        weights: Sequence[int] | None = None, info: Any = None, reorder: bool = False,
+    ) -> Any:  # fmt: skip
+        """A graph of which every process gives any edges: degrees[i] of them from sources[i]."""
+        from serverless_mpi.api.topology import Distgraphcomm
+
+        self._live()
+        size = len(self._state.ranks)
+        edges, weighted = Dist.edges_given(sources, degrees, destinations, weights, size)
+        given = self._agree((edges, weighted))
+        dist = Dist.collected(self._state.rank, size, [edge for some, _ in given for edge in some], any(flag for _, flag in given))
+        return Distgraphcomm._of(self._shaped(dist, size, "dist_graph"))
+
+    # --- two groups ----------------------------------------------------------
+
+    def Create_intercomm(self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0) -> Any:
+        """Join this group with another one, whose members call it too; the two leaders meet in `peer_comm` under `tag`."""
+        from serverless_mpi.api.intercomm import Intercomm
+
+        self._live()
+        state = self._state
+        if not 0 <= local_leader < len(state.ranks):
+            raise MPIException(ERR_RANK, f"local leader {local_leader} is outside 0..{len(state.ranks) - 1}")
+        mine = (state.context, next(state.children), state.ranks)
+        theirs: Any = None
+        if state.rank == local_leader:
+            try:
+                theirs = peer_comm._swap(mine, remote_leader, tag)
+            except MPIException as error:  # the others wait for the leader, and shall hear of it
+                theirs = error
+        theirs = self.bcast(theirs, local_leader)
+        if isinstance(theirs, MPIException):
+            raise theirs
+        remote = theirs[2]
+        if set(remote) & set(state.ranks):
+            raise MPIException(ERR_COMM, "the two groups of an intercommunicator must have no process in common")
+        return Intercomm._of(self._between(tag, mine, theirs))
+
+    def _between(self, tag: int, mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> _State:
+        context = derive_context(0, "inter", tag, *sorted((mine, theirs)))
+        return _State(self._state.runtime, context, mine[2], remote=theirs[2])
+
+    def _swap(self, value: Any, other: int, tag: int) -> Any:
+        """What another rank, who calls this too, has."""
+        self._check_send(other, tag)
+        if not 0 <= other < len(self._peers) or self._peers[other] == self._runtime.rank:
+            raise MPIException(ERR_RANK, f"remote leader {other} is this process itself or nobody")
+        context = derive_context(self._context, "leaders")
+        receive = self._runtime.irecv(context, self._peers[other], tag)
+        send = self._runtime.isend(context, self._peers[other], tag, encode(value))
+        self._runtime.wait((receive, send))
+        for operation in (receive, send):
+            if operation.error is not None:
+                raise operation.error
+        assert receive.data is not None
+        return decode(receive.data)
+
+    # --- what is missing -----------------------------------------------------
+
+    def Spawn(
+        self, command: str, args: Sequence[str] | None = None, maxprocs: int = 1, info: Any = None, root: int = 0,
+        errcodes: list[int] | None = None,
+    ) -> NoReturn:  # fmt: skip
+        """Missing."""
+        raise missing("Intracomm.Spawn (dynamic processes)")
+
+    def Spawn_multiple(
+        self, command: Sequence[str], args: Sequence[Sequence[str]] | None = None,
+        maxprocs: Sequence[int] | None = None, info: Any = None, root: int = 0,
+        errcodes: list[list[int]] | None = None,
+    ) -> NoReturn:  # fmt: skip
+        """Missing."""
+        raise missing("Intracomm.Spawn_multiple (dynamic processes)")
+
+    def Accept(self, port_name: str, info: Any = None, root: int = 0) -> NoReturn:
+        """Missing."""
+        raise missing("Intracomm.Accept (dynamic processes)")
+
+    def Connect(self, port_name: str, info: Any = None, root: int = 0) -> NoReturn:
+        """Missing."""
+        raise missing("Intracomm.Connect (dynamic processes)")
+
 
 COMM_NULL = Comm()
+
+_from_nothing: weakref.WeakKeyDictionary[Runtime, Counter[Any]] = weakref.WeakKeyDictionary()
+
+
+def from_nothing(runtime: Runtime, facts: tuple[Any, ...]) -> int:
+    """How often a communicator has been made of `facts` alone before."""
+    counters = _from_nothing.setdefault(runtime, Counter())
+    counters[facts] += 1
+    return counters[facts] - 1
 
 
 @functools.cache
@@ -259,7 +619,7 @@ def _self() -> _State:
 def _predefined(maker: Callable[[], _State]) -> Intracomm:
     comm = Intracomm()
     comm._maker = maker
-    return comm  # type: ignore[return-value]
+    return comm
 
 
 COMM_WORLD = _predefined(_world)
@@ -268,9 +628,10 @@ COMM_SELF = _predefined(_self)
 
 def world_of(runtime: Runtime) -> Intracomm:
     """COMM_WORLD of a runtime other than the process's own, for jobs whose ranks are threads."""
-    state = _State(runtime, CONTEXT_WORLD, range(runtime.size), "MPI_COMM_WORLD")
-    return Intracomm._of(state)  # type: ignore[return-value]
+    return Intracomm._of(_State(runtime, CONTEXT_WORLD, range(runtime.size), "MPI_COMM_WORLD"))
 
 
-
-__all__ = ["COMM_NULL", "COMM_SELF", "COMM_TYPE_SHARED", "COMM_WORLD", "Comm", "Intracomm"]
+__all__ = [
+    "CART", "COMM_NULL", "COMM_SELF", "COMM_TYPE_HW_GUIDED", "COMM_TYPE_HW_UNGUIDED", "COMM_TYPE_RESOURCE_GUIDED",
+    "COMM_TYPE_SHARED", "COMM_WORLD", "Comm", "DIST_GRAPH", "GRAPH", "Intracomm",
+]  # fmt: skip

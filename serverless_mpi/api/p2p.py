@@ -275,6 +275,40 @@ class PointToPoint:
         self.Irecv(buf, source, recvtag).wait(status)
         send.wait()
 
+    def Isendrecv(
+        self, sendbuf: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG,
+    ) -> Request:  # fmt: skip
+        """Start sending one buffer and receiving into another; the request is done when both are."""
+        self._check_send(dest, sendtag)
+        receive = self.Irecv(recvbuf, source, recvtag)
+        return _both(receive, self.Isend(sendbuf, dest, sendtag))
+
+    def Isendrecv_replace(
+        self, buf: Any, dest: int, sendtag: int = 0, source: int = ANY_SOURCE, recvtag: int = ANY_TAG
+    ) -> Request:
+        """Start sending a buffer and receiving into it."""
+        self._check_send(dest, sendtag)
+        send = self._start_send((memoryview(bytes(Spec(buf, readonly=True).pack())),), dest, sendtag)
+        return _both(self.Irecv(buf, source, recvtag), send)
+
+
+def _both(receive: Request, send: Request) -> Request:
+    """A request that is done when both are, and is the receive's then."""
+    received, finish = receive._operation, receive._finish
+    assert received is not None and send._operation is not None and finish is not None
+    operation = Operation(2)
+
+    def one(done: Operation) -> None:
+        if done.error is not None:
+            operation._end(done.error)
+        else:
+            operation._release()
+
+    received.add_done_callback(one)
+    send._operation.add_done_callback(one)
+    return Request._of(receive._runtime, operation, lambda _, status: finish(received, status))
+
 
 class Message:
     """A message that a matched probe has taken (MPI 4.1, section 3.8.2)."""

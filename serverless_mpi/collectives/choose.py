@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from serverless_mpi.collectives import allgather, alltoall, barrier, bcast, gather, reduce, scan
+from serverless_mpi.collectives import allgather, alltoall, barrier, bcast, gather, inter, neighbor, reduce, scan
 from serverless_mpi.collectives.cost import FORMULAS, Facts, bcast_tree4, cost
 from serverless_mpi.collectives.steps import Algorithm
 
@@ -63,6 +63,18 @@ TABLE: dict[str, list[tuple[Condition, Choice]]] = {
     "reduce_scatter": [(_ranges, reduce.reduce_scatter_packed), (_always, reduce.reduce_scatter)],
     "scan": [(_always, scan.scan), (_fanout, scan.scan_fan_out)],
     "exscan": [(_always, scan.exscan), (_fanout, scan.exscan_fan_out)],
+    "neighbor_allgather": [(_always, neighbor.allgather_fan)],
+    "neighbor_alltoall": [(_always, neighbor.alltoall_direct)],
+    # between two groups; size is that of both together
+    "inter_barrier": [(_always, inter.barrier_leaders)],
+    "inter_bcast": [(_fanout, inter.bcast_fan), (_few, inter.bcast_fan), (_always, inter.bcast_leader)],
+    "inter_gather": [(_always, inter.gather_flat)],
+    "inter_scatter": [(_always, inter.scatter_packed)],
+    "inter_allgather": [(_always, inter.allgather_fan)],
+    "inter_alltoall": [(_always, inter.alltoall_packed)],
+    "inter_reduce": [(_always, inter.reduce_flat)],
+    "inter_allreduce": [(_fanout, inter.allreduce_fan), (_few, inter.allreduce_fan), (_always, inter.allreduce_leaders)],
+    "inter_reduce_scatter": [(_always, inter.reduce_scatter_leaders)],
 }
 
 AS_FAST = 1.1  # seconds within this of the least count as equal: formulas are no better than that

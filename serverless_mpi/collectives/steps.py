@@ -5,7 +5,7 @@ together; it is sent what a `Recv` received (a list, with None for each Send,
 where it yielded a list) and returns its result.  Ranks are those of the
 communicator.  A sender uses each slot for one Send or Deal of a call alone,
 because (sender, slot) names what is sent, whoever reads it; slots are below
-65536.  A Send or Deal never waits.  Nobody sends to himself.
+2**31.  A Send or Deal never waits.  Nobody sends to himself.
 """
 
 from __future__ import annotations
@@ -108,3 +108,28 @@ def unpack(data: memoryview, count: int) -> list[memoryview]:
         blobs.append(data[start : start + length])
         start += length
     return blobs
+
+
+def within(members: Sequence[int], steps: Algorithm, slot: int = 0) -> Algorithm:
+    """An algorithm of some ranks as a part of one of more: its rank r is rank members[r] here.
+
+    slot: added to its slots, so that they are not those of another part.
+    """
+    value: Any = None
+    while True:
+        try:
+            step = steps.send(value)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(step, (list, tuple)):
+            value = yield [_moved(one, members, slot) for one in step]
+        else:
+            value = yield _moved(step, members, slot)
+
+
+def _moved(step: Send | Deal | Recv, members: Sequence[int], slot: int) -> Send | Deal | Recv:
+    if isinstance(step, Send):
+        return Send(tuple(members[dest] for dest in step.dests), step.data, step.slot + slot)
+    if isinstance(step, Deal):
+        return Deal(tuple((members[dest], data) for dest, data in step.blobs), step.slot + slot)
+    return Recv(members[step.source], step.slot + slot, step.dealt)

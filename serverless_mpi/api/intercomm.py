@@ -1,0 +1,113 @@
+"""Communicators of two groups: each rank speaks with those of the other group (MPI 4.1, sections 6.2.3 and 7.6).
+
+Point-to-point ranks are the remote group's.  In a rooted collective the root
+says ROOT, the others of its group PROC_NULL, and the other group the root's rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serverless_mpi.api.buffers import InPlaceType
+from serverless_mpi.api.comm import Comm, Intracomm, _State, from_nothing
+from serverless_mpi.api.group import Group
+from serverless_mpi.api.plan import Plan
+from serverless_mpi.collectives.choose import Facts, select
+from serverless_mpi.collectives.steps import Algorithm
+from serverless_mpi.core.envelope import PROC_NULL, ROOT, derive_context
+from serverless_mpi.errors import ERR_ARG, ERR_BUFFER, ERR_COMM, ERR_GROUP, ERR_ROOT, MPIException
+from serverless_mpi.runtime import get_runtime
+
+
+class Intercomm(Comm):
+    """A communicator that joins two groups."""
+
+    _what = "a communicator of two groups"
+
+    @classmethod
+    def _takes(cls, comm: Comm) -> bool:
+        return comm._made is not None and comm._made.remote is not None
+
+    @classmethod
+    def Create_from_groups(
+        cls, local_group: Group, local_leader: int, remote_group: Group, remote_leader: int,
+        stringtag: str = "org.mpi4py", info: Any = None, errhandler: Any = None,
+    ) -> Intercomm:  # fmt: skip
+        """Join two groups, whose members alone call it; no communicator is needed, and nothing is sent."""
+        local, remote = local_group._live(), remote_group._live()
+        runtime = get_runtime()
+        if runtime.rank not in local:
+            raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the local group")
+        if not remote or set(local) & set(remote):
+            raise MPIException(ERR_GROUP, "the remote group must have processes, and none of the local group")
+        facts = ("groups", stringtag, *sorted((local, remote)))
+        return cls._of(_State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), local, remote=remote))
+
+    # --- facts ---------------------------------------------------------------
+
+    def Get_remote_group(self) -> Group:
+        """The processes of the other group."""
+        self._live()
+        return Group._of(self._peers, self._runtime.rank)
+
+    def Get_remote_size(self) -> int:
+        """Their number."""
+        self._live()
+        return len(self._peers)
+
+    remote_group = property(Get_remote_group, doc="The processes of the other group.")
+    remote_size = property(Get_remote_size, doc="Their number.")
+
+    def Merge(self, high: bool = False) -> Intracomm:
+        """Both groups in one: first the one that says `high` False; if both say the same, that of the lower world ranks."""
+        self._live()
+        state = self._state
+        assert state.remote is not None
+        number = next(state.children)
+        given = dict(zip(state.everyone, self._agree(bool(high)), strict=True))
+        for group in (state.ranks, state.remote):
+            if len({given[world] for world in group}) > 1:
+                raise MPIException(ERR_ARG, "the processes of a group must all give the same `high`")
+        groups = sorted((state.ranks, state.remote), key=lambda group: (given[group[0]], group))
+        return Intracomm._of(self._child([*groups[0], *groups[1]], "merge", number))
+
+    # --- collectives ---------------------------------------------------------
+
+    def _role(self, root: int) -> tuple[bool, bool]:
+        self._live()
+        if root == ROOT:
+            return True, False
+        if root != PROC_NULL and not 0 <= root < len(self._peers):
+            raise MPIException(ERR_ROOT, f"root {root} is neither MPI.ROOT, MPI.PROC_NULL nor in 0..{len(self._peers) - 1}")
+        return False, root != PROC_NULL
+
+    def _number(self, root: int) -> int | None:
+        mine, theirs = self._groups()
+        return mine[self._rank] if root == ROOT else None if root == PROC_NULL else theirs[root]
+
+    def _groups(self) -> tuple[range, range]:
+        """(numbers of this group, of the other one) in what the algorithms count."""
+        state = self._state
+        mine, theirs = len(state.ranks), len(state.peers)
+        if state.ranks < state.peers:
+            return range(mine), range(mine, mine + theirs)
+        return range(theirs, theirs + mine), range(theirs)
+
+    def _in_place(self, spec: Any, allowed: bool = True) -> bool:
+        if isinstance(spec, InPlaceType):
+            raise MPIException(ERR_BUFFER, "IN_PLACE has no meaning between two groups")
+        return False
+
+    def _common(self, nbytes: int) -> int | None:
+        return None
+
+    def _get_size(self) -> int:
+        return len(self._state.ranks)
+
+    def _steps(self, plan: Plan) -> Algorithm:
+        facts = Facts(len(self._ranks), plan.nbytes, self._runtime.figures)
+        algorithm: Algorithm = select(f"inter_{plan.operation}", facts)(self._rank, self._groups(), *plan.arguments())
+        return algorithm
+
+
+__all__ = ["Intercomm"]

@@ -1,0 +1,185 @@
+"""Partitioned communication: one message whose pieces are sent as they become ready (MPI 4.1, chapter 4).
+
+The n-th Psend_init to a rank under a tag and that rank's n-th Precv_init from
+here under the same tag are a pair; its context is derived from just that, so
+they agree without talking.  A start of the sender is a head (how many
+partitions) and a message for each partition.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.p2p import PointToPoint
+from serverless_mpi.api.persistent import Prequest, Repeat
+from serverless_mpi.api.request import Request
+from serverless_mpi.api.status import Status
+from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, derive_context
+from serverless_mpi.errors import ERR_ARG, ERR_REQUEST, ERR_TRUNCATE, MPIException
+from serverless_mpi.runtime import Operation, Runtime
+
+_HEAD = struct.Struct("<I")  # the sender's number of partitions
+
+
+class _Send(Repeat):
+    """A partitioned send."""
+
+    def __init__(self, runtime: Runtime, context: int, dest: int | None, spec: Spec, partitions: int) -> None:
+        super().__init__(self._begin)
+        self._runtime, self._context, self._dest, self._spec = runtime, context, dest, spec
+        self.partitions = partitions
+        self._left: set[int] = set()
+        self._lock = threading.Lock()
+
+    def _begin(self) -> Request:
+        self._left = set(range(self.partitions))
+        self._all = Operation(self.partitions + 1)
+        self._put(0, memoryview(_HEAD.pack(self.partitions)))
+        return Request._of(self._runtime, self._all, lambda _, status: status._fill_empty())
+
+    def ready(self, partition: int) -> None:
+        _check(partition, self.partitions)
+        with self._lock:
+            if self.operation is None:
+                raise MPIException(ERR_REQUEST, f"partition {partition} is ready, but the send has not been started")
+            if partition not in self._left:
+                raise MPIException(ERR_ARG, f"partition {partition} has been marked as ready already")
+            self._left.remove(partition)
+        self._put(partition + 1, self._spec.pack(partition))
+
+    def _put(self, tag: int, data: memoryview) -> None:
+        everything = self._all
+        if self._dest is None:
+            everything._release()
+        else:
+            self._runtime.isend(self._context, self._dest, tag, (data,)).add_done_callback(lambda one: _count(one, everything))
+
+    def arrived(self, partition: int) -> bool:
+        raise MPIException(ERR_REQUEST, "Parrived is for a receive; this is a partitioned send")
+
+
+def _count(one: Operation, everything: Operation) -> None:
+    if one.error is not None:
+        everything._end(one.error)
+    else:
+        everything._release()
+
+
+class _Receive(Repeat):
+    """A partitioned receive.  The sender may have cut the message otherwise than this side."""
+
+    def __init__(self, runtime: Runtime, context: int, source: int | None, spec: Spec, partitions: int) -> None:
+        super().__init__(self._begin)
+        self._runtime, self._context, self._source, self._spec = runtime, context, source, spec
+        self.partitions = partitions
+        self._here: set[int] = set()  # this side's partitions that are in the buffer
+
+    def _begin(self) -> Request:
+        self._here = set()
+        self._came: set[int] = set()  # the sender's
+        self._pieces = 0
+        self._scratch: memoryview | None = None  # the packed message where the two cuts differ
+        if self._source is None:
+            operation = Operation(0)
+            operation._end()
+            self._here = set(range(self.partitions))
+        else:
+            operation = self._runtime.irecv_parts(self._context, self._source, self._head, self._piece)
+        return Request._of(self._runtime, operation, self._filled)
+
+    def _filled(self, operation: Operation, status: Status) -> None:
+        if self._source is None:
+            status._fill_null()
+        else:
+            status._fill(self.rank, self.tag, self.partitions * self._spec.nbytes)
+
+    def _head(self, data: memoryview) -> int:
+        (self._pieces,) = _HEAD.unpack(data)
+        return int(self._pieces)
+
+    def _piece(self, piece: int, data: memoryview) -> None:
+        """The sender's partition `piece` has come."""
+        spec, total = self._spec, self._spec.nbytes * self.partitions
+        if data.nbytes * self._pieces != total:
+            raise MPIException(
+                ERR_TRUNCATE, f"the sender's {self._pieces} partitions of {data.nbytes} bytes are not the {total} bytes received"
+            )
+        self._came.add(piece)
+        if self._pieces == self.partitions:
+            spec.unpack(data, piece)
+            self._here.add(piece)
+            return
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(total))
+        self._scratch[piece * data.nbytes : (piece + 1) * data.nbytes] = data
+        for mine in range(self.partitions):
+            first = mine * self._pieces // self.partitions
+            last = -(-(mine + 1) * self._pieces // self.partitions)
+            if mine not in self._here and self._came.issuperset(range(first, last)):
+                spec.unpack(self._scratch[mine * spec.nbytes : (mine + 1) * spec.nbytes], mine)
+                self._here.add(mine)
+
+    def arrived(self, partition: int) -> bool:
+        _check(partition, self.partitions)
+        if self.operation is None or partition in self._here:
+            return True
+        self._runtime.progress()
+        if self.operation.error is not None:
+            raise self.operation.error
+        return partition in self._here
+
+    def ready(self, partition: int) -> None:
+        raise MPIException(ERR_REQUEST, "Pready is for a send; this is a partitioned receive")
+
+    rank = PROC_NULL
+    tag = 0
+
+
+def _check(partition: int, partitions: int) -> None:
+    if not 0 <= partition < partitions:
+        raise MPIException(ERR_ARG, f"partition {partition} is outside 0..{partitions - 1}")
+
+
+class Partitioned(PointToPoint):
+    """The partitioned calls of a communicator."""
+
+    _pairs: Callable[[tuple[str, int, int]], int]  # counts the initializations under a key
+
+    def Psend_init(self, buf: Any, partitions: int, dest: int, tag: int = 0, info: Any = None) -> Prequest:
+        """A send of `partitions` equal pieces of a buffer, each of which goes when `Pready` says so."""
+        self._check_send(dest, tag)
+        _positive(partitions)
+        spec = Spec(None if dest == PROC_NULL else buf, readonly=True, blocks=partitions)
+        world = None if dest == PROC_NULL else self._peers[dest]
+        context = self._pair(self._runtime.rank, world, tag, "to")
+        return Prequest._repeating(_Send(self._runtime, context, world, spec, partitions))
+
+    def Precv_init(
+        self, buf: Any, partitions: int, source: int = ANY_SOURCE, tag: int = ANY_TAG, info: Any = None
+    ) -> Prequest:
+        """A receive into `partitions` equal pieces of a buffer; `Parrived` tells of each."""
+        if source == ANY_SOURCE or tag == ANY_TAG:
+            raise MPIException(ERR_ARG, "a partitioned receive needs its source and tag: it takes no wildcard")
+        self._check_recv(source, tag)
+        _positive(partitions)
+        spec = Spec(None if source == PROC_NULL else buf, readonly=False, blocks=partitions)
+        world = None if source == PROC_NULL else self._peers[source]
+        receive = _Receive(self._runtime, self._pair(world, self._runtime.rank, tag, "from"), world, spec, partitions)
+        receive.rank, receive.tag = source, tag
+        return Prequest._repeating(receive)
+
+    def _pair(self, source: int | None, dest: int | None, tag: int, end: str) -> int:
+        """The context of a pair, which both ends derive."""
+        if source is None or dest is None:
+            return 0
+        number = self._pairs((end, source if end == "from" else dest, tag))
+        return derive_context(self._context, "partitioned", source, dest, tag, number)
+
+
+def _positive(partitions: int) -> None:
+    if partitions < 1:
+        raise MPIException(ERR_ARG, f"a message needs at least 1 partition, not {partitions}")

@@ -1,0 +1,268 @@
+"""Persistent requests: a call fixed once and started any number of times (MPI 4.1, sections 3.9 and 6.13)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serverless_mpi.api.collective import Collective, finishing
+from serverless_mpi.api.op import SUM, Op
+from serverless_mpi.api.p2p import PointToPoint
+from serverless_mpi.api.plan import Plan
+from serverless_mpi.api.request import Finish, Request
+from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, derive_context
+from serverless_mpi.errors import ERR_REQUEST, MPIException
+from serverless_mpi.runtime import Operation
+
+
+class Repeat:
+    """What all handles to one persistent request share: how it is started, and what runs now (or nothing).
+
+    start: begins it once more; the request it gives runs out in this one.
+    """
+
+    def __init__(self, start: Callable[[], Request]) -> None:
+        self.start = start
+        self.runtime: Any = None
+        self.operation: Operation | None = None
+        self.finish: Finish | None = None
+
+    def begin(self) -> None:
+        """Start it.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: it has been started and not waited for.
+        """
+        if self.operation is not None:
+            raise MPIException(ERR_REQUEST, "the persistent request is active; wait for it before it is started again")
+        request = self.start()
+        self.runtime, self.operation, self.finish = request._runtime, request._operation, request._finish
+
+
+class Prequest(Request):
+    """A persistent request.  Waiting makes it inactive, not null; `Free` makes it null."""
+
+    _repeat: Repeat | None
+
+    def __new__(cls, request: Request | None = None) -> Prequest:
+        if request is not None and not isinstance(request, Prequest) and request:
+            raise TypeError("expecting a Prequest or a null request")
+        self = super().__new__(cls)
+        self._repeat = request._repeat if isinstance(request, Prequest) else None
+        return self
+
+    @classmethod
+    def _repeating(cls, repeat: Repeat) -> Prequest:
+        self = cls()
+        self._repeat = repeat
+        return self
+
+    # what `Request` waits for is what the shared state runs
+    @property
+    def _runtime(self) -> Any:  # type: ignore[override]
+        repeat = self.__dict__.get("_repeat")
+        return None if repeat is None else repeat.runtime
+
+    @_runtime.setter
+    def _runtime(self, runtime: Any) -> None: ...
+
+    @property
+    def _operation(self) -> Operation | None:  # type: ignore[override]
+        repeat = self.__dict__.get("_repeat")
+        return None if repeat is None else repeat.operation
+
+    @_operation.setter
+    def _operation(self, operation: Operation | None) -> None:
+        if self.__dict__.get("_repeat") is not None and operation is None:
+            self._repeat.operation = None  # type: ignore[union-attr]  # has run out
+
+    @property
+    def _finish(self) -> Finish | None:  # type: ignore[override]
+        repeat = self.__dict__.get("_repeat")
+        return None if repeat is None else repeat.finish
+
+    @_finish.setter
+    def _finish(self, finish: Finish | None) -> None: ...
+
+    def __bool__(self) -> bool:
+        return self._repeat is not None
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Prequest):
+            return self._repeat is other._repeat
+        return not self and not other if isinstance(other, Request) else NotImplemented
+
+    def __hash__(self) -> int:
+        return id(self._repeat)
+
+    def _live(self) -> Repeat:
+        if self._repeat is None:
+            raise MPIException(ERR_REQUEST, "the persistent request is null")
+        return self._repeat
+
+    def Start(self) -> None:
+        """Start it once more."""
+        self._live().begin()
+
+    @classmethod
+    def Startall(cls, requests: list[Prequest]) -> None:
+        """Start all."""
+        for request in requests:
+            request.Start()
+
+    def Free(self) -> None:
+        """Give it up; what has been started goes on."""
+        self._live()
+        self._repeat = None
+
+    free = Free
+
+    # --- partitioned; `Partitioned` makes such requests ----------------------
+
+    def _partitions(self) -> Any:
+        repeat = self._live()
+        if not hasattr(repeat, "ready"):
+            raise MPIException(ERR_REQUEST, "the request is not partitioned")
+        return repeat
+
+    def Pready(self, partition: int) -> None:
+        """Partition `partition` of a started send may go."""
+        self._partitions().ready(partition)
+
+    def Pready_range(self, partition_low: int, partition_high: int) -> None:
+        """Those from `partition_low` to `partition_high`, both included."""
+        for partition in range(partition_low, partition_high + 1):
+            self.Pready(partition)
+
+    def Pready_list(self, partitions: Sequence[int]) -> None:
+        """Those of a list."""
+        for partition in partitions:
+            self.Pready(partition)
+
+    def Parrived(self, partition: int) -> bool:
+        """Whether partition `partition` of a receive is in the buffer; True for one that is not active."""
+        return bool(self._partitions().arrived(partition))
+
+
+class Persistent(PointToPoint, Collective):
+    """The persistent calls of a communicator."""
+
+    _requests: itertools.count[int]  # numbers the persistent collectives
+
+    def _prepare(self, plan: Plan) -> Prequest:
+        """A collective's request.
+
+        Initialized in one order by all ranks, it has a context of its own, so that they may start several in any order.
+        """
+        context = derive_context(self._context, "persistent", next(self._requests))
+        starts = itertools.count()
+
+        def start() -> Request:
+            return Request._of(self._runtime, self._run(plan, context, next(starts)), finishing(plan))
+
+        return Prequest._repeating(Repeat(start))
+
+    # --- point-to-point ------------------------------------------------------
+
+    def Send_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+        """`Send`, to be started any number of times."""
+        return self._send_init(self.Isend, buf, dest, tag)
+
+    def Bsend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+        """`Bsend`, to be started any number of times."""
+        return self._send_init(self.Ibsend, buf, dest, tag)
+
+    def Ssend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+        """`Ssend`, to be started any number of times."""
+        return self._send_init(self.Issend, buf, dest, tag)
+
+    def Rsend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+        """`Rsend`, to be started any number of times."""
+        return self._send_init(self.Irsend, buf, dest, tag)
+
+    def Recv_init(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Prequest:
+        """`Recv`, to be started any number of times."""
+        self._check_recv(source, tag)
+        return Prequest._repeating(Repeat(lambda: self.Irecv(buf, source, tag)))
+
+    def _send_init(self, start: Callable[[Any, int, int], Request], buf: Any, dest: int, tag: int) -> Prequest:
+        self._check_send(dest, tag)
+        return Prequest._repeating(Repeat(lambda: start(buf, dest, tag)))
+
+    # --- collectives ---------------------------------------------------------
+
+    def Barrier_init(self, info: Any = None) -> Prequest:
+        """`Barrier`, to be started any number of times."""
+        return self._prepare(self._barrier())
+
+    def Bcast_init(self, buf: Any, root: int = 0, info: Any = None) -> Prequest:
+        """`Bcast`, to be started any number of times."""
+        return self._prepare(self._bcast(buf, root))
+
+    def Gather_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Any = None) -> Prequest:
+        """`Gather`, to be started any number of times."""
+        return self._prepare(self._gather(sendbuf, recvbuf, root))
+
+    def Gatherv_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Any = None) -> Prequest:
+        """`Gatherv`, to be started any number of times."""
+        return self._prepare(self._gatherv(sendbuf, recvbuf, root))
+
+    def Scatter_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Any = None) -> Prequest:
+        """`Scatter`, to be started any number of times."""
+        return self._prepare(self._scatter(sendbuf, recvbuf, root))
+
+    def Scatterv_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Any = None) -> Prequest:
+        """`Scatterv`, to be started any number of times."""
+        return self._prepare(self._scatterv(sendbuf, recvbuf, root))
+
+    def Allgather_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Allgather`, to be started any number of times."""
+        return self._prepare(self._allgather(sendbuf, recvbuf))
+
+    def Allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Allgatherv`, to be started any number of times."""
+        return self._prepare(self._allgatherv(sendbuf, recvbuf))
+
+    def Alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Alltoall`, to be started any number of times."""
+        return self._prepare(self._alltoall(sendbuf, recvbuf))
+
+    def Alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Alltoallv`, to be started any number of times."""
+        return self._prepare(self._alltoallv(sendbuf, recvbuf))
+
+    def Alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Alltoallw`, to be started any number of times."""
+        return self._prepare(self._alltoallw(sendbuf, recvbuf))
+
+    def Reduce_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0, info: Any = None) -> Prequest:
+        """`Reduce`, to be started any number of times."""
+        return self._prepare(self._reduce(sendbuf, recvbuf, op, root))
+
+    def Allreduce_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Any = None) -> Prequest:
+        """`Allreduce`, to be started any number of times."""
+        return self._prepare(self._allreduce(sendbuf, recvbuf, op))
+
+    def Reduce_scatter_block_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Any = None) -> Prequest:
+        """`Reduce_scatter_block`, to be started any number of times."""
+        return self._prepare(self._reduce_scatter_block(sendbuf, recvbuf, op))
+
+    def Reduce_scatter_init(
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM, info: Any = None
+    ) -> Prequest:
+        """`Reduce_scatter`, to be started any number of times."""
+        return self._prepare(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
+
+    def Scan_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Any = None) -> Prequest:
+        """`Scan`, to be started any number of times."""
+        return self._prepare(self._scan(sendbuf, recvbuf, op))
+
+    def Exscan_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Any = None) -> Prequest:
+        """`Exscan`, to be started any number of times."""
+        return self._prepare(self._exscan(sendbuf, recvbuf, op))
+
+
+__all__ = ["Prequest"]

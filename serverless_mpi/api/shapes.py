@@ -1,0 +1,248 @@
+"""The shapes of topologies: who is whose neighbour, in what order (MPI 4.1, chapter 8).  No communication here.
+
+Each shape gives a rank's edges to its destinations and from its sources as
+`collectives.neighbor` wants them: (neighbour, name), or None at a border.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from serverless_mpi.collectives.neighbor import Edge
+from serverless_mpi.core.envelope import PROC_NULL
+from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_RANK, ERR_TOPOLOGY, MPIException
+
+# weights of a distributed graph: there are none; there are, for no edges
+UNWEIGHTED = -1
+WEIGHTS_EMPTY = -2
+
+
+def _integers(values: Sequence[Any] | None, what: str, count: int | None = None) -> list[int]:
+    numbers = [] if values is None else [int(value) for value in values]
+    if count is not None and len(numbers) != count:
+        raise ValueError(f"{what}: expecting {count} items, got {len(numbers)}")
+    return numbers
+
+
+def _check_ranks(ranks: Sequence[int], size: int, what: str, null: bool = False) -> None:
+    for rank in ranks:
+        if not 0 <= rank < size and not (null and rank == PROC_NULL):
+            raise MPIException(ERR_ARG, f"{what}: {rank} is outside 0..{size - 1}")
+
+
+@dataclass(frozen=True)
+class Cart:
+    """A grid; rank r's coordinates are its place in an array of shape `dims`, row by row."""
+
+    dims: tuple[int, ...]
+    periods: tuple[int, ...]
+
+    @classmethod
+    def made(cls, dims: Sequence[int], periods: Any, ranks: int, mapping: bool = False) -> Cart:
+        """The grid that the arguments of Create_cart describe."""
+        sizes = _integers(dims, "dims")
+        if periods is None or isinstance(periods, (bool, int)):
+            rings = [int(bool(periods))] * len(sizes)
+        else:
+            rings = [int(bool(ring)) for ring in _integers(periods, "periods", len(sizes))]
+        if any(size < 0 for size in sizes):
+            raise MPIException(ERR_DIMS, f"a grid of shape {sizes} has a negative size")
+        if prod(sizes) > ranks:
+            raise MPIException(
+                ERR_DIMS if mapping else ERR_ARG, f"a grid of shape {sizes} needs {prod(sizes)} processes, there are {ranks}"
+            )
+        return cls(tuple(sizes), tuple(rings))
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return prod(self.dims)
+
+    def coords(self, rank: int) -> list[int]:
+        """The coordinates of a rank."""
+        if not 0 <= rank < self.size:
+            raise MPIException(ERR_RANK, f"rank {rank} is not in a grid of shape {list(self.dims)}")
+        found = []
+        for dim in reversed(self.dims):
+            rank, place = divmod(rank, dim)
+            found.append(place)
+        return found[::-1]
+
+    def rank(self, coords: Sequence[int]) -> int:
+        """The rank at coordinates, which wrap around in rings."""
+        rank = 0
+        for place, dim, ring in zip(_integers(coords, "coords", len(self.dims)), self.dims, self.periods, strict=True):
+            if not ring and not 0 <= place < dim:
+                raise MPIException(ERR_ARG, f"coordinates {list(coords)} are outside a grid of shape {list(self.dims)}")
+            rank = rank * dim + place % dim
+        return rank
+
+    def shift(self, rank: int, direction: int, disp: int) -> tuple[int, int]:
+        """(source, destination) of a shift by `disp` along a dimension; PROC_NULL beyond a border."""
+        if not 0 <= direction < len(self.dims):
+            raise MPIException(ERR_ARG, f"direction {direction} is outside 0..{len(self.dims) - 1}")
+        return self._moved(rank, direction, -disp), self._moved(rank, direction, disp)
+
+    def _moved(self, rank: int, direction: int, disp: int) -> int:
+        coords = self.coords(rank)
+        coords[direction] += disp
+        if not self.periods[direction] and not 0 <= coords[direction] < self.dims[direction]:
+            return PROC_NULL
+        return self.rank(coords)
+
+    def sub(self, remain: Sequence[Any], rank: int) -> tuple[Cart, list[int], list[int]]:
+        """(the grid of the dimensions that remain, its ranks here in order, the coordinates in the others)."""
+        kept = [bool(flag) for flag in _integers(remain, "remain_dims", len(self.dims))]
+        dropped = [place for place, keep in zip(self.coords(rank), kept, strict=True) if not keep]
+        members = [
+            other for other in range(self.size)
+            if [place for place, keep in zip(self.coords(other), kept, strict=True) if not keep] == dropped
+        ]  # fmt: skip
+        dims, periods = ([one for one, keep in zip(all_, kept, strict=True) if keep] for all_ in (self.dims, self.periods))
+        return Cart(tuple(dims), tuple(periods)), members, dropped
+
+    def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
+        """(sources, destinations): in each dimension the one below, then the one above."""
+        near = [self._moved(rank, direction, disp) for direction in range(len(self.dims)) for disp in (-1, 1)]
+        return near, list(near)
+
+    def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
+        """(edges out, edges in).
+
+        What goes down in a dimension comes in from above, also in a ring of one or two where both are the same rank:
+        an edge has the name of its place among the receiver's.
+        """
+        near, _ = self.neighbors(rank)
+        out: list[Edge] = [None if other == PROC_NULL else (other, place ^ 1) for place, other in enumerate(near)]
+        into: list[Edge] = [None if other == PROC_NULL else (other, place) for place, other in enumerate(near)]
+        return out, into
+
+
+def _named(rank: int, size: int, sources: Sequence[int], dests: Sequence[int]) -> tuple[list[Edge], list[Edge]]:
+    """The k-th edge between the same two ranks is the k-th at both ends."""
+    out: list[Edge] = []
+    into: list[Edge] = []
+    for edges, others in ((out, dests), (into, sources)):
+        seen: Counter[int] = Counter()
+        for other in others:
+            reader = other if edges is out else rank
+            edges.append(None if other == PROC_NULL else (other, seen[other] * size + reader))
+            seen[other] += 1
+    return out, into
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that everybody knows; node i's neighbours are edges[index[i-1]:index[i]]."""
+
+    index: tuple[int, ...]
+    links: tuple[int, ...]
+
+    @classmethod
+    def made(cls, index: Sequence[int], edges: Sequence[int], ranks: int) -> Graph:
+        """The graph that the arguments of Create_graph describe; a leading 0 in `index` may be there."""
+        ends, links = _integers(index, "index"), _integers(edges, "edges")
+        if ends and ends[0] == 0 and ends[-1] == len(links):
+            ends = ends[1:]
+        if len(ends) > ranks:
+            raise MPIException(ERR_ARG, f"a graph of {len(ends)} nodes needs as many processes, there are {ranks}")
+        if any(end < start for start, end in zip([0, *ends], ends, strict=False)) or (ends and ends[-1] != len(links)):
+            raise MPIException(ERR_ARG, f"index {ends} does not rise from 0 to the {len(links)} edges")
+        _check_ranks(links, len(ends), "a graph's edge")
+        return cls(tuple(ends), tuple(links))
+
+    @property
+    def size(self) -> int:
+        """Number of nodes."""
+        return len(self.index)
+
+    def of(self, rank: int) -> list[int]:
+        """A node's neighbours."""
+        if not 0 <= rank < self.size:
+            raise MPIException(ERR_RANK, f"rank {rank} is not in a graph of {self.size} nodes")
+        return list(self.links[self.index[rank - 1] if rank else 0 : self.index[rank]])
+
+    def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
+        """(sources, destinations): the same."""
+        return self.of(rank), self.of(rank)
+
+    def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
+        """(edges out, edges in)."""
+        return _named(rank, self.size, self.of(rank), self.of(rank))
+
+
+@dataclass(frozen=True)
+class Dist:
+    """One rank's part of a distributed graph; weights are None in an unweighted one."""
+
+    size: int
+    sources: tuple[int, ...]
+    dests: tuple[int, ...]
+    weights: tuple[list[int], list[int]] | None
+
+    @classmethod
+    def adjacent(cls, sources: Any, dests: Any, source_weights: Any, dest_weights: Any, size: int) -> Dist:
+        """From one's own edges."""
+        into, out = _integers(sources, "sources"), _integers(dests, "destinations")
+        _check_ranks(into, size, "a source", null=True)
+        _check_ranks(out, size, "a destination", null=True)
+        heavy_in, heavy_out = _weights(source_weights, len(into)), _weights(dest_weights, len(out))
+        weighted = heavy_in is not None or heavy_out is not None
+        weights = (heavy_in or [1] * len(into), heavy_out or [1] * len(out)) if weighted else None
+        return cls(size, tuple(into), tuple(out), weights)
+
+    @staticmethod
+    def edges_given(
+        sources: Any, degrees: Any, dests: Any, weights: Any, size: int
+    ) -> tuple[list[tuple[int, int, int]], bool]:
+        """([(source, destination, weight)] that one rank gives, whether they are weighted)."""
+        starts, ends = _integers(sources, "sources"), _integers(dests, "destinations")
+        counts = _integers(degrees, "degrees", len(starts))
+        if sum(counts) != len(ends) or any(count < 0 for count in counts):
+            raise ValueError(f"destinations: expecting {sum(counts)} items, got {len(ends)}")
+        _check_ranks(starts, size, "a source")
+        _check_ranks(ends, size, "a destination")
+        heavy = _weights(weights, len(ends))
+        origins = [start for start, count in zip(starts, counts, strict=True) for _ in range(count)]
+        return list(zip(origins, ends, heavy or [1] * len(ends), strict=True)), heavy is not None
+
+    @classmethod
+    def collected(cls, rank: int, size: int, edges: Sequence[tuple[int, int, int]], weighted: bool) -> Dist:
+        """From the edges that all ranks gave."""
+        into = [(start, weight) for start, end, weight in edges if end == rank]
+        out = [(end, weight) for start, end, weight in edges if start == rank]
+        weights = ([weight for _, weight in into], [weight for _, weight in out]) if weighted else None
+        return cls(size, tuple(other for other, _ in into), tuple(other for other, _ in out), weights)
+
+    def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
+        """(sources, destinations)."""
+        return list(self.sources), list(self.dests)
+
+    def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
+        """(edges out, edges in)."""
+        return _named(rank, self.size, self.sources, self.dests)
+
+
+def _weights(weights: Any, count: int) -> list[int] | None:
+    """The weights of `count` edges, or None for an unweighted graph."""
+    if weights is None or (isinstance(weights, int) and weights == UNWEIGHTED):
+        return None
+    if isinstance(weights, int) and weights == WEIGHTS_EMPTY:
+        if count:
+            raise ValueError(f"weights are empty for {count} edges")
+        return []
+    return _integers(weights, "weights", count)
+
+
+Shape = Cart | Graph | Dist
+
+
+def shape_of(topology: Shape | None) -> Shape:
+    """The topology of a communicator that must have one."""
+    if topology is None:
+        raise MPIException(ERR_TOPOLOGY, "the communicator has no topology")
+    return topology

@@ -1,0 +1,276 @@
+"""Communicators with a topology, and their neighbourhood collectives (MPI 4.1, chapter 8).
+
+Shapes and neighbours are shapes.py's; here are the handles, and the calls
+along the edges, which are plans like all collectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.buffers import VMessage, WMessage, check_length
+from serverless_mpi.api.collective import decode_list
+from serverless_mpi.api.comm import Comm, Intracomm
+from serverless_mpi.api.persistent import Prequest
+from serverless_mpi.api.pickling import encode
+from serverless_mpi.api.plan import Plan
+from serverless_mpi.api.request import Request
+from serverless_mpi.api.shapes import UNWEIGHTED, WEIGHTS_EMPTY, Cart, Dist, Graph, Shape, shape_of
+from serverless_mpi.errors import ERR_TOPOLOGY, MPIException
+
+
+def _block(kind: type[Any], buf: Any, readonly: bool, count: int) -> tuple[Any, Callable[[int], int]]:
+    """(a buffer of a block for each of `count` neighbours, the bytes of each)."""
+    if kind is Spec:
+        spec = Spec(buf, readonly=readonly, blocks=max(count, 1))
+        return spec, lambda _: spec.nbytes
+    made = kind(buf, readonly=readonly, size=count)
+    return made, made.nbytes
+
+
+def _filling(room: Any, nbytes: Callable[[int], int]) -> Callable[[Any], None]:
+    def finish(blobs: Any) -> None:
+        for place, blob in enumerate(blobs):
+            if blob is not None:  # beyond a border: the block stays as it is
+                check_length(blob, nbytes(place), f"neighbour {place}")
+                room.unpack(blob, place)
+
+    return finish
+
+
+class Topocomm(Intracomm):
+    """A communicator whose processes have neighbours."""
+
+    _what = "a communicator with a topology"
+    _shape: type[Any] | tuple[type[Any], ...] = (Cart, Graph, Dist)
+
+    @classmethod
+    def _takes(cls, comm: Comm) -> bool:
+        return comm._made is not None and isinstance(comm._made.topology, cls._shape)
+
+    @property
+    def _topology(self) -> Shape:
+        self._live()
+        return shape_of(self._state.topology)
+
+    @property
+    def inoutedges(self) -> tuple[list[int], list[int]]:
+        """(sources, destinations) of this process."""
+        return self._topology.neighbors(self._state.rank)
+
+    inedges = property(lambda self: self.inoutedges[0], doc="Sources of this process.")
+    outedges = property(lambda self: self.inoutedges[1], doc="Destinations of this process.")
+    indegree = property(lambda self: len(self.inedges), doc="Number of sources.")
+    outdegree = property(lambda self: len(self.outedges), doc="Number of destinations.")
+    degrees = property(lambda self: (self.indegree, self.outdegree), doc="(number of sources, of destinations).")
+
+    # --- neighbourhood collectives -------------------------------------------
+
+    def _to_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
+        out, into = self._topology.edges(self._state.rank)
+        room, nbytes = _block(kind, recvbuf, False, len(into))
+        give = Spec(sendbuf, readonly=True)
+        return Plan("neighbor_allgather", None, lambda: (out, into, give.pack()), _filling(room, nbytes))
+
+    def _between_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
+        out, into = self._topology.edges(self._state.rank)
+        room, nbytes = _block(kind, recvbuf, False, len(into))
+        give, _ = _block(kind, sendbuf, True, len(out))
+        places = range(len(out))
+        return Plan(
+            "neighbor_alltoall", None, lambda: (out, into, [give.pack(place) for place in places]), _filling(room, nbytes)
+        )
+
+    def neighbor_allgather(self, sendobj: Any) -> list[Any]:
+        """Give an object to every destination; the objects of the sources, None beyond a border."""
+        arguments = (*self._topology.edges(self._state.rank), encode(sendobj))
+        result: list[Any] = self._start(Plan("neighbor_allgather", None, lambda: arguments, decode_list)).wait()
+        return result
+
+    def neighbor_alltoall(self, sendobj: list[Any]) -> list[Any]:
+        """Give sendobj[j] to destination j; the objects of the sources, None beyond a border."""
+        out, into = self._topology.edges(self._state.rank)
+        items = list(sendobj)
+        if len(items) != len(out):
+            raise ValueError(f"expecting {len(out)} items, one a destination, got {len(items)}")
+        arguments = (out, into, [encode(item) for item in items])
+        result: list[Any] = self._start(Plan("neighbor_alltoall", None, lambda: arguments, decode_list)).wait()
+        return result
+
+    def Neighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> None:
+        """Give a block to every destination; a block of each source comes."""
+        self._start(self._to_neighbors(Spec, sendbuf, recvbuf)).wait()
+
+    def Neighbor_allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
+        """The same; the blocks that come may have any lengths and places."""
+        self._start(self._to_neighbors(VMessage, sendbuf, recvbuf)).wait()
+
+    def Neighbor_alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
+        """Give block j to destination j; a block of each source comes."""
+        self._start(self._between_neighbors(Spec, sendbuf, recvbuf)).wait()
+
+    def Neighbor_alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
+        """The same with blocks of any lengths and places."""
+        self._start(self._between_neighbors(VMessage, sendbuf, recvbuf)).wait()
+
+    def Neighbor_alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
+        """The same with blocks of any lengths, places and datatypes."""
+        self._start(self._between_neighbors(WMessage, sendbuf, recvbuf)).wait()
+
+    def Ineighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> Request:
+        """Start `Neighbor_allgather`."""
+        return self._start(self._to_neighbors(Spec, sendbuf, recvbuf))
+
+    def Ineighbor_allgatherv(self, sendbuf: Any, recvbuf: Any) -> Request:
+        """Start `Neighbor_allgatherv`."""
+        return self._start(self._to_neighbors(VMessage, sendbuf, recvbuf))
+
+    def Ineighbor_alltoall(self, sendbuf: Any, recvbuf: Any) -> Request:
+        """Start `Neighbor_alltoall`."""
+        return self._start(self._between_neighbors(Spec, sendbuf, recvbuf))
+
+    def Ineighbor_alltoallv(self, sendbuf: Any, recvbuf: Any) -> Request:
+        """Start `Neighbor_alltoallv`."""
+        return self._start(self._between_neighbors(VMessage, sendbuf, recvbuf))
+
+    def Ineighbor_alltoallw(self, sendbuf: Any, recvbuf: Any) -> Request:
+        """Start `Neighbor_alltoallw`."""
+        return self._start(self._between_neighbors(WMessage, sendbuf, recvbuf))
+
+    def Neighbor_allgather_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Neighbor_allgather`, to be started any number of times."""
+        return self._prepare(self._to_neighbors(Spec, sendbuf, recvbuf))
+
+    def Neighbor_allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Neighbor_allgatherv`, to be started any number of times."""
+        return self._prepare(self._to_neighbors(VMessage, sendbuf, recvbuf))
+
+    def Neighbor_alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Neighbor_alltoall`, to be started any number of times."""
+        return self._prepare(self._between_neighbors(Spec, sendbuf, recvbuf))
+
+    def Neighbor_alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Neighbor_alltoallv`, to be started any number of times."""
+        return self._prepare(self._between_neighbors(VMessage, sendbuf, recvbuf))
+
+    def Neighbor_alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+        """`Neighbor_alltoallw`, to be started any number of times."""
+        return self._prepare(self._between_neighbors(WMessage, sendbuf, recvbuf))
+
+
+class Cartcomm(Topocomm):
+    """A communicator whose processes are a grid."""
+
+    _what = "a communicator with a Cartesian topology"
+    _shape = Cart
+
+    @property
+    def _cart(self) -> Cart:
+        shape = self._topology
+        if not isinstance(shape, Cart):
+            raise MPIException(ERR_TOPOLOGY, "the communicator has no Cartesian topology")
+        return shape
+
+    def Get_dim(self) -> int:
+        """Number of dimensions."""
+        return len(self._cart.dims)
+
+    def Get_topo(self) -> tuple[list[int], list[int], list[int]]:
+        """(sizes of the dimensions, whether each is a ring, this process's coordinates)."""
+        cart = self._cart
+        return list(cart.dims), list(cart.periods), cart.coords(self._state.rank)
+
+    def Get_cart_rank(self, coords: Sequence[int]) -> int:
+        """The rank at coordinates."""
+        return self._cart.rank(coords)
+
+    def Get_coords(self, rank: int) -> list[int]:
+        """The coordinates of a rank."""
+        return self._cart.coords(rank)
+
+    def Shift(self, direction: int, disp: int) -> tuple[int, int]:
+        """(source, destination) of a shift by `disp` along a dimension."""
+        return self._cart.shift(self._state.rank, direction, disp)
+
+    def Sub(self, remain_dims: Sequence[bool]) -> Cartcomm:
+        """The grid through this process along the dimensions that remain.  Sends nothing."""
+        cart, members, dropped = self._cart.sub(remain_dims, self._state.rank)
+        ranks = [self._state.ranks[member] for member in members]
+        facts = ("sub", next(self._state.children), tuple(dropped))
+        return Cartcomm._of(self._child(ranks, *facts, topology=cart))
+
+    dim = property(Get_dim, doc="Number of dimensions.")
+    ndim = property(Get_dim, doc="Number of dimensions.")
+    topo = property(Get_topo, doc="See Get_topo.")
+    dims = property(lambda self: self.Get_topo()[0], doc="Sizes of the dimensions.")
+    periods = property(lambda self: self.Get_topo()[1], doc="Whether each dimension is a ring.")
+    coords = property(lambda self: self.Get_topo()[2], doc="This process's coordinates.")
+
+
+class Graphcomm(Topocomm):
+    """A communicator whose processes are the nodes of a graph."""
+
+    _what = "a communicator with a graph topology"
+    _shape = Graph
+
+    @property
+    def _graph(self) -> Graph:
+        shape = self._topology
+        if not isinstance(shape, Graph):
+            raise MPIException(ERR_TOPOLOGY, "the communicator has no graph topology")
+        return shape
+
+    def Get_dims(self) -> tuple[int, int]:
+        """(number of nodes, number of edges)."""
+        return self._graph.size, len(self._graph.links)
+
+    def Get_topo(self) -> tuple[list[int], list[int]]:
+        """(where each node's edges end, the edges)."""
+        return list(self._graph.index), list(self._graph.links)
+
+    def Get_neighbors_count(self, rank: int) -> int:
+        """Number of a rank's neighbours."""
+        return len(self._graph.of(rank))
+
+    def Get_neighbors(self, rank: int) -> list[int]:
+        """A rank's neighbours."""
+        return self._graph.of(rank)
+
+    dims = property(Get_dims, doc="See Get_dims.")
+    nnodes = property(lambda self: self.Get_dims()[0], doc="Number of nodes.")
+    nedges = property(lambda self: self.Get_dims()[1], doc="Number of edges.")
+    topo = property(Get_topo, doc="See Get_topo.")
+    index = property(lambda self: self.Get_topo()[0], doc="Where each node's edges end.")
+    edges = property(lambda self: self.Get_topo()[1], doc="The edges.")
+    nneighbors = property(lambda self: len(self.neighbors), doc="Number of this process's neighbours.")
+    neighbors = property(lambda self: self.Get_neighbors(self.Get_rank()), doc="This process's neighbours.")
+
+
+class Distgraphcomm(Topocomm):
+    """A communicator whose processes each know their own edges of a graph."""
+
+    _what = "a communicator with a distributed graph topology"
+    _shape = Dist
+
+    @property
+    def _dist(self) -> Dist:
+        shape = self._topology
+        if not isinstance(shape, Dist):
+            raise MPIException(ERR_TOPOLOGY, "the communicator has no distributed graph topology")
+        return shape
+
+    def Get_dist_neighbors_count(self) -> tuple[int, int, bool]:
+        """(number of sources, of destinations, whether edges have weights)."""
+        dist = self._dist
+        return len(dist.sources), len(dist.dests), dist.weights is not None
+
+    def Get_dist_neighbors(self) -> tuple[list[int], list[int], tuple[list[int], list[int]] | None]:
+        """(sources, destinations, their weights or None)."""
+        dist = self._dist
+        weights = None if dist.weights is None else (list(dist.weights[0]), list(dist.weights[1]))
+        return list(dist.sources), list(dist.dests), weights
+
+
+__all__ = ["Cartcomm", "Distgraphcomm", "Graphcomm", "Topocomm", "UNWEIGHTED", "WEIGHTS_EMPTY"]
