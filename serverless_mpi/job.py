@@ -46,6 +46,9 @@ class JobSpec:
         What the channel's `provision` made: bucket, queue URLs, topics, addresses.
     stats_dir
         Folder in which each rank leaves its counters when it ends; None for none.
+    deadlock_s
+        A rank that waits long tells of it in that folder, so that the launcher can end a job in which every
+        rank has waited for this many seconds; 0 for never.
     """
 
     job_id: str
@@ -57,6 +60,7 @@ class JobSpec:
     region: str = "us-east-1"
     settings: Mapping[str, str] = field(default_factory=dict)
     stats_dir: str | None = None
+    deadlock_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -91,6 +95,7 @@ class JobSpec:
             "region": self.region,
             "settings": dict(self.settings),
             "stats_dir": self.stats_dir,
+            "deadlock_s": self.deadlock_s,
         }
         return {ENV_JOB: json.dumps(public), ENV_RANK: str(self.rank), ENV_KEY: self.key.hex()}
 

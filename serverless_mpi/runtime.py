@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,8 +24,9 @@ from serverless_mpi.channels.base import Channel
 from serverless_mpi.collectives.steps import Deal, Recv, Send
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.endpoint import Endpoint, Receive
-from serverless_mpi.core.envelope import Envelope
+from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope
 from serverless_mpi.core.parcel import Parcel, Wanted
+from serverless_mpi.deadlock import Teller
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
@@ -32,6 +34,7 @@ from serverless_mpi.metering import Meter
 LONG_POLL_S = 20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
 EAGER_COPY_BYTES = 64 * 1024  # a smaller payload is copied, so that its send is complete at once
 GATHER_FRAMES = 256  # most frames the sender thread takes in one put
+MOST_TOLD = 8  # awaited things that a report of a deadlock names for each rank
 ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
 
 Steps = Generator[Any, Any, Any]
@@ -110,6 +113,11 @@ class Runtime:
         self._sender: threading.Thread | None = None
         self._background = self._channel.limits.background
         self.finalized = False
+        self._frames = 0  # sent and received
+        self.communicators: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by context
+        self._teller = None
+        if spec.deadlock_s and spec.stats_dir is not None:
+            self._teller = Teller(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
 
     # --- point-to-point ------------------------------------------------------
 
@@ -354,15 +362,38 @@ class Runtime:
     def _wait(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._flush()
-        while not predicate():
-            if self._failure is not None:
-                raise self._failure
-            now = time.monotonic()
-            left = LONG_POLL_S if deadline is None else min(deadline - now, LONG_POLL_S)
-            if left <= 0:
-                return False
-            self._pump(left, predicate)
+        teller, began, told = self._teller, 0.0, False
+        longest = LONG_POLL_S if teller is None else min(LONG_POLL_S, teller.interval_s)
+        try:
+            while not predicate():
+                if self._failure is not None:
+                    raise self._failure
+                now = time.monotonic()
+                left = longest if deadline is None else min(deadline - now, longest)
+                if left <= 0:
+                    return False
+                if teller is not None:
+                    began = began or now
+                    if now - began >= teller.interval_s:
+                        told = True
+                        teller.tell(self._frames, self._awaited)
+                self._pump(left, predicate)
+        finally:
+            if told and teller is not None:
+                teller.over()
         return True
+
+    def _awaited(self) -> list[str]:
+        """Under the lock: what the rank waits for, in words."""
+        said = []
+        for what, context, source, tag in self._endpoint.awaited()[:MOST_TOLD]:
+            communicator = self.communicators.get(context)
+            places = {} if communicator is None else communicator.places
+            who = "any rank" if source == ANY_SOURCE else f"rank {places.get(source, source)}"
+            which = {ANY_TAG: " with any tag", None: ""}.get(tag, f" with tag {tag}")
+            where = f"a communicator of its own ({context:x})" if communicator is None else communicator.name or "a communicator"
+            said.append(f"{what} {who}{which} on {where}")
+        return said
 
     def _pump(self, max_wait_s: float, predicate: Callable[[], bool]) -> None:
         """Under the lock: feed the endpoint once, or wait while another thread does."""
@@ -384,6 +415,7 @@ class Runtime:
                 self._lock.acquire()
                 self._pump_predicate = None
             now = time.monotonic()
+            self._frames += len(deliveries)
             for delivery in deliveries:
                 self._endpoint.receive(delivery.data, now)
                 if delivery.receipt is not None:
@@ -450,6 +482,7 @@ class Runtime:
         """Under the lock, which is let go meanwhile: put what is queued."""
         batch, self._queued = self._queued[:GATHER_FRAMES], self._queued[GATHER_FRAMES:]
         self._putting += len(batch)
+        self._frames += len(batch)
         error: BaseException | None = None
         self._lock.release()
         try:

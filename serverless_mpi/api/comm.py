@@ -73,6 +73,7 @@ class _State:
         self.attributes: dict[int, Any] = {}
         self.info: dict[str, str] = {}
         self.buffer: Any = None  # attached for buffered sends
+        runtime.communicators[context] = self
 
     def count(self, key: Any) -> int:
         """How often this has been asked for `key` before."""

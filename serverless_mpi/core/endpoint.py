@@ -310,6 +310,20 @@ class Endpoint:
             names[Wanted(Kind.STEP, context, source, receive.dest, seq, slot, chunk)] = None
         return list(names)
 
+    def awaited(self) -> list[tuple[str, int, int, int | None]]:
+        """The same for people: (what, context, world rank or ANY_SOURCE, tag or None)."""
+        found: list[tuple[str, int, int, int | None]] = []
+        for context, source, tag in [*self._matcher.posted(), *self.watched]:
+            found.append(("a message from", context, source, tag))
+        for (context, source), stream in self._streams.items():
+            if stream.stalled_since() is not None:
+                found.append(("the rest of a message from", context, source, None))
+        for context, dest, _ in self._unacked:
+            found.append(("a receive by", context, dest, None))
+        for context, source, _, _ in self._expected:
+            found.append(("the collective call of", context, source, None))
+        return list(dict.fromkeys(found))
+
     def next_deadline(self) -> float | None:
         """When `check` would find a message given up, if nothing comes until then."""
         times = [since for stream in self._streams.values() if (since := stream.stalled_since()) is not None]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 EXIT_USAGE = 2  # the command line cannot work
 EXIT_TIMEOUT = 124  # as timeout(1) says it
+EXIT_DEADLOCK = 125  # every rank waits, and nothing is in flight
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Plan:
         Each line of output begins with its rank.
     timeout_s
         The job is stopped after this many seconds; None for never.
+    deadlock_s
+        The job is stopped when every rank has waited for this many seconds; 0 for never.
     stats
         "text", "json" or "none": what is printed of requests and dollars at the end.
     prices
@@ -85,6 +88,7 @@ class Plan:
     alias: bool = True
     tag_output: bool = False
     timeout_s: float | None = None
+    deadlock_s: float = 60.0
     stats: str = "none"
     prices: str | None = None
     stack: str = "smpi"

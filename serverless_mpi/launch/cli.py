@@ -26,7 +26,7 @@ examples:
   smpirun -n 2 ./a_program             any executable
 
 Exit code: 0 if every rank ended with 0, else that of the rank that failed
-first (128 + n if signal n ended it), 124 after --timeout, 2 if the command
+first (128 + n if signal n ended it), 124 after --timeout, 125 after a deadlock, 2 if the command
 line cannot work. Credentials and endpoints of AWS in the environment are
 ignored; --endpoint and -x name what shall be used.
 """
@@ -66,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--no-alias", action="store_true", help="`from mpi4py import MPI` means the real mpi4py")
     whole.add_argument("--tag-output", "-l", action="store_true", help="begin each line of output with its rank: [3] ...")
     whole.add_argument("--timeout", metavar="S", help="stop the job after S seconds, with exit code 124")
+    whole.add_argument(
+        "--deadlock", metavar="S",
+        help="when every rank has waited for S seconds and nothing is in flight, say where, and end with exit code 125"
+        " (default 60; 0: never)",
+    )  # fmt: skip
     whole.add_argument(
         "--stats",
         metavar="|".join(STATS),
@@ -151,6 +156,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     if stats not in STATS:
         raise UsageError(f"--stats {stats}: known are {', '.join(STATS)}")
     timeout = None if job.timeout is None else _above_0(job.timeout, "--timeout", "seconds")
+    deadlock = 60.0 if job.deadlock is None else 0.0 if job.deadlock == "0" else _above_0(job.deadlock, "--deadlock", "seconds")
     platform = job.platform or launch.DEFAULT
     if platform != "lambda":
         for name in _OF_LAMBDA:
@@ -172,6 +178,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         alias=not job.no_alias,
         tag_output=job.tag_output,
         timeout_s=timeout,
+        deadlock_s=deadlock,
         stats=stats,
         prices=job.prices,
         stack=job.stack or "smpi",

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from serverless_mpi import channels, metering
 from serverless_mpi.channels.base import Channel
+from serverless_mpi.deadlock import verdict
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import JobSpec
-from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan, Program
+from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
 from serverless_mpi.launch.jobs import ENV_LINEAGE, JobFolder, clear_dead_jobs, kill_processes_of, state_folder
 from serverless_mpi.launch.output import LineWriter
@@ -34,6 +35,7 @@ GRACE_S = 3.0  # between SIGTERM and SIGKILL
 DRAIN_S = 2.0  # for output that is still in the pipes when every process is dead
 REAP_S = 0.05  # how often ends are looked for where the kernel cannot tell (no pidfd)
 READ_BYTES = 64 << 10
+LOOKS = 6  # how often within the limit of a deadlock the launcher looks for one
 SITE = Path(__file__).with_name("site")
 ENV_ALIAS = "SMPI_ALIAS"
 ENV_LOCAL_RANKS = "SMPI_LOCAL_RANKS"  # of this job on this machine; the kernel's threads share its processors
@@ -162,6 +164,7 @@ class LocalLauncher(Launcher):
             job_id=folder.job_id,
             settings={} if plan.host is None else {"host": plan.host},
             stats_dir=str(folder.stats),
+            deadlock_s=plan.deadlock_s,
         )
         if plan.endpoint is not None:  # what an emulator of our own holds goes with it
             folder.record(spec)
@@ -300,23 +303,39 @@ class Running:
         deadline = None if self._plan.timeout_s is None else time.monotonic() + self._plan.timeout_s
         while self._living and self._failure is None and not self._signals.noted:
             left = None if deadline is None else deadline - time.monotonic()
+            if self._deadlocked():
+                break
             if left is not None and left <= 0:
                 self._failure = (
                     EXIT_TIMEOUT,
                     f"the job ran longer than --timeout {self._plan.timeout_s:g} s; all ranks were stopped",
                 )
                 break
-            self._turn(left)
+            tick = self._plan.deadlock_s / LOOKS or None
+            self._turn(tick if left is None else left if tick is None else min(left, tick))
         running = len(self._living)
         self.stop()
         if self._failure is not None:
             code, story = self._failure
-            _say(story + ("; the other ranks were stopped" if running and code != EXIT_TIMEOUT else ""))
+            _say(story + ("; the other ranks were stopped" if running and code not in (EXIT_TIMEOUT, EXIT_DEADLOCK) else ""))
             return code
         if self._signals.noted:
             _say(str(Interrupted(self._signals.noted[0])))
             return 128 + self._signals.noted[0]
         return 0
+
+    def _deadlocked(self) -> bool:
+        """Whether every rank that lives waits for another; what each waits in is the job's failure then."""
+        limit = self._plan.deadlock_s
+        if not limit or self._spec.stats_dir is None:
+            return False
+        lines = verdict(Path(self._spec.stats_dir), sorted(self._living), limit)
+        if lines is None:
+            return False
+        ended = [f"rank {number} has ended" for number in range(self._spec.size) if number not in self._living]
+        story = [f"deadlock: every rank has waited for {limit:g} s, and nothing is in flight", *lines, *ended]
+        self._failure = (EXIT_DEADLOCK, "\n  ".join(story))
+        return True
 
     def _turn(self, left: float | None) -> None:
         """Wait for something to happen, for at most `left` seconds, and see to it."""

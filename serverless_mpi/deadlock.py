@@ -1,0 +1,112 @@
+"""A deadlock: every rank of a job waits, and nothing is in flight.
+
+A rank that has waited long says so in a file of the job's folder (`Teller`); the
+launcher reads the files (`verdict`).  A rank that has not waited long does
+nothing for this, and a rank that computes has no file: the verdict is
+"deadlock" only if every thread of every rank that still runs stands in an MPI
+call, and each rank confirmed, a whole limit after the last frame that any of
+them sent or received, that it still does.  The clock is the machine's
+monotonic one, which all its processes share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+OWN_THREADS = "smpi-"  # names of threads that never begin a communication begin so
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_SHOWN = ("dest", "source", "root", "tag", "sendtag", "recvtag", "local_leader", "remote_leader")
+
+
+def _path(folder: Path, rank: int) -> Path:
+    return folder / f"waits-{rank}.json"
+
+
+class Teller:
+    """Tells of one rank's long waits.
+
+    folder: of the job; limit_s: after how many seconds it counts as a deadlock.
+    Not thread-safe: the runtime calls it under its lock.
+    """
+
+    def __init__(self, folder: Path, rank: int, limit_s: float) -> None:
+        self.interval_s = limit_s / 3  # how long a wait lasts before it is told, and then between tellings
+        self._path = _path(folder, rank)
+        self._waits: dict[int, str] = {}  # thread -> where it stands
+        self._frames = -1
+        self._idle_since = 0.0
+
+    def tell(self, frames: int, awaited: Callable[[], Sequence[str]]) -> None:
+        """The calling thread still waits.
+
+        frames: how many the rank has sent and received; awaited: what it waits for, asked only if it is told.
+        """
+        now = time.monotonic()
+        if frames != self._frames or not self._waits:
+            self._frames, self._idle_since = frames, now
+        self._waits[threading.get_ident()] = _where(sys._getframe())
+        others = {one.ident for one in threading.enumerate() if not one.name.startswith(OWN_THREADS)}
+        if others - set(self._waits):  # a thread that does not wait may yet send
+            self._remove()
+            return
+        record = {"at": now, "since": self._idle_since, "waits": list(self._waits.values()), "awaited": list(awaited())}
+        draft = self._path.with_suffix(".tmp")
+        with contextlib.suppress(OSError):  # the job's folder is going
+            draft.write_text(json.dumps(record))
+            draft.rename(self._path)
+
+    def over(self) -> None:
+        """The calling thread waits no longer."""
+        self._waits.pop(threading.get_ident(), None)
+        self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+def _where(frame: FrameType | None) -> str:
+    """The MPI call that the program made, its ranks and tags, and the program's line."""
+    call: FrameType | None = None
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        call, frame = frame, frame.f_back
+    if call is None:
+        return "an MPI call"
+    local = call.f_locals
+    name = call.f_code.co_name
+    owner = local.get("self")
+    if owner is not None:
+        name = f"{type(owner).__name__}.{name}"
+    arguments = ", ".join(f"{key}={local[key]}" for key in _SHOWN if isinstance(local.get(key), int))
+    text = f"{name}({arguments})"
+    communicator = getattr(owner, "name", None)
+    if isinstance(communicator, str) and communicator:
+        text += f" on {communicator}"
+    if frame is None:
+        return text
+    return f"{text} at {frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def verdict(folder: Path, ranks: Sequence[int], limit_s: float) -> list[str] | None:
+    """A line for each of the `ranks` that still run, if they wait for each other forever; else None."""
+    records = []
+    for rank in ranks:
+        try:
+            records.append(json.loads(_path(folder, rank).read_text()))
+        except (OSError, ValueError):
+            return None
+    if not records or min(record["at"] for record in records) < max(record["since"] for record in records) + limit_s:
+        return None
+    lines = []
+    for rank, record in zip(ranks, records, strict=True):
+        waits, awaited = "; ".join(record["waits"]), "; ".join(record["awaited"])
+        lines.append(f"rank {rank} waits in {waits}" + (f", for {awaited}" if awaited else ""))
+    return lines
