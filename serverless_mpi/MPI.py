@@ -28,20 +28,29 @@ if under_mpirun():
         ) from error
     sys.modules[__name__] = _real
 else:
-    from serverless_mpi.api.buffers import *
+    from serverless_mpi.api.absent import *
+    from serverless_mpi.api.attributes import *
+    from serverless_mpi.api.bsend import *
     from serverless_mpi.api.comm import *
     from serverless_mpi.api.datatype import *
     from serverless_mpi.api.environ import *
     from serverless_mpi.api.environ import at_exit as _at_exit
+    from serverless_mpi.api.errhandler import *
+    from serverless_mpi.api.grequest import *
     from serverless_mpi.api.group import *
+    from serverless_mpi.api.handle import *
+    from serverless_mpi.api.info import *
     from serverless_mpi.api.intercomm import *
+    from serverless_mpi.api.memory import *
     from serverless_mpi.api.op import *
     from serverless_mpi.api.p2p import *
     from serverless_mpi.api.persistent import *
     from serverless_mpi.api.pickling import *
     from serverless_mpi.api.request import *
+    from serverless_mpi.api.session import *
     from serverless_mpi.api.status import *
     from serverless_mpi.api.topology import *
+    from serverless_mpi.api.types import *
     from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, UNDEFINED
     from serverless_mpi.errors import *
     from serverless_mpi.errors import MPIException as Exception

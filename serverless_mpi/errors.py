@@ -177,10 +177,11 @@ class MPIException(RuntimeError):
 
     def Get_error_string(self) -> str:
         """The standard's sentence for the code, followed by what is known of the case."""
-        text = self.added_strings.get(self.ob_mpi)
-        if text is None:
-            text = ERROR_STRINGS.get(self.Get_error_class(), ERROR_STRINGS[ERR_UNKNOWN])
-        name = _CLASS_NAMES.get(self.Get_error_class(), "")
+        added = self.added_strings.get(self.ob_mpi)
+        if added is not None:
+            return added
+        text = ERROR_STRINGS.get(self.ob_mpi, ERROR_STRINGS[ERR_UNKNOWN])
+        name = _CLASS_NAMES.get(self.ob_mpi, "")
         head = f"MPI_{name}: {text}" if name else text
         return head if self.message is None else f"{head}: {self.message}"
 
@@ -227,8 +228,7 @@ class MPIException(RuntimeError):
         return self.ob_mpi >= int(other) if isinstance(other, (int, MPIException)) else NotImplemented
 
     def __repr__(self) -> str:
-        name = _CLASS_NAMES.get(self.ob_mpi)
-        return f"MPI.Exception(MPI.{name})" if name else f"MPI.Exception({self.ob_mpi})"
+        return f"MPI.Exception({self.ob_mpi})"
 
     def __str__(self) -> str:
         return self.Get_error_string()

@@ -1,213 +1,25 @@
 """mpi4py's message specifications: which memory, how many, of what type.  Nothing else reads them.
 
-A specification is a buffer (its type and count are found out), or a list:
-[buf, type], [buf, count], [buf, count, type], [buf, (count, displacement), type];
-for vectors [buf, counts], [buf, counts, displs, type], [buf, (counts, displs), type];
-for Alltoallw [buf, counts, displs, types].  Types may be NumPy codes such as 'd'.
+A specification is a buffer (its type and count are found out), or a list or tuple:
+[buf, type], [buf, count], [buf, (count, displacement)], [buf, count, type], [buf, (count, displacement), type],
+[buf, count, displacement, type]; for vectors the same with counts and displacements of all ranks; for Alltoallw
+[buf, types], [buf, (counts, displs), types], [buf, counts, displs, types].  Types may be codes such as 'd'.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.datatype import BYTE, Datatype, from_numpy
+from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.layout import Layout
+from serverless_mpi.api.memory import IN_PLACE, BottomType, InPlaceType, as_bytes, at_address
+from serverless_mpi.api.types import BYTE, of_code
 from serverless_mpi.errors import ERR_BUFFER, ERR_COUNT, ERR_TRUNCATE, ERR_TYPE, MPIException
 
-
-class InPlaceType(int):
-    """The type of IN_PLACE."""
-
-    def __repr__(self) -> str:
-        return "IN_PLACE"
-
-    def __bool__(self) -> bool:
-        return True
-
-
-class BottomType(int):
-    """The type of BOTTOM."""
-
-    def __repr__(self) -> str:
-        return "BOTTOM"
-
-
-IN_PLACE = InPlaceType(-1)
-BOTTOM = BottomType(0)
-
 _NO_BYTES = memoryview(bytearray())
-
-
-def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, np.dtype[Any] | None]:
-    """(bytes of `obj` without a copy, its NumPy type or None for plain bytes).
-
-    Raises
-    ------
-    MPIException
-        ERR_BUFFER: not contiguous, or not writable though it is to be written.
-    TypeError
-        It has no buffer.
-    """
-    if obj is None:
-        return _NO_BYTES, None
-    if isinstance(obj, (bytes, bytearray)):
-        view, dtype = memoryview(obj), None
-    elif isinstance(obj, np.ndarray) or hasattr(obj, "__array_interface__"):
-        view, dtype = _array_bytes(np.asarray(obj))
-    elif isinstance(obj, memoryview) or not hasattr(obj, "__dlpack__"):
-        view = memoryview(obj)
-        if view.format in ("B", "c", None) and view.contiguous:
-            view, dtype = (view.cast("B") if view.nbytes else _NO_BYTES), None
-        else:
-            view, dtype = _array_bytes(np.asarray(view))
-    else:
-        view, dtype = _array_bytes(np.from_dlpack(obj))
-    if not readonly and view.readonly and view.nbytes:
-        raise MPIException(ERR_BUFFER, f"the {type(obj).__name__} to receive into is read-only")
-    return view, dtype
-
-
-def _array_bytes(array: np.ndarray[Any, Any]) -> tuple[memoryview, np.dtype[Any]]:
-    if array.dtype.hasobject:
-        raise MPIException(ERR_TYPE, "an array of Python objects has no bytes to send; use the lower-case call")
-    if array.size == 0:
-        return _NO_BYTES, array.dtype
-    if not array.flags.c_contiguous:
-        if not array.flags.f_contiguous:
-            raise MPIException(
-                ERR_BUFFER, f"an array with strides {array.strides} is not contiguous; send numpy.ascontiguousarray(array)"
-            )
-        array = array.T
-    return memoryview(array.reshape(-1).view(np.uint8)), array.dtype
-
-
-def _is_spec(spec: Any) -> bool:
-    return isinstance(spec, (list, tuple))
-
-
-def _as_type(datatype: Any, dtype: np.dtype[Any] | None) -> Datatype:
-    if isinstance(datatype, str):
-        return Datatype.fromcode(datatype)
-    if datatype is None:
-        return BYTE if dtype is None else from_numpy(dtype)
-    if not isinstance(datatype, Datatype):
-        raise TypeError(f"message: a datatype or its code is needed, not {type(datatype).__name__}")
-    datatype.check_committed()
-    return datatype
-
-
-class _Memory:
-    """The bytes of a message's buffer and where they begin; BOTTOM is address 0."""
-
-    def __init__(self, obj: Any, readonly: bool) -> None:
-        self.bottom = isinstance(obj, BottomType)
-        self.view, self.dtype = (_NO_BYTES, None) if self.bottom else as_bytes(obj, readonly)
-
-    def pack(self, datatype: Datatype, offset: int, count: int) -> memoryview:
-        view, offset = self._window(datatype, offset, count)
-        return datatype.pack(view, offset, count)
-
-    def unpack(self, data: memoryview, datatype: Datatype, offset: int, count: int) -> None:
-        view, offset = self._window(datatype, offset, count)
-        datatype.unpack(data, view, offset, count)
-
-    def _window(self, datatype: Datatype, offset: int, count: int) -> tuple[memoryview, int]:
-        low, high = datatype.span(count)
-        if self.bottom:
-            address, length = offset + low, high - low
-            window = (ctypes.c_char * length).from_address(address) if length else bytearray()
-            return memoryview(window).cast("B"), -low
-        if offset + low < 0 or offset + high > self.view.nbytes:
-            raise MPIException(
-                ERR_BUFFER,
-                f"{count} elements at byte {offset} touch bytes {offset + low} to {offset + high} of a buffer of {self.view.nbytes}",
-            )
-        return self.view, offset
-
-
-class Message:
-    """One block, or `blocks` equal ones, of a buffer.
-
-    count: elements of one block; nbytes: of one block, packed.
-    """
-
-    def __init__(self, spec: Any, readonly: bool, blocks: int = 1) -> None:
-        self.in_place = isinstance(spec, InPlaceType)
-        obj, count, displacement, datatype = None, None, 0, None
-        if _is_spec(spec):
-            obj, count, displacement, datatype = _split_spec(spec)
-        elif not self.in_place:
-            obj = spec
-        self._memory = _Memory(obj, readonly)
-        self.datatype = _as_type(datatype, self._memory.dtype)
-        extent = self.datatype.extent
-        self._offset = displacement * extent
-        if count is None:
-            room = self._memory.view.nbytes - self._offset
-            if self._memory.view.nbytes and extent <= 0:
-                raise MPIException(ERR_TYPE, f"the count cannot be found out for a datatype of extent {extent}")
-            items, rest = divmod(room, extent) if self._memory.view.nbytes else (0, 0)
-            if rest and self.datatype.size != self.datatype.extent:
-                low, high = self.datatype.span(items + 1)
-                items, rest = (items + 1, 0) if high <= room else (items, rest)
-            if rest or items < 0:
-                raise ValueError(f"message: buffer of {room} bytes is no multiple of the datatype's {extent}")
-            if items % blocks:
-                raise ValueError(f"message: buffer of {items} elements cannot be cut into {blocks} equal blocks")
-            count = items // blocks
-        if count < 0:
-            raise MPIException(ERR_COUNT, f"a count of {count} is negative")
-        self.count = count
-        self._step = count * extent
-        self.nbytes = count * self.datatype.size
-
-    def pack(self, block: int = 0) -> memoryview:
-        """The bytes of a block; a view where they are dense in memory."""
-        return self._memory.pack(self.datatype, self._offset + block * self._step, self.count)
-
-    def unpack(self, data: memoryview, block: int = 0) -> None:
-        """Put received bytes to their places; ERR_TRUNCATE if they are too many."""
-        self._memory.unpack(data, self.datatype, self._offset + block * self._step, self.count)
-
-    def pack_all(self, blocks: int) -> memoryview:
-        """The bytes of all blocks together."""
-        return self._memory.pack(self.datatype, self._offset, self.count * blocks)
-
-    def landing(self) -> memoryview | None:
-        """Memory that a payload can be received into directly, or None where it must be spread."""
-        if self._memory.bottom or not self.datatype.is_dense(self.count):
-            return None
-        view, offset = self._memory._window(self.datatype, self._offset, self.count)
-        return view[offset : offset + self.nbytes]
-
-
-def _split_spec(spec: Sequence[Any]) -> tuple[Any, int | None, int, Any]:
-    """(buffer, count or None, displacement in elements, type or None)."""
-    if not 1 <= len(spec) <= 4:
-        raise ValueError(f"message: expecting 2 to 4 items, got {len(spec)}")
-    obj, *rest = spec
-    datatype = None
-    if rest and (isinstance(rest[-1], (Datatype, str)) or (len(rest) > 1 and rest[-1] is None)):
-        datatype = rest.pop()
-    count, displacement = None, 0
-    if rest:
-        first = rest[0]
-        if _is_spec(first):
-            if not 1 <= len(first) <= 2:
-                raise ValueError("message: expecting (count, displacement)")
-            count = first[0]
-            displacement = first[1] if len(first) == 2 and first[1] is not None else 0
-        else:
-            count = first
-            if len(rest) > 1 and rest[1] is not None:
-                displacement = rest[1]
-    if len(rest) > 2:
-        raise ValueError("message: expecting [buffer, count, displacement, datatype]")
-    return obj, None if count is None else _integer(count), _integer(displacement), datatype
 
 
 def _integer(value: Any) -> int:
@@ -217,102 +29,252 @@ def _integer(value: Any) -> int:
         raise TypeError(f"message: an integer is needed, not {type(value).__name__}") from None
 
 
+def _is_integer(value: Any) -> bool:
+    """Whether it is one number: an array of no dimensions is, one of one element is not."""
+    return hasattr(value, "__index__") and not (hasattr(value, "__len__") and np.ndim(value))
+
+
+def _integers(values: Any, size: int) -> list[int]:
+    found = [_integer(value) for value in values]
+    if len(found) != size:
+        raise ValueError(f"message: expecting {size} items, got {len(found)}")
+    return found
+
+
+def _split(spec: Any, pairs: tuple[type, ...]) -> tuple[Any, Any, Any, Any]:
+    """(buffer, count or counts, displacement or displacements, type), None for what is not said."""
+    if isinstance(spec, np.ndarray):
+        return spec, None, None, None
+    if not isinstance(spec, (list, tuple)):
+        if spec is None or isinstance(spec, (BottomType, InPlaceType)):
+            raise TypeError(f"message: expecting buffer or list/tuple, not {spec!r}")
+        return spec, None, None, None
+    number = len(spec)
+    if number == 4:
+        return tuple(spec)  # type: ignore[return-value]
+    if number == 3:
+        buf, count, datatype = spec
+    elif number == 2:
+        buf, count = spec
+        datatype = None
+        if isinstance(count, (Datatype, str)):
+            count, datatype = None, count
+    else:
+        raise ValueError(f"message: expecting 2 to 4 items, got {number}")
+    if isinstance(count, pairs):
+        count, displacement = count
+        return buf, count, displacement, datatype
+    return buf, count, None, datatype
+
+
+class _Memory:
+    """The bytes of a message's buffer, and the datatype that was given or found out; BOTTOM is address 0."""
+
+    __slots__ = ("bottom", "view", "datatype", "layout", "given")
+
+    def __init__(self, obj: Any, datatype: Any, readonly: bool) -> None:
+        self.bottom = isinstance(obj, BottomType)
+        self.given = self.bottom or obj is not None
+        self.view, code = (_NO_BYTES, None) if self.bottom else as_bytes(obj, readonly)
+        if datatype is None:
+            datatype = BYTE if code is None else of_code(code)
+        elif not isinstance(datatype, Datatype):
+            datatype = of_code(datatype)
+        self.datatype: Datatype = datatype
+        self.layout: Layout | None = None if datatype._ob is None else datatype._ob.layout
+
+    def extent(self, what: str) -> int:
+        """Of the datatype, which has to have one to count with."""
+        if self.layout is None:
+            raise ValueError(f"message: cannot {what}, datatype is null")
+        if self.layout.extent <= 0:
+            raise ValueError(f"message: cannot {what}, datatype extent {self.layout.extent}")
+        return self.layout.extent
+
+    def number(self, length: int) -> int:
+        """Elements in `length` bytes."""
+        extent = self.extent("infer count")
+        count, rest = divmod(length, extent)
+        if rest:
+            raise ValueError(f"message: cannot infer count, buffer length {length} is not a multiple of datatype extent {extent}")
+        return count
+
+    def check(self, count: int, readonly: bool) -> Layout:
+        """The layout of a datatype that may communicate `count` elements."""
+        self.datatype.check_committed()
+        layout = self.layout
+        assert layout is not None
+        if not readonly and not layout.dense and layout.overlaps(count):
+            raise MPIException(ERR_TYPE, "a datatype that has a byte of memory twice cannot be received into")
+        return layout
+
+    def window(self, layout: Layout, offset: int, count: int) -> tuple[memoryview, int]:
+        low, high = layout.span(count)
+        if self.bottom:
+            return at_address(offset + low, high - low), -low
+        if offset + low < 0 or offset + high > self.view.nbytes:
+            raise MPIException(
+                ERR_BUFFER,
+                f"{count} elements at byte {offset} touch bytes {offset + low} to {offset + high} of a buffer of {self.view.nbytes}",
+            )
+        return self.view, offset
+
+    def pack(self, layout: Layout, offset: int, count: int) -> memoryview:
+        if not count:
+            return _NO_BYTES
+        view, offset = self.window(layout, offset, count)
+        return layout.pack(view, offset, count)
+
+    def unpack(self, data: memoryview, layout: Layout, offset: int, count: int) -> None:
+        if not count and not data.nbytes:
+            return
+        view, offset = self.window(layout, offset, count)
+        layout.unpack(data, view, offset, count)
+
+
+class Message:
+    """One block, or `blocks` equal ones, of a buffer.
+
+    count: elements of one block; nbytes: of one block, packed.
+    """
+
+    __slots__ = ("count", "nbytes", "datatype", "_memory", "_layout", "_offset", "_step")
+
+    def __init__(self, spec: Any, readonly: bool, blocks: int = 1) -> None:
+        obj, count, displacement, datatype = _split(spec, (list, tuple))
+        memory = self._memory = _Memory(obj, datatype, readonly)
+        self.datatype = memory.datatype
+        length, self._offset = memory.view.nbytes, 0
+        if displacement is not None:
+            displacement = _integer(displacement)
+            if displacement < 0:
+                raise ValueError(f"message: negative displacement {displacement}")
+            if displacement:
+                extent = memory.extent("handle displacement")
+                self._offset = displacement * extent
+                length -= self._offset
+                if length < 0 and not memory.bottom:
+                    raise ValueError(f"message: displacement {displacement} out of bounds, there are {memory.view.nbytes // extent} entries")
+        if count is not None:
+            self.count = _integer(count)
+            if self.count < 0:
+                raise ValueError(f"message: negative count {self.count}")
+            if self.count and not memory.given:
+                raise ValueError(f"message: buffer is None but count is {self.count}")
+        elif length > 0:
+            self.count, rest = divmod(memory.number(length), max(blocks, 1))
+            if rest:
+                raise ValueError(f"message: cannot infer count, the number of entries is not a multiple of the {blocks} blocks")
+        else:
+            self.count = 0
+        layout = self._layout = memory.check(self.count, readonly)
+        self._step = self.count * layout.extent
+        self.nbytes = self.count * layout.size
+
+    def pack(self, block: int = 0) -> memoryview:
+        """The bytes of a block; a view where they are dense in memory."""
+        return self._memory.pack(self._layout, self._offset + block * self._step, self.count)
+
+    def unpack(self, data: memoryview, block: int = 0) -> None:
+        """Put received bytes to their places; ERR_TRUNCATE if they are too many."""
+        self._memory.unpack(data, self._layout, self._offset + block * self._step, self.count)
+
+    def pack_all(self, blocks: int) -> memoryview:
+        """The bytes of all blocks together."""
+        return self._memory.pack(self._layout, self._offset, self.count * blocks)
+
+    def landing(self) -> memoryview | None:
+        """Memory that a payload can be received into directly, or None where it must be spread."""
+        if not self.count or not self._layout.is_dense(self.count):
+            return None
+        view, offset = self._memory.window(self._layout, self._offset, self.count)
+        return view[offset : offset + self.nbytes]
+
+
 class VMessage:
     """A block for each of `size` ranks, of its own count and displacement (in elements)."""
 
+    __slots__ = ("counts", "displs", "datatype", "_memory", "_layout")
+
     def __init__(self, spec: Any, readonly: bool, size: int) -> None:
-        self.in_place = isinstance(spec, InPlaceType)
-        obj, counts, displs, datatype = None, None, None, None
-        if _is_spec(spec):
-            obj, *rest = spec
-            if rest and (isinstance(rest[-1], (Datatype, str)) or (len(rest) in (2, 3) and rest[-1] is None)):
-                datatype = rest.pop()
-            if rest and isinstance(rest[0], tuple) and len(rest) == 1 and len(rest[0]) == 2 and _is_vector(rest[0]):
-                counts, displs = rest[0]
-            elif rest:
-                counts = rest[0]
-                displs = rest[1] if len(rest) > 1 else None
-            if len(rest) > 2:
-                raise ValueError("message: expecting [buffer, counts, displs, datatype]")
-        elif not self.in_place:
-            obj = spec
-        self._memory = _Memory(obj, readonly)
-        self.datatype = _as_type(datatype, self._memory.dtype)
-        extent = self.datatype.extent
+        obj, counts, displs, datatype = _split(spec, (tuple,))
+        memory = self._memory = _Memory(obj, datatype, readonly)
+        self.datatype = memory.datatype
         if counts is None:
-            items = self._memory.view.nbytes // extent if extent else 0
-            share, more = divmod(items, size)
-            counts = [share + (rank < more) for rank in range(size)]
-        elif not hasattr(counts, "__len__") and not hasattr(counts, "__iter__"):
-            counts = [counts] * size
-        self.counts = [_integer(count) for count in counts]
+            share, more = divmod(memory.number(memory.view.nbytes), size) if memory.view.nbytes and size else (0, 0)
+            self.counts = [share + (rank < more) for rank in range(size)]
+        elif _is_integer(counts):
+            self.counts = [_integer(counts)] * size
+        else:
+            self.counts = _integers(counts, size)
         if displs is None:
-            self.displs = [0, *accumulate(self.counts[:-1])]
-        elif not hasattr(displs, "__len__"):
+            self.displs = [0, *accumulate(self.counts[:-1])][:size]
+        elif _is_integer(displs):
             self.displs = [rank * _integer(displs) for rank in range(size)]
         else:
-            self.displs = [_integer(displ) for displ in displs]
-        if len(self.counts) != size or len(self.displs) != size:
-            raise ValueError(
-                f"message: {len(self.counts)} counts and {len(self.displs)} displacements for {size} ranks"
-            )
+            self.displs = _integers(displs, size)
         if min(self.counts, default=0) < 0:
             raise MPIException(ERR_COUNT, f"a count of {min(self.counts)} is negative")
+        self._layout = memory.check(max(self.counts, default=0), readonly)
 
     def nbytes(self, rank: int) -> int:
         """Packed bytes of a rank's block."""
-        return self.counts[rank] * self.datatype.size
+        return self.counts[rank] * self._layout.size
 
     def pack(self, rank: int) -> memoryview:
         """The bytes of a rank's block."""
-        return self._memory.pack(self.datatype, self.displs[rank] * self.datatype.extent, self.counts[rank])
+        return self._memory.pack(self._layout, self.displs[rank] * self._layout.extent, self.counts[rank])
 
     def unpack(self, data: memoryview, rank: int) -> None:
         """Put the bytes received from a rank to their places; ERR_TRUNCATE if they are too many."""
-        self._memory.unpack(data, self.datatype, self.displs[rank] * self.datatype.extent, self.counts[rank])
-
-
-def _is_vector(pair: tuple[Any, Any]) -> bool:
-    return hasattr(pair[0], "__len__") or pair[1] is None or hasattr(pair[1], "__len__")
+        self._memory.unpack(data, self._layout, self.displs[rank] * self._layout.extent, self.counts[rank])
 
 
 class WMessage:
     """A block for each of `size` ranks, of its own count, displacement (in bytes) and datatype."""
 
+    __slots__ = ("counts", "displs", "datatypes", "_memory", "_layouts")
+
     def __init__(self, spec: Any, readonly: bool, size: int) -> None:
-        self.in_place = isinstance(spec, InPlaceType)
-        self.counts: list[int] = []
-        self.displs: list[int] = []
-        self.datatypes: list[Datatype] = []
-        if self.in_place:
-            return
-        if not _is_spec(spec) or not 2 <= len(spec) <= 4:
-            raise ValueError("message: expecting [buffer, counts, displs, datatypes]")
-        obj, *rest = spec
-        types = rest.pop()
-        counts, displs = None, None
-        if rest and isinstance(rest[0], tuple) and len(rest) == 1 and len(rest[0]) == 2:
-            counts, displs = rest[0]
-        elif rest:
-            counts, displs = rest[0], rest[1] if len(rest) > 1 else None
-        self._memory = _Memory(obj, readonly)
-        self.datatypes = [_as_type(one, None) for one in types]
-        self.counts = [1] * size if counts is None else [_integer(count) for count in counts]
-        self.displs = [0] * size if displs is None else [_integer(displ) for displ in displs]
-        if not len(self.counts) == len(self.displs) == len(self.datatypes) == size:
-            raise ValueError(f"message: counts, displacements and datatypes must be {size} each")
+        counts = displs = None
+        if not isinstance(spec, (list, tuple)) or not 2 <= len(spec) <= 4:
+            raise ValueError("message: expecting 2 to 4 items: [buffer, counts, displs, datatypes]")
+        if len(spec) == 2:
+            obj, types = spec
+        elif len(spec) == 3:
+            obj, (counts, displs), types = spec
+        else:
+            obj, counts, displs, types = spec
+        if isinstance(obj, BottomType) and (counts is None or displs is None):
+            raise ValueError("message: BOTTOM requires counts and displs")
+        self._memory = _Memory(obj, BYTE, readonly)
+        if counts is None and displs is None:
+            self.counts, self.displs = [1] * size, [0] * size
+        else:
+            self.counts, self.displs = _integers(counts, size), _integers(displs, size)
+        self.datatypes: list[Datatype] = list(types)
+        if len(self.datatypes) != size:
+            raise ValueError(f"message: expecting {size} items, got {len(self.datatypes)}")
+        self._layouts: list[Layout] = []
+        for datatype, count in zip(self.datatypes, self.counts, strict=True):
+            if not isinstance(datatype, Datatype):
+                raise TypeError(f"message: a datatype is needed, not {type(datatype).__name__}")
+            if count < 0:
+                raise MPIException(ERR_COUNT, f"a count of {count} is negative")
+            datatype.check_committed()
+            self._layouts.append(datatype._ob.layout)
 
     def nbytes(self, rank: int) -> int:
         """Packed bytes of a rank's block."""
-        return self.counts[rank] * self.datatypes[rank].size
+        return self.counts[rank] * self._layouts[rank].size
 
     def pack(self, rank: int) -> memoryview:
         """The bytes of a rank's block."""
-        return self._memory.pack(self.datatypes[rank], self.displs[rank], self.counts[rank])
+        return self._memory.pack(self._layouts[rank], self.displs[rank], self.counts[rank])
 
     def unpack(self, data: memoryview, rank: int) -> None:
         """Put the bytes received from a rank to their places; ERR_TRUNCATE if they are too many."""
-        self._memory.unpack(data, self.datatypes[rank], self.displs[rank], self.counts[rank])
+        self._memory.unpack(data, self._layouts[rank], self.displs[rank], self.counts[rank])
 
 
 def check_length(data: memoryview, nbytes: int, who: str) -> None:
@@ -323,10 +285,4 @@ def check_length(data: memoryview, nbytes: int, who: str) -> None:
         )
 
 
-def Get_address(location: Any) -> int:
-    """The address of a buffer's first byte."""
-    view, _ = as_bytes(location, readonly=True)
-    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0]) if view.nbytes else 0
-
-
-__all__ = ["BOTTOM", "BottomType", "Get_address", "IN_PLACE", "InPlaceType"]
+__all__ = ["IN_PLACE", "InPlaceType", "Message", "VMessage", "WMessage", "check_length"]

@@ -15,8 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NoReturn, TypeVar
 
+from serverless_mpi.api.attributes import Attributed
+from serverless_mpi.api.bsend import OF_PROCESS, Attached
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES, Get_processor_name
+from serverless_mpi.api.errhandler import Guarded
 from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group
+from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.info import Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
 from serverless_mpi.api.pickling import decode, encode
@@ -72,7 +77,8 @@ class _State:
         self.lock = threading.Lock()
         self.attributes: dict[int, Any] = {}
         self.info: dict[str, str] = {}
-        self.buffer: Any = None  # attached for buffered sends
+        self.attached = Attached()
+        self.errhandler: Any = None
         runtime.communicators[context] = self
 
     def count(self, key: Any) -> int:
@@ -82,9 +88,10 @@ class _State:
             return self.counters[key] - 1
 
 
-class Comm(Persistent, Partitioned):
+class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
     """A communicator.  `rank` and `size` are this process's place in it and its number of processes."""
 
+    __module__ = "serverless_mpi.MPI"
     _maker: Callable[[], _State] | None = None  # COMM_WORLD and COMM_SELF start the runtime at first use
     _what: ClassVar[str] = "a communicator"
 
@@ -111,16 +118,34 @@ class Comm(Persistent, Partitioned):
         return self
 
     @property
-    def _state(self) -> _State:
-        if self._made is None:
-            if self._maker is None:
-                raise MPIException(ERR_COMM, "the communicator is null")
+    def _ob(self) -> _State | None:  # type: ignore[override]
+        """What the handle refers to, or None for a null one."""
+        if self._made is None and self._maker is not None:
             self._made = self._maker()
         return self._made
+
+    @_ob.setter
+    def _ob(self, state: _State | None) -> None:
+        self._made = state
+        if state is None:
+            self._maker = None
+
+    @property
+    def _state(self) -> _State:
+        state = self._made or self._ob
+        if state is None:
+            raise MPIException(ERR_COMM, "the communicator is null")
+        return state
 
     def _live(self) -> None:
         if self._state.freed:
             raise MPIException(ERR_COMM, "the communicator has been freed")
+
+    _check_live = _live
+
+    def _attribute_table(self) -> dict[int, Any]:
+        self._live()
+        return self._state.attributes
 
     _runtime = property(lambda self: self._state.runtime)  # type: ignore[assignment]
     _context = property(lambda self: self._state.context)  # type: ignore[assignment]
@@ -134,16 +159,6 @@ class Comm(Persistent, Partitioned):
 
     def __bool__(self) -> bool:
         return (self._maker is not None or self._made is not None) and not self._state.freed
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Comm):
-            return NotImplemented
-        if not self or not other:
-            return bool(self) == bool(other)
-        return self._state is other._state
-
-    def __hash__(self) -> int:
-        return hash(self._state.context) if self else 0
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         for name in ("COMM_NULL", "COMM_WORLD", "COMM_SELF"):
@@ -205,10 +220,20 @@ class Comm(Persistent, Partitioned):
         """A value attached to it, or None; TAG_UB, UNIVERSE_SIZE and so on are always there."""
         self._live()
         if keyval in PREDEFINED_ATTRIBUTES:
-            value = PREDEFINED_ATTRIBUTES[keyval]
-            return self._runtime.size if value is None else value
-        return self._state.attributes.get(keyval)
+            return PREDEFINED_ATTRIBUTES[keyval](self._runtime.size)
+        return super().Get_attr(keyval)
 
+    def Set_info(self, info: Info) -> None:
+        """Give it hints; those that are not known here are kept and change nothing."""
+        self._live()
+        self._state.info.update(info.items())
+
+    def Get_info(self) -> Info:
+        """Its hints."""
+        self._live()
+        return Info.Create(self._state.info)
+
+    info = property(Get_info, Set_info, doc="Its hints.")
     size = property(Get_size, doc="Number of processes.")
     rank = property(Get_rank, doc="This process's rank.")
     group = property(Get_group, doc="Its processes as a group.")
@@ -252,8 +277,8 @@ class Comm(Persistent, Partitioned):
         state = self._state
         facts = ("dup", next(state.children))
         made: _State = self._child(state.ranks, *facts, remote=state.remote, topology=state.topology)
-        made.attributes.update(state.attributes)
         made.info.update(state.info)
+        made.errhandler = state.errhandler
         return made
 
     def Clone(self: C) -> C:
@@ -265,7 +290,8 @@ class Comm(Persistent, Partitioned):
         self._live()
         new = type(self)._of(self._duplicate())
         if info is not None:
-            new._state.info = {}
+            new.Set_info(info)
+        self._copy_attributes(new)
         return new
 
     def Dup_with_info(self: C, info: Any) -> C:
@@ -363,16 +389,48 @@ class Comm(Persistent, Partitioned):
         self._live()
         if self._maker is not None:
             raise MPIException(ERR_COMM, f"{self._state.name} cannot be freed")
+        self._delete_attributes()
         self._state.freed = True
+        forget(self._state)
+        self._made = None
 
     def free(self) -> None:
-        """Give it up, unless it is null or predefined."""
+        """Give it up, unless it is null or predefined; a copy of a predefined one becomes null."""
         if self and self._maker is None:
             self.Free()
+        elif self is not COMM_WORLD and self is not COMM_SELF:
+            self._made = self._maker = None
 
     def Disconnect(self) -> None:
         """`Free`, when all that it carries is done."""
         self.Free()
+
+    # --- buffered sends ------------------------------------------------------
+
+    def _attached(self) -> Attached:
+        """The buffer for its buffered sends: its own, or the process's."""
+        own = self._state.attached
+        return OF_PROCESS if own.object is None else own
+
+    def Attach_buffer(self, buf: Any) -> None:
+        """Give memory for its buffered sends; BUFFER_AUTOMATIC or None for as much as they need."""
+        self._live()
+        self._state.attached.attach(buf)
+
+    def Detach_buffer(self) -> Any:
+        """Take it back, once all its buffered sends have left it; None if there is none."""
+        self._live()
+        return self._state.attached.detach()
+
+    def Flush_buffer(self) -> None:
+        """Wait until all its buffered sends have left it."""
+        self._live()
+        self._state.attached.flush()
+
+    def Iflush_buffer(self) -> Request:
+        """Start waiting for that."""
+        self._live()
+        return self._state.attached.iflush()
 
     def Abort(self, errorcode: int = 0) -> NoReturn:
         """End every process of the job; this one's exit code is `errorcode`."""

@@ -1,22 +1,27 @@
-"""Datatypes: what bytes of memory an element is made of, compiled once to a NumPy index plan.
+"""Datatypes: the object, its constructors and what it tells of itself (MPI 4.1, chapter 5).
 
-A contiguous layout is packed as a view, without a copy; any other is gathered
-by one `numpy.take` over the largest unit that divides all its pieces.
-Source: MPI 4.1, chapter 5.
+Where the bytes are is in layout.py; the predefined types are in types.py; the portable representation is in external32.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import gcd
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_TRUNCATE, ERR_TYPE, MPIException
+from serverless_mpi.api.attributes import Attributed
+from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.layout import Block, Layout
+from serverless_mpi.core.envelope import UNDEFINED
+from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_RANK, ERR_TYPE, MPIException
 
 ORDER_C = 56
-ORDER_FORTRAN = 57
+ORDER_FORTRAN = ORDER_F = 57
+DISTRIBUTE_BLOCK = 121
+DISTRIBUTE_CYCLIC = 122
+DISTRIBUTE_NONE = 123
+DISTRIBUTE_DFLT_DARG = -49767
 
 COMBINER_NAMED = 1
 COMBINER_DUP = 2
@@ -28,385 +33,548 @@ COMBINER_HINDEXED = 9
 COMBINER_INDEXED_BLOCK = 10
 COMBINER_STRUCT = 12
 COMBINER_SUBARRAY = 13
+COMBINER_DARRAY = 14
+COMBINER_F90_REAL = 15
+COMBINER_F90_COMPLEX = 16
+COMBINER_F90_INTEGER = 17
 COMBINER_RESIZED = 18
 COMBINER_HINDEXED_BLOCK = 19
+COMBINER_VALUE_INDEX = 20
 
-Pieces = np.ndarray[Any, np.dtype[np.int64]]  # (k, 2): displacement and length in bytes, in type-map order
+_COMBINERS = {value: name.removeprefix("COMBINER_") for name, value in list(globals().items()) if name.startswith("COMBINER_")}
+_MOST_NAME = 127
 
 
-class Datatype:
-    """An MPI datatype.
+class TypeState:
+    """What all handles to one datatype share.
 
-    size: bytes of data; lb, ub, extent: bytes an element spans in an array of
-    them; a derived type must be committed before it communicates.
+    base: NumPy's type of the numbers, where they are of one kind; parts: (type, how many) in type-map order, of a derived type;
+    integers, counts, types: the constructor's arguments as `Get_contents` gives them; params: by name, as `decode` gives them;
+    typechar, typestr, code: of the struct module and NumPy, where there are some; refs: handles that `Free` has to be called on.
     """
 
-    def __new__(cls, datatype: Datatype | None = None) -> Datatype:
-        self = super().__new__(cls)
-        if datatype is None:
-            datatype = DATATYPE_NULL if "DATATYPE_NULL" in globals() else None
-        if datatype is not None:
-            self.__dict__.update(datatype.__dict__)
-        return self
+    __slots__ = (
+        "layout", "base", "parts", "name", "combiner", "integers", "counts", "types", "params", "committed", "refs", "attributes",
+        "constant", "predefined", "typechar", "typestr", "code", "pair", "runs",
+    )  # fmt: skip
 
-    @classmethod
-    def _make(
-        cls, pieces: Pieces, lb: int, ub: int, base: np.dtype[Any] | None, name: str = "",
-        combiner: int = COMBINER_NAMED, contents: tuple[list[int], list[int], list[Datatype]] = ([], [], []),
-        typechar: str = "",
-    ) -> Datatype:  # fmt: skip
-        self = object.__new__(cls)
-        self._pieces = _merge(pieces)
-        self._lb = int(lb)
-        self._ub = int(ub)
-        self._size = int(self._pieces[:, 1].sum()) if len(self._pieces) else 0
-        self._base = base
-        self._name = name
-        self._combiner = combiner
-        self._contents = contents
-        self._typechar = typechar
-        self._committed = combiner == COMBINER_NAMED
-        self._freed = False
-        self._plan: tuple[int, np.ndarray[Any, Any]] | None = None
-        self._dense = len(self._pieces) == 1 and self._pieces[0, 0] == 0 and self._size == self._ub - self._lb and lb == 0
-        return self
+    def __init__(self, layout: Layout, base: np.dtype[Any] | None, combiner: int, parts: Sequence[tuple[TypeState, int]] = ()) -> None:
+        self.layout, self.base, self.combiner, self.parts = layout, base, combiner, parts
+        self.name = ""
+        self.integers: list[int] = []
+        self.counts: list[int] = []
+        self.types: list[TypeState] = []
+        self.params: dict[str, Any] = {}
+        self.predefined = self.committed = False
+        self.refs = 1
+        self.attributes: dict[int, Any] = {}
+        self.constant: Any = None
+        self.typechar: str | None = None
+        self.typestr: str | None = None
+        self.code: str | None = None
+        self.pair: np.dtype[Any] | None = None  # of a predefined (value, index), packed
+        self.runs: list[tuple[TypeState, int]] | None = None
+
+    def basics(self) -> list[tuple[TypeState, int]]:
+        """(predefined type, how many) of one element, in type-map order; equal neighbours counted together."""
+        if self.runs is None:
+            runs: list[tuple[TypeState, int]] = []
+            for of, count in self.parts or [(self, 1)]:
+                inner = [(of, 1)] if of is self else of.basics()
+                repeated = [(inner[0][0], inner[0][1] * count)] if len(inner) == 1 else inner * count
+                for basic, many in repeated:
+                    if runs and runs[-1][0] is basic:
+                        runs[-1] = (basic, runs[-1][1] + many)
+                    elif many:
+                        runs.append((basic, many))
+            self.runs = runs
+        return self.runs
+
+
+class Datatype(Handle, Attributed):
+    """An MPI datatype.
+
+    size: bytes of data; lb, ub, extent: bytes an element spans in an array of them; a derived type must be committed before it
+    communicates.
+    """
+
+    __module__ = "serverless_mpi.MPI"
+    _ob: Any
+
+    def __new__(cls, datatype: Datatype | None = None) -> Datatype:
+        return cls._copy(datatype)  # type: ignore[no-any-return]
+
+    @property
+    def _live(self) -> TypeState:
+        state = self._ob
+        if state is None or not state.refs:
+            raise MPIException(ERR_TYPE, "the datatype is null or has been freed")
+        return state  # type: ignore[no-any-return]
+
+    def _attribute_table(self) -> dict[int, Any]:
+        return self._live.attributes
 
     # --- facts ---------------------------------------------------------------
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Datatype):
-            return NotImplemented
-        return self._pieces is other._pieces and self._name == other._name and self._freed == other._freed
-
-    def __hash__(self) -> int:
-        return id(self._pieces)
-
-    def __bool__(self) -> bool:
-        return not self._freed and self._name != "MPI_DATATYPE_NULL"
-
-    def __repr__(self) -> str:
-        return f"<serverless_mpi.MPI.Datatype {self._name or 'derived'}>"
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        if self._combiner == COMBINER_NAMED:
-            return (_named, (self._name,))
-        raise MPIException(ERR_TYPE, "a derived datatype belongs to its process and cannot be pickled")
-
     def Get_size(self) -> int:
         """Bytes of data in one element."""
-        self._check()
-        return self._size
+        return self._live.layout.size
 
     def Get_extent(self) -> tuple[int, int]:
         """(lower bound, extent) in bytes."""
-        self._check()
-        return self._lb, self._ub - self._lb
+        layout = self._live.layout
+        return layout.lb, layout.extent
 
     def Get_true_extent(self) -> tuple[int, int]:
         """(true lower bound, true extent) in bytes: of the data alone."""
-        self._check()
-        if not len(self._pieces):
-            return 0, 0
-        low = int(self._pieces[:, 0].min())
-        return low, int((self._pieces[:, 0] + self._pieces[:, 1]).max()) - low
+        layout = self._live.layout
+        return layout.true_lb, layout.true_ub - layout.true_lb
 
     def Get_name(self) -> str:
         """The type's name."""
-        return self._name
+        return "MPI_DATATYPE_NULL" if self._ob is None else self._live.name
 
     def Set_name(self, name: str) -> None:
         """Name the type."""
-        self._name = name
+        self._live.name = name[:_MOST_NAME]
+
+    def Get_envelope(self) -> tuple[int, int, int, int, int]:
+        """(integers, addresses, large counts, datatypes, combiner): how much `Get_contents` gives."""
+        state = self._live
+        return len(state.integers), 0, len(state.counts), len(state.types), state.combiner
+
+    def Get_contents(self) -> tuple[list[int], list[int], list[int], list[Datatype]]:
+        """(integers, addresses, large counts, datatypes) of the constructor call; derived datatypes are to be freed."""
+        state = self._live
+        if state.combiner == COMBINER_NAMED:
+            raise MPIException(ERR_TYPE, "a predefined datatype has no contents")
+        return list(state.integers), [], list(state.counts), [_handle(of) for of in state.types]
+
+    def decode(self) -> tuple[Datatype, str, dict[str, Any]]:
+        """(the datatype it was made of, the combiner's name, the constructor's arguments by name)."""
+        state = self._live
+        if state.combiner == COMBINER_NAMED:
+            return self, "NAMED", {}
+        types = [_handle(of) for of in state.types]
+        params = dict(state.params)
+        if state.combiner == COMBINER_STRUCT:
+            params["datatypes"] = types
+        one = len(types) == 1 and state.combiner != COMBINER_STRUCT
+        return types[0] if one else DATATYPE_NULL, _COMBINERS[state.combiner], params
+
+    def _combiner(self) -> int:
+        return COMBINER_NAMED if self._ob is None else self._live.combiner
 
     size = property(Get_size, doc="Bytes of data in one element.")
-    extent = property(lambda self: self.Get_extent()[1], doc="Bytes from one element to the next.")
-    lb = property(lambda self: self._lb, doc="Lower bound in bytes.")
-    ub = property(lambda self: self._ub, doc="Upper bound in bytes.")
+    extent = property(lambda self: self._live.layout.extent, doc="Bytes from one element to the next.")
+    lb = property(lambda self: self._live.layout.lb, doc="Lower bound in bytes.")
+    ub = property(lambda self: self._live.layout.ub, doc="Upper bound in bytes.")
     true_extent = property(lambda self: self.Get_true_extent()[1], doc="Bytes that the data span.")
-    true_lb = property(lambda self: self.Get_true_extent()[0], doc="Where the data begin, in bytes.")
-    true_ub = property(lambda self: sum(self.Get_true_extent()), doc="Where the data end, in bytes.")
+    true_lb = property(lambda self: self._live.layout.true_lb, doc="Where the data begin, in bytes.")
+    true_ub = property(lambda self: self._live.layout.true_ub, doc="Where the data end, in bytes.")
     name = property(Get_name, Set_name, doc="The type's name.")
-    is_predefined = property(lambda self: self._combiner == COMBINER_NAMED, doc="Whether it was not made by a program.")
-    is_named = is_predefined
-    combiner = property(lambda self: self._combiner, doc="The constructor that made it.")
-    typechar = property(lambda self: self._typechar or "V", doc="Its character in the struct module.")
-    typestr = property(lambda self: self._typestr(), doc="Its array-interface string.")
+    envelope = property(Get_envelope, doc="See Get_envelope.")
+    contents = property(Get_contents, doc="See Get_contents.")
+    combiner = property(_combiner, doc="The constructor that made it.")
+    is_named = property(lambda self: self._combiner() == COMBINER_NAMED, doc="Whether MPI gives it a name.")
+    is_predefined = property(lambda self: self._ob is None or self._ob.predefined, doc="Whether it was not made by a program.")
+    typechar = property(lambda self: self._live.typechar or "V", doc="Its character in the struct module; V for several numbers.")
+    typestr = property(lambda self: self._live.typestr or f"V{self._live.layout.extent}", doc="Its array-interface string.")
 
-    def _typestr(self) -> str:
-        return f"V{self._size}" if self._base is None else str(self._base.str)[1:]
-
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """The NumPy type of the numbers it is made of.
+    def tocode(self) -> str:
+        """The character code or type string.
 
         Raises
         ------
-        MPIException
-            ERR_TYPE: it is made of several kinds, or of bytes that are no number.
+        ValueError
+            It has none.
         """
-        if self._base is None:
-            raise MPIException(ERR_TYPE, f"datatype {self._name or 'derived'} is not made of one kind of number")
-        return self._base
-
-    def tocode(self) -> str:
-        """The NumPy character code."""
-        return self.numpy_dtype().str[1:]
+        code = None if self._ob is None else self._live.code
+        if code is None:
+            raise ValueError(f"the datatype {self.Get_name() or 'made by the program'} has no character code")
+        return code
 
     @classmethod
     def fromcode(cls, code: str) -> Datatype:
-        """The predefined type of a NumPy character code, such as 'f8'."""
-        return from_numpy(np.dtype(code))
+        """The predefined type of a character code or type string, such as 'd' or 'f8'."""
+        from serverless_mpi.api.types import of_code
 
-    def Get_envelope(self) -> tuple[int, int, int, int, int]:
-        """(integers, addresses, large counts, datatypes, combiner) of the constructor call."""
-        self._check()
-        integers, addresses, types = self._contents
-        return len(integers), len(addresses), 0, len(types), self._combiner
+        try:
+            return cls(of_code(code))
+        except (KeyError, BufferError):
+            raise ValueError(f"there is no datatype of code {code!r}") from None
 
-    def Get_contents(self) -> tuple[list[int], list[int], list[int], list[Datatype]]:
-        """The arguments of the constructor call."""
-        if self._combiner == COMBINER_NAMED:
-            raise MPIException(ERR_TYPE, "a predefined datatype has no contents")
-        integers, addresses, types = self._contents
-        return list(integers), list(addresses), [], list(types)
+    def count_of(self, nbytes: int) -> int:
+        """Elements in so many bytes; UNDEFINED if that is no whole number."""
+        size = self.Get_size()
+        if size == 0:
+            return 0 if nbytes == 0 else UNDEFINED
+        count, rest = divmod(nbytes, size)
+        return UNDEFINED if rest else count
 
-    envelope = property(Get_envelope, doc="See Get_envelope.")
-    contents = property(Get_contents, doc="See Get_contents.")
+    def elements_of(self, nbytes: int) -> int:
+        """Basic elements in so many bytes; UNDEFINED if that is no whole number."""
+        size = self.Get_size()
+        if size == 0:
+            return 0 if nbytes == 0 else UNDEFINED
+        basics = self._live.basics()
+        whole, rest = divmod(nbytes, size)
+        found = whole * sum(many for _, many in basics)
+        for basic, many in basics:
+            here = min(many, rest // basic.layout.size)
+            found += here
+            rest -= here * basic.layout.size
+            if here < many:
+                break
+        return UNDEFINED if rest else found
+
+    def bytes_of(self, elements: int) -> int:
+        """Bytes of so many basic elements."""
+        basics = self._live.basics()
+        each = sum(many for _, many in basics)
+        if not each:
+            return 0
+        whole, rest = divmod(elements, each)
+        found = whole * self.Get_size()
+        for basic, many in basics:
+            here = min(many, rest)
+            found += here * basic.layout.size
+            rest -= here
+        return found
 
     # --- life ----------------------------------------------------------------
 
     def Commit(self) -> Datatype:
-        """Make the type ready for communication."""
-        self._check()
-        self._committed = True
+        """Make the type ready for communication: its index plan is made here."""
+        state = self._live
+        if not state.committed:
+            state.layout.compile()
+            state.committed = True
         return self
 
     def Free(self) -> None:
         """Give the type up; types made from it stay."""
-        self._check()
-        if self._combiner == COMBINER_NAMED:
-            raise MPIException(ERR_TYPE, f"{self._name} is predefined and cannot be freed")
-        self._freed = True
+        state = self._live
+        if state.predefined:
+            raise MPIException(ERR_TYPE, f"{state.name} is predefined and cannot be freed")
+        if state.refs == 1:
+            self._delete_attributes()
+            forget(state)
+        state.refs -= 1
+        self._ob = None
 
-    free = Free
-
-    def _check(self) -> None:
-        if not self:
-            raise MPIException(ERR_TYPE, "the datatype is null or has been freed")
+    def free(self) -> None:
+        """Free it, unless it is null or a constant; a copy of a predefined one becomes null."""
+        if self._ob is not None and self._ob.predefined and self is not self._ob.constant:
+            self._ob = None
+        else:
+            super().free()
 
     def check_committed(self) -> None:
         """Raise ERR_TYPE unless the type may communicate."""
-        self._check()
-        if not self._committed:
+        if not self._live.committed:
             raise MPIException(ERR_TYPE, "the datatype has not been committed; call Commit() first")
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if self._constant() is not None:
+            return super().__reduce__()
+        base, combiner, params = self.decode()
+        return _datatype_create, (base, combiner, params, True)
 
     # --- constructors --------------------------------------------------------
 
     def _derive(
-        self, displacements: Any, counts: Any, combiner: int, integers: list[int], addresses: list[int]
+        self, combiner: int, layout: Layout, count: int, params: dict[str, Any], counts: Sequence[Any] = (), integers: Sequence[int] = ()
     ) -> Datatype:
-        """Blocks of `counts[i]` elements of this type at byte `displacements[i]`."""
-        self._check()
-        displacements = np.asarray(displacements, np.int64).reshape(-1)
-        counts = np.asarray(counts, np.int64).reshape(-1)
-        if len(displacements) != len(counts) or (counts < 0).any():
-            raise MPIException(ERR_COUNT, "block lengths must be as many as displacements, and none negative")
-        extent = self._ub - self._lb
-        starts = np.repeat(displacements, counts) + extent * _ramps(counts)
-        full = counts > 0
-        low = min((int(d + self._lb + min(0, extent * (c - 1))) for d, c in zip(displacements[full], counts[full])), default=0)
-        high = max((int(d + self._ub + max(0, extent * (c - 1))) for d, c in zip(displacements[full], counts[full])), default=0)
-        return Datatype._make(
-            _spread(self._pieces, starts), low, high, self._base, "", combiner, (integers, addresses, [self]), self._typechar
-        )
+        """A type of `count` elements of this one."""
+        of = self._live
+        state = TypeState(layout, of.base, combiner, [(of, count)])
+        state.params, state.types = params, [of]
+        state.counts = [int(value) for value in counts]
+        state.integers = list(integers)
+        return type(self)._of_state(state)  # type: ignore[no-any-return]
+
+    def _blocks(
+        self, combiner: int, displacements: Sequence[int], blocklengths: Sequence[int], params: dict[str, Any], counts: Sequence[Any]
+    ) -> Datatype:
+        """A type of blocks of this one's elements at byte displacements."""
+        if len(blocklengths) != len(displacements):
+            raise ValueError(f"{len(blocklengths)} block lengths for {len(displacements)} displacements")
+        if any(length < 0 for length in blocklengths):
+            raise MPIException(ERR_COUNT, f"a block of {min(blocklengths)} elements")
+        layout, total = self._live.layout, sum(blocklengths)
+        extremes = [(d, c, layout) for d, c in zip(displacements, blocklengths, strict=True)]
+
+        def blocks() -> list[Block]:
+            return [(displacements, blocklengths, layout)]
+
+        return self._derive(combiner, Layout.of_blocks(extremes, total * layout.size, blocks), total, params, counts)
 
     def Dup(self) -> Datatype:
-        """A copy of the type, committed if this is."""
-        self._check()
-        new = Datatype._make(
-            self._pieces, self._lb, self._ub, self._base, self._name, COMBINER_DUP, ([], [], [self]), self._typechar
-        )
-        new._committed = self._committed
-        return new
+        """A copy of the type, committed if this is, with its attributes."""
+        of = self._live
+        state = TypeState(of.layout, of.base, COMBINER_DUP, [(of, 1)])
+        state.types, state.committed, state.pair = [of], of.committed, of.pair
+        state.typechar, state.typestr, state.code = of.typechar, of.typestr, of.code
+        new = type(self)._of_state(state)
+        self._copy_attributes(new)
+        return new  # type: ignore[no-any-return]
+
+    Create_dup = Dup
 
     def Create_contiguous(self, count: int) -> Datatype:
         """`count` elements, one after the other."""
         _positive(count)
-        return self._derive([0], [count], COMBINER_CONTIGUOUS, [count], [])
+        return self._blocks(COMBINER_CONTIGUOUS, [0], [count], {"count": count}, [count])
 
     def Create_vector(self, count: int, blocklength: int, stride: int) -> Datatype:
         """`count` blocks of `blocklength` elements, `stride` elements from start to start."""
-        _positive(count)
-        steps = np.arange(count) * stride * (self._ub - self._lb)
-        return self._derive(steps, [blocklength] * count, COMBINER_VECTOR, [count, blocklength, stride], [])
+        return self._strided(COMBINER_VECTOR, count, blocklength, stride, stride * self._live.layout.extent)
 
     def Create_hvector(self, count: int, blocklength: int, stride: int) -> Datatype:
         """The same with `stride` in bytes."""
+        return self._strided(COMBINER_HVECTOR, count, blocklength, stride, stride)
+
+    def _strided(self, combiner: int, count: int, blocklength: int, stride: int, step: int) -> Datatype:
         _positive(count)
-        return self._derive(
-            np.arange(count) * stride, [blocklength] * count, COMBINER_HVECTOR, [count, blocklength], [stride]
-        )
+        _positive(blocklength)
+        layout = self._live.layout
+        ends = (0, (count - 1) * step) if count else ()
+        total = count * blocklength
+        made = Layout.of_blocks(
+            [(at, blocklength, layout) for at in ends], total * layout.size,
+            lambda: [(np.arange(count) * step, np.full(count, blocklength), layout)],
+        )  # fmt: skip
+        params = {"count": count, "blocklength": blocklength, "stride": stride}
+        return self._derive(combiner, made, total, params, [count, blocklength, stride])
 
     def Create_indexed(self, blocklengths: Sequence[int], displacements: Sequence[int]) -> Datatype:
         """Blocks of any length at any displacement, in elements."""
-        scaled = np.asarray(displacements, np.int64) * (self._ub - self._lb)
-        integers = [len(blocklengths), *blocklengths, *displacements]
-        return self._derive(scaled, blocklengths, COMBINER_INDEXED, integers, [])
+        extent = self._live.layout.extent
+        return self._indexed(COMBINER_INDEXED, blocklengths, displacements, [d * extent for d in displacements])
 
     def Create_hindexed(self, blocklengths: Sequence[int], displacements: Sequence[int]) -> Datatype:
         """The same with displacements in bytes."""
-        integers = [len(blocklengths), *blocklengths]
-        return self._derive(displacements, blocklengths, COMBINER_HINDEXED, integers, list(displacements))
+        return self._indexed(COMBINER_HINDEXED, blocklengths, displacements, list(displacements))
+
+    def _indexed(self, combiner: int, blocklengths: Sequence[int], displacements: Sequence[int], at: list[int]) -> Datatype:
+        params = {"blocklengths": list(blocklengths), "displacements": list(displacements)}
+        return self._blocks(combiner, at, list(blocklengths), params, [len(at), *blocklengths, *displacements])
 
     def Create_indexed_block(self, blocklength: int, displacements: Sequence[int]) -> Datatype:
         """Blocks of one length at any displacement, in elements."""
-        scaled = np.asarray(displacements, np.int64) * (self._ub - self._lb)
-        count = len(displacements)
-        return self._derive(
-            scaled, [blocklength] * count, COMBINER_INDEXED_BLOCK, [count, blocklength, *displacements], []
-        )
+        extent = self._live.layout.extent
+        return self._indexed_block(COMBINER_INDEXED_BLOCK, blocklength, displacements, [d * extent for d in displacements])
 
     def Create_hindexed_block(self, blocklength: int, displacements: Sequence[int]) -> Datatype:
         """The same with displacements in bytes."""
-        count = len(displacements)
-        return self._derive(
-            displacements, [blocklength] * count, COMBINER_HINDEXED_BLOCK, [count, blocklength], list(displacements)
-        )
+        return self._indexed_block(COMBINER_HINDEXED_BLOCK, blocklength, displacements, list(displacements))
+
+    def _indexed_block(self, combiner: int, blocklength: int, displacements: Sequence[int], at: list[int]) -> Datatype:
+        params = {"blocklength": blocklength, "displacements": list(displacements)}
+        return self._blocks(combiner, at, [blocklength] * len(at), params, [len(at), blocklength, *displacements])
 
     @classmethod
-    def Create_struct(
-        cls, blocklengths: Sequence[int], displacements: Sequence[int], datatypes: Sequence[Datatype]
-    ) -> Datatype:
-        """Blocks of any type at byte displacements."""
+    def Create_struct(cls, blocklengths: Sequence[int], displacements: Sequence[int], datatypes: Sequence[Datatype]) -> Datatype:
+        """Blocks of any type at byte displacements; blocks of several types are padded to their alignment, as a C struct is."""
         if not len(blocklengths) == len(displacements) == len(datatypes):
-            raise MPIException(ERR_ARG, "block lengths, displacements and datatypes must be equally many")
-        fields = [
-            type_._derive([d], [c], COMBINER_STRUCT, [], [])
-            for c, d, type_ in zip(blocklengths, displacements, datatypes, strict=True)
-        ]
-        full = [field for field in fields if field._size or field._ub != field._lb]
-        bases = {field._base for field in fields}
-        return Datatype._make(
-            np.concatenate([field._pieces for field in fields]) if fields else np.empty((0, 2), np.int64),
-            min((field._lb for field in full), default=0), max((field._ub for field in full), default=0),
-            bases.pop() if len(bases) == 1 else None, "", COMBINER_STRUCT,
-            ([len(blocklengths), *blocklengths], list(displacements), list(datatypes)),
-        )  # fmt: skip
+            raise ValueError(f"{len(blocklengths)} block lengths, {len(displacements)} displacements, {len(datatypes)} datatypes")
+        if any(length < 0 for length in blocklengths):
+            raise MPIException(ERR_COUNT, f"a block of {min(blocklengths)} elements")
+        of = [datatype._live for datatype in datatypes]
+        every = [(d, c, one.layout) for d, c, one in zip(displacements, blocklengths, of, strict=True)]
+        size = sum(c * layout.size for _, c, layout in every)
+        made = Layout.of_blocks(every, size, lambda: [((d,), (c,), layout) for d, c, layout in every])
+        used = {id(one) for one, c in zip(of, blocklengths, strict=True) if c}
+        rest = made.extent % made.align
+        if len(used) > 1 and rest:
+            made.ub += made.align - rest
+        bases = {one.base for one in of}
+        state = TypeState(made, bases.pop() if len(bases) == 1 else None, COMBINER_STRUCT, list(zip(of, blocklengths, strict=True)))
+        state.types = of
+        state.counts = [len(of), *blocklengths, *displacements]
+        state.params = {"blocklengths": list(blocklengths), "displacements": list(displacements)}
+        return cls._of_state(state)  # type: ignore[no-any-return]
 
-    def Create_subarray(
-        self, sizes: Sequence[int], subsizes: Sequence[int], starts: Sequence[int], order: int = ORDER_C
-    ) -> Datatype:
+    def Create_subarray(self, sizes: Sequence[int], subsizes: Sequence[int], starts: Sequence[int], order: int = ORDER_C) -> Datatype:
         """The box of shape `subsizes` at `starts` in an array of shape `sizes`, whose extent it has."""
         if not len(sizes) == len(subsizes) == len(starts):
-            raise MPIException(ERR_ARG, "sizes, subsizes and starts must be equally long")
+            raise ValueError(f"{len(sizes)} sizes, {len(subsizes)} subsizes, {len(starts)} starts")
         if any(n < 1 or b < 0 or s < 0 or s + b > n for n, b, s in zip(sizes, subsizes, starts, strict=True)):
             raise MPIException(ERR_ARG, f"box {list(subsizes)} at {list(starts)} is not inside {list(sizes)}")
-        index = np.arange(int(np.prod(sizes)), dtype=np.int64).reshape(sizes, order="C" if order == ORDER_C else "F")
-        box = index[tuple(slice(s, s + b) for s, b in zip(starts, subsizes, strict=True))]
-        extent = self._ub - self._lb
-        flat = np.sort(box.reshape(-1)) * extent
-        integers = [len(sizes), *sizes, *subsizes, *starts, order]
-        new = self._derive(flat, np.ones(len(flat), np.int64), COMBINER_SUBARRAY, integers, [])
-        return new._bounded(0, extent * index.size)
+        params = {"sizes": list(sizes), "subsizes": list(subsizes), "starts": list(starts), "order": order}
+        owned = [range(s, s + b) for s, b in zip(starts, subsizes, strict=True)]
+        return self._grid(COMBINER_SUBARRAY, sizes, owned, order, params, [*sizes, *subsizes, *starts], [len(sizes), order])
+
+    def Create_darray(
+        self, size: int, rank: int, gsizes: Sequence[int], distribs: Sequence[int], dargs: Sequence[int], psizes: Sequence[int],
+        order: int = ORDER_C,
+    ) -> Datatype:  # fmt: skip
+        """Rank `rank`'s part of an array of shape `gsizes`, dealt out to a grid of processes of shape `psizes` (row-major)."""
+        if not len(gsizes) == len(distribs) == len(dargs) == len(psizes):
+            raise ValueError(f"{len(gsizes)} sizes, {len(distribs)} distributions, {len(dargs)} arguments, {len(psizes)} process counts")
+        if not 0 <= rank < size:
+            raise MPIException(ERR_RANK, f"rank {rank} is outside 0..{size - 1}")
+        grid = 1
+        for processes in psizes:
+            grid *= processes
+        if grid != size or min(psizes, default=1) < 1 or min(gsizes, default=1) < 1:
+            raise MPIException(ERR_ARG, f"a grid of {list(psizes)} processes for {size} ranks and an array of {list(gsizes)}")
+        coords, left = [], rank
+        for processes in reversed(psizes):
+            left, mine = divmod(left, processes)
+            coords.insert(0, mine)
+        owned = [_owned(*dimension) for dimension in zip(gsizes, distribs, dargs, psizes, coords, strict=True)]
+        params = {
+            "size": size, "rank": rank, "gsizes": list(gsizes), "distribs": list(distribs), "dargs": list(dargs),
+            "psizes": list(psizes), "order": order,
+        }  # fmt: skip
+        integers = [size, rank, len(gsizes), *distribs, *dargs, *psizes, order]
+        return self._grid(COMBINER_DARRAY, gsizes, owned, order, params, gsizes, integers)
+
+    def _grid(
+        self, combiner: int, sizes: Sequence[int], owned: Sequence[Any], order: int, params: dict[str, Any], counts: Sequence[int],
+        integers: Sequence[int],
+    ) -> Datatype:  # fmt: skip
+        """Those elements of an array whose index along dimension d is in owned[d], ascending; the array's bounds."""
+        if order not in (ORDER_C, ORDER_FORTRAN):
+            raise MPIException(ERR_ARG, f"order {order} is neither ORDER_C nor ORDER_FORTRAN")
+        layout = self._live.layout
+        step, steps, total, inside = 1, [], 1, True
+        fastest_last = list(zip(sizes, owned, strict=True))
+        if order == ORDER_FORTRAN:
+            fastest_last.reverse()
+        for length, indices in reversed(fastest_last):
+            steps.insert(0, step)
+            step *= length
+            total *= len(indices)
+            inside = inside and len(indices) > 0
+        first = last = 0
+        if inside:
+            first = sum(int(indices[0]) * stride for (_, indices), stride in zip(fastest_last, steps, strict=True))
+            last = sum(int(indices[-1]) * stride for (_, indices), stride in zip(fastest_last, steps, strict=True))
+        extent = layout.extent
+
+        def blocks() -> list[Block]:
+            at = np.zeros(1, np.int64)
+            for (_, indices), stride in zip(fastest_last, steps, strict=True):
+                at = (at[:, None] + np.asarray(indices, np.int64)[None, :] * stride).reshape(-1)
+            return [(at * extent, np.ones(len(at), np.int64), layout)]
+
+        ends = [(first * extent, int(inside), layout), (last * extent, int(inside), layout)]
+        made = Layout.of_blocks(ends, total * layout.size, blocks)
+        made.lb, made.ub = 0, step * extent
+        return self._derive(combiner, made, total, params, counts, integers)
 
     def Create_resized(self, lb: int, extent: int) -> Datatype:
         """The same data with another lower bound and extent, in bytes."""
-        self._check()
-        new = Datatype._make(
-            self._pieces, lb, lb + extent, self._base, "", COMBINER_RESIZED, ([], [lb, extent], [self]), self._typechar
-        )
-        return new
+        params = {"lb": lb, "extent": extent}
+        return self._derive(COMBINER_RESIZED, self._live.layout.bounded(lb, lb + extent), 1, params, [lb, extent])
 
-    def _bounded(self, lb: int, ub: int) -> Datatype:
-        return Datatype._make(self._pieces, lb, ub, self._base, self._name, self._combiner, self._contents, self._typechar)
+    Resized = Create_resized
+
+    @classmethod
+    def Get_value_index(cls, value: Datatype, index: Datatype) -> Datatype:
+        """The predefined pair of two predefined types, for MINLOC and MAXLOC; DATATYPE_NULL if there is none."""
+        from serverless_mpi.api.types import pair_of
+
+        return cls(pair_of(value._live, index._live))
+
+    @classmethod
+    def Create_f90_integer(cls, r: int) -> Datatype:
+        """The integer of `r` decimal digits."""
+        from serverless_mpi.api.types import f90
+
+        return cls(f90(COMBINER_F90_INTEGER, "i", 0, r, {"r": r}))
+
+    @classmethod
+    def Create_f90_real(cls, p: int, r: int) -> Datatype:
+        """The real number of `p` decimal digits and exponents up to `r`."""
+        from serverless_mpi.api.types import f90
+
+        return cls(f90(COMBINER_F90_REAL, "f", p, r, {"p": p, "r": r}))
+
+    @classmethod
+    def Create_f90_complex(cls, p: int, r: int) -> Datatype:
+        """The complex number of two such."""
+        from serverless_mpi.api.types import f90
+
+        return cls(f90(COMBINER_F90_COMPLEX, "c", p, r, {"p": p, "r": r}))
+
+    @classmethod
+    def Match_size(cls, typeclass: int, size: int) -> Datatype:
+        """The Fortran type of a class (TYPECLASS_INTEGER, ..) and size in bytes."""
+        from serverless_mpi.api.types import of_size
+
+        return cls(of_size(typeclass, size))
 
     # --- packing -------------------------------------------------------------
 
-    def span(self, count: int) -> tuple[int, int]:
-        """First and last byte (exclusive) that `count` elements touch, relative to their address."""
-        if count == 0 or not len(self._pieces):
-            return 0, 0
-        low, length = self.Get_true_extent()
-        last = (count - 1) * (self._ub - self._lb)
-        return low + min(0, last), low + length + max(0, last)
+    def Pack(self, inbuf: Any, outbuf: Any, position: int, comm: Any) -> int:
+        """Put as many elements as fill `inbuf` to byte `position` of `outbuf`; the position after them."""
+        from serverless_mpi.api import packing
 
-    def is_dense(self, count: int) -> bool:
-        """Whether `count` elements are one run of bytes from their address on."""
-        return self._dense or self._size == 0 or (count == 1 and len(self._pieces) == 1 and self._pieces[0, 0] == 0)
+        return packing.pack(self, inbuf, outbuf, position)
 
-    def pack(self, buf: memoryview, offset: int, count: int) -> memoryview:
-        """The bytes of `count` elements at byte `offset` of `buf`: a view if they are dense, else a copy."""
-        if self.is_dense(count):
-            return buf[offset : offset + count * self._size]
-        unit, index = self._index(offset, count)
-        return memoryview(np.take(_units(buf, unit), index)).cast("B")
+    def Unpack(self, inbuf: Any, position: int, outbuf: Any, comm: Any) -> int:
+        """Take as many elements as fill `outbuf` from byte `position` of `inbuf`; the position after them."""
+        from serverless_mpi.api import packing
 
-    def unpack(self, data: memoryview, buf: memoryview, offset: int, count: int) -> None:
-        """Put packed `data` (whole elements, or fewer than `count`) to its places.
+        return packing.unpack(self, inbuf, position, outbuf)
 
-        Raises
-        ------
-        MPIException
-            ERR_TRUNCATE if `data` is longer than `count` elements; nothing is changed then.
-        """
-        room = count * self._size
-        if data.nbytes > room:
-            raise MPIException(ERR_TRUNCATE, f"a message of {data.nbytes} bytes does not fit in {room} bytes")
-        if self.is_dense(count):
-            buf[offset : offset + data.nbytes] = data
-            return
-        if data.nbytes == 0:
-            return
-        elements = -(-data.nbytes // self._size)
-        unit, index = self._index(offset, elements)
-        if data.nbytes % unit:
-            raise MPIException(ERR_TYPE, f"a message of {data.nbytes} bytes ends inside a number of the datatype")
-        _units(buf, unit)[index[: data.nbytes // unit]] = np.frombuffer(data, f"V{unit}")
+    def Pack_size(self, count: int, comm: Any) -> int:
+        """Bytes that `count` packed elements take."""
+        _positive(count)
+        return self.Get_size() * count
 
-    def _index(self, offset: int, count: int) -> tuple[int, np.ndarray[Any, Any]]:
-        """(unit in bytes, positions in that unit) of `count` elements at byte `offset`."""
-        if self._plan is None:
-            unit = 0
-            for number in (*self._pieces.reshape(-1).tolist(), self._ub - self._lb):
-                unit = gcd(unit, int(number))
-            unit = gcd(unit, 16)  # wider units gain nothing
-            self._plan = unit, np.concatenate(
-                [np.arange(start, start + length, unit) for start, length in self._pieces.tolist()]
-            )
-        unit, within = self._plan
-        if offset % unit:
-            unit = gcd(unit, offset)
-            within = np.concatenate([np.arange(s, s + n, unit) for s, n in self._pieces.tolist()])
-        starts = offset + np.arange(count, dtype=np.int64) * (self._ub - self._lb)
-        return unit, ((starts[:, None] + within[None, :]).reshape(-1)) // unit
+    def Pack_external(self, datarep: str, inbuf: Any, outbuf: Any, position: int) -> int:
+        """The same as `Pack` in a representation that all machines share: "external32"."""
+        from serverless_mpi.api import packing
+
+        return packing.pack_external(self, datarep, inbuf, outbuf, position)
+
+    def Unpack_external(self, datarep: str, inbuf: Any, position: int, outbuf: Any) -> int:
+        """The same as `Unpack` from that representation."""
+        from serverless_mpi.api import packing
+
+        return packing.unpack_external(self, datarep, inbuf, position, outbuf)
+
+    def Pack_external_size(self, datarep: str, count: int) -> int:
+        """Bytes that `count` elements take in that representation."""
+        from serverless_mpi.api import packing
+
+        _positive(count)
+        return packing.external_size(self, datarep) * count
 
 
-def _units(buf: memoryview, unit: int) -> np.ndarray[Any, Any]:
-    whole = buf.nbytes // unit
-    return np.frombuffer(buf[: whole * unit], f"V{unit}")
+def _handle(state: TypeState) -> Datatype:
+    """A new handle to a constituent; a predefined type's own handle."""
+    if state.constant is not None:
+        return state.constant  # type: ignore[no-any-return]
+    if not state.predefined:
+        state.refs += 1
+    return Datatype._of_state(state)  # type: ignore[no-any-return]
 
 
-def _merge(pieces: Pieces) -> Pieces:
-    """Join pieces that follow each other in memory and in order."""
-    pieces = pieces[pieces[:, 1] > 0]
-    if len(pieces) < 2:
-        return np.array(pieces)
-    joins = pieces[1:, 0] == pieces[:-1, 0] + pieces[:-1, 1]
-    group = np.concatenate([[0], np.cumsum(~joins)])
-    first = np.concatenate([[True], ~joins])
-    return np.stack([pieces[first, 0], np.bincount(group, pieces[:, 1]).astype(np.int64)], axis=1)
-
-
-def _spread(pieces: Pieces, starts: np.ndarray[Any, Any]) -> Pieces:
-    """`pieces` repeated at each of `starts`."""
-    moved = np.broadcast_to(pieces, (len(starts), *pieces.shape)).copy()
-    moved[:, :, 0] += starts[:, None]
-    return moved.reshape(-1, 2)
-
-
-def _ramps(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """0, 1, .., c-1 for each c of `counts`, concatenated."""
-    ends = np.cumsum(counts)
-    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+def _owned(size: int, distribution: int, argument: int, processes: int, mine: int) -> Any:
+    """The indices along one dimension that process `mine` of `processes` has."""
+    default = argument == DISTRIBUTE_DFLT_DARG
+    if distribution == DISTRIBUTE_NONE:
+        if processes != 1:
+            raise MPIException(ERR_ARG, f"a dimension that is not distributed has 1 process, not {processes}")
+        return range(size)
+    if distribution == DISTRIBUTE_BLOCK:
+        block = -(-size // processes) if default else argument
+        if block < 1 or block * processes < size:
+            raise MPIException(ERR_ARG, f"{processes} blocks of {block} do not hold {size}")
+        return range(min(mine * block, size), min((mine + 1) * block, size))
+    if distribution == DISTRIBUTE_CYCLIC:
+        block = 1 if default else argument
+        if block < 1:
+            raise MPIException(ERR_ARG, f"a cyclic distribution in blocks of {block}")
+        every = np.arange(size)
+        return every[every // block % processes == mine]
+    raise MPIException(ERR_ARG, f"distribution {distribution} is not known")
 
 
 def _positive(count: int) -> None:
@@ -414,139 +582,26 @@ def _positive(count: int) -> None:
         raise MPIException(ERR_COUNT, f"a count of {count} is negative")
 
 
-# --- the predefined types ----------------------------------------------------
-
-_NAMED: dict[str, Datatype] = {}
-_BY_DTYPE: dict[str, Datatype] = {}
-
-
-def _named(name: str) -> Datatype:
-    return _NAMED[name]
-
-
-def _basic(name: str, code: str, typechar: str) -> Datatype:
-    dtype = np.dtype(code)
-    pieces = np.array([[0, dtype.itemsize]], np.int64)
-    made = Datatype._make(pieces, 0, dtype.itemsize, dtype, f"MPI_{name}", typechar=typechar)
-    return _NAMED.setdefault(made._name, made)
+def _datatype_create(datatype: Datatype, combiner: str, params: dict[str, Any], free: bool = False) -> Datatype:
+    """The type of a constructor's name and arguments, committed; with `free` the types it is made of are freed."""
+    kind = datatype if datatype else Datatype
+    factory: Callable[..., Datatype] = getattr(kind, f"Create_{combiner.lower()}")
+    new = factory(**params).Commit()
+    if free:
+        for of in params.get("datatypes", [datatype]):
+            if of and not of.is_predefined:
+                of.Free()
+    return new
 
 
-def _pair(name: str, first: str) -> Datatype:
-    """A value and a C int, as a C struct lays them out."""
-    dtype = np.dtype([("value", first), ("index", "i")], align=True)
-    width = np.dtype(first).itemsize
-    index = dtype.fields["index"][1]  # type: ignore[index]
-    pieces = np.array([[0, width], [index, 4]], np.int64)
-    made = Datatype._make(pieces, 0, dtype.itemsize, None, f"MPI_{name}")
-    made.pair = np.dtype([("value", first), ("index", "i")])  # type: ignore[attr-defined]  # packed
-    return _NAMED.setdefault(made._name, made)
+def _datatype_decode(datatype: Datatype, mark: bool = False) -> tuple[Datatype, str, dict[str, Any]]:
+    """`datatype.decode()`."""
+    return datatype.decode()
 
 
-DATATYPE_NULL = Datatype._make(np.empty((0, 2), np.int64), 0, 0, None, "MPI_DATATYPE_NULL")
-_NAMED["MPI_DATATYPE_NULL"] = DATATYPE_NULL
-PACKED = _basic("PACKED", "u1", "B")
-BYTE = _basic("BYTE", "u1", "B")
-AINT = _basic("AINT", "i8", "p")
-OFFSET = _basic("OFFSET", "i8", "q")
-COUNT = _basic("COUNT", "i8", "q")
-CHAR = _basic("CHAR", "S1", "c")
-WCHAR = _basic("WCHAR", "U1", "u")
-SIGNED_CHAR = _basic("SIGNED_CHAR", "b", "b")
-SHORT = _basic("SHORT", "h", "h")
-INT = _basic("INT", "i", "i")
-LONG = _basic("LONG", "l", "l")
-LONG_LONG = _basic("LONG_LONG", "q", "q")
-UNSIGNED_CHAR = _basic("UNSIGNED_CHAR", "B", "B")
-UNSIGNED_SHORT = _basic("UNSIGNED_SHORT", "H", "H")
-UNSIGNED = _basic("UNSIGNED", "I", "I")
-UNSIGNED_LONG = _basic("UNSIGNED_LONG", "L", "L")
-UNSIGNED_LONG_LONG = _basic("UNSIGNED_LONG_LONG", "Q", "Q")
-FLOAT = _basic("FLOAT", "f", "f")
-DOUBLE = _basic("DOUBLE", "d", "d")
-LONG_DOUBLE = _basic("LONG_DOUBLE", "g", "g")
-C_BOOL = _basic("C_BOOL", "?", "?")
-INT8_T = _basic("INT8_T", "i1", "b")
-INT16_T = _basic("INT16_T", "i2", "h")
-INT32_T = _basic("INT32_T", "i4", "i")
-INT64_T = _basic("INT64_T", "i8", "l")
-UINT8_T = _basic("UINT8_T", "u1", "B")
-UINT16_T = _basic("UINT16_T", "u2", "H")
-UINT32_T = _basic("UINT32_T", "u4", "I")
-UINT64_T = _basic("UINT64_T", "u8", "L")
-C_FLOAT_COMPLEX = _basic("C_FLOAT_COMPLEX", "F", "F")
-C_DOUBLE_COMPLEX = _basic("C_DOUBLE_COMPLEX", "D", "D")
-C_LONG_DOUBLE_COMPLEX = _basic("C_LONG_DOUBLE_COMPLEX", "G", "G")
-CXX_BOOL = _basic("CXX_BOOL", "?", "?")
-CXX_FLOAT_COMPLEX = _basic("CXX_FLOAT_COMPLEX", "F", "F")
-CXX_DOUBLE_COMPLEX = _basic("CXX_DOUBLE_COMPLEX", "D", "D")
-CXX_LONG_DOUBLE_COMPLEX = _basic("CXX_LONG_DOUBLE_COMPLEX", "G", "G")
-SHORT_INT = _pair("SHORT_INT", "h")
-INT_INT = TWOINT = _pair("2INT", "i")
-LONG_INT = _pair("LONG_INT", "l")
-FLOAT_INT = _pair("FLOAT_INT", "f")
-DOUBLE_INT = _pair("DOUBLE_INT", "d")
-LONG_DOUBLE_INT = _pair("LONG_DOUBLE_INT", "g")
-CHARACTER = _basic("CHARACTER", "S1", "c")
-LOGICAL = _basic("LOGICAL", "i4", "i")
-INTEGER = _basic("INTEGER", "i4", "i")
-REAL = _basic("REAL", "f4", "f")
-DOUBLE_PRECISION = _basic("DOUBLE_PRECISION", "f8", "d")
-COMPLEX = _basic("COMPLEX", "c8", "F")
-DOUBLE_COMPLEX = _basic("DOUBLE_COMPLEX", "c16", "D")
-LOGICAL1 = _basic("LOGICAL1", "i1", "b")
-LOGICAL2 = _basic("LOGICAL2", "i2", "h")
-LOGICAL4 = _basic("LOGICAL4", "i4", "i")
-LOGICAL8 = _basic("LOGICAL8", "i8", "l")
-INTEGER1 = _basic("INTEGER1", "i1", "b")
-INTEGER2 = _basic("INTEGER2", "i2", "h")
-INTEGER4 = _basic("INTEGER4", "i4", "i")
-INTEGER8 = _basic("INTEGER8", "i8", "l")
-REAL4 = _basic("REAL4", "f4", "f")
-REAL8 = _basic("REAL8", "f8", "d")
-REAL16 = _basic("REAL16", "g", "g")
-COMPLEX8 = _basic("COMPLEX8", "c8", "F")
-COMPLEX16 = _basic("COMPLEX16", "c16", "D")
-COMPLEX32 = _basic("COMPLEX32", "G", "G")
-
-# the older spellings that mpi4py keeps
-UNSIGNED_INT = UNSIGNED
-SIGNED_SHORT, SIGNED_INT, SIGNED_LONG, SIGNED_LONG_LONG = SHORT, INT, LONG, LONG_LONG
-BOOL = C_BOOL
-SINT8_T, SINT16_T, SINT32_T, SINT64_T = INT8_T, INT16_T, INT32_T, INT64_T
-F_BOOL, F_INT, F_FLOAT, F_DOUBLE, F_COMPLEX = LOGICAL, INTEGER, REAL, DOUBLE_PRECISION, COMPLEX
-F_FLOAT_COMPLEX, F_DOUBLE_COMPLEX = COMPLEX, DOUBLE_COMPLEX
-C_COMPLEX = C_FLOAT_COMPLEX
-COMPLEX4 = DATATYPE_NULL
-REAL2 = DATATYPE_NULL
-INTEGER16 = DATATYPE_NULL
-LOGICAL16 = DATATYPE_NULL
-
-# one predefined type for each NumPy type that an array may have
-for _type in (
-    C_BOOL, CHAR, SIGNED_CHAR, UNSIGNED_CHAR, SHORT, UNSIGNED_SHORT, INT, UNSIGNED, LONG, UNSIGNED_LONG, LONG_LONG,
-    UNSIGNED_LONG_LONG, FLOAT, DOUBLE, LONG_DOUBLE, C_FLOAT_COMPLEX, C_DOUBLE_COMPLEX, C_LONG_DOUBLE_COMPLEX, WCHAR,
-):  # fmt: skip
-    _BY_DTYPE.setdefault(_type.numpy_dtype().char, _type)
-    _BY_DTYPE.setdefault(_type.numpy_dtype().str, _type)
-
-
-def from_numpy(dtype: np.dtype[Any]) -> Datatype:
-    """The predefined type of a NumPy type in native byte order.
-
-    Raises
-    ------
-    MPIException
-        ERR_TYPE: there is none (objects, structures, foreign byte order).
-    """
-    found = _BY_DTYPE.get(dtype.char) if dtype.isnative else None
-    found = found or _BY_DTYPE.get(dtype.str)
-    if found is None or found._size != dtype.itemsize:
-        raise MPIException(ERR_TYPE, f"no MPI datatype for NumPy's {dtype}; give one explicitly, as [array, datatype]")
-    return found
-
+DATATYPE_NULL: Datatype = Datatype()._name_constant("DATATYPE_NULL")
 
 __all__ = [
-    name
-    for name, value in list(globals().items())
-    if isinstance(value, (Datatype, int)) and name.isupper() and not name.startswith(("_", "ERR_"))
-] + ["Datatype"]
+    "DATATYPE_NULL", "Datatype", "_datatype_create", "_datatype_decode",
+    *(name for name in list(globals()) if name.startswith(("COMBINER_", "DISTRIBUTE_", "ORDER_"))),
+]  # fmt: skip

@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable
 
 from serverless_mpi import runtime as _runtime
+from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
 from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
-from serverless_mpi.errors import ERROR_STRINGS, ERR_OTHER, ERR_UNKNOWN, MPIException
+from serverless_mpi.api.attributes import KEYVAL_INVALID
+from serverless_mpi.api.errhandler import last_used_code as _last_used_code
+from serverless_mpi.api.info import Info as _Info
+from serverless_mpi.errors import ERR_OTHER, MPIException
 
 THREAD_SINGLE = 0
 THREAD_FUNNELED = 1
@@ -23,17 +27,21 @@ MAX_ERROR_STRING = 512
 MAX_LIBRARY_VERSION_STRING = 256
 MAX_OBJECT_NAME = 128
 
-KEYVAL_INVALID = -1
+MAX_PORT_NAME = 1024
+MAX_DATAREP_STRING = 128
+
 TAG_UB = 1
 HOST = 2
 IO = 3
 WTIME_IS_GLOBAL = 4
 UNIVERSE_SIZE = 5
 APPNUM = 6
+LASTUSEDCODE = 7
 
-# attribute of every communicator -> its value; None: the job's size
-PREDEFINED_ATTRIBUTES: dict[int, int | None] = {
-    TAG_UB: _LARGEST_TAG, HOST: -1, IO: -3, WTIME_IS_GLOBAL: 0, UNIVERSE_SIZE: None, APPNUM: 0,
+# attribute of every communicator -> its value, of the number of ranks in the job
+PREDEFINED_ATTRIBUTES: dict[int, Callable[[int], int]] = {
+    TAG_UB: lambda _: _LARGEST_TAG, HOST: lambda _: PROC_NULL, IO: lambda _: ANY_SOURCE, WTIME_IS_GLOBAL: lambda _: 0,
+    UNIVERSE_SIZE: lambda size: size, APPNUM: lambda _: 0, LASTUSEDCODE: lambda _: _last_used_code(),
 }  # fmt: skip
 
 _started = time.perf_counter()
@@ -117,14 +125,32 @@ def get_vendor() -> tuple[str, tuple[int, int, int]]:
     return "serverless_mpi", (major, minor, patch)
 
 
-def Get_error_class(errorcode: int) -> int:
-    """The class of an error code."""
-    return MPIException(errorcode).Get_error_class()
+def Get_abi_version() -> tuple[int, int]:
+    """The version of the binary interface: none, for there is no C."""
+    return -1, -1
 
 
-def Get_error_string(errorcode: int) -> str:
-    """The sentence of an error code."""
-    return ERROR_STRINGS.get(errorcode, ERROR_STRINGS[ERR_UNKNOWN])
+def Get_abi_info() -> _Info:
+    """Facts of the binary interface: none."""
+    return _Info.Create()
+
+
+def Get_abi_fortran_info() -> _Info:
+    """Facts of the Fortran interface: none."""
+    return _Info.Create()
+
+
+def Get_hw_resource_info() -> _Info:
+    """Hardware that this process may be bound to: nothing is known of it."""
+    return _Info.Create()
+
+
+def Pcontrol(level: int) -> None:
+    """A hint for profilers, of which there are none here."""
+
+
+def _set_abort_status(status: int) -> None:
+    """What exit code the process shall have if it fails: the launcher takes the interpreter's own."""
 
 
 def Compute_dims(nnodes: int, dims: int | list[int]) -> list[int]:
@@ -163,10 +189,10 @@ def at_exit(register: Callable[[Callable[[], None]], object] = atexit.register) 
 
 
 __all__ = [
-    "APPNUM", "Compute_dims", "Finalize", "Get_error_class", "Get_error_string", "Get_library_version",
-    "Get_processor_name", "Get_version", "HOST", "IO", "Init", "Init_thread", "Is_finalized", "Is_initialized",
-    "Is_thread_main", "KEYVAL_INVALID", "MAX_ERROR_STRING", "MAX_LIBRARY_VERSION_STRING", "MAX_OBJECT_NAME",
-    "MAX_PROCESSOR_NAME", "Query_thread", "SUBVERSION", "TAG_UB", "THREAD_FUNNELED", "THREAD_MULTIPLE",
-    "THREAD_SERIALIZED", "THREAD_SINGLE", "UNIVERSE_SIZE", "VERSION", "WTIME_IS_GLOBAL", "Wtick", "Wtime",
+    "APPNUM", "Compute_dims", "Finalize", "Get_abi_fortran_info", "Get_abi_info", "Get_abi_version", "Get_hw_resource_info",
+    "Get_library_version", "Get_processor_name", "Get_version", "HOST", "IO", "Init", "Init_thread", "Is_finalized", "Is_initialized",
+    "Is_thread_main", "LASTUSEDCODE", "MAX_DATAREP_STRING", "MAX_ERROR_STRING", "MAX_LIBRARY_VERSION_STRING", "MAX_OBJECT_NAME",
+    "MAX_PORT_NAME", "MAX_PROCESSOR_NAME", "Pcontrol", "Query_thread", "SUBVERSION", "TAG_UB", "THREAD_FUNNELED", "THREAD_MULTIPLE",
+    "THREAD_SERIALIZED", "THREAD_SINGLE", "UNIVERSE_SIZE", "VERSION", "WTIME_IS_GLOBAL", "Wtick", "Wtime", "_set_abort_status",
     "get_vendor",
 ]  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.core.envelope import PROC_NULL, UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_RANK, MPIException
 
@@ -13,34 +15,35 @@ SIMILAR = 2
 UNEQUAL = 3
 
 
-class Group:
+class _State:
+    """What all handles to one group share. ranks: world ranks; me: this process's."""
+
+    def __init__(self, ranks: Sequence[int], me: int) -> None:
+        self.ranks, self.me = tuple(ranks), me
+        self.constant: Group | None = None
+
+
+class Group(Handle):
     """An ordered set of processes; `rank` is this process's place in it, or UNDEFINED."""
 
+    __module__ = "serverless_mpi.MPI"
+
     def __new__(cls, group: Group | None = None) -> Group:
-        self = super().__new__(cls)
-        self._ranks: tuple[int, ...] | None = None if group is None else group._ranks
-        self._me = -1 if group is None else group._me
-        return self
+        return cls._copy(group)  # type: ignore[no-any-return]
 
     @classmethod
     def _of(cls, ranks: Sequence[int], me: int) -> Group:
-        self = cls()
-        self._ranks, self._me = tuple(ranks), me
-        return self
+        """The group of world ranks, as world rank `me` sees it."""
+        return cls._of_state(_State(ranks, me)) if ranks else cls(GROUP_EMPTY)  # type: ignore[no-any-return]
 
     def _live(self) -> tuple[int, ...]:
-        if self._ranks is None:
+        if self._ob is None:
             raise MPIException(ERR_GROUP, "the group is null or has been freed")
-        return self._ranks
+        return self._ob.ranks  # type: ignore[no-any-return]
 
-    def __bool__(self) -> bool:
-        return self._ranks is not None
-
-    def __eq__(self, other: object) -> bool:
-        return (self._ranks, self._me) == (other._ranks, other._me) if isinstance(other, Group) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._ranks)
+    @property
+    def _me(self) -> int:
+        return self._ob.me  # type: ignore[no-any-return]
 
     def Get_size(self) -> int:
         """Number of processes."""
@@ -68,27 +71,26 @@ class Group:
             raise MPIException(ERR_RANK, f"rank {rank} is not in a group of {len(ranks)}")
         return ranks[rank]
 
-    @classmethod
-    def Compare(cls, group1: Group, group2: Group) -> int:
+    def Compare(self, group: Group) -> int:
         """IDENT, SIMILAR (other order) or UNEQUAL."""
-        a, b = group1._live(), group2._live()
+        a, b = self._live(), group._live()
         return IDENT if a == b else SIMILAR if set(a) == set(b) else UNEQUAL
 
     def Dup(self) -> Group:
-        """The same group."""
-        return Group._of(self._live(), self._me)
+        """The same processes."""
+        return type(self)._of(self._live(), self._me)
 
     @classmethod
     def Union(cls, group1: Group, group2: Group) -> Group:
         """The first's processes, then those of the second that are not in it."""
         a = group1._live()
-        return Group._of([*a, *(rank for rank in group2._live() if rank not in a)], group1._me)
+        return cls._of([*a, *(rank for rank in group2._live() if rank not in a)], _me(group1, group2))
 
     @classmethod
     def Intersection(cls, group1: Group, group2: Group) -> Group:
         """The first's processes that are in the second."""
         b = set(group2._live())
-        return Group._of([rank for rank in group1._live() if rank in b], group1._me)
+        return cls._of([rank for rank in group1._live() if rank in b], _me(group1, group2))
 
     Intersect = Intersection
 
@@ -96,20 +98,20 @@ class Group:
     def Difference(cls, group1: Group, group2: Group) -> Group:
         """The first's processes that are not in the second."""
         b = set(group2._live())
-        return Group._of([rank for rank in group1._live() if rank not in b], group1._me)
+        return cls._of([rank for rank in group1._live() if rank not in b], _me(group1, group2))
 
     def Incl(self, ranks: Sequence[int]) -> Group:
         """The processes of `ranks`, in that order."""
         if len(set(ranks)) != len(ranks):
             raise MPIException(ERR_RANK, f"ranks {list(ranks)} name a process twice")
-        return Group._of([self._world(rank) for rank in ranks], self._me)
+        return type(self)._of([self._world(rank) for rank in ranks], self._me)
 
     def Excl(self, ranks: Sequence[int]) -> Group:
         """All but the processes of `ranks`."""
         if len(set(ranks)) != len(ranks):
             raise MPIException(ERR_RANK, f"ranks {list(ranks)} name a process twice")
         out = {self._world(rank) for rank in ranks}
-        return Group._of([rank for rank in self._live() if rank not in out], self._me)
+        return type(self)._of([rank for rank in self._live() if rank not in out], self._me)
 
     def Range_incl(self, ranks: Sequence[tuple[int, int, int]]) -> Group:
         """The processes of (first, last, stride) ranges."""
@@ -119,12 +121,19 @@ class Group:
         """All but those."""
         return self.Excl(_expand(ranks))
 
+    @classmethod
+    def Create_from_session_pset(cls, session: Any, pset_name: str) -> Group:
+        """The processes of a session's set."""
+        return cls(session.Create_group(pset_name))
+
     def Free(self) -> None:
         """Give the group up."""
         self._live()
-        self._ranks = None
-
-    free = Free
+        if self is self._constant():
+            raise MPIException(ERR_GROUP, "GROUP_EMPTY is predefined and cannot be freed")
+        if self._constant() is None:
+            forget(self._ob)
+        self._ob = None
 
 
 def _expand(ranges: Sequence[tuple[int, int, int]]) -> list[int]:
@@ -136,7 +145,12 @@ def _expand(ranges: Sequence[tuple[int, int, int]]) -> list[int]:
     return ranks
 
 
-GROUP_NULL = Group()
-GROUP_EMPTY = Group._of((), -1)
+def _me(group1: Group, group2: Group) -> int:
+    """This process's world rank, which an empty group does not know."""
+    return group1._me if group1._me >= 0 else group2._me
+
+
+GROUP_NULL: Group = Group()._name_constant("GROUP_NULL")
+GROUP_EMPTY: Group = Group._of_state(_State((), -1))._name_constant("GROUP_EMPTY")
 
 __all__ = ["CONGRUENT", "GROUP_EMPTY", "GROUP_NULL", "Group", "IDENT", "SIMILAR", "UNEQUAL"]

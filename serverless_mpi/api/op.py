@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype import COMBINER_DUP, Datatype
+from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.memory import buffer
+from serverless_mpi.api.types import BYTE, PACKED
 from serverless_mpi.errors import ERR_OP, ERR_TYPE, MPIException
 
 _Array = np.ndarray[Any, Any]
@@ -17,7 +20,9 @@ _Two = Callable[[Any, Any], Any]
 _NUMBERS = "iufc"  # NumPy's kinds: b bool, i signed, u unsigned, f float, c complex, S character
 _REALS = "iuf"
 _LOGICALS = "biu"
-_BITS = "biu"
+_BITS = "iu"
+_BYTES = (BYTE._ob, PACKED._ob)  # bits are all that is known of them
+MOST_USER_OPS = 32  # at a time: mpi4py's limit, which programs may count on
 
 
 def _truth(function: _Two) -> _Two:
@@ -39,35 +44,34 @@ def _located_objects(better: _Two) -> _Two:
         (x, i), (y, j) = a, b
         if better(x, y):
             return x, i
-        return (y, j) if better(y, x) else (x, min(i, j))
+        return (y, j) if better(y, x) or j < i else (x, i)
 
     return combine
 
 
-class Op:
+class _State:
+    """What all handles to one operation share. kinds: NumPy's kinds that it takes; pairs: whether it takes (value, index)."""
+
+    def __init__(
+        self, name: str, arrays: _Two | None, objects: _Two, kinds: str = "", pairs: bool = False, commute: bool = True,
+        user: Callable[..., Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.arrays, self.objects, self.kinds, self.pairs, self.commute = name, arrays, objects, kinds, pairs, commute
+        self.user = user
+        self.constant: Op | None = None
+
+
+class Op(Handle):
     """A reduction operation.  Called with two Python objects it combines them."""
 
-    def __new__(cls, op: Op | None = None) -> Op:
-        self = super().__new__(cls)
-        source = op if op is not None else globals().get("OP_NULL")
-        if source is not None:
-            self.__dict__.update(source.__dict__)
-        return self
+    __module__ = "serverless_mpi.MPI"
+    _function: Callable[..., Any] | None = None  # of the program: what the handle pickles as
+    _alive = 0
 
-    @classmethod
-    def _make(
-        cls, name: str, arrays: _Two | None, objects: _Two | None, kinds: str = "", pairs: bool = False,
-        commute: bool = True, user: Callable[..., Any] | None = None,
-    ) -> Op:  # fmt: skip
-        self = object.__new__(cls)
-        self._name = name
-        self._arrays = arrays
-        self._objects = objects
-        self._kinds = kinds
-        self._pairs = pairs
-        self._commute = commute
-        self._user = user
-        self._token = object()
+    def __new__(cls, op: Op | None = None) -> Op:
+        self: Op = cls._copy(op)
+        if op is not None and op._function is not None:
+            self._function = op._function
         return self
 
     @classmethod
@@ -78,102 +82,118 @@ class Op:
         """
         if not callable(function):
             raise TypeError("an operation is made of a function")
-        return cls._make("", None, lambda a, b: function(a, b, None), commute=commute, user=function)  # type: ignore[arg-type]
+        if Op._alive >= MOST_USER_OPS:
+            raise RuntimeError(f"{MOST_USER_OPS} operations of the program exist; free one first")
+        Op._alive += 1
+        self: Op = cls._of_state(_State("", None, lambda a, b: function(a, b, None), commute=bool(commute), user=function))  # type: ignore[arg-type]
+        self._function = function
+        return self
+
+    @property
+    def _live(self) -> _State:
+        if self._ob is None:
+            raise MPIException(ERR_OP, "the operation is null or has been freed")
+        return self._ob  # type: ignore[no-any-return]
 
     def Free(self) -> None:
         """Give a program's own operation up."""
-        if self.is_predefined:
-            raise MPIException(ERR_OP, f"{self._name or 'MPI_OP_NULL'} is predefined and cannot be freed")
-        self.__dict__.update(OP_NULL.__dict__)
-
-    free = Free
+        state = self._live
+        if state.user is None:
+            raise MPIException(ERR_OP, f"{state.name} is predefined and cannot be freed")
+        Op._alive -= 1
+        forget(state)
+        self._ob = self._function = None
 
     def Is_commutative(self) -> bool:
         """Whether operands may be combined in any order."""
-        return self._commute
+        return self._live.commute
 
     is_commutative = property(Is_commutative, doc="Whether operands may be combined in any order.")
-    is_predefined = property(lambda self: self._user is None, doc="Whether it was not made by a program.")
-    name = property(lambda self: self._name, doc="Its name; '' for a program's own.")
-
-    def __eq__(self, other: object) -> bool:
-        return self._token is other._token if isinstance(other, Op) else NotImplemented
-
-    def __hash__(self) -> int:
-        return id(self._token)
-
-    def __bool__(self) -> bool:
-        return self._name != "MPI_OP_NULL"
-
-    def __repr__(self) -> str:
-        return f"<serverless_mpi.MPI.Op {self._name or 'user'}>"
+    is_predefined = property(lambda self: self._ob is None or self._ob.user is None, doc="Whether it was not made by a program.")
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        if self._user is not None:
-            raise MPIException(ERR_OP, "a program's own operation belongs to its process and cannot be pickled")
-        return (_named, (self._name,))
+        if self._function is not None:
+            return type(self).Create, (self._function, self._live.commute)
+        return super().__reduce__()
 
-    def __call__(self, x: Any, y: Any) -> Any:
+    def __call__(self, x: Any, y: Any, /) -> Any:
         """x (op) y for Python objects; x is the lower rank's."""
-        if self._objects is None:
-            raise MPIException(ERR_OP, "the operation is null")
-        return self._objects(x, y)
+        if self._ob is None:
+            raise ValueError("the operation is null")
+        return self._ob.objects(x, y)
 
     def Reduce_local(self, inbuf: Any, inoutbuf: Any) -> None:
         """inoutbuf = inbuf (op) inoutbuf, for buffers of this rank alone."""
         from serverless_mpi.api.buffers import Message
 
         left, right = Message(inbuf, readonly=True), Message(inoutbuf, readonly=False)
+        if left.datatype != right.datatype:
+            raise ValueError("mismatch in input and output datatypes")
+        if left.count != right.count:
+            raise ValueError(f"mismatch in input count {left.count} and output count {right.count}")
         self.check(right.datatype)
-        if left.nbytes != right.nbytes:
-            raise ValueError(f"message: {left.count} elements to combine with {right.count}")
         right.unpack(self.combine(left.pack(), right.pack(), right.datatype))
 
     def check(self, datatype: Datatype) -> None:
         """Raise ERR_OP unless the operation takes the datatype (MPI 4.1, table 6.2)."""
-        if not self:
-            raise MPIException(ERR_OP, "the operation is null")
-        if self._user is not None or self._name in ("MPI_REPLACE", "MPI_NO_OP"):
+        state = self._live
+        if state.user is not None:
             return
-        if hasattr(datatype, "pair"):
-            good = self._pairs
+        of = datatype._live
+        if of.combiner == COMBINER_DUP:
+            of = of.types[0]
+        if of.pair is not None:
+            good = state.pairs
+        elif not of.predefined or of.base is None:
+            good = False
         else:
-            base = datatype._base
-            good = base is not None and base.kind in self._kinds
+            good = of.base.kind in state.kinds and (of not in _BYTES or state.kinds == _BITS)
         if not good:
-            raise MPIException(ERR_OP, f"{self._name} is not defined for {datatype.name or 'this derived datatype'}")
+            raise MPIException(ERR_OP, f"{state.name} is not defined for {of.name or 'a derived datatype'}")
 
     def combine(self, a: memoryview, b: memoryview, datatype: Datatype) -> memoryview:
         """a (op) b of packed elements of `datatype`; a is the lower ranks'.  Neither is changed."""
+        state = self._live
         if a.nbytes != b.nbytes:
             raise MPIException(
-                ERR_TYPE, f"{self._name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes; counts must agree on all ranks"
+                ERR_TYPE, f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes; counts must agree on all ranks"
             )
-        if self._user is not None:
-            inout = memoryview(bytearray(b))
-            self._user(memoryview(bytearray(a)), inout, datatype)
-            return inout
-        if self._arrays is None:
-            raise MPIException(ERR_OP, "the operation is null")
-        dtype = getattr(datatype, "pair", None) or datatype.numpy_dtype()
+        if state.user is not None:
+            return _combine_memory(state.user, a, b, datatype)
+        if state.arrays is None:
+            raise MPIException(ERR_OP, f"{state.name} does not combine buffers")
+        dtype = datatype._live.pair or datatype._live.base
         with np.errstate(over="ignore", invalid="ignore"):
-            result = self._arrays(np.frombuffer(a, dtype), np.frombuffer(b, dtype))
+            result = state.arrays(np.frombuffer(a, dtype), np.frombuffer(b, dtype))
         return memoryview(np.ascontiguousarray(result).view(np.uint8).reshape(-1)) if result.size else memoryview(bytearray())
 
 
-_NAMED: dict[str, Op] = {}
+def _combine_memory(function: Callable[..., Any], a: memoryview, b: memoryview, datatype: Datatype) -> memoryview:
+    """A program's function sees the elements as the datatype lays them out in memory."""
+    layout = datatype._live.layout
+    if layout.dense:
+        inout = bytearray(b)
+        function(buffer.frombuffer(bytearray(a)), buffer.frombuffer(inout), datatype)
+        return memoryview(inout)
+    count = a.nbytes // layout.size if layout.size else 0
+    low, high = layout.span(count)
+    room = max(high, count * layout.extent) - min(low, 0)
+    left, right = memoryview(bytearray(room)), memoryview(bytearray(room))
+    layout.unpack(a, left, -min(low, 0), count)
+    layout.unpack(b, right, -min(low, 0), count)
+    function(buffer.frombuffer(left), buffer.frombuffer(right), datatype)
+    return layout.pack(right, -min(low, 0), count)
 
 
-def _named(name: str) -> Op:
-    return _NAMED[name]
+_PREDEFINED: list[str] = []
 
 
-def _predefined(name: str, *arguments: Any, **more: Any) -> Op:
-    made = Op._make(f"MPI_{name}", *arguments, **more)
-    return _NAMED.setdefault(made._name, made)
+def _predefined(label: str, *arguments: Any, **more: Any) -> Op:
+    _PREDEFINED.append(label)
+    return Op._of_state(_State(f"MPI_{label}", *arguments, **more))._name_constant(label)  # type: ignore[no-any-return]
 
 
-OP_NULL = _predefined("OP_NULL", None, None)
+OP_NULL: Op = Op()._name_constant("OP_NULL")
 MAX = _predefined("MAX", np.maximum, lambda x, y: y if y > x else x, _REALS)
 MIN = _predefined("MIN", np.minimum, lambda x, y: y if y < x else x, _REALS)
 SUM = _predefined("SUM", np.add, operator.add, _NUMBERS)
@@ -189,4 +209,4 @@ MINLOC = _predefined("MINLOC", _located(np.less), _located_objects(operator.lt),
 REPLACE = _predefined("REPLACE", lambda a, b: b, lambda x, y: y, commute=False)
 NO_OP = _predefined("NO_OP", lambda a, b: a, lambda x, y: x, commute=False)
 
-__all__ = ["Op", *(name.removeprefix("MPI_") for name in _NAMED)]
+__all__ = ["OP_NULL", "Op", *_PREDEFINED]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.handle import Handle
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
@@ -295,8 +296,9 @@ class PointToPoint:
 
 def _both(receive: Request, send: Request) -> Request:
     """A request that is done when both are, and is the receive's then."""
-    received, finish = receive._operation, receive._finish
-    assert received is not None and send._operation is not None and finish is not None
+    pending = receive._ob
+    assert pending is not None and pending.operation is not None and pending.finish is not None and send._operation is not None
+    received, finish = pending.operation, pending.finish
     operation = Operation(2)
 
     def one(done: Operation) -> None:
@@ -307,35 +309,29 @@ def _both(receive: Request, send: Request) -> Request:
 
     received.add_done_callback(one)
     send._operation.add_done_callback(one)
-    return Request._of(receive._runtime, operation, lambda _, status: finish(received, status))
+    return Request._of(pending.runtime, operation, lambda _, status: finish(received, status))
 
 
-class Message:
+class _Matched:
+    """What all handles to one message share: where it was matched, and what it is until it is received; nothing for NO_PROC."""
+
+    def __init__(self, comm: PointToPoint | None, incoming: Incoming | None) -> None:
+        self.comm, self.incoming = comm, incoming
+        self.constant: Message | None = None
+
+
+class Message(Handle):
     """A message that a matched probe has taken (MPI 4.1, section 3.8.2)."""
 
+    __module__ = "serverless_mpi.MPI"
+    _ob: _Matched | None
+
     def __new__(cls, message: Message | None = None) -> Message:
-        self = super().__new__(cls)
-        self._comm: PointToPoint | None = None if message is None else message._comm
-        self._incoming: Incoming | None = None if message is None else message._incoming
-        self._no_proc = False if message is None else message._no_proc
-        return self
+        return cls._copy(message)  # type: ignore[no-any-return]
 
     @classmethod
     def _of(cls, comm: PointToPoint, incoming: Incoming) -> Message:
-        self = cls()
-        self._comm, self._incoming = comm, incoming
-        return self
-
-    def __bool__(self) -> bool:
-        return self._incoming is not None or self._no_proc
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Message):
-            return NotImplemented
-        return self._incoming is other._incoming and self._no_proc == other._no_proc
-
-    def __hash__(self) -> int:
-        return hash((id(self._incoming), self._no_proc))
+        return cls._of_state(_Matched(comm, incoming))  # type: ignore[no-any-return]
 
     @classmethod
     def probe(
@@ -355,15 +351,13 @@ class Message:
     Iprobe = iprobe
 
     def _start(self, value: Callable[[Operation], Any], into: memoryview | None = None) -> Request:
-        comm, incoming, no_proc = self._comm, self._incoming, self._no_proc
-        if no_proc:
-            request = Request()
-            request._operation = _done()
-            request._finish = lambda operation, status: status._fill_null()
-            return request
-        if comm is None or incoming is None:
+        matched, self._ob = self._ob, self._null._ob
+        if matched is MESSAGE_NO_PROC._ob:
+            return Request._of(None, _done(), lambda operation, status: status._fill_null())
+        if matched is None or matched.comm is None or matched.incoming is None:
             raise MPIException(ERR_REQUEST, "the message is null or has been received")
-        self._comm = self._incoming = None
+        comm, incoming = matched.comm, matched.incoming
+        matched.comm = matched.incoming = None
         return comm._received(comm._runtime.irecv_matched(incoming, into), value)
 
     def recv(self, status: Status | None = None) -> Any:
@@ -384,8 +378,7 @@ class Message:
         return self._start(_into(spec), spec.landing())
 
 
-MESSAGE_NULL = Message()
-MESSAGE_NO_PROC = Message()
-MESSAGE_NO_PROC._no_proc = True
+MESSAGE_NULL: Message = Message()._name_constant("MESSAGE_NULL")
+MESSAGE_NO_PROC: Message = Message._of_state(_Matched(None, None))._name_constant("MESSAGE_NO_PROC")
 
 __all__ = ["MESSAGE_NO_PROC", "MESSAGE_NULL", "Message"]

@@ -10,23 +10,22 @@ from serverless_mpi.api.collective import Collective, finishing
 from serverless_mpi.api.op import SUM, Op
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.plan import Plan
-from serverless_mpi.api.request import Finish, Request
+from serverless_mpi.api.request import Pending, Request
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, derive_context
 from serverless_mpi.errors import ERR_REQUEST, MPIException
-from serverless_mpi.runtime import Operation
 
 
-class Repeat:
+class Repeat(Pending):
     """What all handles to one persistent request share: how it is started, and what runs now (or nothing).
 
     start: begins it once more; the request it gives runs out in this one.
     """
 
     def __init__(self, start: Callable[[], Request]) -> None:
+        super().__init__(None, None, None)
         self.start = start
-        self.runtime: Any = None
-        self.operation: Operation | None = None
-        self.finish: Finish | None = None
+
+    persistent = True
 
     def begin(self) -> None:
         """Start it.
@@ -38,70 +37,29 @@ class Repeat:
         """
         if self.operation is not None:
             raise MPIException(ERR_REQUEST, "the persistent request is active; wait for it before it is started again")
-        request = self.start()
-        self.runtime, self.operation, self.finish = request._runtime, request._operation, request._finish
+        pending = self.start()._ob
+        assert pending is not None
+        self.runtime, self.operation, self.finish = pending.runtime, pending.operation, pending.finish
 
 
 class Prequest(Request):
     """A persistent request.  Waiting makes it inactive, not null; `Free` makes it null."""
 
-    _repeat: Repeat | None
+    __module__ = "serverless_mpi.MPI"
 
     def __new__(cls, request: Request | None = None) -> Prequest:
-        if request is not None and not isinstance(request, Prequest) and request:
+        if request and not isinstance(request, Prequest):
             raise TypeError("expecting a Prequest or a null request")
-        self = super().__new__(cls)
-        self._repeat = request._repeat if isinstance(request, Prequest) else None
-        return self
+        return cls._copy(request)  # type: ignore[no-any-return]
 
     @classmethod
     def _repeating(cls, repeat: Repeat) -> Prequest:
-        self = cls()
-        self._repeat = repeat
-        return self
-
-    # what `Request` waits for is what the shared state runs
-    @property
-    def _runtime(self) -> Any:  # type: ignore[override]
-        repeat = self.__dict__.get("_repeat")
-        return None if repeat is None else repeat.runtime
-
-    @_runtime.setter
-    def _runtime(self, runtime: Any) -> None: ...
-
-    @property
-    def _operation(self) -> Operation | None:  # type: ignore[override]
-        repeat = self.__dict__.get("_repeat")
-        return None if repeat is None else repeat.operation
-
-    @_operation.setter
-    def _operation(self, operation: Operation | None) -> None:
-        if self.__dict__.get("_repeat") is not None and operation is None:
-            self._repeat.operation = None  # type: ignore[union-attr]  # has run out
-
-    @property
-    def _finish(self) -> Finish | None:  # type: ignore[override]
-        repeat = self.__dict__.get("_repeat")
-        return None if repeat is None else repeat.finish
-
-    @_finish.setter
-    def _finish(self, finish: Finish | None) -> None: ...
-
-    def __bool__(self) -> bool:
-        return self._repeat is not None
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Prequest):
-            return self._repeat is other._repeat
-        return not self and not other if isinstance(other, Request) else NotImplemented
-
-    def __hash__(self) -> int:
-        return id(self._repeat)
+        return cls._of_state(repeat)  # type: ignore[no-any-return]
 
     def _live(self) -> Repeat:
-        if self._repeat is None:
+        if not isinstance(self._ob, Repeat):
             raise MPIException(ERR_REQUEST, "the persistent request is null")
-        return self._repeat
+        return self._ob
 
     def Start(self) -> None:
         """Start it once more."""
@@ -112,13 +70,6 @@ class Prequest(Request):
         """Start all."""
         for request in requests:
             request.Start()
-
-    def Free(self) -> None:
-        """Give it up; what has been started goes on."""
-        self._live()
-        self._repeat = None
-
-    free = Free
 
     # --- partitioned; `Partitioned` makes such requests ----------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.api.status import Status
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
@@ -13,47 +14,72 @@ from serverless_mpi.runtime import Operation, Runtime, any_done
 Finish = Callable[[Operation, Status], Any]
 
 
-class Request:
+class Pending:
+    """What all handles to one communication share.
+
+    runtime, operation: what is waited for; finish: takes its result, once, and fills the status.
+    """
+
+    __slots__ = ("runtime", "operation", "finish")
+
+    def __init__(self, runtime: Runtime | None, operation: Operation | None, finish: Finish | None) -> None:
+        self.runtime, self.operation, self.finish = runtime, operation, finish
+
+    persistent = False  # whether it can be started again
+
+    def status_of(self, operation: Operation, status: Status) -> None:
+        """Fill the status of a finished operation, whose result is taken later."""
+        assert self.finish is not None
+        if operation.error is None and not operation.cancelled:
+            self.finish(operation, status)
+        else:
+            status._fill_empty()
+            status.Set_cancelled(operation.cancelled)
+
+    def cancel(self) -> None:
+        """Withdraw it, if that is still possible."""
+        if self.operation is not None and self.runtime is not None:
+            self.runtime.cancel(self.operation)
+
+
+class Request(Handle):
     """A communication under way, or nothing (REQUEST_NULL).
 
     It becomes null when it is waited for; what it received is the value of
     `wait` and `test`, or is in the buffer.
     """
 
-    def __new__(cls, request: Request | None = None) -> Request:
-        self = super().__new__(cls)
-        self._runtime = None if request is None else request._runtime
-        self._operation = None if request is None else request._operation
-        self._finish = None if request is None else request._finish
-        return self
+    __module__ = "serverless_mpi.MPI"
+    _ob: Pending | None
 
-    _runtime: Runtime | None
-    _operation: Operation | None
-    _finish: Finish | None
+    def __new__(cls, request: Request | None = None) -> Request:
+        return cls._copy(request)  # type: ignore[no-any-return]
 
     @classmethod
-    def _of(cls, runtime: Runtime, operation: Operation, finish: Finish) -> Request:
-        self = cls()
-        self._runtime, self._operation, self._finish = runtime, operation, finish
+    def _of(cls, runtime: Runtime | None, operation: Operation, finish: Finish) -> Request:
+        self: Request = object.__new__(cls)
+        self._ob = Pending(runtime, operation, finish)
         return self
 
-    def __bool__(self) -> bool:
-        return self._operation is not None
-
-    def __eq__(self, other: object) -> bool:
-        return self._operation is other._operation if isinstance(other, Request) else NotImplemented
-
-    def __hash__(self) -> int:
-        return id(self._operation)
+    @property
+    def _operation(self) -> Operation | None:
+        """What goes on, or None: the request is null or inactive."""
+        return None if self._ob is None else self._ob.operation
 
     def _complete(self, status: Status | None) -> Any:
-        """Take the result of a finished operation; the request is null after it, whatever happens."""
-        operation, finish = self._operation, self._finish
+        """Take the result of a finished operation; the request is null (or inactive) after it, whatever happens."""
+        pending = self._ob
         status = Status() if status is None else status
-        if operation is None or finish is None:
+        if pending is None or pending.operation is None:
             status._fill_empty()
             return None
-        self._operation = self._finish = None
+        operation, finish = pending.operation, pending.finish
+        assert finish is not None
+        pending.operation = None
+        if not pending.persistent:
+            pending.finish = None
+            forget(pending)
+            self._ob = None
         if operation.error is not None:
             raise operation.error
         if operation.cancelled:
@@ -64,8 +90,7 @@ class Request:
 
     def wait(self, status: Status | None = None) -> Any:
         """Wait; the received object, if it was a receive of one."""
-        if self._operation is not None and self._runtime is not None:
-            self._runtime.wait((self._operation,))
+        _wait((self,), all=True)
         return self._complete(status)
 
     def test(self, status: Status | None = None) -> tuple[bool, Any]:
@@ -76,7 +101,10 @@ class Request:
 
     def get_status(self, status: Status | None = None) -> bool:
         """Whether it is done; the request stays."""
-        return bool(_test((self,), any_done))
+        if not _test((self,), any_done):
+            return False
+        _peek(self, status)
+        return True
 
     def Wait(self, status: Status | None = None) -> bool:
         """Wait; True."""
@@ -93,19 +121,20 @@ class Request:
 
     def Cancel(self) -> None:
         """Withdraw a receive that nothing has matched; anything else goes on to its end."""
-        if self._operation is None or self._runtime is None:
-            raise MPIException(ERR_REQUEST, "a null request cannot be cancelled")
-        self._runtime.cancel(self._operation)
+        if self._ob is None or self._ob.operation is None:
+            raise MPIException(ERR_REQUEST, "a null or inactive request cannot be cancelled")
+        self._ob.cancel()
 
-    cancel = Cancel
+    def cancel(self) -> None:
+        """The same."""
+        self.Cancel()
 
     def Free(self) -> None:
         """Let the communication go on without being asked for."""
-        if self._operation is None:
+        if self._ob is None:
             raise MPIException(ERR_REQUEST, "a null request cannot be freed")
-        self._operation = self._finish = None
-
-    free = Free
+        forget(self._ob)
+        self._ob = None
 
     # --- several -------------------------------------------------------------
 
@@ -125,7 +154,7 @@ class Request:
     @classmethod
     def waitany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, Any]:
         """(which is done, its object); (UNDEFINED, None) if all are null."""
-        if not any(requests):
+        if not any(request._operation is not None for request in requests):
             if status is not None:
                 status._fill_empty()
             return UNDEFINED, None
@@ -136,7 +165,7 @@ class Request:
     @classmethod
     def testany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool, Any]:
         """(which is done, whether one is, its object)."""
-        if not any(requests):
+        if not any(request._operation is not None for request in requests):
             if status is not None:
                 status._fill_empty()
             return UNDEFINED, True, None
@@ -150,7 +179,7 @@ class Request:
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
         """(which are done, their objects), at least one; (None, None) if all are null."""
-        if not any(requests):
+        if not any(request._operation is not None for request in requests):
             return None, None
         _wait(requests, all=False)
         which = _done(requests)
@@ -161,7 +190,7 @@ class Request:
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
         """(which are done, their objects), maybe none; (None, None) if all are null."""
-        if not any(requests):
+        if not any(request._operation is not None for request in requests):
             return None, None
         if not _test(requests, any_done):
             return [], []
@@ -199,11 +228,88 @@ class Request:
         """Which are done, maybe none; None if all are null."""
         return cls.testsome(requests, statuses)[0]
 
+    # --- several, without taking the results ----------------------------------
+
+    @classmethod
+    def get_status_any(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
+        """(which is done, whether one is); the requests stay."""
+        if not any(request._operation is not None for request in requests):
+            if status is not None:
+                status._fill_empty()
+            return UNDEFINED, True
+        if not _test(requests, any_done):
+            return UNDEFINED, False
+        index = _done(requests)[0]
+        _peek(requests[index], status)
+        return index, True
+
+    @classmethod
+    def get_status_all(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
+        """Whether all are done; the requests stay."""
+        if not _test(requests, _all_done):
+            return False
+        for request, status in zip(requests, _statuses(statuses, len(requests)), strict=True):
+            _peek(request, status)
+        return True
+
+    @classmethod
+    def get_status_some(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
+        """Which are done; None if all are null; the requests stay."""
+        if not any(request._operation is not None for request in requests):
+            return None
+        _test(requests, any_done)
+        which = _done(requests)
+        for index, status in zip(which, _statuses(statuses, len(which)), strict=True):
+            _peek(requests[index], status)
+        return which
+
+    @classmethod
+    def Get_status_any(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
+        """(which is done, whether one is); the requests stay."""
+        return cls.get_status_any(requests, status)
+
+    @classmethod
+    def Get_status_all(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
+        """Whether all are done; the requests stay."""
+        return cls.get_status_all(requests, statuses)
+
+    @classmethod
+    def Get_status_some(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
+        """Which are done; None if all are null; the requests stay."""
+        return cls.get_status_some(requests, statuses)
+
+
+def _peek(request: Request, status: Status | None) -> None:
+    """Fill the status of a request that is done."""
+    if status is None:
+        return
+    pending = request._ob
+    if pending is None or pending.operation is None:
+        status._fill_empty()
+        return
+    try:
+        pending.status_of(pending.operation, status)
+    except MPIException as error:
+        status.Set_error(error.Get_error_code())
+
+
+def _statuses(statuses: Sequence[Status] | None, count: int) -> list[Status]:
+    """`count` statuses to fill: the caller's, of which a list grows and anything else is filled as far as it goes."""
+    if statuses is None:
+        return [Status() for _ in range(count)]
+    if isinstance(statuses, list):
+        statuses += [Status() for _ in range(count - len(statuses))]
+    return [*statuses[:count], *(Status() for _ in range(count - len(statuses)))]
+
 
 def _operations(requests: Sequence[Request]) -> tuple[Runtime | None, list[Operation]]:
-    live = [request for request in requests if request._operation is not None]
-    runtime = live[0]._runtime if live else None
-    return runtime, [request._operation for request in live if request._operation is not None]
+    operations, runtime = [], None
+    for request in requests:
+        pending = request._ob
+        if pending is not None and pending.operation is not None:
+            operations.append(pending.operation)
+            runtime = runtime or pending.runtime
+    return runtime, operations
 
 
 def _wait(requests: Sequence[Request], all: bool) -> None:
@@ -231,10 +337,7 @@ def _done(requests: Sequence[Request]) -> list[int]:
 def _complete_each(requests: Sequence[Request], which: Sequence[int], statuses: list[Status] | None) -> list[Any]:
     """Complete the requests `which`; every one of them is, even if one has failed."""
     results, failed = [], None
-    for place, index in enumerate(which):
-        if statuses is not None and place >= len(statuses):
-            statuses.append(Status())
-        status = Status() if statuses is None else statuses[place]
+    for index, status in zip(which, _statuses(statuses, len(which)), strict=True):
         try:
             results.append(requests[index]._complete(status))
         except MPIException as error:
@@ -247,6 +350,6 @@ def _complete_each(requests: Sequence[Request], which: Sequence[int], statuses: 
     return results
 
 
-REQUEST_NULL = Request()
+REQUEST_NULL: Request = Request()._name_constant("REQUEST_NULL")
 
 __all__ = ["REQUEST_NULL", "Request"]

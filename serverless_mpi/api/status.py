@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from serverless_mpi.api.datatype import BYTE, Datatype
-from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, UNDEFINED
+from array import array
+from typing import Any
+
+from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.types import BYTE
+from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import SUCCESS
+
+# the fields, and where they stand in the memory that `tomemory` gives
+_SOURCE, _TAG, _ERROR, _NBYTES, _CANCELLED = range(5)
+F_SOURCE, F_TAG, F_ERROR, F_STATUS_SIZE = _SOURCE, _TAG, _ERROR, 5
 
 
 class Status:
     """Source, tag, error and length of a message.  source is a rank of the communicator."""
 
+    __module__ = "serverless_mpi.MPI"
+
     def __new__(cls, status: Status | None = None) -> Status:
         self = super().__new__(cls)
-        self._source = ANY_SOURCE if status is None else status._source
-        self._tag = ANY_TAG if status is None else status._tag
-        self._error = SUCCESS if status is None else status._error
-        self._nbytes = 0 if status is None else status._nbytes
-        self._cancelled = False if status is None else status._cancelled
+        if status is None:
+            self._fields = array("q", (ANY_SOURCE, ANY_TAG, SUCCESS, 0, 0))
+        elif isinstance(status, Status):
+            self._fields = status._fields[:]
+        else:
+            raise TypeError(f"a Status is needed, not {type(status).__name__}")
         return self
 
+    _fields: array[int]
+
     def _fill(self, source: int, tag: int, nbytes: int, cancelled: bool = False) -> None:
-        self._source, self._tag, self._nbytes, self._cancelled, self._error = source, tag, nbytes, cancelled, SUCCESS
+        fields = self._fields
+        fields[0], fields[1], fields[2], fields[3], fields[4] = source, tag, SUCCESS, nbytes, cancelled
 
     def _fill_null(self) -> None:
         self._fill(PROC_NULL, ANY_TAG, 0)
@@ -29,66 +43,86 @@ class Status:
         self._fill(ANY_SOURCE, ANY_TAG, 0)
 
     def __eq__(self, other: object) -> bool:
-        return vars(self) == vars(other) if isinstance(other, Status) else NotImplemented
+        return self._fields == other._fields if isinstance(other, Status) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return self._fields != other._fields if isinstance(other, Status) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        return type(self), (), self.__getstate__()
+
+    def __getstate__(self) -> dict[str, int]:
+        return dict(zip(("source", "tag", "error", "count", "cancelled"), self._fields, strict=True))
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self._fields[:] = array("q", state.values())
+
+    def tomemory(self) -> memoryview:
+        """The fields as numbers in memory, source, tag and error first; to write them is to set the fields."""
+        return memoryview(self._fields)
+
+    def py2f(self) -> list[int]:
+        """The fields as a list of F_STATUS_SIZE integers."""
+        return list(self._fields)
+
+    @classmethod
+    def f2py(cls, arg: list[int]) -> Status:
+        """The status of such a list."""
+        self = cls()
+        self._fields[:] = array("q", arg)
+        return self
+
     def Get_source(self) -> int:
         """The sender's rank."""
-        return self._source
+        return self._fields[_SOURCE]
 
     def Set_source(self, source: int) -> None:
         """Set the sender's rank."""
-        self._source = source
+        self._fields[_SOURCE] = source
 
     def Get_tag(self) -> int:
         """The message's tag."""
-        return self._tag
+        return self._fields[_TAG]
 
     def Set_tag(self, tag: int) -> None:
         """Set the message's tag."""
-        self._tag = tag
+        self._fields[_TAG] = tag
 
     def Get_error(self) -> int:
         """The error code."""
-        return self._error
+        return self._fields[_ERROR]
 
     def Set_error(self, error: int) -> None:
         """Set the error code."""
-        self._error = error
+        self._fields[_ERROR] = error
 
     def Get_count(self, datatype: Datatype = BYTE) -> int:
         """Elements received; UNDEFINED if the bytes are no whole number of them."""
-        size = datatype.Get_size()
-        if size == 0:
-            return 0 if self._nbytes == 0 else UNDEFINED
-        count, rest = divmod(self._nbytes, size)
-        return UNDEFINED if rest else count
+        return datatype.count_of(self._fields[_NBYTES])
 
     def Get_elements(self, datatype: Datatype) -> int:
-        """Basic elements received, of a datatype made of one kind; else whole elements."""
-        base = datatype._base
-        size = base.itemsize if base is not None else datatype.Get_size()
-        return UNDEFINED if not size or self._nbytes % size else self._nbytes // size
+        """Basic elements received; UNDEFINED if one of them is not whole."""
+        return datatype.elements_of(self._fields[_NBYTES])
 
     def Set_elements(self, datatype: Datatype, count: int) -> None:
         """Set the length as `count` basic elements."""
-        base = datatype._base
-        self._nbytes = count * (base.itemsize if base is not None else datatype.Get_size())
+        self._fields[_NBYTES] = datatype.bytes_of(count)
 
     def Is_cancelled(self) -> bool:
         """Whether the request was cancelled."""
-        return self._cancelled
+        return bool(self._fields[_CANCELLED])
 
     def Set_cancelled(self, flag: bool) -> None:
         """Say whether the request was cancelled."""
-        self._cancelled = bool(flag)
+        self._fields[_CANCELLED] = bool(flag)
 
     source = property(Get_source, Set_source, doc="The sender's rank.")
     tag = property(Get_tag, Set_tag, doc="The message's tag.")
     error = property(Get_error, Set_error, doc="The error code.")
-    count = property(lambda self: self.Get_count(BYTE), doc="Bytes received.")
+    count = property(Get_count, lambda self, count: self.Set_elements(BYTE, count), doc="Bytes received.")
     cancelled = property(Is_cancelled, Set_cancelled, doc="Whether the request was cancelled.")
 
 
-__all__ = ["Status"]
+__all__ = ["F_ERROR", "F_SOURCE", "F_STATUS_SIZE", "F_TAG", "Status"]

@@ -1,0 +1,105 @@
+"""What of MPI is not there: one-sided communication, files, dynamic processes.
+
+The names exist, so that programs that only mention them run; the calls raise a `MissingError`, which is an `MPI.Exception` and a
+`NotImplementedError`, and says what is missing. The numbers are MPICH's. What a communicator lacks is in comm.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from serverless_mpi.api.handle import Handle
+from serverless_mpi.errors import missing
+
+WIN_BASE, WIN_SIZE, WIN_DISP_UNIT, WIN_CREATE_FLAVOR, WIN_MODEL = 11, 12, 13, 14, 15
+WIN_FLAVOR = WIN_CREATE_FLAVOR
+WIN_FLAVOR_CREATE, WIN_FLAVOR_ALLOCATE, WIN_FLAVOR_DYNAMIC, WIN_FLAVOR_SHARED = 1, 2, 3, 4
+WIN_SEPARATE, WIN_UNIFIED = 1, 2
+MODE_NOCHECK, MODE_NOSTORE, MODE_NOPUT, MODE_NOPRECEDE, MODE_NOSUCCEED = 1024, 2048, 4096, 8192, 16384
+LOCK_EXCLUSIVE, LOCK_SHARED = 234, 235
+MODE_CREATE, MODE_RDONLY, MODE_WRONLY, MODE_RDWR, MODE_DELETE_ON_CLOSE = 1, 2, 4, 8, 16
+MODE_UNIQUE_OPEN, MODE_EXCL, MODE_APPEND, MODE_SEQUENTIAL = 32, 64, 128, 256
+SEEK_SET, SEEK_CUR, SEEK_END = 600, 602, 604
+DISPLACEMENT_CURRENT = DISP_CUR = -54278278
+
+
+def _absent(name: str, what: str) -> Callable[..., NoReturn]:
+    """A function that raises: `name` is the call, `what` the part of MPI it belongs to."""
+
+    def absent(*arguments: Any, **more: Any) -> NoReturn:
+        raise missing(f"{name} ({what})")
+
+    absent.__name__ = absent.__qualname__ = name.split(".")[-1]
+    absent.__doc__ = f"Missing: {what}."
+    return absent
+
+
+_WINDOWS = "one-sided communication"
+_FILES = "file input and output"
+_PROCESSES = "dynamic processes"
+
+
+class Win(Handle):
+    """A window of one-sided communication: missing."""
+
+    __module__ = "serverless_mpi.MPI"
+
+    def __new__(cls, win: Win | None = None) -> Win:
+        return cls._copy(win)  # type: ignore[no-any-return]
+
+
+class File(Handle):
+    """A file that ranks share: missing."""
+
+    __module__ = "serverless_mpi.MPI"
+
+    def __new__(cls, file: File | None = None) -> File:
+        return cls._copy(file)  # type: ignore[no-any-return]
+
+
+def _fill(kind: type[Handle], what: str, methods: str, classmethods: str, properties: str) -> None:
+    name = kind.__name__
+    for method in methods.split():
+        setattr(kind, method, _absent(f"{name}.{method}", what))
+    for method in classmethods.split():
+        setattr(kind, method, classmethod(_absent(f"{name}.{method}", what)))
+    for field in properties.split():
+        setattr(kind, field, property(_absent(f"{name}.{field}", what), doc=f"Missing: {what}."))
+
+
+_fill(
+    Win, _WINDOWS,
+    "Accumulate Attach Call_errhandler Compare_and_swap Complete Delete_attr Detach Fence Fetch_and_op Flush Flush_all Flush_local "
+    "Flush_local_all Free Get Get_accumulate Get_attr Get_errhandler Get_group Get_info Get_name Lock Lock_all Post Put Raccumulate Rget "
+    "Rget_accumulate Rput Set_attr Set_errhandler Set_info Set_name Shared_query Start Sync Test Unlock Unlock_all Wait tomemory",
+    "Allocate Allocate_shared Create Create_dynamic Create_errhandler Create_keyval Free_keyval",
+    "attrs flavor group group_rank group_size info model name",
+)  # fmt: skip
+_fill(
+    File, _FILES,
+    "Call_errhandler Close Get_amode Get_atomicity Get_byte_offset Get_errhandler Get_group Get_info Get_position Get_position_shared "
+    "Get_size Get_type_extent Get_view Iread Iread_all Iread_at Iread_at_all Iread_shared Iwrite Iwrite_all Iwrite_at Iwrite_at_all "
+    "Iwrite_shared Preallocate Read Read_all Read_all_begin Read_all_end Read_at Read_at_all Read_at_all_begin Read_at_all_end "
+    "Read_ordered Read_ordered_begin Read_ordered_end Read_shared Seek Seek_shared Set_atomicity Set_errhandler Set_info Set_size "
+    "Set_view Sync Write Write_all Write_all_begin Write_all_end Write_at Write_at_all Write_at_all_begin Write_at_all_end Write_ordered "
+    "Write_ordered_begin Write_ordered_end Write_shared",
+    "Create_errhandler Delete Open",
+    "amode atomicity group group_rank group_size info size",
+)  # fmt: skip
+
+WIN_NULL: Win = Win()._name_constant("WIN_NULL")
+FILE_NULL: File = File()._name_constant("FILE_NULL")
+
+Open_port = _absent("Open_port", _PROCESSES)
+Close_port = _absent("Close_port", _PROCESSES)
+Publish_name = _absent("Publish_name", _PROCESSES)
+Unpublish_name = _absent("Unpublish_name", _PROCESSES)
+Lookup_name = _absent("Lookup_name", _PROCESSES)
+Register_datarep = _absent("Register_datarep", _FILES)
+
+
+__all__ = [
+    "Close_port", "File", "Lookup_name", "Open_port", "Publish_name", "Register_datarep", "Unpublish_name", "Win",
+    *(name for name, value in list(globals().items()) if name.isupper() and name[0] != "_" and not callable(value)),
+]  # fmt: skip

@@ -1,0 +1,139 @@
+"""Attributes: values of the program attached to communicators, datatypes and windows (MPI 4.1, section 7.7).
+
+A key knows what is to be done when the object is duplicated and when the value goes. Only here are those functions called; what
+goes wrong in them is printed, and the call that caused them fails.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from serverless_mpi.errors import ERR_KEYVAL, ERR_OTHER, MPIException
+
+KEYVAL_INVALID = -1
+_FIRST = 100  # below are the keys that MPI defines
+
+
+@dataclass
+class _Key:
+    kind: type
+    copy: Callable[[Any, int, Any], Any] | bool | None
+    delete: Callable[[Any, int, Any], None] | None
+    freed: bool = False
+
+
+_keys: dict[int, _Key] = {}
+_numbers = itertools.count(_FIRST)
+
+
+def reported(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of the program returns.
+
+    Raises
+    ------
+    MPIException
+        It raised: with its own code if it raised an MPI.Exception, else ERR_OTHER. Its traceback is on standard error.
+    """
+    try:
+        return call(*arguments)
+    except MPIException as error:
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+        raise MPIException(error.Get_error_code(), "a callback of the program raised it") from error
+    except Exception as error:
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+        raise MPIException(ERR_OTHER, f"a callback of the program failed: {error!r}") from error
+
+
+def _key(keyval: int, kind: type) -> _Key:
+    key = _keys.get(keyval)
+    if key is None or key.kind is not kind:
+        raise MPIException(ERR_KEYVAL, f"{keyval} is no key for attributes of a {kind.__name__}")
+    return key
+
+
+class Attributed:
+    """An object that attributes can be attached to. `_attribute_table` gives the dictionary of a live object."""
+
+    _family: Any
+
+    def _attribute_table(self) -> dict[int, Any]:
+        raise NotImplementedError
+
+    @classmethod
+    def Create_keyval(
+        cls,
+        copy_fn: Callable[[Any, int, Any], Any] | None = None,
+        delete_fn: Callable[[Any, int, Any], None] | None = None,
+        nopython: bool = False,
+    ) -> int:
+        """A new key.
+
+        copy_fn(object, keyval, value): gives the duplicate's value, or NotImplemented for none; True copies the reference, False and
+        None copy nothing. delete_fn(object, keyval, value): called when the value goes. nopython: values are integers.
+        """
+        number = next(_numbers)
+        _keys[number] = _Key(cls._family, copy_fn, delete_fn or None)
+        return number
+
+    @classmethod
+    def Free_keyval(cls, keyval: int) -> int:
+        """Give the key up: no value can be attached under it any more; those that are stay. Returns KEYVAL_INVALID."""
+        _key(keyval, cls._family).freed = True
+        return KEYVAL_INVALID
+
+    def Get_attr(self, keyval: int) -> Any:
+        """The value under a key, or None."""
+        table = self._attribute_table()
+        _key(keyval, self._family)
+        return table.get(keyval)
+
+    def Set_attr(self, keyval: int, attrval: Any) -> None:
+        """Attach a value; one that is there goes first."""
+        table = self._attribute_table()
+        if _key(keyval, self._family).freed:
+            raise MPIException(ERR_KEYVAL, f"key {keyval} has been freed")
+        if keyval in table:
+            self._delete(table, keyval)
+        table[keyval] = attrval
+
+    def Delete_attr(self, keyval: int) -> None:
+        """Take the value away."""
+        table = self._attribute_table()
+        _key(keyval, self._family)
+        if keyval in table:
+            self._delete(table, keyval)
+
+    def _delete(self, table: dict[int, Any], keyval: int) -> None:
+        delete = _keys[keyval].delete
+        if delete is not None:
+            reported(delete, self, keyval, table[keyval])
+        table.pop(keyval, None)
+
+    def _copy_attributes(self, new: Attributed) -> None:
+        """Give a duplicate its values."""
+        table = self._attribute_table()
+        if not table:
+            return
+        other = new._attribute_table()
+        for keyval, value in list(table.items()):
+            copy = _keys[keyval].copy
+            if copy is True:
+                other[keyval] = value
+            elif copy:
+                made = reported(copy, self, keyval, value)
+                if made is not NotImplemented:
+                    other[keyval] = made
+
+    def _delete_attributes(self) -> None:
+        """The object goes: so do its values, the last first."""
+        table = self._attribute_table()
+        for keyval in reversed(list(table)):
+            self._delete(table, keyval)
+
+
+__all__ = ["KEYVAL_INVALID"]

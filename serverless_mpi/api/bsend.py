@@ -1,0 +1,114 @@
+"""Buffered mode: the memory that a program attaches, and the sends that use it (MPI 4.1, section 3.6).
+
+What is sent is copied by the runtime anyway, so the memory is accounted and not written: a program that would run out of it under
+another MPI is told so here too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serverless_mpi.api.memory import BUFFER_AUTOMATIC, BufferAutomaticType, as_bytes
+from serverless_mpi.api.memory import buffer as Buffer
+from serverless_mpi.api.request import Request
+from serverless_mpi.api.status import Status
+from serverless_mpi.errors import ERR_BUFFER, MPIException
+from serverless_mpi.runtime import Operation, get_runtime
+
+BSEND_OVERHEAD = 96  # bytes that a message takes besides its own
+
+
+class Attached:
+    """The buffer of a process, a communicator or a session."""
+
+    def __init__(self) -> None:
+        self.object: Any = None  # what was attached
+        self._room: int | None = None  # its bytes; None: as many as needed, if something is attached
+        self._under_way: list[tuple[Operation, int]] = []
+
+    def attach(self, buf: Any) -> None:
+        """Attach memory; ERR_BUFFER if there is some already."""
+        if self.object is not None:
+            raise MPIException(ERR_BUFFER, "a buffer is attached already; detach it first")
+        if buf is None or isinstance(buf, BufferAutomaticType):
+            self.object, self._room = BUFFER_AUTOMATIC, None
+        else:
+            view, _ = as_bytes(buf, False)
+            self.object, self._room = Buffer.frombuffer(buf), view.nbytes
+
+    def detach(self) -> Any:
+        """Detach it and give it back."""
+        if self.object is None:
+            return None
+        self.flush()
+        found, self.object = self.object, None
+        return found
+
+    def flush(self) -> None:
+        """Wait until no send uses it."""
+        operations = [operation for operation, _ in self._under_way]
+        if operations:
+            get_runtime().wait(operations)
+        self._under_way.clear()
+
+    def iflush(self) -> Request:
+        """The same as a request."""
+        everything = Operation(1 + len(self._under_way))
+        for operation, _ in self._under_way:
+            operation.add_done_callback(lambda _: everything._release())
+        everything._release()
+        return Request._of(get_runtime(), everything, _finish)
+
+    def reserve(self, nbytes: int) -> None:
+        """See that a message fits.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: nothing is attached, or what is attached is too full.
+        """
+        if self.object is None:
+            raise MPIException(ERR_BUFFER, f"a buffered send of {nbytes} bytes without a buffer; call MPI.Attach_buffer first")
+        if self._room is None:
+            return
+        self._under_way = [(operation, taken) for operation, taken in self._under_way if not operation.done]
+        taken = sum(taken for _, taken in self._under_way)
+        if taken + nbytes + BSEND_OVERHEAD > self._room:
+            raise MPIException(
+                ERR_BUFFER, f"a buffered send of {nbytes} + {BSEND_OVERHEAD} bytes; {self._room - taken} of {self._room} bytes are free"
+            )
+
+    def took(self, operation: Operation, nbytes: int) -> None:
+        """A message is on its way."""
+        if not operation.done:
+            self._under_way.append((operation, nbytes + BSEND_OVERHEAD))
+
+
+def _finish(operation: Operation, status: Status) -> None:
+    status._fill_empty()
+
+
+OF_PROCESS = Attached()
+
+
+def Attach_buffer(buf: Any) -> None:
+    """Give memory for the process's buffered sends; BUFFER_AUTOMATIC or None for as much as they need."""
+    OF_PROCESS.attach(buf)
+
+
+def Detach_buffer() -> Any:
+    """Take it back, once all buffered sends have left it; None if there is none."""
+    return OF_PROCESS.detach()
+
+
+def Flush_buffer() -> None:
+    """Wait until all buffered sends have left it."""
+    OF_PROCESS.flush()
+
+
+def Iflush_buffer() -> Request:
+    """Start waiting for that."""
+    return OF_PROCESS.iflush()
+
+
+__all__ = ["Attach_buffer", "BSEND_OVERHEAD", "Detach_buffer", "Flush_buffer", "Iflush_buffer"]

@@ -1,0 +1,243 @@
+"""Error handlers: what a call does with its error (MPI 4.1, section 9.3), and error classes and codes of the program (9.5).
+
+By default an error is raised. A handler is armed on a communicator's or session's handle: its calls then go through the handler
+first, so that objects without one pay nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from serverless_mpi.api.attributes import reported
+from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.errors import (
+    ERR_ARG,
+    ERR_ERRHANDLER,
+    ERR_LASTCODE,
+    ERR_OTHER,
+    ERROR_STRINGS,
+    SUCCESS,
+    MPIException,
+)
+from serverless_mpi.runtime import get_runtime
+
+MOST_HANDLERS = 32  # of one kind at a time: mpi4py's limit, which programs may count on
+_made: dict[type, int] = {}
+_handled: str = "_smpi_handled"
+
+
+class _State:
+    """function: of the program; fatal: ends the job; for: the kind of object it was made for."""
+
+    def __init__(self, function: Callable[[Any, int], None] | None = None, fatal: bool = False, kind: type | None = None) -> None:
+        self.function, self.fatal, self.kind = function, fatal, kind
+        self.constant: Errhandler | None = None
+
+
+class Errhandler(Handle):
+    """An error handler."""
+
+    __module__ = "serverless_mpi.MPI"
+
+    def __new__(cls, errhandler: Errhandler | None = None) -> Errhandler:
+        return cls._copy(errhandler)  # type: ignore[no-any-return]
+
+    def Free(self) -> None:
+        """Make the handle null; objects that have the handler keep it."""
+        if self._ob is None:
+            raise MPIException(ERR_ERRHANDLER, "the error handler is null")
+        if self is self._constant():
+            raise MPIException(ERR_ERRHANDLER, f"{self._label} is predefined and cannot be freed")
+        state, self._ob = self._ob, None
+        if state.kind is not None:
+            _made[state.kind] = _made.get(state.kind, 1) - 1
+            state.kind = None
+            forget(state)
+
+    def free(self) -> None:
+        """Free it, unless it is null or predefined."""
+        if self._ob is not None and self is not self._constant():
+            self.Free()
+
+
+ERRHANDLER_NULL: Errhandler = Errhandler()._name_constant("ERRHANDLER_NULL")
+ERRORS_RETURN: Errhandler = Errhandler._of_state(_State())._name_constant("ERRORS_RETURN")
+ERRORS_ABORT: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant("ERRORS_ABORT")
+ERRORS_ARE_FATAL: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant("ERRORS_ARE_FATAL")
+
+
+class Guarded:
+    """An object that has an error handler. `_ob` is its state, on which the handler is kept; `_check_live` raises for a null one."""
+
+    _family: Any
+    _ob: Any
+
+    def _check_live(self) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def Create_errhandler(cls, errhandler_fn: Callable[[Any, int], None]) -> Errhandler:
+        """A handler that calls errhandler_fn(object, error code); the call that failed then raises."""
+        kind = cls._family
+        if not callable(errhandler_fn):
+            raise TypeError("an error handler is made of a function")
+        if _made.get(kind, 0) >= MOST_HANDLERS:
+            raise RuntimeError(f"{MOST_HANDLERS} error handlers of a {kind.__name__} exist; free one first")
+        _made[kind] = _made.get(kind, 0) + 1
+        return Errhandler._of_state(_State(errhandler_fn, kind=kind))  # type: ignore[no-any-return]
+
+    def Get_errhandler(self) -> Errhandler:
+        """A handle to its handler."""
+        self._check_live()
+        return Errhandler._of_state(getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob)  # type: ignore[no-any-return]
+
+    def Set_errhandler(self, errhandler: Errhandler) -> None:
+        """Give it a handler.
+
+        Raises
+        ------
+        MPIException
+            ERR_ERRHANDLER: the handler is null.
+        """
+        self._check_live()
+        if not errhandler:
+            raise MPIException(ERR_ERRHANDLER, "the error handler is null")
+        self._ob.errhandler = errhandler._ob
+        _arm(self, errhandler._ob)
+
+    def Call_errhandler(self, errorcode: int) -> None:
+        """Hand an error to its handler; ERRORS_RETURN does nothing."""
+        self._check_live()
+        _call(getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob, self, errorcode, None)
+
+
+def _call(handler: _State, obj: Any, errorcode: int, error: BaseException | None) -> None:
+    if handler.fatal:
+        text = str(error) if error is not None else MPIException(errorcode).Get_error_string()
+        print(f"a fatal error of MPI: {text}", file=sys.stderr)
+        get_runtime().abort(errorcode or 1)
+    if handler.function is not None:
+        reported(handler.function, obj, errorcode)
+
+
+def _arm(obj: Any, handler: _State) -> None:
+    """Let the handler see what `obj`'s calls raise, or, for ERRORS_RETURN, let them be as they were."""
+    kind = type(obj)
+    names = [name for name in dir(kind) if name[0] != "_" and name not in dir(Guarded) and callable(getattr(kind, name))]
+    for name in names:
+        obj.__dict__.pop(name, None)
+    if not handler.fatal and handler.function is None:
+        return
+    for name in names:
+        if not isinstance(kind.__dict__.get(name), (classmethod, staticmethod)):
+            obj.__dict__[name] = _guard(getattr(obj, name), obj, handler)
+
+
+def _guard(call: Callable[..., Any], obj: Any, handler: _State) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def guarded(*arguments: Any, **more: Any) -> Any:
+        try:
+            return call(*arguments, **more)
+        except MPIException as error:
+            if not getattr(error, _handled, False):  # calls are made of calls: the innermost one hands it over
+                setattr(error, _handled, True)
+                _call(handler, obj, error.Get_error_code(), error)
+            raise
+
+    return guarded
+
+
+# --- classes and codes of the program -----------------------------------------
+
+_codes = MPIException.added_classes  # code -> its class; a class is a code of itself
+_strings = MPIException.added_strings
+_last = ERR_LASTCODE
+
+
+def last_used_code() -> int:
+    """LASTUSEDCODE: the largest code there is."""
+    return _last
+
+
+def Add_error_class() -> int:
+    """A new error class."""
+    global _last
+    _last += 1
+    _codes[_last] = _last
+    _strings[_last] = ""
+    return _last
+
+
+def Add_error_code(errorclass: int) -> int:
+    """A new error code of a class."""
+    global _last
+    if not _known(errorclass):
+        _refuse(errorclass, "is no error class")
+    _last += 1
+    _codes[_last] = errorclass
+    _strings[_last] = ""
+    return _last
+
+
+def Add_error_string(errorcode: int, string: str) -> None:
+    """The sentence of a code or class of the program."""
+    if errorcode not in _codes:
+        _refuse(errorcode, "was not added by the program")
+    _strings[errorcode] = string
+
+
+def Remove_error_class(errorclass: int) -> None:
+    """Take a class away that no code and no sentence is left of."""
+    if _codes.get(errorclass) != errorclass:
+        _refuse(errorclass, "is no error class of the program")
+    if any(code != errorclass and of == errorclass for code, of in _codes.items()):
+        _refuse(errorclass, "still has error codes")
+    _remove(errorclass)
+
+
+def Remove_error_code(errorcode: int) -> None:
+    """Take a code away whose sentence has been removed."""
+    if errorcode not in _codes or _codes[errorcode] == errorcode:
+        _refuse(errorcode, "is no error code of the program")
+    _remove(errorcode)
+
+
+def Remove_error_string(errorcode: int) -> None:
+    """Take the sentence of a code or class away."""
+    if errorcode not in _codes:
+        _refuse(errorcode, "was not added by the program")
+    _strings[errorcode] = ""
+
+
+def _known(errorcode: int) -> bool:
+    return errorcode in _codes or errorcode in ERROR_STRINGS
+
+
+def _remove(errorcode: int) -> None:
+    if _strings.get(errorcode):
+        _refuse(errorcode, "still has its sentence")
+    del _codes[errorcode]
+    _strings.pop(errorcode, None)
+
+
+def _refuse(errorcode: int, why: str) -> NoReturn:
+    raise MPIException(ERR_ARG if errorcode != SUCCESS else ERR_OTHER, f"error code {errorcode} {why}")
+
+
+def Get_error_class(errorcode: int) -> int:
+    """The class of an error code."""
+    return MPIException(errorcode).Get_error_class()
+
+
+def Get_error_string(errorcode: int) -> str:
+    """The sentence of an error code."""
+    return MPIException(errorcode).Get_error_string()
+
+
+__all__ = [
+    "Add_error_class", "Add_error_code", "Add_error_string", "ERRHANDLER_NULL", "ERRORS_ABORT", "ERRORS_ARE_FATAL", "ERRORS_RETURN",
+    "Errhandler", "Get_error_class", "Get_error_string", "Remove_error_class", "Remove_error_code", "Remove_error_string",
+]  # fmt: skip

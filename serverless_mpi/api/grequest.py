@@ -1,0 +1,85 @@
+"""Generalized requests: something the program does itself, waited for like a communication (MPI 4.1, section 13.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from serverless_mpi.api.attributes import reported
+from serverless_mpi.api.request import Pending, Request
+from serverless_mpi.api.status import Status
+from serverless_mpi.errors import ERR_REQUEST, MPIException
+from serverless_mpi.runtime import Operation, get_runtime
+
+
+class _General(Pending):
+    """The program's functions: query fills the status, free is called at the end, cancel is told whether it is complete."""
+
+    __slots__ = ("query", "free", "on_cancel", "args", "kwargs")
+
+    def __init__(self, query: Any, free: Any, cancel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__(get_runtime(), Operation(), self._take)
+        self.query, self.free, self.on_cancel, self.args, self.kwargs = query, free, cancel, args, kwargs
+
+    def _call(self, function: Callable[..., Any] | None, *first: Any) -> None:
+        if function is not None:
+            reported(lambda: function(*first, *self.args, **self.kwargs))
+
+    def status_of(self, operation: Operation, status: Status) -> None:
+        status._fill_empty()
+        self._call(self.query, status)
+
+    def _take(self, operation: Operation, status: Status) -> Any:
+        try:
+            self.status_of(operation, status)
+        finally:
+            self._call(self.free)
+        return operation.result
+
+    def cancel(self) -> None:
+        assert self.operation is not None
+        self._call(self.on_cancel, self.operation.done)
+
+
+class Grequest(Request):
+    """A request of the program's own: it is done when the program says so."""
+
+    __module__ = "serverless_mpi.MPI"
+
+    def __new__(cls, request: Request | None = None) -> Grequest:
+        if request and not isinstance(request, Grequest):
+            raise TypeError(f"a Grequest is needed, not {type(request).__name__}")
+        return cls._copy(request)  # type: ignore[no-any-return]
+
+    @classmethod
+    def Start(
+        cls,
+        query_fn: Callable[..., None] | None = None,
+        free_fn: Callable[..., None] | None = None,
+        cancel_fn: Callable[..., None] | None = None,
+        args: tuple[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> Grequest:
+        """A new one.
+
+        query_fn(status, *args, **kwargs) fills the status, free_fn(*args, **kwargs) is called at the end, cancel_fn(completed, *args,
+        **kwargs) when it is cancelled.
+        """
+        return cls._of_state(_General(query_fn, free_fn, cancel_fn, tuple(args or ()), dict(kwargs or {})))  # type: ignore[no-any-return]
+
+    def Complete(self) -> None:
+        """Say that it is done."""
+        self.complete()
+
+    def complete(self, obj: Any = None) -> None:
+        """Say that it is done; `wait` gives `obj`."""
+        pending = self._ob
+        if not isinstance(pending, _General) or pending.operation is None:
+            raise MPIException(ERR_REQUEST, "the request is null or over")
+        pending.operation.result = obj
+        pending.operation._release()
+        assert pending.runtime is not None
+        pending.runtime.poke()
+
+
+__all__ = ["Grequest"]

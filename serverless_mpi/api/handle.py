@@ -1,0 +1,162 @@
+"""What all MPI objects have in common: a Python object is a handle, a reference to state that several may share, or null.
+
+A copy made by the constructor shares the state; `Free` makes that one handle null. Constants pickle by name; what belongs to a
+process does not pickle. Handles have numbers, so that they can be passed through code that knows only integers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, ClassVar
+
+_numbers = itertools.count(1)
+_states: dict[int, Any] = {}  # number -> state, of those whose number was asked for
+_numbered: dict[int, int] = {}  # id of such a state -> its number
+
+
+def _number(state: Any) -> int:
+    number = _numbered.get(id(state))
+    if number is None:
+        number = _numbered[id(state)] = next(_numbers)
+        _states[number] = state
+    return number
+
+
+def forget(state: Any) -> None:
+    """The state is gone: so is its number."""
+    if _numbered:
+        _states.pop(_numbered.pop(id(state), 0), None)
+
+
+class Handle:
+    """A reference to MPI state.
+
+    Subclasses say which error class a null handle is (`_error`), and what freeing does. State objects may have `constant`, the
+    handle that is a constant's own.
+    """
+
+    _family: ClassVar[type[Handle]]
+    _null: ClassVar[Any] = None
+    _label: str | None = None  # of a constant: its name in MPI
+    _ob: Any
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if Handle in cls.__bases__:
+            cls._family = cls
+
+    @classmethod
+    def _copy(cls, other: Handle | None) -> Any:
+        """A new handle to what `other` refers to, or a null one."""
+        self = object.__new__(cls)
+        if other is None:
+            self._ob = None
+        elif isinstance(other, cls._family):
+            self._ob = other._ob
+        else:
+            raise TypeError(f"a {cls._family.__name__} is needed, not {type(other).__name__}")
+        return self
+
+    @classmethod
+    def _of_state(cls, state: Any) -> Any:
+        self = object.__new__(cls)
+        self._ob = state
+        return self
+
+    def _name_constant(self, label: str) -> Any:
+        """Make this handle the constant `MPI.<label>`."""
+        self._label = label
+        if self._ob is None:
+            self._family._null = self
+        else:
+            self._ob.constant = self
+        return self
+
+    def _constant(self) -> Any:
+        """The constant that this handle equals, or None."""
+        return self._family._null if self._ob is None else getattr(self._ob, "constant", None)
+
+    def __bool__(self) -> bool:
+        return self._ob is not None
+
+    def __eq__(self, other: object) -> bool:
+        return self._ob is other._ob if isinstance(other, self._family) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return self._ob is not other._ob if isinstance(other, self._family) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equality changes when a handle is freed
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        constant = self._constant()
+        if constant is None:
+            raise ValueError(f"a {type(self).__name__} belongs to its process and cannot be pickled")
+        return str(self._label) if self is constant else (type(self), (constant,))
+
+    def free(self) -> None:
+        """Free it, unless it is null or a constant; a copy of a constant becomes null."""
+        constant = self._constant()
+        if self._ob is None or self is constant:
+            return
+        if constant is None:
+            self.Free()  # type: ignore[attr-defined]
+        else:
+            self._ob = None
+
+    @property
+    def handle(self) -> int:
+        """A number for the object; 0 is null."""
+        return 0 if self._ob is None else _number(self._ob)
+
+    @classmethod
+    def fromhandle(cls, handle: int) -> Any:
+        """The object with that number."""
+        if handle == 0:
+            return cls._of_state(None)
+        state = _states.get(handle)
+        if state is None:
+            raise ValueError(f"no object has the handle {handle}")
+        return cls._of_state(state)
+
+    def toint(self) -> int:
+        """The same as `handle`."""
+        return self.handle
+
+    @classmethod
+    def fromint(cls, arg: int, /) -> Any:
+        """The object with that number."""
+        return cls.fromhandle(arg)
+
+    def py2f(self) -> int:
+        """The same as `handle`."""
+        return self.handle
+
+    @classmethod
+    def f2py(cls, arg: int) -> Any:
+        """The object with that number."""
+        return cls.fromhandle(arg)
+
+
+def _sizeof(arg: Any) -> int:
+    """Bytes that a C variable of the object's kind takes: handles are as large as a pointer, a status is five 64-bit numbers."""
+    kind = arg if isinstance(arg, type) else type(arg)
+    if issubclass(kind, Handle):
+        return 8
+    if kind.__name__ == "Status" and hasattr(kind, "tomemory"):
+        return 40
+    raise TypeError(f"{arg!r} is no MPI object")
+
+
+def _addressof(arg: Any) -> int:
+    """Where the object is."""
+    _sizeof(arg)
+    return id(arg)
+
+
+def _handleof(arg: Any) -> int:
+    """The object's number; 0 for a null handle."""
+    _sizeof(arg)
+    return arg.handle if isinstance(arg, Handle) else id(arg)
+
+
+__all__ = ["_addressof", "_handleof", "_sizeof"]

@@ -1,0 +1,369 @@
+"""Memory: `MPI.buffer`, addresses, and the bytes of any object that has some, without a copy.
+
+Nothing here knows of messages; buffers.py does. Memory that other libraries describe (DLPack, CUDA arrays) is in foreign.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import numpy as np
+
+from serverless_mpi.errors import ERR_ARG, ERR_NO_MEM, MPIException
+
+_NO_BYTES = memoryview(bytearray())
+_NATIVE = "<" if sys.byteorder == "little" else ">"
+_CASTABLE = frozenset("?bBhHiIlLqQfd")  # formats that memoryview.cast turns to bytes
+
+
+class _Constant:
+    """A constant that stands in a buffer's place; it equals its number."""
+
+    __slots__ = ()
+    _number: int
+    _label: str
+
+    def __repr__(self) -> str:
+        return self._label
+
+    def __reduce__(self) -> str:
+        return self._label
+
+    def __int__(self) -> int:
+        return self._number
+
+    def __bool__(self) -> bool:
+        return self._number != 0
+
+    def __hash__(self) -> int:
+        return hash(self._number)
+
+    def __eq__(self, other: object) -> bool:
+        return self._number == int(other) if isinstance(other, (int, type(self))) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return self._number != int(other) if isinstance(other, (int, type(self))) else NotImplemented
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        return memoryview(b"")
+
+
+class BottomType(_Constant):
+    """The type of BOTTOM."""
+
+    __module__ = "serverless_mpi.MPI"
+    __slots__ = ()
+    _number, _label = 0, "BOTTOM"
+
+    def __index__(self) -> int:
+        return 0
+
+
+class InPlaceType(_Constant):
+    """The type of IN_PLACE."""
+
+    __module__ = "serverless_mpi.MPI"
+    __slots__ = ()
+    _number, _label = -1, "IN_PLACE"
+
+
+class BufferAutomaticType(_Constant):
+    """The type of BUFFER_AUTOMATIC."""
+
+    __module__ = "serverless_mpi.MPI"
+    __slots__ = ()
+    _number, _label = -2, "BUFFER_AUTOMATIC"
+
+
+BOTTOM = BottomType()
+IN_PLACE = InPlaceType()
+BUFFER_AUTOMATIC = BufferAutomaticType()
+
+
+class buffer(np.ndarray[Any, Any]):
+    """A run of bytes in memory: a view of an object's, memory of its own, or memory at an address.
+
+    address, obj (whose memory it is, or None), nbytes, readonly, format ("B"), itemsize (1).
+    """
+
+    __module__ = "serverless_mpi.MPI"
+    _obj: Any = None
+    _device = False  # on a GPU: the address is known, the bytes are not to be touched
+
+    def __new__(cls, *arguments: Any) -> buffer:
+        if not arguments:
+            return cls._over(np.empty(0, np.uint8), None)
+        (buf,) = arguments
+        return cls._viewing(buf, True)
+
+    @classmethod
+    def _over(cls, array: np.ndarray[Any, Any], obj: Any) -> buffer:
+        self = array.view(cls)
+        self._obj = obj
+        return self
+
+    @staticmethod
+    def allocate(nbytes: int, clear: bool = False) -> buffer:
+        """New memory, zeroed if `clear`."""
+        if not hasattr(nbytes, "__index__"):
+            raise TypeError(f"a number of bytes is an integer, not {type(nbytes).__name__}")
+        if nbytes < 0:
+            raise ValueError(f"a number of bytes cannot be {nbytes}")
+        own = np.zeros(nbytes, np.uint8) if clear else np.empty(nbytes, np.uint8)
+        return buffer._over(own, own)
+
+    @staticmethod
+    def frombuffer(obj: Any, readonly: bool = False) -> buffer:
+        """The memory of an object, to be written too unless `readonly`."""
+        self = buffer._viewing(obj, readonly)
+        if readonly:
+            self.flags.writeable = False
+        return self
+
+    @classmethod
+    def _viewing(cls, obj: Any, readonly: bool) -> buffer:
+        if obj is None:
+            raise TypeError("None has no memory")
+        view, _ = as_bytes(obj, readonly)
+        self = cls._over(np.frombuffer(view, np.uint8), obj)
+        self._device = on_device(obj)
+        return self
+
+    @staticmethod
+    def fromaddress(address: int, nbytes: int, readonly: bool = False) -> buffer:
+        """Memory at an address: it must be there and stay as long as the buffer is used."""
+        if nbytes < 0:
+            raise ValueError(f"a number of bytes cannot be {nbytes}")
+        if not address and nbytes:
+            raise ValueError(f"there are no {nbytes} bytes at address 0")
+        self = buffer._over(np.frombuffer(at_address(address, nbytes), np.uint8), None)
+        self.flags.writeable = not readonly
+        return self
+
+    def cast(self, format: str, shape: Any = None) -> memoryview:  # type: ignore[override]
+        """The bytes as numbers of a format of the struct module, in a shape."""
+        view = self._touch()
+        return view.cast(format) if shape is None else view.cast(format, shape)  # type: ignore[call-overload,no-any-return]
+
+    def tobytes(self, order: str | None = None) -> bytes:  # type: ignore[override]
+        """A copy of the bytes."""
+        return self._touch().tobytes()
+
+    def toreadonly(self) -> buffer:
+        """The same memory, not to be written."""
+        self._touch()
+        new = buffer._over(np.asarray(self), self._obj)
+        new.flags.writeable = False
+        return new
+
+    def release(self) -> None:
+        """Let go of the memory: nothing of it is left in the buffer."""
+        self.__setstate__((1, (0,), np.dtype(np.uint8), False, b""))
+        self.flags.writeable = True
+        self._obj = None
+
+    def _touch(self) -> memoryview:
+        if self._device:
+            raise BufferError("the memory is on a device and cannot be touched from here")
+        return memoryview(self)
+
+    address = property(
+        lambda self: 0 if not self.size and self._obj is None else int(self.__array_interface__["data"][0]), doc="Of the first byte."
+    )
+    obj = property(lambda self: self._obj, doc="Whose memory it is, or None.")
+    readonly = property(lambda self: bool(not self.flags.writeable and self.size), doc="Whether it cannot be written.")
+    format = property(lambda self: "B", doc="Its format in the struct module.")
+
+    def __getitem__(self, item: Any) -> Any:
+        self._touch()
+        if isinstance(item, slice):
+            return buffer._over(np.asarray(self)[_plain(item)], self._obj)
+        return int(np.asarray(self)[_integer(item)])
+
+    def __setitem__(self, item: Any, value: Any) -> None:
+        self._touch()
+        if not self.flags.writeable:
+            raise TypeError("memory buffer is read-only")
+        array = np.asarray(self)
+        if not isinstance(item, slice):
+            array[_integer(item)] = value
+            return
+        part = array[_plain(item)]
+        if isinstance(value, int):
+            part[...] = value
+            return
+        view, _ = as_bytes(value, True)
+        if view.nbytes != part.nbytes:
+            raise ValueError(f"{view.nbytes} bytes do not fill {part.nbytes}")
+        part[...] = np.frombuffer(view, np.uint8)
+
+    def __delitem__(self, item: Any) -> None:
+        raise NotImplementedError("bytes of memory cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+        return self is other
+
+    def __ne__(self, other: object) -> bool:  # type: ignore[override]
+        return self is not other
+
+    def __bool__(self) -> bool:
+        return self.size > 0
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<serverless_mpi.MPI.buffer of {self.size} bytes at {self.address:#x}>"
+
+    __str__ = __repr__
+
+
+memory = buffer
+
+
+def _plain(item: slice) -> slice:
+    if item.step not in (None, 1):
+        raise IndexError("a slice of memory has no step")
+    return item
+
+
+def _integer(item: Any) -> int:
+    if not hasattr(item, "__index__"):
+        raise TypeError("an index is an integer or a slice")
+    return int(item.__index__())
+
+
+def at_address(address: int, nbytes: int) -> memoryview:
+    """`nbytes` of memory at an address."""
+    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B") if nbytes else _NO_BYTES
+
+
+def on_device(obj: Any) -> bool:
+    """Whether the object says that its memory is a GPU's."""
+    if isinstance(obj, (bytes, bytearray, memoryview, np.ndarray)):
+        return False
+    if hasattr(obj, "__dlpack_device__"):
+        return bool(obj.__dlpack_device__()[0] != 1)
+    return hasattr(obj, "__cuda_array_interface__")
+
+
+def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
+    """(the bytes of `obj` without a copy, the format of its numbers in the struct module or NumPy's, None for plain bytes).
+
+    Raises
+    ------
+    BufferError
+        Not contiguous, or not writable though it is to be written.
+    TypeError
+        It has no memory.
+    """
+    if obj is None:
+        return _NO_BYTES, None
+    if isinstance(obj, np.ndarray):
+        view, code = _of_array(obj)
+    else:
+        try:
+            view = memoryview(obj)
+        except TypeError:
+            if isinstance(obj, _Constant):
+                return _NO_BYTES, None
+            from serverless_mpi.api import foreign
+
+            view, code = foreign.as_bytes(obj, readonly)
+        else:
+            view, code = _of_view(view)
+    if view.readonly and not readonly and view.nbytes:
+        raise BufferError(f"the {type(obj).__name__} to receive into is read-only")
+    return view, code
+
+
+def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
+    dtype = array.dtype
+    char = dtype.char
+    if char in _CASTABLE and dtype.isnative:
+        code = char
+    elif dtype.kind in "SU" and dtype.isnative:
+        code = f"{dtype.itemsize // (1 if dtype.kind == 'S' else 4)}{'s' if dtype.kind == 'S' else 'w'}"
+    else:
+        code = char if dtype.isnative else dtype.str
+    if isinstance(array, buffer):
+        code = "B"
+    if not array.size:
+        return _NO_BYTES, code
+    if not array.flags.c_contiguous:
+        if not array.flags.f_contiguous:
+            raise BufferError(f"an array with strides {array.strides} is not contiguous; send numpy.ascontiguousarray(array)")
+        array = array.T
+    if char in _CASTABLE and dtype.isnative:
+        return memoryview(array).cast("B"), code
+    if dtype.hasobject:
+        raise BufferError("an array of Python objects has no bytes to send; use the lower-case call")
+    return memoryview(np.asarray(array).reshape(-1).view(np.uint8)), code
+
+
+def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
+    code = view.format
+    if not view.contiguous:
+        raise BufferError(f"a buffer with strides {view.strides} is not contiguous")
+    if not view.nbytes:
+        return _NO_BYTES, code
+    if not view.c_contiguous:
+        view = memoryview(np.asarray(view).T)
+    if code in _CASTABLE or code == "c":
+        return view.cast("B"), code
+    return memoryview(np.asarray(view).reshape(-1).view(np.uint8)), code
+
+
+def native(code: str) -> str:
+    """The code without its byte order, which must be this machine's.
+
+    Raises
+    ------
+    BufferError
+        It is the other one.
+    """
+    if code[0] in "@=" or code[0] == _NATIVE:
+        return code[1:]
+    if code[0] in "<>":
+        raise BufferError(f"numbers of format {code!r} are not in this machine's byte order; give a datatype explicitly")
+    return code
+
+
+def Alloc_mem(size: int, info: Any = None) -> buffer:
+    """New memory."""
+    if size < 0:
+        raise MPIException(ERR_ARG, f"a number of bytes cannot be {size}")
+    try:
+        return buffer.allocate(size)
+    except MemoryError as error:
+        raise MPIException(ERR_NO_MEM, f"there are no {size} bytes of memory") from error
+
+
+def Free_mem(mem: buffer) -> None:
+    """Give memory of Alloc_mem up."""
+    mem.release()
+
+
+def Get_address(location: Any) -> int:
+    """The address of a buffer's first byte."""
+    if isinstance(location, _Constant):
+        return int(location)
+    view, _ = as_bytes(location, readonly=True)
+    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0]) if view.nbytes else 0
+
+
+def Aint_add(base: int, disp: int) -> int:
+    """An address so many bytes further."""
+    return base + disp
+
+
+def Aint_diff(addr1: int, addr2: int) -> int:
+    """Bytes from the second address to the first."""
+    return addr1 - addr2
+
+
+__all__ = [
+    "Aint_add", "Aint_diff", "Alloc_mem", "BOTTOM", "BUFFER_AUTOMATIC", "BottomType", "BufferAutomaticType", "Free_mem", "Get_address",
+    "IN_PLACE", "InPlaceType", "buffer", "memory",
+]  # fmt: skip

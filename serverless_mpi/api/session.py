@@ -1,0 +1,109 @@
+"""Sessions: a way to groups and communicators without COMM_WORLD (MPI 4.1, section 11.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serverless_mpi.api import bsend
+from serverless_mpi.api.errhandler import ERRORS_RETURN, Errhandler, Guarded
+from serverless_mpi.api.group import Group
+from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.info import INFO_NULL, Info
+from serverless_mpi.api.request import Request
+from serverless_mpi.errors import ERR_ARG, ERR_SESSION, MPIException
+from serverless_mpi.runtime import get_runtime
+
+MAX_PSET_NAME_LEN = 256
+MAX_STRINGTAG_LEN = 256
+_SETS = ("mpi://WORLD", "mpi://SELF")
+
+
+class _State:
+    def __init__(self, errhandler: Any) -> None:
+        self.errhandler = errhandler
+        self.attached = bsend.Attached()
+
+
+class Session(Handle, Guarded):
+    """A session."""
+
+    __module__ = "serverless_mpi.MPI"
+
+    def __new__(cls, session: Session | None = None) -> Session:
+        return cls._copy(session)  # type: ignore[no-any-return]
+
+    def _check_live(self) -> None:
+        if self._ob is None:
+            raise MPIException(ERR_SESSION, "the session is null or has been finalized")
+
+    @classmethod
+    def Init(cls, info: Info = INFO_NULL, errhandler: Errhandler | None = None) -> Session:
+        """A new one."""
+        self = cls._of_state(_State(None))
+        self.Set_errhandler(errhandler or ERRORS_RETURN)
+        return self  # type: ignore[no-any-return]
+
+    def Finalize(self) -> None:
+        """End it."""
+        self._check_live()
+        forget(self._ob)
+        self._ob = None
+
+    Free = Finalize
+
+    def Get_num_psets(self, info: Info = INFO_NULL) -> int:
+        """Number of process sets."""
+        self._check_live()
+        return len(_SETS)
+
+    def Get_nth_pset(self, n: int, info: Info = INFO_NULL) -> str:
+        """The name of a process set."""
+        self._check_live()
+        if not 0 <= n < len(_SETS):
+            raise MPIException(ERR_ARG, f"set number {n} is outside 0..{len(_SETS) - 1}")
+        return _SETS[n]
+
+    def Get_info(self) -> Info:
+        """Its hints."""
+        self._check_live()
+        return Info.Create({"thread_level": "MPI_THREAD_MULTIPLE"})
+
+    def _ranks(self, pset_name: str) -> list[int]:
+        self._check_live()
+        if pset_name.lower() not in [name.lower() for name in _SETS]:
+            raise MPIException(ERR_ARG, f"there is no process set {pset_name!r}; there are {', '.join(_SETS)}")
+        runtime = get_runtime()
+        return [runtime.rank] if pset_name.lower().endswith("self") else list(range(runtime.size))
+
+    def Get_pset_info(self, pset_name: str) -> Info:
+        """Facts of a process set: its size, as `mpi_size`."""
+        return Info.Create({"mpi_size": str(len(self._ranks(pset_name)))})
+
+    def Create_group(self, pset_name: str) -> Group:
+        """The processes of a set."""
+        return Group._of(self._ranks(pset_name), get_runtime().rank)
+
+    def Attach_buffer(self, buf: Any) -> None:
+        """Give memory for buffered sends; None for memory as it is needed."""
+        self._check_live()
+        self._ob.attached.attach(buf)
+
+    def Detach_buffer(self) -> Any:
+        """Take it back, once all buffered sends have left it."""
+        self._check_live()
+        return self._ob.attached.detach()
+
+    def Flush_buffer(self) -> None:
+        """Wait until all buffered sends have left it."""
+        self._check_live()
+        self._ob.attached.flush()
+
+    def Iflush_buffer(self) -> Request:
+        """Start waiting for that."""
+        self._check_live()
+        return self._ob.attached.iflush()  # type: ignore[no-any-return]
+
+
+SESSION_NULL: Session = Session()._name_constant("SESSION_NULL")
+
+__all__ = ["MAX_PSET_NAME_LEN", "MAX_STRINGTAG_LEN", "SESSION_NULL", "Session"]

@@ -1,0 +1,227 @@
+"""The predefined datatypes, and which of them belongs to a code, a size, a pair (MPI 4.1, sections 3.2.2 and 19.1.9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from serverless_mpi.api.datatype import COMBINER_F90_COMPLEX, COMBINER_NAMED, DATATYPE_NULL, Datatype, TypeState
+from serverless_mpi.api.layout import Layout
+from serverless_mpi.api.memory import native
+from serverless_mpi.core.envelope import UNDEFINED
+from serverless_mpi.errors import ERR_ARG, ERR_OTHER, MPIException
+
+TYPECLASS_REAL = 1
+TYPECLASS_INTEGER = 2
+TYPECLASS_COMPLEX = 3
+TYPECLASS_LOGICAL = 4
+
+
+def _state(name: str, dtype: np.dtype[Any]) -> TypeState:
+    state = TypeState(Layout.run(dtype.itemsize, dtype.alignment), dtype, COMBINER_NAMED)
+    state.name = name
+    state.predefined = state.committed = True
+    return state
+
+
+def _basic(label: str, kind: str, char: str, code: str = "", name: str = "") -> Datatype:
+    """kind: NumPy's type; char: of the struct module; code: what `tocode` says, by default the character."""
+    dtype = np.dtype(kind)
+    state = _state(name or f"MPI_{label}", dtype)
+    state.typechar, state.code = char, code or char
+    state.typestr = {"S": "S1", "U": "U1", "b": "b1"}.get(dtype.kind) or f"{dtype.kind}{dtype.itemsize}"
+    return Datatype._of_state(state)._name_constant(label)  # type: ignore[no-any-return]
+
+
+def _pair(label: str, first: Datatype, name: str = "") -> Datatype:
+    """A value and a C int, as a C struct lays them out."""
+    value = first._ob.base
+    dtype = np.dtype([("value", value), ("index", "i")], align=True)
+    state = _state(name or f"MPI_{label}", dtype)
+    made = Datatype.Create_struct([1, 1], [0, dtype.fields["index"][1]], [first, INT])._ob  # type: ignore[index]
+    state.layout, state.parts, state.base = made.layout.bounded(0, dtype.itemsize), made.parts, None
+    state.pair = np.dtype([("value", value), ("index", "i")])
+    return Datatype._of_state(state)._name_constant(label)  # type: ignore[no-any-return]
+
+
+PACKED = _basic("PACKED", "u1", "B")
+BYTE = _basic("BYTE", "u1", "B")
+AINT = _basic("AINT", "i8", "p")
+OFFSET = _basic("OFFSET", "i8", "p")
+COUNT = _basic("COUNT", "i8", "p")
+CHAR = _basic("CHAR", "S1", "c")
+WCHAR = _basic("WCHAR", "U1", "U")
+SIGNED_CHAR = _basic("SIGNED_CHAR", "b", "b")
+SHORT = _basic("SHORT", "h", "h")
+INT = _basic("INT", "i", "i")
+LONG = _basic("LONG", "l", "l")
+LONG_LONG = _basic("LONG_LONG", "q", "q", name="MPI_LONG_LONG_INT")
+UNSIGNED_CHAR = _basic("UNSIGNED_CHAR", "B", "B")
+UNSIGNED_SHORT = _basic("UNSIGNED_SHORT", "H", "H")
+UNSIGNED = _basic("UNSIGNED", "I", "I")
+UNSIGNED_LONG = _basic("UNSIGNED_LONG", "L", "L")
+UNSIGNED_LONG_LONG = _basic("UNSIGNED_LONG_LONG", "Q", "Q")
+FLOAT = _basic("FLOAT", "f", "f")
+DOUBLE = _basic("DOUBLE", "d", "d")
+LONG_DOUBLE = _basic("LONG_DOUBLE", "g", "g")
+C_BOOL = _basic("C_BOOL", "?", "?", "b1")
+INT8_T = _basic("INT8_T", "i1", "b", "i1")
+INT16_T = _basic("INT16_T", "i2", "h", "i2")
+INT32_T = _basic("INT32_T", "i4", "i", "i4")
+INT64_T = _basic("INT64_T", "i8", "l", "i8")
+UINT8_T = _basic("UINT8_T", "u1", "B", "u1")
+UINT16_T = _basic("UINT16_T", "u2", "H", "u2")
+UINT32_T = _basic("UINT32_T", "u4", "I", "u4")
+UINT64_T = _basic("UINT64_T", "u8", "L", "u8")
+FLOAT16_T = _basic("FLOAT16_T", "f2", "e")
+FLOAT32_T = FLOAT
+FLOAT64_T = DOUBLE
+BFLOAT16_T = DATATYPE_NULL
+C_COMPLEX = C_FLOAT_COMPLEX = _basic("C_COMPLEX", "F", "F")
+C_DOUBLE_COMPLEX = _basic("C_DOUBLE_COMPLEX", "D", "D")
+C_LONG_DOUBLE_COMPLEX = _basic("C_LONG_DOUBLE_COMPLEX", "G", "G")
+CXX_BOOL = _basic("CXX_BOOL", "?", "?")
+CXX_FLOAT_COMPLEX = _basic("CXX_FLOAT_COMPLEX", "F", "F")
+CXX_DOUBLE_COMPLEX = _basic("CXX_DOUBLE_COMPLEX", "D", "D")
+CXX_LONG_DOUBLE_COMPLEX = _basic("CXX_LONG_DOUBLE_COMPLEX", "G", "G")
+SHORT_INT = _pair("SHORT_INT", SHORT)
+INT_INT = TWOINT = _pair("INT_INT", INT, "MPI_2INT")
+LONG_INT = _pair("LONG_INT", LONG)
+FLOAT_INT = _pair("FLOAT_INT", FLOAT)
+DOUBLE_INT = _pair("DOUBLE_INT", DOUBLE)
+LONG_DOUBLE_INT = _pair("LONG_DOUBLE_INT", LONG_DOUBLE)
+CHARACTER = _basic("CHARACTER", "S1", "c")
+LOGICAL = _basic("LOGICAL", "i4", "i")
+INTEGER = _basic("INTEGER", "i4", "i")
+REAL = _basic("REAL", "f4", "f")
+DOUBLE_PRECISION = _basic("DOUBLE_PRECISION", "f8", "d")
+COMPLEX = _basic("COMPLEX", "c8", "F")
+DOUBLE_COMPLEX = _basic("DOUBLE_COMPLEX", "c16", "D")
+LOGICAL1 = _basic("LOGICAL1", "?", "?", "b1")
+LOGICAL2 = _basic("LOGICAL2", "i2", "h", "i2")
+LOGICAL4 = _basic("LOGICAL4", "i4", "i", "i4")
+LOGICAL8 = _basic("LOGICAL8", "i8", "l", "i8")
+LOGICAL16 = DATATYPE_NULL
+INTEGER1 = _basic("INTEGER1", "i1", "b", "i1")
+INTEGER2 = _basic("INTEGER2", "i2", "h", "i2")
+INTEGER4 = _basic("INTEGER4", "i4", "i", "i4")
+INTEGER8 = _basic("INTEGER8", "i8", "l", "i8")
+INTEGER16 = DATATYPE_NULL
+REAL2 = _basic("REAL2", "f2", "e", "f2")
+REAL4 = _basic("REAL4", "f4", "f", "f4")
+REAL8 = _basic("REAL8", "f8", "d", "f8")
+REAL16 = _basic("REAL16", "g", "g", "f16")
+COMPLEX4 = DATATYPE_NULL
+COMPLEX8 = _basic("COMPLEX8", "c8", "F", "c8")
+COMPLEX16 = _basic("COMPLEX16", "c16", "D", "c16")
+COMPLEX32 = _basic("COMPLEX32", "G", "G", "c32")
+
+# the older spellings that mpi4py keeps
+UNSIGNED_INT = UNSIGNED
+SIGNED_SHORT, SIGNED_INT, SIGNED_LONG, SIGNED_LONG_LONG = SHORT, INT, LONG, LONG_LONG
+BOOL = C_BOOL
+SINT8_T, SINT16_T, SINT32_T, SINT64_T = INT8_T, INT16_T, INT32_T, INT64_T
+F_BOOL, F_INT, F_FLOAT, F_DOUBLE, F_COMPLEX = LOGICAL, INTEGER, REAL, DOUBLE_PRECISION, COMPLEX
+F_FLOAT_COMPLEX, F_DOUBLE_COMPLEX = COMPLEX, DOUBLE_COMPLEX
+
+# codes of the struct module, of NumPy and of the array interface -> datatype, as mpi4py maps them
+_typedict: dict[str, Datatype] = {
+    "?": C_BOOL, "b": SIGNED_CHAR, "h": SHORT, "i": INT, "l": LONG, "q": LONG_LONG, "B": UNSIGNED_CHAR, "H": UNSIGNED_SHORT,
+    "I": UNSIGNED, "L": UNSIGNED_LONG, "Q": UNSIGNED_LONG_LONG, "e": FLOAT16_T, "f": FLOAT, "d": DOUBLE, "g": LONG_DOUBLE,
+    "Zf": C_COMPLEX, "Zd": C_DOUBLE_COMPLEX, "Zg": C_LONG_DOUBLE_COMPLEX, "F": C_COMPLEX, "D": C_DOUBLE_COMPLEX,
+    "G": C_LONG_DOUBLE_COMPLEX, "b1": C_BOOL, "i1": INT8_T, "i2": INT16_T, "i4": INT32_T, "i8": INT64_T, "u1": UINT8_T,
+    "u2": UINT16_T, "u4": UINT32_T, "u8": UINT64_T, "f2": FLOAT16_T, "f4": FLOAT, "f8": DOUBLE, "c8": C_COMPLEX,
+    "c16": C_DOUBLE_COMPLEX, "n": COUNT, "N": UNSIGNED_LONG, "p": AINT, "P": UNSIGNED_LONG, "c": CHAR, "a": CHAR, "S": CHAR,
+    "S1": CHAR, "s": CHAR, "1s": CHAR, "U": WCHAR, "U1": WCHAR, "u": UINT16_T, "1u": UINT16_T, "w": WCHAR, "1w": WCHAR,
+    "M": INT64_T, "M8": INT64_T, "m": INT64_T, "m8": INT64_T,
+}  # fmt: skip
+_wide = np.dtype("g").itemsize
+_typedict |= {f"f{_wide}": LONG_DOUBLE, f"c{2 * _wide}": C_LONG_DOUBLE_COMPLEX}
+_typedict_c: dict[str, Datatype] = {
+    code: _typedict[code] for code in ("?", *"bhilqBHILQfdgFDG", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8",
+                                       f"f{_wide}", "c8", "c16", f"c{2 * _wide}")
+}  # fmt: skip
+_typedict_f: dict[str, Datatype] = {
+    "l": LOGICAL, "i": INTEGER, "r": REAL, "s": REAL, "d": DOUBLE_PRECISION, "c": COMPLEX, "z": DOUBLE_COMPLEX, "l1": LOGICAL1,
+    "l2": LOGICAL2, "l4": LOGICAL4, "l8": LOGICAL8, "i1": INTEGER1, "i2": INTEGER2, "i4": INTEGER4, "i8": INTEGER8, "r2": REAL2,
+    "r4": REAL4, "r8": REAL8, "r16": REAL16, "c8": COMPLEX8, "c16": COMPLEX16, "c32": COMPLEX32,
+}  # fmt: skip
+
+_PAIRS = {(value._ob, INT._ob): pair for value, pair in (
+    (SHORT, SHORT_INT), (INT, INT_INT), (LONG, LONG_INT), (FLOAT, FLOAT_INT), (DOUBLE, DOUBLE_INT), (LONG_DOUBLE, LONG_DOUBLE_INT),
+)}  # fmt: skip
+_SIZED = {
+    TYPECLASS_LOGICAL: (LOGICAL1, LOGICAL2, LOGICAL4, LOGICAL8),
+    TYPECLASS_INTEGER: (INTEGER1, INTEGER2, INTEGER4, INTEGER8),
+    TYPECLASS_REAL: (REAL2, REAL4, REAL8, REAL16),
+    TYPECLASS_COMPLEX: (COMPLEX8, COMPLEX16, COMPLEX32),
+}
+_f90_made: dict[tuple[int, int, int], Datatype] = {}
+
+
+def of_code(code: str) -> Datatype:
+    """The datatype of a code.
+
+    Raises
+    ------
+    KeyError
+        There is none.
+    BufferError
+        It names the other byte order.
+    """
+    found = _typedict.get(code)
+    if found is None:
+        found = _typedict.get(native(code) if code else code)
+    if found is None:
+        raise KeyError(f"there is no datatype for numbers of format {code!r}; give one explicitly, as [buffer, datatype]")
+    return found
+
+
+def pair_of(value: TypeState, index: TypeState) -> Datatype:
+    """The predefined pair of two types, or DATATYPE_NULL."""
+    return _PAIRS.get((value, index), DATATYPE_NULL)
+
+
+def of_size(typeclass: int, size: int) -> Datatype:
+    """The Fortran type of a class and size."""
+    for datatype in _SIZED.get(typeclass, ()):
+        if datatype.Get_size() == size:
+            return datatype
+    raise MPIException(ERR_ARG, f"there is no datatype of class {typeclass} and {size} bytes")
+
+
+def f90(combiner: int, kind: str, p: int, r: int, params: dict[str, int]) -> Datatype:
+    """The type that holds `p` decimal digits and exponents up to `r` (of an integer: `r` digits); the same again for the same numbers."""
+    known = _f90_made.get((combiner, p, r))
+    if known is not None:
+        return known
+    digits, span = (0 if value == UNDEFINED else value for value in (p, r))
+    if kind == "i":
+        table = [(np.dtype(code), 0, digits) for code, digits in (("i1", 2), ("i2", 4), ("i4", 9), ("i8", 18))]
+    else:
+        table = [(np.dtype(code), np.finfo(code).precision, int(np.log10(np.finfo(code).max))) for code in ("f4", "f8", "g")]
+    for dtype, most_digits, most_span in table:
+        if digits <= most_digits and span <= most_span:
+            like = of_code(f"{kind}{dtype.itemsize * (2 if combiner == COMBINER_F90_COMPLEX else 1)}")._ob
+            state = _state("", like.base)
+            state.combiner, state.params, state.integers = combiner, params, list(params.values())
+            state.typechar, state.typestr, state.code = like.typechar, like.typestr, like.typestr
+            return _f90_made.setdefault((combiner, p, r), Datatype._of_state(state))
+    raise MPIException(ERR_OTHER, f"there is no type of {p} digits and range {r}")
+
+
+def _typecode(datatype: Datatype) -> str | None:
+    """What `tocode` says, or None."""
+    return None if not datatype else datatype._live.code
+
+
+def _typealign(datatype: Datatype) -> int | None:
+    """Alignment in bytes, or None where it has none."""
+    return None if not datatype or not datatype._live.predefined else datatype._live.layout.align
+
+
+__all__ = ["_typealign", "_typecode", "_typedict", "_typedict_c", "_typedict_f"] + [
+    name for name, value in list(globals().items()) if name.isupper() and name[0] != "_" and isinstance(value, (Datatype, int))
+    and not name.startswith(("COMBINER_", "ERR_", "UNDEFINED"))
+]  # fmt: skip
