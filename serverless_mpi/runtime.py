@@ -23,7 +23,7 @@ from serverless_mpi import channels
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.collectives.steps import Deal, Recv, Send
 from serverless_mpi.core.delivery import Incoming
-from serverless_mpi.core.endpoint import Endpoint, Receive
+from serverless_mpi.core.endpoint import Endpoint, Landing, Receive
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope
 from serverless_mpi.core.parcel import Parcel, Wanted
 from serverless_mpi.deadlock import Teller
@@ -99,9 +99,12 @@ class Runtime:
         self._started = time.monotonic()
         self._channel: Channel = channels.load(spec.channel)(spec, self.meter)
         self.figures = self._channel.figures
+        limits = self._channel.limits
         self._endpoint = Endpoint(
-            spec.rank, bytes.fromhex(spec.job_id), spec.key, self._channel.limits.max_frame_bytes, _max_held_bytes()
+            spec.rank, bytes.fromhex(spec.job_id), spec.key, limits.max_frame_bytes, _max_held_bytes(), limits.guarded
         )
+        if limits.guarded:
+            self._channel.land = self._land
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._pump_predicate: Callable[[], bool] | None = None
@@ -111,7 +114,7 @@ class Runtime:
         self._putting = 0  # frames that the sender thread is putting now
         self._work = threading.Condition(self._lock)
         self._sender: threading.Thread | None = None
-        self._background = self._channel.limits.background
+        self._background = limits.background
         self.finalized = False
         self._frames = 0  # sent and received
         self.communicators: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by context
@@ -417,7 +420,10 @@ class Runtime:
             now = time.monotonic()
             self._frames += len(deliveries)
             for delivery in deliveries:
-                self._endpoint.receive(delivery.data, now)
+                if delivery.landing is None:
+                    self._endpoint.receive(delivery.data, now)
+                else:
+                    self._endpoint.landed(delivery.landing)
                 if delivery.receipt is not None:
                     receipts.append(delivery.receipt)
             if not deliveries and max_wait_s > 0:
@@ -442,6 +448,10 @@ class Runtime:
     def _wanted(self) -> list[Wanted]:
         with self._lock:
             return self._endpoint.wanted()
+
+    def _land(self, head: memoryview, nbytes: int) -> Landing | None:
+        with self._lock:
+            return self._endpoint.land(head, nbytes, time.monotonic())
 
     def _notify(self) -> None:
         """Under the lock, not pumping: wake the threads whose predicates may have become true."""

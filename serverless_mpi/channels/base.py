@@ -20,10 +20,14 @@ __all__ = ["EACH", "MANY", "Channel", "Delivery", "Figures", "FrameName", "Limit
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One frame that arrived; `receipt` acknowledges it (None: nothing to acknowledge)."""
+    """One frame that arrived; `receipt` acknowledges it (None: nothing to acknowledge).
+
+    landing: where `Channel.land` had its body put; `data` is empty then.
+    """
 
     data: memoryview
     receipt: object
+    landing: Any = None
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,13 @@ class Limits:
     max_frame_bytes: largest frame, header included.
     background: a put takes about a round trip, so the runtime puts from a
     sender thread and gathers what has been queued meanwhile.
+    guarded: nobody but the two ranks' own user can read or write what is on
+    its way, so frames need no tag over their bodies.
     """
 
     max_frame_bytes: int
     background: bool
+    guarded: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,9 @@ class Channel(ABC):
 
     limits: Limits
     figures: Figures
+    # Set by the runtime of a guarded channel: given a frame's first 80 bytes and the length of the rest, it names memory
+    # for the rest (an object with `memory`), or None.  To be called without a lock that `put` or `wake` need.
+    land: Callable[[memoryview, int], Any] | None = None
 
     def __init__(self, spec: JobSpec, meter: Any) -> None:
         self.spec = spec
@@ -101,7 +111,7 @@ class Channel(ABC):
 
     @abstractmethod
     def put(self, parcels: Sequence[Parcel]) -> None:
-        """Give frames to the medium; returns when it has them.
+        """Give frames to the medium; returns when it has them, which may be when their readers take them.
 
         Raises ChannelError when it cannot; frames of the batch may then be there or not.
         """

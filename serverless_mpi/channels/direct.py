@@ -1,75 +1,68 @@
-"""direct: framed TCP between ranks that can reach each other.
+"""direct: framed streams between ranks that can reach each other: Unix sockets on one machine, TCP beyond.
 
 A connection carries frames one way, from the rank that opened it to the rank
 that accepted it: two ranks that talk both ways hold two.  So `put` and `get`
 never share a socket, and a connection that is closed never throws away bytes
 that are still on their way.  The launcher binds every rank's listening socket
 before any rank runs and the rank inherits it, so addresses are known from the
-start and connecting early merely waits in the backlog.
-
-Connection:  connector sends HELLO (magic, job, its rank, the rank it wants, nonce);
-acceptor answers nonce, MAC; connector answers MAC.  Both MACs are BLAKE2b
-keyed with the job's key over both nonces, so each side proves that it knows
-the key, freshly, before the first frame.  A small thread does this for whoever
-connects; strangers are dropped by it and cost the program nothing.
+start and connecting early merely waits in the backlog.  `door.py` has how the
+two ends prove themselves.
 
 Frame: length (8 bytes, little endian), then that many bytes; length GOODBYE
 ends a connection properly.  A connection that ends otherwise means that the
 peer died.
+
+A Unix socket is guarded by the kernel (see `Limits`): the body of a long frame
+is received straight into the memory of whoever waits for it.
 """
 
 from __future__ import annotations
 
 import collections
-import hmac
 import os
-import secrets
 import select
-import selectors
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.channels.door import Doorkeeper, introduce
+from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 
-DEFAULT_HOST = "127.0.0.1"
 MAX_FRAME_BYTES = 16 << 20  # larger messages travel as several frames, so that checking one overlaps moving the next
 AHEAD_BYTES = 64 << 10  # one recv takes many small frames
+SOCKET_BYTES = 1 << 20  # asked for as a Unix socket's buffer; the system grants what it allows (net.core.wmem_max)
 IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
-HANDSHAKE_S = 10.0  # a stranger that says nothing is dropped after this long
-STRANGERS = 64  # connections that may be unproven at once, besides one per rank
 CONNECT_S = 30.0  # TCP connect; the socket was bound before the rank started, so this only bounds a broken network
 FAREWELL_S = 5.0  # how long close() tries to tell a slow peer that this rank ended properly
 SLICE_S = 0.02  # a put that waits looks this often whether it must read as well
 
-MAGIC = b"SMPI/1\r\n"
-HELLO = struct.Struct("<8s8sII16s")  # magic, job id, connecting rank, wanted rank, nonce
-NONCE_BYTES = 16
-MAC_BYTES = 32
 LENGTH = struct.Struct("<Q")
 GOODBYE = (1 << 64) - 1
+_PREFIX = LENGTH.size + HEADER_BYTES
+_NOTHING = memoryview(b"")
+
+Land = Callable[[memoryview, int], Any] | None
 
 
-def _mac(key: bytes, role: bytes, hello: bytes, nonce: bytes) -> bytes:
-    return blake2b(role + hello + nonce, key=key, digest_size=MAC_BYTES).digest()
-
-
-def _address(text: str) -> tuple[str, int]:
+def _address(text: str) -> tuple[str, int] | str:
+    """Where a word of the setting `addresses` leads: host:port, or @ and the abstract name of a Unix socket."""
+    if text.startswith("@"):
+        return "\0" + text[1:]
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def _space(nbytes: int) -> memoryview:
     """Writable bytes whose content nobody has paid to clear, where that is worth it."""
-    return memoryview(bytearray(nbytes)) if nbytes < AHEAD_BYTES else memoryview(np.empty(nbytes, np.uint8))
+    return memoryview(bytearray(nbytes)) if nbytes < AHEAD_BYTES else memoryview(np.empty(nbytes, np.uint8)).cast("B")
 
 
 class _Incoming:
@@ -81,13 +74,14 @@ class _Incoming:
         self.ended = False  # said goodbye
         self._ahead = memoryview(bytearray(AHEAD_BYTES))
         self._have = 0  # bytes of _ahead not yet made into frames
-        self._body: memoryview | None = None  # a frame too large for _ahead, being filled
+        self._long: Delivery | None = None  # a frame too long for _ahead, and
+        self._body = _NOTHING  # the memory for what is still to come of it
         self._filled = 0
 
-    def read(self, inbox: collections.deque[memoryview]) -> bool:
+    def read(self, inbox: collections.deque[Delivery], land: Land) -> bool:
         """Take what is there; False once the connection is over."""
         while True:
-            space = self._ahead[self._have :] if self._body is None else self._body[self._filled :]
+            space = self._ahead[self._have :] if self._long is None else self._body[self._filled :]
             try:
                 got = self.sock.recv_into(space)
             except BlockingIOError:
@@ -96,20 +90,20 @@ class _Incoming:
                 return False
             if got == 0:
                 return False
-            if self._body is None:
+            if self._long is None:
                 self._have += got
-                if not self._cut(inbox):
+                if not self._cut(inbox, land):
                     return False
-                if self._body is None and got < len(space):
+                if self._long is None and got < len(space):
                     return True  # the socket is drained: no need to ask again
             else:
                 self._filled += got
                 if self._filled == len(self._body):
-                    inbox.append(self._body)
-                    self._body = None
+                    inbox.append(self._long)
+                    self._long, self._body = None, _NOTHING
                     return True
 
-    def _cut(self, inbox: collections.deque[memoryview]) -> bool:
+    def _cut(self, inbox: collections.deque[Delivery], land: Land) -> bool:
         """Make frames of what was read ahead."""
         at = 0
         while self._have - at >= LENGTH.size:
@@ -118,144 +112,39 @@ class _Incoming:
                 self.ended = True
                 return False
             start = at + LENGTH.size
-            there = min(nbytes, self._have - start)
-            if there < nbytes and LENGTH.size + nbytes <= AHEAD_BYTES:
-                break  # small and not complete: wait for the rest
-            frame = _space(nbytes)
-            frame[:there] = self._ahead[start : start + there]
-            at = start + there
-            if there == nbytes:
-                inbox.append(frame)
+            if self._have - start >= nbytes:
+                at = start + nbytes
+                inbox.append(Delivery(memoryview(bytearray(self._ahead[start:at])), None))
+            elif LENGTH.size + nbytes <= AHEAD_BYTES or self._have - at < _PREFIX:
+                break  # wait for the rest, of a long one for the rest of its header
             else:
-                self._body, self._filled = frame, there
+                self._begin(self._ahead[start : self._have], nbytes, land)
+                at = self._have
         left = self._have - at
         if at and left:
             self._ahead[:left] = bytes(self._ahead[at : self._have])
         self._have = left
         return True
 
-
-class _Stranger:
-    """A connection whose other side has not proven itself."""
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self.sock = sock
-        self.deadline = deadline
-        self.heard = b""
-        self.expected = b""  # the proof that will do, once HELLO was answered
-        self.rank = -1
-
-
-class _Doorkeeper(threading.Thread):
-    """Accepts connections and lets in those who know the key."""
-
-    def __init__(self, spec: JobSpec, listener: socket.socket, admit: Callable[[socket.socket, int], None]) -> None:
-        super().__init__(name="smpi-direct-accept", daemon=True)
-        self._spec = spec
-        self._listener = listener
-        self._admit = admit
-        self._stop_read, self._stop_write = os.pipe()
-        self._selector = selectors.DefaultSelector()
-        self._strangers: dict[socket.socket, _Stranger] = {}
-
-    def run(self) -> None:
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._stop_read, selectors.EVENT_READ)
-        try:
-            while True:
-                patience = None
-                if self._strangers:
-                    patience = max(0.0, min(s.deadline for s in self._strangers.values()) - time.monotonic())
-                for key, _ in self._selector.select(patience):
-                    if key.fileobj == self._stop_read:
-                        return
-                    if key.fileobj is self._listener:
-                        self._accept()
-                    elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._strangers:
-                        self._hear(self._strangers[key.fileobj])
-                now = time.monotonic()
-                for stranger in [s for s in self._strangers.values() if s.deadline <= now]:
-                    self._drop(stranger)
-        finally:
-            for stranger in list(self._strangers.values()):
-                self._drop(stranger)
-            self._selector.close()
-            self._listener.close()
-            os.close(self._stop_read)
-
-    def stop(self) -> None:
-        """End the thread; the listening socket is closed when this returns."""
-        os.close(self._stop_write)
-        self.join()
-
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:  # gone again before it was accepted, or no file descriptor left: the peer sees the error
-            return
-        sock.setblocking(False)
-        while len(self._strangers) >= STRANGERS + self._spec.size:
-            self._drop(min(self._strangers.values(), key=lambda s: s.deadline))
-        self._strangers[sock] = _Stranger(sock, time.monotonic() + HANDSHAKE_S)
-        self._selector.register(sock, selectors.EVENT_READ)
-
-    def _forget(self, stranger: _Stranger) -> None:
-        self._selector.unregister(stranger.sock)
-        del self._strangers[stranger.sock]
-
-    def _drop(self, stranger: _Stranger) -> None:
-        self._forget(stranger)
-        stranger.sock.close()
-
-    def _hear(self, stranger: _Stranger) -> None:
-        needed = MAC_BYTES if stranger.expected else HELLO.size
-        try:
-            got = stranger.sock.recv(needed - len(stranger.heard))
-        except BlockingIOError:
-            return
-        except OSError:
-            got = b""
-        stranger.heard += got
-        if not got:
-            self._drop(stranger)
-        elif len(stranger.heard) == needed:
-            heard, stranger.heard = stranger.heard, b""
-            if stranger.expected:
-                self._judge(stranger, heard)
-            else:
-                self._answer(stranger, heard)
-
-    def _answer(self, stranger: _Stranger, hello: bytes) -> None:
-        spec = self._spec
-        magic, job, source, dest, _nonce = HELLO.unpack(hello)
-        if magic != MAGIC or job.hex() != spec.job_id or dest != spec.rank or not 0 <= source < spec.size:
-            self._drop(stranger)
-            return
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        reply = nonce + _mac(spec.key, b"accept", hello, nonce)
-        stranger.rank = source
-        stranger.expected = _mac(spec.key, b"connect", hello, nonce)
-        try:
-            sent = stranger.sock.send(reply)
-        except OSError:
-            sent = 0
-        if sent != len(reply):  # an empty socket buffer takes 48 bytes, unless the other side is gone
-            self._drop(stranger)
-
-    def _judge(self, stranger: _Stranger, proof: bytes) -> None:
-        if hmac.compare_digest(proof, stranger.expected):
-            self._forget(stranger)
-            self._admit(stranger.sock, stranger.rank)
+    def _begin(self, there: memoryview, nbytes: int, land: Land) -> None:
+        """A frame of `nbytes` that begins with `there`, the header at least."""
+        landing = land(there[:HEADER_BYTES], nbytes - HEADER_BYTES) if land is not None else None
+        if landing is None:
+            self._body = _space(nbytes)
+            self._long = Delivery(self._body, None)
         else:
-            self._drop(stranger)
+            self._body = landing.memory
+            self._long = Delivery(_NOTHING, None, landing)
+            there = there[HEADER_BYTES:]
+        self._body[: there.nbytes] = there
+        self._filled = there.nbytes
 
 
 class DirectChannel(Channel):
-    """TCP between the ranks of one machine or one private network.
+    """Streams between the ranks of one machine or one private network.
 
     Settings: `addresses` and `fds`, one word per rank, made by `provision`.
-    The setting `host`, if given to `provision`, is the address to bind.
+    The setting `host`, if given to `provision`, is the address to bind with TCP; without it Unix sockets serve.
     """
 
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False)
@@ -270,25 +159,32 @@ class DirectChannel(Channel):
         ChannelError
             The host is no address of this machine.
         """
-        host = spec.settings.get("host", DEFAULT_HOST)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        shown = f"[{host}]" if ":" in host else host
+        host = spec.settings.get("host")
         bound: list[socket.socket] = []
+        addresses = []
         try:
             for _ in range(spec.size):
+                if host is None:
+                    family, where = socket.AF_UNIX, ""  # the kernel picks a free name
+                else:
+                    family, where = socket.AF_INET6 if ":" in host else socket.AF_INET, (host, 0)
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 bound.append(sock)
-                sock.bind((host, 0))
+                sock.bind(where)
                 sock.listen(max(128, spec.size))
+                name = sock.getsockname()
+                if host is None:
+                    addresses.append("@" + name[1:].decode())
+                else:
+                    addresses.append(f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}")
         except OSError as error:
             for sock in bound:
                 sock.close()
             raise ChannelError(
-                f"channel direct cannot listen on {host}: {error.strerror or error};"
+                f"channel direct cannot listen on {host or 'a Unix socket'}: {error.strerror or error};"
                 " --host takes an address of this machine, 127.0.0.1 always works"
             ) from error
-        addresses = " ".join(f"{shown}:{sock.getsockname()[1]}" for sock in bound)
-        return {"addresses": addresses, "fds": " ".join(str(sock.detach()) for sock in bound)}
+        return {"addresses": " ".join(addresses), "fds": " ".join(str(sock.detach()) for sock in bound)}
 
     @classmethod
     def inherited(cls, spec: JobSpec) -> tuple[int, ...]:
@@ -299,6 +195,8 @@ class DirectChannel(Channel):
     def __init__(self, spec: JobSpec, meter: Any) -> None:
         super().__init__(spec, meter)
         self._addresses = [_address(text) for text in spec.settings["addresses"].split()]
+        guarded = all(isinstance(address, str) for address in self._addresses)
+        self.limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False, guarded=guarded)
         (fd,) = self.inherited(spec)
         try:
             listener = socket.socket(fileno=fd)
@@ -308,8 +206,8 @@ class DirectChannel(Channel):
                 " a program that starts the rank must pass on its open files"
             ) from error
         listener.set_inheritable(False)
-        self._inbox: collections.deque[memoryview] = collections.deque()
-        self._fresh: collections.deque[_Incoming] = collections.deque()  # proven, not yet in the selector
+        self._inbox: collections.deque[Delivery] = collections.deque()
+        self._fresh: collections.deque[_Incoming] = collections.deque()  # proven, not yet polled
         self._outgoing: dict[int, socket.socket] = {}
         self._put_lock = threading.Lock()
         self._get_lock = threading.Lock()  # held by whoever reads: a get, or a put that waits
@@ -321,9 +219,10 @@ class DirectChannel(Channel):
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._woken = False
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
-        self._door = _Doorkeeper(spec, listener, self._admit)
+        self._poll = select.epoll()
+        self._poll.register(self._wake_read, select.EPOLLIN)
+        self._incoming: dict[int, _Incoming] = {}  # by file descriptor
+        self._door = Doorkeeper(spec, listener, self._admit)
         self._door.start()
 
     # -- sending
@@ -339,12 +238,14 @@ class DirectChannel(Channel):
                 nbytes += size
                 frames += 1
                 if dest == self.spec.rank:
-                    self._inbox.append(memoryview(bytearray().join(parcel.parts)))
+                    self._inbox.append(Delivery(memoryview(bytearray().join(parcel.parts)), None))
                     mine = True
                     continue
-                views = pending.setdefault(dest, collections.deque())
+                views = pending.get(dest)
+                if views is None:
+                    views = pending[dest] = collections.deque()
                 views.append(length)
-                views.extend(part for part in parcel.parts if part.nbytes)
+                views.extend([part for part in parcel.parts if part.nbytes])
         if mine and self._getting:
             self.wake()
         if pending:
@@ -370,7 +271,7 @@ class DirectChannel(Channel):
         sock = self._outgoing[dest]
         try:
             while views:
-                sent = sock.sendmsg([*views] if len(views) <= IOV_MAX else [views[i] for i in range(IOV_MAX)])
+                sent = sock.sendmsg(views if len(views) <= IOV_MAX else [views[i] for i in range(IOV_MAX)])
                 while sent:
                     head = views[0]
                     if sent >= head.nbytes:
@@ -395,7 +296,7 @@ class DirectChannel(Channel):
             poll.register(fd, mask)
         if not self._getting and self._get_lock.acquire(blocking=False):
             try:
-                poll.register(self._selector.fileno(), select.POLLIN)  # type: ignore[attr-defined]
+                poll.register(self._poll.fileno(), select.POLLIN)
                 poll.poll(SLICE_S * 1000)
                 self._read(0)
             finally:
@@ -408,31 +309,22 @@ class DirectChannel(Channel):
         spec = self.spec
         if not 0 <= dest < spec.size:
             raise ChannelError(f"rank {dest} is outside 0..{spec.size - 1}")
-        host, port = self._addresses[dest]
-        where = f"rank {dest} at {host}:{port}"
+        address = self._addresses[dest]
+        where = f"rank {dest} at {address[1:] if isinstance(address, str) else '%s:%d' % address}"
         try:
-            sock = socket.create_connection((host, port), CONNECT_S)
+            if isinstance(address, str):
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                sock.settimeout(CONNECT_S)
+                sock.connect(address)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+            else:
+                sock = socket.create_connection(address, CONNECT_S)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             raise ChannelError(f"{where} cannot be reached by rank {spec.rank}; it {self._fate(dest)}") from error
         try:
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            hello = HELLO.pack(MAGIC, bytes.fromhex(spec.job_id), spec.rank, dest, secrets.token_bytes(NONCE_BYTES))
-            sock.send(hello)
-            reply = b""
-            while len(reply) < NONCE_BYTES + MAC_BYTES:
-                self._wait({sock.fileno(): select.POLLIN})
-                try:
-                    got = sock.recv(NONCE_BYTES + MAC_BYTES - len(reply))
-                except BlockingIOError:
-                    continue
-                if not got:
-                    raise ConnectionResetError
-                reply += got
-            nonce, proof = reply[:NONCE_BYTES], reply[NONCE_BYTES:]
-            if not hmac.compare_digest(proof, _mac(spec.key, b"accept", hello, nonce)):
-                raise ChannelError(f"whoever answers for {where} does not know the key of this job")
-            sock.send(_mac(spec.key, b"connect", hello, nonce))
+            introduce(sock, spec, dest, lambda: self._wait({sock.fileno(): select.POLLIN}))
         except OSError as error:
             sock.close()
             raise ChannelError(f"{where} hung up on rank {spec.rank}; it {self._fate(dest)}") from error
@@ -457,7 +349,7 @@ class DirectChannel(Channel):
                 self._woken = False
                 frames = []
                 while self._inbox:
-                    frames.append(Delivery(self._inbox.popleft(), None))
+                    frames.append(self._inbox.popleft())
         finally:
             self._getting -= 1
         if not frames and self._lost and not self._closed:
@@ -471,14 +363,15 @@ class DirectChannel(Channel):
         left = max_wait_s
         deadline = time.monotonic() + left if left > 0 else 0.0
         while True:
-            for key, _ in self._selector.select(left):
-                if key.data is None:
+            for fd, _ in self._poll.poll(left):
+                connection = self._incoming.get(fd)
+                if connection is None:
                     self._settle()
-                elif not key.data.read(self._inbox):
-                    self._hang_up(key.data)
+                elif not connection.read(self._inbox, self.land):
+                    self._hang_up(fd, connection)
             if self._inbox or self._woken or self._lost or left <= 0:
                 return
-            left = deadline - time.monotonic()
+            left = max(0.0, deadline - time.monotonic())
 
     def _settle(self) -> None:
         """Take in the nudges: wakes, and connections that were just proven."""
@@ -489,10 +382,12 @@ class DirectChannel(Channel):
             pass
         while self._fresh:
             connection = self._fresh.popleft()
-            self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+            self._incoming[connection.sock.fileno()] = connection
+            self._poll.register(connection.sock.fileno(), select.EPOLLIN)
 
-    def _hang_up(self, connection: _Incoming) -> None:
-        self._selector.unregister(connection.sock)
+    def _hang_up(self, fd: int, connection: _Incoming) -> None:
+        self._poll.unregister(fd)
+        del self._incoming[fd]
         connection.sock.close()
         if connection.ended:
             self._ended.add(connection.rank)
@@ -526,9 +421,8 @@ class DirectChannel(Channel):
             self._outgoing.clear()
         with self._get_lock:
             self._settle()
-            for key in list(self._selector.get_map().values()):
-                if key.data is not None:
-                    key.data.sock.close()
-            self._selector.close()
+            for connection in self._incoming.values():
+                connection.sock.close()
+            self._poll.close()
             os.close(self._wake_read)
             os.close(self._wake_write)

@@ -9,8 +9,10 @@ collectives are over, so that their late duplicates are dropped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from serverless_mpi.core.envelope import Envelope
-from serverless_mpi.core.wire import Frame
+from serverless_mpi.core.wire import FLAG_SYNC, Frame
 
 
 class Assembly:
@@ -20,42 +22,56 @@ class Assembly:
     body to be put together in, if nothing has come yet.
     """
 
-    __slots__ = ("body", "chunks", "total", "seen", "stored")
+    __slots__ = ("body", "chunks", "total", "complete", "stored", "_seen")
 
     def __init__(self, total: int, chunks: int) -> None:
         self.total = total
         self.chunks = chunks
         self.body: memoryview | None = None
-        self.seen: set[int] = set()
+        self.complete = False  # every frame is here
         self.stored = 0  # bytes held so far
-
-    @property
-    def complete(self) -> bool:
-        """Whether every frame is here."""
-        return len(self.seen) == self.chunks
+        self._seen: set[int] | None = None if chunks == 1 else set()
 
     def land(self, into: memoryview) -> None:
         """Assemble straight in `into` (at least `total` bytes); only before the first frame is stored."""
         if self.body is None and self.chunks > 1:
             self.body = into[: self.total]
 
-    def add(self, chunk: int, offset: int, body: memoryview) -> bool:
-        """Store one frame's body; False if it was here already."""
-        if chunk in self.seen:
+    def room(self, offset: int, nbytes: int, into: memoryview | None) -> memoryview:
+        """Where the body of a frame that is still to come may be put, in `into` if nothing has come yet."""
+        if self.body is None:
+            self.body = memoryview(bytearray(self.total)) if into is None else into[: self.total]
+        return self.body[offset : offset + nbytes]
+
+    def add(self, chunk: int, offset: int, body: memoryview, there: bool = False) -> bool:
+        """Store one frame's body, which is `there` if it was put where `room` said; False if it was here already."""
+        if self._seen is None:
+            if self.complete:
+                return False
+            self.complete = True
+            self.stored = body.nbytes
+            if not there:
+                self.body = memoryview(bytearray(body)) if body.readonly else body
+            return True
+        if chunk in self._seen:
             return False
-        self.seen.add(chunk)
+        self._seen.add(chunk)
         self.stored += body.nbytes
-        if self.chunks == 1:
-            self.body = memoryview(bytearray(body)) if body.readonly else body
-        else:
+        if not there:
             if self.body is None:
                 self.body = memoryview(bytearray(self.total))
             self.body[offset : offset + body.nbytes] = body
+        self.complete = len(self._seen) == self.chunks
         return True
+
+    def has(self, chunk: int) -> bool:
+        """Whether frame `chunk` is here."""
+        return self.complete or (self._seen is not None and chunk in self._seen)
 
     def missing(self) -> int:
         """The first frame that is not here."""
-        return next(chunk for chunk in range(self.chunks + 1) if chunk not in self.seen)
+        seen = self._seen or ()
+        return next(chunk for chunk in range(self.chunks + 1) if chunk not in seen)
 
 
 class Incoming:
@@ -80,9 +96,9 @@ class Stream:
         self.next_seq = 0
         self.waiting: dict[int, Incoming] = {}  # came before an older one
         self.open: dict[int, Incoming] = {}  # released, body not complete
-        self.progress_at = 0.0
+        self.progress_at = 0.0  # when the last frame came
 
-    def receive(self, frame: Frame, now: float) -> tuple[Incoming | None, list[Incoming]]:
+    def receive(self, frame: Frame, now: float) -> tuple[Incoming | None, Sequence[Incoming]]:
         """Take one frame.
 
         Returns the message it belongs to (None for a duplicate) and the
@@ -92,9 +108,13 @@ class Stream:
         message = self.waiting.get(seq) or self.open.get(seq)
         if message is None:
             if seq < self.next_seq:
-                return None, []
+                return None, ()
             envelope = Envelope(frame.context, frame.source, frame.tag, frame.total)
-            message = Incoming(envelope, seq, bool(frame.flags & 1), Assembly(frame.total, frame.chunks))
+            message = Incoming(envelope, seq, bool(frame.flags & FLAG_SYNC), Assembly(frame.total, frame.chunks))
+            if seq == self.next_seq and not self.waiting and frame.chunks == 1:  # as nearly all are
+                self.progress_at = now
+                self.next_seq = seq + 1
+                return message, (message,)
             self.waiting[seq] = message
         self.progress_at = now
         released: list[Incoming] = []
@@ -110,9 +130,10 @@ class Stream:
         """The body is complete; forget everything but that it has been."""
         self.open.pop(message.seq, None)
 
-    def stalled_since(self) -> float | None:
-        """When the last frame came, if an older message or part of one is still missing."""
-        return self.progress_at if self.waiting or self.open else None
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is missing of what has begun."""
+        return not self.waiting and not self.open
 
 
 class Ledger:

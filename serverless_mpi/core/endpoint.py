@@ -12,7 +12,7 @@ from serverless_mpi.core.delivery import Assembly, Incoming, Ledger, Stream
 from serverless_mpi.core.envelope import ANY_SOURCE, Envelope
 from serverless_mpi.core.matching import Matcher
 from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted
-from serverless_mpi.core.wire import FLAG_SYNC, HEADER_BYTES, Frame, Kind, decode, encode
+from serverless_mpi.core.wire import FLAG_GUARDED, FLAG_SYNC, HEADER_BYTES, Frame, Kind, decode, decode_head, encode
 from serverless_mpi.errors import ERR_NO_MEM, ChannelError, MPIException, WireError
 
 GAP_TIMEOUT_S = 120.0  # a channel loses nothing; what is missing after two minutes without a frame never comes
@@ -43,18 +43,35 @@ class Receive:
         self.on_done: Callable[[Receive], None] | None = None
 
 
+class Landing:
+    """A frame whose header is here and whose body is still to come, and the memory for it."""
+
+    __slots__ = ("memory", "_frame", "_message", "_stream")
+
+    def __init__(self, memory: memoryview, frame: Frame, message: Incoming, stream: Stream) -> None:
+        self.memory = memory
+        self._frame = frame
+        self._message = message
+        self._stream = stream
+
+
 class Endpoint:
     """The protocol state of one rank.
 
     rank: world rank; job: 8 bytes; key: 32 bytes; max_frame_bytes: the
     channel's; max_held_bytes: how many bytes that no receive has asked for may
-    be kept before the rank fails with ERR_NO_MEM.
+    be kept before the rank fails with ERR_NO_MEM; guarded: nobody else can
+    reach the channel's bytes.
     """
 
-    def __init__(self, rank: int, job: bytes, key: bytes, max_frame_bytes: int, max_held_bytes: int) -> None:
+    def __init__(
+        self, rank: int, job: bytes, key: bytes, max_frame_bytes: int, max_held_bytes: int, guarded: bool = False
+    ) -> None:
         self.rank = rank
         self._job = job
         self._key = key
+        self._guarded = guarded
+        self._flags = FLAG_GUARDED if guarded else 0
         self._max_body = max_frame_bytes - HEADER_BYTES
         self._max_held = max_held_bytes
         self.held_bytes = 0
@@ -62,6 +79,7 @@ class Endpoint:
         self.duplicates = 0
         self._sent: dict[tuple[int, int], int] = {}  # (context, dest) -> next sequence number
         self._streams: dict[tuple[int, int], Stream] = {}  # (context, source)
+        self._unsettled: dict[tuple[int, int], Stream] = {}  # those that miss something
         self._matcher: Matcher[Incoming, Receive] = Matcher()
         self._unacked: dict[tuple[int, int, int], Callable[[], None]] = {}  # (context, dest, seq)
         self._steps: dict[StepName, Assembly] = {}
@@ -117,14 +135,26 @@ class Endpoint:
         self, kind: Kind, flags: int, context: int, dest: int, tag: int, seq: int,
         data: Sequence[memoryview], dests: tuple[int, ...],
     ) -> list[Parcel]:  # fmt: skip
-        total = sum(part.nbytes for part in data)
-        chunks = max(1, -(-total // self._max_body))
+        total = 0
+        for part in data:
+            total += part.nbytes
+        most, source, flags = self._max_body, self.rank, flags | self._flags
+        if total <= most:
+            name = FrameName(kind, context, source, dest, seq, tag, 0)
+            parts = encode(
+                kind, flags, context, source, dest, tag, seq, 0, 1, 0, total, data, total, self._job, self._key
+            )  # fmt: skip
+            return [Parcel(dests, name, parts)]
+        chunks = -(-total // most)
         parcels = []
-        for chunk, body in enumerate(_split(data, self._max_body) if chunks > 1 else (tuple(data),)):
-            offset = chunk * self._max_body
-            frame = Frame(kind, flags, context, self.rank, dest, tag, seq, chunk, chunks, offset, total, _NOTHING)
-            name = FrameName(kind, context, self.rank, dest, seq, tag, chunk)
-            parcels.append(Parcel(dests, name, encode(frame, body, self._job, self._key)))
+        for chunk, body in enumerate(_split(data, most)):
+            offset = chunk * most
+            name = FrameName(kind, context, source, dest, seq, tag, chunk)
+            parts = encode(
+                kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total,
+                body, min(most, total - offset), self._job, self._key,
+            )  # fmt: skip
+            parcels.append(Parcel(dests, name, parts))
         return parcels
 
     # --- receiving -----------------------------------------------------------
@@ -178,7 +208,7 @@ class Endpoint:
     def receive(self, data: memoryview, now: float) -> None:
         """Take bytes from the channel.  What is not a frame of this job is counted and dropped."""
         try:
-            frame = decode(data, self._job, self._key)
+            frame = decode(data, self._job, self._key, self._guarded)
         except WireError:
             self.dropped += 1
             return
@@ -191,26 +221,64 @@ class Endpoint:
         else:
             self._ack(frame.context, frame.source, frame.seq)
 
+    def land(self, head: memoryview, nbytes: int, now: float) -> Landing | None:
+        """Memory for the body of the frame that begins with `head` (80 bytes), of a guarded channel.
+
+        The receiver's own, if a receive is posted already.  The caller fills it and hands it to `landed`.  None: for this
+        one there is no such memory; the whole frame goes to `receive`.  nbytes: of the body.
+        """
+        try:
+            frame = decode_head(head, nbytes, self._job, self._key)
+        except WireError:
+            return None
+        if frame.kind != Kind.POINT or frame.dest != self.rank:
+            return None
+        stream, message = self._arrive(frame, now)
+        if message is None or message.assembly.has(frame.chunk):
+            return None
+        receive = message.receive
+        into = receive.into if isinstance(receive, Receive) else None
+        if into is not None and into.nbytes < frame.total:
+            into = None
+        return Landing(message.assembly.room(frame.offset, nbytes, into), frame, message, stream)
+
+    def landed(self, landing: Landing) -> None:
+        """The body is in `landing.memory`."""
+        self._store(landing._frame, landing.memory, landing._message, landing._stream, True)
+
     def _point(self, frame: Frame, now: float) -> None:
+        stream, message = self._arrive(frame, now)
+        if message is None:
+            self.duplicates += 1
+        else:
+            self._store(frame, frame.body, message, stream, False)
+
+    def _arrive(self, frame: Frame, now: float) -> tuple[Stream, Incoming | None]:
+        """The message of a frame (None: it is over), after matching whatever this frame is the first of."""
         key = (frame.context, frame.source)
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = Stream()
         message, released = stream.receive(frame, now)
-        if message is None:
-            self.duplicates += 1
-            return
         for head in released:
             taker = self._matcher.arrive(head)
             if taker is not None:
                 self._match(head, taker)
-        if not message.assembly.add(frame.chunk, frame.offset, frame.body):
+        if not stream.settled:
+            self._unsettled[key] = stream
+        return stream, message
+
+    def _store(self, frame: Frame, body: memoryview, message: Incoming, stream: Stream, there: bool) -> None:
+        if not message.assembly.add(frame.chunk, frame.offset, body, there):
             self.duplicates += 1
             return
         if message.receive is None:
-            self._hold(frame.body.nbytes, frame.source)
+            self._hold(body.nbytes, frame.source)
         if message.assembly.complete:
-            stream.close(message)
+            if not stream.settled:
+                stream.close(message)
+                if stream.settled:
+                    self._unsettled.pop((frame.context, frame.source), None)
             self._finish(message)
 
     def _match(self, message: Incoming, receive: Receive) -> None:
@@ -289,6 +357,10 @@ class Endpoint:
 
     # --- what is awaited -----------------------------------------------------
 
+    def awaits(self) -> bool:
+        """Whether `wanted` names anything."""
+        return bool(self._matcher.waiting or self.watched or self._unsettled or self._unacked or self._expected)
+
     def wanted(self) -> list[Wanted]:
         """The frames that receives, probes and synchronous sends wait for."""
         names: dict[Wanted, None] = {}
@@ -298,7 +370,7 @@ class Endpoint:
                 stream = self._streams.get((context, source))
                 seq = 0 if stream is None else stream.next_seq
             names[Wanted(Kind.POINT, context, source, self.rank, seq, tag, 0)] = None
-        for (context, source), stream in self._streams.items():
+        for (context, source), stream in self._unsettled.items():
             for seq, message in stream.open.items():
                 names[Wanted(Kind.POINT, context, source, self.rank, seq, 0, message.assembly.missing())] = None
         for context, dest, seq in self._unacked:
@@ -326,14 +398,13 @@ class Endpoint:
 
     def next_deadline(self) -> float | None:
         """When `check` would find a message given up, if nothing comes until then."""
-        times = [since for stream in self._streams.values() if (since := stream.stalled_since()) is not None]
+        times = [stream.progress_at for stream in self._unsettled.values()]
         return min(times) + GAP_TIMEOUT_S if times else None
 
     def check(self, now: float) -> None:
         """Raise ChannelError if the channel has lost a message."""
-        for (_, source), stream in self._streams.items():
-            since = stream.stalled_since()
-            if since is not None and now - since >= GAP_TIMEOUT_S:
+        for (_, source), stream in self._unsettled.items():
+            if now - stream.progress_at >= GAP_TIMEOUT_S:
                 raise ChannelError(
                     f"rank {self.rank}: message {stream.next_seq} from rank {source}, or part of it, has not come "
                     f"{GAP_TIMEOUT_S:.0f} s after later ones; the channel lost it or rank {source} stopped while sending"

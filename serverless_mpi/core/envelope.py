@@ -6,7 +6,7 @@ Source: MPI 4.1, sections 3.2.3 (envelope), 3.2.4 (wildcards) and 7.2 (contexts)
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 ANY_SOURCE = -2
 ANY_TAG = -1
@@ -20,8 +20,7 @@ CONTEXT_WORLD = 1
 CONTEXT_SELF = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What a receiver can know of a message before it takes it.
 
     context: the communicator's 64-bit number; source: world rank; tag: the
@@ -45,7 +44,7 @@ def matches(context: int, source: int, tag: int, envelope: Envelope) -> bool:
 
 def patterns(envelope: Envelope) -> tuple[tuple[int, int, int], ...]:
     """The four (context, source, tag) receives that `matches` accepts for `envelope`."""
-    context, source, tag = envelope.context, envelope.source, envelope.tag
+    context, source, tag, _ = envelope
     return (
         (context, source, tag),
         (context, source, ANY_TAG),

@@ -81,6 +81,11 @@ class Matcher(Generic[M, R]):
         self._unfile(self._posted, (receive.pattern,), receive)
         return True
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a receive waits."""
+        return bool(self._posted)
+
     def posted(self) -> list[Pattern]:
         """The patterns for which receives wait."""
         return list(self._posted)
@@ -89,7 +94,10 @@ class Matcher(Generic[M, R]):
         self._age += 1
         self._ages[id(item)] = self._age
         for key in keys:
-            index.setdefault(key, OrderedDict())[self._age] = item
+            queue = index.get(key)
+            if queue is None:
+                queue = index[key] = OrderedDict()
+            queue[self._age] = item
 
     def _unfile(self, index: dict[Pattern, OrderedDict[int, Any]], keys: tuple[Pattern, ...], item: object) -> None:
         age = self._ages.pop(id(item))

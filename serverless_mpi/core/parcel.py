@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MANY = -1  # FrameName.dest of a frame that any number of ranks may read
 EACH = -2  # and of frames that lie side by side under one name, one for each reader
 
 
-@dataclass(frozen=True, slots=True)
-class FrameName:
+class FrameName(NamedTuple):
     """The name of one frame, the same for the sender and for a receiver that awaits it.
 
     kind: a `core.wire.Kind`; dest: world rank, MANY or EACH; seq: position in its
@@ -35,8 +34,7 @@ class FrameName:
         return f"r/{self.dest:06d}/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.chunk:06d}"
 
 
-@dataclass(frozen=True, slots=True)
-class Parcel:
+class Parcel(NamedTuple):
     """One frame on its way to any subset of the ranks, or, dealt, a frame of his own for each of them.
 
     parts: C-contiguous byte views which together are the frame; they stay
@@ -52,7 +50,10 @@ class Parcel:
     @property
     def nbytes(self) -> int:
         """Length of the frame, or frames, in bytes."""
-        return sum(part.nbytes for part in self.parts) + sum(part.nbytes for parts in self.own for part in parts)
+        nbytes = 0
+        for part in self.parts:
+            nbytes += part.nbytes
+        return nbytes if not self.own else nbytes + sum(part.nbytes for parts in self.own for part in parts)
 
     def singly(self) -> list[Parcel]:
         """A dealt parcel as one for each reader, for media that have no ranges; any other as it is."""
@@ -66,8 +67,7 @@ class Parcel:
         return Parcel(self.dests, self.name, parts, tuple((memoryview(b"".join(parts)),) for parts in self.own))
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A frame some receive waits for.  source is ANY_SOURCE where it may be anybody's."""
 
     kind: int

@@ -3,27 +3,34 @@
 A frame is a fixed header of 80 bytes and a body.  The header ends in a BLAKE2b
 tag of 16 bytes, keyed with the job's key, over the rest of the header and the
 body, so a frame that was not made by a rank of this job never gets past
-`decode`, and nothing that came with it is unpickled.
+`decode`, and nothing that came with it is unpickled.  A long body enters the
+tag as its SHA-256, which CPUs have instructions for (four times the speed of
+BLAKE2b where measured).  On a guarded medium, one whose bytes nobody else can
+reach, the tag covers the header alone.
 """
 
 from __future__ import annotations
 
 import enum
-import hashlib
 import hmac
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b, sha256
+from typing import NamedTuple
 
 from serverless_mpi.errors import WireError
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"sM"
 #                       magic version kind flags pad job context source dest tag seq chunk chunks offset total
 _HEAD = struct.Struct("<2sBBBxxx8sQiiiQIIQQ")
+_HEAD_BYTES = _HEAD.size
 TAG_BYTES = 16
-HEADER_BYTES = _HEAD.size + TAG_BYTES
+HEADER_BYTES = _HEAD_BYTES + TAG_BYTES
+HASHED_BYTES = 16 * 1024  # a body of at least this enters the tag as its SHA-256; below, one hash is quicker than two
 FLAG_SYNC = 1  # the sender waits until a receive has matched (MPI 4.1, section 3.4)
+FLAG_GUARDED = 2  # the tag covers the header alone
 
 
 class Kind(enum.IntEnum):
@@ -34,8 +41,7 @@ class Kind(enum.IntEnum):
     STEP = 2  # part of a collective, named by (context, source, seq, slot); `tag` is the slot
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One decoded frame.  dest is -1 where many ranks read it; offset, total: bytes of the whole message."""
 
     kind: int
@@ -52,45 +58,83 @@ class Frame:
     body: memoryview
 
 
-def _digest(key: bytes, head: bytes | memoryview, body: Iterable[memoryview]) -> bytes:
-    digest = hashlib.blake2b(head, key=key, digest_size=TAG_BYTES)
-    for part in body:
-        digest.update(part)
+_keyed = lru_cache(maxsize=16)(lambda key: blake2b(key=key, digest_size=TAG_BYTES))  # to be copied
+
+
+def _digest(key: bytes, head: bytes | memoryview, body: Sequence[memoryview], nbytes: int) -> bytes:
+    digest = _keyed(key).copy()
+    digest.update(head)
+    if nbytes < HASHED_BYTES:
+        for part in body:
+            digest.update(part)
+    else:
+        inner = sha256()
+        for part in body:
+            inner.update(part)
+        digest.update(inner.digest())
     return digest.digest()
 
 
-def encode(frame: Frame, body: Sequence[memoryview], job: bytes, key: bytes) -> tuple[memoryview, ...]:
+def encode(
+    kind: int, flags: int, context: int, source: int, dest: int, tag: int, seq: int, chunk: int, chunks: int, offset: int,
+    total: int, body: Sequence[memoryview], nbytes: int, job: bytes, key: bytes,
+) -> tuple[memoryview, ...]:  # fmt: skip
     """The bytes of a frame: its header, then the parts of `body` as they are, not copied.
 
-    frame.body is not looked at.  job: 8 bytes; key: 32 bytes.
+    nbytes: of the body; job: 8 bytes; key: 32 bytes; the rest as in `Frame`.
     """
     head = _HEAD.pack(
-        _MAGIC, VERSION, frame.kind, frame.flags, job, frame.context, frame.source, frame.dest, frame.tag,
-        frame.seq, frame.chunk, frame.chunks, frame.offset, frame.total,
+        _MAGIC, VERSION, kind, flags, job, context, source, dest, tag, seq, chunk, chunks, offset, total
     )  # fmt: skip
-    return (memoryview(head + _digest(key, head, body)), *body)
+    covered, length = ((), 0) if flags & FLAG_GUARDED else (body, nbytes)
+    return (memoryview(head + _digest(key, head, covered, length)), *body)
 
 
-def decode(data: memoryview, job: bytes, key: bytes) -> Frame:
-    """The frame in `data`; its body is a view into `data`.
+def decode(data: memoryview, job: bytes, key: bytes, guarded: bool = False) -> Frame:
+    """The frame in `data`; its body is a view into `data`.  guarded: of the medium it came by.
 
     Raises
     ------
     WireError
         Too short, another version, another job, damaged, or not made with this key.
     """
-    if data.nbytes < HEADER_BYTES:
+    return _decode(data, data[HEADER_BYTES:], data.nbytes - HEADER_BYTES, job, key, guarded)
+
+
+def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
+    """The frame that begins with `head` (80 bytes) and has a body of `nbytes` that is still to come by a guarded medium.
+
+    Raises
+    ------
+    WireError
+        As `decode`; or the tag covers the body, too.
+    """
+    frame = _decode(head, _NOTHING, nbytes, job, key, True)
+    if not frame.flags & FLAG_GUARDED:
+        raise WireError("the body is needed to see whether the tag is right")
+    return frame
+
+
+_NOTHING = memoryview(b"")
+
+
+def _decode(data: memoryview, body: memoryview, nbytes: int, job: bytes, key: bytes, guarded: bool) -> Frame:
+    if nbytes < 0:
         raise WireError(f"{data.nbytes} bytes are shorter than a frame's header of {HEADER_BYTES}")
-    head = data[: _HEAD.size]
-    fields = _HEAD.unpack(head)
-    if fields[0] != _MAGIC or fields[1] != VERSION:
+    magic, version, kind, flags, of, *rest = _HEAD.unpack_from(data)
+    if magic != _MAGIC or version != VERSION:
         raise WireError(f"not a frame of version {VERSION}")
-    if fields[4] != job:
+    if of != job:
         raise WireError("a frame of another job")
-    body = data[HEADER_BYTES:]
-    if not hmac.compare_digest(_digest(key, head, (body,)), bytes(data[_HEAD.size : HEADER_BYTES])):
+    if flags & FLAG_GUARDED:
+        if not guarded:
+            raise WireError("the tag does not cover the body, and this medium is open to others")
+        expected = _digest(key, data[:_HEAD_BYTES], (), 0)
+    else:
+        expected = _digest(key, data[:_HEAD_BYTES], (body,), nbytes)
+    if not hmac.compare_digest(expected, data[_HEAD_BYTES:HEADER_BYTES]):
         raise WireError("the authentication tag is wrong: damaged, or not made with this job's key")
-    frame = Frame(fields[2], fields[3], *fields[5:], body)
-    if not (frame.chunk < frame.chunks and frame.offset + body.nbytes <= frame.total and frame.kind in (0, 1, 2)):
+    frame = Frame(kind, flags, *rest, body)
+    if not (frame.chunk < frame.chunks and frame.offset + nbytes <= frame.total and kind <= 2):
         raise WireError("the header contradicts itself")
     return frame

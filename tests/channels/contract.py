@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from serverless_mpi.channels.base import EACH, MANY, Channel, Delivery, FrameName, Parcel, Wanted
 from serverless_mpi.core.envelope import ANY_SOURCE
@@ -51,6 +53,15 @@ def frame(source: int, seq: int, length: int, chance: random.Random) -> bytes:
     return b"%d/%d;" % (source, seq) + chance.randbytes(length)
 
 
+@contextlib.contextmanager
+def putting(channel: Channel, parcels: Sequence[Parcel]) -> Iterator[None]:
+    """`parcels` are put in a thread while the block reads: a put may wait until somebody does."""
+    with ThreadPoolExecutor(1) as pool:
+        put = pool.submit(channel.put, parcels)
+        yield
+        put.result(GIVE_UP_S)
+
+
 def check_channel(make: Make, without: Sequence[str] = ()) -> None:
     """Run every check but those named in `without`; each makes channels of its own and closes them."""
     for check in (
@@ -80,11 +91,11 @@ def every_frame_arrives_as_it_was(channels: list[Channel]) -> None:
     lengths = [0, 1, 100, 65_536, 100_000, *[50] * 21, longest - 10]
     there = [parcel(0, (1,), seq, frame(0, seq, length, chance)) for seq, length in enumerate(lengths)]
     back = [parcel(1, (0,), seq, frame(1, seq, 200, chance)) for seq in range(5)]
-    a.put(there)
     b.put(back)
-    for channel, parcels in ((b, there), (a, back)):
-        expected = sorted(b"".join(one.parts) for one in parcels)
-        assert sorted(collect(channel, len(parcels), [wanted(one) for one in parcels])) == expected
+    with putting(a, there):
+        for channel, parcels in ((b, there), (a, back)):
+            expected = sorted(b"".join(one.parts) for one in parcels)
+            assert sorted(collect(channel, len(parcels), [wanted(one) for one in parcels])) == expected
 
 
 def one_put_reaches_any_subset(channels: list[Channel]) -> None:
@@ -93,10 +104,10 @@ def one_put_reaches_any_subset(channels: list[Channel]) -> None:
     both = parcel(0, (1, 2), 0, frame(0, 0, 1000, chance))
     large = parcel(0, (1, 2), 1, frame(0, 1, min(channels[0].limits.max_frame_bytes, 1 << 20) - 10, chance))
     single = parcel(0, (2,), 2, frame(0, 2, 10, chance))
-    channels[0].put([both, large, single])
-    for rank, mine in ((1, [both, large]), (2, [both, large, single])):
-        expected = sorted(b"".join(one.parts) for one in mine)
-        assert sorted(collect(channels[rank], len(mine), [wanted(one) for one in mine])) == expected
+    with putting(channels[0], [both, large, single]):
+        for rank, mine in ((1, [both, large]), (2, [both, large, single])):
+            expected = sorted(b"".join(one.parts) for one in mine)
+            assert sorted(collect(channels[rank], len(mine), [wanted(one) for one in mine])) == expected
 
 
 def dealt(source: int, seq: int, bodies: dict[int, bytes]) -> Parcel:
@@ -119,10 +130,10 @@ def each_reader_of_a_dealt_parcel_gets_its_own(channels: list[Channel]) -> None:
     if not channels[0].figures.ranges:
         parcels = [one for parcel in parcels[:-1] for one in parcel.singly()]
         expected = {rank: bodies[:-1] for rank, bodies in expected.items()}
-    channels[0].put(parcels)
     names = [Wanted(STEP, 7, 0, EACH, seq, 0, 0) for seq in range(len(expected[1]))]
-    for rank in (1, 2):
-        assert sorted(collect(channels[rank], len(names), names)) == sorted(expected[rank])
+    with putting(channels[0], parcels):
+        for rank in (1, 2):
+            assert sorted(collect(channels[rank], len(names), names)) == sorted(expected[rank])
 
 
 def nothing_there_is_no_frame(channels: list[Channel]) -> None:
