@@ -225,3 +225,63 @@ def test_wanted_names_the_next_frames() -> None:
     assert (Kind.POINT, 7, 0, 1, 0, 1) in {
         (w.kind, w.context, w.source, w.dest, w.seq, w.chunk) for w in receiver.wanted()
     }
+
+
+def guarded(rank: int, body: int = 1 << 20) -> Endpoint:
+    return Endpoint(rank, JOB, KEY, HEADER_BYTES + body, 1 << 30, guarded=True)
+
+
+def land(receiver: Endpoint, parcel: Parcel) -> memoryview | None:
+    """Deliver a frame in two steps, header and body; the memory that its body was put in."""
+    data = raw(parcel)
+    landing = receiver.land(data[:HEADER_BYTES], data.nbytes - HEADER_BYTES, 0.0)
+    if landing is None:
+        receiver.receive(data, 0.0)
+        return None
+    landing.memory[:] = data[HEADER_BYTES:]
+    receiver.landed(landing)
+    return landing.memory
+
+
+@SETTINGS
+@given(st.binary(min_size=1, max_size=60), st.integers(1, 20), st.booleans(), st.integers(0, 2**32))
+def test_bodies_land_in_the_receivers_memory_in_any_order(data: bytes, body: int, posted: bool, seed: int) -> None:
+    sender, receiver = guarded(0, body), guarded(1, body)
+    into = bytearray(len(data))
+    parcels = sender.send(7, 1, 3, view(data))
+    random.Random(seed).shuffle(parcels)
+    receive = receiver.post(7, 0, 3, memoryview(into)) if posted else None
+    places = [land(receiver, parcel) for parcel in parcels]
+    if posted:
+        assert all(place is not None and place.obj is into for place in places)
+    receive = receive or receiver.post(7, 0, 3, memoryview(into))
+    assert receive.landed and into == data and receiver.held_bytes == 0 and receiver.next_deadline() is None
+
+
+def test_a_landing_keeps_its_receive() -> None:
+    """While a body is on its way another message cannot take the receive whose memory it goes to."""
+    long, short, receiver = guarded(0), guarded(2), guarded(1)
+    into = bytearray(4)
+    receive = receiver.post(7, ANY_SOURCE, 3, memoryview(into))
+    data = raw(long.send(7, 1, 3, view(b"long"))[0])
+    landing = receiver.land(data[:HEADER_BYTES], 4, 0.0)
+    assert landing is not None
+    receiver.receive(raw(short.send(7, 1, 3, view(b"shor"))[0]), 0.0)
+    assert not receive.done and into == bytes(4)
+    landing.memory[:] = b"long"
+    receiver.landed(landing)
+    assert receive.landed and into == b"long" and receive.envelope is not None and receive.envelope.source == 0
+    assert got(receiver.post(7, 2, 3)) == b"shor"
+
+
+def test_what_cannot_land_goes_the_ordinary_way() -> None:
+    sender, receiver = guarded(0), guarded(1)
+    (parcel,) = sender.send(7, 1, 0, view(b"once"))
+    assert land(receiver, parcel) is not None and land(receiver, parcel) is None and receiver.duplicates == 1
+    (step,) = sender.publish(7, 0, 0, (1,), view(b"step"))
+    assert land(receiver, step) is None and got(receiver.expect(7, 0, 0, 0)) == b"step"
+    forged = bytearray(raw(parcel))
+    forged[70] ^= 1
+    assert receiver.land(memoryview(forged)[:HEADER_BYTES], 4, 0.0) is None
+    receiver.post(7, 0, 0, memoryview(bytearray(2)))
+    assert land(receiver, sender.send(7, 1, 0, view(b"too long"))[0]) is not None  # in memory of its own

@@ -1,0 +1,162 @@
+"""direct: who is let in, what a lost or finished peer looks like, and where a long body goes."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from serverless_mpi.channels import door
+from serverless_mpi.channels.base import FrameName, Parcel
+from serverless_mpi.channels.direct import LENGTH, DirectChannel
+from serverless_mpi.errors import ChannelError
+from serverless_mpi.job import JobSpec
+from serverless_mpi.metering import Meter
+from serverless_mpi.runtime import Runtime
+
+GIVE_UP_S = 30.0  # only reached by a failure
+Make = Callable[..., list[DirectChannel]]
+
+
+@pytest.fixture
+def job() -> Iterator[Make]:
+    made: list[DirectChannel] = []
+
+    def make(size: int = 2, **settings: str) -> list[DirectChannel]:
+        spec = JobSpec.new(size, "direct", settings=settings)
+        spec = replace(spec, settings=DirectChannel.provision(spec))
+        made.extend(DirectChannel(spec.with_rank(rank), Meter()) for rank in range(size))
+        return made
+
+    yield make
+    for channel in made:
+        channel.close()
+
+
+def parcel(body: bytes, dest: int = 1, seq: int = 0) -> Parcel:
+    return Parcel((dest,), FrameName(0, 7, 0, dest, seq, 0, 0), (memoryview(body),))
+
+
+def connect(address: str | tuple[str, int]) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    sock.settimeout(GIVE_UP_S)
+    sock.connect(address)
+    return sock
+
+
+def hears_nothing(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+def test_only_tcp_needs_tags_over_bodies(job: Make, host: str | None) -> None:
+    a, b = job(**({} if host is None else {"host": host}))
+    assert a.limits.guarded == (host is None)
+    a.put([parcel(b"frame")])
+    assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"frame"]
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+def test_strangers_are_dropped(job: Make, host: str | None) -> None:
+    a, b = job(**({} if host is None else {"host": host}))
+    address = b._addresses[1]
+    spec = a.spec
+    for hello in (
+        b"GET / HTTP/1.1\r\nHost: somebody else's\r\n\r\n",
+        door.HELLO.pack(door.MAGIC, secrets.token_bytes(8), 0, 1, bytes(16)),  # another job
+        door.HELLO.pack(door.MAGIC, bytes.fromhex(spec.job_id), 0, 0, bytes(16)),  # for another rank
+        door.HELLO.pack(door.MAGIC, bytes.fromhex(spec.job_id), 9, 1, bytes(16)),  # from no rank
+    ):
+        with connect(address) as sock:
+            sock.sendall(hello)
+            assert hears_nothing(sock)
+    with connect(address) as sock:  # knows everything but the key, and sends a frame at once
+        sock.sendall(door.HELLO.pack(door.MAGIC, bytes.fromhex(spec.job_id), 0, 1, bytes(16)))
+        assert len(sock.recv(100)) == door.NONCE_BYTES + door.MAC_BYTES
+        sock.sendall(bytes(door.MAC_BYTES) + LENGTH.pack(4) + b"evil")
+        assert hears_nothing(sock)
+    a.put([parcel(b"honest")])
+    assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"honest"]
+
+
+def test_another_users_process_is_not_let_in(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = job()
+    monkeypatch.setattr(door.os, "geteuid", lambda: 12345)
+    with connect(b._addresses[1]) as sock:
+        assert hears_nothing(sock)
+    with pytest.raises(ChannelError, match="another user's process"):
+        a.put([parcel(b"x")])
+
+
+def test_whoever_answers_must_know_the_key(job: Make) -> None:
+    a, _ = job()
+    with socket.socket(socket.AF_UNIX) as impostor:
+        impostor.bind("")
+        impostor.listen()
+        a._addresses[1] = "\0" + impostor.getsockname()[1:].decode()
+
+        def answer() -> None:
+            sock, _ = impostor.accept()
+            with sock:
+                sock.recv(door.HELLO.size)
+                sock.sendall(bytes(door.NONCE_BYTES + door.MAC_BYTES))
+                sock.recv(100)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ChannelError, match="does not know the key"):
+            a.put([parcel(b"secret")])
+        thread.join(GIVE_UP_S)
+
+
+def test_a_peer_that_vanishes_is_named_and_one_that_ends_is_not(job: Make) -> None:
+    a, b, c = job(3)
+    a.put([parcel(b"x", 1), parcel(b"y", 2)])
+    b.get(GIVE_UP_S, list)
+    c.get(GIVE_UP_S, list)
+    a._outgoing[1].close()
+    with pytest.raises(ChannelError, match="rank 0 vanished: its connection to rank 1 broke"):
+        b.get(GIVE_UP_S, list)
+    del a._outgoing[1]
+    a.close()
+    assert c.get(0.0, list) == [] and c.get(0.0, list) == []
+    with pytest.raises(ChannelError, match="rank 0 .*already finalized"):
+        c.put([parcel(b"late", 0)])
+
+
+def test_an_address_that_is_not_here() -> None:
+    with pytest.raises(ChannelError, match="cannot listen on 203.0.113.1: .*--host takes an address"):
+        DirectChannel.provision(JobSpec.new(1, "direct", settings={"host": "203.0.113.1"}))
+
+
+@pytest.mark.parametrize("nbytes", [10, 100_000, 40 << 20])
+def test_a_body_is_received_into_the_users_array(nbytes: int) -> None:
+    spec = JobSpec.new(2, "direct")
+    spec = replace(spec, settings=DirectChannel.provision(spec))
+    a, b = (Runtime(spec.with_rank(rank)) for rank in range(2))
+    data = secrets.token_bytes(1 << 10) * (nbytes >> 10) or secrets.token_bytes(nbytes)
+    into = memoryview(bytearray(len(data)))
+    landed: list[object] = []
+    land = b._channel.land
+    assert land is not None
+    b._channel.land = lambda head, length: landed.append(land(head, length)) or landed[-1]  # type: ignore[func-returns-value]
+    receive = b.irecv(9, 0, 4, into)
+    sender = threading.Thread(target=lambda: a.wait([a.isend(9, 1, 4, [memoryview(data)])]))
+    sender.start()
+    assert b.wait([receive], timeout=GIVE_UP_S)
+    sender.join(GIVE_UP_S)
+    assert receive.landed and into == data
+    frames = -(-nbytes // ((16 << 20) - 80)) if nbytes > 65536 else 0
+    assert len(landed) == frames and all(one is not None and one.memory.obj is into.obj for one in landed)  # type: ignore[attr-defined]
+    finals = [threading.Thread(target=runtime.finalize) for runtime in (a, b)]
+    for thread in finals:
+        thread.start()
+    for thread in finals:
+        thread.join(GIVE_UP_S)
