@@ -10,6 +10,7 @@ import os
 import sys
 
 from serverless_mpi.job import ENV_JOB as _ENV_JOB
+from serverless_mpi.job import ENV_TRACE as _ENV_TRACE
 from serverless_mpi.job import is_rank as _is_rank
 
 
@@ -54,5 +55,10 @@ else:
     from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, UNDEFINED
     from serverless_mpi.errors import *
     from serverless_mpi.errors import MPIException as Exception
+
+    if _ENV_TRACE in os.environ:
+        from serverless_mpi import trace as _trace
+
+        _trace.calls(it for it in list(globals().values()) if isinstance(it, type) and issubclass(it, (Comm, Message, Request)))
 
     _at_exit()

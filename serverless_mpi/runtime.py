@@ -28,7 +28,7 @@ from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope
 from serverless_mpi.core.parcel import Parcel, Wanted
 from serverless_mpi.deadlock import Teller
 from serverless_mpi.errors import JobError, UsageError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import ENV_TRACE, JobSpec
 from serverless_mpi.metering import Meter
 
 LONG_POLL_S = 20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
@@ -121,6 +121,11 @@ class Runtime:
         self._teller = None
         if spec.deadlock_s and spec.stats_dir is not None:
             self._teller = Teller(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
+        self._recorder: Any = None
+        if ENV_TRACE in os.environ:
+            from serverless_mpi import trace
+
+            self._recorder = trace.attach(self)
 
     # --- point-to-point ------------------------------------------------------
 
@@ -540,6 +545,8 @@ class Runtime:
 
     def abort(self, code: int) -> NoReturn:
         """End this process at once with `code`; the launcher then ends the others."""
+        if self.spec.stats_dir is not None and self._recorder is not None:
+            self._recorder.write(Path(self.spec.stats_dir), self.rank)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code & 0xFF or (1 if code else 0))
@@ -572,6 +579,8 @@ class Runtime:
         path = folder / f"rank-{self.rank}.json"
         path.with_suffix(".tmp").write_text(json.dumps(record))
         path.with_suffix(".tmp").rename(path)
+        if self._recorder is not None:
+            self._recorder.write(folder, self.rank)
 
     def wtime(self) -> float:
         """Seconds since a moment in the past that does not change while the process lives."""

@@ -67,6 +67,8 @@ class Plan:
         "text", "json" or "none": what is printed of requests and dollars at the end.
     prices
         File of a price table; None for the package's.
+    trace
+        File for a trace of what each rank did when; None for none.
     stack
         Platform lambda: the deployed stack.
     memory_mb
@@ -91,6 +93,7 @@ class Plan:
     deadlock_s: float = 60.0
     stats: str = "none"
     prices: str | None = None
+    trace: str | None = None
     stack: str = "smpi"
     memory_mb: int | None = None
     branching: int | None = None

@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     cloud.add_argument("--branching", metavar="B", help="how many ranks each rank starts (default: chosen from -n)")
     cloud.add_argument("--budget", metavar="USD", help="ask, or refuse, before a job that might cost more is started")
     cloud.add_argument("--requirements", metavar="FILE", help="what the program imports beside numpy, as pip reads it; wheels only")
+    whole.add_argument("--trace", metavar="FILE", help="write what each rank did when, for Perfetto or chrome://tracing")
     whole.add_argument("--cleanup", action="store_true", help="remove what dead jobs left behind (with --endpoint: all that no job of yours uses there), and end")
     return parser
 
@@ -181,6 +182,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         deadlock_s=deadlock,
         stats=stats,
         prices=job.prices,
+        trace=job.trace,
         stack=job.stack or "smpi",
         memory_mb=None if job.memory is None else _number(job.memory, "--memory"),
         branching=branching,

@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serverless_mpi import channels, metering
+from serverless_mpi import channels, metering, trace
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
 from serverless_mpi.errors import ChannelError, UsageError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import ENV_TRACE, JobSpec
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
 from serverless_mpi.launch.jobs import ENV_LINEAGE, JobFolder, clear_dead_jobs, kill_processes_of, state_folder
@@ -114,6 +114,16 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
+def _save_trace(stats: Path, file: str) -> None:
+    try:
+        with open(file, "w") as out:
+            ranks = trace.merge(stats, out)
+    except OSError as error:
+        _say(f"--trace {file}: {error.strerror}; there is no trace")
+    else:
+        _say(f"a trace of {ranks} ranks is in {file}; https://ui.perfetto.dev shows it")
+
+
 class LocalLauncher(Launcher):
     """Processes on this machine."""
 
@@ -177,6 +187,8 @@ class LocalLauncher(Launcher):
         job.start()
         signals.raising = False
         code = job.watch()
+        if plan.trace is not None:
+            _save_trace(folder.stats, plan.trace)
         self._report(plan, folder.stats, prices)
         return code
 
@@ -287,6 +299,8 @@ class Running:
         environ.update(program.variables)
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), environ.get("PYTHONPATH"))))
         environ[ENV_ALIAS] = "1" if self._plan.alias else "0"
+        if self._plan.trace is not None:
+            environ[ENV_TRACE] = "1"
         environ.setdefault(ENV_LOCAL_RANKS, str(spec.size))
         environ.update(spec.to_env())
         return environ
