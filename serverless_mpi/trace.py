@@ -217,18 +217,18 @@ def merge(folder: Path, out: TextIO) -> int:
         for kind, name, thread, start, end in record["events"]:
             tid = threads.setdefault(thread, len(threads))
             at = start + record["offset"]
-            event: dict[str, Any] = {"ph": kind, "pid": rank, "tid": tid, "ts": (at - begin) / 1000}
+            made: dict[str, Any] = {"ph": kind, "pid": rank, "tid": tid, "ts": (at - begin) / 1000}
             if kind == "X":
-                write({**event, "name": name, "cat": name.partition(".")[0] if "." in name else "call", "dur": (end - start) / 1000})
+                write({**made, "name": name, "cat": name.partition(".")[0] if "." in name else "call", "dur": (end - start) / 1000})
                 continue
             name = tuple(name)
             if name not in paired or (kind, name) in arrived:
                 continue
             arrived.add((kind, name))
-            event.update(name="message", cat="message", id=paired[name])
+            made.update(name="message", cat="message", id=paired[name])
             if kind == "f":
-                event.update(bp="e", ts=(max(at, left[name]) - begin) / 1000)
-            write(event)
+                made.update(bp="e", ts=(max(at, left[name]) - begin) / 1000)
+            write(made)
         for thread, tid in threads.items():
             label = "program" if tid == 0 else record["threads"].get(str(thread), f"thread {tid}")
             write({"ph": "M", "name": "thread_name", "pid": rank, "tid": tid, "args": {"name": label}})

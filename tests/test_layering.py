@@ -27,9 +27,7 @@ MAY: dict[str, set[str]] = {
     "api": {"runtime", "collectives", "core", "errors", "__init__"},
     "MPI": {"api", "core", "errors", "job", "trace"},
     "alias": {"__init__"},
-    "deadlock": set(),
-    "trace": set(),
-    "runtime": {"core", "channels", "channels.base", "collectives", "deadlock", "job", "metering", "errors", "trace"},
+    "launch": {"deadlock", "job", "channels", "channels.base", "metering", "errors", "aws", "alias", "__init__", "trace"},
     "sparse": {"_spdnn"},
     "inference": {"sparse", "MPI", "channels", "channels.base", "launch", "metering", "errors", "aws", "job", "runtime"},
 }
