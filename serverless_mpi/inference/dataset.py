@@ -26,6 +26,22 @@ def digits(neurons: int = 1024) -> Floats:
     return np.ascontiguousarray((large.reshape(len(grey), neurons) > THRESHOLD).T, np.float32)
 
 
+def enlarged(images: Floats, neurons: int) -> Floats:
+    """Square pictures, (pixels, samples), with each point a square of points, so that there are `neurons` of them.
+
+    Raises
+    ------
+    ValueError
+        `neurons` are no square picture whose side is a multiple of that of the images.
+    """
+    small, large = int(len(images) ** 0.5), int(neurons**0.5)
+    if small * small != len(images) or large * large != neurons or large % small:
+        raise ValueError(f"pictures of {len(images)} points cannot be enlarged to {neurons}")
+    times = large // small
+    pictures = images.reshape(small, 1, small, 1, -1)
+    return np.ascontiguousarray(np.broadcast_to(pictures, (small, times, small, times, images.shape[1])).reshape(neurons, -1))
+
+
 def read_images(path: str | Path, neurons: int, samples: int | None = None) -> Floats:
     """(neurons, samples) from a file: the challenge's TSV (image, pixel, value, counted from 1), or an npz.
 

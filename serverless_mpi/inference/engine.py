@@ -1,8 +1,8 @@
 """Row-partitioned inference over a communicator: mpi4py's or the shim's, the same code.
 
 Each rank has some of every layer's rows (neurons).  Before a layer it gives the others the activation rows their
-weights touch and lays theirs behind its own, sender after sender: one collective call a layer, so that a channel can
-pack what a rank sends.  A row's sum is taken in the order of its entries, wherever its inputs lie, so the order of
+weights touch and lays theirs behind its own, sender after sender: in one collective call a layer, so that a channel can
+pack what a rank sends, unless few have anything for each other.  A row's sum is taken in the order of its entries, wherever its inputs lie, so the order of
 every sum is that of the serial kernel, and so are the bits of the answer.
 
 Overlap: batches are in flight together, each a thread with a communicator of its own, so that one computes while
@@ -35,7 +35,8 @@ IN_FLIGHT = 2  # batches at the same time: while one waits, one computes
 _HEAD = struct.Struct("<I")  # of a message: bytes of its set of samples, which follow, and then the rows
 
 
-OWN = -1
+OWN = -1  # the block of own rows
+NONE, SHARED, DEALT, PAIRED = range(4)
 
 
 @dataclass
@@ -48,11 +49,12 @@ class Part:
     indptr, indices, values: the rank's distinct rows, CSR over the panel, entries in the network's order; values has nnz
     numbers, or one for all.
     expand: for each neuron the rank owns behind the layer, ascending, its distinct row.
-    shared: one message for all peers, not one each; active: whether any rank sends anything before this layer.
+    how: the ranks' exchange before the layer, on all the same: NONE; SHARED, one message for all peers (allgather); DEALT, one
+    for each (alltoall); PAIRED, as dealt, but few ranks have anything for each other (point to point).
     give: own distinct rows of the boundary before the layer that are sent; those for peer q are
-    give[give_to[q]:give_to[q + 1]], or all of `give` if shared (then give_to is 0 and len(give)).
-    take: for each row that comes, sender after sender, its place in the sender's message if shared; empty if not,
-    as then all of a message is taken.  take_from[q]..take_from[q + 1]: the rows of sender q.
+    give[give_to[q]:give_to[q + 1]], or all of `give` if SHARED (then give_to is 0 and len(give)).
+    take: for each row that comes, sender after sender, its place in the sender's message if SHARED; else empty, as all of a
+    message is taken.  take_from[q]..take_from[q + 1]: the rows of sender q.
     come: rows in the message of each sender, taken or not.
     """
 
@@ -61,8 +63,7 @@ class Part:
     values: Floats
     columns: int
     expand: NDArray[np.uint32]
-    shared: bool
-    active: bool
+    how: int
     give: NDArray[np.uint32]
     give_to: Indices
     take: NDArray[np.uint32]
@@ -266,7 +267,7 @@ class _Batch:
         """One layer."""
         took = LayerStatistics(living=int(np.count_nonzero(self.living)))
         began = time.perf_counter()
-        messages = self.messages(part, took) if part.active else []
+        messages = self.messages(part, took) if part.how else []
         took.send_s = time.perf_counter() - began
         if self.accumulate:
             alive = self.add(part, messages, took)
@@ -280,10 +281,10 @@ class _Batch:
         return took
 
     def messages(self, part: Part, took: LayerStatistics) -> list[bytes]:
-        """One for all peers if shared, else one each: the samples that live in own rows, and rows of these samples."""
+        """One for all peers, or one each: the samples that live in own rows, and rows of these samples."""
         living = codec.encode_set(self.living)
         made = []
-        for peer in range(1 if part.shared else self.comm.size):
+        for peer in range(1 if part.how == SHARED else self.comm.size):
             give = part.give[part.give_to[peer] : part.give_to[peer + 1]]
             if not len(give):
                 made.append(b"")
@@ -297,11 +298,19 @@ class _Batch:
         return made
 
     def exchange(self, part: Part, messages: Sequence[bytes], took: LayerStatistics) -> list[bytes]:
-        """What each rank sent, in one collective call; [] if nobody sends anything."""
-        if not part.active:
-            return []
+        """What each rank sent, in one collective call where most have something for each other; [] if nobody has."""
         began = time.perf_counter()
-        received: list[bytes] = self.comm.allgather(messages[0]) if part.shared else self.comm.alltoall(messages)
+        received: list[bytes] = []
+        if part.how == SHARED:
+            received = self.comm.allgather(messages[0])
+        elif part.how == DEALT:
+            received = self.comm.alltoall(messages)
+        elif part.how == PAIRED:
+            sends = [self.comm.isend(message, dest=peer) for peer, message in enumerate(messages) if message]
+            senders = np.diff(part.take_from).tolist()
+            received = [self.comm.recv(source=peer) if rows else b"" for peer, rows in enumerate(senders)]
+            for send in sends:
+                send.wait()
         took.wait_s += time.perf_counter() - began
         return received
 
@@ -324,7 +333,7 @@ class _Batch:
         begin, end = part.take_from[peer : peer + 2].tolist()
         with _blamed(peer):
             rows = codec.decode(body, (int(part.come[peer]), int(np.count_nonzero(living))))
-        if part.shared:
+        if part.how == SHARED:
             rows = rows[part.take[begin:end]]
         return self.spread(rows, living)
 

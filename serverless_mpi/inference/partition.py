@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.inference import partitioners
-from serverless_mpi.inference.engine import Part
+from serverless_mpi.inference.engine import DEALT, NONE, PAIRED, SHARED, Part
 from serverless_mpi.inference.networks import Layers
 from serverless_mpi.inference.partitioners import spread, starts, twins
 from serverless_mpi.sparse import SparseRows
@@ -27,6 +27,8 @@ MOST_PARTS = 1 << 16
 # A row read by all who share one costs a receiver what it does not need, and saves a sender the copies it would make: with
 # SNS and SQS at 0.5 and 0.4 $ a million chunks, sharing is the cheaper above this share of rows that readers need.
 SHARE_ABOVE = 0.45
+# S3 asks as much for a PUT as for 12 GETs: dealing is a PUT a rank and a GET a pair, pairing both for each pair that has rows.
+GETS_A_PUT = 12
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Partition:
             needs = _needs(matrix, self.owners[layer], self.owners[layer + 1], np.arange(self.neurons), self.parts)
             needs[self.owners[layer], np.arange(self.neurons)] = False
             rows.append(int(needs.sum()))
-            pairs.append(len(np.unique(np.nonzero(needs)[0] * self.parts + self.owners[layer][np.nonzero(needs)[1]])))
+            pairs.append(_pairs(needs, self.owners[layer]))
             work = np.bincount(self.owners[layer + 1], np.diff(matrix.indptr), self.parts)
             load.append(float(work.max() * self.parts / max(1, work.sum())))
             nnz.append(matrix.nnz)
@@ -187,7 +189,7 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
         sender = np.repeat(np.arange(parts), counts)
         needs[sender, np.arange(first[-1])] = False
         some = np.logical_or.reduce(needs)
-        shared = bool(needs.sum() >= SHARE_ABOVE * (parts - 1) * some.sum())
+        how = _how(parts, _pairs(needs, sender), int(needs.sum()), int(some.sum()))
         inputs = distinct[matrix.indices]
         twin = twins(matrix.indptr, inputs, matrix.all_values().view(np.int32).astype(np.int64), kind=out)
         place, counts_after = _twin_places(twin, out, parts)
@@ -204,7 +206,7 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
             values: Any = matrix.constant if matrix.values is None else matrix.values[entries]
             weights = SparseRows(starts(lengths), at[inputs[entries]], values, columns)
             mine = np.flatnonzero(out == rank)
-            if shared:
+            if how == SHARED:
                 sent = np.flatnonzero(some)
                 give = np.flatnonzero(some[first[rank] : first[rank + 1]])
                 give_to = np.full(parts + 1, len(give))
@@ -226,8 +228,7 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
                     weights.all_values()[:1] if weights.values is None else weights.values,
                     columns,
                     place[mine].astype(np.uint32),
-                    shared,
-                    bool(some.any()),
+                    how,
                     give.astype(np.uint32),
                     give_to.astype(np.int64),
                     take.astype(np.uint32),
@@ -237,6 +238,21 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
             )
         yield made
         owners, counts = out, counts_after
+
+
+def _pairs(needs: NDArray[np.bool_], sender: NDArray[Any]) -> int:
+    """How many (reader, sender) there are; needs: (parts, rows), sender: of each row."""
+    readers, rows = np.nonzero(needs)
+    return len(np.unique(readers * len(needs) + sender[rows]))
+
+
+def _how(parts: int, pairs: int, rows: int, distinct: int) -> int:
+    """The exchange of a layer: of `pairs` that have something for each other, `rows` in all, of `distinct` ones."""
+    if not pairs:
+        return NONE
+    if pairs * (GETS_A_PUT + 1) <= parts * GETS_A_PUT + parts * (parts - 1):
+        return PAIRED
+    return SHARED if rows >= SHARE_ABOVE * (parts - 1) * distinct else DEALT
 
 
 def _positions(owners: Owners, parts: int) -> tuple[Indices, Indices]:
