@@ -184,6 +184,7 @@ class ObjectChannel(Channel):
         self._pauses = AWS_PAUSES_S if spec.endpoint is None else EMULATOR_PAUSES_S
         self._store = Store(spec, meter)
         self._fetched: set[str] = set()  # got, but perhaps not deleted yet
+        self._usual_s = 0.0  # between asking and getting
         self._woken = threading.Event()
         self._closed = False
 
@@ -205,10 +206,15 @@ class ObjectChannel(Channel):
     def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
         deadline = time.monotonic() + max_wait_s
         pause, longest = self._pauses
+        # every miss is billed, so the first look is put off by half of what waiting has taken of late
+        if self._woken.wait(min(self._usual_s / 2, longest, max_wait_s)):
+            self._woken.clear()
+            return []
         while True:
             found = self._look(wanted())
             left = deadline - time.monotonic()
             if found or left <= 0:
+                self._usual_s = (self._usual_s + max_wait_s - left) / 2 if pause > self._pauses[0] else self._usual_s / 2
                 return found
             if self._woken.wait(min(pause, left)):
                 self._woken.clear()
