@@ -1,7 +1,7 @@
 """smpi-infer: the command line.  Here is only what is typed, and which room it goes to.
 
-`run` starts its own ranks through smpirun's launcher, with this same command line; in a process that is a rank
-already, of smpirun or of mpirun, it does a rank's work.
+`run` and `serve` start their own ranks through smpirun's launcher, with this same command line; in a process that is a
+rank already, of smpirun or of mpirun, they do a rank's work.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ examples:
   mpirun -n 4 smpi-infer run                                    the same over a real MPI
   smpi-infer store model/ -n 4 && smpi-infer run --store model/ written once, loaded in parts
   smpi-infer plan --samples 10000                               what would be cheapest, fastest, and the best of both
+  smpi-infer serve --store model/ --socket s & smpi-infer query --socket s images.tsv
 
 Each command explains itself: smpi-infer run --help.
 """
@@ -100,6 +101,19 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="print as JSON")
     one.add_argument("--prices", metavar="FILE", help="a price table like the package's prices.json")
 
+    one = command("serve", "answer queries with workers that stay warm", _workers, _source)
+    one.add_argument("--socket", metavar="PATH", required=True, help="Unix socket to listen on; only its owner may connect")
+    one.add_argument("--lanes", metavar="K", type=_above(1), default=2, help="queries computed at the same time (default 2)")
+    one.add_argument("--queue", metavar="K", type=_above(1), default=16, help="queries that may wait; further ones are told so (default 16)")
+
+    one = command("query", "ask a service")
+    one.add_argument("--socket", metavar="PATH", required=True, help="of the service")
+    one.add_argument("images", metavar="FILE", nargs="*", help="images: files or s3:// URLs")
+    one.add_argument("--input", metavar="NAME", action="append", default=[], help="images in the service's store; may be repeated")
+    one.add_argument("--samples", type=_above(1), metavar="S", help="only the first S images")
+    one.add_argument("--json", action="store_true", help="print whole answers, a line of JSON each")
+    one.add_argument("--status", action="store_true", help="print what the service has done, as JSON")
+
     one = command("report", "show what a run took, from its JSON")
     one.add_argument("record", metavar="FILE.json", help="of `run --report FILE.json`")
     one.add_argument("-o", "--output", metavar="FILE", help=".html (plots), .txt or .json (default: text on the terminal)")
@@ -147,9 +161,13 @@ def _images(into: argparse.ArgumentParser) -> None:
 
 
 def _job(into: argparse.ArgumentParser) -> None:
+    group = _workers(into)
+    group.add_argument("--replicas", type=_above(1), default=1, metavar="R", help="each has the whole model, in N / R parts, and 1/R of the samples (default 1)")
+
+
+def _workers(into: argparse.ArgumentParser) -> Any:
     group = into.add_argument_group("the workers (a process that smpirun or mpirun started is one of theirs)")
     group.add_argument("-n", dest="ranks", type=_above(1), metavar="N", help="how many (default: the parts of the store, or 1)")
-    group.add_argument("--replicas", type=_above(1), default=1, metavar="R", help="each has the whole model, in N / R parts, and 1/R of the samples (default 1)")
     group.add_argument("--channel", metavar="NAME", help="how they talk, as smpirun has it")
     group.add_argument("--platform", metavar="NAME", default="local", help="where they run, as smpirun has it (default local)")
     group.add_argument("--memory", type=_above(1), metavar="MB", help="a worker has no more than this; on lambda, its function's memory")
@@ -158,6 +176,7 @@ def _job(into: argparse.ArgumentParser) -> None:
     group.add_argument("--stats", choices=("text", "json", "none"), default="none", help="smpirun's own table of the whole job's requests")
     group.add_argument("--prices", metavar="FILE", help="a price table like the package's prices.json")
     _place(into)
+    return group
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -336,6 +355,57 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from serverless_mpi.inference import plan, serve, sources
+
+    if options.platform != "local":
+        raise UsageError("serve is for this machine: nobody can connect to a function; use `smpi-infer run --platform lambda`")
+    if not is_rank(os.environ):
+        work, stored = sources.describe(options, 1)
+        ranks = options.ranks or stored or 1
+        if stored and ranks != stored:
+            raise UsageError(f"{options.store} is in {stored} parts and takes {stored} workers, not {ranks}")
+        limit = options.memory or max(plan.place("local").memory_sizes) // ranks
+        plan.check_memory(work, ranks, limit)
+        options.ranks = ranks
+        if ranks > 1:
+            return _launched(options, ["serve", *arguments])
+    from serverless_mpi import MPI
+
+    return serve.serve(MPI.COMM_WORLD, options)
+
+
+def _query(options: argparse.Namespace) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from serverless_mpi.inference import serve
+
+    if options.status:
+        print(json.dumps(serve.ask(options.socket, {"status": True})))
+        return 0
+    named: list[tuple[str, dict[str, Any]]] = [
+        (path, {"images": path if path.startswith("s3://") else os.path.abspath(path)}) for path in options.images
+    ]
+    named += [(name, {"input": name}) for name in options.input]
+    if not named:
+        raise UsageError("query lacks a file of images, or --input NAME; see smpi-infer query --help")
+    if options.samples:
+        named = [(name, {**question, "samples": options.samples}) for name, question in named]
+    code = 0
+    with ThreadPoolExecutor(len(named)) as pool:
+        for (name, _), reply in zip(named, pool.map(lambda one: serve.ask(options.socket, one[1]), named), strict=True):
+            if "error" in reply:
+                print(f"smpi-infer: {name}: {reply['error']}", file=sys.stderr, flush=True)
+                code = 1
+            elif options.json:
+                print(json.dumps(reply))
+            else:
+                shown = " ".join(map(str, reply["categories"][:8]))
+                more = " ..." if len(reply["categories"]) > 8 else ""
+                print(f"{name}: {len(reply['categories'])} of {reply['images']} images have an active output: {shown}{more}; checksum {reply['checksum']}; {reply['seconds']:.3f} s")
+    return code
+
+
 def _report(options: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -359,7 +429,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.ranks = _parts_of(options)
         if options.command == "run":
             return _run(options, arguments[1:])
-        return {"partition": _partition, "store": _store, "plan": _plan, "report": _report}[options.command](options)
+        if options.command == "serve":
+            return _serve(options, arguments[1:])
+        return {"partition": _partition, "store": _store, "plan": _plan, "query": _query, "report": _report}[options.command](options)
     except (ServerlessMPIError, MPIException, ValueError, OSError) as error:
         print(f"smpi-infer: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, (UsageError, ValueError)) else 1

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serverless_mpi.errors import UsageError
+from serverless_mpi.errors import StoreError, UsageError
 from serverless_mpi.inference import container, dataset, networks, partition, plan, store
 from serverless_mpi.inference.engine import Part
 from serverless_mpi.sparse import CAP
@@ -117,8 +119,24 @@ def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> p
 def images(options: argparse.Namespace, neurons: int) -> Floats:
     """(neurons, samples): the images of a file, or scikit-learn's digits."""
     if options.images:
-        return dataset.read_images(options.images, neurons, options.samples)
+        return read_images(options, options.images, neurons, options.samples)
     return np.ascontiguousarray(dataset.digits(neurons)[:, : options.samples], np.float32)
+
+
+def read_images(options: argparse.Namespace, path: str, neurons: int, count: int | None) -> Floats:
+    """(neurons, samples): the first `count` images of a file or of an object; ValueError or StoreError if it has none such."""
+    if not path.startswith("s3://"):
+        return dataset.read_images(path, neurons, count)
+    folder, _, name = path.rpartition("/")
+    place = opened(options, folder)
+    data = place.get(name)
+    place.close()
+    if data is None:
+        raise StoreError(f"{folder} has no {name}")
+    with tempfile.TemporaryDirectory() as here:
+        copy = Path(here) / name
+        copy.write_bytes(data)
+        return dataset.read_images(copy, neurons, count)
 
 
 def samples(options: argparse.Namespace) -> int:
@@ -159,17 +177,23 @@ def check_paths(options: argparse.Namespace) -> None:
 def own_images(options: argparse.Namespace, mine: Model, part: int, replica: int) -> tuple[Floats, int]:
     """(rows that the part owns of its replica's samples, samples of all replicas)."""
     if options.input:
-        place = opened(options, options.store)
-        x = store.load_inputs(place, store.read_index(place), options.input, part)
-        place.close()
-        if options.samples is not None:
-            x = x[:, : options.samples]
+        x = stored_images(options, options.input, part, options.samples)
     else:
         whole = images(options, mine.neurons)
         store.check_images(whole, mine.neurons)
         x = whole[mine.first == part]
     start, stop = share(x.shape[1], options.replicas, replica)
     return np.ascontiguousarray(x[:, start:stop], np.float32), x.shape[1]
+
+
+def stored_images(options: argparse.Namespace, name: str, part: int, count: int | None) -> Floats:
+    """(rows that the part owns, samples): the first `count` of a stored input."""
+    place = opened(options, options.store)
+    x = store.load_inputs(place, store.read_index(place), name, part)
+    place.close()
+    if count is not None and count > x.shape[1]:
+        raise UsageError(f"input {name} has {x.shape[1]} images, not {count}")
+    return x[:, :count]
 
 
 def share(total: int, shares: int, number: int) -> tuple[int, int]:
