@@ -90,6 +90,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--plan", choices=("auto",), help="take the number of workers, and what else is not given, from `plan`")
     one.add_argument("--batches", type=_above(1), metavar="B", help="cut the samples into B batches (default: as the memory asks)")
 
+    one.add_argument(
+        "--accumulate", action="store_true",
+        help="multiply own rows while others' are on their way: the last bits of the sums then depend on the partition",
+    )
+
     one = command("plan", "predict seconds and dollars of every way to run, and name the best", _source, _images)
     one.add_argument("--platform", metavar="NAME", default="lambda", help="lambda or local (default lambda)")
     one.add_argument("--channel", metavar="NAME", action="append", help="only this channel; may be repeated")
@@ -265,6 +270,8 @@ def _settled(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[arg
 
     for path in options.report:
         report.check_path(path)
+    if options.check and options.accumulate:
+        raise UsageError("--check compares the last bit, which --accumulate gives up: leave one of them away")
     if options.check and options.store:
         raise UsageError("--check needs the network itself, not a store: leave --store away")
     if options.input and not options.store:

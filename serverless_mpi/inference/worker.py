@@ -12,10 +12,10 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from serverless_mpi.errors import ServerlessMPIError, UsageError
 from serverless_mpi.inference import dataset, engine, sources
-from serverless_mpi.inference.engine import Part
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
@@ -61,18 +60,29 @@ class Answer:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-class Watched(list[Part]):
-    """A rank's parts; `tick` is called with each layer's number when the engine comes to it, and with the layers' when it is through."""
+class _Requests:
+    """This rank's requests by layer: what was asked for until a batch came to the next layer.  Safe for threads."""
 
-    def __init__(self, parts: Sequence[Part], tick: Callable[[int], None]) -> None:
-        super().__init__(parts)
-        self._tick = tick
+    def __init__(self, layers: int) -> None:
+        self.by_layer = np.zeros(layers)
+        self._last = 0
+        self._lock = threading.Lock()
 
-    def __iter__(self) -> Iterator[Part]:
-        for number, part in enumerate(super().__iter__()):
-            self._tick(number)
-            yield part
-        self._tick(len(self))
+    def begin(self) -> None:
+        """Count from here."""
+        self._last = self._now()
+
+    def come(self, layer: int) -> None:
+        """A batch has come to `layer`."""
+        with self._lock:
+            now = self._now()
+            if layer:
+                self.by_layer[layer - 1] += now - self._last
+            self._last = now
+
+    @staticmethod
+    def _now() -> int:
+        return sum(row["requests"] for row in requests().values())
 
 
 class Progress:
@@ -85,15 +95,17 @@ class Progress:
         self._layers, self._batches = layers, batches
         self._file = open(device, "w") if device else None  # noqa: SIM115
         self._shown = 0.0
+        self._done = [0] * batches
 
     def show(self, batch: int, layer: int) -> None:
         """Layer `layer` of batch `batch` begins; both count from 0."""
+        self._done[batch] = layer
         now = time.monotonic()
         if self._file is None or now - self._shown < self.STEP_S:
             return
         self._shown = now
         layer = min(layer, self._layers - 1)
-        done = (batch * self._layers + layer) / (self._batches * self._layers)
+        done = sum(self._done) / (self._batches * self._layers)
         bar = "#" * int(done * self.WIDTH)
         text = f"\r[{bar:<{self.WIDTH}}] layer {layer + 1}/{self._layers}, batch {batch + 1}/{self._batches} "
         self._file.write(text)
@@ -168,49 +180,39 @@ def run(comm: Any, options: argparse.Namespace) -> int:
     loaded = time.perf_counter() - began
 
     batches = max(1, min(options.batches or 1, x.shape[1]))
-    bar = Progress(len(mine.own), batches, os.environ.get(ENV_TERMINAL) if comm.rank == 0 else None)
-    comm.Barrier()
-    before, started = requests(), time.perf_counter()
-    found: list[tuple[int, Answer]] = []
-    layers = np.zeros((len(MEMBERS), len(mine.own)))
-    offset, _ = sources.share(total, options.replicas, replica)
-    outputs: list[Floats] = []
-    asked = np.zeros(len(mine.own))  # requests by layer: those between its beginning and the next one's
-    last = 0
+    counted = _Requests(mine.layers)
+    bar = Progress(mine.layers, batches, os.environ.get(ENV_TERMINAL) if comm.rank == 0 else None)
 
-    def tick(batch: int, layer: int) -> None:
-        nonlocal last
-        now = sum(row["requests"] for row in requests().values())
-        if layer:
-            asked[layer - 1] += now - last
-        last = now
+    def watch(batch: int, layer: int) -> None:
+        counted.come(layer)
         bar.show(batch, layer)
 
-    for batch in range(batches):
-        start, stop = sources.share(x.shape[1], batches, batch)
-        watched = Watched(mine.own, partial(tick, batch))
-        y, samples, taken = engine.infer(group, watched, np.ascontiguousarray(x[:, start:stop]), mine.bias, mine.cap)
-        layers += np.array([[getattr(layer, name) for layer in taken.layers] for name in MEMBERS])
-        one = answer(group, mine, y, samples, part)
-        if one is not None:
-            found.append((offset + start, one))
-        if options.check:
-            whole = np.zeros((y.shape[0], stop - start), np.float32)
-            whole[:, samples] = y
-            outputs.append(whole)
+    comm.Barrier()
+    before, started = requests(), time.perf_counter()
+    counted.begin()
+    y, samples, taken = engine.infer(
+        group, mine.own, x, mine.bias, mine.cap, batches=batches, accumulate=options.accumulate, watch=watch
+    )
+    layers = np.array([[getattr(layer, name) for layer in taken.layers] for name in MEMBERS])
+    own_answer = answer(group, mine, y, samples, part)
     seconds = time.perf_counter() - started
     after = requests()
     bar.close()
 
-    record = _record(comm, mine, options, total, batches, np.vstack([layers, asked]), (loaded, seconds), _difference(before, after))
-    all_found = comm.gather(found)
-    whole_outputs = comm.gather(outputs) if options.check else None
+    record = _record(comm, mine, options, total, batches, np.vstack([layers, counted.by_layer]), (loaded, seconds), _difference(before, after))
+    start, stop = sources.share(total, options.replicas, replica)
+    found = comm.gather(None if own_answer is None else (start, own_answer))
+    whole = None
+    if options.check:
+        output = np.zeros((y.shape[0], stop - start), np.float32)
+        output[:, samples] = y
+        whole = comm.gather(output)
     code = 0
-    if comm.rank == 0:
-        result = joined([one for own in all_found for one in own])
+    if found is not None:
+        result = joined([one for one in found if one is not None])
         record["categories"] = len(result.categories)
         code = _tell(options, result, record, wanted)
-        if whole_outputs is not None and not _same(options, mine, whole_outputs, total):
+        if whole is not None and not _same(options, mine, whole, total):
             code = 1
     return int(comm.bcast(code))
 
@@ -278,14 +280,14 @@ def _tell(options: argparse.Namespace, result: Answer, record: dict[str, Any], w
     return code
 
 
-def _same(options: argparse.Namespace, mine: sources.Model, outputs: list[list[Floats]], total: int) -> bool:
+def _same(options: argparse.Namespace, mine: sources.Model, outputs: list[Floats], total: int) -> bool:
     """Whether the serial kernel gives the same bits; says so."""
     parts = len(outputs) // options.replicas
     whole = np.zeros((mine.neurons, total), np.float32)
     for rank, own in enumerate(outputs):
         replica, part = divmod(rank, parts)
         start, stop = sources.share(total, options.replicas, replica)
-        whole[mine.last == part, start:stop] = np.concatenate(own, axis=1)
+        whole[mine.last == part, start:stop] = own
     right = serial_forward(list(sources.network(options)), sources.images(options, mine.neurons), mine.bias, mine.cap)
     same = bool(np.array_equal(whole, right))
     print(f"serial kernel: {'the same to the last bit' if same else 'DIFFERENT'}", flush=True)
