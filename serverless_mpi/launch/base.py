@@ -74,7 +74,7 @@ class Plan:
     memory_mb
         Platform lambda: memory of each rank's function; None for the stack's least.
     branching
-        Platform lambda: how many ranks a rank starts; None lets the launcher choose.
+        How many ranks each rank starts (`launch/tree.py`); None: the launcher starts all, or on lambda chooses.
     budget_usd
         Platform lambda: the job is not started without consent if it might cost more; None for no limit.
     requirements

@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
     whole.add_argument("--no-alias", action="store_true", help="`from mpi4py import MPI` means the real mpi4py")
     whole.add_argument("--tag-output", "-l", action="store_true", help="begin each line of output with its rank: [3] ...")
+    whole.add_argument(
+        "--branching", metavar="B",
+        help="start ranks as a tree: each starts B others when it begins (default: none; on lambda chosen from -n)",
+    )
     whole.add_argument("--timeout", metavar="S", help="stop the job after S seconds, with exit code 124")
     whole.add_argument(
         "--deadlock", metavar="S",
@@ -81,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     cloud = parser.add_argument_group("of the job, with --platform lambda (`smpi deploy` makes the stack)")
     cloud.add_argument("--stack", metavar="NAME", help="the deployed stack (default smpi)")
     cloud.add_argument("--memory", metavar="MB", help="memory of each rank: one of the sizes that were deployed (default: the least)")
-    cloud.add_argument("--branching", metavar="B", help="how many ranks each rank starts (default: chosen from -n)")
     cloud.add_argument("--budget", metavar="USD", help="ask, or refuse, before a job that might cost more is started")
     cloud.add_argument("--requirements", metavar="FILE", help="what the program imports beside numpy, as pip reads it; wheels only")
     whole.add_argument("--trace", metavar="FILE", help="write what each rank did when, for Perfetto or chrome://tracing")
@@ -90,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _OF_EACH = {"ranks", "variables", "folder", "module", "program"}
-_OF_LAMBDA = ("stack", "memory", "branching", "budget", "requirements")
+_OF_LAMBDA = ("stack", "memory", "budget", "requirements")
 
 
 def _number(text: str, option: str) -> int:

@@ -12,6 +12,7 @@ import os
 import selectors
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import ENV_TRACE, JobSpec
+from serverless_mpi.launch import tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
 from serverless_mpi.launch.jobs import ENV_LINEAGE, JobFolder, clear_dead_jobs, kill_processes_of, state_folder
@@ -38,6 +40,7 @@ READ_BYTES = 64 << 10
 LOOKS = 6  # how often within the limit of a deadlock the launcher looks for one
 SITE = Path(__file__).with_name("site")
 ENV_ALIAS = "SMPI_ALIAS"
+ENV_BEGUN = "SMPI_BEGUN"  # descriptor to which a rank of a tree writes its number (4 bytes, little endian)
 ENV_LOCAL_RANKS = "SMPI_LOCAL_RANKS"  # of this job on this machine; the kernel's threads share its processors
 
 # A rank must not reach an account that its user did not name; boto3 reads these files and asks this service by itself.
@@ -131,6 +134,8 @@ class LocalLauncher(Launcher):
         if plan.channel == "memory" and plan.size > 1:
             raise UsageError("channel memory is for the threads of one process: -n 1, or another channel")
         commands = [command(program) for program in plan.programs]
+        if plan.branching is not None and any(argv[0] != sys.executable for argv in commands):
+            raise UsageError("--branching is for Python programs: another executable does not start its children")
         prices = metering.Prices.load(plan.prices)
         channel = channels.load(plan.channel)
         _open_standard_files()
@@ -253,17 +258,39 @@ class Running:
         self._pipes = 0
         self._inherited = [fd for rank in range(spec.size) for fd in channel.inherited(spec.with_rank(rank))]
         self._failure: tuple[int, str] | None = None  # exit code and story of the rank that failed first
+        self._unstarted = [
+            (number, program, argv)
+            for number, (program, argv) in enumerate(
+                pair for pair in zip(plan.programs, commands, strict=True) for _ in range(pair[0].ranks)
+            )
+        ]
+        self._begun: tuple[int, ...] = ()  # a pipe: ranks of a tree write their numbers when they begin
+        self._stopping = False
 
     # -- beginning
 
     def start(self) -> None:
-        """Start every rank."""
-        number = 0
-        for program, argv in zip(self._plan.programs, self._commands, strict=True):
-            for _ in range(program.ranks):
-                self._start(number, program, argv)
-                number += 1
-        self._let_go()
+        """Start every rank; in a tree rank 0 alone, since each then asks for its children."""
+        if self._plan.branching is None:
+            self._start_some(range(self._spec.size))
+            return
+        self._begun = os.pipe()
+        os.set_blocking(self._begun[0], False)
+        self._selector.register(self._begun[0], selectors.EVENT_READ, ("begun", None))
+        self._start_some(range(1))
+
+    def _start_some(self, numbers: range) -> None:
+        """Start those of them that have not been started."""
+        for one in [one for one in self._unstarted if one[0] in numbers]:
+            self._start(*one)
+            self._unstarted.remove(one)
+        if not self._unstarted:
+            self._let_go()
+
+    def _grow(self, number: int) -> None:
+        """Rank `number` has begun: start its children, as a function of AWS would invoke them."""
+        if self._plan.branching is not None and not self._stopping:
+            self._start_some(tree.children(number, self._spec.size, self._plan.branching))
 
     def _start(self, number: int, program: Program, argv: list[str]) -> None:
         spec = self._spec.with_rank(number)
@@ -276,7 +303,7 @@ class Running:
                 bufsize=0,
                 cwd=program.folder,
                 env=self._variables(spec, program),
-                pass_fds=self._channel.inherited(spec),
+                pass_fds=(*self._channel.inherited(spec), *self._begun[1:]),
                 start_new_session=True,  # a terminal's Ctrl-C comes to the launcher, which stops all ranks in order
             )
         except OSError as error:
@@ -299,6 +326,8 @@ class Running:
         environ.update(program.variables)
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), environ.get("PYTHONPATH"))))
         environ[ENV_ALIAS] = "1" if self._plan.alias else "0"
+        if self._begun:
+            environ[ENV_BEGUN] = str(self._begun[1])
         if self._plan.trace is not None:
             environ[ENV_TRACE] = "1"
         environ.setdefault(ENV_LOCAL_RANKS, str(spec.size))
@@ -362,7 +391,10 @@ class Running:
                     os.read(key.fd, READ_BYTES)
                 continue
             name, rank = key.data
-            if name == "end":
+            if name == "begun":
+                for (number,) in struct.iter_unpack("<I", os.read(key.fd, READ_BYTES)):
+                    self._grow(number)
+            elif name == "end":
                 self._reap(rank)
             else:
                 self._take(key, name, rank)
@@ -403,6 +435,8 @@ class Running:
             os.close(rank.pidfd)
         if self._failure is not None or self._signals.noted:
             return
+        if code == 0:
+            self._grow(rank.number)  # it may have been quicker than we read
         if code < 0:
             self._failure = (128 - code, f"{rank.told} was killed by {_signal_name(-code)}")
         elif code > 0:
@@ -412,6 +446,7 @@ class Running:
 
     def stop(self) -> None:
         """End every process: SIGTERM, and SIGKILL after GRACE_S or at a second signal; then read what they had to say."""
+        self._stopping = True
         signals_seen = len(self._signals.noted)
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
@@ -444,9 +479,12 @@ class Running:
         self._let_go()
         self.stop()
         for key in list(self._selector.get_map().values()):
-            if key.data is not None:
+            if key.data is not None and key.data[1] is not None:
                 key.fileobj.close()  # type: ignore[union-attr]  # a pipe that an escaped process holds open
         self._selector.close()
+        for fd in self._begun:
+            os.close(fd)
+        self._begun = ()
 
 
 def _pidfd(pid: int) -> int | None:

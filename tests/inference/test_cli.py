@@ -53,7 +53,7 @@ def truth(images: Path) -> list[str]:
     [
         ("-n", 2, "--channel", "queue"),
         ("-n", 3, "--channel", "object", "--method", "random"),
-        ("-n", 5, "--channel", "hybrid"),
+        ("-n", 5, "--channel", "hybrid", "--branching", 2),
         ("-n", 8, "--channel", "direct", "--method", "random", "--batches", 3),
         ("-n", 6, "--channel", "direct", "--replicas", 3, "--batches", 2),
         ("-n", 3, "--channel", "direct", "--replicas", 3),

@@ -14,6 +14,10 @@ def _begin() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
     if "SMPI_JOB" not in os.environ:
         return
+    begun = os.environ.pop("SMPI_BEGUN", None)
+    if begun is not None:  # a rank of a tree: its children are started while it imports and loads
+        os.write(int(begun), int(os.environ["SMPI_RANK"]).to_bytes(4, "little"))
+        os.close(int(begun))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)  # a pipe would be written in blocks
