@@ -29,7 +29,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Snapshot = {}
+        self._rows: dict[tuple[str, str], list[int]] = {}  # (service, operation) -> amounts in the order of _FIELDS
 
     def count(
         self, service: str, operation: str, requests: int = 1, nbytes: int = 0, messages: int = 0, billed: int | None = None
@@ -43,14 +43,21 @@ class Meter:
             if service in CHUNKED_SERVICES and requests:
                 billed = max(requests, -(-nbytes // BILLED_CHUNK_BYTES))
         with self._lock:
-            row = self._counts.setdefault(f"{service}.{operation}", dict.fromkeys(_FIELDS, 0))
-            for field, amount in zip(_FIELDS, (requests, billed, nbytes, messages), strict=True):
-                row[field] += amount
+            row = self._rows.get((service, operation))
+            if row is None:
+                row = self._rows[service, operation] = [0, 0, 0, 0]
+            row[0] += requests
+            row[1] += billed
+            row[2] += nbytes
+            row[3] += messages
 
     def snapshot(self) -> Snapshot:
         """A copy of the counters."""
         with self._lock:
-            return {name: dict(row) for name, row in self._counts.items()}
+            return {
+                f"{service}.{operation}": dict(zip(_FIELDS, row, strict=True))
+                for (service, operation), row in self._rows.items()
+            }
 
 
 def merge(snapshots: list[Snapshot]) -> Snapshot:

@@ -1,22 +1,27 @@
 """The pump between a channel and the core: the one file with the clock, the lock and the sender thread.
 
 Whoever waits pumps: it asks the channel for frames, feeds them to the
-endpoint, and thereby completes its own operations and everybody else's.  On a
-channel where a put takes a round trip, a sender thread puts what callers
-queue, and what is queued meanwhile goes out as one batch.
+endpoint, and thereby completes its own operations and everybody else's.
+
+Where a put takes a round trip, what is sent is gathered (`Limits.background`):
+it goes out when a caller blocks, when much of it is there, or when no more has
+come for a moment; so bursts fill batches and a lone message is not delayed.
+A sender thread puts it, so that receiving goes on meanwhile; only where the
+medium is a process of this machine (`Limits.alone`) the caller does, since
+asking that for frames at the same time would slow the put.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from serverless_mpi import channels
@@ -33,7 +38,9 @@ from serverless_mpi.metering import Meter
 
 LONG_POLL_S = 20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
 EAGER_COPY_BYTES = 64 * 1024  # a smaller payload is copied, so that its send is complete at once
-GATHER_FRAMES = 256  # most frames the sender thread takes in one put
+GATHER_FRAMES = 256  # most frames of one put
+GATHER_QUIET_S = 0.001  # what is queued goes out when no more has come for so long (an isend takes a twentieth of it)
+GATHER_LONGEST_S = 0.02  # and after so long in any case: half a round trip to SQS
 MOST_TOLD = 8  # awaited things that a report of a deadlock names for each rank
 ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
 
@@ -107,6 +114,8 @@ class Runtime:
             self._channel.land = self._land
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._sleepers = 0  # threads that wait for _changed
+        self._inside = _Entry(self)
         self._pump_predicate: Callable[[], bool] | None = None
         self._pumping = False
         self._failure: BaseException | None = None
@@ -115,6 +124,10 @@ class Runtime:
         self._work = threading.Condition(self._lock)
         self._sender: threading.Thread | None = None
         self._background = limits.background
+        self._alone = limits.alone
+        self._gathering = False  # the sender thread waits for more
+        self._urgent = False  # a caller blocks: what is queued is to go out now
+        self._queued_at = self._first_queued_at = 0.0
         self.finalized = False
         self._frames = 0  # sent and received
         self.communicators: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by context
@@ -138,24 +151,27 @@ class Runtime:
         when the call returns; otherwise it is free when the operation is done.
         """
         operation = Operation()
-        with self._entry():
+        with self._inside:
             on_matched = None
             if sync:
                 operation._holds += 1
                 on_matched = operation._release
             parcels = self._endpoint.send(context, dest, tag, data, on_matched, time.monotonic())
-            self._queue(parcels, operation, copy)
+            if self._background:
+                self._queue(parcels, operation, copy)
+            elif parcels:
+                self._put(parcels)
             operation._release()
         return operation
 
     def irecv(self, context: int, source: int, tag: int, into: memoryview | None = None) -> Operation:
         """Start receiving from world rank `source` or ANY_SOURCE; a payload that fits goes to `into`."""
-        with self._entry():
+        with self._inside:
             return self._receiving(self._endpoint.post(context, source, tag, into))
 
     def irecv_matched(self, message: Incoming, into: memoryview | None = None) -> Operation:
         """Start receiving the message that a matched probe took."""
-        with self._entry():
+        with self._inside:
             return self._receiving(self._endpoint.post_matched(message, into))
 
     def irecv_parts(
@@ -189,7 +205,7 @@ class Runtime:
             else:
                 receive.on_done = each
 
-        with self._entry():
+        with self._inside:
             take(0)
         return operation
 
@@ -211,7 +227,7 @@ class Runtime:
 
     def cancel(self, operation: Operation) -> bool:
         """Withdraw a receive that nothing has matched; False for anything else."""
-        with self._entry():
+        with self._inside:
             receive = operation._receive
             if operation.done or receive is None or not self._endpoint.cancel(receive):
                 return False
@@ -249,7 +265,7 @@ class Runtime:
                     found.append(item)
             return bool(found)
 
-        with self._entry():
+        with self._inside:
             if not seen():
                 self._endpoint.watched.append(pattern)
                 try:
@@ -271,7 +287,7 @@ class Runtime:
         rank of each rank the generator speaks of.
         """
         operation = Operation()
-        with self._entry():
+        with self._inside:
             self._advance(operation, context, seq, steps, ranks, None)
         return operation
 
@@ -340,6 +356,9 @@ class Runtime:
         Errors stay in the operations: it is the caller's to raise them.
         """
         pending = list(operations)
+        if len(pending) == 1:
+            (one,) = pending
+            return self.wait_until(lambda: one.done, timeout)
 
         def over() -> bool:
             if all:
@@ -352,14 +371,14 @@ class Runtime:
 
     def wait_until(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
         """Pump until `predicate()`, which is called under the lock and must not call the runtime."""
-        if not self._background and self._failure is None and predicate():
+        if self._failure is None and predicate():
             return True
-        with self._entry():
+        with self._inside:
             return self._wait(predicate, timeout)
 
     def progress(self) -> None:
         """Take what has come, without waiting."""
-        with self._entry():
+        with self._inside:
             self._pump(0.0, lambda: True)
 
     def poke(self) -> None:
@@ -369,7 +388,8 @@ class Runtime:
 
     def _wait(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._flush()
+        if self._queued or self._endpoint.outbox:
+            self._flush(blocking=True)
         teller, began, told = self._teller, 0.0, False
         longest = LONG_POLL_S if teller is None else min(LONG_POLL_S, teller.interval_s)
         try:
@@ -407,10 +427,10 @@ class Runtime:
         """Under the lock: feed the endpoint once, or wait while another thread does."""
         if self._pumping:
             if max_wait_s > 0:
-                self._changed.wait(max_wait_s)
+                self._sleep(max_wait_s)
             return
-        if max_wait_s > 0 and self._queued_only():
-            self._changed.wait(max_wait_s)  # nothing can come that anybody waits for: only the sender thread is busy
+        if max_wait_s > 0 and (self._queued or self._putting) and not self._endpoint.awaits():
+            self._sleep(max_wait_s)  # nothing can come that anybody waits for: only the sender thread is busy
             return
         self._pumping = True
         self._pump_predicate = predicate
@@ -433,7 +453,8 @@ class Runtime:
                     receipts.append(delivery.receipt)
             if not deliveries and max_wait_s > 0:
                 self._endpoint.check(now)
-            self._flush()
+            if self._queued or self._endpoint.outbox:
+                self._flush(blocking=True)
             if receipts:
                 self._lock.release()
                 try:
@@ -445,10 +466,16 @@ class Runtime:
             raise
         finally:
             self._pumping = False
-            self._changed.notify_all()
+            if self._sleepers:
+                self._changed.notify_all()
 
-    def _queued_only(self) -> bool:
-        return bool(self._queued or self._putting) and not self._endpoint.wanted()
+    def _sleep(self, seconds: float) -> None:
+        """Under the lock: until something has changed."""
+        self._sleepers += 1
+        try:
+            self._changed.wait(seconds)
+        finally:
+            self._sleepers -= 1
 
     def _wanted(self) -> list[Wanted]:
         with self._lock:
@@ -460,7 +487,8 @@ class Runtime:
 
     def _notify(self) -> None:
         """Under the lock, not pumping: wake the threads whose predicates may have become true."""
-        self._changed.notify_all()
+        if self._sleepers:
+            self._changed.notify_all()
         predicate = self._pump_predicate
         if predicate is not None and (self._failure is not None or predicate()):
             self._pump_predicate = None
@@ -470,6 +498,10 @@ class Runtime:
 
     def _queue(self, parcels: Sequence[Parcel], operation: Operation, copy: bool) -> None:
         """Under the lock: frames to put, which hold their operation unless they are copied."""
+        if self._background and parcels:
+            self._queued_at = time.monotonic()
+            if not self._queued:
+                self._first_queued_at = self._queued_at
         for parcel in parcels:
             if self._background and copy and parcel.nbytes <= EAGER_COPY_BYTES:
                 self._queued.append((parcel.copied(), None))
@@ -477,38 +509,34 @@ class Runtime:
                 operation._holds += 1
                 self._queued.append((parcel, operation))
 
-    def _flush(self) -> None:
-        """Under the lock: see that what is queued is put, here or by the sender thread."""
+    def _flush(self, blocking: bool = False) -> None:
+        """Under the lock: see that what is queued is put, here or by the sender thread; at once if the caller blocks."""
         if self._endpoint.outbox:
             self._queued += [(parcel, None) for parcel in self._endpoint.outbox]
             self._endpoint.outbox.clear()
         if not self._queued:
             return
-        if self._background:
-            if self._sender is None:
-                self._sender = threading.Thread(target=self._send_loop, name="smpi-sender", daemon=True)
-                self._sender.start()
-            self._work.notify()
-        else:
+        if not self._background or (blocking and self._alone):
             while self._queued:
                 self._put_some()
+            return
+        if blocking or len(self._queued) >= GATHER_FRAMES:
+            self._urgent = True
+        elif self._gathering:
+            return  # the sender thread looks again by itself
+        if self._sender is None:
+            self._sender = threading.Thread(target=self._send_loop, name="smpi-sender", daemon=True)
+            self._sender.start()
+        self._work.notify()
 
     def _put_some(self) -> None:
         """Under the lock, which is let go meanwhile: put what is queued."""
         batch, self._queued = self._queued[:GATHER_FRAMES], self._queued[GATHER_FRAMES:]
-        self._putting += len(batch)
-        self._frames += len(batch)
         error: BaseException | None = None
-        self._lock.release()
         try:
-            self._channel.put([parcel for parcel, _ in batch])
+            self._put([parcel for parcel, _ in batch])
         except BaseException as caught:
             error = caught
-        finally:
-            self._lock.acquire()
-            self._putting -= len(batch)
-        if error is not None:
-            self._failure = self._failure or error
         for _, operation in batch:
             if operation is None:
                 continue
@@ -517,31 +545,42 @@ class Runtime:
             else:
                 operation._end(error)
         self._notify()
-        if error is not None and not self._background:
+        if error is not None and threading.current_thread() is not self._sender:
             raise error
+
+    def _put(self, parcels: Sequence[Parcel]) -> None:
+        """Under the lock, which is let go meanwhile: give frames to the channel."""
+        self._putting += len(parcels)
+        self._frames += len(parcels)
+        self._lock.release()
+        try:
+            self._channel.put(parcels)
+        except BaseException as error:
+            self._failure = self._failure or error
+            raise
+        finally:
+            self._lock.acquire()
+            self._putting -= len(parcels)
 
     def _send_loop(self) -> None:
         with self._lock:
             while not self.finalized or self._queued:
                 if not self._queued:
+                    self._urgent = False
                     self._work.wait()
+                    continue
+                due = min(self._queued_at + GATHER_QUIET_S, self._first_queued_at + GATHER_LONGEST_S)
+                left = due - time.monotonic()
+                if left > 0 and not self._urgent and not self.finalized:
+                    self._gathering = True
+                    self._work.wait(left)
+                    self._gathering = False
                     continue
                 self._put_some()
                 if self._failure is not None:
                     return
 
     # --- entry, exit ---------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _entry(self) -> Iterator[None]:
-        with self._lock:
-            if self._failure is not None:
-                raise self._failure
-            if self.finalized:
-                raise JobError(f"rank {self.rank} has finalized MPI and cannot communicate any more")
-            yield
-            self._flush()
-            self._notify()
 
     def abort(self, code: int) -> NoReturn:
         """End this process at once with `code`; the launcher then ends the others."""
@@ -557,9 +596,9 @@ class Runtime:
             if self.finalized:
                 return
             while (self._queued or self._putting) and self._failure is None:
-                self._flush()
+                self._flush(blocking=True)
                 if self._queued or self._putting:
-                    self._changed.wait(LONG_POLL_S)
+                    self._sleep(LONG_POLL_S)
             self.finalized = True
             self._work.notify()
         if self._sender is not None:
@@ -585,6 +624,33 @@ class Runtime:
     def wtime(self) -> float:
         """Seconds since a moment in the past that does not change while the process lives."""
         return time.perf_counter()
+
+
+class _Entry:
+    """The inside of a call: with the lock, if the rank can communicate; what it queued is seen to at its end."""
+
+    __slots__ = ("_runtime",)
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def __enter__(self) -> None:
+        runtime = self._runtime
+        runtime._lock.acquire()
+        if runtime._failure is not None or runtime.finalized:
+            runtime._lock.release()
+            raise runtime._failure or JobError(f"rank {runtime.rank} has finalized MPI and cannot communicate any more")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        runtime = self._runtime
+        try:
+            if kind is None:
+                if runtime._queued or runtime._endpoint.outbox:
+                    runtime._flush()
+                if runtime._sleepers or runtime._pump_predicate is not None:
+                    runtime._notify()
+        finally:
+            runtime._lock.release()
 
 
 def any_done(operations: Sequence[Operation]) -> bool:

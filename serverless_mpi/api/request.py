@@ -90,7 +90,9 @@ class Request(Handle):
 
     def wait(self, status: Status | None = None) -> Any:
         """Wait; the received object, if it was a receive of one."""
-        _wait((self,), all=True)
+        pending = self._ob
+        if pending is not None and pending.operation is not None and not pending.operation.done:
+            _wait((self,), all=True)
         return self._complete(status)
 
     def test(self, status: Status | None = None) -> tuple[bool, Any]:

@@ -39,11 +39,14 @@ class Limits:
     sender thread and gathers what has been queued meanwhile.
     guarded: nobody but the two ranks' own user can read or write what is on
     its way, so frames need no tag over their bodies.
+    alone: the medium does one thing at a time, as an emulator does; who waits
+    puts first and asks for frames then.
     """
 
     max_frame_bytes: int
     background: bool
     guarded: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)

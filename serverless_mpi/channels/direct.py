@@ -228,6 +228,8 @@ class DirectChannel(Channel):
     # -- sending
 
     def put(self, parcels: Sequence[Parcel]) -> None:
+        if len(parcels) == 1 and len(parcels[0].dests) == 1 and self._put_at_once(parcels[0], parcels[0].dests[0]):
+            return
         pending: dict[int, collections.deque[memoryview]] = {}
         nbytes = frames = 0
         mine = False
@@ -252,6 +254,26 @@ class DirectChannel(Channel):
             with self._put_lock:
                 self._send(pending)
         self.meter.count("direct", "put", requests=frames, nbytes=nbytes, messages=frames)
+
+    def _put_at_once(self, parcel: Parcel, dest: int) -> bool:
+        """One frame for one rank, as most are, if its socket takes it whole; False if it has taken none of it."""
+        nbytes = parcel.nbytes
+        if nbytes > AHEAD_BYTES:
+            return False
+        sock = self._outgoing.get(dest)
+        if sock is None:
+            return False
+        whole = [LENGTH.pack(nbytes), *parcel.parts]
+        with self._put_lock:
+            try:
+                sent = sock.sendmsg(whole)
+            except OSError:  # full, or broken: `_write` tells which
+                return False
+            if sent < LENGTH.size + nbytes:
+                rest = memoryview(b"".join(whole))[sent:]
+                self._send({dest: collections.deque([rest])})
+        self.meter.count("direct", "put", nbytes=nbytes, messages=1)
+        return True
 
     def _send(self, pending: dict[int, collections.deque[memoryview]], deadline: float | None = None) -> None:
         """Write everything; while a socket is full, read, so that two ranks may send to each other at once."""

@@ -71,10 +71,9 @@ def figures(aws: bool, limit: int) -> Figures:
 class HybridChannel(Channel):
     """The queue and the object channel together."""
 
-    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=True)
-
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
+        self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
         self._queue = QueueChannel(spec, meter)
         self._store = Store(spec, meter)
         self._prices = Prices.load()

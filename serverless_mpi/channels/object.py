@@ -176,10 +176,9 @@ class Store:
 class ObjectChannel(Channel):
     """Frames as objects."""
 
-    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=True)
-
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
+        self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         self._pauses = AWS_PAUSES_S if spec.endpoint is None else EMULATOR_PAUSES_S
         self._store = Store(spec, meter)

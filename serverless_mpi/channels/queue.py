@@ -123,10 +123,9 @@ def _batches(items: Sequence[T], size: Callable[[T], int], most_bytes: int, most
 class QueueChannel(Channel):
     """Frames through SQS and SNS."""
 
-    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=True)
-
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
+        self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         credentials = Credentials(spec.endpoint)
         self._clients = [Client(service, spec.region, spec.endpoint, credentials, meter) for service in ("sqs", "sns")]
