@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,9 @@ class Answer:
     status: int
     body: memoryview
     headers: dict[str, str]
+
+
+Into = memoryview | Callable[[dict[str, str]], memoryview] | None
 
 
 class Lost(Exception):
@@ -88,8 +91,10 @@ class Connection:
         readable.register(self._sock, select.POLLIN)
         return bool(readable.poll(0))  # nothing may come before a request but the end
 
-    def exchange(self, head: bytes, body: Sequence[bytes | memoryview], method: str, into: memoryview | None) -> Answer:
+    def exchange(self, head: bytes, body: Sequence[bytes | memoryview], method: str, into: Into = None) -> Answer:
         """Send a request and take its answer, in `into` if it succeeds and fits.
+
+        into: memory, or what names it when the answer's headers are here.
 
         Raises
         ------
@@ -119,7 +124,7 @@ class Connection:
         self._used_at = time.monotonic()
         return answer
 
-    def _answer(self, method: str, into: memoryview | None) -> Answer:
+    def _answer(self, method: str, into: Into) -> Answer:
         while True:
             status, headers = self._head()
             if status >= 200:
@@ -135,6 +140,8 @@ class Connection:
             self.reusable = False
             return Answer(status, self._rest(), headers)
         nbytes = int(length)
+        if callable(into):
+            into = into(headers) if status < 300 else None
         if into is not None and status < 300 and into.nbytes >= nbytes:
             body = into[:nbytes]
         else:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 
 from serverless_mpi.aws.config import Config
-from serverless_mpi.aws.connection import Answer, Connection, Lost, Untrusted
+from serverless_mpi.aws.connection import Answer, Connection, Into, Lost, Untrusted
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.refusals import refused
 from serverless_mpi.aws.retry import ATTEMPTS, Event, again, event_of, longest_pause_s
@@ -57,13 +57,14 @@ class Client:
     def request(
         self, action: str, method: str, path: str, query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] = _NO_HEADERS, body: bytes | Sequence[memoryview] = b"", *,
-        nbytes: int = 0, messages: int = 0, into: memoryview | None = None, billed_as: str | None = None,
+        nbytes: int = 0, messages: int = 0, into: Into = None, billed_as: str | None = None,
     ) -> Answer:  # fmt: skip
         """Do a request; the answer whatever its status, once nothing of `retry.py` is to be done about it.
 
         action: its name in `retry.REPEATABLE`; headers: names in lower case; body: bytes, or byte views that are sent
         one after the other; nbytes, messages, billed_as: what the meter counts for each attempt, and under which name if
-        not the action's; into: memory for the answer's body.
+        not the action's; into: memory for the answer's body, or what
+        names it, given the headers.
 
         Raises
         ------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import md5
 from html import escape, unescape
 from urllib.parse import quote
@@ -62,8 +62,8 @@ class S3:
             raise self._refuse(f"create {key}", answer)
         return True
 
-    def put_multipart(self, key: str, parts: Sequence[memoryview], parallel: Parallel) -> None:
-        """Make a large object of `parts`, each of at least 5 MiB but the last, sent at the same time.
+    def put_multipart(self, key: str, parts: Sequence[Sequence[memoryview]], parallel: Parallel) -> None:
+        """Make a large object of `parts`, each of byte views and of at least 5 MiB but the last, sent at the same time.
 
         What was sent of an object that fails is removed again, since it would be billed.
         """
@@ -75,16 +75,17 @@ class S3:
 
         def send(number: int) -> str:
             part = parts[number]
+            nbytes = sum(piece.nbytes for piece in part)
             answer = self._client.request(
-                "PUT", "PUT", self._path(key), {"partNumber": str(number + 1), "uploadId": upload}, body=(part,),
-                nbytes=part.nbytes,
+                "PUT", "PUT", self._path(key), {"partNumber": str(number + 1), "uploadId": upload}, body=part,
+                nbytes=nbytes,
             )  # fmt: skip
             if answer.status != 200:
                 raise self._refuse(f"put part {number + 1} of {key}", answer)
             return answer.headers["etag"]
 
         try:
-            self._complete(key, upload, parallel(send, range(len(parts))), sum(part.nbytes for part in parts))
+            self._complete(key, upload, parallel(send, range(len(parts))), sum(piece.nbytes for part in parts for piece in part))
         except BaseException:
             self._client.request("DELETE", "DELETE", self._path(key), {"uploadId": upload})
             raise
@@ -121,13 +122,18 @@ class S3:
         return int(answer.headers["content-length"]) if answer.status == 200 else None
 
     def get(
-        self, key: str, start: int = 0, length: int | None = None, into: memoryview | None = None
-    ) -> tuple[memoryview, int] | None:
-        """(bytes from `start` on, size of the whole object); None if there is no such object."""
+        self, key: str, start: int = 0, length: int | None = None,
+        into: memoryview | Callable[[int], memoryview] | None = None,
+    ) -> tuple[memoryview, int] | None:  # fmt: skip
+        """(bytes from `start` on, size of the whole object); None if there is no such object.
+
+        into: memory for the bytes, or what names it, given the size of the whole object.
+        """
         headers = {}
         if length is not None:
             headers["range"] = f"bytes={start}-{start + length - 1}"
-        answer = self._client.request("GET", "GET", self._path(key), headers=headers, into=into)
+        named = (lambda headers: into(_size(headers))) if callable(into) else into
+        answer = self._client.request("GET", "GET", self._path(key), headers=headers, into=named)
         if answer.status == 404:
             return None
         if answer.status == 416 and start == 0:  # a range of an empty object
@@ -135,8 +141,7 @@ class S3:
         if answer.status not in (200, 206):
             raise self._refuse(f"get {key}", answer)
         self._client.meter.count("s3", "GET", requests=0, nbytes=answer.body.nbytes, messages=1 if start == 0 else 0)
-        whole = answer.headers.get("content-range", "").rpartition("/")[2]
-        return answer.body, int(whole) if whole.isdigit() else answer.body.nbytes
+        return answer.body, _size(answer.headers)
 
     def list(self, prefix: str, after: str = "") -> list[str]:
         """Up to 1000 keys below `prefix` that come after `after`, in order."""
@@ -158,3 +163,9 @@ class S3:
         )  # fmt: skip
         if answer.status != 200 or b"<Error>" in bytes(answer.body):
             raise self._refuse(f"delete {len(keys)} objects", answer)
+
+
+def _size(headers: Mapping[str, str]) -> int:
+    """Of the whole object, whether all of it or a range was asked for."""
+    whole = headers.get("content-range", "").rpartition("/")[2]
+    return int(whole if whole.isdigit() else headers.get("content-length", "0"))

@@ -28,10 +28,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
 from serverless_mpi.channels.door import Doorkeeper, introduce
+from serverless_mpi.channels.space import space
 from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
@@ -58,11 +57,6 @@ def _address(text: str) -> tuple[str, int] | str:
         return "\0" + text[1:]
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def _space(nbytes: int) -> memoryview:
-    """Writable bytes whose content nobody has paid to clear, where that is worth it."""
-    return memoryview(bytearray(nbytes)) if nbytes < AHEAD_BYTES else memoryview(np.empty(nbytes, np.uint8)).cast("B")
 
 
 class _Incoming:
@@ -130,7 +124,7 @@ class _Incoming:
         """A frame of `nbytes` that begins with `there`, the header at least."""
         landing = land(there[:HEADER_BYTES], nbytes - HEADER_BYTES) if land is not None else None
         if landing is None:
-            self._body = _space(nbytes)
+            self._body = space(nbytes)
             self._long = Delivery(self._body, None)
         else:
             self._body = landing.memory
@@ -165,12 +159,12 @@ class DirectChannel(Channel):
         try:
             for _ in range(spec.size):
                 if host is None:
-                    family, where = socket.AF_UNIX, ""  # the kernel picks a free name
+                    family = socket.AF_UNIX
                 else:
-                    family, where = socket.AF_INET6 if ":" in host else socket.AF_INET, (host, 0)
+                    family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 bound.append(sock)
-                sock.bind(where)
+                sock.bind("" if host is None else (host, 0))  # the kernel picks a free name, or port
                 sock.listen(max(128, spec.size))
                 name = sock.getsockname()
                 if host is None:
@@ -263,7 +257,7 @@ class DirectChannel(Channel):
         sock = self._outgoing.get(dest)
         if sock is None:
             return False
-        whole = [LENGTH.pack(nbytes), *parcel.parts]
+        whole: list[bytes | memoryview] = [LENGTH.pack(nbytes), *parcel.parts]
         with self._put_lock:
             try:
                 sent = sock.sendmsg(whole)

@@ -23,7 +23,7 @@ from serverless_mpi.channels.queue import QueueChannel
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
-MAX_FRAME_BYTES = 64 << 20  # so that a receiver can put a long message together while the rest is on its way
+MAX_FRAME_BYTES = 65 << 20  # so that a receiver can put a long message together while the rest is on its way
 _MAGIC = b"sR"  # a frame begins with b"sM"
 _DEALT = b"sD"  # a reference that begins with a table
 _TAG_BYTES = 16

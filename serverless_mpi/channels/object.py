@@ -20,12 +20,14 @@ from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels.base import EACH, MANY, Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.channels.space import space
 from serverless_mpi.core.envelope import ANY_SOURCE
+from serverless_mpi.core.parcel import cut
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
 
 MAX_FRAME_BYTES = 1 << 30  # S3 takes 5 GiB in a PUT; a frame is held in memory twice for a moment
-MULTIPART_BYTES = 64 << 20  # a larger frame is put in parts at the same time
+MULTIPART_BYTES = 65 << 20  # a larger frame is put in parts at the same time
 GUESS_BYTES = 64 << 10  # a reader of a dealt object gets this much at first: 1 ms at 90 MB/s, where a request takes 100
 _COUNT = struct.Struct("<I")
 _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
@@ -99,31 +101,43 @@ class Store:
         if sum(part.nbytes for part in parts) <= MULTIPART_BYTES:
             self._s3.put(self.prefix + key, parts)
             return
-        head, *rest = parts  # the header joins the first piece, so that no part is below the least size
-        body = rest[0] if len(rest) == 1 else memoryview(bytearray().join(rest))
-        pieces = [body[start : start + PART_BYTES] for start in range(0, body.nbytes, PART_BYTES)]
-        pieces[0] = memoryview(bytearray().join((head, pieces[0])))
-        if len(pieces) > 1:  # the last part alone may be small
-            self._s3.put_multipart(self.prefix + key, pieces, self._ranges.each)
+        self._s3.put_multipart(self.prefix + key, cut(parts, PART_BYTES), self._ranges.each)
 
     def get(self, key: str) -> memoryview | None:
-        """The whole object in memory of its own, or None if there is none yet."""
-        found = self._s3.get(self.prefix + key, 0, PART_BYTES)
-        if found is None:
-            return None
-        data, size = found
-        return data if data.nbytes == size else self.get_range(key, 0, size, data)
+        """The whole object in memory of its own, or None if there is none yet.
+
+        The first range tells the size; the others are asked for while it is still coming.
+        """
+        whole = NOTHING
+        others: list[Future[None]] = []
+
+        def room(size: int) -> memoryview:
+            nonlocal whole
+            if not whole.nbytes:  # else it is another attempt
+                whole = space(size)
+                others.extend(
+                    self._ranges.submit(self._fetch, key, start, whole[start : start + PART_BYTES])
+                    for start in range(PART_BYTES, size, PART_BYTES)
+                )
+            return whole
+
+        found = self._s3.get(self.prefix + key, 0, PART_BYTES, room)
+        for other in others:
+            other.result()
+        return None if found is None else whole if others else found[0]
+
+    def _fetch(self, key: str, start: int, into: memoryview) -> None:
+        part = self._s3.get(self.prefix + key, start, into.nbytes, into)
+        if part is not None and part[0].obj is not into.obj:
+            into[:] = part[0]
 
     def get_range(self, key: str, start: int, nbytes: int, begun: memoryview = NOTHING) -> memoryview:
         """`nbytes` of an object that is there, from `start` on, in memory of their own; `begun` are the first of them."""
-        whole = memoryview(bytearray(nbytes))
+        whole = space(nbytes)
         whole[: begun.nbytes] = begun
 
         def fetch(place: int) -> None:
-            into = whole[place : place + PART_BYTES]
-            part = self._s3.get(self.prefix + key, start + place, into.nbytes, into)
-            if part is not None and part[0].obj is not whole.obj:
-                into[:] = part[0]
+            self._fetch(key, start + place, whole[place : place + PART_BYTES])
 
         places = range(begun.nbytes, nbytes, PART_BYTES)
         if len(places) == 1:

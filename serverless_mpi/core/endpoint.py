@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from serverless_mpi.core.delivery import Assembly, Incoming, Ledger, Stream
 from serverless_mpi.core.envelope import ANY_SOURCE, Envelope
 from serverless_mpi.core.matching import Matcher
-from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted
+from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted, cut
 from serverless_mpi.core.wire import FLAG_GUARDED, FLAG_SYNC, HEADER_BYTES, Frame, Kind, decode, decode_head, encode
 from serverless_mpi.errors import ERR_NO_MEM, ChannelError, MPIException, WireError
 
@@ -147,7 +147,7 @@ class Endpoint:
             return [Parcel(dests, name, parts)]
         chunks = -(-total // most)
         parcels = []
-        for chunk, body in enumerate(_split(data, most)):
+        for chunk, body in enumerate(cut(data, most)):
             offset = chunk * most
             name = FrameName(kind, context, source, dest, seq, tag, chunk)
             parts = encode(
@@ -387,9 +387,8 @@ class Endpoint:
         found: list[tuple[str, int, int, int | None]] = []
         for context, source, tag in [*self._matcher.posted(), *self.watched]:
             found.append(("a message from", context, source, tag))
-        for (context, source), stream in self._streams.items():
-            if stream.stalled_since() is not None:
-                found.append(("the rest of a message from", context, source, None))
+        for context, source in self._unsettled:
+            found.append(("the rest of a message from", context, source, None))
         for context, dest, _ in self._unacked:
             found.append(("a receive by", context, dest, None))
         for context, source, _, _ in self._expected:
@@ -409,26 +408,6 @@ class Endpoint:
                     f"rank {self.rank}: message {stream.next_seq} from rank {source}, or part of it, has not come "
                     f"{GAP_TIMEOUT_S:.0f} s after later ones; the channel lost it or rank {source} stopped while sending"
                 )
-
-
-def _split(data: Sequence[memoryview], size: int) -> list[tuple[memoryview, ...]]:
-    """`data` cut into pieces of `size` bytes, as views."""
-    pieces: list[tuple[memoryview, ...]] = []
-    piece: list[memoryview] = []
-    room = size
-    for part in data:
-        start = 0
-        while start < part.nbytes:
-            take = min(room, part.nbytes - start)
-            piece.append(part[start : start + take])
-            start += take
-            room -= take
-            if room == 0:
-                pieces.append(tuple(piece))
-                piece, room = [], size
-    if piece:
-        pieces.append(tuple(piece))
-    return pieces
 
 
 def _same_memory(into: memoryview, body: memoryview) -> bool:

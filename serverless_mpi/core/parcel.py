@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MANY = -1  # FrameName.dest of a frame that any number of ranks may read
@@ -81,3 +82,23 @@ class Wanted(NamedTuple):
     def name(self) -> FrameName:
         """The frame's name; only for a known source."""
         return FrameName(self.kind, self.context, self.source, self.dest, self.seq, self.tag, self.chunk)
+
+
+def cut(data: Sequence[memoryview], size: int) -> list[tuple[memoryview, ...]]:
+    """`data` cut into pieces of `size` bytes, as views."""
+    pieces: list[tuple[memoryview, ...]] = []
+    piece: list[memoryview] = []
+    room = size
+    for part in data:
+        start = 0
+        while start < part.nbytes:
+            take = min(room, part.nbytes - start)
+            piece.append(part[start : start + take])
+            start += take
+            room -= take
+            if room == 0:
+                pieces.append(tuple(piece))
+                piece, room = [], size
+    if piece:
+        pieces.append(tuple(piece))
+    return pieces

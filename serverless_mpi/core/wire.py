@@ -121,7 +121,7 @@ _NOTHING = memoryview(b"")
 def _decode(data: memoryview, body: memoryview, nbytes: int, job: bytes, key: bytes, guarded: bool) -> Frame:
     if nbytes < 0:
         raise WireError(f"{data.nbytes} bytes are shorter than a frame's header of {HEADER_BYTES}")
-    magic, version, kind, flags, of, *rest = _HEAD.unpack_from(data)
+    magic, version, kind, flags, of, context, source, dest, tag, seq, chunk, chunks, offset, total = _HEAD.unpack_from(data)
     if magic != _MAGIC or version != VERSION:
         raise WireError(f"not a frame of version {VERSION}")
     if of != job:
@@ -134,7 +134,6 @@ def _decode(data: memoryview, body: memoryview, nbytes: int, job: bytes, key: by
         expected = _digest(key, data[:_HEAD_BYTES], (body,), nbytes)
     if not hmac.compare_digest(expected, data[_HEAD_BYTES:HEADER_BYTES]):
         raise WireError("the authentication tag is wrong: damaged, or not made with this job's key")
-    frame = Frame(kind, flags, *rest, body)
-    if not (frame.chunk < frame.chunks and frame.offset + nbytes <= frame.total and kind <= 2):
+    if not (chunk < chunks and offset + nbytes <= total and kind <= 2):
         raise WireError("the header contradicts itself")
-    return frame
+    return Frame(kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total, body)

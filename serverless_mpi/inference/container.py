@@ -214,7 +214,7 @@ class Bucket(Medium):
                 self._s3.put(self._key(name), pieces)
             else:
                 whole = memoryview(b"".join(pieces))
-                parts = [whole[start : start + PART_BYTES] for start in range(0, whole.nbytes, PART_BYTES)]
+                parts = [(whole[start : start + PART_BYTES],) for start in range(0, whole.nbytes, PART_BYTES)]
                 self._s3.put_multipart(self._key(name), parts, self._pool.each)
         except ChannelError as error:
             raise self._refuse(error) from error

@@ -285,3 +285,15 @@ def test_what_cannot_land_goes_the_ordinary_way() -> None:
     assert receiver.land(memoryview(forged)[:HEADER_BYTES], 4, 0.0) is None
     receiver.post(7, 0, 0, memoryview(bytearray(2)))
     assert land(receiver, sender.send(7, 1, 0, view(b"too long"))[0]) is not None  # in memory of its own
+
+
+def test_what_is_awaited_is_told_in_words() -> None:
+    sender, receiver = endpoint(0, 4), endpoint(1, 4)
+    first, *rest = sender.send(7, 1, 3, view(b"0123456789"))
+    receiver.receive(raw(first), 0.0)
+    receiver.post(7, 0, 9)
+    assert receiver.awaits()
+    assert receiver.awaited() == [("a message from", 7, 0, 9), ("the rest of a message from", 7, 0, None)]
+    for parcel in rest:
+        receiver.receive(raw(parcel), 0.0)
+    assert receiver.awaited() == [("a message from", 7, 0, 9)]
