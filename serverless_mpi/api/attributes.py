@@ -59,7 +59,7 @@ def _key(keyval: int, kind: type) -> _Key:
 class Attributed:
     """An object that attributes can be attached to. `_attribute_table` gives the dictionary of a live object."""
 
-    _family: Any
+    _family: tuple[type, ...]
 
     def _attribute_table(self) -> dict[int, Any]:
         raise NotImplementedError
@@ -77,25 +77,25 @@ class Attributed:
         None copy nothing. delete_fn(object, keyval, value): called when the value goes. nopython: values are integers.
         """
         number = next(_numbers)
-        _keys[number] = _Key(cls._family, copy_fn, delete_fn or None)
+        _keys[number] = _Key(cls._family[0], copy_fn, delete_fn or None)
         return number
 
     @classmethod
     def Free_keyval(cls, keyval: int) -> int:
         """Give the key up: no value can be attached under it any more; those that are stay. Returns KEYVAL_INVALID."""
-        _key(keyval, cls._family).freed = True
+        _key(keyval, cls._family[0]).freed = True
         return KEYVAL_INVALID
 
     def Get_attr(self, keyval: int) -> Any:
         """The value under a key, or None."""
         table = self._attribute_table()
-        _key(keyval, self._family)
+        _key(keyval, self._family[0])
         return table.get(keyval)
 
     def Set_attr(self, keyval: int, attrval: Any) -> None:
         """Attach a value; one that is there goes first."""
         table = self._attribute_table()
-        if _key(keyval, self._family).freed:
+        if _key(keyval, self._family[0]).freed:
             raise MPIException(ERR_KEYVAL, f"key {keyval} has been freed")
         if keyval in table:
             self._delete(table, keyval)
@@ -104,15 +104,18 @@ class Attributed:
     def Delete_attr(self, keyval: int) -> None:
         """Take the value away."""
         table = self._attribute_table()
-        _key(keyval, self._family)
+        _key(keyval, self._family[0])
         if keyval in table:
             self._delete(table, keyval)
 
     def _delete(self, table: dict[int, Any], keyval: int) -> None:
+        """Take a value away; it is gone even if the program's function for that fails."""
         delete = _keys[keyval].delete
-        if delete is not None:
-            reported(delete, self, keyval, table[keyval])
-        table.pop(keyval, None)
+        try:
+            if delete is not None:
+                reported(delete, self, keyval, table[keyval])
+        finally:
+            table.pop(keyval, None)
 
     def _copy_attributes(self, new: Attributed) -> None:
         """Give a duplicate its values."""

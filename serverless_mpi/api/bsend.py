@@ -13,7 +13,7 @@ from serverless_mpi.api.memory import buffer as Buffer
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.errors import ERR_BUFFER, MPIException
-from serverless_mpi.runtime import Operation, get_runtime
+from serverless_mpi.runtime import Operation, Runtime, get_runtime
 
 BSEND_OVERHEAD = 96  # bytes that a message takes besides its own
 
@@ -24,7 +24,7 @@ class Attached:
     def __init__(self) -> None:
         self.object: Any = None  # what was attached
         self._room: int | None = None  # its bytes; None: as many as needed, if something is attached
-        self._under_way: list[tuple[Operation, int]] = []
+        self._under_way: list[tuple[Runtime, Operation, int]] = []
 
     def attach(self, buf: Any) -> None:
         """Attach memory; ERR_BUFFER if there is some already."""
@@ -46,15 +46,14 @@ class Attached:
 
     def flush(self) -> None:
         """Wait until no send uses it."""
-        operations = [operation for operation, _ in self._under_way]
-        if operations:
-            get_runtime().wait(operations)
+        for runtime, operation, _ in self._under_way:
+            runtime.wait((operation,))
         self._under_way.clear()
 
     def iflush(self) -> Request:
         """The same as a request."""
         everything = Operation(1 + len(self._under_way))
-        for operation, _ in self._under_way:
+        for _, operation, _ in self._under_way:
             operation.add_done_callback(lambda _: everything._release())
         everything._release()
         return Request._of(get_runtime(), everything, _finish)
@@ -71,17 +70,17 @@ class Attached:
             raise MPIException(ERR_BUFFER, f"a buffered send of {nbytes} bytes without a buffer; call MPI.Attach_buffer first")
         if self._room is None:
             return
-        self._under_way = [(operation, taken) for operation, taken in self._under_way if not operation.done]
-        taken = sum(taken for _, taken in self._under_way)
+        self._under_way = [entry for entry in self._under_way if not entry[1].done]
+        taken = sum(taken for _, _, taken in self._under_way)
         if taken + nbytes + BSEND_OVERHEAD > self._room:
             raise MPIException(
                 ERR_BUFFER, f"a buffered send of {nbytes} + {BSEND_OVERHEAD} bytes; {self._room - taken} of {self._room} bytes are free"
             )
 
-    def took(self, operation: Operation, nbytes: int) -> None:
+    def took(self, runtime: Runtime, operation: Operation, nbytes: int) -> None:
         """A message is on its way."""
         if not operation.done:
-            self._under_way.append((operation, nbytes + BSEND_OVERHEAD))
+            self._under_way.append((runtime, operation, nbytes + BSEND_OVERHEAD))
 
 
 def _finish(operation: Operation, status: Status) -> None:

@@ -72,7 +72,7 @@ ERRORS_ARE_FATAL: Errhandler = Errhandler._of_state(_State(fatal=True))._name_co
 class Guarded:
     """An object that has an error handler. `_ob` is its state, on which the handler is kept; `_check_live` raises for a null one."""
 
-    _family: Any
+    _family: tuple[type, ...]
     _ob: Any
 
     def _check_live(self) -> None:
@@ -81,7 +81,7 @@ class Guarded:
     @classmethod
     def Create_errhandler(cls, errhandler_fn: Callable[[Any, int], None]) -> Errhandler:
         """A handler that calls errhandler_fn(object, error code); the call that failed then raises."""
-        kind = cls._family
+        kind = cls._family[0]
         if not callable(errhandler_fn):
             raise TypeError("an error handler is made of a function")
         if _made.get(kind, 0) >= MOST_HANDLERS:

@@ -17,7 +17,8 @@ from serverless_mpi.api.memory import at_address, native
 
 _CPU = 1  # DLDeviceType.kDLCPU
 _READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
-_KINDS = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}  # DLDataTypeCode -> NumPy's kind
+_FLOAT = 2
+_KINDS = {0: "i", 1: "u", _FLOAT: "f", 5: "c", 6: "b"}  # DLDataTypeCode -> NumPy's kind
 
 
 class _Tensor(ctypes.Structure):
@@ -107,7 +108,7 @@ def _of_dlpack(obj: Any) -> tuple[int, int, bool, str | None, bool]:
     count = 1
     for length in shape:
         count *= length
-    kind = _KINDS.get(tensor.code) if tensor.lanes == 1 else None
+    kind = _KINDS.get(tensor.code) if tensor.lanes == 1 else "c" if (tensor.code, tensor.lanes) == (_FLOAT, 2) else None
     code = None if kind is None else f"{kind}{itemsize}"
     # the tensor's memory lives as long as obj, which the caller holds
     return (tensor.data or 0) + tensor.offset, count * itemsize, fixed, code, device != _CPU

@@ -35,7 +35,7 @@ class Handle:
     handle that is a constant's own.
     """
 
-    _family: ClassVar[type[Handle]]
+    _family: ClassVar[tuple[type[Handle]]]  # the class that handles are compared within, as isinstance takes it
     _null: ClassVar[Any] = None
     _label: str | None = None  # of a constant: its name in MPI
     _ob: Any
@@ -43,7 +43,7 @@ class Handle:
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         if Handle in cls.__bases__:
-            cls._family = cls
+            cls._family = (cls,)
 
     @classmethod
     def _copy(cls, other: Handle | None) -> Any:
@@ -54,7 +54,7 @@ class Handle:
         elif isinstance(other, cls._family):
             self._ob = other._ob
         else:
-            raise TypeError(f"a {cls._family.__name__} is needed, not {type(other).__name__}")
+            raise TypeError(f"a {cls._family[0].__name__} is needed, not {type(other).__name__}")
         return self
 
     @classmethod
@@ -67,14 +67,14 @@ class Handle:
         """Make this handle the constant `MPI.<label>`."""
         self._label = label
         if self._ob is None:
-            self._family._null = self
+            self._family[0]._null = self
         else:
             self._ob.constant = self
         return self
 
     def _constant(self) -> Any:
         """The constant that this handle equals, or None."""
-        return self._family._null if self._ob is None else getattr(self._ob, "constant", None)
+        return self._null if self._ob is None else getattr(self._ob, "constant", None)
 
     def __bool__(self) -> bool:
         return self._ob is not None

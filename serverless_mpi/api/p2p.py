@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from serverless_mpi.api.bsend import Attached
 from serverless_mpi.api.buffers import Message as Spec
 from serverless_mpi.api.handle import Handle
 from serverless_mpi.api.pickling import decode, encode
@@ -52,6 +54,10 @@ class PointToPoint:
 
     def _live(self) -> None: ...
 
+    def _attached(self) -> Attached:
+        """The buffer for buffered sends."""
+        raise NotImplementedError
+
     # --- what all calls share ------------------------------------------------
 
     def _check_send(self, dest: int, tag: int) -> None:
@@ -83,6 +89,16 @@ class PointToPoint:
         )
         return Request._of(self._runtime, operation, finish)
 
+    def _start_buffered(self, data: Sequence[memoryview], dest: int, tag: int) -> Request:
+        if dest == PROC_NULL:
+            return self._start_send(data, dest, tag)
+        attached, nbytes = self._attached(), sum(part.nbytes for part in data)
+        attached.reserve(nbytes)
+        request = self._start_send(data, dest, tag, owned=False)
+        assert request._operation is not None
+        attached.took(self._runtime, request._operation, nbytes)
+        return request
+
     def _start_recv(
         self, source: int, tag: int, value: Callable[[Operation], Any], into: memoryview | None = None
     ) -> Request:
@@ -112,8 +128,8 @@ class PointToPoint:
         self._start_send(encode(obj), dest, tag).wait()
 
     def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send an object, buffered: never waits for the receiver."""
-        self.isend(obj, dest, tag)
+        """Send an object, buffered: never waits for the receiver; ERR_BUFFER if no buffer is attached that it fits in."""
+        self.ibsend(obj, dest, tag)
 
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send an object; returns when a receive has matched it."""
@@ -127,7 +143,8 @@ class PointToPoint:
 
     def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:
         """Start a buffered send of an object."""
-        return self.isend(obj, dest, tag)
+        self._check_send(dest, tag)
+        return self._start_buffered(encode(obj), dest, tag)
 
     def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:
         """Start a send of an object that is done when a receive has matched it."""
@@ -137,7 +154,9 @@ class PointToPoint:
     def recv(
         self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> Any:
-        """Receive a Python object; None from PROC_NULL.  `buf` is not needed and not used."""
+        """Receive a Python object; None from PROC_NULL.  `buf` is not needed and not used, as in mpi4py, which warns too."""
+        if buf is not None:
+            warnings.warn("the 'buf' argument is deprecated", UserWarning, stacklevel=2)
         return self._start_recv(source, tag, _object).wait(status)
 
     def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
@@ -150,8 +169,9 @@ class PointToPoint:
     ) -> Any:  # fmt: skip
         """Send an object and receive one, without deadlock."""
         self._check_send(dest, sendtag)
+        data = encode(sendobj)  # what is wrong with it shows before anything is posted
         receive = self._start_recv(source, recvtag, _object)
-        send = self._start_send(encode(sendobj), dest, sendtag)
+        send = self._start_send(data, dest, sendtag)
         received = receive.wait(status)
         send.wait()
         return received
@@ -230,19 +250,19 @@ class PointToPoint:
     def Isend(self, buf: Any, dest: int, tag: int = 0) -> Request:
         """Start sending a buffer, which must not change before the request is done."""
         self._check_send(dest, tag)
-        return self._start_send((Spec(buf, readonly=True).pack(),), dest, tag)
+        return self._start_send(_bytes(buf, dest), dest, tag)
 
     Irsend = Isend
 
     def Ibsend(self, buf: Any, dest: int, tag: int = 0) -> Request:
         """Start a buffered send of a buffer, which may be changed at once."""
         self._check_send(dest, tag)
-        return self._start_send((Spec(buf, readonly=True).pack(),), dest, tag, owned=False)
+        return self._start_buffered(_bytes(buf, dest), dest, tag)
 
     def Issend(self, buf: Any, dest: int, tag: int = 0) -> Request:
         """Start a send of a buffer that is done when a receive has matched it."""
         self._check_send(dest, tag)
-        return self._start_send((Spec(buf, readonly=True).pack(),), dest, tag, sync=True)
+        return self._start_send(_bytes(buf, dest), dest, tag, sync=True)
 
     def Recv(
         self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
@@ -252,46 +272,55 @@ class PointToPoint:
 
     def Irecv(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
         """Start receiving into a buffer."""
-        spec = Spec(buf, readonly=False)
-        return self._start_recv(source, tag, _into(spec), spec.landing())
+        return self._start_recv(source, tag, *_room(buf, source))
 
     def Sendrecv(
         self, sendbuf: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG, status: Status | None = None,
     ) -> None:  # fmt: skip
         """Send one buffer and receive into another, without deadlock."""
-        self._check_send(dest, sendtag)
-        receive = self.Irecv(recvbuf, source, recvtag)
-        send = self.Isend(sendbuf, dest, sendtag)
-        receive.wait(status)
-        send.wait()
+        self.Isendrecv(sendbuf, dest, sendtag, recvbuf, source, recvtag).wait(status)
 
     def Sendrecv_replace(
         self, buf: Any, dest: int, sendtag: int = 0, source: int = ANY_SOURCE, recvtag: int = ANY_TAG,
         status: Status | None = None,
     ) -> None:  # fmt: skip
         """Send a buffer and receive into it."""
-        self._check_send(dest, sendtag)
-        send = self._start_send((memoryview(bytes(Spec(buf, readonly=True).pack())),), dest, sendtag)
-        self.Irecv(buf, source, recvtag).wait(status)
-        send.wait()
+        self.Isendrecv_replace(buf, dest, sendtag, source, recvtag).wait(status)
 
     def Isendrecv(
         self, sendbuf: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
     ) -> Request:  # fmt: skip
         """Start sending one buffer and receiving into another; the request is done when both are."""
-        self._check_send(dest, sendtag)
-        receive = self.Irecv(recvbuf, source, recvtag)
-        return _both(receive, self.Isend(sendbuf, dest, sendtag))
+        return self._exchange(_bytes(sendbuf, dest), dest, sendtag, recvbuf, source, recvtag)
 
     def Isendrecv_replace(
         self, buf: Any, dest: int, sendtag: int = 0, source: int = ANY_SOURCE, recvtag: int = ANY_TAG
     ) -> Request:
         """Start sending a buffer and receiving into it."""
-        self._check_send(dest, sendtag)
-        send = self._start_send((memoryview(bytes(Spec(buf, readonly=True).pack())),), dest, sendtag)
-        return _both(self.Irecv(buf, source, recvtag), send)
+        data = [memoryview(bytes(part)) for part in _bytes(buf, dest)]
+        return self._exchange(data, dest, sendtag, buf, source, recvtag)
+
+    def _exchange(
+        self, data: Sequence[memoryview], dest: int, sendtag: int, recvbuf: Any, source: int, recvtag: int
+    ) -> Request:
+        self._check_send(dest, sendtag)  # what is wrong with the send shows before a receive is posted
+        receive = self.Irecv(recvbuf, source, recvtag)
+        return _both(receive, self._start_send(data, dest, sendtag))
+
+
+def _bytes(buf: Any, rank: int) -> Sequence[memoryview]:
+    """What is sent of a buffer: nothing to PROC_NULL, whatever the buffer."""
+    return () if rank == PROC_NULL else (Spec(buf, readonly=True).pack(),)
+
+
+def _room(buf: Any, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
+    """(what is done with received bytes, memory that they can be received into directly); nothing comes from PROC_NULL."""
+    if rank == PROC_NULL:
+        return _object, None
+    spec = Spec(buf, readonly=False)
+    return _into(spec), spec.landing()
 
 
 def _both(receive: Request, send: Request) -> Request:
@@ -351,7 +380,9 @@ class Message(Handle):
     Iprobe = iprobe
 
     def _start(self, value: Callable[[Operation], Any], into: memoryview | None = None) -> Request:
-        matched, self._ob = self._ob, self._null._ob
+        matched = self._ob
+        if self is not MESSAGE_NO_PROC:
+            self._ob = None
         if matched is MESSAGE_NO_PROC._ob:
             return Request._of(None, _done(), lambda operation, status: status._fill_null())
         if matched is None or matched.comm is None or matched.incoming is None:
@@ -374,8 +405,7 @@ class Message(Handle):
 
     def Irecv(self, buf: Any) -> Request:
         """Start receiving it into a buffer."""
-        spec = Spec(buf, readonly=False)
-        return self._start(_into(spec), spec.landing())
+        return self._start(*_room(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
 
 
 MESSAGE_NULL: Message = Message()._name_constant("MESSAGE_NULL")

@@ -1,7 +1,7 @@
 """Objects and bytes: pickle protocol 5 with out-of-band buffers, so arrays are not copied into a pickle.
 
-A message is a head (how many buffers, how long the pickle and each buffer is),
-the pickle, then the buffers.  Only bytes that `core.wire` authenticated come here.
+A message is a pickle, as mpi4py's is, so that `Send` of a pickle and `recv` of an object understand each other; where
+there are buffers it is a head (how many, how long the pickle and each of them is), the pickle, then the buffers.  Only bytes that `core.wire` authenticated come here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from serverless_mpi.errors import ERR_ARG, MPIException
 
-_COUNT = struct.Struct("<I")
+_MARK = 0  # the first byte of a message that has a head: no pickle begins with it
+_HEAD = struct.Struct("<BxxxI")  # the mark, the number of buffers
 
 
 class Pickle:
@@ -72,7 +73,7 @@ pickle = Pickle()
 
 
 def encode(obj: Any) -> list[memoryview]:
-    """The bytes of an object, its large buffers as views.
+    """The bytes of an object: its pickle alone, or a head, the pickle and its large buffers, as views.
 
     Raises
     ------
@@ -81,28 +82,33 @@ def encode(obj: Any) -> list[memoryview]:
     """
     try:
         if pickle._custom:  # a program's own dumps need not know of buffers
-            stream, buffers = pickle.dumps(obj), []
-        else:
-            stream, buffers = pickle.dumps_oob(obj)
+            return [memoryview(pickle.dumps(obj))]
+        stream, buffers = pickle.dumps_oob(obj)
     except Exception as error:
         raise MPIException(
             ERR_ARG, f"an object of type {type(obj).__name__} cannot be pickled and was not sent: {error}"
         ) from error
-    head = struct.pack(f"<I{len(buffers) + 1}Q", len(buffers), len(stream), *(one.nbytes for one in buffers))
-    return [memoryview(head), memoryview(stream), *buffers]
+    if not buffers:
+        return [memoryview(stream)]
+    lengths = (len(stream), *(one.nbytes for one in buffers))
+    return [memoryview(_HEAD.pack(_MARK, len(buffers)) + struct.pack(f"<{len(lengths)}Q", *lengths)), memoryview(stream), *buffers]
 
 
 def decode(data: memoryview) -> Any:
-    """The object in received bytes; its large arrays are views into them."""
-    (count,) = _COUNT.unpack_from(data)
-    lengths = struct.unpack_from(f"<{count + 1}Q", data, _COUNT.size)
-    start = _COUNT.size + 8 * (count + 1)
+    """The object in received bytes, None in no bytes; its large arrays are views into them."""
+    if not data.nbytes:
+        return None
+    if data[0] != _MARK or pickle._custom:
+        return pickle.loads(data)
+    _, count = _HEAD.unpack_from(data)
+    lengths = struct.unpack_from(f"<{count + 1}Q", data, _HEAD.size)
+    start = _HEAD.size + 8 * (count + 1)
     pieces = []
     for length in lengths:
         pieces.append(data[start : start + length])
         start += length
     stream, *buffers = pieces
-    return pickle.loads_oob(stream, buffers) if buffers else pickle.loads(stream)
+    return pickle.loads_oob(stream, buffers)
 
 
 __all__ = ["Pickle", "pickle"]

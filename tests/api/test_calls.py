@@ -194,6 +194,12 @@ def test_requests() -> None:
 def test_send_forms_probe_and_proc_null() -> None:
     def body(c: Any) -> None:
         other = 1 - c.rank
+        with pytest.raises(MPI.Exception) as caught:
+            c.bsend("no buffer", other)
+        assert caught.value.Get_error_class() == MPI.ERR_BUFFER
+        c.Attach_buffer(bytearray(200 + MPI.BSEND_OVERHEAD))
+        with pytest.raises(MPI.Exception):
+            c.Bsend(bytes(300), other)
         for name in ("bsend", "isend", "ibsend", "issend"):
             getattr(c, name)(name, other)
             assert c.recv(source=other) == name
