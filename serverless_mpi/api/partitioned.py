@@ -19,7 +19,7 @@ from serverless_mpi.api.persistent import Prequest, Repeat
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, derive_context
-from serverless_mpi.errors import ERR_ARG, ERR_REQUEST, ERR_TRUNCATE, MPIException
+from serverless_mpi.errors import ERR_ARG, ERR_RANK, ERR_REQUEST, ERR_TAG, ERR_TRUNCATE, MPIException
 from serverless_mpi.runtime import Operation, Runtime
 
 _HEAD = struct.Struct("<I")  # the sender's number of partitions
@@ -163,7 +163,8 @@ class Partitioned(PointToPoint):
     ) -> Prequest:
         """A receive into `partitions` equal pieces of a buffer; `Parrived` tells of each."""
         if source == ANY_SOURCE or tag == ANY_TAG:
-            raise MPIException(ERR_ARG, "a partitioned receive needs its source and tag: it takes no wildcard")
+            wild = ERR_RANK if source == ANY_SOURCE else ERR_TAG
+            raise MPIException(wild, "a partitioned receive needs its source and tag: it takes no wildcard")
         self._check_recv(source, tag)
         _positive(partitions)
         spec = Spec(None if source == PROC_NULL else buf, readonly=False, blocks=partitions)
