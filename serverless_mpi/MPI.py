@@ -42,6 +42,7 @@ else:
     from serverless_mpi.api.handle import *
     from serverless_mpi.api.info import *
     from serverless_mpi.api.intercomm import *
+    from serverless_mpi.api.intracomm import *
     from serverless_mpi.api.memory import *
     from serverless_mpi.api.op import *
     from serverless_mpi.api.p2p import *

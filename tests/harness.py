@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from serverless_mpi.api.comm import Intracomm, world_of
+from serverless_mpi.api.intracomm import Intracomm, world_of
 from serverless_mpi.job import JobSpec
 from serverless_mpi.runtime import Runtime
 

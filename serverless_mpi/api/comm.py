@@ -1,16 +1,14 @@
 """Communicators: facts, life, comparing, and making others (MPI 4.1, chapter 7).
 
 What they carry is in p2p.py, collective.py, persistent.py and partitioned.py;
-two groups are intercomm.py's, the shapes of topologies topology.py's.
+one group is intracomm.py's, two are intercomm.py's, shapes topology.py's.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -18,10 +16,10 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from serverless_mpi.api.attributes import Attributed
 from serverless_mpi.api.bsend import OF_PROCESS, Attached
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES, Get_processor_name
-from serverless_mpi.api.errhandler import Guarded
+from serverless_mpi.api.errhandler import Errhandler, Guarded
 from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group
 from serverless_mpi.api.handle import Handle, forget
-from serverless_mpi.api.info import Info
+from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
 from serverless_mpi.api.pickling import decode, encode
@@ -29,9 +27,9 @@ from serverless_mpi.api.request import Request
 from serverless_mpi.api.shapes import Cart, Dist, Graph
 from serverless_mpi.collectives.choose import Facts, select
 from serverless_mpi.collectives.steps import whole
-from serverless_mpi.core.envelope import CONTEXT_SELF, CONTEXT_WORLD, UNDEFINED, derive_context
-from serverless_mpi.errors import ERR_ARG, ERR_COMM, ERR_GROUP, ERR_RANK, MPIException, missing
-from serverless_mpi.runtime import Operation, Runtime, get_runtime
+from serverless_mpi.core.envelope import TAG_UB, UNDEFINED, derive_context
+from serverless_mpi.errors import ERR_ARG, ERR_COMM, ERR_GROUP, MPIException, missing
+from serverless_mpi.runtime import Operation, Runtime
 
 COMM_TYPE_SHARED = 1
 COMM_TYPE_HW_GUIDED = 2
@@ -48,7 +46,7 @@ MAX_NAME = 128
 C = TypeVar("C", bound="Comm")
 
 
-class _State:
+class State:
     """What all handles to one communicator share.
 
     ranks: world ranks of this process's group, remote: of the other one, or None;
@@ -75,9 +73,13 @@ class _State:
         self.requests = itertools.count()  # numbers the persistent collectives
         self.counters: Counter[Any] = Counter()  # how often a thing has been made that only some ranks make
         self.lock = threading.Lock()
+        self.internal: State | None = None  # see internal()
+        self.internal_tags = itertools.count()
+        self.locks: dict[Any, threading.Lock] = {}  # for programs, see _comm_lock
         self.attributes: dict[int, Any] = {}
         self.info: dict[str, str] = {}
         self.attached = Attached()
+        self.constant: Comm | None = None  # the handle that is MPI.COMM_WORLD or MPI.COMM_SELF
         self.errhandler: Any = None
         runtime.communicators[context] = self
 
@@ -92,12 +94,12 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
     """A communicator.  `rank` and `size` are this process's place in it and its number of processes."""
 
     __module__ = "serverless_mpi.MPI"
-    _maker: Callable[[], _State] | None = None  # COMM_WORLD and COMM_SELF start the runtime at first use
+    _maker: Callable[[], State] | None = None  # COMM_WORLD and COMM_SELF start the runtime at first use
     _what: ClassVar[str] = "a communicator"
 
     def __new__(cls: type[C], comm: Comm | None = None) -> C:
         self = super().__new__(cls)
-        self._made: _State | None = None
+        self._made: State | None = None
         if comm is not None:
             if not isinstance(comm, Comm):
                 raise TypeError(f"expecting a communicator, not {type(comm).__name__}")
@@ -112,26 +114,39 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         return True
 
     @classmethod
-    def _of(cls: type[C], state: _State | None) -> C:
+    def _of(cls: type[C], state: State | None) -> C:
         self = Comm.__new__(cls)
         self._made = state
         return self
 
+    @classmethod
+    def _of_state(cls, state: State | None) -> Any:
+        """A handle of the class that the communicator is of."""
+        from serverless_mpi.api import topology
+        from serverless_mpi.api.intercomm import Intercomm
+        from serverless_mpi.api.intracomm import Intracomm
+
+        if state is None:
+            return cls._of(None)
+        shapes = {Cart: topology.Cartcomm, Graph: topology.Graphcomm, Dist: topology.Distgraphcomm}
+        kind = Intercomm if state.remote is not None else shapes.get(type(state.topology), Intracomm)
+        return kind._of(state)
+
     @property
-    def _ob(self) -> _State | None:  # type: ignore[override]
+    def _ob(self) -> State | None:  # type: ignore[override]
         """What the handle refers to, or None for a null one."""
         if self._made is None and self._maker is not None:
             self._made = self._maker()
         return self._made
 
     @_ob.setter
-    def _ob(self, state: _State | None) -> None:
+    def _ob(self, state: State | None) -> None:
         self._made = state
         if state is None:
             self._maker = None
 
     @property
-    def _state(self) -> _State:
+    def _state(self) -> State:
         state = self._made or self._ob
         if state is None:
             raise MPIException(ERR_COMM, "the communicator is null")
@@ -159,15 +174,6 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
 
     def __bool__(self) -> bool:
         return (self._maker is not None or self._made is not None) and not self._state.freed
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        for name in ("COMM_NULL", "COMM_WORLD", "COMM_SELF"):
-            constant = globals()[name]
-            if self is constant:
-                return name
-            if self == constant:
-                return type(self), (constant,)
-        raise ValueError("cannot pickle: a communicator that a program made belongs to its process")
 
     def __repr__(self) -> str:
         return f"<serverless_mpi.MPI.{type(self).__name__} {self._made.name if self._made else ''}>"
@@ -271,12 +277,12 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
     def _child(self, ranks: Sequence[int], *facts: object, remote: Sequence[int] | None = None, topology: Any = None) -> Any:
         """What a communicator of world ranks shares, in a context derived from facts that all its members share."""
         state = self._state
-        return _State(state.runtime, derive_context(state.context, *facts), ranks, remote=remote, topology=topology)
+        return State(state.runtime, derive_context(state.context, *facts), ranks, remote=remote, topology=topology)
 
-    def _duplicate(self) -> _State:
+    def _duplicate(self) -> State:
         state = self._state
         facts = ("dup", next(state.children))
-        made: _State = self._child(state.ranks, *facts, remote=state.remote, topology=state.topology)
+        made: State = self._child(state.ranks, *facts, remote=state.remote, topology=state.topology)
         made.info.update(state.info)
         made.errhandler = state.errhandler
         return made
@@ -285,7 +291,7 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         """The same processes in a context of their own.  Sends nothing."""
         return self.Dup()
 
-    def Dup(self: C, info: Any = None) -> C:
+    def Dup(self: C, info: Info | None = None) -> C:
         """The same processes, and topology, in a context of their own.  Sends nothing."""
         self._live()
         new = type(self)._of(self._duplicate())
@@ -294,15 +300,15 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         self._copy_attributes(new)
         return new
 
-    def Dup_with_info(self: C, info: Any) -> C:
+    def Dup_with_info(self: C, info: Info) -> C:
         """The same with other hints."""
         return self.Dup(info)
 
-    def Idup(self: C, info: Any = None) -> tuple[C, Request]:
+    def Idup(self: C, info: Info | None = None) -> tuple[C, Request]:
         """`Dup`, and a request that is done."""
         return self.Dup(info), self._completed()
 
-    def Idup_with_info(self: C, info: Any) -> tuple[C, Request]:
+    def Idup_with_info(self: C, info: Info) -> tuple[C, Request]:
         """`Dup_with_info`, and a request that is done."""
         return self.Dup(info), self._completed()
 
@@ -311,7 +317,7 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         operation._end()
         return Request._of(self._runtime, operation, lambda _, status: status._fill_empty())
 
-    def _split(self, color: Any, key: int) -> _State | None:
+    def _split(self, color: Any, key: int) -> State | None:
         """What the communicator of one colour shares, ordered by key, then rank; None for colour None."""
         state = self._state
         number = next(state.children)
@@ -325,12 +331,13 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         remote = None if state.remote is None else chosen(state.remote)
         if remote is not None and not remote:
             return None  # nobody of that colour in the other group
-        made: _State = self._child(chosen(state.ranks), "split", number, color, remote=remote)
+        made: State = self._child(chosen(state.ranks), "split", number, color, remote=remote)
         return made
 
-    def _plain(self, state: _State | None) -> Comm:
-        """A communicator of one group, or two, without a topology."""
+    def _like(self, state: State | None) -> Comm:
+        """A handle to a communicator of one group, or two, as this one is; a null one of that class for None."""
         from serverless_mpi.api.intercomm import Intercomm
+        from serverless_mpi.api.intracomm import Intracomm
 
         return (Intracomm if self._state.remote is None else Intercomm)._of(state)
 
@@ -339,9 +346,9 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         self._live()
         if color < 0 and color != UNDEFINED:
             raise MPIException(ERR_ARG, f"colour {color} is negative; use MPI.UNDEFINED to take no part")
-        return self._plain(self._split(None if color == UNDEFINED else int(color), key))
+        return self._like(self._split(None if color == UNDEFINED else int(color), key))
 
-    def Split_type(self, split_type: int, key: int = 0, info: Any = None) -> Comm:
+    def Split_type(self, split_type: int, key: int = 0, info: Info = INFO_NULL) -> Comm:
         """COMM_TYPE_SHARED: the processes on one machine; the guided types where the info asks for mpi_shared_memory.
 
         COMM_TYPE_HW_UNGUIDED: those on one machine if the communicator spans several, else a null communicator.
@@ -361,7 +368,7 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
                 made = None
             elif info:
                 info.Set("mpi_hw_resource_type", "mpi_shared_memory")
-        return self._plain(made)
+        return self._like(made)
 
     def Create(self, group: Group) -> Comm:
         """The processes of `group`; every process calls it, those outside get a null communicator."""
@@ -370,11 +377,11 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         state = self._state
         number = next(state.children)
         if state.remote is None:
-            return self._plain(self._child(ranks, "create", number, ranks) if state.runtime.rank in ranks else None)
+            return self._like(self._child(ranks, "create", number, ranks) if state.runtime.rank in ranks else None)
         given = dict(zip(state.everyone, self._agree(ranks), strict=True))
         remote = given[state.remote[0]]
         made = state.runtime.rank in ranks and remote
-        return self._plain(self._child(ranks, "create", number, remote=remote) if made else None)
+        return self._like(self._child(ranks, "create", number, remote=remote) if made else None)
 
     def _check_group(self, group: Group) -> tuple[int, ...]:
         ranks = group._live()
@@ -393,13 +400,6 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         self._state.freed = True
         forget(self._state)
         self._made = None
-
-    def free(self) -> None:
-        """Give it up, unless it is null or predefined; a copy of a predefined one becomes null."""
-        if self and self._maker is None:
-            self.Free()
-        elif self is not COMM_WORLD and self is not COMM_SELF:
-            self._made = self._maker = None
 
     def Disconnect(self) -> None:
         """`Free`, when all that it carries is done."""
@@ -484,213 +484,33 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         raise missing("Comm.Ishrink (fault tolerance)")
 
 
-class Intracomm(Comm):
-    """A communicator of one group."""
-
-    _what = "a communicator of one group"
-
-    @classmethod
-    def _takes(cls, comm: Comm) -> bool:
-        return comm._made is None or comm._made.remote is None
-
-    def Create_group(self, group: Group, tag: int = 0) -> Intracomm:
-        """The processes of `group`, who alone call it."""
-        self._live()
-        ranks = self._check_group(group)
-        if self._runtime.rank not in ranks:
-            return Intracomm()
-        number = self._state.count((tag, *ranks))
-        return Intracomm._of(self._child(ranks, "group", tag, number, ranks))
-
-    @classmethod
-    def Create_from_group(
-        cls, group: Group, stringtag: str = "org.mpi4py", info: Any = None, errhandler: Any = None
-    ) -> Intracomm:
-        """The processes of `group`, who alone call it; no communicator is needed."""
-        ranks = group._live()
-        if not ranks:
-            return Intracomm()
-        runtime = get_runtime()
-        if runtime.rank not in ranks:
-            raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the group that it makes a communicator of")
-        facts = ("group", stringtag, ranks)
-        return Intracomm._of(_State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), ranks))
-
-    # --- topologies ----------------------------------------------------------
-
-    def _shaped(self, topology: Any, count: int, what: str) -> _State | None:
-        """What the first `count` ranks share as a communicator of that shape; None on the others."""
-        number = next(self._state.children)
-        if self._state.rank >= count:
-            return None
-        made: _State = self._child(self._state.ranks[:count], what, number, topology=topology)
-        return made
-
-    def Create_cart(self, dims: Sequence[int], periods: Sequence[bool] | None = None, reorder: bool = False) -> Any:
-        """A grid of shape `dims`, with `periods` (one, or one a dimension) closed to rings; ranks go row by row."""
-        from serverless_mpi.api.topology import Cartcomm
-
-        self._live()
-        cart = Cart.made(dims, periods, len(self._state.ranks))
-        return Cartcomm._of(self._shaped(cart, cart.size, "cart"))
-
-    def Cart_map(self, dims: Sequence[int], periods: Sequence[bool] | None = None) -> int:
-        """The rank that this process would have in such a grid, or UNDEFINED."""
-        self._live()
-        cart = Cart.made(dims, periods, len(self._state.ranks), mapping=True)
-        return self._state.rank if self._state.rank < cart.size else UNDEFINED
-
-    def Create_graph(self, index: Sequence[int], edges: Sequence[int], reorder: bool = False) -> Any:
-        """A graph that every process describes: node i's neighbours are edges[index[i-1]:index[i]]."""
-        from serverless_mpi.api.topology import Graphcomm
-
-        self._live()
-        graph = Graph.made(index, edges, len(self._state.ranks))
-        return Graphcomm._of(self._shaped(graph, graph.size, "graph"))
-
-    def Graph_map(self, index: Sequence[int], edges: Sequence[int]) -> int:
-        """The rank that this process would have in such a graph, or UNDEFINED."""
-        self._live()
-        graph = Graph.made(index, edges, len(self._state.ranks))
-        return self._state.rank if self._state.rank < graph.size else UNDEFINED
-
-    def Create_dist_graph_adjacent(
-        self, sources: Sequence[int], destinations: Sequence[int], sourceweights: Sequence[int] | None = None,
-        destweights: Sequence[int] | None = None, info: Any = None, reorder: bool = False,
-    ) -> Any:  # fmt: skip
-        """A graph of which every process gives the edges to and from itself.  Sends nothing."""
-        from serverless_mpi.api.topology import Distgraphcomm
-
-        self._live()
-        size = len(self._state.ranks)
-        return Distgraphcomm._of(
-            self._shaped(Dist.adjacent(sources, destinations, sourceweights, destweights, size), size, "dist_graph")
-        )
-
-    def Create_dist_graph(
-        self, sources: Sequence[int], degrees: Sequence[int], destinations: Sequence[int],
-        weights: Sequence[int] | None = None, info: Any = None, reorder: bool = False,
-    ) -> Any:  # fmt: skip
-        """A graph of which every process gives any edges: degrees[i] of them from sources[i]."""
-        from serverless_mpi.api.topology import Distgraphcomm
-
-        self._live()
-        size = len(self._state.ranks)
-        edges, weighted = Dist.edges_given(sources, degrees, destinations, weights, size)
-        given = self._agree((edges, weighted))
-        dist = Dist.collected(self._state.rank, size, [edge for some, _ in given for edge in some], any(flag for _, flag in given))
-        return Distgraphcomm._of(self._shaped(dist, size, "dist_graph"))
-
-    # --- two groups ----------------------------------------------------------
-
-    def Create_intercomm(self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0) -> Any:
-        """Join this group with another one, whose members call it too; the two leaders meet in `peer_comm` under `tag`."""
-        from serverless_mpi.api.intercomm import Intercomm
-
-        self._live()
-        state = self._state
-        if not 0 <= local_leader < len(state.ranks):
-            raise MPIException(ERR_RANK, f"local leader {local_leader} is outside 0..{len(state.ranks) - 1}")
-        mine = (state.context, next(state.children), state.ranks)
-        theirs: Any = None
-        if state.rank == local_leader:
-            try:
-                theirs = peer_comm._swap(mine, remote_leader, tag)
-            except MPIException as error:  # the others wait for the leader, and shall hear of it
-                theirs = error
-        theirs = self.bcast(theirs, local_leader)
-        if isinstance(theirs, MPIException):
-            raise theirs
-        remote = theirs[2]
-        if set(remote) & set(state.ranks):
-            raise MPIException(ERR_COMM, "the two groups of an intercommunicator must have no process in common")
-        return Intercomm._of(self._between(tag, mine, theirs))
-
-    def _between(self, tag: int, mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> _State:
-        context = derive_context(0, "inter", tag, *sorted((mine, theirs)))
-        return _State(self._state.runtime, context, mine[2], remote=theirs[2])
-
-    def _swap(self, value: Any, other: int, tag: int) -> Any:
-        """What another rank, who calls this too, has."""
-        self._check_send(other, tag)
-        if not 0 <= other < len(self._peers) or self._peers[other] == self._runtime.rank:
-            raise MPIException(ERR_RANK, f"remote leader {other} is this process itself or nobody")
-        context = derive_context(self._context, "leaders")
-        receive = self._runtime.irecv(context, self._peers[other], tag)
-        send = self._runtime.isend(context, self._peers[other], tag, encode(value))
-        self._runtime.wait((receive, send))
-        for operation in (receive, send):
-            if operation.error is not None:
-                raise operation.error
-        assert receive.data is not None
-        return decode(receive.data)
-
-    # --- what is missing -----------------------------------------------------
-
-    def Spawn(
-        self, command: str, args: Sequence[str] | None = None, maxprocs: int = 1, info: Any = None, root: int = 0,
-        errcodes: list[int] | None = None,
-    ) -> NoReturn:  # fmt: skip
-        """Missing."""
-        raise missing("Intracomm.Spawn (dynamic processes)")
-
-    def Spawn_multiple(
-        self, command: Sequence[str], args: Sequence[Sequence[str]] | None = None,
-        maxprocs: Sequence[int] | None = None, info: Any = None, root: int = 0,
-        errcodes: list[list[int]] | None = None,
-    ) -> NoReturn:  # fmt: skip
-        """Missing."""
-        raise missing("Intracomm.Spawn_multiple (dynamic processes)")
-
-    def Accept(self, port_name: str, info: Any = None, root: int = 0) -> NoReturn:
-        """Missing."""
-        raise missing("Intracomm.Accept (dynamic processes)")
-
-    def Connect(self, port_name: str, info: Any = None, root: int = 0) -> NoReturn:
-        """Missing."""
-        raise missing("Intracomm.Connect (dynamic processes)")
+COMM_NULL: Comm = Comm()._name_constant("COMM_NULL")
 
 
-COMM_NULL = Comm()
-
-_from_nothing: weakref.WeakKeyDictionary[Runtime, Counter[Any]] = weakref.WeakKeyDictionary()
-
-
-def from_nothing(runtime: Runtime, facts: tuple[Any, ...]) -> int:
-    """How often a communicator has been made of `facts` alone before."""
-    counters = _from_nothing.setdefault(runtime, Counter())
-    counters[facts] += 1
-    return counters[facts] - 1
+def _comm_lock(comm: Comm, key: Any = None) -> threading.Lock:
+    """A lock of the communicator under that key; mpi4py.util asks for it."""
+    table = _comm_lock_table(comm)
+    with comm._state.lock:
+        return table.setdefault(key, threading.Lock())
 
 
-@functools.cache
-def _world() -> _State:
-    runtime = get_runtime()
-    return _State(runtime, CONTEXT_WORLD, range(runtime.size), "MPI_COMM_WORLD")
+def _comm_lock_table(comm: Comm) -> dict[Any, threading.Lock]:
+    """All of them."""
+    comm._live()
+    return comm._state.locks
 
 
-@functools.cache
-def _self() -> _State:
-    runtime = get_runtime()
-    return _State(runtime, CONTEXT_SELF, (runtime.rank,), "MPI_COMM_SELF")
-
-
-def _predefined(maker: Callable[[], _State]) -> Intracomm:
-    comm = Intracomm()
-    comm._maker = maker
-    return comm
-
-
-COMM_WORLD = _predefined(_world)
-COMM_SELF = _predefined(_self)
-
-
-def world_of(runtime: Runtime) -> Intracomm:
-    """COMM_WORLD of a runtime other than the process's own, for jobs whose ranks are threads."""
-    return Intracomm._of(_State(runtime, CONTEXT_WORLD, range(runtime.size), "MPI_COMM_WORLD"))
+def internal(comm: Comm) -> tuple[State, int]:
+    """(a duplicate that no program sees, the next tag to use in it), for mpi4py.util; sends nothing."""
+    comm._live()
+    state = comm._state
+    with state.lock:
+        if state.internal is None:
+            state.internal = comm._child(state.ranks, "internal", remote=state.remote)
+        return state.internal, next(state.internal_tags) % TAG_UB
 
 
 __all__ = [
-    "CART", "COMM_NULL", "COMM_SELF", "COMM_TYPE_HW_GUIDED", "COMM_TYPE_HW_UNGUIDED", "COMM_TYPE_RESOURCE_GUIDED",
-    "COMM_TYPE_SHARED", "COMM_WORLD", "Comm", "DIST_GRAPH", "GRAPH", "Intracomm",
+    "CART", "COMM_NULL", "COMM_TYPE_HW_GUIDED", "COMM_TYPE_HW_UNGUIDED", "COMM_TYPE_RESOURCE_GUIDED", "COMM_TYPE_SHARED",
+    "Comm", "DIST_GRAPH", "GRAPH", "_comm_lock", "_comm_lock_table",
 ]  # fmt: skip

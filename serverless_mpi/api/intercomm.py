@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from serverless_mpi.api.buffers import InPlaceType
-from serverless_mpi.api.comm import Comm, Intracomm, _State, from_nothing
+from serverless_mpi.api.comm import Comm, State, internal
+from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
+from serverless_mpi.api.info import INFO_NULL, Info
+from serverless_mpi.api.intracomm import Intracomm, from_nothing
 from serverless_mpi.api.plan import Plan
 from serverless_mpi.collectives.choose import Facts, select
 from serverless_mpi.collectives.steps import Algorithm
@@ -22,6 +25,8 @@ from serverless_mpi.runtime import get_runtime
 class Intercomm(Comm):
     """A communicator that joins two groups."""
 
+    __module__ = "serverless_mpi.MPI"
+
     _what = "a communicator of two groups"
 
     @classmethod
@@ -31,7 +36,7 @@ class Intercomm(Comm):
     @classmethod
     def Create_from_groups(
         cls, local_group: Group, local_leader: int, remote_group: Group, remote_leader: int,
-        stringtag: str = "org.mpi4py", info: Any = None, errhandler: Any = None,
+        stringtag: str = "org.mpi4py", info: Info = INFO_NULL, errhandler: Errhandler | None = None,
     ) -> Intercomm:  # fmt: skip
         """Join two groups, whose members alone call it; no communicator is needed, and nothing is sent."""
         local, remote = local_group._live(), remote_group._live()
@@ -41,7 +46,10 @@ class Intercomm(Comm):
         if not remote or set(local) & set(remote):
             raise MPIException(ERR_GROUP, "the remote group must have processes, and none of the local group")
         facts = ("groups", stringtag, *sorted((local, remote)))
-        return cls._of(_State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), local, remote=remote))
+        made = cls._of(State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), local, remote=remote))
+        if errhandler is not None:
+            made.Set_errhandler(errhandler)
+        return made
 
     # --- facts ---------------------------------------------------------------
 
@@ -110,4 +118,14 @@ class Intercomm(Comm):
         return algorithm
 
 
-__all__ = ["Intercomm"]
+def _commctx_inter(comm: Intercomm) -> tuple[Intercomm, int, Intracomm, bool]:
+    """(a duplicate that no program sees, the next tag to use in it, this group alone, whether it is the first one).
+
+    mpi4py.util asks for it.
+    """
+    state, tag = internal(comm)
+    local = Intracomm._of(comm._child(state.ranks, "local", state.ranks))
+    return Intercomm._of(state), tag, local, state.ranks < state.peers
+
+
+__all__ = ["Intercomm", "_commctx_inter"]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.persistent import Prequest, Repeat
 from serverless_mpi.api.request import Request
@@ -149,7 +150,7 @@ class Partitioned(PointToPoint):
 
     _pairs: Callable[[tuple[str, int, int]], int]  # counts the initializations under a key
 
-    def Psend_init(self, buf: Any, partitions: int, dest: int, tag: int = 0, info: Any = None) -> Prequest:
+    def Psend_init(self, buf: Any, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL) -> Prequest:
         """A send of `partitions` equal pieces of a buffer, each of which goes when `Pready` says so."""
         self._check_send(dest, tag)
         _positive(partitions)
@@ -159,7 +160,7 @@ class Partitioned(PointToPoint):
         return Prequest._repeating(_Send(self._runtime, context, world, spec, partitions))
 
     def Precv_init(
-        self, buf: Any, partitions: int, source: int = ANY_SOURCE, tag: int = ANY_TAG, info: Any = None
+        self, buf: Any, partitions: int, source: int = ANY_SOURCE, tag: int = ANY_TAG, info: Info = INFO_NULL
     ) -> Prequest:
         """A receive into `partitions` equal pieces of a buffer; `Parrived` tells of each."""
         if source == ANY_SOURCE or tag == ANY_TAG:

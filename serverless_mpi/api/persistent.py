@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serverless_mpi.api.collective import Collective, finishing
+from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.op import SUM, Op
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.plan import Plan
@@ -145,73 +146,73 @@ class Persistent(PointToPoint, Collective):
 
     # --- collectives ---------------------------------------------------------
 
-    def Barrier_init(self, info: Any = None) -> Prequest:
+    def Barrier_init(self, info: Info = INFO_NULL) -> Prequest:
         """`Barrier`, to be started any number of times."""
         return self._prepare(self._barrier())
 
-    def Bcast_init(self, buf: Any, root: int = 0, info: Any = None) -> Prequest:
+    def Bcast_init(self, buf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
         """`Bcast`, to be started any number of times."""
         return self._prepare(self._bcast(buf, root))
 
-    def Gather_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Any = None) -> Prequest:
+    def Gather_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
         """`Gather`, to be started any number of times."""
         return self._prepare(self._gather(sendbuf, recvbuf, root))
 
-    def Gatherv_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Any = None) -> Prequest:
+    def Gatherv_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
         """`Gatherv`, to be started any number of times."""
         return self._prepare(self._gatherv(sendbuf, recvbuf, root))
 
-    def Scatter_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Any = None) -> Prequest:
+    def Scatter_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
         """`Scatter`, to be started any number of times."""
         return self._prepare(self._scatter(sendbuf, recvbuf, root))
 
-    def Scatterv_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Any = None) -> Prequest:
+    def Scatterv_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
         """`Scatterv`, to be started any number of times."""
         return self._prepare(self._scatterv(sendbuf, recvbuf, root))
 
-    def Allgather_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Allgather_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Allgather`, to be started any number of times."""
         return self._prepare(self._allgather(sendbuf, recvbuf))
 
-    def Allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Allgatherv`, to be started any number of times."""
         return self._prepare(self._allgatherv(sendbuf, recvbuf))
 
-    def Alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Alltoall`, to be started any number of times."""
         return self._prepare(self._alltoall(sendbuf, recvbuf))
 
-    def Alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Alltoallv`, to be started any number of times."""
         return self._prepare(self._alltoallv(sendbuf, recvbuf))
 
-    def Alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Alltoallw`, to be started any number of times."""
         return self._prepare(self._alltoallw(sendbuf, recvbuf))
 
-    def Reduce_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0, info: Any = None) -> Prequest:
+    def Reduce_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0, info: Info = INFO_NULL) -> Prequest:
         """`Reduce`, to be started any number of times."""
         return self._prepare(self._reduce(sendbuf, recvbuf, op, root))
 
-    def Allreduce_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Any = None) -> Prequest:
+    def Allreduce_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL) -> Prequest:
         """`Allreduce`, to be started any number of times."""
         return self._prepare(self._allreduce(sendbuf, recvbuf, op))
 
-    def Reduce_scatter_block_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Any = None) -> Prequest:
+    def Reduce_scatter_block_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL) -> Prequest:
         """`Reduce_scatter_block`, to be started any number of times."""
         return self._prepare(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Reduce_scatter_init(
-        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM, info: Any = None
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
         """`Reduce_scatter`, to be started any number of times."""
         return self._prepare(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
-    def Scan_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Any = None) -> Prequest:
+    def Scan_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL) -> Prequest:
         """`Scan`, to be started any number of times."""
         return self._prepare(self._scan(sendbuf, recvbuf, op))
 
-    def Exscan_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Any = None) -> Prequest:
+    def Exscan_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL) -> Prequest:
         """`Exscan`, to be started any number of times."""
         return self._prepare(self._exscan(sendbuf, recvbuf, op))
 

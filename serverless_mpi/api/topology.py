@@ -12,7 +12,9 @@ from typing import Any
 from serverless_mpi.api.buffers import Message as Spec
 from serverless_mpi.api.buffers import VMessage, WMessage, check_length
 from serverless_mpi.api.collective import decode_list
-from serverless_mpi.api.comm import Comm, Intracomm
+from serverless_mpi.api.comm import Comm
+from serverless_mpi.api.info import INFO_NULL, Info
+from serverless_mpi.api.intracomm import Intracomm
 from serverless_mpi.api.persistent import Prequest
 from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.plan import Plan
@@ -42,6 +44,8 @@ def _filling(room: Any, nbytes: Callable[[int], int]) -> Callable[[Any], None]:
 
 class Topocomm(Intracomm):
     """A communicator whose processes have neighbours."""
+
+    __module__ = "serverless_mpi.MPI"
 
     _what = "a communicator with a topology"
     _shape: type[Any] | tuple[type[Any], ...] = (Cart, Graph, Dist)
@@ -139,29 +143,31 @@ class Topocomm(Intracomm):
         """Start `Neighbor_alltoallw`."""
         return self._start(self._between_neighbors(WMessage, sendbuf, recvbuf))
 
-    def Neighbor_allgather_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Neighbor_allgather_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Neighbor_allgather`, to be started any number of times."""
         return self._prepare(self._to_neighbors(Spec, sendbuf, recvbuf))
 
-    def Neighbor_allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Neighbor_allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Neighbor_allgatherv`, to be started any number of times."""
         return self._prepare(self._to_neighbors(VMessage, sendbuf, recvbuf))
 
-    def Neighbor_alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Neighbor_alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Neighbor_alltoall`, to be started any number of times."""
         return self._prepare(self._between_neighbors(Spec, sendbuf, recvbuf))
 
-    def Neighbor_alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Neighbor_alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Neighbor_alltoallv`, to be started any number of times."""
         return self._prepare(self._between_neighbors(VMessage, sendbuf, recvbuf))
 
-    def Neighbor_alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Any = None) -> Prequest:
+    def Neighbor_alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
         """`Neighbor_alltoallw`, to be started any number of times."""
         return self._prepare(self._between_neighbors(WMessage, sendbuf, recvbuf))
 
 
 class Cartcomm(Topocomm):
     """A communicator whose processes are a grid."""
+
+    __module__ = "serverless_mpi.MPI"
 
     _what = "a communicator with a Cartesian topology"
     _shape = Cart
@@ -212,6 +218,8 @@ class Cartcomm(Topocomm):
 class Graphcomm(Topocomm):
     """A communicator whose processes are the nodes of a graph."""
 
+    __module__ = "serverless_mpi.MPI"
+
     _what = "a communicator with a graph topology"
     _shape = Graph
 
@@ -250,6 +258,8 @@ class Graphcomm(Topocomm):
 
 class Distgraphcomm(Topocomm):
     """A communicator whose processes each know their own edges of a graph."""
+
+    __module__ = "serverless_mpi.MPI"
 
     _what = "a communicator with a distributed graph topology"
     _shape = Dist
