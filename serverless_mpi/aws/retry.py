@@ -62,6 +62,7 @@ REPEATABLE: dict[str, str] = {
     "s3.PUT": "the same bytes under the same key, or under the same part number",
     "s3.DELETE": "deleting what is deleted succeeds",
     "s3.CreateMultipartUpload": "an upload that nobody continues holds no bytes",
+    "lambda.Invoke": "a rank is what claims its number first (launch/handler.py)",
     "sts.AssumeRole": "another set of keys, both good",
     "sts.AssumeRoleWithWebIdentity": "another set of keys, both good",
 }

@@ -12,6 +12,7 @@ from serverless_mpi.launch.base import Launcher
 
 LAUNCHERS: dict[str, str] = {
     "local": "serverless_mpi.launch.local:LocalLauncher",
+    "lambda": "serverless_mpi.launch.aws_lambda:LambdaLauncher",
 }
 DEFAULT = "local"
 

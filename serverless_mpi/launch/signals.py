@@ -7,8 +7,8 @@ import signal
 from types import FrameType
 
 
-class Interrupted(Exception):
-    """A signal asked the launcher to stop."""
+class Interrupted(BaseException):
+    """A signal asked the launcher to stop; no `except Exception` of a library on the way may keep it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")

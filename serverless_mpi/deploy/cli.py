@@ -1,0 +1,142 @@
+"""smpi: the command that deploys a stack and looks after it.
+
+Here is what is typed and what is printed; what is done is in the other files of this room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from serverless_mpi.deploy import layout as names
+from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
+from serverless_mpi.launch.base import EXIT_USAGE
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="smpi", description="Deploy serverless_mpi to AWS Lambda, and look after it.", allow_abbrev=False)
+    where = _Parser(add_help=False, allow_abbrev=False)
+    where.add_argument("--stack", metavar="NAME", default="smpi", help="name of the stack (default smpi)")
+    where.add_argument("--region", metavar="R", default="", help="AWS region (default: that of your AWS settings)")
+    where.add_argument("--endpoint", metavar="URL", help="an emulator instead of AWS")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=[where], help=text, description=text, allow_abbrev=False)
+
+    deploy = command("deploy", "make the stack, or bring it up to date")
+    deploy.add_argument(
+        "--memory", metavar="MB[,MB]", default=str(names.DEFAULT_MEMORY_MB),
+        help=f"a function for each size (default {names.DEFAULT_MEMORY_MB}, one virtual CPU)",
+    )  # fmt: skip
+    deploy.add_argument("--arch", metavar="A", default="x86_64", help=f"{' or '.join(names.ARCHS)} (default x86_64)")
+    deploy.add_argument("--python", metavar="V", help=f"{' or '.join(names.PYTHONS)} (default: this one, if it is among them)")
+    deploy.add_argument("--ranks", metavar="N", default="64", help="queues in the pool (default 64); unused ones cost nothing")
+    deploy.add_argument("--jobs", metavar="N", default="16", help="jobs at a time (default 16)")
+    deploy.add_argument("--snapstart", action="store_true", help="start functions from a snapshot, which AWS charges for")
+    deploy.add_argument("--wheel", metavar="FILE", help="a wheel of this package for the architecture")
+    deploy.add_argument("--emit", metavar="DIR", help="write template and zips there, and touch nothing")
+    destroy = command("destroy", "remove the stack and everything in it")
+    destroy.add_argument("--force", action="store_true", help="even while jobs run")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run smpi; returns the exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+        if options.endpoint is not None:
+            from serverless_mpi.launch.emulator import check_endpoint
+
+            check_endpoint(options.endpoint)
+        done: int = globals()[f"_{options.command}"](options)
+        return done
+    except (ServerlessMPIError, MPIException) as error:
+        print(f"smpi: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def _say(text: str) -> None:
+    print(f"smpi: {text}", file=sys.stderr, flush=True)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"{option} {text}: not whole numbers with commas between") from None
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from serverless_mpi.deploy import package, template
+    from serverless_mpi.deploy.stack import Deployment, own_region
+
+    here = package.Target.of_this_interpreter()
+    if options.endpoint is not None:  # an emulator runs functions with its own interpreter, which is this one
+        target = here
+    else:
+        target = package.Target(options.python or (here.python if here.python in names.PYTHONS else names.PYTHONS[-1]), options.arch)
+        if target.python not in names.PYTHONS:
+            raise UsageError(f"--python {target.python}: known are {', '.join(names.PYTHONS)}")
+    layout = names.Layout(
+        options.stack, _numbers(options.memory, "--memory"), _numbers(options.ranks, "--ranks")[0], _numbers(options.jobs, "--jobs")[0],
+        target.python, target.arch, options.snapstart,
+    )  # fmt: skip
+    region = "" if options.emit else own_region(options.region, options.endpoint)
+    _say(f"packing for Python {target.python} on {target.arch}")
+    made = package.build(target, options.wheel)
+    for note in made.notes:
+        _say(f"note: {note}")
+    _say(f"{made.unpacked_bytes / 1e6:.0f} MB unpacked, of {package.UNPACKED_BYTES / 1e6:.0f}")
+    code = {made.key(made.function, "function"): made.function, made.key(made.layer, "layer"): made.layer}
+    whole = template.build(layout, release=next(iter(code)).rpartition("-")[2].partition(".")[0])
+    if options.emit:
+        return _emit(Path(options.emit), whole, made, layout)
+    Deployment(options.stack, options.endpoint, region, _say).deploy(layout, template.build(layout, only_bucket=True), whole, code)
+    _say(f"stack {options.stack} is ready: smpirun --platform lambda -n 4 prog.py")
+    return 0
+
+
+def _emit(folder: Path, whole: dict[str, object], made: object, layout: names.Layout) -> int:
+    from serverless_mpi.deploy.package import Package
+
+    assert isinstance(made, Package)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "template.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (folder / "function.zip").write_bytes(made.function)
+    (folder / "layer.zip").write_bytes(made.layer)
+    print(
+        f"{folder} has template.json, function.zip and layer.zip; in a bucket of yours in the stack's region:\n"
+        f"  aws s3 cp {folder}/function.zip s3://BUCKET/ && aws s3 cp {folder}/layer.zip s3://BUCKET/\n"
+        f"  aws cloudformation deploy --template-file {folder}/template.json --stack-name {layout.name} --capabilities CAPABILITY_IAM"
+        f" --s3-bucket BUCKET --parameter-overrides CodeBucket=BUCKET FunctionKey=function.zip LayerKey=layer.zip"
+    )
+    return 0
+
+
+def _destroy(options: argparse.Namespace) -> int:
+    from serverless_mpi.deploy.stack import Deployment, own_region
+
+    region = own_region(options.region, options.endpoint)
+    if Deployment(options.stack, options.endpoint, region, _say).destroy():
+        _say(f"stack {options.stack} is gone: nothing of it is left, and nothing of it costs anything")
+    else:
+        _say(f"there is no stack {options.stack} in {region}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The pool's lease: which job has which queues.  One small object in the bucket, changed only by who has read it last.
+
+Each change is a PUT that S3 makes only if the object is still the one that was read (If-Match), so two launchers never
+take the same queue.  A lease ends by itself when its job's time is over: no function of it runs any more.
+Source: "Conditional writes", Amazon S3 User Guide.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serverless_mpi.deploy.stack import Stack, explained
+from serverless_mpi.errors import ChannelError, UsageError
+
+KEY = "pool.json"
+ATTEMPTS = 20
+MARGIN_S = 120.0  # after a job's limit: functions that were started late, and clocks that differ
+
+Held = dict[str, dict[str, Any]]  # job -> {"slots": [...], "console": n, "until": epoch seconds}
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a job has: slots of queues, in the order of its ranks, and a console."""
+
+    job_id: str
+    slots: tuple[int, ...]
+    console: int
+
+
+def take(stack: Stack, job_id: str, slots: int, limit_s: float, clock: Callable[[], float] = time.time) -> Lease:
+    """Lease `slots` queues and a console for limit_s seconds.
+
+    Raises
+    ------
+    UsageError
+        The pool is too small, or others have it; the text says until when.
+    """
+    if slots > stack.ranks:
+        raise UsageError(
+            f"{slots} ranks need as many queues, and stack {stack.name} has {stack.ranks}: `smpi deploy --ranks {slots}` makes more,"
+            " and --channel object needs none"
+        )
+    lease: list[Lease] = []
+
+    def change(held: Held) -> None:
+        used = {slot for one in held.values() for slot in one["slots"]}
+        free = [slot for slot in range(stack.ranks) if slot not in used][:slots]
+        consoles = {one["console"] for one in held.values()}
+        console = next((number for number in range(stack.jobs) if number not in consoles), None)
+        if len(free) < slots or console is None:
+            soonest = min(one["until"] for one in held.values()) - clock()
+            raise UsageError(
+                f"other jobs have the queues of stack {stack.name} ({', '.join(held)}); the first lease ends in at most {soonest:.0f} s."
+                " `smpi jobs` tells what runs, `smpi clean` gives back what dead launchers hold"
+            )
+        held[job_id] = {"slots": free, "console": console, "until": clock() + limit_s + MARGIN_S}
+        lease[:] = [Lease(job_id, tuple(free), console)]
+
+    _change(stack, change, clock)
+    return lease[0]
+
+
+def give_back(
+    stack: Stack, job_id: str, unsure: Sequence[int] = (), wait_s: float | None = None, clock: Callable[[], float] = time.time
+) -> None:
+    """End a lease; again does nothing.
+
+    unsure: slots on which a rank may still run, and would take the next job's messages.  They are kept for wait_s more
+    seconds, or, if that is None, for the rest of the lease; the console too.
+    """
+
+    def change(held: Held) -> None:
+        one = held.pop(job_id, None)
+        if one is not None and unsure:
+            until = one["until"] if wait_s is None else min(one["until"], clock() + wait_s)
+            held[job_id] = {**one, "slots": list(unsure), "until": until}
+
+    _change(stack, change, clock)
+
+
+def held(stack: Stack, clock: Callable[[], float] = time.time) -> Held:
+    """The leases that have not ended."""
+    return _read(stack, stack.client("s3"), clock)[0]
+
+
+def _read(stack: Stack, s3: Any, clock: Callable[[], float]) -> tuple[Held, dict[str, str]]:
+    """Leases, and the condition under which they may be replaced."""
+    with explained("read who has the queues", stack.endpoint, stack.region):
+        try:
+            answer = s3.get_object(Bucket=stack.bucket, Key=KEY)
+        except s3.exceptions.NoSuchKey:
+            return {}, {"IfNoneMatch": "*"}
+        leases: Held = json.loads(answer["Body"].read())
+        return {job: one for job, one in leases.items() if one["until"] > clock()}, {"IfMatch": answer["ETag"]}
+
+
+def _change(stack: Stack, change: Callable[[Held], Any], clock: Callable[[], float]) -> None:
+    s3 = stack.client("s3")
+    for _ in range(ATTEMPTS):
+        leases, condition = _read(stack, s3, clock)
+        change(leases)
+        try:
+            with explained("lease queues", stack.endpoint, stack.region):
+                s3.put_object(Bucket=stack.bucket, Key=KEY, Body=json.dumps(leases).encode(), **condition)
+            return
+        except ChannelError as error:
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+            if code not in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey"):
+                raise
+    raise ChannelError(f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job wanted one; try again")

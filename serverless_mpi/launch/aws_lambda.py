@@ -1,0 +1,374 @@
+"""Platform lambda: ranks are invocations of a deployed function.
+
+The launcher sends the program, leases queues, starts rank 0, and listens: the other ranks are started by ranks.  How a
+rank runs is handler.py's; what a stack is, deploy's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from serverless_mpi import __version__, metering
+from serverless_mpi.aws.functions import MAX_EVENT_BYTES
+from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
+from serverless_mpi.deploy import pool
+from serverless_mpi.deploy.layout import TIME_LIMIT_S
+from serverless_mpi.deploy.stack import Stack, empty, explained, own_region
+from serverless_mpi.errors import ChannelError, UsageError
+from serverless_mpi.job import JobSpec
+from serverless_mpi.launch import console, tree
+from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan
+from serverless_mpi.launch.bundle import Bundle, pack
+from serverless_mpi.launch.emulator import check_endpoint
+from serverless_mpi.launch.order import Order, Task
+from serverless_mpi.launch.output import LineWriter
+from serverless_mpi.launch.signals import Interrupted, Signals
+
+WITHOUT_PLATFORM = ("direct", "memory")  # a function takes no connections, and shares no memory
+NEEDS_QUEUES = ("queue", "hybrid")
+LISTEN_S = 2  # of one request: a signal is answered after it
+APPEAR_S = 30.0  # no rank came up for this long, and some are missing: they never will
+LATE_S = 75.0  # an event that no function was free for is given up after 60 s; a rank that begins late sees that the job is over
+LAST_WORDS_S = 12.0  # for the other ranks to see that the job is over (2 s), stop (3 s) and say so
+
+
+class LambdaLauncher(Launcher):
+    """Invocations of a stack's functions."""
+
+    def run(self, plan: Plan) -> int:
+        if plan.endpoint is not None:
+            check_endpoint(plan.endpoint)
+        plan = replace(plan, region=own_region(plan.region, plan.endpoint))
+        _check(plan)
+        prices = metering.Prices.load(plan.prices)
+        bundles = [pack(program, plan.requirements is not None) for program in plan.programs]
+        stack = Stack.find(plan.stack, plan.endpoint, plan.region)
+        memory, function = stack.function(plan.memory_mb)
+        if stack.version != __version__:
+            raise UsageError(f"stack {stack.name} runs serverless_mpi {stack.version}, this is {__version__}: `smpi deploy` brings it up to date")
+        _check_quota(stack, plan.size)
+        limit_s = min(plan.timeout_s or TIME_LIMIT_S, TIME_LIMIT_S)
+        _check_budget(plan, prices.lambda_usd(limit_s, memory / 1024, stack.arch) * plan.size, limit_s)
+        with Signals() as signals, contextlib.ExitStack() as undo:
+            try:
+                job = Job(plan, stack, memory, function, limit_s, signals, undo)
+                job.start(bundles)
+                signals.raising = False  # a request that is cut off while it listens would lose words for a minute
+                code = job.watch()
+                job.report(prices)
+                return code
+            except Interrupted as stop:
+                _say(f"{stop}; the ranks stop within seconds")
+                return 128 + stop.number
+            except BrokenPipeError:
+                return 128 + signal.SIGPIPE
+            finally:
+                signals.raising = False
+
+    def cleanup(self, endpoint: str | None, region: str) -> list[str]:
+        raise UsageError("what jobs left in a stack is removed by `smpi clean`, the stack itself by `smpi destroy`")
+
+
+def _check(plan: Plan) -> None:
+    if plan.channel in WITHOUT_PLATFORM:
+        raise UsageError(f"channel {plan.channel} does not work between functions; known there: queue, object, hybrid")
+    if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
+        raise UsageError(
+            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
+        )
+    if plan.host is not None or plan.port is not None:
+        raise UsageError("--host and --port are of this machine; --platform lambda takes --endpoint for an emulator")
+
+
+def _check_quota(stack: Stack, size: int) -> None:
+    with explained("ask for the quota of concurrent executions", stack.endpoint, stack.region):
+        limit = int(stack.client("lambda").get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"])
+    if size > limit:
+        raise UsageError(
+            f"{size} ranks run at the same time, and this account has {limit} concurrent executions in {stack.region}:"
+            " fewer ranks, or ask for more in Service Quotas (L-B99A9384)"
+        )
+
+
+def _check_budget(plan: Plan, most_usd: float, limit_s: float) -> None:
+    """Ask, or refuse, where the ranks' time alone might cost more than the budget."""
+    if plan.budget_usd is None or most_usd <= plan.budget_usd:
+        return
+    story = (
+        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s, without their messages;"
+        f" the budget is {plan.budget_usd:g} USD"
+    )
+    fits = limit_s * plan.budget_usd / most_usd
+    if sys.stdin is not None and sys.stdin.isatty():
+        sys.stderr.write(f"smpirun: {story}. Start it? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+        raise UsageError("not started")
+    raise UsageError(f"{story}: --timeout {max(1, int(fits))} keeps it")
+
+
+@dataclass
+class _RankFacts:
+    """What the launcher knows of a rank."""
+
+    up: bool = False
+    ended: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Job:
+    """A job on the platform, from the first upload to the last word."""
+
+    def __init__(
+        self, plan: Plan, stack: Stack, memory: int, function: str, limit_s: float, signals: Signals, undo: contextlib.ExitStack
+    ) -> None:
+        self._plan = plan
+        self._stack = stack
+        self._memory = memory
+        self._function = function
+        self._limit_s = limit_s
+        self._signals = signals
+        self._undo = undo
+        self._s3 = stack.client("s3")
+        self._sqs = stack.client("sqs")
+        self._meter = metering.Meter()
+        self._ranks = [_RankFacts() for _ in range(plan.size)]
+        self._writers = {console.OUT: LineWriter(1, plan.tag_output), console.ERR: LineWriter(2, plan.tag_output)}
+        self._ear = console.Ear()
+        self._failure: tuple[int, str] | None = None
+        self._lease: pool.Lease | None = None
+        self._invoked = False
+        self._began = time.time()
+        self.spec = JobSpec.new(plan.size, plan.channel, region=plan.region, endpoint=plan.endpoint)
+
+    # -- beginning
+
+    def start(self, bundles: list[Bundle]) -> None:
+        """Send what is not there yet, lease, and start rank 0."""
+        stack, plan = self._stack, self._plan
+        site = self._send_requirements()
+        tasks = tuple(
+            Task(bundle.kind, bundle.argv, program.ranks, self._send(bundle), program.variables)
+            for bundle, program in zip(bundles, plan.programs, strict=True)
+        )
+        self._undo.callback(self._remove_frames)
+        self._undo.callback(self._give_back)
+        self._lease = lease = pool.take(
+            stack, self.spec.job_id, plan.size if plan.channel in NEEDS_QUEUES else 0, self._limit_s
+        )
+        settings = {
+            "bucket": stack.bucket,
+            "slots": json.dumps(lease.slots),
+            "queues": json.dumps([stack.queue(slot) for slot in lease.slots]),
+            "topics": json.dumps(stack.topics()),
+        }
+        self.spec = replace(self.spec, settings=settings)
+        self._console = stack.console(lease.console)
+        until = None if plan.timeout_s is None else time.time() + plan.timeout_s
+        branching = plan.branching or tree.choose(plan.size)
+        order = Order(self.spec, tasks, self._function, branching, self._console, until, plan.timeout_s, plan.alias, site)
+        event = order.to_event()
+        if len(event) > MAX_EVENT_BYTES:
+            raise UsageError(
+                f"what each rank must be told has {len(event):,} bytes, and an asynchronous invocation takes {MAX_EVENT_BYTES:,}:"
+                " fewer ranks, shorter arguments or variables"
+            )
+        self._undo.callback(self._stop_if_unfinished)
+        self._put("job.json", {
+            "size": plan.size, "channel": plan.channel, "memory_mb": self._memory, "arch": stack.arch, "began": time.time(),
+            "until": time.time() + self._limit_s, "program": [list(program.argv) for program in plan.programs], "version": __version__,
+        })  # fmt: skip
+        self._until = time.time() + self._limit_s + pool.MARGIN_S / 2
+        name, _, alias = self._function.partition(":")
+        with explained(f"invoke function {self._function}", stack.endpoint, stack.region):
+            self._meter.count("lambda", "Invoke", nbytes=len(event), messages=1)
+            more = {"Qualifier": alias} if alias else {}
+            self._invoked = True
+            stack.client("lambda").invoke(FunctionName=name, InvocationType="Event", Payload=event, **more)
+
+    def _key(self, name: str) -> str:
+        return f"jobs/{self.spec.job_id}/{name}"
+
+    def _put(self, name: str, facts: dict[str, Any]) -> None:
+        with explained("write to the bucket", self._stack.endpoint, self._stack.region):
+            self._s3.put_object(Bucket=self._stack.bucket, Key=self._key(name), Body=json.dumps(facts).encode())
+
+    def _send(self, bundle: Bundle) -> str | None:
+        if not bundle.files:
+            return None
+        return self._send_once(bundle.key, bundle.zipped)
+
+    def _send_once(self, key: str, make: Callable[[], bytes]) -> str:
+        """Put an object that is named by its content, unless it is there."""
+        with explained("send the program", self._stack.endpoint, self._stack.region):
+            found = self._s3.list_objects_v2(Bucket=self._stack.bucket, Prefix=key, MaxKeys=1)
+            fresh = [one for one in found.get("Contents", ()) if one["Key"] == key and time.time() - one["LastModified"].timestamp() < 80_000]
+            if not fresh:  # the bucket forgets after a day: what might go meanwhile is sent again
+                self._s3.put_object(Bucket=self._stack.bucket, Key=key, Body=make())
+        return key
+
+    def _send_requirements(self) -> str | None:
+        if self._plan.requirements is None:
+            return None
+        from serverless_mpi.deploy import requirements
+
+        return self._send_once(*requirements.prepare(self._plan.requirements, self._stack))
+
+    # -- listening
+
+    def watch(self) -> int:
+        """Pass on what ranks say until all have ended or one failed; then have all stop."""
+        quiet_since = time.monotonic()
+        while not all(rank.ended for rank in self._ranks) and self._failure is None:
+            words = self._listen()
+            if any(word.kind == console.UP for word in words):
+                quiet_since = time.monotonic()
+            for word in words:
+                self._take(word)
+            if self._signals.noted:
+                raise Interrupted(self._signals.noted[0])
+            if self._failure is None:
+                self._look_for_the_missing(time.monotonic() - quiet_since)
+        if self._failure is not None:
+            story = self._failure[1]
+            self._stop(story)
+            _say(story + ("; the other ranks are stopped" if self.spec.size > 1 else ""))
+            self._hear_out()
+        for writer in self._writers.values():
+            for number in range(self.spec.size):
+                writer.finish(number)
+        return 0 if self._failure is None else self._failure[0]
+
+    def _hear_out(self) -> None:
+        """What ranks of a job that is over still have to say; for a moment."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        while time.monotonic() < deadline and not all(rank.ended for rank in self._ranks):
+            for word in self._listen():
+                self._take(word)
+
+    def _listen(self) -> list[console.Word]:
+        with explained("listen to the ranks", self._stack.endpoint, self._stack.region):
+            # one request and its answer: a signal that comes meanwhile loses no word that was deleted
+            answer = self._sqs.receive_message(
+                QueueUrl=self._console, MaxNumberOfMessages=MAX_ENTRIES, WaitTimeSeconds=LISTEN_S, MessageAttributeNames=[FRAME]
+            )
+            messages = answer.get("Messages", [])
+            self._meter.count("sqs", "ReceiveMessage", messages=len(messages))
+            words: list[console.Word] = []
+            for message in messages:
+                frame = message.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
+                word = console.decode(frame, self.spec.job_id, self.spec.key)
+                if word is not None:  # else it is of a job that had this console before
+                    words += self._ear.hear(word)
+            if messages:
+                entries = [{"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]} for n, one in enumerate(messages)]
+                self._meter.count("sqs", "DeleteMessageBatch")
+                self._sqs.delete_message_batch(QueueUrl=self._console, Entries=entries)
+        return words
+
+    def _take(self, word: console.Word) -> None:
+        rank = self._ranks[word.rank]
+        if word.kind == console.UP:
+            rank.up = True
+            rank.facts.update(word.facts)
+        elif word.kind == console.END:
+            rank.up = True
+            if not rank.ended:
+                rank.ended = True
+                rank.facts.update(word.facts)
+                self._writers[console.OUT].finish(word.rank)
+                self._writers[console.ERR].finish(word.rank)
+                if word.facts["code"] and self._failure is None:
+                    self._failure = (word.facts["code"], f"rank {word.rank} {word.facts['reason']}")
+        else:
+            self._writers[word.kind].feed(word.rank, word.data)
+
+    def _look_for_the_missing(self, quiet_s: float) -> None:
+        """A rank whose parent is up and that nobody has heard of."""
+        if time.time() > self._until:
+            number = next(number for number, rank in enumerate(self._ranks) if not rank.ended)
+            self._failure = (EXIT_TIMEOUT, f"rank {number} did not tell its end in the time that a function has; `smpi logs` may")
+        if quiet_s < APPEAR_S:
+            return
+        branching = self._plan.branching or tree.choose(self.spec.size)
+        for number, rank in enumerate(self._ranks):
+            above = tree.parent(number, branching)
+            if not rank.up and (above is None or self._ranks[above].up):
+                self._failure = (
+                    1,
+                    f"rank {number} never began: Lambda took its invocation {quiet_s:.0f} s ago and started no function for it;"
+                    " `smpi logs` and `smpi doctor` may tell why",
+                )
+                return
+
+    # -- ending
+
+    def _stop(self, reason: str) -> None:
+        """Have all ranks stop; what a rank said first counts."""
+        with contextlib.suppress(Exception):
+            body = json.dumps({"reason": reason, "by": secrets.token_hex(4)}).encode()
+            self._s3.put_object(Bucket=self._stack.bucket, Key=self._key("stop"), Body=body, IfNoneMatch="*")
+
+    def _stop_if_unfinished(self) -> None:
+        """On every way out: a job that its launcher does not see to its end is stopped, and heard out for a moment."""
+        if all(rank.ended for rank in self._ranks) or self._failure is not None:
+            return
+        self._stop("its launcher left")
+        if self._invoked:
+            with contextlib.suppress(ChannelError, UsageError, BrokenPipeError):
+                self._hear_out()
+
+    def _give_back(self) -> None:
+        """End the lease, but for the queues of ranks that may still run."""
+        if self._lease is None:
+            return
+        unsure = [slot for slot, rank in zip(self._lease.slots, self._ranks, strict=False) if not rank.ended] if self._invoked else []
+        runs = any(rank.up and not rank.ended for rank in self._ranks)
+        with contextlib.suppress(ChannelError, UsageError):  # it ends by itself
+            pool.give_back(self._stack, self.spec.job_id, unsure, None if runs else LATE_S)
+
+    def _remove_frames(self) -> None:
+        """Delete the job's messages that are objects; what the bucket knows of the job itself goes after a day."""
+        if self._plan.channel == "queue":
+            return
+        with contextlib.suppress(ChannelError, UsageError), explained("remove the job's objects", self._stack.endpoint, self._stack.region):
+            empty(self._s3, self._stack.bucket, f"{self.spec.job_id}/")
+
+    # -- the bill
+
+    def report(self, prices: metering.Prices) -> None:
+        """What it took: written to the bucket for `smpi cost`, and printed where it was asked for."""
+        ranks, launcher = [rank.facts for rank in self._ranks], self._meter.snapshot()
+        facts = {
+            "ranks": ranks, "launcher": launcher,
+            "seconds": time.time() - self._began,
+            "code": 0 if self._failure is None else self._failure[0],
+            "reason": "" if self._failure is None else self._failure[1],
+        }  # fmt: skip
+        with contextlib.suppress(ChannelError, UsageError):
+            self._put("end.json", facts)
+        if self._plan.stats == "none":
+            return
+        from serverless_mpi.deploy import bill
+
+        summary = bill.summary(ranks, [launcher], self._memory, self._stack.arch, prices)
+        if self._plan.stats == "json":
+            sys.stdout.write(json.dumps(summary) + "\n")
+            sys.stdout.flush()
+        else:
+            sys.stderr.write(bill.render(summary) + "\n")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"smpirun: {text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,149 @@
+"""A program's files: what goes to the platform, found by content.
+
+The folder that a program would be run in goes as one zip whose name is the hash of what is in it, so a program that
+has not changed is not sent again.  Left out is what no program imports: hidden files, byte code, virtual
+environments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from serverless_mpi.errors import UsageError
+from serverless_mpi.launch import order as kinds
+from serverless_mpi.launch.base import Program
+from serverless_mpi.launch.local import command
+
+MAX_BYTES = 200 << 20  # unpacked: a function's /tmp holds 512 MB by default, and the program wants some of it
+LEFT_OUT = ("__pycache__", "node_modules")
+_DATE = (1980, 1, 1, 0, 0, 0)  # the zip of the same files is the same bytes
+ON_PLATFORM = ("serverless_mpi", "numpy")  # what a deployed function can import
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """kind, argv: as in order.Task; files: name below the working directory -> where it is here."""
+
+    kind: str
+    argv: tuple[str, ...]
+    files: dict[str, Path]
+
+    @property
+    def key(self) -> str:
+        """The object's key, by content."""
+        digest = hashlib.sha256()
+        for name, path in sorted(self.files.items()):
+            data = path.read_bytes()
+            digest.update(f"{name}\0{_mode(path):o}\0{len(data)}\0".encode() + data)
+        return f"programs/{digest.hexdigest()[:32]}.zip"
+
+    def zipped(self) -> bytes:
+        """The zip."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+            for name, path in sorted(self.files.items()):
+                entry = zipfile.ZipInfo(name, _DATE)
+                entry.external_attr = _mode(path) << 16
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(entry, path.read_bytes())
+        return buffer.getvalue()
+
+
+def _mode(path: Path) -> int:
+    return 0o755 if os.access(path, os.X_OK) else 0o644
+
+
+def pack(program: Program, with_requirements: bool) -> Bundle:
+    """What the platform needs of `program`.
+
+    Raises
+    ------
+    UsageError
+        There is no such program or module, or its folder is too large.
+    """
+    program = _without_python(program)
+    root = Path(program.folder or ".").resolve()
+    name, *arguments = program.argv
+    if program.module:
+        return Bundle(kinds.MODULE, program.argv, _module_files(name, root, with_requirements))
+    words = command(program)  # tells what is wrong with it
+    if words[0] == sys.executable:  # a Python program
+        path = Path(root, name).resolve()
+        folder = root if program.folder is not None else path.parent
+        if folder not in (path, *path.parents):
+            raise UsageError(f"{name} is outside --wdir {program.folder}; the platform gets that folder's files only")
+        return Bundle(kinds.SCRIPT, (str(path.relative_to(folder)), *arguments), _files(folder))
+    entry = _console_script(words[0])
+    if entry is not None:
+        module = entry.partition(":")[0]
+        return Bundle(kinds.ENTRY, (entry, *arguments), _module_files(module, root, with_requirements))
+    path = Path(words[0])
+    files = _files(root) if program.folder is not None else {}
+    return Bundle(kinds.EXECUTABLE, (path.name, *arguments), {**files, path.name: path})
+
+
+def _without_python(program: Program) -> Program:
+    """`python prog.py` is prog.py: the platform has its own interpreter."""
+    name, *rest = program.argv
+    if program.module or not Path(name).name.startswith("python") or not rest:
+        return program
+    if rest[0] == "-m" and len(rest) > 1:
+        return Program(tuple(rest[1:]), program.ranks, True, program.variables, program.folder)
+    if rest[0].startswith("-"):
+        raise UsageError(f"{name} {rest[0]}: options of the interpreter are not passed on to the platform; write the program to a file")
+    return Program(tuple(rest), program.ranks, False, program.variables, program.folder)
+
+
+def _module_files(module: str, root: Path, with_requirements: bool) -> dict[str, Path]:
+    top = module.partition(".")[0]
+    if (root / top).is_dir() or (root / f"{top}.py").exists():
+        if top in ON_PLATFORM:  # the deployed one is used
+            return {}
+        return _files(root)
+    if top in ON_PLATFORM or top in sys.stdlib_module_names or with_requirements:
+        return {}
+    raise UsageError(
+        f"module {module} is neither in {root} nor on the platform; --wdir names its folder, --requirements a file that installs it"
+    )
+
+
+def _console_script(path: str) -> str | None:
+    """`module:function` of an installed console script, None for any other executable."""
+    if Path(path).parent.resolve() != Path(sys.executable).parent.resolve() and Path(path).parent != Path(sys.executable).parent:
+        return None
+    for entry in importlib.metadata.entry_points(group="console_scripts", name=Path(path).name):
+        return entry.value.partition("[")[0].strip()
+    return None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    total = 0
+    for path in _walk(folder):
+        files[path.relative_to(folder).as_posix()] = path
+        total += path.stat().st_size
+        if total > MAX_BYTES:
+            raise UsageError(
+                f"the files of {folder} are more than {MAX_BYTES >> 20} MB, and the platform gets all of a program's folder;"
+                " put the program in a folder of its own, and large data in the bucket"
+            )
+    return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or entry.name in LEFT_OUT or entry.suffix == ".pyc":
+            continue
+        if entry.is_dir():
+            if not entry.is_symlink() and not (entry / "pyvenv.cfg").exists():
+                yield from _walk(entry)
+        elif entry.is_file():
+            yield entry

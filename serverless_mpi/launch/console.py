@@ -1,0 +1,77 @@
+"""What ranks say to their launcher: they are up, what they print, how they ended.
+
+A word is a message of a queue: a tag made with the job's key, a head in JSON, the bytes that were printed.  Queues
+reorder and duplicate; each rank numbers its words, and the launcher hears them in order, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+UP, OUT, ERR, END = "up", "out", "err", "end"
+_TAG_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Word:
+    """One thing a rank says.
+
+    rank, seq: who says it, and its number from 0; kind: UP, OUT, ERR or END; data: what was printed; facts: of UP and END.
+    """
+
+    rank: int
+    seq: int
+    kind: str
+    data: bytes = b""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def encode(word: Word, job_id: str, key: bytes) -> bytes:
+    """The message."""
+    head = json.dumps({"job": job_id, "rank": word.rank, "seq": word.seq, "kind": word.kind, "facts": word.facts}).encode()
+    body = head + b"\n" + word.data
+    return _tag(body, key) + body
+
+
+def decode(message: bytes, job_id: str, key: bytes) -> Word | None:
+    """The word in a message, or None: it is of another job, or was not made with the job's key."""
+    tag, body = message[:_TAG_BYTES], message[_TAG_BYTES:]
+    if not hmac.compare_digest(tag, _tag(body, key)):
+        return None
+    line, _, data = body.partition(b"\n")
+    head = json.loads(line)
+    if head["job"] != job_id:
+        return None
+    return Word(head["rank"], head["seq"], head["kind"], data, head["facts"])
+
+
+def _tag(body: bytes, key: bytes) -> bytes:
+    return hashlib.blake2b(body, key=key, digest_size=_TAG_BYTES, person=b"smpi-console").digest()
+
+
+class Ear:
+    """Puts words in order.  A rank's END that the platform itself reports (seq -1) stands outside the order."""
+
+    def __init__(self) -> None:
+        self._next: dict[int, int] = {}
+        self._early: dict[int, dict[int, Word]] = {}
+        self._reported: set[int] = set()
+
+    def hear(self, word: Word) -> Iterator[Word]:
+        """The words that may be heard now, in order; nothing for one that was heard before."""
+        if word.seq < 0:
+            if word.rank not in self._reported:
+                self._reported.add(word.rank)
+                yield word
+            return
+        early = self._early.setdefault(word.rank, {})
+        if word.seq >= self._next.get(word.rank, 0):
+            early[word.seq] = word
+        while (number := self._next.get(word.rank, 0)) in early:
+            self._next[word.rank] = number + 1
+            yield early.pop(number)

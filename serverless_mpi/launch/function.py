@@ -1,0 +1,7 @@
+"""The module that a deployed function names: what an environment does before its first invocation, and the two entries."""
+
+from serverless_mpi.launch.handler import handler, preload, report
+
+__all__ = ["handler", "report"]
+
+preload()

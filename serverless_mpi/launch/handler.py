@@ -1,0 +1,338 @@
+"""The function: an event becomes a JobSpec, the rank starts its children, and its program runs as it would locally.
+
+A rank is what claims its number first: the claim is a conditional PUT, so a second delivery of the same event, and a
+retry, finds it and leaves.  How a rank ended is told to the launcher, and a failure to all other ranks, by an object
+that whoever fails first makes and everybody looks at.  Nothing here imports boto3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from serverless_mpi import __version__
+from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.functions import Functions
+from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.s3 import S3
+from serverless_mpi.aws.sqs import Sqs
+from serverless_mpi.errors import ServerlessMPIError
+from serverless_mpi.launch import console, tree
+from serverless_mpi.launch.base import EXIT_TIMEOUT
+from serverless_mpi.launch.order import Order
+from serverless_mpi.launch.sandbox import Child, unpack
+from serverless_mpi.metering import Meter
+
+TURN_S = 0.1  # how often memory is looked at
+LISTEN_S = 2.0  # between two looks for the job's end: a GET each, 0.02 cents a rank and hour
+SPEAK_S = 0.25  # the first pause between two words of output; it doubles to SPEAK_MOST_S while the program keeps printing
+SPEAK_MOST_S = 4.0
+WORD_BYTES = 128 << 10  # of output in a word; two billed chunks, and half of what the emulator's queues take
+LOGGED_BYTES = 1 << 20  # of a rank's output that goes to the function's log too, which costs 0.50 USD a GB
+LAST_S = 4.0  # before the platform's limit: time to stop the program, and to tell
+MEMORY_SHARE = 0.97  # of the function's memory: a program above it would be killed, with the function, by the platform
+EXIT_MEMORY = 137  # as a process that the kernel killed
+
+_cold = True
+
+
+def preload() -> None:
+    """Import what every rank needs; done once, when an environment begins (and kept in its snapshot)."""
+    import numpy  # noqa: F401
+
+    import serverless_mpi.channels.hybrid
+    import serverless_mpi.channels.object
+    import serverless_mpi.channels.queue
+    import serverless_mpi.MPI  # noqa: F401
+
+
+def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    """What the platform calls.  Returns facts that hold no secret; raises only where nobody could be told."""
+    global _cold
+    cold, _cold = _cold, False
+    if "ping" in event:
+        return _about()
+    return Rank(Order.from_event(event), context, cold).run()
+
+
+def _about() -> dict[str, Any]:
+    import numpy
+
+    kernel = True
+    try:
+        import serverless_mpi.sparse  # noqa: F401
+    except ImportError:
+        kernel = False
+    return {
+        "version": __version__, "python": platform.python_version(), "machine": platform.machine(),
+        "numpy": numpy.__version__, "kernel": kernel,
+    }  # fmt: skip
+
+
+class Rank:
+    """One rank's invocation."""
+
+    def __init__(self, order: Order, context: Any, cold: bool) -> None:
+        spec = order.spec
+        self._order = order
+        self._began = time.monotonic()
+        begun_for_this = cold and os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") == "on-demand"
+        self._init_s = _seconds_alive() if begun_for_this else 0.0
+        self._cold = cold
+        self._limit = self._began + context.get_remaining_time_in_millis() / 1000
+        self._memory = int(context.memory_limit_in_mb) << 20
+        self._meter = Meter()
+        credentials = Credentials(spec.endpoint)
+        self._clients = [Client(service, spec.region, spec.endpoint, credentials, self._meter) for service in ("s3", "sqs", "lambda")]
+        self._s3 = S3(self._clients[0], spec.settings["bucket"])
+        self._sqs = Sqs(self._clients[1])
+        self._functions = Functions(self._clients[2])
+        self._seq = 0
+        self._said: list[tuple[str, bytearray]] = []  # output that the launcher has not been told yet
+        self._logged = 0
+        self._last_words = b""
+
+    def run(self) -> dict[str, Any]:
+        """From the claim to the end."""
+        spec = self._order.spec
+        try:
+            if not self._s3.create(self._key(f"rank/{spec.rank}"), self._claim()):
+                return {"rank": spec.rank, "claimed": False}
+            # no TemporaryDirectory: its finalizer would run at the exit of the forked program too
+            folder = Path(tempfile.mkdtemp(prefix=f"smpi-{spec.job_id}-{spec.rank}-"))
+            try:
+                try:
+                    code, reason = self._begin(folder)
+                except ServerlessMPIError as error:
+                    code, reason = 1, str(error)
+                self._end(code, reason, folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return {"rank": spec.rank, "claimed": True, "code": code}
+        finally:
+            for client in self._clients:
+                client.close()
+
+    def _begin(self, folder: Path) -> tuple[int, str]:
+        stopped = self._stopped()
+        if stopped is not None:  # a rank that begins late must not take the messages of who has its queue next
+            return 0, f"began when the job was over: {stopped}"
+        self._start_children()
+        self._speak(console.UP, {"cold": self._cold, "init_s": self._init_s})
+        return self._run_program(folder)
+
+    def _key(self, name: str) -> str:
+        return f"jobs/{self._order.spec.job_id}/{name}"
+
+    def _claim(self) -> bytes:
+        return json.dumps({"claim": secrets.token_hex(8), "since": time.time()}).encode()
+
+    def _start_children(self) -> None:
+        spec = self._order.spec
+        for child in tree.children(spec.rank, spec.size, self._order.branching):
+            self._functions.start(self._order.function, self._order.for_rank(child).to_event())
+
+    # -- the program
+
+    def _run_program(self, folder: Path) -> tuple[int, str]:
+        """Its exit code, and why if it is not 0."""
+        work = folder / "program"
+        work.mkdir()
+        task = self._order.task
+        if task.bundle is not None:
+            unpack(self._fetch(task.bundle), work)
+        paths = [str(self._site(self._order.site))] if self._order.site is not None else []
+        paths += [entry for entry in sys.path if entry and Path(entry).is_dir()]  # for processes that the program starts
+        (folder / "stats").mkdir()
+        child = Child(task.kind, task.argv, work, paths, self._variables(folder), f"{self._order.spec.job_id}.{self._order.spec.rank}")
+        try:
+            code, reason = self._watch(child)
+        finally:
+            child.stop(self._take)
+            child.close()
+            self._peak = child.peak_bytes
+        return code, reason
+
+    def _variables(self, folder: Path) -> dict[str, str]:
+        from dataclasses import replace
+
+        spec = replace(self._order.spec, stats_dir=str(folder / "stats"))
+        return {
+            "TMPDIR": str(folder), "HOME": str(folder),
+            **self._order.task.variables, **spec.to_env(), "SMPI_ALIAS": "1" if self._order.alias else "0",
+        }  # fmt: skip
+
+    def _fetch(self, key: str) -> bytes:
+        found = self._s3.get(key)
+        if found is None:
+            raise ServerlessMPIError(f"the bucket has no {key}: it was removed while the job was being started")
+        return bytes(found[0])
+
+    def _site(self, key: str) -> Path:
+        """The folder of the installed requirements; unpacked once in an environment."""
+        folder = Path(tempfile.gettempdir()) / f"smpi-{Path(key).stem}"
+        if not folder.exists():
+            draft = Path(tempfile.mkdtemp(prefix="smpi-draft-"))
+            unpack(self._fetch(key), draft)
+            with contextlib.suppress(OSError):  # another environment on the same machine was faster
+                draft.rename(folder)
+            shutil.rmtree(draft, ignore_errors=True)
+        return folder
+
+    def _watch(self, child: Child) -> tuple[int, str]:
+        own = _resident_bytes()
+        listen, pause = time.monotonic() + LISTEN_S, SPEAK_S
+        speak = time.monotonic() + pause
+        while child.code is None:
+            child.turn(TURN_S, self._take)
+            now = time.monotonic()
+            if now >= speak:
+                pause = min(2 * pause, SPEAK_MOST_S) if self._said else SPEAK_S
+                self._flush()
+                speak = now + pause
+            if now >= listen:
+                if (reason := self._stopped()) is not None:
+                    return 0, f"stopped: {reason}"
+                listen = now + LISTEN_S
+            if child.peak_bytes + own > MEMORY_SHARE * self._memory and child.code is None:
+                return EXIT_MEMORY, (
+                    f"out of memory: the program used {child.peak_bytes >> 20} MB of the function's {self._memory >> 20} MB"
+                    " (the rest is the function's own); smpi deploy --memory makes larger ones"
+                )
+            if self._order.until is not None and time.time() > self._order.until:
+                return EXIT_TIMEOUT, f"ran longer than --timeout {self._order.limit_s:g} s"
+            if now > self._limit - LAST_S:
+                return EXIT_TIMEOUT, f"time-out: the function's time is over after {self._limit - self._began:.0f} s"
+        if child.code == 0:
+            return 0, ""
+        if child.code == EXIT_MEMORY and child.peak_bytes + own > self._memory // 2:
+            return EXIT_MEMORY, f"was killed, perhaps for want of memory: it used {child.peak_bytes >> 20} MB of {self._memory >> 20} MB"
+        if child.code > 128:
+            return child.code, f"was killed by signal {child.code - 128}"
+        return child.code, f"ended with exit code {child.code}{self._hint()}"
+
+    def _stopped(self) -> str | None:
+        """Why the job is over, or None while it is not."""
+        found = self._s3.get(self._key("stop"))
+        return None if found is None else str(json.loads(bytes(found[0]))["reason"])
+
+    def _hint(self) -> str:
+        """What would help a program that does not import."""
+        last = self._last_words.decode(errors="replace").strip().rpartition("\n")[2]
+        if last.startswith(("ModuleNotFoundError", "ImportError")):
+            return f" ({last}; what it imports is named in a file for --requirements, or is in its folder)"
+        return ""
+
+    # -- telling
+
+    def _take(self, stream: str, data: bytes) -> None:
+        """Keep output until it is told, and put it in the function's log."""
+        if not self._said or self._said[-1][0] != stream:
+            self._said.append((stream, bytearray()))
+        self._said[-1][1].extend(data)
+        if stream == "err":
+            self._last_words = (self._last_words + data)[-2000:]
+        spec = self._order.spec
+        if self._logged < LOGGED_BYTES:
+            for line in data.decode(errors="replace").splitlines():
+                print(f"smpi {spec.job_id} rank {spec.rank} {stream}: {line}")
+            sys.stdout.flush()
+            self._logged += len(data)
+            if self._logged >= LOGGED_BYTES:
+                print(f"smpi {spec.job_id} rank {spec.rank}: more output is not logged")
+        if sum(len(part) for _, part in self._said) >= 4 * WORD_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        for stream, data in self._said:
+            for start in range(0, len(data), WORD_BYTES):
+                self._speak(stream, {}, bytes(data[start : start + WORD_BYTES]))
+        self._said = []
+
+    def _speak(self, kind: str, facts: dict[str, Any], data: bytes = b"") -> None:
+        spec = self._order.spec
+        word = console.Word(spec.rank, self._seq, kind, data, facts)
+        self._seq += 1
+        self._sqs.send(self._order.console, [console.encode(word, spec.job_id, spec.key)])
+
+    def _end(self, code: int, reason: str, folder: Path) -> None:
+        spec = self._order.spec
+        if code:
+            stop_all(self._s3, spec.job_id, f"rank {spec.rank} {reason}")
+        self._flush()
+        stats = folder / "stats" / f"rank-{spec.rank}.json"
+        facts = {
+            "code": code, "reason": reason, "cold": self._cold, "init_s": self._init_s,
+            "seconds": time.monotonic() - self._began + self._init_s, "memory_mb": self._memory >> 20,
+            "peak_mb": getattr(self, "_peak", 0) >> 20,
+            "mpi": json.loads(stats.read_text()) if stats.exists() else None,
+        }  # fmt: skip
+        facts["platform"] = self._meter.snapshot()
+        self._s3.put(self._key(f"rank/{spec.rank}"), (memoryview(json.dumps(facts).encode()),))
+        self._speak(console.END, facts)
+
+
+def stop_all(s3: S3, job_id: str, reason: str) -> bool:
+    """Have every rank of a job stop; the first reason counts."""
+    return s3.create(f"jobs/{job_id}/stop", json.dumps({"reason": reason, "by": secrets.token_hex(4)}).encode())
+
+
+def report(event: Mapping[str, Any], context: Any) -> None:
+    """What the platform calls when it gave up an invocation: it tells launcher and ranks what the rank itself cannot.
+
+    The event is the record of an asynchronous invocation, with the rank's order in it.
+    Source: "Retaining records of asynchronous invocations", AWS Lambda Developer Guide.
+    """
+    order = Order.from_event(event["requestPayload"])
+    spec = order.spec
+    code, reason = _why(event)
+    meter = Meter()
+    credentials = Credentials(spec.endpoint)
+    with _closing(Client("s3", spec.region, spec.endpoint, credentials, meter)) as to_s3, _closing(
+        Client("sqs", spec.region, spec.endpoint, credentials, meter)
+    ) as to_sqs:
+        stop_all(S3(to_s3, spec.settings["bucket"]), spec.job_id, f"rank {spec.rank} {reason}")
+        word = console.Word(spec.rank, -1, console.END, facts={"code": code, "reason": reason})
+        Sqs(to_sqs).send(order.console, [console.encode(word, spec.job_id, spec.key)])
+
+
+def _why(event: Mapping[str, Any]) -> tuple[int, str]:
+    """Exit code and reason of a failed invocation."""
+    answer = event.get("responsePayload") or {}
+    kind, text = str(answer.get("errorType", "")), str(answer.get("errorMessage", ""))
+    condition = event.get("requestContext", {}).get("condition", "")
+    if "timed out" in text or kind == "Sandbox.Timedout":
+        return EXIT_TIMEOUT, f"time-out: {text}"
+    if "OutOfMemory" in kind or "signal: killed" in text:
+        return EXIT_MEMORY, f"out of memory: the platform killed the function ({kind} {text}); smpi deploy --memory makes larger ones"
+    if condition == "EventAgeExceeded" or "TooManyRequests" in kind or "Rate Exceeded" in text:
+        return 1, "was throttled: no function was free for it; fewer ranks, or a higher quota of concurrent executions (smpi doctor)"
+    return 1, f"failed on the platform: {kind} {text}"
+
+
+@contextlib.contextmanager
+def _closing(client: Client) -> Iterator[Client]:
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _seconds_alive() -> float:
+    """Since this process began."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
