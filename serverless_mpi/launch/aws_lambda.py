@@ -84,6 +84,8 @@ def _check(plan: Plan) -> None:
         raise UsageError(
             f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
         )
+    if plan.trace is not None:
+        raise UsageError("--trace is for ranks of this machine: run the program here, over an emulator, to see it")
     if plan.host is not None or plan.port is not None:
         raise UsageError("--host and --port are of this machine; --platform lambda takes --endpoint for an emulator")
 
