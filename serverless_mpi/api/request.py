@@ -110,16 +110,16 @@ class Request(Handle):
 
     def Wait(self, status: Status | None = None) -> bool:
         """Wait; True."""
-        self.wait(status)
+        Request.wait(self, status)  # not self.wait: a program's subclass may have its own
         return True
 
     def Test(self, status: Status | None = None) -> bool:
         """Whether it is done; if so it is null now."""
-        return self.test(status)[0]
+        return Request.test(self, status)[0]
 
     def Get_status(self, status: Status | None = None) -> bool:
         """Whether it is done; the request stays."""
-        return self.get_status(status)
+        return Request.get_status(self, status)
 
     def Cancel(self) -> None:
         """Withdraw a receive that nothing has matched; anything else goes on to its end."""
@@ -202,33 +202,33 @@ class Request(Handle):
     @classmethod
     def Waitall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
         """Wait for all; True."""
-        cls.waitall(requests, statuses)
+        Request.waitall(requests, statuses)
         return True
 
     @classmethod
     def Testall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
         """Whether all are done; if so they are null now."""
-        return cls.testall(requests, statuses)[0]
+        return Request.testall(requests, statuses)[0]
 
     @classmethod
     def Waitany(cls, requests: Sequence[Request], status: Status | None = None) -> int:
         """Which is done; UNDEFINED if all are null."""
-        return cls.waitany(requests, status)[0]
+        return Request.waitany(requests, status)[0]
 
     @classmethod
     def Testany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
         """(which is done, whether one is)."""
-        return cls.testany(requests, status)[:2]
+        return Request.testany(requests, status)[:2]
 
     @classmethod
     def Waitsome(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
         """Which are done, at least one; None if all are null."""
-        return cls.waitsome(requests, statuses)[0]
+        return Request.waitsome(requests, statuses)[0]
 
     @classmethod
     def Testsome(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
         """Which are done, maybe none; None if all are null."""
-        return cls.testsome(requests, statuses)[0]
+        return Request.testsome(requests, statuses)[0]
 
     # --- several, without taking the results ----------------------------------
 
@@ -268,17 +268,17 @@ class Request(Handle):
     @classmethod
     def Get_status_any(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
         """(which is done, whether one is); the requests stay."""
-        return cls.get_status_any(requests, status)
+        return Request.get_status_any(requests, status)
 
     @classmethod
     def Get_status_all(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
         """Whether all are done; the requests stay."""
-        return cls.get_status_all(requests, statuses)
+        return Request.get_status_all(requests, statuses)
 
     @classmethod
     def Get_status_some(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
         """Which are done; None if all are null; the requests stay."""
-        return cls.get_status_some(requests, statuses)
+        return Request.get_status_some(requests, statuses)
 
 
 def _peek(request: Request, status: Status | None) -> None:
