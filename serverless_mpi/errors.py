@@ -69,6 +69,7 @@ ERR_SESSION = 75
 ERR_PROC_ABORTED = 76
 ERR_VALUE_TOO_LARGE = 77
 ERR_ERRHANDLER = 78
+ERR_ABI = 79
 ERR_PROC_FAILED = 101
 ERR_PROC_FAILED_PENDING = 102
 ERR_REVOKED = 103
@@ -138,6 +139,7 @@ ERROR_STRINGS: dict[int, str] = {
     ERR_PROC_ABORTED: "Process was aborted",
     ERR_VALUE_TOO_LARGE: "Value is too large to store",
     ERR_ERRHANDLER: "Invalid error handler",
+    ERR_ABI: "Binary interfaces do not agree",
     ERR_PROC_FAILED: "Process failed",
     ERR_PROC_FAILED_PENDING: "A wildcard receive is pending and a process failed",
     ERR_REVOKED: "Communicator revoked",

@@ -125,9 +125,11 @@ class Layout:
 
     def overlaps(self, count: int) -> bool:
         """Whether `count` elements have a byte twice: they can be sent, and not received into."""
+        if not count or not self.size:
+            return False
         if self._overlaps is None:
             self._overlaps = _collide(self.pieces)
-        if self._overlaps or count < 2 or not self.size:
+        if self._overlaps or count == 1:
             return self._overlaps
         if abs(self.extent) >= self.true_ub - self.true_lb:
             return False

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.errors import ERR_ARG, ERR_NO_MEM, MPIException
 
 _NO_BYTES = memoryview(bytearray())
@@ -330,7 +331,7 @@ def native(code: str) -> str:
     return code
 
 
-def Alloc_mem(size: int, info: Any = None) -> buffer:
+def Alloc_mem(size: int, info: Info = INFO_NULL) -> buffer:
     """New memory."""
     if size < 0:
         raise MPIException(ERR_ARG, f"a number of bytes cannot be {size}")

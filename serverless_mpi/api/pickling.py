@@ -24,6 +24,9 @@ class Pickle:
     pickle module, 5 being the least protocol.
     """
 
+    PROTOCOL: int | None = None
+    THRESHOLD: int = 1024  # bytes; a smaller buffer stays in the pickle
+
     def __init__(
         self,
         dumps: Callable[..., bytes] | None = None,
@@ -37,7 +40,7 @@ class Pickle:
         if protocol is None and self._dumps is _pickle.dumps:
             protocol = _pickle.HIGHEST_PROTOCOL
         self.PROTOCOL = protocol
-        self.THRESHOLD = 1024 if threshold is None else threshold  # bytes; a smaller buffer stays in the pickle
+        self.THRESHOLD = type(self).THRESHOLD if threshold is None else threshold
 
     def dumps(self, obj: Any) -> bytes:
         """The pickle of `obj`."""

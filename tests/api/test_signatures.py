@@ -1,0 +1,128 @@
+"""Every public name, parameter and default of mpi4py's MPI is here, or stands in docs/conformance.md as absent."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serverless_mpi import MPI
+from serverless_mpi.errors import MissingError
+from tests.harness import ROOT
+
+_MPI4PY = importlib.util.find_spec("mpi4py")
+STUB = Path(next(iter(_MPI4PY.submodule_search_locations or ()))) / "MPI.pyi" if _MPI4PY else None
+pytestmark = pytest.mark.skipif(STUB is None or not STUB.exists(), reason="needs mpi4py's stubs: pip install mpi4py")
+
+_ABSENT = re.compile(r"^- `MPI\.([^`]+)`: \S")
+ABSENT = [match[1] for line in (ROOT / "docs" / "conformance.md").read_text().splitlines() if (match := _ABSENT.match(line))]
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        if isinstance(node, ast.If):  # by version of Python: both branches declare the same names
+            yield from _statements(node.body)
+        else:
+            yield node
+
+
+def _declared(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | None]]:
+    """(dotted name, function or None) of each public declaration; of overloads the last."""
+    for node in _statements(body):
+        if isinstance(node, ast.FunctionDef):
+            yield prefix + node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield prefix + node.name, None
+            yield from _declared(node.body, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield prefix + node.target.id, None
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            yield prefix + node.targets[0].id, None
+
+
+@functools.cache
+def _public() -> dict[str, ast.FunctionDef | None]:
+    assert STUB is not None
+    declared = dict(_declared(ast.parse(STUB.read_text()).body))
+    return {name: node for name, node in declared.items() if not any(part.startswith("_") for part in name.split("."))}
+
+
+def _find(name: str) -> Any:
+    found: Any = MPI
+    for part in name.split("."):
+        found = inspect.getattr_static(found, part) if inspect.isclass(found) else getattr(found, part)
+    return found
+
+
+def _is_absent(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in ABSENT)
+
+
+def _default(node: ast.expr) -> Any:
+    return eval(compile(ast.Expression(node), "MPI.pyi", "eval"), vars(MPI).copy())
+
+
+def _parameters(node: ast.FunctionDef) -> list[tuple[str, Any]]:
+    """[(name, default)] without self or cls; inspect's `empty` where there is none."""
+    arguments = [*node.args.posonlyargs, *node.args.args]
+    defaults: list[Any] = [inspect.Parameter.empty] * (len(arguments) - len(node.args.defaults))
+    defaults += [_default(one) for one in node.args.defaults]
+    arguments += [one for one in (node.args.vararg, node.args.kwarg) if one is not None]
+    defaults += [inspect.Parameter.empty] * (len(arguments) - len(defaults))
+    static = any(isinstance(one, ast.Name) and one.id == "staticmethod" for one in node.decorator_list)
+    bound = bool(arguments) and arguments[0].arg in ("self", "cls") and not static
+    return [(one.arg, default) for one, default in zip(arguments, defaults, strict=True)][bound:]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    return ours is theirs or (type(ours) is type(theirs) and bool(ours == theirs)) or theirs is Ellipsis
+
+
+@pytest.mark.parametrize("name", sorted(_public()) if STUB is not None and STUB.exists() else [])
+def test_a_name_is_there_with_its_parameters_and_defaults(name: str) -> None:
+    if _is_absent(name):
+        return
+    found = _find(name)
+    node = _public()[name]
+    if node is None:
+        return
+    if isinstance(found, property):  # a property of the stub is a field with a decorator
+        assert any(isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list)
+        return
+    function = found.__func__ if isinstance(found, (classmethod, staticmethod)) else found
+    kinds = {one.id for one in node.decorator_list if isinstance(one, ast.Name)} & {"classmethod", "staticmethod"}
+    assert kinds == ({type(found).__name__} & {"classmethod", "staticmethod"}), f"{name} is no {kinds or 'plain function'}"
+    parameters = list(inspect.signature(function).parameters.values())
+    if "." in name and not isinstance(found, staticmethod):
+        parameters = parameters[1:]
+    ours = [(one.name, one.default) for one in parameters]
+    theirs = _parameters(node)
+    assert [one for one, _ in ours] == [one for one, _ in theirs]
+    for (parameter, mine), (_, wanted) in zip(ours, theirs, strict=True):
+        assert _same(mine, wanted), f"{name}: default of {parameter} is {mine!r}, mpi4py's is {wanted!r}"
+
+
+@pytest.mark.parametrize("pattern", ABSENT)
+def test_what_is_said_to_be_absent_is(pattern: str) -> None:
+    names = [name for name in _public() if fnmatchcase(name, pattern)]
+    assert names, f"mpi4py has no {pattern}"
+    for name in names:
+        try:
+            found = _find(name)
+        except AttributeError:
+            continue
+        if isinstance(found, property):
+            function = found.fget
+        else:
+            function = found.__func__ if isinstance(found, (classmethod, staticmethod)) else found
+        needed = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty and one.kind < 2]
+        with pytest.raises(MissingError):
+            function(*([None] * len(needed)))
