@@ -16,6 +16,7 @@ from serverless_mpi.errors import JobError
 ENV_JOB = "SMPI_JOB"  # JSON of everything but the rank and the key
 ENV_RANK = "SMPI_RANK"
 ENV_KEY = "SMPI_KEY"  # 64 hexadecimal digits
+ENV_EXPLAIN = "SMPI_EXPLAIN"  # set where ranks shall note which algorithms were chosen
 ENV_TRACE = "SMPI_TRACE"  # set where ranks shall leave a trace in stats_dir
 KEY_BYTES = 32
 # set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun), and Open MPI's mpirun

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope
 from serverless_mpi.core.parcel import Parcel, Wanted
 from serverless_mpi.deadlock import Teller
 from serverless_mpi.errors import JobError, UsageError
-from serverless_mpi.job import ENV_TRACE, JobSpec
+from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.metering import Meter
 
 LONG_POLL_S = 20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
@@ -134,6 +135,7 @@ class Runtime:
         self._teller = None
         if spec.deadlock_s and spec.stats_dir is not None:
             self._teller = Teller(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
+        self.chosen: Counter[tuple[Any, ...]] | None = Counter() if ENV_EXPLAIN in os.environ else None  # see api.collective
         self._recorder: Any = None
         if ENV_TRACE in os.environ:
             from serverless_mpi import trace
@@ -614,6 +616,7 @@ class Runtime:
             "meter": self.meter.snapshot(),
             "dropped": self._endpoint.dropped,
             "duplicates": self._endpoint.duplicates,
+            "collectives": [[*call, count] for call, count in (self.chosen or {}).items()],
         }
         path = folder / f"rank-{self.rank}.json"
         path.with_suffix(".tmp").write_text(json.dumps(record))

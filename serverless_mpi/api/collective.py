@@ -15,7 +15,7 @@ from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.plan import Plan, Plans, nothing, of_objects
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
-from serverless_mpi.collectives.choose import Facts, select
+from serverless_mpi.collectives.choose import Facts, name_of, select
 from serverless_mpi.collectives.steps import Algorithm, whole
 from serverless_mpi.runtime import Operation
 
@@ -29,6 +29,8 @@ class Collective(Plans):
         """This rank's part of a call."""
         size = len(self._ranks)
         algorithm = select(plan.operation, Facts(size, plan.nbytes, self._runtime.figures))
+        if self._runtime.chosen is not None:
+            self._runtime.chosen[plan.operation, size, plan.nbytes, name_of(algorithm)] += 1
         return algorithm(self._rank, size, *plan.arguments())
 
     def _run(self, plan: Plan, context: int, number: int) -> Operation:

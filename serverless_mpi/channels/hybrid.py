@@ -26,7 +26,7 @@ from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 MAX_FRAME_BYTES = 65 << 20  # so that a receiver can put a long message together while the rest is on its way
 _MAGIC = b"sR"  # a frame begins with b"sM"
 _DEALT = b"sD"  # a reference that begins with a table
-_TAG_BYTES = 16
+TAG_BYTES = 16
 
 
 def threshold(prices: Prices) -> int:
@@ -51,6 +51,18 @@ def together(parcel: Parcel, prices: Prices) -> bool:
         chunks = -(-sum(part.nbytes for part in parts) // BILLED_CHUNK_BYTES)
         alone += min(chunks * 2 * prices.of("sqs"), prices.of("s3.PUT") + prices.of("sqs") + a_reader)
     return as_one < alone
+
+
+def object_key(parcel: Parcel) -> str:
+    """The key of a parcel's object; frames that were dealt but travel alone get keys of their own."""
+    alone = parcel.name.dest == EACH and not parcel.own
+    return f"{parcel.name.key()}.{parcel.dests[0]:06d}" if alone else parcel.name.key()
+
+
+def reference(parcel: Parcel) -> tuple[bytes, bytes]:
+    """(magic, text) of what travels on the queue in the place of a parcel that is an object."""
+    key = object_key(parcel).encode()
+    return (_DEALT, table(parcel) + key) if parcel.own else (_MAGIC, key)
 
 
 def figures(aws: bool, limit: int) -> Figures:
@@ -97,22 +109,15 @@ class HybridChannel(Channel):
             whole = given.own and together(given, self._prices)
             for parcel in [given] if whole else given.singly():
                 (large if whole or parcel.nbytes > self._threshold else small).append(parcel)
-        self._store.each(lambda parcel: self._store.put(self._key(parcel), side_by_side(parcel)), large)
+        self._store.each(lambda parcel: self._store.put(object_key(parcel), side_by_side(parcel)), large)
         self._queue.put(small + [Parcel(parcel.dests, parcel.name, (self._reference(parcel),)) for parcel in large])
 
-    @staticmethod
-    def _key(parcel: Parcel) -> str:
-        """The object's key; frames that were dealt but travel alone get keys of their own."""
-        alone = parcel.name.dest == EACH and not parcel.own
-        return f"{parcel.name.key()}.{parcel.dests[0]:06d}" if alone else parcel.name.key()
-
     def _reference(self, parcel: Parcel) -> memoryview:
-        key = self._key(parcel).encode()
-        magic, text = (_DEALT, table(parcel) + key) if parcel.own else (_MAGIC, key)
+        magic, text = reference(parcel)
         return memoryview(magic + self._tag(magic + text) + text)
 
     def _tag(self, text: bytes) -> bytes:
-        return hashlib.blake2b(text, key=self.spec.key, digest_size=_TAG_BYTES).digest()
+        return hashlib.blake2b(text, key=self.spec.key, digest_size=TAG_BYTES).digest()
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
         deliveries = self._queue.get(max_wait_s, wanted)
@@ -122,7 +127,7 @@ class HybridChannel(Channel):
         """The frame of a reference; anything else as it is, for the core to judge."""
         assert isinstance(delivery, Delivery)
         data = delivery.data
-        magic, tag, text = bytes(data[:2]), bytes(data[2 : 2 + _TAG_BYTES]), data[2 + _TAG_BYTES :]
+        magic, tag, text = bytes(data[:2]), bytes(data[2 : 2 + TAG_BYTES]), data[2 + TAG_BYTES :]
         if magic not in (_MAGIC, _DEALT) or not hmac.compare_digest(self._tag(magic + bytes(text)), tag):
             return Delivery(data, (delivery.receipt, None))
         if magic == _DEALT:

@@ -17,7 +17,7 @@ from serverless_mpi.collectives.cost import FORMULAS, Facts, bcast_tree4, cost
 from serverless_mpi.collectives.steps import Algorithm
 
 
-__all__ = ["TABLE", "Facts", "select"]
+__all__ = ["TABLE", "Facts", "name_of", "select"]
 
 Condition = Callable[[Facts], bool]
 Choice = Callable[..., Algorithm]
@@ -90,3 +90,10 @@ def select(operation: str, facts: Facts) -> Callable[..., Any]:
     fastest = min(one.seconds for one in costs)
     able = [place for place, one in enumerate(costs) if one.seconds <= AS_FAST * fastest]
     return rows[min(able, key=lambda place: (costs[place].usd, costs[place].seconds, place))]
+
+
+def name_of(algorithm: Choice) -> str:
+    """An algorithm's name, and its arguments if they are fixed."""
+    fixed = getattr(algorithm, "keywords", {})
+    name: str = getattr(algorithm, "func", algorithm).__name__
+    return name + "".join(f"_{value}" for value in fixed.values())

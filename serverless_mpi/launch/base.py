@@ -67,6 +67,8 @@ class Plan:
         "text", "json" or "none": what is printed of requests and dollars at the end.
     prices
         File of a price table; None for the package's.
+    explain
+        Whether it is said at the end which algorithm each collective took, and what it costs.
     trace
         File for a trace of what each rank did when; None for none.
     stack
@@ -93,6 +95,7 @@ class Plan:
     deadlock_s: float = 60.0
     stats: str = "none"
     prices: str | None = None
+    explain: bool = False
     trace: str | None = None
     stack: str = "smpi"
     memory_mb: int | None = None

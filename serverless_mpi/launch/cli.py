@@ -87,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     cloud.add_argument("--memory", metavar="MB", help="memory of each rank: one of the sizes that were deployed (default: the least)")
     cloud.add_argument("--budget", metavar="USD", help="ask, or refuse, before a job that might cost more is started")
     cloud.add_argument("--requirements", metavar="FILE", help="what the program imports beside numpy, as pip reads it; wheels only")
+    whole.add_argument("--explain", action="store_true", help="say at the end which algorithm each collective took, and its cost")
+    whole.add_argument(
+        "--simulate", action="store_true", help="no job: what collectives of N ranks take, as in: --simulate -n 1000 allreduce:8MB barrier"
+    )
+    whole.add_argument("--latency", metavar="NAME", help="with --simulate: aws (default), emulator")
     whole.add_argument("--trace", metavar="FILE", help="write what each rank did when, for Perfetto or chrome://tracing")
     whole.add_argument("--cleanup", action="store_true", help="remove what dead jobs left behind (with --endpoint: all that no job of yours uses there), and end")
     return parser
@@ -185,6 +190,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         deadlock_s=deadlock,
         stats=stats,
         prices=job.prices,
+        explain=job.explain,
         trace=job.trace,
         stack=job.stack or "smpi",
         memory_mb=None if job.memory is None else _number(job.memory, "--memory"),
@@ -193,6 +199,19 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         requirements=job.requirements,
     )
     return made, platform
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from serverless_mpi import explain, metering
+
+    prices = metering.Prices.load(options.prices)
+    ranks = 1 if options.ranks is None else _number(options.ranks, "-n")
+    if ranks < 1:
+        raise UsageError(f"-n {ranks}: a job needs at least 1 rank")
+    channel, latency = options.channel or channels.DEFAULT, options.latency or "aws"
+    for line in explain.simulate(options.program, ranks, channel, latency, options.region or "us-east-1", prices):
+        print(line, flush=True)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in launch.load(platform)().cleanup(options.endpoint, options.region or "us-east-1"):
                 print(f"smpirun: {line}")
             return 0
+        if options.simulate:
+            return _simulate(options)
         made, platform = plan(arguments, os.environ)
         return launch.load(platform)().run(made)
     except (ServerlessMPIError, MPIException) as error:

@@ -24,7 +24,7 @@ from serverless_mpi import channels, metering, trace
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
 from serverless_mpi.errors import ChannelError, UsageError
-from serverless_mpi.job import ENV_TRACE, JobSpec
+from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.launch import tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
@@ -220,9 +220,15 @@ class LocalLauncher(Launcher):
 
     @staticmethod
     def _report(plan: Plan, stats: Path, prices: metering.Prices) -> None:
+        records = [json.loads(path.read_text()) for path in sorted(stats.glob("rank-*.json"))]
+        if plan.explain:
+            from serverless_mpi import explain
+
+            for line in explain.explain(records, plan.channel, plan.region, prices):
+                sys.stderr.write(line + "\n")
         if plan.stats == "none":
             return
-        summary = metering.report([json.loads(path.read_text()) for path in sorted(stats.glob("rank-*.json"))], prices)
+        summary = metering.report(records, prices)
         if plan.stats == "json":
             sys.stdout.write(json.dumps(summary) + "\n")
             sys.stdout.flush()
@@ -328,6 +334,8 @@ class Running:
         environ[ENV_ALIAS] = "1" if self._plan.alias else "0"
         if self._begun:
             environ[ENV_BEGUN] = str(self._begun[1])
+        if self._plan.explain:
+            environ[ENV_EXPLAIN] = "1"
         if self._plan.trace is not None:
             environ[ENV_TRACE] = "1"
         environ.setdefault(ENV_LOCAL_RANKS, str(spec.size))
