@@ -7,7 +7,7 @@ local process or in an invocation payload, never through a channel.
 from __future__ import annotations
 
 import json
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -81,7 +81,7 @@ class JobSpec:
     @classmethod
     def new(cls, size: int, channel: str, **more: object) -> JobSpec:
         """A fresh job with its own id and key, seen from rank 0."""
-        return cls(secrets.token_hex(8), 0, size, channel, secrets.token_bytes(KEY_BYTES), **more)  # type: ignore[arg-type]
+        return cls(os.urandom(8).hex(), 0, size, channel, os.urandom(KEY_BYTES), **more)  # type: ignore[arg-type]
 
     def with_rank(self, rank: int) -> JobSpec:
         """The same job seen from another rank."""
