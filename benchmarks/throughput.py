@@ -50,7 +50,7 @@ def rank() -> None:
     others = [(comm.rank + step) % comm.size for step in range(1, comm.size)]
     sent = np.zeros(NBYTES, np.uint8)
     into = np.zeros((len(others), WINDOW, NBYTES), np.uint8)
-    payload = bytes(NBYTES + 80)
+    payload = bytes(NBYTES + 84)
 
     def shim() -> None:
         requests = [comm.Irecv(into[place, k], other) for place, other in enumerate(others) for k in range(WINDOW)]

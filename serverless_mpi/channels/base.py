@@ -87,7 +87,7 @@ class Channel(ABC):
 
     limits: Limits
     figures: Figures
-    # Set by the runtime of a guarded channel: given a frame's first 80 bytes and the length of the rest, it names memory
+    # Set by the runtime of a guarded channel: given a frame's first 84 bytes and the length of the rest, it names memory
     # for the rest (an object with `memory`), or None.  To be called without a lock that `put` or `wake` need.
     land: Callable[[memoryview, int], Any] | None = None
 

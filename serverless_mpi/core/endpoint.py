@@ -84,6 +84,7 @@ class Endpoint:
         self._unacked: dict[tuple[int, int, int], Callable[[], None]] = {}  # (context, dest, seq)
         self._steps: dict[StepName, Assembly] = {}
         self._expected: dict[StepName, Receive] = {}
+        self._finished: dict[tuple[int, int], set[tuple[int, int]]] = {}  # (context, seq) -> (source, slot) received
         self._ledgers: dict[int, Ledger] = {}
         self.watched: list[Pattern] = []  # what probes ask for
         self.outbox: list[Parcel] = []  # acknowledgements to be put
@@ -195,7 +196,7 @@ class Endpoint:
         if assembly is not None:
             self.held_bytes -= assembly.stored
             if assembly.complete:
-                del self._steps[name]
+                self._step_is_over(name)
                 receive.data, receive.done = assembly.body, True
                 return receive
         self._expected[name] = receive
@@ -204,6 +205,7 @@ class Endpoint:
     def retire(self, context: int, seq: int) -> None:
         """Collective number `seq` of a context is over; what still comes of it is a duplicate."""
         self._ledgers.setdefault(context, Ledger()).retire(seq)
+        self._finished.pop((context, seq), None)
 
     def receive(self, data: memoryview, now: float) -> None:
         """Take bytes from the channel.  What is not a frame of this job is counted and dropped."""
@@ -222,7 +224,7 @@ class Endpoint:
             self._ack(frame.context, frame.source, frame.seq)
 
     def land(self, head: memoryview, nbytes: int, now: float) -> Landing | None:
-        """Memory for the body of the frame that begins with `head` (80 bytes), of a guarded channel.
+        """Memory for the body of the frame that begins with `head` (84 bytes), of a guarded channel.
 
         The receiver's own, if a receive is posted already.  The caller fills it and hands it to `landed`.  None: for this
         one there is no such memory; the whole frame goes to `receive`.  nbytes: of the body.
@@ -334,6 +336,9 @@ class Endpoint:
         name = (frame.context, frame.source, frame.seq, frame.tag)
         assembly = self._steps.get(name)
         if assembly is None:
+            if (frame.source, frame.tag) in self._finished.get((frame.context, frame.seq), ()):
+                self.duplicates += 1
+                return
             assembly = self._steps[name] = Assembly(frame.total, frame.chunks)
         if not assembly.add(frame.chunk, frame.offset, frame.body):
             self.duplicates += 1
@@ -342,9 +347,16 @@ class Endpoint:
         if receive is None:
             self._hold(frame.body.nbytes, frame.source)
         elif assembly.complete:
-            del self._steps[name], self._expected[name]
+            del self._expected[name]
+            self._step_is_over(name)
             assert assembly.body is not None
             self._complete(receive, assembly.body)
+
+    def _step_is_over(self, name: StepName) -> None:
+        """A step is received; until its collective is over this tells its late duplicates from another step."""
+        del self._steps[name]
+        context, source, seq, slot = name
+        self._finished.setdefault((context, seq), set()).add((source, slot))
 
     def _hold(self, nbytes: int, source: int) -> None:
         self.held_bytes += nbytes

@@ -1,6 +1,6 @@
 """Frames and bytes: version, job, envelope, chunk, authentication tag.  Nothing else reads or writes the header.
 
-A frame is a fixed header of 80 bytes and a body.  The header ends in a BLAKE2b
+A frame is a fixed header of 84 bytes and a body.  The header ends in a BLAKE2b
 tag of 16 bytes, keyed with the job's key, over the rest of the header and the
 body, so a frame that was not made by a rank of this job never gets past
 `decode`, and nothing that came with it is unpickled.  A long body enters the
@@ -102,7 +102,7 @@ def decode(data: memoryview, job: bytes, key: bytes, guarded: bool = False) -> F
 
 
 def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
-    """The frame that begins with `head` (80 bytes) and has a body of `nbytes` that is still to come by a guarded medium.
+    """The frame that begins with `head` (84 bytes) and has a body of `nbytes` that is still to come by a guarded medium.
 
     Raises
     ------

@@ -297,3 +297,15 @@ def test_what_is_awaited_is_told_in_words() -> None:
     for parcel in rest:
         receiver.receive(raw(parcel), 0.0)
     assert receiver.awaited() == [("a message from", 7, 0, 9)]
+
+
+def test_a_step_that_comes_again_before_its_collective_is_over_is_a_duplicate() -> None:
+    sender, receiver = endpoint(0, 4), endpoint(1, 4)
+    frames = [raw(parcel) for parcel in sender.publish(7, 0, 0, (1,), view(b"0123456789"))]
+    receive = receiver.expect(7, 0, 0, 0)
+    for frame in frames + frames:
+        receiver.receive(frame, 0.0)
+    assert got(receive) == b"0123456789"
+    assert (receiver.duplicates, receiver.held_bytes, receiver._steps) == (len(frames), 0, {})
+    receiver.retire(7, 0)
+    assert not receiver._finished

@@ -1,0 +1,44 @@
+"""Memory does not grow with the number of messages: counted, not timed."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+from serverless_mpi.core.endpoint import Endpoint
+from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG
+from serverless_mpi.core.wire import HEADER_BYTES
+
+JOB, KEY = bytes(8), bytes(32)
+MESSAGES = 100_000
+GROWTH_BLOCKS = 200  # of Python's allocator: dictionaries that were resized; a block kept for each message would be 100,000
+
+
+def test_a_hundred_thousand_messages_leave_nothing() -> None:
+    sender, receiver = (Endpoint(rank, JOB, KEY, HEADER_BYTES + 8, 1 << 20) for rank in (0, 1))
+    data = [memoryview(b"payload")]
+    long = [memoryview(b"three frames of this")]
+    collective = 0
+
+    def some(count: int) -> None:
+        nonlocal collective
+        for number in range(count // 10):
+            for tag in range(8):  # unexpected ones, posted ones, wildcards; tags that never come again
+                posted = receiver.post(7, 0, number) if tag % 2 else None
+                for parcel in sender.send(7, 1, number, long if tag == 3 else data):
+                    receiver.receive(memoryview(b"".join(parcel.parts)), 0.0)
+                receive = posted or receiver.post(7, ANY_SOURCE, ANY_TAG)
+                assert receive.done
+            step = sender.publish(7, collective, 0, (1,), data)[0]
+            for _ in range(2):  # comes twice
+                receiver.receive(memoryview(b"".join(step.parts)), 0.0)
+            assert receiver.expect(7, 0, collective, 0).done
+            receiver.retire(7, collective)
+            collective += 1
+
+    some(MESSAGES // 20)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    some(MESSAGES)
+    gc.collect()
+    assert sys.getallocatedblocks() - before < GROWTH_BLOCKS and receiver.held_bytes == 0
