@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.comm import Intracomm, world_of
+from serverless_mpi.api.intracomm import Intracomm, world_of
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG
 from serverless_mpi.runtime import Runtime
 

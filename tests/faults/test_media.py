@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serverless_mpi import channels
-from serverless_mpi.api.comm import Intracomm
+from serverless_mpi.api.intracomm import Intracomm
 from serverless_mpi.aws.control import VISIBILITY_S
 from serverless_mpi.channels.base import Delivery, Parcel
 from serverless_mpi.channels.memory import MemoryChannel
