@@ -1,16 +1,23 @@
-"""Images and categories: scikit-learn's handwritten digits, or files of the Graph Challenge.
+"""Images, networks and categories in files: those of the Graph Challenge, SciPy's npz, MatrixMarket; scikit-learn's digits.
 
-An image is a column of 0 and 1, one number a neuron.
+An image is a column of 0 and 1, one number a neuron.  In a file a layer is the challenge's W of Y W: a row an input,
+a column an output; a network is a folder with n1024-l1.tsv, n1024-l2.tsv, ..., or the same with .npz or .mtx.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi.inference import formats
+from serverless_mpi.inference.networks import BIAS, Layers, Network
+from serverless_mpi.sparse import SparseRows
+
 Floats = NDArray[np.float32]
+SUFFIXES = (".tsv", ".npz", ".mtx")  # of a layer
 THRESHOLD = 12  # of 16 levels of grey; some images then die in the network, as in the challenge
 
 
@@ -42,61 +49,145 @@ def enlarged(images: Floats, neurons: int) -> Floats:
     return np.ascontiguousarray(np.broadcast_to(pictures, (small, times, small, times, images.shape[1])).reshape(neurons, -1))
 
 
-def read_images(path: str | Path, neurons: int, samples: int | None = None) -> Floats:
-    """(neurons, samples) from a file: the challenge's TSV (image, pixel, value, counted from 1), or an npz.
+# --- images -----------------------------------------------------------------------------------------------------------
 
-    An npz has `bits`, uint8 (samples, neurons / 8), packed by numpy.packbits along axis 1, or `images`
+
+def read_images(path: str | Path, neurons: int, samples: int | None = None) -> Floats:
+    """(neurons, samples) from a file: entries (image, pixel, value) in a format of `formats`, or an npz of ours or yours.
+
+    Such an npz has `bits`, uint8 (samples, neurons / 8), packed by numpy.packbits along axis 1, or `images`
     (samples, neurons).
 
     Raises
     ------
     ValueError
-        The file is no such file, or for another number of neurons; a TSV's bad line is named.
+        The file is no such file, or for another number of neurons; a bad line is named.
     """
     path = Path(path)
-    images = _read_npz(path, neurons) if path.suffix == ".npz" else _read_tsv(path, neurons)
+    images = _packed(path, neurons) if path.suffix == ".npz" else None
+    if images is None:
+        entries = formats.read(path, None, neurons)
+        count = entries.shape[0] if entries.shape else int(entries.rows.max(initial=-1)) + 1
+        images = np.zeros((neurons, count), np.float32)
+        images[entries.columns, entries.rows] = entries.values
     if samples is not None and samples > images.shape[1]:
         raise ValueError(f"{path} has {images.shape[1]} images, not {samples}")
     return np.ascontiguousarray(images[:, :samples], np.float32)
 
 
-def _read_npz(path: Path, neurons: int) -> NDArray[np.generic]:
-    with np.load(path, allow_pickle=False) as file:
-        if "bits" in file:
-            bits = file["bits"]
-            if bits.ndim != 2 or bits.shape[1] * 8 != neurons:
-                raise ValueError(f"{path}: bits of shape {bits.shape} are no images of {neurons} pixels")
-            pixels: NDArray[np.generic] = np.unpackbits(bits, axis=1).T
-            return pixels
-        if "images" in file:
-            images = file["images"]
-            if images.ndim != 2 or images.shape[1] != neurons:
-                raise ValueError(f"{path}: images of shape {images.shape}, wanted (samples, {neurons})")
-            if not np.isfinite(images).all():
-                raise ValueError(f"{path}: images have NaN or infinity")
-            return np.asarray(images.T)
-    raise ValueError(f"{path} has neither 'bits' nor 'images'")
+def _packed(path: Path, neurons: int) -> NDArray[np.generic] | None:
+    """Images of an npz; None if it is a sparse matrix."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields = {name: file[name] for name in ("bits", "images") if name in file.files}
+            names = file.files
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no npz: {error}") from error
+    if "bits" in fields:
+        bits = fields["bits"]
+        if bits.ndim != 2 or bits.dtype != np.uint8 or bits.shape[1] * 8 != neurons:
+            raise ValueError(f"{path}: bits of {bits.dtype} {bits.shape} are no images of {neurons} pixels")
+        pixels: NDArray[np.generic] = np.unpackbits(bits, axis=1).T
+        return pixels
+    if "images" in fields:
+        images = fields["images"]
+        if images.ndim != 2 or images.shape[1] != neurons or images.dtype.kind not in "buif":
+            raise ValueError(f"{path}: images of {images.dtype} {images.shape}, wanted numbers (samples, {neurons})")
+        if not np.isfinite(images).all():
+            raise ValueError(f"{path}: images have NaN or infinity")
+        return np.asarray(images.T)
+    if "indptr" in names or "row" in names:
+        return None
+    raise ValueError(f"{path} has neither 'bits' nor 'images', and is no sparse matrix")
 
 
-def _read_tsv(path: Path, neurons: int) -> NDArray[np.generic]:
-    rows, columns, values = [], [], []
-    with path.open() as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row, column, value = line.split()
-                entry = int(row), int(column), float(value)
-            except ValueError:
-                raise ValueError(f"{path}, line {number}: {line.strip()!r} is not image, pixel, value") from None
-            if entry[0] < 1 or not 1 <= entry[1] <= neurons or not np.isfinite(entry[2]):
-                raise ValueError(f"{path}, line {number}: {line.strip()!r} is outside of images of {neurons} pixels")
-            rows.append(entry[0] - 1)
-            columns.append(entry[1] - 1)
-            values.append(entry[2])
-    images = np.zeros((neurons, max(rows, default=-1) + 1), np.float32)
-    images[columns, rows] = values
-    return images
+def write_images(path: str | Path, images: Floats) -> None:
+    """Write (neurons, samples), by the suffix of the file; npz is a sparse matrix."""
+    columns, rows = np.nonzero(images)
+    order = np.lexsort((columns, rows))
+    shape = images.shape[1], images.shape[0]
+    formats.write(path, formats.Entries(rows[order], columns[order], images[columns[order], rows[order]], shape))
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def read_layer(path: str | Path, neurons: int) -> SparseRows:
+    """A layer of `neurons` inputs and outputs from a file, each output's inputs ascending."""
+    entries = formats.read(path, neurons, neurons)
+    order = np.lexsort((entries.rows, entries.columns))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(entries.columns, minlength=neurons))])
+    return SparseRows(indptr, entries.rows[order], entries.values[order], neurons)
+
+
+def write_layer(path: str | Path, matrix: SparseRows) -> None:
+    """Write a layer, by the suffix of the file."""
+    outputs = np.repeat(np.arange(matrix.n_rows), np.diff(matrix.indptr))
+    inputs = matrix.indices.astype(np.int64)
+    order = np.lexsort((outputs, inputs))
+    formats.write(path, formats.Entries(inputs[order], outputs[order], matrix.all_values()[order], (matrix.n_cols, matrix.n_rows)))
+
+
+def read_network(folder: str | Path, neurons: int, layers: int, bias: float | None = None) -> Network:
+    """The network in a folder; each layer is read when it is its turn, and again by each reader.
+
+    bias: the challenge's for that number of neurons, if it has one, else 0.
+
+    Raises
+    ------
+    ValueError
+        A layer's file is missing; when it is read, as for `formats.read`.
+    """
+    folder = Path(folder)
+    stems = [f"n{neurons}-l{number}" for number in range(1, layers + 1)]
+    suffix = next((one for one in SUFFIXES if (folder / f"{stems[0]}{one}").exists()), None) if stems else None
+    if suffix is None:
+        raise ValueError(f"{folder} has no file n{neurons}-l1 with a suffix of {', '.join(SUFFIXES)}")
+    paths = [folder / f"{stem}{suffix}" for stem in stems]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} of {layers} layers, the first of them {missing[0]}")
+
+    def read() -> Iterator[SparseRows]:
+        for path in paths:
+            yield read_layer(path, neurons)
+
+    return Network(neurons, layers, BIAS.get(neurons, 0.0) if bias is None else bias, read, folder.name)
+
+
+def write_network(folder: str | Path, network: Layers, suffix: str = ".tsv") -> None:
+    """Write a network to a folder, a file a layer, one at a time."""
+    if suffix not in SUFFIXES:
+        raise ValueError(f"no format {suffix!r} for layers; known: {', '.join(SUFFIXES)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, matrix in enumerate(network, 1):
+        write_layer(folder / f"n{matrix.n_cols}-l{number}{suffix}", matrix)
+
+
+# --- categories -------------------------------------------------------------------------------------------------------
 
 
 def read_categories(path: str | Path) -> NDArray[np.int64]:
-    """Image numbers, counted from 1, one a line: those whose last row is not all 0."""
-    return np.atleast_1d(np.loadtxt(path, dtype=np.int64))
+    """Image numbers, counted from 1, one a line: those whose last row is not all 0.
+
+    Raises
+    ------
+    ValueError
+        A line is no such number, or not above the one before; it is named.
+    """
+    found: list[int] = []
+    with Path(path).open() as file:
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            text = line.strip()
+            if not (text.isascii() and text.isdigit()) or int(text) < 1 or (found and int(text) <= found[-1]):
+                raise ValueError(f"{path}, line {number}: {text!r} is no image number above the one before")
+            found.append(int(text))
+    return np.array(found, np.int64)
+
+
+def write_categories(path: str | Path, categories: NDArray[np.int64]) -> None:
+    """Write image numbers, counted from 1, one a line."""
+    Path(path).write_text("".join(f"{one}\n" for one in categories.tolist()))

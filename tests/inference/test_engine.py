@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serverless_mpi.inference import codec, dataset, engine, networks, partition
+from serverless_mpi.inference import codec, engine, networks, partition
 from serverless_mpi.sparse import SparseRows, serial_forward
 from tests.harness import run
 
@@ -197,36 +196,3 @@ def test_rows_of_another_shape_are_refused() -> None:
     for shape in ((2, 4), (30, 5)):
         with pytest.raises(ValueError, match="no activation rows of shape"):
             codec.decode(data, shape)
-
-
-def test_radixnet_has_the_challenges_shape() -> None:
-    for number, one in enumerate(networks.radixnet(1024, 14, seed=1)):
-        inputs = one.indices.reshape(1024, 32)
-        assert (np.bincount(one.indices, minlength=1024) == 32).all() and one.constant == 1 / 16
-        if number < 6:
-            shift = inputs[:, :] % 64
-            assert {tuple(sorted(set(row))) for row in shift[:1].tolist()} == {tuple(sorted({0, 2**number}))}
-
-
-@pytest.mark.parametrize(
-    "text, told",
-    [("1\t2\n", "line 1"), ("1\t2\t1\n1\tx\t1\n", "line 2"), ("0\t1\t1\n", "line 1"), ("1\t65\t1\n", "line 1"), ("1\t1\tnan\n", "line 1")],
-)
-def test_a_bad_line_is_named(tmp_path: Path, text: str, told: str) -> None:
-    path = tmp_path / "images.tsv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=told):
-        dataset.read_images(path, 64)
-
-
-def test_tsv_and_npz_are_read_alike(tmp_path: Path) -> None:
-    images = (np.random.default_rng(3).random((5, 64)) > 0.5).astype(np.uint8)
-    images[4, 0] = 1  # the last image has a point
-    np.savez(tmp_path / "bits.npz", bits=np.packbits(images, axis=1))
-    (tmp_path / "images.tsv").write_text("".join(f"{r + 1}\t{c + 1}\t1\n" for r, c in np.argwhere(images)))
-    for name in ("bits.npz", "images.tsv"):
-        assert (dataset.read_images(tmp_path / name, 64) == images.T).all()
-    with pytest.raises(ValueError, match="bits of shape"):
-        dataset.read_images(tmp_path / "bits.npz", 128)
-    with pytest.raises(ValueError, match="5 images, not 9"):
-        dataset.read_images(tmp_path / "bits.npz", 64, 9)
