@@ -31,6 +31,7 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
+ROWS_AT_ONCE = 64  # that are copied from samples to samples
 IN_FLIGHT = 2  # batches at the same time: while one waits, one computes
 _HEAD = struct.Struct("<I")  # of a message: bytes of its set of samples, which follow, and then the rows
 
@@ -212,7 +213,7 @@ def _check(parts: Sequence[Part], x: Floats) -> None:
         raise ValueError(f"x must be float32 of shape (rows, samples), not {x.dtype} of shape {x.shape}")
     if x.shape[0] != parts[0].own:
         raise ValueError(f"x has {x.shape[0]} rows; this rank owns {parts[0].own} neurons of the input")
-    if not np.isfinite(x).all():
+    if x.size and not np.isfinite((x.min(), x.max())).all():
         raise ValueError("x has NaN or infinity")
 
 
@@ -233,6 +234,32 @@ def _together(call: Callable[[int], Any], count: int) -> list[Any]:
     return results
 
 
+class _Input:
+    """Rows of x over its living samples, left where they are: a copy would be one of the three panels in memory."""
+
+    def __init__(self, x: Floats, living: Flags) -> None:
+        self._x = x
+        self._living = np.flatnonzero(living)
+        self.samples = len(self._living)
+
+    def take(self, rows: Indices) -> Floats:
+        """As of Panels."""
+        some = self._x[rows]
+        return some if self.samples == some.shape[1] else np.ascontiguousarray(some[:, self._living])
+
+    def panels(self) -> Panels:
+        """All of them."""
+        made = Panels(len(self._x), self.samples)
+        for some in _few(len(self._x)):
+            made.put(self.take(some), some)
+        return made
+
+
+def _few(rows: int) -> list[Indices]:
+    """Numbers of rows, ROWS_AT_ONCE or less at a time."""
+    return np.array_split(np.arange(rows), -(-rows // ROWS_AT_ONCE) or 1)
+
+
 class _Batch:
     """A rank's state of one batch.
 
@@ -245,8 +272,8 @@ class _Batch:
         self.accumulate = accumulate
         self.caller = ThreadPoolExecutor(1, "smpi-exchange") if accumulate and _threads_allowed() else None
         self.samples = x.shape[1]
-        self.living: Flags = (x != 0).any(axis=0)
-        self.y = Panels.of(np.ascontiguousarray(x[:, self.living]))
+        self.living: Flags = np.asarray(np.any(x, axis=0))
+        self.y: Panels | _Input = _Input(x, self.living)
 
     def run(self, parts: Sequence[Part], watch: Callable[[int], None]) -> tuple[Floats, Indices, list[LayerStatistics]]:
         """All layers: as `infer`."""
@@ -260,7 +287,7 @@ class _Batch:
         sets = [codec.decode_set(one, self.samples) for one in self.comm.allgather(codec.encode_set(self.living))]
         living = np.logical_or.reduce(sets)
         y = np.zeros((len(part.expand), np.count_nonzero(living)), np.float32)
-        y[:, self.living[living]] = self.y.take(part.expand.astype(np.int64))
+        y[:, self.living[living]] = self.own().take(part.expand.astype(np.int64))
         return y, np.flatnonzero(living), taken
 
     def step(self, part: Part) -> LayerStatistics:
@@ -272,11 +299,12 @@ class _Batch:
         if self.accumulate:
             alive = self.add(part, messages, took)
         else:
-            panel = self.panel(part, self.exchange(part, messages, took))
+            panel = self.y = self.panel(part, self.exchange(part, messages, took))  # what y was is needed no more
             self.y, alive = layer(part.weights, panel, self.bias, self.cap)
+            del panel
         if not alive.all():
             self.living[self.living] = alive
-            self.y.keep(alive)
+            self.own().keep(alive)
         took.compute_s = time.perf_counter() - began - took.send_s - took.wait_s
         return took
 
@@ -346,17 +374,24 @@ class _Batch:
         made[:, here] = rows
         return made
 
+    def own(self) -> Panels:
+        """y in panels."""
+        if isinstance(self.y, _Input):
+            self.y = self.y.panels()
+        return self.y
+
     def panel(self, part: Part, received: Sequence[bytes]) -> Panels:
         """The layer's input, of the samples that live in one of its rows."""
         if not part.take_from[-1]:
-            return self.y
+            return self.own()
         before = self.living.copy()
         came = self.arrived(part, received)
         panel = Panels(part.columns, int(np.count_nonzero(self.living)))
-        if panel.samples == self.y.samples:
+        if isinstance(self.y, Panels) and panel.samples == self.y.samples:
             panel.data[:, : part.own] = self.y.data
         else:
-            panel.put(self.spread(self.y.take(), before), np.arange(part.own))
+            for some in _few(part.own):
+                panel.put(self.spread(self.y.take(some), before), some)
         for peer, living, body in came:
             begin, end = part.own + part.take_from[peer : peer + 2]
             panel.put(self.rows(part, peer, living, body), np.arange(begin, end))
@@ -366,10 +401,10 @@ class _Batch:
         """The layer by blocks: own rows while messages are on their way, then each sender's, added in their order."""
         if not part.take_from[-1]:
             self.exchange(part, messages, took)
-            self.y, alive = layer(part.weights, self.y, self.bias, self.cap)
+            self.y, alive = layer(part.weights, self.own(), self.bias, self.cap)
             return alive
         coming = self.caller.submit(self.exchange, part, messages, LayerStatistics()) if self.caller else None
-        total = multiply(part.blocks[OWN], self.y) if OWN in part.blocks else None
+        total = multiply(part.blocks[OWN], self.own()) if OWN in part.blocks else None
         began = time.perf_counter()
         received = coming.result() if coming else self.exchange(part, messages, LayerStatistics())
         took.wait_s += time.perf_counter() - began
