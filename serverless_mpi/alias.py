@@ -1,7 +1,8 @@
 """Lets programs that say `from mpi4py import MPI` find `serverless_mpi.MPI`.
 
 Where mpi4py is installed its pure-Python modules (mpi4py.util, mpi4py.futures)
-work on top of it; where it is not, a bare `mpi4py` package stands in for it.
+work on top of it; where it is not, a bare `mpi4py` package stands in for it,
+with this package's own futures.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 
-_TARGET = "serverless_mpi.MPI"
+# name -> (what it finds here, whether even if mpi4py is installed)
+_ALIASES = {"mpi4py.MPI": ("serverless_mpi.MPI", True), "mpi4py.futures": ("serverless_mpi.futures", False)}
 
 
 class _Rc(SimpleNamespace):
@@ -29,8 +31,11 @@ class _Rc(SimpleNamespace):
 class _AliasLoader(importlib.abc.Loader):
     """`mpi4py.MPI` is `serverless_mpi.MPI`, the same module object."""
 
+    def __init__(self, target: str) -> None:
+        self._target = target
+
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        module = importlib.import_module(_TARGET)
+        module = importlib.import_module(self._target)
         self._own = (module.__spec__, module.__name__)
         return module
 
@@ -64,8 +69,10 @@ class AliasFinder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname == "mpi4py.MPI":
-            return importlib.machinery.ModuleSpec(fullname, _AliasLoader())
+        if fullname in _ALIASES:
+            target, always = _ALIASES[fullname]
+            if always or importlib.machinery.PathFinder.find_spec(fullname, path) is None:
+                return importlib.machinery.ModuleSpec(fullname, _AliasLoader(target))
         if fullname == "mpi4py" and importlib.machinery.PathFinder.find_spec(fullname, path) is None:
             return importlib.machinery.ModuleSpec(fullname, _PackageLoader(), is_package=True)
         return None

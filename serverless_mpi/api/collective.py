@@ -7,7 +7,7 @@ it.  What moves is decided by `collectives.choose` and done by the generators.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from serverless_mpi.api.op import SUM, Op
@@ -73,7 +73,7 @@ class Collective(Plans):
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
         """The root's sendobj[rank]."""
         mine, peer = self._role(root)
-        arguments = (self._number(root), self._encode_each(sendobj) if mine else None)
+        arguments = (self._number(root), encode_each(sendobj, len(self._peers)) if mine else None)
         return self._start(Plan("scatter", None, lambda: arguments, _decode_some if peer else nothing)).wait()
 
     def allgather(self, sendobj: Any) -> list[Any]:
@@ -85,15 +85,8 @@ class Collective(Plans):
     def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
         """What each rank had for this one: sendobj[r] goes to rank r."""
         self._live()
-        arguments = (self._encode_each(sendobj),)
+        arguments = (encode_each(sendobj, len(self._peers)),)
         return self._start(Plan("alltoall", None, lambda: arguments, decode_list)).wait()
-
-    def _encode_each(self, objects: Sequence[Any] | None) -> list[list[memoryview]]:
-        items = None if objects is None else list(objects)
-        if items is None or len(items) != len(self._peers):
-            count = "None" if items is None else f"{len(items)} items"
-            raise ValueError(f"expecting {len(self._peers)} items, one a rank, got {count}")
-        return [encode(item) for item in items]
 
     def reduce(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM, root: int = 0) -> Any | None:
         """All ranks' objects combined in rank order, on the root; None elsewhere."""
@@ -259,6 +252,14 @@ def finishing(plan: Plan) -> Callable[[Operation, Status], Any]:
         return plan.finish(done.result)
 
     return complete
+
+
+def encode_each(objects: Iterable[Any] | None, count: int) -> list[list[memoryview]]:
+    """The blobs of `count` objects; None is as many Nones."""
+    items = [None] * count if objects is None else list(objects)
+    if len(items) != count:
+        raise ValueError(f"expecting {count} items, got {len(items)}")
+    return [encode(item) for item in items]
 
 
 def decode_list(blobs: Any) -> list[Any] | None:

@@ -223,7 +223,7 @@ class PointToPoint:
         status = Status() if status is None else status
         if source == PROC_NULL:
             status._fill_null()
-            return MESSAGE_NO_PROC
+            return Message(MESSAGE_NO_PROC)
         take = self._runtime.mprobe if block else self._runtime.improbe
         incoming = take(self._context, self._world_source(source), tag)
         if incoming is None:

@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serverless_mpi.errors import ERR_ARG, MPIException
 
 _MARK = 0  # the first byte of a message that has a head: no pickle begins with it
 _HEAD = struct.Struct("<BxxxI")  # the mark, the number of buffers
@@ -78,19 +77,11 @@ pickle = Pickle()
 def encode(obj: Any) -> list[memoryview]:
     """The bytes of an object: its pickle alone, or a head, the pickle and its large buffers, as views.
 
-    Raises
-    ------
-    MPIException
-        ERR_ARG: the object cannot be pickled; nothing has been sent.
+    What pickle, or the object, raises is raised, as in mpi4py; nothing has been sent then.
     """
-    try:
-        if pickle._custom:  # a program's own dumps need not know of buffers
-            return [memoryview(pickle.dumps(obj))]
-        stream, buffers = pickle.dumps_oob(obj)
-    except Exception as error:
-        raise MPIException(
-            ERR_ARG, f"an object of type {type(obj).__name__} cannot be pickled and was not sent: {error}"
-        ) from error
+    if pickle._custom:  # a program's own dumps need not know of buffers
+        return [memoryview(pickle.dumps(obj))]
+    stream, buffers = pickle.dumps_oob(obj)
     if not buffers:
         return [memoryview(stream)]
     lengths = (len(stream), *(one.nbytes for one in buffers))

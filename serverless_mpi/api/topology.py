@@ -11,7 +11,7 @@ from typing import Any
 
 from serverless_mpi.api.buffers import Message as Spec
 from serverless_mpi.api.buffers import VMessage, WMessage, check_length
-from serverless_mpi.api.collective import decode_list
+from serverless_mpi.api.collective import decode_list, encode_each
 from serverless_mpi.api.comm import Comm
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm
@@ -96,10 +96,7 @@ class Topocomm(Intracomm):
     def neighbor_alltoall(self, sendobj: list[Any]) -> list[Any]:
         """Give sendobj[j] to destination j; the objects of the sources, None beyond a border."""
         out, into = self._topology.edges(self._state.rank)
-        items = list(sendobj)
-        if len(items) != len(out):
-            raise ValueError(f"expecting {len(out)} items, one a destination, got {len(items)}")
-        arguments = (out, into, [encode(item) for item in items])
+        arguments = (out, into, encode_each(sendobj, len(out)))
         result: list[Any] = self._start(Plan("neighbor_alltoall", None, lambda: arguments, decode_list)).wait()
         return result
 

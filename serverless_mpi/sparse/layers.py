@@ -130,9 +130,7 @@ def forward(
     )  # fmt: skip
     _check_memory(living)
     order = np.argsort(ids[:living])
-    taken = np.empty((rows, living), np.float32)
-    lib.spdnn_gather(y.c, rows, ffi.from_buffer("int64_t[]", order), living, ffi.from_buffer("float[]", taken))
-    return taken, ids[:living][order]
+    return y.reshaped(rows, living).take()[:, order], ids[:living][order]
 
 
 def serial_forward(

@@ -1,0 +1,262 @@
+"""The executors that programs see: MPIPoolExecutor and MPICommExecutor."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from typing import Any
+
+from serverless_mpi.errors import missing
+from serverless_mpi.futures import pool as pools
+from serverless_mpi.futures import worker
+from serverless_mpi.futures.worker import get_comm_workers
+from serverless_mpi.MPI import COMM_WORLD, Intercomm, Intracomm, pickle
+
+__all__ = ["MPICommExecutor", "MPIPoolExecutor", "get_comm_workers"]
+
+_numbers = itertools.count()
+_OPTIONS = {"main", "path", "wdir", "env", "globals", "python_exe", "python_args", "mpi_info", "backoff", "use_pkl5"}
+
+
+class MPIPoolExecutor(Executor):
+    """Runs tasks on ranks.
+
+    In a job started with `-m serverless_mpi.futures` these are ranks 1 and up,
+    shared by all executors; in a job of one rank they are `max_workers` threads (default 1).
+
+    max_workers
+        How many workers it may use at a time.
+    initializer, initargs
+        Called in each worker before this executor's first task there; if it fails the executor is broken.
+    path, env, wdir, globals, main
+        Set in the worker before: entries of sys.path, environment variables, the working folder, names of the main
+        module; main False: the program's main module is not imported there.
+    python_exe, python_args, mpi_info, backoff, use_pkl5
+        Accepted as in mpi4py, and without effect: no process is started, and nothing is polled.
+
+    Raises
+    ------
+    MissingError
+        The job has several ranks and none of them serves: start it with `-m serverless_mpi.futures`.
+    """
+
+    Future = Future
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        **kwargs: Any,
+    ) -> None:
+        unknown = set(kwargs) - _OPTIONS
+        if unknown:
+            raise TypeError(f"unknown options {sorted(unknown)}; known are {sorted(_OPTIONS)}")
+        if max_workers is not None and max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._own: pools.Pool | None = None  # threads of this executor alone
+        self._closed = False
+        self._pool = self._find_pool(max_workers)
+        here = isinstance(self._pool, pools.ThreadPool)
+        rest = (
+            initializer, tuple(initargs), [os.fspath(entry) for entry in kwargs.get("path") or ()], _pairs(kwargs.get("env")),
+            None if kwargs.get("wdir") is None else os.fspath(kwargs["wdir"]), _pairs(kwargs.get("globals")),
+        )  # fmt: skip
+        main = _main() if kwargs.get("main", True) and not here else worker.Main()
+        setup = worker.Setup(next(_numbers), main, pickle.dumps(rest))
+        self._client = pools.Client(setup, min(max_workers or self._pool.size, self._pool.size), 0, set())
+
+    def _find_pool(self, max_workers: int | None) -> pools.Pool:
+        if pools.shared is not None:
+            return pools.shared
+        if COMM_WORLD.size > 1:
+            raise missing(
+                "spawning of workers for an MPIPoolExecutor; start the job with `smpirun -n N -m serverless_mpi.futures prog.py`, "
+                "or use MPICommExecutor"
+            )
+        self._own = pools.ThreadPool(max_workers or 1)
+        return self._own
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers it may use at a time; 0 after shutdown, or if it is broken."""
+        return 0 if self._closed or self._client.broken is not None else self._client.limit
+
+    @property
+    def _max_workers(self) -> int:
+        return self._client.limit
+
+    def bootup(self, wait: bool = True) -> MPIPoolExecutor:
+        """Set workers up now and not at their first task; with `wait` return when they are."""
+        self._check()
+        futures = [self.submit(time.sleep, 0) for _ in range(self._client.limit)]
+        if wait:
+            for future in futures:
+                future.exception()
+        return self
+
+    def _check(self) -> None:
+        if self._client.broken is not None:
+            raise BrokenExecutor(self._client.broken)
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """The future of fn(*args, **kwargs) in a worker."""
+        self._check()
+        future: Future[Any] = self.Future()
+        self._pool.submit((self._client, future, fn, args, kwargs))
+        return future
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        unordered: bool = False,
+    ) -> Iterator[Any]:
+        """fn of the items, as `map` pairs them; see `starmap`."""
+        return self.starmap(fn, zip(*iterables), timeout, chunksize, buffersize, unordered)
+
+    def starmap(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        unordered: bool = False,
+    ) -> Iterator[Any]:
+        """fn(*arguments) for each item of `iterable`.
+
+        timeout: seconds from now after which waiting raises TimeoutError; chunksize: items of one task; buffersize: most
+        tasks in work, None for all at once; unordered: results come as they are done.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None:
+            if not isinstance(buffersize, int):
+                raise TypeError("buffersize must be an integer or None")
+            if buffersize < 1:
+                raise ValueError("buffersize must be None or >= 1")
+            if unordered:
+                raise ValueError("buffersize has no meaning for unordered results")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        chunks = iter(lambda source=iter(iterable): list(itertools.islice(source, chunksize)), [])  # type: ignore[misc]
+        futures = deque(self.submit(_chunk, fn, chunk) for chunk in itertools.islice(chunks, buffersize))
+        return self._results(fn, chunks, futures, deadline, unordered)
+
+    def _results(
+        self, fn: Callable[..., Any], chunks: Iterator[list[Any]], futures: deque[Future[Any]],
+        deadline: float | None, unordered: bool,
+    ) -> Iterator[Any]:  # fmt: skip
+        try:
+            while futures:
+                left = None if deadline is None else deadline - time.monotonic()
+                done = next(as_completed(futures, left)) if unordered else futures[0]
+                results = done.result(left)
+                futures.remove(done)
+                if not self._closed:
+                    futures.extend(self.submit(_chunk, fn, chunk) for chunk in itertools.islice(chunks, 1))
+                yield from results
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks; with `wait` return when all are done, with `cancel_futures` those that wait are cancelled."""
+        self._closed = True
+        if cancel_futures:
+            self._pool.drop(self._client)
+        if wait:
+            self._pool.join(self._client)
+            if self._own is not None:
+                self._own.close()
+                self._own = None
+
+
+class MPICommExecutor:
+    """In a program that all ranks of a communicator run: rank `root` gets an executor, the others serve it.
+
+        with MPICommExecutor(comm, root=0) as executor:
+            if executor is not None:
+                ...
+
+    The others' block begins when the root's has ended, with None.  In a communicator of one rank the worker is a thread.
+    """
+
+    def __init__(self, comm: Intracomm | None = COMM_WORLD, root: int = 0, **kwargs: Any) -> None:
+        if comm is None:
+            comm = COMM_WORLD
+        if isinstance(comm, Intercomm) or not isinstance(comm, Intracomm):
+            raise ValueError("expecting an intracommunicator")
+        if not 0 <= root < comm.size:
+            raise ValueError(f"expecting root in range(0, {comm.size})")
+        self._comm, self._root, self._options = comm, root, kwargs
+        self._executor: MPIPoolExecutor | None = None
+        self._entered = False
+
+    def __enter__(self) -> MPIPoolExecutor | None:
+        if self._entered:
+            raise RuntimeError("__enter__")
+        self._entered = True
+        if pools.shared is not None:  # the other ranks serve already
+            self._executor = MPIPoolExecutor(**self._options)
+            return self._executor
+        comm = self._comm.Dup()
+        workers = comm.Split(int(comm.rank == self._root), comm.rank)
+        if comm.rank != self._root:
+            assert isinstance(workers, Intracomm)
+            worker.run(comm, self._root, workers)
+            return None
+        options = {"main": False, **self._options}
+        made = pools.RankPool(comm) if comm.size > 1 else pools.ThreadPool(options.get("max_workers") or 1)
+        self._executor = _of_pool(made, options)
+        return self._executor
+
+    def __exit__(self, *_: object) -> None:
+        if not self._entered:
+            raise RuntimeError("__exit__")
+        self._entered = False
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown()
+            if executor._pool is not pools.shared:
+                executor._pool.close()
+
+
+def _of_pool(made: pools.Pool, options: dict[str, Any]) -> MPIPoolExecutor:
+    class Bound(MPIPoolExecutor):
+        def _find_pool(self, max_workers: int | None) -> pools.Pool:
+            return made
+
+    Bound.__name__ = Bound.__qualname__ = "MPIPoolExecutor"
+    return Bound(**options)
+
+
+def _chunk(fn: Callable[..., Any], items: list[Any]) -> list[Any]:
+    return [fn(*arguments) for arguments in items]
+
+
+def _pairs(given: Mapping[str, Any] | Iterable[tuple[str, Any]] | None) -> dict[str, Any]:
+    return dict(given or {})
+
+
+def _main() -> worker.Main:
+    """The program's main module, for workers to import; what they define by it comes back under their name for it."""
+    module = sys.modules["__main__"]
+    sys.modules[worker.WORKER_NAME] = module
+    spec = getattr(module, "__spec__", None)
+    if spec is not None and spec.name not in (None, "__main__"):
+        return worker.Main(module=spec.name)
+    path = getattr(module, "__file__", None)
+    return worker.Main() if path is None else worker.Main(path=os.path.abspath(path))

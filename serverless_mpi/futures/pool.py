@@ -1,0 +1,198 @@
+"""The workers of a process, shared by its executors: tasks wait in one queue, and whoever frees a worker gives it the next.
+
+There is no polling: `submit` gives a task to an idle worker itself, and one
+thread waits for results, each of which frees a worker.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from concurrent.futures import BrokenExecutor, Future
+from dataclasses import dataclass
+from typing import Any
+
+from serverless_mpi.futures import worker
+from serverless_mpi.MPI import ANY_SOURCE, COMM_SELF, Intracomm, Status, pickle
+
+
+@dataclass(eq=False)
+class Client:
+    """An executor as the pool sees it.
+
+    limit: how many workers it may have at a time; ready: those that are set up; broken: why it cannot go on.
+    """
+
+    setup: worker.Setup
+    limit: int
+    running: int
+    ready: set[int]
+    broken: str | None = None
+
+
+Task = tuple[Client, "Future[Any]", Any, tuple[Any, ...], dict[str, Any]]
+
+
+class Pool(ABC):
+    """Some workers and the tasks that wait for them."""
+
+    def __init__(self, workers: list[int]) -> None:
+        self.size = len(workers)
+        self._idle = deque(workers)
+        self._running: dict[int, Task] = {}
+        self._waiting: deque[Task] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @abstractmethod
+    def _give(self, to: int, item: tuple[Any, ...]) -> None:
+        """Hand (setup or its number, pickled task) to an idle worker; `_took` follows sometime."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for all tasks and let the workers go."""
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        with self._changed:
+            self._waiting.append(task)
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Under the lock: give waiting tasks to idle workers."""
+        skipped: list[Task] = []
+        while self._idle and self._waiting:
+            task = self._waiting.popleft()
+            client, future, fn, args, kwargs = task
+            if client.running >= client.limit:
+                skipped.append(task)
+                continue
+            if not future.set_running_or_notify_cancel():
+                continue
+            at = next((one for one in self._idle if one in client.ready), self._idle[0])
+            first = at not in client.ready
+            try:
+                self._give(at, (client.setup if first else client.setup.number, pickle.dumps((fn, args, kwargs))))
+            except Exception as error:  # the task cannot be pickled; its worker is still free
+                future.set_exception(error)
+                continue
+            self._idle.remove(at)
+            client.ready.add(at)
+            client.running += 1
+            self._running[at] = task
+        self._waiting.extendleft(reversed(skipped))
+        self._changed.notify_all()
+
+    def _took(self, at: int, good: bool, value: Any) -> None:
+        """A worker's outcome has come."""
+        with self._changed:
+            client, future, *_ = self._running.pop(at)
+            client.running -= 1
+            self._idle.append(at)
+            lost: list[Future[Any]] = []
+            if isinstance(value, worker.SetupError):
+                client.ready.discard(at)
+                client.broken = str(value)
+                lost = [task[1] for task in self._waiting if task[0] is client]
+                self._waiting = deque(task for task in self._waiting if task[0] is not client)
+                value = BrokenExecutor(client.broken)
+                value.__cause__ = None
+            self._dispatch()
+        if good:
+            future.set_result(value)
+        else:
+            future.set_exception(value)
+        for other in lost:
+            if other.set_running_or_notify_cancel():
+                other.set_exception(BrokenExecutor(client.broken))
+
+    def drop(self, client: Client) -> None:
+        """Cancel what waits of one executor."""
+        with self._changed:
+            dropped = [task[1] for task in self._waiting if task[0] is client]
+            self._waiting = deque(task for task in self._waiting if task[0] is not client)
+        for future in dropped:
+            if future.cancel():
+                future.set_running_or_notify_cancel()  # those who wait for it hear of it
+
+    def busy(self, client: Client | None) -> bool:
+        """Under the lock: whether tasks, of one executor or any, are not done."""
+        tasks = [*self._waiting, *self._running.values()]
+        return bool(tasks) if client is None else any(task[0] is client for task in tasks)
+
+    def join(self, client: Client | None = None) -> None:
+        """Wait until the tasks, of one executor or all, are done."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.busy(client))
+
+
+class RankPool(Pool):
+    """The other ranks of a communicator."""
+
+    def __init__(self, comm: Intracomm) -> None:
+        super().__init__([rank for rank in range(comm.size) if rank != comm.rank])
+        self._comm = comm
+        self._thread = threading.Thread(target=self._listen, name="smpi-futures", daemon=True)
+        self._thread.start()
+
+    def _give(self, to: int, item: tuple[Any, ...]) -> None:
+        self._comm.send(item, to, worker.TASK)
+
+    def _listen(self) -> None:
+        status = Status()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._running or self._closed)
+                if not self._running:
+                    return
+            try:
+                blob = self._comm.recv(source=ANY_SOURCE, tag=worker.RESULT, status=status)
+                good, value, story = pickle.loads(blob)
+            except Exception as error:  # what came cannot be unpickled here
+                good, value, story = False, error, ""
+            if story:
+                value.__cause__ = worker.RemoteTraceback(story)
+            self._took(status.source, good, value)
+
+    def close(self) -> None:
+        self.join()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        for rank in self._idle:
+            self._comm.send(None, rank, worker.STOP)
+
+
+class ThreadPool(Pool):
+    """Threads of this process, where it has no other ranks."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(list(range(size)))
+        self._desks: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(size)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(at,), name=f"smpi-futures-{at}", daemon=True) for at in range(size)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _give(self, to: int, item: tuple[Any, ...]) -> None:
+        self._desks[to].put(item)
+
+    def _work(self, at: int) -> None:
+        desk = worker.Desk()
+        worker.place.workers = COMM_SELF
+        while (item := self._desks[at].get()) is not None:
+            self._took(at, *desk.serve(*item))
+
+    def close(self) -> None:
+        self.join()
+        for desk in self._desks:
+            desk.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+shared: Pool | None = None  # of a job that was started with `-m serverless_mpi.futures`

@@ -1,0 +1,166 @@
+"""What a worker does: it takes an executor's setup and its tasks one by one, and gives back results or exceptions."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import os
+import runpy
+import sys
+import threading
+import traceback
+import types
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+from serverless_mpi.MPI import ANY_TAG, Intracomm, Status, pickle
+
+TASK, STOP = 1, 2  # tags to a worker
+RESULT = 3  # tag from a worker: (whether it succeeded, result or exception)
+WORKER_NAME = "__worker__"  # of the program's main module in a worker, as in mpi4py.futures
+
+place = threading.local()  # .workers: the communicator of the workers, in a thread that is one
+
+
+class RemoteTraceback(Exception):
+    """The cause of a task's exception: the text of its traceback in the worker."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class SetupError(Exception):
+    """An executor's initializer, or its main module, failed in a worker."""
+
+
+@dataclass(frozen=True)
+class Main:
+    """Where the program's main module comes from: a module's name or a file; both None: it is every rank's own already."""
+
+    module: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an executor wants done once in a worker before its first task there.
+
+    rest: pickle of (initializer, its arguments, entries of sys.path, environment variables, working folder, names of the
+    main module); it may need the main module, which is imported before.
+    """
+
+    number: int
+    main: Main
+    rest: bytes
+
+    def apply(self) -> None:
+        """Do it."""
+        _import_main(self.main)
+        initializer, initargs, path, env, wdir, names = pickle.loads(self.rest)
+        sys.path[:0] = [entry for entry in path if entry not in sys.path]
+        os.environ.update(env)
+        if wdir is not None:
+            os.chdir(wdir)
+        vars(sys.modules["__main__"]).update(names)
+        if initializer is not None:
+            initializer(*initargs)
+
+
+_mains: set[Main] = {Main()}
+
+
+def _import_main(main: Main) -> None:
+    """Have the master's main module, so that what it defines can be unpickled; not run as the program."""
+    if main in _mains:
+        return
+    module = types.ModuleType(WORKER_NAME)
+    sys.modules[WORKER_NAME] = sys.modules["__main__"] = module
+    if main.module is not None:
+        spec = importlib.util.find_spec(main.module)
+        assert spec is not None and isinstance(spec.loader, importlib.abc.InspectLoader)
+        code = spec.loader.get_code(main.module)
+        module.__spec__, module.__package__, module.__file__ = spec, spec.parent, spec.origin
+    elif os.path.isfile(str(main.path)) and not zipfile.is_zipfile(str(main.path)):
+        module.__file__ = str(main.path)
+        with open(str(main.path), "rb") as file:
+            code = compile(file.read(), str(main.path), "exec")
+    else:  # a folder or an archive
+        vars(module).update(runpy.run_path(str(main.path), run_name=WORKER_NAME))
+        code = None
+    if code is not None:
+        exec(code, vars(module))
+    _mains.add(main)
+
+
+class Desk:
+    """One worker's side: which executors it is set up for."""
+
+    def __init__(self) -> None:
+        self._ready: set[int] = set()
+
+    def serve(self, setup: Setup | int, task: bytes) -> tuple[bool, Any]:
+        """The outcome of a pickled (function, arguments, keywords)."""
+        try:
+            if isinstance(setup, Setup) and setup.number not in self._ready:
+                try:
+                    setup.apply()
+                except BaseException as error:
+                    raise SetupError(f"an executor's setup failed: {error!r}") from error
+                self._ready.add(setup.number)
+            fn, args, kwargs = pickle.loads(task)
+            return True, fn(*args, **kwargs)
+        except BaseException as error:
+            return False, _with_story(error)
+
+
+def _with_story(error: BaseException) -> BaseException:
+    error.__cause__ = RemoteTraceback("\n" + "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    return error
+
+
+def told(outcome: tuple[bool, Any]) -> tuple[bool, Any, str]:
+    """An outcome for the way: a pickle drops an exception's cause, so its text goes with it."""
+    good, value = outcome
+    return good, value, "" if good or value.__cause__ is None else str(value.__cause__)
+
+
+def run(comm: Intracomm, root: int, workers: Intracomm) -> None:
+    """Serve rank `root` of `comm` until it says stop."""
+    place.workers = workers
+    desk, status = Desk(), Status()
+    try:
+        while True:
+            item = comm.recv(source=root, tag=ANY_TAG, status=status)
+            if status.tag == STOP:
+                return
+            outcome = desk.serve(*item)
+            try:
+                blob = pickle.dumps(told(outcome))
+            except Exception as error:  # the outcome cannot be pickled
+                blob = pickle.dumps(told((False, _with_story(_picklable(error)))))
+            comm.send(blob, root, RESULT)
+    finally:
+        place.workers = None
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.dumps(error)
+    except Exception:
+        return RuntimeError(f"a task's outcome cannot be pickled: {error!r}")
+    return error
+
+
+def get_comm_workers() -> Intracomm:
+    """In a task: the communicator of the workers alone.
+
+    Raises
+    ------
+    RuntimeError
+        This process is no worker.
+    """
+    workers: Intracomm | None = getattr(place, "workers", None)
+    if workers is None:
+        raise RuntimeError("communicator is not accessible: this is no task of a worker")
+    return workers
