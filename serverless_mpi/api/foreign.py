@@ -9,6 +9,7 @@ https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import warnings
 from typing import Any
@@ -68,11 +69,14 @@ def _readable(address: int) -> bool:
     byte = ctypes.create_string_buffer(1)
     here = _Vector(ctypes.cast(byte, ctypes.c_void_p), 1)
     there = _Vector(address, 1)
-    try:
-        read = ctypes.CDLL(None).process_vm_readv
-    except AttributeError:  # not Linux
-        return False
-    return bool(read(os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), 1, 0) == 1)
+    read = _reader()
+    return read is not None and bool(read(os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), 1, 0) == 1)
+
+
+@functools.cache
+def _reader() -> Any:
+    """The kernel's call, or None where it is not Linux."""
+    return getattr(ctypes.CDLL(None), "process_vm_readv", None)
 
 
 def _of_dlpack(obj: Any) -> tuple[int, int, bool, str | None, bool]:

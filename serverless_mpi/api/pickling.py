@@ -11,7 +11,9 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from serverless_mpi.api.memory import buffer
 
+_THRESHOLD = 1024  # bytes
 _MARK = 0  # the first byte of a message that has a head: no pickle begins with it
 _HEAD = struct.Struct("<BxxxI")  # the mark, the number of buffers
 
@@ -23,9 +25,6 @@ class Pickle:
     pickle module, 5 being the least protocol.
     """
 
-    PROTOCOL: int | None = None
-    THRESHOLD: int = 1024  # bytes; a smaller buffer stays in the pickle
-
     def __init__(
         self,
         dumps: Callable[..., bytes] | None = None,
@@ -36,10 +35,17 @@ class Pickle:
         self._dumps = dumps or _pickle.dumps
         self._loads = loads or _pickle.loads
         self._custom = dumps is not None
-        if protocol is None and self._dumps is _pickle.dumps:
-            protocol = _pickle.HIGHEST_PROTOCOL
-        self.PROTOCOL = protocol
-        self.THRESHOLD = type(self).THRESHOLD if threshold is None else threshold
+        self._set_protocol(protocol)
+        self._set_threshold(threshold)
+
+    def _set_protocol(self, protocol: int | None) -> None:
+        self._protocol = _pickle.HIGHEST_PROTOCOL if protocol is None and self._dumps is _pickle.dumps else protocol
+
+    def _set_threshold(self, threshold: int | None) -> None:
+        self._threshold = _THRESHOLD if threshold is None else threshold
+
+    PROTOCOL = property(lambda self: self._protocol, _set_protocol, doc="Of the pickles; None: the functions' own default.")
+    THRESHOLD = property(lambda self: self._threshold, _set_threshold, doc="A buffer of fewer bytes stays in the pickle.")
 
     def dumps(self, obj: Any) -> bytes:
         """The pickle of `obj`."""
@@ -49,8 +55,13 @@ class Pickle:
         """The object of a pickle."""
         return self._loads(data)
 
-    def dumps_oob(self, obj: Any) -> tuple[bytes, list[memoryview]]:
+    def dumps_oob(self, obj: Any) -> tuple[bytes, list[buffer]]:
         """(pickle, the large contiguous buffers that stay outside of it)."""
+        stream, views = self._split(obj)
+        return stream, [buffer.frombuffer(view, view.readonly) for view in views]
+
+    def _split(self, obj: Any) -> tuple[bytes, list[memoryview]]:
+        threshold = self._threshold
         buffers: list[memoryview] = []
 
         def keep(buffer: _pickle.PickleBuffer) -> bool:
@@ -58,7 +69,7 @@ class Pickle:
                 view = buffer.raw()
             except BufferError:  # not contiguous: stays in the pickle
                 return True
-            if view.nbytes < self.THRESHOLD:
+            if view.nbytes < threshold:
                 return True
             buffers.append(view)
             return False
@@ -81,7 +92,7 @@ def encode(obj: Any) -> list[memoryview]:
     """
     if pickle._custom:  # a program's own dumps need not know of buffers
         return [memoryview(pickle.dumps(obj))]
-    stream, buffers = pickle.dumps_oob(obj)
+    stream, buffers = pickle._split(obj)
     if not buffers:
         return [memoryview(stream)]
     lengths = (len(stream), *(one.nbytes for one in buffers))
