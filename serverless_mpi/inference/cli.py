@@ -138,7 +138,11 @@ def _cut(into: argparse.ArgumentParser, ranks: bool = True) -> None:
     group = into.add_argument_group("the partition")
     if ranks:
         group.add_argument("-n", dest="ranks", type=_above(1), metavar="P", help="number of parts (default 4, or the file's)")
-    group.add_argument("--method", default="block", metavar="M", help="how neurons are dealt out: `smpi-infer partition --method list` names the ways (default block)")
+    group.add_argument(
+        "--method", metavar="M",
+        help="how neurons are dealt out: `smpi-infer partition --method list` names the ways (default greedy; block for a random net, "
+        "which has nothing to keep together)",
+    )
     group.add_argument("--partition", metavar="FILE", help="of `smpi-infer partition -o FILE`")
 
 

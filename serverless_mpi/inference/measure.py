@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import codec
 from serverless_mpi.inference.networks import Layers
 from serverless_mpi.inference.plan import Work
 from serverless_mpi.sparse import CAP, layer
 
-SAMPLES = 1024  # of the images; enough for the kernel to be at its speed
+SAMPLES = 2048  # of the images; enough for the kernel to be at its speed
+LEAST = 256  # living samples of a layer that is timed; fewer do not fill the kernel's panels
 BUDGET_S = 5.0  # layers behind this are taken to be like the last one seen
 CODED_ROWS = 64  # of each layer whose coded size is looked at
 
@@ -37,8 +39,11 @@ def measured(work: Work, network: Layers, images: NDArray[np.float32], bias: flo
         activations += y.size
         began = time.perf_counter()
         y, _ = layer(matrix, y, bias, cap)
-        took += time.perf_counter() - began
-        edges += matrix.nnz * y.shape[1]
+        if y.shape[1] >= LEAST:
+            took += time.perf_counter() - began
+            edges += matrix.nnz * y.shape[1]
         if time.perf_counter() - started > BUDGET_S:
             break
-    return replace(work, living=tuple(living), wire_bytes=nbytes / max(1.0, activations)), edges / max(took, 1e-9)
+    if not took:
+        raise UsageError(f"fewer than {LEAST} of the first {total} images live: too few to time the kernel; give more, or --rate")
+    return replace(work, living=tuple(living), wire_bytes=nbytes / max(1.0, activations)), edges / took

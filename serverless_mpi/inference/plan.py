@@ -22,6 +22,7 @@ from serverless_mpi.channels import direct, hybrid, object, queue
 from serverless_mpi.channels.base import Figures
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference.cost import BilledModel, Bill, Use
+from serverless_mpi.inference.networks import COPIES, DEGREE
 from serverless_mpi.launch import tree
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
@@ -32,18 +33,20 @@ LAMBDA_LIMIT_S = 900.0
 PANELS = 3  # of activations that a worker holds: its own rows, those of its peers, and the next layer's
 LEAST_BATCH = 32  # samples; the kernel's panel
 
+EDGES_S = 2e9  # measured 1.4 to 3.7e9 on a core of an EPYC with neighbours; a vCPU is half a core
 # How the answer to the challenge's images thins out: the part of the samples that lives before each layer, measured on its
 # first 10,000 images at N = 1024; larger nets lose theirs a little sooner.  The last figure holds from there on.
 RADIX_LIVING = (1.0, 0.92, 0.68, 0.4, 0.22, 0.13, 0.08, 0.055, 0.045, 0.04, 0.037)
-RADIX_WIRE_BYTES = 0.1  # of a living sample's activation, coded: most are equal
-RANDOM_WIRE_BYTES = 2.2  # half of them are not 0, and no two alike
+RADIX_WIRE_BYTES = 0.03  # of a living sample's activation, coded: most are equal
+RANDOM_WIRE_BYTES = 1.8  # half of them are not 0, and no two alike
 # Rows that a hypergraph partition sends, of those that a random one would; the published partition of N = 1024 over
 # 8 workers sends 3,739 a layer, where chance has 7,037.
 LOCALITY = 0.53
 
-FRAMES_A_POLL = 3.0  # mean of a receive; it may have 10
-POLLS_A_LAYER = 1.0  # that came back empty
-LOOKS_A_GET = 1.3  # GETs until the object is there
+# Measured on the emulator with 8 workers, 7 frames to each in a layer:
+FRAMES_A_POLL = 4.0  # mean of a receive; it may have 10
+POLLS_A_LAYER = 0.2  # that came back empty
+LOOKS_A_GET = 1.4  # GETs until the object is there
 FRAME_BYTES = 80  # of a frame's header
 AT_ONCE = 8  # requests of a worker at the same time
 
@@ -52,9 +55,10 @@ AT_ONCE = 8  # requests of a worker at the same time
 class Work:
     """What is to be computed.
 
-    nonzeros: of all layers together; weight_bytes: of all layers as stored; living: part of the samples alive
-    before each layer, the last figure from there on; wire_bytes: of one activation of a living sample, coded;
-    rows: rows sent a layer, all workers together, by number of parts, where a partition is known.
+    nonzeros, weight_bytes: of all layers together as stored, twins once; living: part of the samples alive before each
+    layer, the last figure from there on; wire_bytes: of one activation of a living sample, coded; twins: equal rows,
+    which are computed and sent once; rows: rows sent a layer, all workers together, by number of parts, where a
+    partition is known.
     """
 
     neurons: int
@@ -64,23 +68,24 @@ class Work:
     weight_bytes: int
     living: Sequence[float] = (1.0,)
     wire_bytes: float = 4.0
+    twins: int = 1
     rows: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def radix(cls, neurons: int, layers: int, samples: int) -> Work:
-        """The challenge's: 32 inputs a neuron, all weights equal, on images that thin out as its own do."""
+        """The challenge's: 32 inputs a neuron, all weights equal, 16 copies of a row, on images that thin out as its own do."""
+        rows = layers * neurons // COPIES
         return cls(
-            neurons, layers, samples, 32 * neurons * layers, layers * neurons * (32 * (2 if neurons <= 1 << 16 else 4) + 8),
-            RADIX_LIVING, RADIX_WIRE_BYTES,
+            neurons, layers, samples, DEGREE * rows, rows * (DEGREE * 2 + 8), RADIX_LIVING, RADIX_WIRE_BYTES, COPIES
         )  # fmt: skip
 
     @classmethod
     def random(cls, neurons: int, layers: int, samples: int) -> Work:
         """The same shape with weights of their own and samples that all live."""
-        column = 2 if neurons <= 1 << 16 else 4
+        rows = layers * neurons
         return cls(
-            neurons, layers, samples, 32 * neurons * layers, layers * neurons * (32 * (column + 4) + 8), (1.0,), RANDOM_WIRE_BYTES
-        )
+            neurons, layers, samples, DEGREE * rows, rows * (DEGREE * (6 if neurons <= 1 << 16 else 8) + 8), (1.0,), RANDOM_WIRE_BYTES
+        )  # fmt: skip
 
     def alive(self) -> Floats:
         """(layers,): the part of the samples alive before each layer."""
@@ -88,9 +93,10 @@ class Work:
         return np.concatenate([known, np.full(self.layers - len(known), known[-1])])
 
     def columns(self, parts: int) -> float:
-        """Different input rows that the weights of one of `parts` touch in a layer; chance's expectation."""
-        degree = self.nonzeros / self.layers / self.neurons
-        return self.neurons * (1 - exp(-degree / parts))
+        """Different input rows, twins once, that the weights of one of `parts` touch in a layer; chance's expectation."""
+        distinct = self.neurons / self.twins
+        inputs = self.nonzeros / self.layers / distinct / self.twins  # of a row
+        return distinct * (1 - exp(-inputs / parts))
 
     def received(self, parts: int) -> float:
         """Rows that a worker gets from its peers in a layer, on average."""
@@ -113,7 +119,7 @@ class Place:
     start_s: float = tree.START_S
     call_s: float = tree.CALL_S
     load_Bps: float = 8 * 9e7
-    edges_s: float = 5e9
+    edges_s: float = EDGES_S
     memory_sizes: Sequence[int] = MEMORY_SIZES
     mb_a_vcpu: float = 1769.0
     cores: int = 1
@@ -201,7 +207,7 @@ class Forecast:
 
 def worker_mb(work: Work, parts: int, samples: int, base_mb: float) -> float:
     """Memory of a worker in MB: its share of the weights, and PANELS panels of `samples` samples."""
-    rows = max(work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts)
+    rows = max(work.twins * work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts)
     return base_mb + (work.weight_bytes / parts + PANELS * 4 * rows * samples) / MB
 
 
@@ -275,7 +281,9 @@ def _exchange(place: Place, way: Way, message: Floats) -> Floats:
     def over(channel: str) -> Floats:
         figures = place.channels[channel]
         rounds = ceil(peers / (AT_ONCE * figures.batch))
-        return figures.latency_s * (1 + rounds) / 2 + peers * message / figures.bandwidth_Bps
+        requests = ceil(peers / figures.batch)
+        busy = figures.put_s + requests * figures.get_s * (way.workers / figures.lanes if figures.lanes else 1 / AT_ONCE)
+        return figures.latency_s * (1 + rounds) / 2 + busy + peers * message / figures.bandwidth_Bps
 
     if way.channel != "hybrid":
         return over(way.channel or "object")

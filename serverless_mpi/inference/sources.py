@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +66,9 @@ def describe(options: argparse.Namespace, samples: int) -> tuple[plan.Work, int 
         index = store.read_index(place)
         place.close()
         make = plan.Work.radix if index.name == "radix" else plan.Work.random
-        known = make(index.neurons, index.layers, samples)
-        work = plan.Work(
-            index.neurons, index.layers, samples, index.nonzeros, index.nbytes, known.living, known.wire_bytes,
-            {index.parts: index.rows / index.layers},
+        work = replace(
+            make(index.neurons, index.layers, samples), nonzeros=index.stored, weight_bytes=index.nbytes,
+            rows={index.parts: index.rows / index.layers},
         )  # fmt: skip
         return work, index.parts
     network(options)  # that it is one
@@ -109,7 +108,7 @@ def model(options: argparse.Namespace, parts: int, part: int) -> Model:
 def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> partition.Partition:
     """The partition the command line names, a file's or a new one."""
     if not options.partition:
-        return partition.make(made, parts, options.method, options.seed)
+        return partition.make(made, parts, options.method or ("greedy" if options.net == "radix" else "block"), options.seed)
     cut = store.read_partition(options.partition, made)
     if cut.parts != parts:
         raise UsageError(f"{options.partition} has {cut.parts} parts, not {parts}")

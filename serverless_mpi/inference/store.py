@@ -39,8 +39,8 @@ _FIELDS = tuple(field.name for field in fields(Part))
 class Index:
     """What a store holds.
 
-    model, layout: fingerprints of network and partition; nonzeros and nbytes: of all layers and of all part files; rows:
-    activation rows sent, of all layers and parts; first, last: owner of each neuron before the first and behind the last
+    model, layout: fingerprints of network and partition; nonzeros: of the network; stored: of the parts, which have equal rows
+    once; nbytes: of all part files; rows: activation rows sent, of all layers and parts; first, last: owner of each neuron before the first and behind the last
     layer, (neurons,) uint16.
     """
 
@@ -52,6 +52,7 @@ class Index:
     bias: float
     cap: float
     nonzeros: int
+    stored: int
     nbytes: int
     rows: int
     model: str
@@ -142,7 +143,7 @@ def write_model(
     size = sum(matrix.nbytes for matrix in network) // partition.parts + 1
     together = max(1, GROUP_BYTES // size)
     nonzeros = sum(matrix.nnz for matrix in network)
-    nbytes = rows = 0
+    nbytes = rows = stored = 0
     for start in range(0, partition.parts, together):
         group = range(start, min(start + together, partition.parts))
         made: list[list[Part]] = [[] for _ in group]
@@ -155,10 +156,11 @@ def write_model(
             medium.put(part_name(number), pieces)
             nbytes += sum(piece.nbytes for piece in pieces)
             rows += sum(int(one.take_from[-1]) for one in mine)
+            stored += sum(len(one.indices) for one in mine)
             progress(number + 1, partition.parts)
     facts = {
         "name": name, "neurons": partition.neurons, "layers": len(partition.owners) - 1, "parts": partition.parts,
-        "method": partition.method, "bias": bias, "cap": cap, "nonzeros": nonzeros, "nbytes": nbytes, "rows": rows,
+        "method": partition.method, "bias": bias, "cap": cap, "nonzeros": nonzeros, "stored": stored, "nbytes": nbytes, "rows": rows,
         "model": model, "layout": shape,
     }  # fmt: skip
     arrays = {"first": partition.owners[0], "last": partition.owners[-1]}

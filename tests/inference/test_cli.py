@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 from serverless_mpi.aws import control
-from serverless_mpi.inference import networks, page, report
+from serverless_mpi.inference import networks, page, plan, report
 from serverless_mpi.inference.cli import main
+from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.sparse import serial_forward
 from tests.harness import DATA, GIVE_UP_S, ROOT, mpirun
 
@@ -144,7 +147,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert all(found[name]["parts"] == found[name]["replicas"] == 1 for name in ("cheapest", "fastest", "knee"))
     assert main(["plan", "--measure", *NET[:6], "--all"]) == 2  # digits are no images of 96 pixels
-    assert main(["plan", "--measure", "--samples", "64", "--layers", "3", "--rate", "1e9"]) == 0
+    assert main(["plan", "--measure", "--samples", "512", "--layers", "3", "--rate", "1e9"]) == 0
     told = capsys.readouterr().out
     assert "knee: one worker" in told and "1 G living edges/s" in told
 
@@ -155,7 +158,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
         (("run", "-n", "0"), "0 is below 1"),
         (("run", "-n", "5", "--replicas", "2"), "5 workers are not 2 replicas of equal size"),
         (("run", "-n", "2000"), "1024 neurons cannot be dealt out to 2000"),
-        (("run", "--neurons", "65536", "--layers", "480", "--memory", "400"), "8 parts would fit"),
+        (("run", "--net", "random", "--neurons", "65536", "--layers", "480", "--memory", "400"), "20 parts would fit"),
         (("run", "--neurons", "1000"), "RadiX-Net has 1024"),
         (("run", "--store", "nowhere/at/all"), "no model in nowhere/at/all"),
         (("run", "--store", "s3://some-bucket/x"), "name where that bucket is: --endpoint"),
@@ -185,3 +188,43 @@ def test_what_cannot_be_is_told(capsys: pytest.CaptureFixture[str], words: tuple
 def test_a_lambda_run_wants_no_files_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-n", "2", "--platform", "lambda", "--report", "x.html"]) == 2
     assert "--report x.html: workers on lambda do not see this machine's files" in capsys.readouterr().err
+
+
+def test_the_forecast_of_requests_is_what_a_run_makes(images: Path, tmp_path: Path) -> None:
+    made = infer("run", "-n", 4, "--channel", "object", *NET, "--images", images, "--report", tmp_path / "r.json")
+    assert made.returncode == 0, made.stderr
+    requests = [worker["requests"] for worker in report.read(tmp_path / "r.json")["workers"]]
+    foreseen = plan.predict(plan.Work.random(96, 7, 130), plan.place("local"), plan.Way(1, 4, "object", 1000), BilledModel())
+    assert foreseen is not None
+    puts = foreseen.use.requests["s3.PUT"]["requests"]
+    assert puts == 4 * 7 and puts <= sum(one["s3.PUT"]["requests"] for one in requests) <= puts + 2 * 4  # and the answer's
+    gets = foreseen.use.requests["s3.GET"]["requests"]
+    assert 0.5 * gets < sum(one["s3.GET"]["requests"] for one in requests) < 2 * gets  # how often one looks is chance
+
+
+def test_a_bar_by_layers_and_batches_on_a_terminal_only(images: Path) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "serverless_mpi.inference", "run", "-n", "2", "--channel", "direct", *NET, "--images", str(images), "--batches", "2"]
+    done = subprocess.run(words, stderr=theirs, stdout=subprocess.PIPE, text=True, timeout=GIVE_UP_S, cwd=ROOT)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while data := os.read(ours, 65536):
+            shown += data
+    os.close(ours)
+    assert done.returncode == 0 and b"layer 1/7, batch 1/2" in shown and b"\r\x1b[K" in shown
+    assert "layer" not in done.stdout.split("\n", 1)[1]
+
+
+def test_images_of_a_bucket(truth: list[str], images: Path, ministack_endpoint: str) -> None:
+    s3 = control.client("s3", ministack_endpoint, "us-east-1")
+    s3.create_bucket(Bucket="cli-images")
+    s3.upload_file(str(images), "cli-images", "a/images.npz")
+    words = ("run", *NET, "--endpoint", ministack_endpoint, "--images")
+    done = infer(*words, "s3://cli-images/a/images.npz", "--output", "s3://cli-images/a/found.txt")
+    assert done.returncode == 0 and done.stdout.splitlines()[1:3] == truth, done.stderr
+    found = s3.get_object(Bucket="cli-images", Key="a/found.txt")["Body"].read().split()
+    assert [int(one) for one in found] == json.loads(images.with_suffix(".json").read_text())["categories"]
+    done = infer(*words, "s3://cli-images/a/none.npz")
+    assert done.returncode == 1 and "s3://cli-images/a has no none.npz" in done.stderr
