@@ -127,7 +127,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _network(into: argparse.ArgumentParser) -> None:
     group = into.add_argument_group("the network, unless it is stored")
-    group.add_argument("--net", choices=("radix", "random"), default="radix", help="RadiX-Net of the Graph Challenge, or random weights (default radix)")
+    group.add_argument(
+        "--net", default="radix", metavar="NET",
+        help="radix, the Graph Challenge's; random, weights that do not saturate; or a folder of layers as the challenge has them, "
+        "TSV, npz or MatrixMarket (default radix)",
+    )
     group.add_argument("--neurons", type=_above(1), default=1024, metavar="N", help="of a layer (default 1024)")
     group.add_argument("--layers", type=_above(1), default=120, metavar="L", help="(default 120)")
     group.add_argument("--bias", type=float, metavar="B", help="of every layer (default: the challenge's; 0 for a random net)")

@@ -21,6 +21,7 @@ from serverless_mpi.sparse import CAP
 Floats = NDArray[np.float32]
 
 DIGITS = 1797  # scikit-learn's
+MADE = ("radix", "random")  # networks that need no files
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Model:
 
 
 def network(options: argparse.Namespace) -> networks.Network:
-    """The network that is made, not stored; ValueError if there is none of that size."""
+    """The network that is made, or read from a folder's files, not stored; ValueError if there is none of that size."""
+    if options.net not in MADE:
+        return dataset.read_network(options.net, options.neurons, options.layers, options.bias)
     make = networks.radix if options.net == "radix" else networks.random
     made = make(options.neurons, options.layers, options.seed)
     if options.bias is None:
@@ -71,9 +74,13 @@ def describe(options: argparse.Namespace, samples: int) -> tuple[plan.Work, int 
             rows={index.parts: index.rows / index.layers},
         )  # fmt: skip
         return work, index.parts
-    network(options)  # that it is one
+    named = network(options)
     make = plan.Work.radix if options.net == "radix" else plan.Work.random
-    return make(options.neurons, options.layers, samples), None
+    work = make(options.neurons, options.layers, samples)
+    if options.net not in MADE:
+        sizes = [(matrix.nnz, matrix.nbytes) for matrix in named]
+        work = replace(work, nonzeros=sum(one for one, _ in sizes), weight_bytes=sum(one for _, one in sizes))
+    return work, None
 
 
 def model(options: argparse.Namespace, parts: int, part: int) -> Model:
@@ -108,7 +115,7 @@ def model(options: argparse.Namespace, parts: int, part: int) -> Model:
 def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> partition.Partition:
     """The partition the command line names, a file's or a new one."""
     if not options.partition:
-        return partition.make(made, parts, options.method or ("greedy" if options.net == "radix" else "block"), options.seed)
+        return partition.make(made, parts, options.method or ("block" if options.net == "random" else "greedy"), options.seed)
     cut = store.read_partition(options.partition, made)
     if cut.parts != parts:
         raise UsageError(f"{options.partition} has {cut.parts} parts, not {parts}")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from serverless_mpi.aws import control
-from serverless_mpi.inference import networks, page, plan, report
+from serverless_mpi.inference import dataset, networks, page, plan, report
 from serverless_mpi.inference.cli import main
 from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.sparse import serial_forward
@@ -109,6 +109,15 @@ def test_store_then_run_from_a_folder_and_from_a_bucket(
     control.client("s3", ministack_endpoint, "us-east-1").delete_object(Bucket="cli-models", Key="a/part-00001.smpi")
     done = infer("run", "--store", "s3://cli-models/a", "--input", "some", "--channel", "queue", *there)
     assert done.returncode == 2 and "s3://cli-models/a has no part-00001.smpi" in done.stderr
+
+
+def test_a_network_of_files(truth: list[str], images: Path, tmp_path: Path) -> None:
+    dataset.write_network(tmp_path / "net", networks.randomnet(96, 7, 4))
+    words = ("--net", tmp_path / "net", "--neurons", 96, "--layers", 7, "--bias", -0.15)
+    done = infer("run", *words, "--images", images, "-n", 2, "--channel", "direct", "--check")
+    assert done.returncode == 0 and done.stdout.splitlines()[1:3] == truth, done.stderr
+    done = infer("run", "--net", tmp_path / "none", "--neurons", 96, "--layers", 7, "--images", images)
+    assert done.returncode == 2 and str(tmp_path / "none") in done.stderr and "Traceback" not in done.stderr
 
 
 def test_reports_add_up(images: Path, tmp_path: Path) -> None:
