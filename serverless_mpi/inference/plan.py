@@ -44,9 +44,9 @@ RANDOM_WIRE_BYTES = 1.8  # half of them are not 0, and no two alike
 LOCALITY = 0.53
 
 # Measured on the emulator with 8 workers, 7 frames to each in a layer:
-FRAMES_A_POLL = 4.0  # mean of a receive; it may have 10
-POLLS_A_LAYER = 0.2  # that came back empty
-LOOKS_A_GET = 1.4  # GETs until the object is there
+FRAMES_A_POLL = 7.0  # of a receive; it may have 10
+POLLS_A_LAYER = 0.15  # that came back empty
+LOOKS_A_GET = 1.02  # GETs until the object is there
 FRAME_BYTES = 80  # of a frame's header
 AT_ONCE = 8  # requests of a worker at the same time
 
@@ -319,4 +319,4 @@ def _count(meter: Meter, way: Way, size: int, times: int) -> None:
     meter.count("sns", "PublishBatch", times * publishes, times * peers * size, billed=times * max(publishes, chunks))
     meter.count("sqs", "ReceiveMessage", round(times * (polls + POLLS_A_LAYER)), times * peers * size,
                 billed=round(times * (max(polls, chunks) + POLLS_A_LAYER)))  # fmt: skip
-    meter.count("sqs", "DeleteMessageBatch", times * ceil(frames / 10))
+    meter.count("sqs", "DeleteMessageBatch", ceil(times * frames / 10))  # gathered over the layers
