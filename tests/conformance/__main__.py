@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from serverless_mpi.launch.emulator import Emulator
 from tests.conformance import exceptions, jobs, suite
@@ -80,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         endpoint = None
         if asked.channel != "direct":
-            emulator = Emulator()
+            emulator = Emulator(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             stack.callback(emulator.stop)
             endpoint = emulator.start()
         launcher: Launcher = jobs.smpirun(asked.channel, endpoint)
