@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.table import Row, render
-from benchmarks.turns import in_turns, ratio
+from benchmarks.turns import calm, in_turns, ratio
 
 SMALL, LARGE = 8, 16 << 20
 REPEAT = {SMALL: 2000, 1024: 1000, LARGE: 16}
@@ -27,6 +27,7 @@ def rank() -> None:
 
     from serverless_mpi import MPI
 
+    calm()
     comm = MPI.COMM_WORLD
     times: dict[int, float] = {}
     for nbytes, repeat in REPEAT.items():

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.pingpong import job
 from benchmarks.table import Row, render
-from benchmarks.turns import ratio
+from benchmarks.turns import calm, ratio
 
 RANKS = 8
 NBYTES = 64 << 20
@@ -47,6 +47,7 @@ def rank() -> None:
     from serverless_mpi.metering import Meter
     from serverless_mpi.runtime import get_runtime
 
+    calm()
     comm = MPI.COMM_WORLD
     spec = get_runtime().spec
     s3 = S3(Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint), Meter()), spec.settings["bucket"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import Row, render
-from benchmarks.turns import ratio
+from benchmarks.turns import calm, ratio
 
 SIZES = {1 << 10: "1 KB", 100_000: "100 KB"}
 REPEAT = 20  # round trips of one turn
@@ -99,6 +99,7 @@ def rank() -> None:
     from serverless_mpi.job import JobSpec
     from serverless_mpi.runtime import get_runtime
 
+    calm()
     comm = MPI.COMM_WORLD
     mine = get_runtime().spec
     made = None

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from benchmarks.pingpong import job
 from benchmarks.table import Row, render
-from benchmarks.turns import ratio
+from benchmarks.turns import calm, ratio
 
 RANKS = 8
 NBYTES = 1 << 10
@@ -38,6 +38,7 @@ def rank() -> None:
     from serverless_mpi.metering import Meter
     from serverless_mpi.runtime import get_runtime
 
+    calm()
     comm = MPI.COMM_WORLD
     mine = get_runtime().spec
     made = None

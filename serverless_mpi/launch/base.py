@@ -52,7 +52,7 @@ class Plan:
     port
         Port of the emulator that the launcher starts; None for a free one.
     host
-        Address on which ranks of channel `direct` listen; None for 127.0.0.1.
+        Address on which ranks of channel `direct` listen by TCP; None for Unix sockets.
     region
         AWS region, in names and prices; "" for the one that AWS's own settings name.
     alias

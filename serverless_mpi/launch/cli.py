@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--platform", metavar="NAME", help=f"{', '.join(launch.LAUNCHERS)} (default {launch.DEFAULT})")
     whole.add_argument("--endpoint", metavar="URL", help="an AWS emulator that runs already")
     whole.add_argument("--port", metavar="P", help="port of the emulator that is started (default: a free one)")
-    whole.add_argument("--host", metavar="ADDR", help="channel direct: the address to listen on (default 127.0.0.1)")
+    whole.add_argument("--host", metavar="ADDR", help="channel direct: the address to listen on by TCP (default: Unix sockets of this machine)")
     whole.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
     whole.add_argument("--no-alias", action="store_true", help="`from mpi4py import MPI` means the real mpi4py")
     whole.add_argument("--tag-output", "-l", action="store_true", help="begin each line of output with its rank: [3] ...")
