@@ -448,7 +448,7 @@ class Runtime:
             self._frames += len(deliveries)
             for delivery in deliveries:
                 if delivery.landing is None:
-                    self._endpoint.receive(delivery.data, now)
+                    self._endpoint.receive(delivery.data, now, delivery.leaves)
                 else:
                     self._endpoint.landed(delivery.landing)
                 if delivery.receipt is not None:

@@ -23,11 +23,13 @@ class Delivery:
     """One frame that arrived; `receipt` acknowledges it (None: nothing to acknowledge).
 
     landing: where `Channel.land` had its body put; `data` is empty then.
+    leaves: `core.wire.digests` of the body, where the channel has them.
     """
 
     data: memoryview
     receipt: object
     landing: Any = None
+    leaves: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)

@@ -135,11 +135,11 @@ class HybridChannel(Channel):
             name = bytes(text[table_bytes(text) :]).decode()
             return Delivery(self._store.get_range(name, start, nbytes), (delivery.receipt, None))
         name = bytes(text).decode()
-        body = self._store.get(name)
-        if body is None:
+        found = self._store.get(name)
+        if found is None:
             # a second delivery of a reference whose object has been read and deleted: the core counts the empty frame
             return Delivery(memoryview(b""), (delivery.receipt, None))
-        return Delivery(body, (delivery.receipt, name if name.startswith("r/") else None))
+        return replace(found, receipt=(delivery.receipt, name if name.startswith("r/") else None))
 
     def ack(self, receipts: Sequence[object]) -> None:
         pairs = [receipt for receipt in receipts if isinstance(receipt, tuple)]

@@ -23,12 +23,14 @@ from serverless_mpi.channels.base import EACH, MANY, Channel, Delivery, Figures,
 from serverless_mpi.channels.space import space
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.parcel import cut
+from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
 
 MAX_FRAME_BYTES = 1 << 30  # S3 takes 5 GiB in a PUT; a frame is held in memory twice for a moment
 MULTIPART_BYTES = 65 << 20  # a larger frame is put in parts at the same time
 GUESS_BYTES = 64 << 10  # a reader of a dealt object gets this much at first: 1 ms at 90 MB/s, where a request takes 100
+assert PART_BYTES % LEAF_BYTES == 0  # so that each range of a body is whole leaves
 _COUNT = struct.Struct("<I")
 _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
 
@@ -86,6 +88,7 @@ class Store:
         self._s3 = S3(self._client, spec.settings["bucket"])
         self._pool = Workers(REQUESTS_AT_ONCE)  # whole objects
         self._ranges = Workers(REQUESTS_AT_ONCE)  # their parts: tasks of the pool above wait for these
+        self.gone: Callable[[Sequence[str]], None] = lambda keys: None  # told what is deleted for good
         self._deleted: list[str] = []
         self._deleting: list[Future[None]] = []
         self.prefix = f"{spec.job_id}/"
@@ -103,28 +106,34 @@ class Store:
             return
         self._s3.put_multipart(self.prefix + key, cut(parts, PART_BYTES), self._ranges.each)
 
-    def get(self, key: str) -> memoryview | None:
-        """The whole object in memory of its own, or None if there is none yet.
+    def get(self, key: str) -> Delivery | None:
+        """The frame that an object is, in memory of its own, or None if there is none yet.
 
-        The first range tells the size; the others are asked for while it is still coming.
+        The first range tells the size; the others are asked for while it is still coming, and each is digested as it comes.
         """
+        first = HEADER_BYTES + PART_BYTES
         whole = NOTHING
-        others: list[Future[None]] = []
+        others: list[Future[list[bytes]]] = []
+
+        def digested(start: int) -> list[bytes]:
+            part = whole[start : start + PART_BYTES]
+            self._fetch(key, start, part)
+            return digests((part,))
 
         def room(size: int) -> memoryview:
             nonlocal whole
             if not whole.nbytes:  # else it is another attempt
                 whole = space(size)
-                others.extend(
-                    self._ranges.submit(self._fetch, key, start, whole[start : start + PART_BYTES])
-                    for start in range(PART_BYTES, size, PART_BYTES)
-                )
+                others.extend(self._ranges.submit(digested, start) for start in range(first, size, PART_BYTES))
             return whole
 
-        found = self._s3.get(self.prefix + key, 0, PART_BYTES, room)
+        found = self._s3.get(self.prefix + key, 0, first, room)
+        if found is None or not others:
+            return None if found is None else Delivery(found[0], None)
+        leaves = digests((whole[HEADER_BYTES:first],))
         for other in others:
-            other.result()
-        return None if found is None else whole if others else found[0]
+            leaves += other.result()
+        return Delivery(whole, None, leaves=leaves)
 
     def _fetch(self, key: str, start: int, into: memoryview) -> None:
         part = self._s3.get(self.prefix + key, start, into.nbytes, into)
@@ -146,7 +155,7 @@ class Store:
             self._ranges.each(fetch, places)
         return whole
 
-    def get_dealt(self, key: str, rank: int) -> memoryview | None:
+    def get_dealt(self, key: str, rank: int) -> Delivery | None:
         """The frame of `rank` in a dealt object, or None if there is none yet: 1 GET, or 2 if it lies far behind."""
         found = self._s3.get(self.prefix + key, 0, GUESS_BYTES)
         if found is None:
@@ -155,10 +164,11 @@ class Store:
         if head.nbytes < (length := table_bytes(head)) <= size:
             head = self.get_range(key, 0, length, head)
         if length > size or sum(locate(head, rank)) > size:
-            return NOTHING  # damaged; the core counts what is no frame
+            return Delivery(NOTHING, None)  # damaged; the core counts what is no frame
         start, nbytes = locate(head, rank)
         there = head[start : start + nbytes]
-        return memoryview(bytearray(there)) if there.nbytes == nbytes else self.get_range(key, start, nbytes, there)
+        whole = memoryview(bytearray(there)) if there.nbytes == nbytes else self.get_range(key, start, nbytes, there)
+        return Delivery(whole, None)
 
     def list(self, prefix: str) -> Sequence[str]:
         """Every key below `prefix`, without the job's own prefix."""
@@ -171,10 +181,17 @@ class Store:
 
     def delete(self, keys: Sequence[str], flush: bool = False) -> None:
         """Delete objects, later, many at a time (DELETE is free, but a request all the same)."""
-        self._deleted += [self.prefix + key for key in keys]
+        self._deleted += keys
         while len(self._deleted) >= MAX_DELETED or (flush and self._deleted):
             batch, self._deleted = self._deleted[:MAX_DELETED], self._deleted[MAX_DELETED:]
-            self._deleting.append(self._pool.submit(self._s3.delete, batch))
+            for over in [future for future in self._deleting if future.done()]:
+                self._deleting.remove(over)
+                over.result()
+            self._deleting.append(self._pool.submit(self._delete, batch))
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        self._s3.delete([self.prefix + key for key in keys])
+        self.gone(keys)
 
     def close(self) -> None:
         """Delete what is to be deleted, and let go."""
@@ -197,6 +214,7 @@ class ObjectChannel(Channel):
         self._pauses = AWS_PAUSES_S if spec.endpoint is None else EMULATOR_PAUSES_S
         self._store = Store(spec, meter)
         self._fetched: set[str] = set()  # got, but perhaps not deleted yet
+        self._store.gone = self._fetched.difference_update
         self._usual_s = 0.0  # between asking and getting
         self._woken = threading.Event()
         self._closed = False
@@ -245,16 +263,14 @@ class ObjectChannel(Channel):
                 keys[key] = self.spec.rank
         fresh = [key for key in keys if key not in self._fetched]
 
-        def fetch(key: str) -> memoryview | None:
+        def fetch(key: str) -> Delivery | None:
             return self._store.get_dealt(key, self.spec.rank) if keys[key] == EACH else self._store.get(key)
 
-        bodies = self._store.each(fetch, fresh)
         found = []
-        for key, body in zip(fresh, bodies, strict=True):
-            if body is not None:
-                assert isinstance(body, memoryview)
+        for key, delivery in zip(fresh, self._store.each(fetch, fresh), strict=True):
+            if isinstance(delivery, Delivery):
                 mine = keys[key] not in (MANY, EACH)
-                found.append(Delivery(body, key if mine else None))
+                found.append(replace(delivery, receipt=key) if mine else delivery)
                 if mine:
                     self._fetched.add(key)
         return found

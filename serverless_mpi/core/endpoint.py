@@ -207,10 +207,13 @@ class Endpoint:
         self._ledgers.setdefault(context, Ledger()).retire(seq)
         self._finished.pop((context, seq), None)
 
-    def receive(self, data: memoryview, now: float) -> None:
-        """Take bytes from the channel.  What is not a frame of this job is counted and dropped."""
+    def receive(self, data: memoryview, now: float, leaves: Sequence[bytes] = ()) -> None:
+        """Take bytes from the channel.  What is not a frame of this job is counted and dropped.
+
+        leaves: see `wire.decode`.
+        """
         try:
-            frame = decode(data, self._job, self._key, self._guarded)
+            frame = decode(data, self._job, self._key, self._guarded, leaves)
         except WireError:
             self.dropped += 1
             return

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serverless_mpi.core.wire import FLAG_GUARDED, HASHED_BYTES, HEADER_BYTES, Frame, Kind, decode, decode_head, encode
+from serverless_mpi.core.wire import (
+    FLAG_GUARDED,
+    HASHED_BYTES,
+    HEADER_BYTES,
+    LEAF_BYTES,
+    Frame,
+    Kind,
+    decode,
+    decode_head,
+    digests,
+    encode,
+)
 from serverless_mpi.errors import WireError
 
 JOB = bytes(range(8))
@@ -105,3 +116,16 @@ def test_a_body_without_a_tag_is_taken_from_a_guarded_medium_alone() -> None:
     assert decode(plain, JOB, KEY, guarded=True).flags == 0
     with pytest.raises(WireError, match="body is needed"):
         decode_head(plain, 0, JOB, KEY)
+
+
+def test_a_body_is_digested_by_leaves_wherever_its_parts_are() -> None:
+    body = memoryview(bytes(range(256)) * (9 * 4096))  # nine quarters of a leaf
+    assert body.nbytes == 9 * LEAF_BYTES // 4
+    leaves = digests((body,))
+    assert len(leaves) == 3 and digests((body[:100], body[100:])) == leaves
+    assert digests((body[:LEAF_BYTES],)) + digests((body[LEAF_BYTES:],)) == leaves
+    frame = Frame(Kind.POINT, 0, 1, 0, 1, 2, 3, 0, 1, 0, body.nbytes, body)
+    raw = memoryview(whole(frame))
+    assert decode(raw, JOB, KEY, leaves=leaves) == frame
+    with pytest.raises(WireError, match="tag"):
+        decode(raw, JOB, KEY, leaves=leaves[::-1])

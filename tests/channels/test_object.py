@@ -1,0 +1,71 @@
+"""object: long objects in ranges, each digested as it comes; what is deleted is forgotten."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from serverless_mpi.aws.s3 import PART_BYTES
+from serverless_mpi.channels.base import FrameName, Parcel, Wanted
+from serverless_mpi.channels.object import MULTIPART_BYTES, ObjectChannel
+from serverless_mpi.core.endpoint import Endpoint
+from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES
+from serverless_mpi.job import JobSpec
+from serverless_mpi.metering import Meter
+
+GIVE_UP_S = 60.0  # only reached by a failure
+
+
+@pytest.fixture
+def ranks(ministack_endpoint: str) -> Iterator[list[ObjectChannel]]:
+    spec = JobSpec.new(2, "object", endpoint=ministack_endpoint)
+    spec = replace(spec, settings=ObjectChannel.provision(spec))
+    channels = [ObjectChannel(spec.with_rank(rank), Meter()) for rank in range(2)]
+    yield channels
+    for channel in channels:
+        channel.close()
+    ObjectChannel.destroy(spec)
+
+
+def wanted(parcel: Parcel) -> Wanted:
+    return Wanted(*parcel.name)
+
+
+@pytest.mark.parametrize(
+    "nbytes, puts, gets",
+    [(PART_BYTES, 1, 1), (PART_BYTES + 1, 1, 2), (2 * PART_BYTES + LEAF_BYTES + 1, 1, 3), (MULTIPART_BYTES, 7, 5)],
+)
+def test_a_long_frame(ranks: list[ObjectChannel], nbytes: int, puts: int, gets: int) -> None:
+    a, b = ranks
+    block = random.Random(nbytes).randbytes(1 << 20)
+    body = (block * (nbytes // len(block) + 1))[:nbytes]
+    ends = [Endpoint(rank, bytes.fromhex(a.spec.job_id), a.spec.key, a.limits.max_frame_bytes, 1 << 31) for rank in range(2)]
+    (parcel,) = ends[0].send(7, 1, 3, [memoryview(body)])
+    a.put([parcel])
+    (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(parcel)])
+    assert delivery.data.nbytes == HEADER_BYTES + nbytes
+    assert len(delivery.leaves) == (-(-nbytes // LEAF_BYTES) if gets > 1 else 0)
+    receive = ends[1].post(7, 0, 3)
+    ends[1].receive(delivery.data, 0.0, delivery.leaves)
+    assert receive.done and receive.data == body and ends[1].dropped == 0
+    assert a.meter.snapshot()["s3.PUT"]["requests"] == puts
+    assert b.meter.snapshot()["s3.GET"]["requests"] == gets
+    delivery.data[HEADER_BYTES + nbytes - 1] ^= 1  # after the digests were taken: the core goes by what the channel saw
+    ends[1].receive(delivery.data, 0.0)
+    assert ends[1].dropped == 1
+
+
+def test_keys_are_forgotten_when_they_are_deleted(ranks: list[ObjectChannel], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serverless_mpi.channels.object.MAX_DELETED", 2)
+    a, b = ranks
+    for seq in range(4):
+        parcel = Parcel((1,), FrameName(0, 7, 0, 1, seq, 0, 0), (memoryview(b"%d" % seq),))
+        a.put([parcel])
+        (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(parcel)])
+        b.ack([delivery.receipt])
+    for future in b._store._deleting:
+        future.result()
+    assert not b._fetched and len(b._store._deleting) <= 2
