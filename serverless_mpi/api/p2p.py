@@ -89,6 +89,17 @@ class PointToPoint:
         )
         return Request._of(self._runtime, operation, finish)
 
+    def _send(self, data: Sequence[memoryview], dest: int, tag: int, sync: bool = False) -> None:
+        """A blocking send, which needs no request."""
+        if dest == PROC_NULL:
+            return
+        runtime = self._runtime
+        operation = runtime.isend(self._context, self._peers[dest], tag, data, sync=sync)
+        if not operation.done:
+            runtime.wait((operation,))
+        if operation.error is not None:
+            raise operation.error
+
     def _start_buffered(self, data: Sequence[memoryview], dest: int, tag: int) -> Request:
         if dest == PROC_NULL:
             return self._start_send(data, dest, tag)
@@ -125,7 +136,7 @@ class PointToPoint:
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send a Python object to rank `dest`; returns when `obj` may be changed."""
         self._check_send(dest, tag)
-        self._start_send(encode(obj), dest, tag).wait()
+        self._send(encode(obj), dest, tag)
 
     def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send an object, buffered: never waits for the receiver; ERR_BUFFER if no buffer is attached that it fits in."""
@@ -134,7 +145,7 @@ class PointToPoint:
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send an object; returns when a receive has matched it."""
         self._check_send(dest, tag)
-        self._start_send(encode(obj), dest, tag, sync=True).wait()
+        self._send(encode(obj), dest, tag, sync=True)
 
     def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:
         """Start sending an object, which may be changed at once."""
@@ -235,7 +246,8 @@ class PointToPoint:
 
     def Send(self, buf: Any, dest: int, tag: int = 0) -> None:
         """Send a buffer to rank `dest`; returns when it may be changed."""
-        self.Isend(buf, dest, tag).wait()
+        self._check_send(dest, tag)
+        self._send(_bytes(buf, dest), dest, tag)
 
     Rsend = Send
 
@@ -245,7 +257,8 @@ class PointToPoint:
 
     def Ssend(self, buf: Any, dest: int, tag: int = 0) -> None:
         """Send a buffer; returns when a receive has matched it."""
-        self.Issend(buf, dest, tag).wait()
+        self._check_send(dest, tag)
+        self._send(_bytes(buf, dest), dest, tag, sync=True)
 
     def Isend(self, buf: Any, dest: int, tag: int = 0) -> Request:
         """Start sending a buffer, which must not change before the request is done."""
