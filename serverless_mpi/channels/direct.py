@@ -41,6 +41,8 @@ SOCKET_BYTES = 1 << 20  # asked for as a Unix socket's buffer; the system grants
 IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
 CONNECT_S = 30.0  # TCP connect; the socket was bound before the rank started, so this only bounds a broken network
 FAREWELL_S = 5.0  # how long close() tries to tell a slow peer that this rank ended properly
+LOOK_S = 100e-6  # how long a get looks before it sleeps: three short messages
+LOOKS_SKIPPED = 256  # most waits after a look in vain that sleep at once
 SLICE_S = 0.02  # a put that waits looks this often whether it must read as well
 
 LENGTH = struct.Struct("<Q")
@@ -213,6 +215,9 @@ class DirectChannel(Channel):
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._woken = False
+        self._looks = spec.size <= len(os.sched_getaffinity(0))
+        self._skip = 0  # waits to come that do not look before they sleep
+        self._in_vain = 1  # doubles with each look that found nothing
         self._poll = select.epoll()
         self._poll.register(self._wake_read, select.EPOLLIN)
         self._incoming: dict[int, _Incoming] = {}  # by file descriptor
@@ -378,8 +383,9 @@ class DirectChannel(Channel):
         """Read what comes until there is a frame, a wake, a lost peer, or the time is over."""
         left = max_wait_s
         deadline = time.monotonic() + left if left > 0 else 0.0
+        events = self._look(max_wait_s)
         while True:
-            for fd, _ in self._poll.poll(left):
+            for fd, _ in events or self._poll.poll(left):
                 connection = self._incoming.get(fd)
                 if connection is None:
                     self._settle()
@@ -387,7 +393,26 @@ class DirectChannel(Channel):
                     self._hang_up(fd, connection)
             if self._inbox or self._woken or self._lost or left <= 0:
                 return
-            left = max(0.0, deadline - time.monotonic())
+            left, events = max(0.0, deadline - time.monotonic()), []
+
+    def _look(self, max_wait_s: float) -> list[tuple[int, int]]:
+        """What comes within LOOK_S, without sleeping; nothing if that has not paid lately, or there is no core for it.
+
+        A process that slept takes longer to get up to speed again than a short message takes.
+        """
+        if max_wait_s <= 0 or not self._looks:
+            return []
+        if self._skip:
+            self._skip -= 1
+            return []
+        until = time.monotonic() + min(LOOK_S, max_wait_s)
+        while not (events := self._poll.poll(0)):
+            if time.monotonic() >= until:
+                self._in_vain = min(2 * self._in_vain, LOOKS_SKIPPED)
+                self._skip = self._in_vain
+                return []
+        self._in_vain = 1
+        return events
 
     def _settle(self) -> None:
         """Take in the nudges: wakes, and connections that were just proven."""
