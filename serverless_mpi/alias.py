@@ -70,12 +70,17 @@ class AliasFinder(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname in _ALIASES:
-            target, always = _ALIASES[fullname]
+            own, always = _ALIASES[fullname]
             if always or importlib.machinery.PathFinder.find_spec(fullname, path) is None:
-                return importlib.machinery.ModuleSpec(fullname, _AliasLoader(target))
+                return importlib.machinery.ModuleSpec(fullname, _AliasLoader(own))
         if fullname == "mpi4py" and importlib.machinery.PathFinder.find_spec(fullname, path) is None:
             return importlib.machinery.ModuleSpec(fullname, _PackageLoader(), is_package=True)
         return None
+
+
+def own_futures() -> None:
+    """From now on mpi4py.futures is this package's even where mpi4py is installed: its workers are running."""
+    _ALIASES["mpi4py.futures"] = ("serverless_mpi.futures", True)
 
 
 def install() -> None:

@@ -29,7 +29,7 @@ MAY: dict[str, set[str]] = {
     "api": {"runtime", "collectives", "core", "errors", "__init__"},
     "MPI": {"api", "core", "errors", "job", "trace"},
     "alias": {"__init__"},
-    "futures": {"MPI", "errors"},
+    "futures": {"MPI", "alias", "errors"},
     "launch": {"deadlock", "job", "channels", "channels.base", "metering", "errors", "aws", "alias", "__init__", "trace", "explain", "deploy", "launch.handler"},
     # the function itself: it deploys nothing, and has no boto3
     "launch.handler": {"launch", "launch.sandbox", "job", "metering", "errors", "aws", "channels", "__init__", "MPI", "sparse"},

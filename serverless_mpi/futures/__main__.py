@@ -7,6 +7,7 @@ import runpy
 import sys
 import types
 
+from serverless_mpi import alias
 from serverless_mpi.MPI import COMM_WORLD
 
 USAGE = """\
@@ -43,6 +44,7 @@ def main() -> None:
         if COMM_WORLD.rank == 0:
             print(USAGE, end="", file=sys.stderr if bad else sys.stdout)
         sys.exit(2 if bad else 0)
+    alias.own_futures()
     comm = COMM_WORLD.Dup()
     workers = comm.Split(int(comm.rank == 0), comm.rank)
     if comm.rank:

@@ -1,0 +1,114 @@
+"""Runs third-party mpi4py programs unchanged under smpirun: python -m tests.thirdparty [--channel NAME] [WORD ...]
+
+The packages are installed by pip into a cache folder, mpi4py's demo programs
+come from its source distribution; nothing of them enters the repository. With
+words only programs are run whose name has one of them. Exit code 0: each ended
+with 0 and said what it has to say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conformance import suite
+
+PACKAGES = ("schwimmbad==0.4.2", "emcee==3.1.6", "mpipartition==1.5.0", "mpipool==2.2.1", "distwq==1.3.3")
+OWN = Path(__file__).with_name("programs")
+LIMIT_S = 180.0
+OSU = ("allgather", "alltoall", "alltoallv", "barrier", "bcast", "bibw", "bw", "gather", "latency", "multi_lat", "scatter")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what is typed after `smpirun -n ranks`, from `folder`, and what its output has to contain."""
+
+    name: str
+    ranks: int
+    words: tuple[str, ...]
+    folder: Path
+    says: str = ""
+    stdin: str = ""
+
+
+def packages() -> Path:
+    """The folder where pip has put the packages and what they need."""
+    home = suite.cache() / ("thirdparty-" + "-".join(one.replace("==", "") for one in PACKAGES))
+    if not (home / "complete").exists():
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(home)]
+        subprocess.run([*pip, *PACKAGES], check=True)
+        (home / "complete").touch()
+    return home
+
+
+def jobs() -> list[Job]:
+    """All of them."""
+    demo = suite.folder().parent / "demo"
+    found = [
+        Job("schwimmbad", 4, ("schwimmbad_pool.py",), OWN, "held"),
+        Job("emcee", 4, ("emcee_pool.py",), OWN, "held"),
+        Job("mpipartition", 4, ("mpipartition_square.py",), OWN, "held"),
+        Job("mpipool", 4, ("mpipool_map.py",), OWN, "held"),
+        Job("distwq", 4, ("distwq_sum.py",), OWN, "held"),
+        Job("helloworld", 3, ("helloworld.py",), demo, "Hello, World!"),
+        Job("compute-pi", 4, ("cpi-cco.py",), demo / "compute-pi", "pi is approximately 3.14", "100\n"),
+        Job("reductions", 4, ("test_reductions.py", "-q"), demo / "reductions", "OK"),
+        Job("sequential", 4, ("test_seq.py",), demo / "sequential"),
+        Job("nxtval-threads", 4, ("nxtval-threads.py",), demo / "nxtval"),
+        Job("threads", 1, ("sendrecv.py",), demo / "threads"),
+        Job("futures-test", 3, ("-m", "mpi4py.futures", "test_futures.py"), demo / "futures", "OK"),
+        Job("futures-test-1", 1, ("-m", "mpi4py.futures", "test_futures.py"), demo / "futures", "OK"),
+    ]
+    for name in ("cpi", "hello", "primes", "julia", "mandelbrot"):
+        found.append(Job(f"futures-{name}", 5, ("-m", "mpi4py.futures", f"run_{name}.py"), demo / "futures"))
+        found.append(Job(f"own-futures-{name}", 5, ("-m", "serverless_mpi.futures", f"run_{name}.py"), demo / "futures"))
+    for name in ("julia", "mandelbrot"):  # with MPICommExecutor
+        found.append(Job(f"futures-comm-{name}", 5, (f"run_{name}.py",), demo / "futures"))
+    for path in sorted((demo / "mpi-ref-v1").glob("ex-*.py")):
+        found.append(Job(f"mpi-ref-v1-{path.stem}", 4, (path.name,), path.parent))
+    for name in OSU:
+        ranks = 4 if name == "multi_lat" else 2
+        found.append(Job(f"osu-{name}", ranks, ("osu.py", str(demo), f"osu_{name}"), OWN, "# "))
+    return found
+
+
+def run(job: Job, channel: str, path: Path) -> tuple[str, float]:
+    """(what went wrong or "", seconds)."""
+    smpirun = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(job.ranks), "--channel", channel, "--timeout", str(LIMIT_S)]
+    words = [*smpirun, "-x", f"PYTHONPATH={path}", *job.words]
+    began = time.monotonic()
+    done = subprocess.run(words, cwd=job.folder, input=job.stdin, capture_output=True, text=True, timeout=2 * LIMIT_S)
+    wrong = ""
+    if done.returncode:
+        wrong = f"exit code {done.returncode}"
+    elif job.says not in done.stdout + done.stderr:
+        wrong = f"did not say {job.says!r}"
+    return wrong and f"{wrong}\n{done.stdout}{done.stderr}", time.monotonic() - began
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m tests.thirdparty", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--channel", default="direct")
+    parser.add_argument("words", nargs="*", help="run only programs whose name has one of these in it")
+    options = parser.parse_args()
+    path = packages()
+    failed = []
+    for job in jobs():
+        if options.words and not any(word in job.name for word in options.words):
+            continue
+        wrong, seconds = run(job, options.channel, path)
+        print(f"{job.name:24} {job.ranks} ranks {seconds:6.1f} s  {'ok' if not wrong else wrong.splitlines()[0]}", flush=True)
+        if wrong:
+            failed.append(job.name)
+            print("    " + "\n    ".join(wrong.splitlines()[-12:]), flush=True)
+    print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "all held")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
