@@ -53,7 +53,9 @@ else:
     from serverless_mpi.api.status import *
     from serverless_mpi.api.topology import *
     from serverless_mpi.api.types import *
-    from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, UNDEFINED
+    from serverless_mpi.core.envelope import ANY_SOURCE as ANY_SOURCE
+    from serverless_mpi.core.envelope import ANY_TAG as ANY_TAG
+    from serverless_mpi.core.envelope import PROC_NULL, ROOT, UNDEFINED
     from serverless_mpi.errors import *
     from serverless_mpi.errors import MPIException as Exception
 

@@ -31,7 +31,8 @@ class Collective(Plans):
         algorithm = select(plan.operation, Facts(size, plan.nbytes, self._runtime.figures))
         if self._runtime.chosen is not None:
             self._runtime.chosen[plan.operation, size, plan.nbytes, name_of(algorithm)] += 1
-        return algorithm(self._rank, size, *plan.arguments())
+        steps: Algorithm = algorithm(self._rank, size, *plan.arguments())
+        return steps
 
     def _run(self, plan: Plan, context: int, number: int) -> Operation:
         """Start a call under a number that all ranks give it."""
@@ -68,7 +69,8 @@ class Collective(Plans):
         """The list of all ranks' objects on the root, None elsewhere."""
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None)
-        return self._start(Plan("gather", None, lambda: arguments, decode_list)).wait()
+        objects: list[Any] | None = self._start(Plan("gather", None, lambda: arguments, decode_list)).wait()
+        return objects
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
         """The root's sendobj[rank]."""
@@ -80,13 +82,15 @@ class Collective(Plans):
         """The list of all ranks' objects."""
         self._live()
         arguments = (encode(sendobj),)
-        return self._start(Plan("allgather", None, lambda: arguments, decode_list)).wait()
+        objects: list[Any] = self._start(Plan("allgather", None, lambda: arguments, decode_list)).wait()
+        return objects
 
     def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
         """What each rank had for this one: sendobj[r] goes to rank r."""
         self._live()
         arguments = (encode_each(sendobj, len(self._peers)),)
-        return self._start(Plan("alltoall", None, lambda: arguments, decode_list)).wait()
+        objects: list[Any] = self._start(Plan("alltoall", None, lambda: arguments, decode_list)).wait()
+        return objects
 
     def reduce(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM, root: int = 0) -> Any | None:
         """All ranks' objects combined in rank order, on the root; None elsewhere."""

@@ -95,11 +95,12 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
 
     __module__ = "serverless_mpi.MPI"
     _maker: Callable[[], State] | None = None  # COMM_WORLD and COMM_SELF start the runtime at first use
+    _made: State | None
     _what: ClassVar[str] = "a communicator"
 
     def __new__(cls: type[C], comm: Comm | None = None) -> C:
         self = super().__new__(cls)
-        self._made: State | None = None
+        self._made = None
         if comm is not None:
             if not isinstance(comm, Comm):
                 raise TypeError(f"expecting a communicator, not {type(comm).__name__}")
@@ -133,7 +134,7 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         return kind._of(state)
 
     @property
-    def _ob(self) -> State | None:  # type: ignore[override]
+    def _ob(self) -> State | None:
         """What the handle refers to, or None for a null one."""
         if self._made is None and self._maker is not None:
             self._made = self._maker()
@@ -162,15 +163,15 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         self._live()
         return self._state.attributes
 
-    _runtime = property(lambda self: self._state.runtime)  # type: ignore[assignment]
-    _context = property(lambda self: self._state.context)  # type: ignore[assignment]
-    _ranks = property(lambda self: self._state.everyone)  # type: ignore[assignment]
-    _peers = property(lambda self: self._state.peers)  # type: ignore[assignment]
-    _places = property(lambda self: self._state.places)  # type: ignore[assignment]
-    _rank = property(lambda self: self._state.rank)  # type: ignore[assignment]
-    _calls = property(lambda self: self._state.calls)  # type: ignore[assignment]
-    _requests = property(lambda self: self._state.requests)  # type: ignore[assignment]
-    _pairs = property(lambda self: self._state.count)  # type: ignore[assignment]
+    _runtime = property(lambda self: self._state.runtime)
+    _context = property(lambda self: self._state.context)
+    _ranks = property(lambda self: self._state.everyone)
+    _peers = property(lambda self: self._state.peers)
+    _places = property(lambda self: self._state.places)
+    _rank = property(lambda self: self._state.rank)
+    _calls = property(lambda self: self._state.calls)
+    _requests = property(lambda self: self._state.requests)
+    _pairs = property(lambda self: self._state.count)
 
     def __bool__(self) -> bool:
         return (self._maker is not None or self._made is not None) and not self._state.freed
@@ -435,7 +436,8 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
     def Abort(self, errorcode: int = 0) -> NoReturn:
         """End every process of the job; this one's exit code is `errorcode`."""
         print(f"rank {self._runtime.rank} called MPI.Comm.Abort({errorcode})", file=sys.stderr)
-        self._runtime.abort(errorcode or 1)
+        runtime: Runtime = self._runtime
+        runtime.abort(errorcode or 1)
 
     # --- what is missing -----------------------------------------------------
 

@@ -8,7 +8,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from concurrent import futures as cf
+from concurrent.futures import BrokenExecutor, Executor, as_completed
 from typing import Any
 
 from serverless_mpi.errors import missing
@@ -45,7 +46,7 @@ class MPIPoolExecutor(Executor):
         The job has several ranks and none of them serves: start it with `-m serverless_mpi.futures`.
     """
 
-    Future = Future
+    Future = cf.Future
 
     def __init__(
         self,
@@ -108,14 +109,14 @@ class MPIPoolExecutor(Executor):
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
         """The future of fn(*args, **kwargs) in a worker."""
         self._check()
-        future: Future[Any] = self.Future()
+        future: cf.Future[Any] = self.Future()
         self._pool.submit((self._client, future, fn, args, kwargs))
         return future
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., Any],
         *iterables: Iterable[Any],
@@ -156,7 +157,7 @@ class MPIPoolExecutor(Executor):
         return self._results(fn, chunks, futures, deadline, unordered)
 
     def _results(
-        self, fn: Callable[..., Any], chunks: Iterator[list[Any]], futures: deque[Future[Any]],
+        self, fn: Callable[..., Any], chunks: Iterator[list[Any]], futures: deque[cf.Future[Any]],
         deadline: float | None, unordered: bool,
     ) -> Iterator[Any]:  # fmt: skip
         try:
