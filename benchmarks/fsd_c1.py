@@ -30,6 +30,7 @@ import numpy as np
 from benchmarks.table import Row, render
 from serverless_mpi.inference import cost, dataset, networks, partition, store
 from serverless_mpi.inference.container import Folder
+from serverless_mpi.metering import Meter
 from serverless_mpi.sparse import layer, serial_forward
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -273,11 +274,37 @@ def unsaturated() -> Iterator[Row]:
                 continue
             asked = total(operations, "requests", "sns.", "sqs.", "s3.") - total(operations, "requests", "s3.DELETE")
             was = 2 * theirs["pairs"] if channel == "object" else theirs["publishes"] + theirs["receives"] + theirs["deletes"]
-            yield _at_most(f"random, {channel}: requests (the paper's scheme {was:,})", asked, 0.35 * was, "", "<= 0.35", asked / was)
+            reason = FEWEST_GETS if channel == "object" else ""
+            yield _at_most(f"random, {channel}: requests (the paper's scheme {was:,})", asked, 0.35 * was, "", "<= 0.35", asked / was, reason)
+            ours = cost.BilledModel().bill(use_of(operations)).communication_usd
+            theirs_usd = paper_usd(channel, theirs)
+            yield Row(f"random, {channel}: every billed request (the paper's scheme {theirs_usd:.4f})", 1e3 * ours, "m$", ours / theirs_usd)
 
 
-def _at_most(what: str, value: float, most: float, unit: str, target: str, ratio: float | None = None) -> Row:
-    return Row(what, value, unit, ratio, target=target, met=value <= most)
+FEWEST_GETS = (
+    "56 of the 64 requests of a layer are GETs, one for each reader and sender, as many as the scheme's; fewer would take a second "
+    "round trip a layer, whose time costs more than the GETs"
+)
+
+
+def paper_usd(channel: str, counts: dict[str, int]) -> float:
+    """Every billed request of `paper_scheme`, by the package's prices."""
+    meter = Meter()
+    if channel == "object":
+        meter.count("s3", "PUT", counts["pairs"])
+        meter.count("s3", "GET", counts["pairs"])
+    else:
+        meter.count("sns", "PublishBatch", counts["publishes"], counts["nbytes"])
+        meter.count("sqs", "ReceiveMessage", counts["receives"], counts["nbytes"])
+        meter.count("sqs", "DeleteMessageBatch", counts["deletes"])
+    return cost.BilledModel().bill(cost.Use(WORKERS, MEMORY_MB, 0.0, meter.snapshot())).communication_usd
+
+
+def _at_most(
+    what: str, value: float, most: float, unit: str, target: str, ratio: float | None = None, reason: str = ""
+) -> Row:
+    """reason: why it is missed, if it is."""
+    return Row(what, value, unit, ratio, target=target, met=value <= most, reason=reason if value > most else "")
 
 
 SIZES = ((4096, 120, 8, 10000), (4096, 120, 20, 10000), (16384, 120, 8, 4000), (16384, 120, 20, 4000), (65536, 24, 8, 1000))

@@ -14,7 +14,7 @@ from serverless_mpi.sparse import SparseRows, serial_forward
 from tests.harness import run
 
 
-NETWORK = networks.random(96, 7, seed=4)
+NETWORK = networks.randomnet(96, 7, seed=4)
 BIAS = -0.15
 
 
@@ -54,6 +54,12 @@ def test_every_number_of_ranks_gives_the_serial_bits(ranks: int, method: str) ->
     x = images()
     found = inferred(partition.make(NETWORK, ranks, method), NETWORK, x, BIAS)
     assert 0 < len(same_as_serial(found, NETWORK, x, BIAS)) < 130  # some die, some live
+
+
+def test_as_many_ranks_as_a_job_may_have() -> None:
+    x = images(20)
+    found = inferred(partition.make(NETWORK[:2], 64, "greedy"), NETWORK[:2], x, BIAS)
+    same_as_serial(found, NETWORK[:2], x, BIAS)
 
 
 @pytest.mark.parametrize("batches", [2, 3, 7])
