@@ -93,6 +93,30 @@ def test_the_sparse_dnn_is_right_to_the_last_bit(deployed: Deployed, tmp_path: P
     assert "serial kernel: the same to the last bit" in done.stdout
 
 
+@pytest.mark.parametrize("channel", ["queue", "object", "hybrid", "serial"])
+def test_smpi_infer_answers_as_here(deployed: Deployed, tmp_path: Path, channel: str) -> None:
+    def infer(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "serverless_mpi.inference", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT)
+
+    there, ranks = ("--endpoint", deployed.endpoint), 1 if channel == "serial" else 3
+    images = (np.random.default_rng(4).random((130, 96)) > 0.9).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    network = ("--net", "random", "--neurons", 96, "--layers", 7, "--bias", -0.15, "--images", tmp_path / "images.npz")
+    place = f"s3://{deployed.stack.bucket}/code/{channel}"
+    stored = infer("store", place, *network, "-n", ranks, "--input", "some", *there)
+    assert stored.returncode == 0, stored.stderr
+    done = infer(
+        "run", "--platform", "lambda", "--channel", "hybrid" if channel == "serial" else channel, "--store", place, "--input", "some", *there,
+        "--report", f"{place}/report.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == infer("run", *network).stdout
+    record = json.loads(deployed.stack.client("s3").get_object(Bucket=deployed.stack.bucket, Key=f"code/{channel}/report.json")["Body"].read())
+    assert record["job"]["ranks"] == ranks and record["job"]["memory_mb"] == min(SIZES)
+    assert not pool.held(deployed.stack) and not deployed.job_keys()
+
+
 def test_programs_modules_scripts_and_executables(deployed: Deployed, script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     script(HELLO + "import sys, data\nprint('module', c.rank, data.X, sys.argv[1:])\n", "mod.py")
     script("X = open('data.txt').read()\n", "data.py")
