@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from serverless_mpi.errors import ERR_KEYVAL, ERR_OTHER, MPIException
 
@@ -59,7 +59,7 @@ def _key(keyval: int, kind: type) -> _Key:
 class Attributed:
     """An object that attributes can be attached to. `_attribute_table` gives the dictionary of a live object."""
 
-    _family: tuple[type, ...]
+    _family: ClassVar[tuple[type[Any], ...]]
 
     def _attribute_table(self) -> dict[int, Any]:
         raise NotImplementedError

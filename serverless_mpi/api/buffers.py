@@ -41,7 +41,7 @@ def _integers(values: Any, size: int) -> list[int]:
     return found
 
 
-def _split(spec: Any, pairs: tuple[type, ...]) -> tuple[Any, Any, Any, Any]:
+def _split(spec: Any, pairs: tuple[type[Any], ...]) -> tuple[Any, Any, Any, Any]:
     """(buffer, count or counts, displacement or displacements, type), None for what is not said."""
     if isinstance(spec, np.ndarray):
         return spec, None, None, None
@@ -51,7 +51,8 @@ def _split(spec: Any, pairs: tuple[type, ...]) -> tuple[Any, Any, Any, Any]:
         return spec, None, None, None
     number = len(spec)
     if number == 4:
-        return tuple(spec)  # type: ignore[return-value]
+        buf, count, displacement, datatype = spec
+        return buf, count, displacement, datatype
     if number == 3:
         buf, count, datatype = spec
     elif number == 2:
@@ -62,7 +63,8 @@ def _split(spec: Any, pairs: tuple[type, ...]) -> tuple[Any, Any, Any, Any]:
     else:
         raise ValueError(f"message: expecting 2 to 4 items, got {number}")
     if isinstance(count, pairs):
-        count, displacement = count
+        pair: Any = count
+        count, displacement = pair
         return buf, count, displacement, datatype
     return buf, count, None, datatype
 

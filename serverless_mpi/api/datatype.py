@@ -420,7 +420,8 @@ class Datatype(Handle, Attributed):
             grid *= processes
         if grid != size or min(psizes, default=1) < 1 or min(gsizes, default=1) < 1:
             raise MPIException(ERR_ARG, f"a grid of {list(psizes)} processes for {size} ranks and an array of {list(gsizes)}")
-        coords, left = [], rank
+        coords: list[int] = []
+        left = rank
         for processes in reversed(psizes):
             left, mine = divmod(left, processes)
             coords.insert(0, mine)
@@ -440,7 +441,8 @@ class Datatype(Handle, Attributed):
         if order not in (ORDER_C, ORDER_FORTRAN):
             raise MPIException(ERR_ARG, f"order {order} is neither ORDER_C nor ORDER_FORTRAN")
         layout = self._live.layout
-        step, steps, total, inside = 1, [], 1, True
+        steps: list[int] = []
+        step, total, inside = 1, 1, True
         fastest_last = list(zip(sizes, owned, strict=True))
         if order == ORDER_FORTRAN:
             fastest_last.reverse()

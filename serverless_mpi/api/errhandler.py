@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.handle import Handle, forget
@@ -72,7 +72,7 @@ ERRORS_ARE_FATAL: Errhandler = Errhandler._of_state(_State(fatal=True))._name_co
 class Guarded:
     """An object that has an error handler. `_ob` is its state, on which the handler is kept; `_check_live` raises for a null one."""
 
-    _family: tuple[type, ...]
+    _family: ClassVar[tuple[type[Any], ...]]
     _ob: Any
 
     def _check_live(self) -> None:

@@ -34,7 +34,7 @@ class Group(Handle):
     @classmethod
     def _of(cls, ranks: Sequence[int], me: int) -> Group:
         """The group of world ranks, as world rank `me` sees it."""
-        return cls._of_state(_State(ranks, me)) if ranks else cls(GROUP_EMPTY)  # type: ignore[no-any-return]
+        return cls._of_state(_State(ranks, me)) if ranks else cls(GROUP_EMPTY)
 
     def _live(self) -> tuple[int, ...]:
         if self._ob is None:

@@ -35,7 +35,7 @@ class Handle:
     handle that is a constant's own.
     """
 
-    _family: ClassVar[tuple[type[Handle]]]  # the class that handles are compared within, as isinstance takes it
+    _family: ClassVar[tuple[type[Any], ...]]  # the class that handles are compared within, as isinstance takes it
     _null: ClassVar[Any] = None
     _label: str | None = None  # of a constant: its name in MPI
     _ob: Any

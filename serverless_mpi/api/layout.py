@@ -154,7 +154,7 @@ class Layout:
         if self.is_dense(count):
             return buf[offset : offset + count * self.size]
         unit, index = self._index(offset, count)
-        return memoryview(np.take(_in_units(buf, unit), index)).cast("B")
+        return np.take(_in_units(buf, unit), index).data.cast("B")
 
     def unpack(self, data: memoryview, buf: memoryview, offset: int, count: int) -> None:
         """Put packed `data` (whole elements, or fewer than `count`) to its places.
@@ -185,15 +185,16 @@ def _in_units(buf: memoryview, unit: int) -> np.ndarray[Any, Any]:
 def _cut(pieces: Pieces, unit: int) -> np.ndarray[Any, Any]:
     """The displacements of all units of `pieces`."""
     lengths = pieces[:, 1] // unit
-    return np.repeat(pieces[:, 0], lengths) + _ramps(lengths) * unit
+    places: Pieces = np.repeat(pieces[:, 0], lengths) + _ramps(lengths) * unit
+    return places
 
 
 def _repeat(displacements: Pieces, counts: Pieces, of: Layout) -> Pieces:
     """The pieces of blocks of `counts[i]` elements at byte `displacements[i]`."""
     if of.dense:  # a block is one piece
         return np.stack([displacements, counts * of.size], axis=1)
-    starts = np.repeat(displacements, counts) + of.extent * _ramps(counts)
-    moved = np.broadcast_to(of.pieces, (len(starts), *of.pieces.shape)).copy()
+    starts: Pieces = np.repeat(displacements, counts) + of.extent * _ramps(counts)
+    moved: Pieces = np.broadcast_to(of.pieces, (len(starts), *of.pieces.shape)).copy()
     moved[:, :, 0] += starts[:, None]
     return moved.reshape(-1, 2)
 
@@ -218,4 +219,5 @@ def _collide(pieces: Pieces) -> bool:
 def _ramps(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """0, 1, .., c-1 for each c of `counts`, concatenated."""
     ends = np.cumsum(counts)
-    return np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64) - np.repeat(ends - counts, counts)
+    ramps: Pieces = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64) - np.repeat(ends - counts, counts)
+    return ramps

@@ -143,12 +143,12 @@ class buffer(np.ndarray[Any, Any]):
         self.flags.writeable = not readonly
         return self
 
-    def cast(self, format: str, shape: Any = None) -> memoryview:  # type: ignore[override]
+    def cast(self, format: str, shape: Any = None) -> memoryview:
         """The bytes as numbers of a format of the struct module, in a shape."""
         view = self._touch()
         return view.cast(format) if shape is None else view.cast(format, shape)  # type: ignore[call-overload,no-any-return]
 
-    def tobytes(self, order: str | None = None) -> bytes:  # type: ignore[override]
+    def tobytes(self, order: str | None = None) -> bytes:
         """A copy of the bytes."""
         return self._touch().tobytes()
 
@@ -161,14 +161,14 @@ class buffer(np.ndarray[Any, Any]):
 
     def release(self) -> None:
         """Let go of the memory: nothing of it is left in the buffer."""
-        self.__setstate__((1, (0,), np.dtype(np.uint8), False, b""))
+        self.__setstate__((1, (0,), np.dtype(np.uint8), False, b""))  # type: ignore[arg-type]
         self.flags.writeable = True
         self._obj = None
 
     def _touch(self) -> memoryview:
         if self._device:
             raise BufferError("the memory is on a device and cannot be touched from here")
-        return memoryview(self)
+        return self.data
 
     address = property(
         lambda self: 0 if not self.size and self._obj is None else int(self.__array_interface__["data"][0]), doc="Of the first byte."
@@ -203,10 +203,10 @@ class buffer(np.ndarray[Any, Any]):
     def __delitem__(self, item: Any) -> None:
         raise NotImplementedError("bytes of memory cannot be deleted")
 
-    def __eq__(self, other: object) -> bool:  # type: ignore[override]
+    def __eq__(self, other: object) -> bool:
         return self is other
 
-    def __ne__(self, other: object) -> bool:  # type: ignore[override]
+    def __ne__(self, other: object) -> bool:
         return self is not other
 
     def __bool__(self) -> bool:
@@ -297,10 +297,10 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
             raise BufferError(f"an array with strides {array.strides} is not contiguous; send numpy.ascontiguousarray(array)")
         array = array.T
     if char in _CASTABLE and dtype.isnative:
-        return memoryview(array).cast("B"), code
+        return array.data.cast("B"), code
     if dtype.hasobject:
         raise BufferError("an array of Python objects has no bytes to send; use the lower-case call")
-    return memoryview(np.asarray(array).reshape(-1).view(np.uint8)), code
+    return np.asarray(array).reshape(-1).view(np.uint8).data, code
 
 
 def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
@@ -313,7 +313,7 @@ def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
         view = memoryview(np.asarray(view).T)
     if code in _CASTABLE or code == "c":
         return view.cast("B"), code
-    return memoryview(np.asarray(view).reshape(-1).view(np.uint8)), code
+    return np.asarray(view).reshape(-1).view(np.uint8).data, code
 
 
 def native(code: str) -> str:

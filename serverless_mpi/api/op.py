@@ -165,7 +165,7 @@ class Op(Handle):
         dtype = datatype._live.pair or datatype._live.base
         with np.errstate(over="ignore", invalid="ignore"):
             result = state.arrays(np.frombuffer(a, dtype), np.frombuffer(b, dtype))
-        return memoryview(np.ascontiguousarray(result).view(np.uint8).reshape(-1)) if result.size else memoryview(bytearray())
+        return np.ascontiguousarray(result).view(np.uint8).reshape(-1).data if result.size else memoryview(bytearray())
 
 
 def _combine_memory(function: Callable[..., Any], a: memoryview, b: memoryview, datatype: Datatype) -> memoryview:

@@ -115,8 +115,11 @@ def _foreign(basic: TypeState) -> np.dtype[Any]:
     assert base is not None
     width = _width(basic)
     if base.kind in "SU":
-        return np.dtype(f"u{width}").newbyteorder(">")
-    return (base if width == base.itemsize else np.dtype(f"{base.kind}{width}")).newbyteorder(">")
+        base = np.dtype(f"u{width}")
+    elif width != base.itemsize:
+        base = np.dtype(f"{base.kind}{width}")
+    foreign: np.dtype[Any] = base.newbyteorder(">")
+    return foreign
 
 
 def _plain(basic: TypeState) -> np.dtype[Any]:
