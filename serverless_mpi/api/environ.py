@@ -13,7 +13,7 @@ from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
 from serverless_mpi.api.attributes import KEYVAL_INVALID
 from serverless_mpi.api.errhandler import last_used_code as _last_used_code
 from serverless_mpi.api.info import Info as _Info
-from serverless_mpi.errors import ERR_OTHER, MPIException
+from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_OTHER, MPIException
 
 THREAD_SINGLE = 0
 THREAD_FUNNELED = 1
@@ -156,14 +156,18 @@ def _set_abort_status(status: int) -> None:
 def Compute_dims(nnodes: int, dims: int | list[int]) -> list[int]:
     """A balanced grid of `nnodes` processes: dims is a number of dimensions, or sizes with 0 where free."""
     sizes = [0] * dims if isinstance(dims, int) else list(dims)
+    if nnodes < 0:
+        raise MPIException(ERR_ARG, f"{nnodes} processes cannot be laid out")
+    if min(sizes, default=0) < 0:
+        raise MPIException(ERR_DIMS, f"the sizes {sizes} are negative")
+    if not sizes:
+        return []
     fixed = 1
     for size in sizes:
         fixed *= size or 1
     free = [place for place, size in enumerate(sizes) if size == 0]
     left, rest = divmod(nnodes, fixed)
-    if rest or (not free and left != 1):
-        from serverless_mpi.errors import ERR_DIMS
-
+    if rest or not left or (not free and left != 1):
         raise MPIException(ERR_DIMS, f"{nnodes} processes cannot be laid out as {sizes}")
     filled = [1] * len(free)
     for prime in reversed(_primes(left)):

@@ -14,12 +14,10 @@ from typing import Any, ClassVar, NoReturn
 from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.errors import (
-    ERR_ARG,
     ERR_ERRHANDLER,
     ERR_LASTCODE,
     ERR_OTHER,
     ERROR_STRINGS,
-    SUCCESS,
     MPIException,
 )
 from serverless_mpi.runtime import get_runtime
@@ -224,7 +222,7 @@ def _remove(errorcode: int) -> None:
 
 
 def _refuse(errorcode: int, why: str) -> NoReturn:
-    raise MPIException(ERR_ARG if errorcode != SUCCESS else ERR_OTHER, f"error code {errorcode} {why}")
+    raise MPIException(ERR_OTHER, f"error code {errorcode} {why}")
 
 
 def Get_error_class(errorcode: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.core.envelope import PROC_NULL, UNDEFINED
-from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_RANK, MPIException
+from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_OTHER, ERR_RANK, MPIException
 
 IDENT = 0
 CONGRUENT = 1
@@ -109,17 +109,17 @@ class Group(Handle):
     def Excl(self, ranks: Sequence[int]) -> Group:
         """All but the processes of `ranks`."""
         if len(set(ranks)) != len(ranks):
-            raise MPIException(ERR_RANK, f"ranks {list(ranks)} name a process twice")
+            raise MPIException(ERR_OTHER, f"ranks {list(ranks)} name a process twice")
         out = {self._world(rank) for rank in ranks}
         return type(self)._of([rank for rank in self._live() if rank not in out], self._me)
 
     def Range_incl(self, ranks: Sequence[tuple[int, int, int]]) -> Group:
         """The processes of (first, last, stride) ranges."""
-        return self.Incl(_expand(ranks))
+        return self.Incl(_expand(ranks, len(self._live())))
 
     def Range_excl(self, ranks: Sequence[tuple[int, int, int]]) -> Group:
         """All but those."""
-        return self.Excl(_expand(ranks))
+        return self.Excl(_expand(ranks, len(self._live())))
 
     @classmethod
     def Create_from_session_pset(cls, session: Any, pset_name: str) -> Group:
@@ -136,11 +136,13 @@ class Group(Handle):
         self._ob = None
 
 
-def _expand(ranges: Sequence[tuple[int, int, int]]) -> list[int]:
+def _expand(ranges: Sequence[tuple[int, int, int]], size: int) -> list[int]:
     ranks: list[int] = []
     for first, last, stride in ranges:
         if stride == 0:
             raise MPIException(ERR_ARG, "a range needs a stride other than 0")
+        if not (0 <= first < size and 0 <= last < size) or (last - first) * stride < 0:
+            raise MPIException(ERR_ARG, f"the range from {first} to {last} by {stride} does not lie in a group of {size}")
         ranks += range(first, last + (1 if stride > 0 else -1), stride)
     return ranks
 
