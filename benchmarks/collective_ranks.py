@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from serverless_mpi import MPI
-from serverless_mpi.collectives.choose import TABLE, Facts, select
+from serverless_mpi.collectives.choose import TABLE, Facts, name_of, select
 from serverless_mpi.collectives.cost import FORMULAS, cost
 from serverless_mpi.collectives.simulate import arguments
 from serverless_mpi.collectives.steps import Elementwise
@@ -82,7 +82,7 @@ def main(wish: dict[str, Any]) -> None:
                 rows.append(
                     {
                         "operation": operation, "nbytes": nbytes, "ranks": comm.size, "blob": blob.nbytes,
-                        "algorithm": getattr(algorithm, "__name__", "tree4"), "seconds": samples,
+                        "algorithm": name_of(algorithm), "seconds": samples,
                         "predicted": cost(algorithm, facts).seconds, "usd": cost(algorithm, facts).usd,
                         "chosen": select(operation, facts) is algorithm,
                     }

@@ -26,6 +26,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
@@ -43,6 +44,10 @@ CONNECT_S = 30.0  # TCP connect; the socket was bound before the rank started, s
 FAREWELL_S = 5.0  # how long close() tries to tell a slow peer that this rank ended properly
 LOOK_S = 100e-6  # how long a get looks before it sleeps: three short messages
 LOOKS_SKIPPED = 256  # most waits after a look in vain that sleep at once
+# measured on two cores, with benchmarks/collectives.py
+FIGURES = Figures(
+    latency_s=5e-5, bandwidth_Bps=4e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=64, put_s=2e-5, get_s=2e-5
+)
 SLICE_S = 0.02  # a put that waits looks this often whether it must read as well
 
 LENGTH = struct.Struct("<Q")
@@ -139,12 +144,12 @@ class _Incoming:
 class DirectChannel(Channel):
     """Streams between the ranks of one machine or one private network.
 
-    Settings: `addresses` and `fds`, one word per rank, made by `provision`.
+    Settings: `addresses` and `fds`, one word per rank, and `lanes`, the cores they share, made by `provision`.
     The setting `host`, if given to `provision`, is the address to bind with TCP; without it Unix sockets serve.
     """
 
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False)
-    figures = Figures(latency_s=3e-5, bandwidth_Bps=2e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=64)
+    figures = FIGURES
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:
@@ -180,7 +185,11 @@ class DirectChannel(Channel):
                 f"channel direct cannot listen on {host or 'a Unix socket'}: {error.strerror or error};"
                 " --host takes an address of this machine, 127.0.0.1 always works"
             ) from error
-        return {"addresses": " ".join(addresses), "fds": " ".join(str(sock.detach()) for sock in bound)}
+        return {
+            "addresses": " ".join(addresses),
+            "fds": " ".join(str(sock.detach()) for sock in bound),
+            "lanes": str(os.cpu_count() or 1),
+        }
 
     @classmethod
     def inherited(cls, spec: JobSpec) -> tuple[int, ...]:
@@ -191,6 +200,7 @@ class DirectChannel(Channel):
     def __init__(self, spec: JobSpec, meter: Any) -> None:
         super().__init__(spec, meter)
         self._addresses = [_address(text) for text in spec.settings["addresses"].split()]
+        self.figures = replace(FIGURES, lanes=int(spec.settings.get("lanes", "0")))
         guarded = all(isinstance(address, str) for address in self._addresses)
         self.limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False, guarded=guarded)
         (fd,) = self.inherited(spec)

@@ -1,7 +1,7 @@
 """THE table: operation -> [(condition, algorithm)]; of the rows whose condition holds, the best by its formula in cost.py.
 
-The best is the cheapest of the fastest, and the first where no formula is
-known.
+The best is the cheapest of the fastest, and the first of several as good or
+where no formula is known: simple ones stand before others.
 
 Conditions see only facts that every rank of a call shares: two ranks must never choose differently.
 """
@@ -89,7 +89,7 @@ def select(operation: str, facts: Facts) -> Callable[..., Any]:
     costs = [cost(algorithm, facts) for algorithm in rows]
     fastest = min(one.seconds for one in costs)
     able = [place for place, one in enumerate(costs) if one.seconds <= AS_FAST * fastest]
-    return rows[min(able, key=lambda place: (costs[place].usd, costs[place].seconds, place))]
+    return rows[min(able, key=lambda place: (costs[place].usd, place))]
 
 
 def name_of(algorithm: Choice) -> str:

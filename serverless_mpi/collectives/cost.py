@@ -20,7 +20,7 @@ from typing import Any
 from serverless_mpi.channels.base import Figures
 from serverless_mpi.collectives import allgather, alltoall, barrier, bcast, gather, reduce, scan
 
-COMBINE_BPS = 2e9  # bytes a second that a reduction of two vectors makes
+FRESH_BPS = 1.2e9  # what is received, combined or joined goes to fresh memory, which takes longer than the copying
 UNKNOWN_BYTES = 1024  # taken for the length of an object, which ranks do not share
 PACK_BYTES = 8  # of length before each packed blob
 
@@ -93,21 +93,20 @@ class _Tally:
         """`sends` Sends, which `copies` ranks read in all."""
         one = self._of(nbytes)
         count = sends if one.fanout else copies
-        # within a machine copying is cheap beside authenticating, which is done once; between machines every copy takes its time
-        seconds = count * one.put_s + (sends if one.lanes else count) * nbytes / one.bandwidth_Bps
-        return Work(seconds, count * one.put_usd * self._bills(one, nbytes), sends, copies)
+        return Work(count * (one.put_s + nbytes / one.bandwidth_Bps), count * one.put_usd * self._bills(one, nbytes), sends, copies)
 
     def deal(self, nbytes: int, readers: int) -> Work:
         """One Deal of `nbytes` to each of `readers`."""
         one = self._of(nbytes)
-        if not one.ranges or not readers:
+        small = one.beyond is not None  # where long messages have figures of their own, only they are worth an object
+        if not one.ranges or small or not readers:
             return self.put(nbytes) * readers
         return Work(one.put_s + readers * nbytes / one.bandwidth_Bps, one.put_usd, 1, readers)
 
     def get(self, nbytes: int, folded: int = 0) -> Work:
-        """One Recv, and combinations of `folded` bytes."""
+        """One Recv, and combining or joining of `folded` bytes."""
         one = self._of(nbytes)
-        seconds = one.get_s + nbytes / one.bandwidth_Bps + folded / COMBINE_BPS
+        seconds = one.get_s + nbytes / one.bandwidth_Bps + (nbytes + folded) / FRESH_BPS
         return Work(seconds, one.get_usd * self._bills(one, nbytes))
 
     @staticmethod
@@ -272,14 +271,14 @@ def _reduce_scatter(t: _Tally) -> None:
 def _reduce_shares(t: _Tally) -> None:
     share, others = -(-t.n // t.size), t.size - 1
     _reduce_scatter_packed(t, share)
-    t.step(share, t.put(share) + t.get(share) * others)
-    t.all((t.put(share) + t.get(share)) * others)
+    t.step(share, t.put(share) + t.get(share, share) * others)
+    t.all((t.put(share) + t.get(share, share)) * others)
 
 
 def _allreduce_shares(t: _Tally) -> None:
     share, others = -(-t.n // t.size), t.size - 1
     _reduce_scatter_packed(t, share)
-    one = t.put(share, 1, others) + t.get(share) * others
+    one = t.put(share, 1, others) + t.get(share, share) * others
     t.step(share, one)
     t.all(one * t.size)
 
@@ -311,7 +310,8 @@ def _allreduce_rabenseifner(t: _Tally) -> None:
     nbytes = t.n
     for _ in range(rounds):
         nbytes = -(-nbytes // 2)
-        for one in (t.put(nbytes) + t.get(nbytes, nbytes), t.put(nbytes) + t.get(nbytes)):
+        # the halves are joined at the end: n bytes; as much again is what so many rounds in step cost where it was measured
+        for one in (t.put(nbytes) + t.get(nbytes, nbytes), t.put(nbytes) + t.get(nbytes, 2 * nbytes)):
             t.step(nbytes, one)
             t.all(one * (1 << rounds))
 

@@ -82,21 +82,22 @@ def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwis
     cut = combine.cut
 
     def halving(pair: _Pairs, total: memoryview, combine: Combine) -> Algorithm:
-        halves: list[tuple[int, int, memoryview]] = []  # distance, slot, what the partner gets
+        halves: list[tuple[int, int]] = []  # distance, slot
         distance, slot = 1, 2
         while distance < pair.power:
             partner, upper = pair.partner(distance), bool(pair.place & distance)
             low, high = cut(total, 2)
             kept, given = (high, low) if upper else (low, high)
             _, got = yield [Send((partner,), (given,), slot), Recv(partner, slot)]
-            halves.append((distance, slot, kept))
+            halves.append((distance, slot))
             total = combine(got, kept) if upper else combine(kept, got)
             distance, slot = 2 * distance, slot + 1
-        for distance, turn, _ in reversed(halves):
+        pieces = [total]
+        for distance, turn in reversed(halves):
             partner, upper = pair.partner(distance), bool(pair.place & distance)
-            _, got = yield [Send((partner,), (total,), turn + len(halves)), Recv(partner, turn + len(halves))]
-            total = memoryview(bytearray().join((got, total) if upper else (total, got)))
-        return total
+            _, got = yield [Send((partner,), pieces, turn + len(halves)), Recv(partner, turn + len(halves))]
+            pieces = [got, *pieces] if upper else [*pieces, got]
+        return whole(pieces)
 
     return (yield from _paired(rank, size, whole(data), combine, halving))
 

@@ -51,14 +51,14 @@ def test_messages_beyond_a_length_have_other_figures() -> None:
     "operation, size, nbytes, figures, expected",
     [
         ("bcast", 16, 8, PUBLISHED, bcast.fan_out),
-        ("bcast", 8, 1 << 23, DIRECT, bcast.binomial),
+        ("bcast", 32, 1 << 16, DIRECT, bcast.binomial),
         ("bcast", 64, 8, DIRECT, bcast_tree4),
         ("allgather", 16, 8, PUBLISHED, allgather.fan_out),
         ("allgather", 64, 8, DIRECT, allgather.bruck),
         ("allreduce", 16, 8, PUBLISHED, reduce.allreduce_fan),
         ("allreduce", 16, 8 << 20, PUBLISHED, reduce.allreduce_shares),
         ("allreduce", 16, 8, DIRECT, reduce.allreduce_doubling),
-        ("allreduce", 16, 8 << 20, DIRECT, reduce.allreduce_rabenseifner),
+        ("allreduce", 64, 1 << 20, DIRECT, reduce.allreduce_rabenseifner),
         ("allreduce", 16, None, DIRECT, reduce.allreduce_doubling),
     ],
 )
