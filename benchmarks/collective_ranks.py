@@ -79,11 +79,13 @@ def main(wish: dict[str, Any]) -> None:
                 if comm.bcast(time.monotonic() - began > wish["budget_s"]):
                     break
             for algorithm, samples in taken.items():
+                stated = cost(algorithm, facts)
                 rows.append(
                     {
                         "operation": operation, "nbytes": nbytes, "ranks": comm.size, "blob": blob.nbytes,
                         "algorithm": name_of(algorithm), "seconds": samples,
-                        "predicted": cost(algorithm, facts).seconds, "usd": cost(algorithm, facts).usd,
+                        "predicted": stated.seconds, "usd": stated.usd,
+                        "shape": [stated.rounds, stated.puts, stated.messages],
                         "chosen": select(operation, facts) is algorithm,
                     }
                 )  # fmt: skip

@@ -53,12 +53,12 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         calls[row["channel"], row["operation"], row["nbytes"], row["ranks"]].append({**row, "s": min(row["seconds"])})
     found = []
     for (channel, operation, nbytes, ranks), tried in calls.items():
-        same: dict[tuple[float, float], float] = {}  # with few ranks some algorithms are one and the same: by their formulas
+        same: dict[tuple[int, ...], float] = {}  # with few ranks some algorithms send the same messages: they are one
         for row in tried:
-            formula = (row["predicted"], row["usd"])
-            same[formula] = min(row["s"], same.get(formula, row["s"]))
+            shape = tuple(row["shape"])
+            same[shape] = min(row["s"], same.get(shape, row["s"]))
         for row in tried:
-            row["s"] = same[row["predicted"], row["usd"]]
+            row["s"] = same[tuple(row["shape"])]
         (chosen,) = [row for row in tried if row["chosen"]]
         best = min(tried, key=lambda row: row["s"])
         as_fast = [row for row in tried if row["s"] <= EQUAL * chosen["s"]]

@@ -35,7 +35,7 @@ AWS_FIGURES = Figures(
     latency_s=0.04, bandwidth_Bps=6e6, put_usd=5e-7, get_usd=8e-7, fanout=True, batch=10, put_s=0.001, get_s=0.002,
     billed_bytes=BILLED_CHUNK_BYTES,
 )  # fmt: skip
-EMULATOR_FIGURES = replace(AWS_FIGURES, latency_s=0.006, bandwidth_Bps=4e7, put_s=0.001, get_s=0.0005, lanes=1)
+EMULATOR_FIGURES = replace(AWS_FIGURES, latency_s=0.01, bandwidth_Bps=4e7, put_s=0.001, get_s=0.0005, lanes=1)
 
 # an emulator's long poll looks only every 100 ms, so it is asked again and again, with a growing pause
 EMULATOR_PAUSE_S = 0.0005
