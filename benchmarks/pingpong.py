@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typing import Any
 
 from benchmarks.table import Row, render
 from benchmarks.turns import calm, ratio
+from serverless_mpi.launch.emulator import Emulator
 
 SIZES = {1 << 10: "1 KB", 100_000: "100 KB"}
 REPEAT = 20  # round trips of one turn
@@ -136,10 +138,14 @@ def rank() -> None:
 
 def job(module: str, ranks: int, channel: str, *words: str) -> Any:
     """The JSON that rank 0 of a benchmark's job prints last."""
-    launcher = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(ranks), "--channel", channel, "--stats", "none"]
-    done = subprocess.run(
-        [*launcher, "-m", module, "rank", *words], capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT
-    )
+    with tempfile.TemporaryDirectory() as folder, Emulator(folder) as emulator:
+        assert emulator._process is not None
+        calm(emulator._process.pid)
+        launcher = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(ranks), "--channel", channel]
+        done = subprocess.run(
+            [*launcher, "--stats", "none", "--endpoint", emulator.url, "-m", module, "rank", *words],
+            capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT,
+        )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

@@ -18,12 +18,13 @@ def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
     return values
 
 
-def calm() -> None:
-    """Ask for precedence over other sessions of the machine, as far as one may; `nice` counts within a session alone.
+def calm(process: int | str = "self") -> None:
+    """Ask for a process's precedence over other sessions of the machine, as far as one may.
 
+    `nice` counts within a session alone, and ranks and emulator have sessions of their own.
     Source: sched(7), "The autogroup feature".
     """
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
+    with contextlib.suppress(OSError), open(f"/proc/{process}/autogroup", "w") as file:
         file.write("-20")
 
 

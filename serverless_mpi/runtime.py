@@ -239,7 +239,9 @@ class Runtime:
 
     def iprobe(self, context: int, source: int, tag: int) -> Envelope | None:
         """The envelope of the message a receive would get now, or None."""
-        return self._look(lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=False)
+        found = self._look(lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=False)
+        assert found is None or isinstance(found, Envelope)
+        return found
 
     def probe(self, context: int, source: int, tag: int) -> Envelope:
         """The same; waits for one."""
@@ -249,7 +251,9 @@ class Runtime:
 
     def improbe(self, context: int, source: int, tag: int) -> Incoming | None:
         """Take the message a receive would get now, for `irecv_matched`, or None."""
-        return self._look(lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False)
+        found = self._look(lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False)
+        assert found is None or isinstance(found, Incoming)
+        return found
 
     def mprobe(self, context: int, source: int, tag: int) -> Incoming:
         """The same; waits for one."""
