@@ -41,6 +41,8 @@ LONG_POLL_S = 20.0  # the longest single wait; SQS allows no longer (ReceiveMess
 EAGER_COPY_BYTES = 64 * 1024  # a smaller payload is copied, so that its send is complete at once
 GATHER_FRAMES = 256  # most frames of one put
 GATHER_QUIET_S = 0.001  # what is queued goes out when no more has come for so long (an isend takes a twentieth of it)
+LOOK_EVERY_S = 0.002  # how often the sender thread looks for that: to wake it at every send costs more than a send
+DOZE_AFTER_S = 0.1  # without a send it looks no more until it is told of one
 GATHER_LONGEST_S = 0.02  # and after so long in any case: half a round trip to SQS
 MOST_TOLD = 8  # awaited things that a report of a deadlock names for each rank
 ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
@@ -126,7 +128,7 @@ class Runtime:
         self._sender: threading.Thread | None = None
         self._background = limits.background
         self._alone = limits.alone
-        self._gathering = False  # the sender thread waits for more
+        self._dozing = False  # the sender thread waits to be told
         self._urgent = False  # a caller blocks: what is queued is to go out now
         self._queued_at = self._first_queued_at = 0.0
         self.finalized = False
@@ -528,8 +530,8 @@ class Runtime:
             return
         if blocking or len(self._queued) >= GATHER_FRAMES:
             self._urgent = True
-        elif self._gathering:
-            return  # the sender thread looks again by itself
+        elif self._sender is not None and not self._dozing:
+            return  # it looks by itself, soon
         if self._sender is None:
             self._sender = threading.Thread(target=self._send_loop, name="smpi-sender", daemon=True)
             self._sender.start()
@@ -571,18 +573,17 @@ class Runtime:
     def _send_loop(self) -> None:
         with self._lock:
             while not self.finalized or self._queued:
-                if not self._queued:
-                    self._urgent = False
-                    self._work.wait()
-                    continue
+                now = time.monotonic()
                 due = min(self._queued_at + GATHER_QUIET_S, self._first_queued_at + GATHER_LONGEST_S)
-                left = due - time.monotonic()
-                if left > 0 and not self._urgent and not self.finalized:
-                    self._gathering = True
-                    self._work.wait(left)
-                    self._gathering = False
-                    continue
-                self._put_some()
+                if self._queued and (self._urgent or self.finalized or now >= due):
+                    self._put_some()
+                elif self._queued or now < self._queued_at + DOZE_AFTER_S:
+                    self._urgent = False
+                    self._work.wait(LOOK_EVERY_S)
+                else:
+                    self._dozing = True
+                    self._work.wait()
+                    self._dozing = False
                 if self._failure is not None:
                     return
 

@@ -272,3 +272,64 @@ def test_a_job_survives_the_environment_and_hides_its_key() -> None:
     assert JobSpec.from_env({}) is None
     with pytest.raises(JobError, match="smpirun"):
         JobSpec.from_env({"SMPI_JOB": "{"})
+
+
+def puts_of(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, threading.Thread]]:
+    """(frames, thread) of each put of a channel, as they come."""
+    seen: list[tuple[int, threading.Thread]] = []
+    put = runtime._channel.put
+
+    def recorded(parcels: Sequence[Parcel]) -> None:
+        seen.append((len(parcels), threading.current_thread()))
+        put(parcels)
+
+    monkeypatch.setattr(runtime._channel, "put", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_sends_are_gathered_until_the_caller_blocks(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serverless_mpi.runtime.GATHER_QUIET_S", 1000.0)
+    monkeypatch.setattr("serverless_mpi.runtime.GATHER_LONGEST_S", 1000.0)
+    a, b = runtimes(2, background=True)
+    a._alone = alone
+    seen = puts_of(a, monkeypatch)
+    sends = [a.isend(9, 1, 0, view(b"%d" % number)) for number in range(20)]
+    assert seen == [] and all(send.done for send in sends)  # small ones are copied
+    answer = a.irecv(9, 1, 5)
+    waiter = threading.Thread(target=lambda: a.wait([answer], timeout=TIMEOUT_S))
+    waiter.start()
+    for number in range(20):
+        receive = b.irecv(9, 0, 0)
+        assert b.wait([receive], timeout=TIMEOUT_S) and receive.data == b"%d" % number
+    b._alone = True  # so that finalizing puts it
+    b.isend(9, 0, 5, view(b"done"))
+    b.finalize()
+    waiter.join(TIMEOUT_S)
+    assert answer.done
+    assert [count for count, _ in seen] == [20]
+    assert (seen[0][1] is a._sender) == (not alone)
+    a.finalize()
+
+
+def test_a_lone_send_needs_no_other_call() -> None:
+    a, b = runtimes(2, background=True)
+    for _ in range(3):
+        a.isend(9, 1, 0, view(b"alone"))
+        receive = b.irecv(9, 0, 0)
+        assert b.wait([receive], timeout=TIMEOUT_S)
+    for runtime in (a, b):
+        runtime.finalize()
+
+
+def test_much_goes_out_before_the_caller_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serverless_mpi.runtime.GATHER_QUIET_S", 1000.0)
+    monkeypatch.setattr("serverless_mpi.runtime.GATHER_LONGEST_S", 1000.0)
+    monkeypatch.setattr("serverless_mpi.runtime.GATHER_FRAMES", 8)
+    a, b = runtimes(2, background=True)
+    for _ in range(8):
+        a.isend(9, 1, 0, view(b"x"))
+    receives = [b.irecv(9, 0, 0) for _ in range(8)]
+    assert b.wait(receives, timeout=TIMEOUT_S)
+    for runtime in (a, b):
+        runtime.finalize()
