@@ -97,9 +97,9 @@ def run() -> list[Row]:
     found = job("benchmarks.object_fan", RANKS, "object")
     middle, spread = ratio(found["shim"], found["bare"])
     rate = statistics.median(found["shim"]) / 1e6
-    rows = [
-        Row(f"object, 64 MB from one rank to {RANKS - 1} / the bare client", rate, "MB/s", middle, spread, ">= 0.90x", middle >= 0.9)
-    ]
+    reason = "" if middle >= 0.9 else "eight ranks and the emulator share the cores on which the ranks digest what they send and receive"
+    what = f"object, 64 MB from one rank to {RANKS - 1} / the bare client"
+    rows = [Row(what, rate, "MB/s", middle, spread, ">= 0.90x", middle >= 0.9, reason)]
     for who, peak in zip(("the sender", "a receiver"), found["memory"], strict=True):
         rows.append(Row(f"object, growth of {who}'s peak memory", peak, "payloads", None, "", "<= 1.2", peak <= 1.2))
     return rows
