@@ -6,15 +6,20 @@ Here is what is typed and what is printed; what is done is in the other files of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from serverless_mpi.deploy.history import History
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,6 +52,21 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument("--emit", metavar="DIR", help="write template and zips there, and touch nothing")
     destroy = command("destroy", "remove the stack and everything in it")
     destroy.add_argument("--force", action="store_true", help="even while jobs run")
+    command("doctor", "check credentials, clock, region, quotas and the stack")
+    hello = command("hello", "have ranks greet each other on the platform")
+    hello.add_argument("-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)")
+    logs = command("logs", "what a job's ranks printed, from the functions' logs")
+    logs.add_argument("job", metavar="JOB")
+    logs.add_argument("--rank", metavar="R", help="of one rank only")
+    logs.add_argument("--follow", action="store_true", help="go on until the job has ended")
+    command("jobs", "the jobs of the last day")
+    cost = command("cost", "what a job took and cost")
+    cost.add_argument("job", metavar="JOB")
+    cost.add_argument("--json", action="store_true", help="one line of JSON")
+    cost.add_argument("--prices", metavar="FILE", help="a price table like the package's prices.json")
+    clean = command("clean", "forget what jobs left in the bucket; with JOB or --all, stop those that run")
+    clean.add_argument("job", metavar="JOB", nargs="*")
+    clean.add_argument("--all", action="store_true", help="stop every job that runs")
     return parser
 
 
@@ -128,14 +148,93 @@ def _emit(folder: Path, whole: dict[str, object], made: object, layout: names.La
 
 
 def _destroy(options: argparse.Namespace) -> int:
-    from serverless_mpi.deploy.stack import Deployment, own_region
+    from serverless_mpi.deploy import pool
+    from serverless_mpi.deploy.stack import Deployment, Stack, own_region
 
     region = own_region(options.region, options.endpoint)
+    if not options.force:
+        with contextlib.suppress(UsageError):  # none, or not whole: nothing runs there
+            held = pool.held(Stack.find(options.stack, options.endpoint, region))
+            if held:
+                _say(f"jobs hold queues of stack {options.stack}: {', '.join(held)}; `smpi clean --all` stops them, --force does not ask")
+                return 1
     if Deployment(options.stack, options.endpoint, region, _say).destroy():
         _say(f"stack {options.stack} is gone: nothing of it is left, and nothing of it costs anything")
     else:
         _say(f"there is no stack {options.stack} in {region}")
     return 0
+
+
+def _history(options: argparse.Namespace) -> History:
+    from serverless_mpi.deploy.history import History
+    from serverless_mpi.deploy.stack import Stack, own_region
+
+    return History(Stack.find(options.stack, options.endpoint, own_region(options.region, options.endpoint)))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from serverless_mpi.deploy import doctor
+    from serverless_mpi.deploy.stack import own_region
+
+    wrong = False
+    for finding in doctor.examine(options.stack, options.endpoint, own_region(options.region, options.endpoint)):
+        print(finding, flush=True)
+        wrong = wrong or finding.good is False
+    return 1 if wrong else 0
+
+
+def _hello(options: argparse.Namespace) -> int:
+    from serverless_mpi.launch import cli
+
+    words = ["--platform", "lambda", "--stack", options.stack, "-n", options.ranks, "--stats", "text"]
+    words += ["--region", options.region] if options.region else []
+    words += ["--endpoint", options.endpoint] if options.endpoint else []
+    return cli.main([*words, "-m", "serverless_mpi.launch.hello"])
+
+
+def _logs(options: argparse.Namespace) -> int:
+    rank = None if options.rank is None else _numbers(options.rank, "--rank")[0]
+    for line in _history(options).logs(options.job, rank, options.follow):
+        print(line, flush=True)
+    return 0
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    jobs = _history(options).jobs()
+    for job in jobs:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start["began"]))
+        programs = " : ".join(" ".join(words) for words in job.start["program"])
+        print(f"{job.job_id}  {began}  -n {job.start['size']} {job.start['channel']} {job.start['memory_mb']} MB  {programs}\n    {job.state}")
+    if not jobs:
+        _say(f"stack {options.stack} ran no job in the last day")
+    return 0
+
+
+def _cost(options: argparse.Namespace) -> int:
+    from serverless_mpi.deploy import bill
+    from serverless_mpi.metering import Prices
+
+    found = _history(options).bill(options.job, Prices.load(options.prices))
+    print(json.dumps(found) if options.json else bill.render(found))
+    return 0
+
+
+def _clean(options: argparse.Namespace) -> int:
+    history = _history(options)
+    wanted = [history.job(job_id) for job_id in options.job] or history.jobs()
+    left = 0
+    for job in wanted:
+        ended = job.end is not None or job.state.startswith("all ranks ended")
+        if not ended and not options.job and not options.all and "it runs" in job.state:
+            _say(f"job {job.job_id}: {job.state}; `smpi clean {job.job_id}` stops it")
+            left += 1
+            continue
+        stopped = history.stop(job.job_id)
+        count = history.forget(job.job_id)
+        _say(f"job {job.job_id}: " + ("" if ended else "stopped; " if stopped else "told to stop; ") + f"{count} objects removed")
+    if not wanted:
+        _say("there is nothing to clean")
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

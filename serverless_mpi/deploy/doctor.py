@@ -1,0 +1,138 @@
+"""What must be right before a job can run, one check a line, each with what to do."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from serverless_mpi import __version__
+from serverless_mpi.aws import control
+from serverless_mpi.deploy import pool
+from serverless_mpi.deploy.stack import Stack, explained
+from serverless_mpi.errors import ServerlessMPIError
+
+SKEW_S = 60.0  # AWS refuses requests that are 5 to 15 minutes off; half of what is safe is worth a word
+SLOW_MS = 300.0
+CONCURRENCY = 1000  # AWS's default quota; new accounts begin with as little as 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """good: None if it could not be found out."""
+
+    good: bool | None
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        mark = {True: "ok   ", False: "WRONG", None: "?    "}[self.good]
+        return f"{mark} {self.what}" + (f" -- {self.remedy}" if self.remedy else "")
+
+
+def examine(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
+    """Every check, in an order in which the first that is wrong explains those after it."""
+    where = endpoint or f"AWS in {region}"
+    yield Finding(True, f"serverless_mpi {__version__}, region {region}, {where}")
+    identity: dict[str, Any] = {}
+
+    def who() -> str:
+        identity.update(control.client("sts", endpoint, region).get_caller_identity())
+        return f"credentials of {identity.get('Arn')}"
+
+    yield _tried("credentials", endpoint, region, who)
+    if not identity:
+        return
+    yield _clock(identity)
+    for service, call in (("s3", "list_buckets"), ("sqs", "list_queues"), ("sns", "list_topics"), ("logs", "describe_log_groups")):
+        yield _reached(service, call, endpoint, region)
+    yield _concurrency(endpoint, region)
+    yield _publish_rate(endpoint, region)
+    yield from _stack(name, endpoint, region)
+
+
+def _tried(what: str, endpoint: str | None, region: str, call: Callable[[], str]) -> Finding:
+    try:
+        with explained(f"look at {what}", endpoint, region):
+            return Finding(True, call())
+    except ServerlessMPIError as error:
+        return Finding(False, what, str(error))
+
+
+def _clock(answer: dict[str, Any]) -> Finding:
+    text = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    if not text:
+        return Finding(None, "clock: the answer has no date")
+    skew = time.time() - email.utils.parsedate_to_datetime(text).timestamp()
+    if abs(skew) > SKEW_S:
+        return Finding(False, f"clock: {skew:+.0f} s off", "set it, as with `chronyc makestep`: AWS refuses what is signed minutes off")
+    return Finding(True, f"clock: {abs(skew):.0f} s off at most")
+
+
+def _reached(service: str, call: str, endpoint: str | None, region: str) -> Finding:
+    def reach() -> str:
+        client = control.client(service, endpoint, region)
+        getattr(client, call)()
+        began = time.monotonic()
+        getattr(client, call)()
+        taken = (time.monotonic() - began) * 1000
+        far = f"; from a nearer region it would be less than {SLOW_MS:.0f}" if taken > SLOW_MS else ""
+        return f"{service}: reached, {taken:.0f} ms a request{far}"
+
+    return _tried(service, endpoint, region, reach)
+
+
+def _concurrency(endpoint: str | None, region: str) -> Finding:
+    limits: list[int] = []
+
+    def ask() -> str:
+        limits.append(int(control.client("lambda", endpoint, region).get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"]))
+        return f"lambda: {limits[0]} concurrent executions, so as many ranks at a time"
+
+    found = _tried("lambda", endpoint, region, ask)
+    if limits and limits[0] < CONCURRENCY:
+        return Finding(True, found.what, f"for more, ask in Service Quotas: L-B99A9384 in {region}")
+    return found
+
+
+def _publish_rate(endpoint: str | None, region: str) -> Finding:
+    """Quotas of SNS differ by region: 300 to 30,000 publishes a second."""
+    try:
+        with explained("look at SNS quotas", endpoint, region):
+            pages = control.client("service-quotas", endpoint, region).get_paginator("list_service_quotas").paginate(ServiceCode="sns")
+            rates = [one for page in pages for one in page["Quotas"] if "publish" in one["QuotaName"].lower()]
+    except ServerlessMPIError as error:
+        return Finding(None, "sns: rate of publishing not found out", str(error).partition(": ")[2][:120])
+    if not rates:
+        return Finding(None, "sns: no rate of publishing among the quotas", "the console's Service Quotas has it; it limits channel queue")
+    return Finding(True, "sns: " + ", ".join(f"{one['QuotaName']} {one['Value']:g}" for one in rates))
+
+
+def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
+    try:
+        stack = Stack.find(name, endpoint, region)
+    except ServerlessMPIError as error:
+        yield Finding(False, f"stack {name}", str(error))
+        return
+    if stack.version != __version__:
+        yield Finding(False, f"stack {name} runs serverless_mpi {stack.version}", f"`smpi deploy --stack {name}`")
+    sizes = ", ".join(map(str, sorted(stack.functions)))
+    yield Finding(True, f"stack {name}: functions of {sizes} MB, Python {stack.python} on {stack.arch}; {stack.ranks} queues, {stack.jobs} jobs")
+    held = pool.held(stack)
+    yield Finding(True, f"leases: {len(held)} jobs, {sum(len(one['slots']) for one in held.values())} queues", "`smpi jobs` lists them" if held else "")
+
+    def ping() -> str:
+        function, _, alias = stack.functions[min(stack.functions)].partition(":")
+        more = {"Qualifier": alias} if alias else {}
+        began = time.monotonic()
+        answer = stack.client("lambda").invoke(FunctionName=function, Payload=b'{"ping": 1}', **more)
+        said = json.loads(answer["Payload"].read())
+        if "FunctionError" in answer:
+            raise ServerlessMPIError(f"function {function} failed: {said.get('errorMessage')}; `smpi deploy` makes it anew")
+        kernel = "with the C kernel" if said["kernel"] else "WITHOUT the C kernel: no sparse inference (smpi deploy --wheel)"
+        return f"function {function} answers in {time.monotonic() - began:.2f} s: Python {said['python']}, NumPy {said['numpy']}, {kernel}"
+
+    yield _tried("the function", endpoint, region, ping)

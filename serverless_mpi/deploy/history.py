@@ -1,0 +1,145 @@
+"""What a stack's bucket and logs tell of jobs, for a day: list them, their logs, their bills; and put an end to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from serverless_mpi.deploy import bill, pool
+from serverless_mpi.deploy.stack import Stack, empty, explained
+from serverless_mpi.errors import UsageError
+from serverless_mpi.metering import Prices
+
+FOLLOW_S = 2.0
+STOP_S = 12.0  # for ranks to see that they are to stop (2 s), to stop, and to say so
+_JOB = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of a job: its launcher's words at the start and the end, and each rank's last."""
+
+    job_id: str
+    start: dict[str, Any]
+    end: dict[str, Any] | None
+    ranks: dict[int, dict[str, Any]]
+
+    @property
+    def state(self) -> str:
+        """In words."""
+        if self.end is not None:
+            return "ended with 0" if not self.end["code"] else f"ended with {self.end['code']}: {self.end['reason']}"
+        over = sum("code" in facts for facts in self.ranks.values())
+        if over == self.start["size"]:
+            return "all ranks ended; their launcher left"
+        late = time.time() > self.start["until"]
+        return f"{over} of {self.start['size']} ranks ended" + ("; its time is over" if late else "; it runs")
+
+
+class History:
+    """The jobs of one stack."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._s3 = stack.client("s3")
+
+    def _explained(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return explained(what, self._stack.endpoint, self._stack.region)
+
+    def _keys(self, prefix: str) -> list[str]:
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._stack.bucket, Prefix=prefix)
+        return [one["Key"] for page in pages for one in page.get("Contents", ())]
+
+    def _read(self, key: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._s3.get_object(Bucket=self._stack.bucket, Key=key)["Body"].read())
+        return found
+
+    def jobs(self) -> list[Job]:
+        """Those of the last day, the oldest first."""
+        with self._explained("list jobs"):
+            ids = {key.split("/")[1] for key in self._keys("jobs/") if key.endswith("/job.json")}
+            return sorted((self._job(job_id) for job_id in ids), key=lambda job: float(job.start["began"]))
+
+    def job(self, job_id: str) -> Job:
+        """One of them.
+
+        Raises
+        ------
+        UsageError
+            The bucket knows no such job (any more).
+        """
+        with self._explained(f"read job {job_id}"):
+            if not _JOB.fullmatch(job_id) or f"jobs/{job_id}/job.json" not in self._keys(f"jobs/{job_id}/"):
+                raise UsageError(f"stack {self._stack.name} knows no job {job_id!r}; `smpi jobs` lists those of the last day")
+            return self._job(job_id)
+
+    def _job(self, job_id: str) -> Job:
+        ranks, end = {}, None
+        for key in self._keys(f"jobs/{job_id}/"):
+            name = key.removeprefix(f"jobs/{job_id}/")
+            if name.startswith("rank/"):
+                ranks[int(name[5:])] = self._read(key)
+            elif name == "end.json":
+                end = self._read(key)
+        return Job(job_id, self._read(f"jobs/{job_id}/job.json"), end, ranks)
+
+    def bill(self, job_id: str, prices: Prices) -> dict[str, Any]:
+        """Of a job, as far as its ranks told."""
+        job = self.job(job_id)
+        ranks = [{**facts} if "code" in facts else {} for facts in (job.ranks.get(rank, {}) for rank in range(job.start["size"]))]
+        launcher = [job.end["launcher"]] if job.end is not None else []
+        return bill.summary(ranks, launcher, job.start["memory_mb"], job.start["arch"], prices)
+
+    def logs(self, job_id: str, rank: int | None, follow: bool, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
+        """Lines of the functions' logs, as they were logged; follow: and those that come, until the job has ended."""
+        job = self.job(job_id)
+        begins = f"smpi {job_id} rank " + ("" if rank is None else f"{rank} ")
+        group = f"/aws/lambda/{self._stack.functions[job.start['memory_mb']].partition(':')[0]}"
+        client = self._stack.client("logs")
+        seen: set[str] = set()
+        while True:
+            over = not follow or self.job(job_id).end is not None
+            with self._explained("read logs"), contextlib.suppress(client.exceptions.ResourceNotFoundException):
+                pages = client.get_paginator("filter_log_events").paginate(
+                    logGroupName=group, filterPattern=f'"{job_id}"', startTime=int(job.start["began"] * 1000) - 60_000
+                )
+                for page in pages:
+                    for event in page["events"]:
+                        identity = str(event.get("eventId") or event)  # an emulator may give its events none
+                        if identity not in seen and event["message"].startswith(begins):
+                            seen.add(identity)
+                            yield event["message"].rstrip("\n").removeprefix(f"smpi {job_id} ")
+            if over:
+                return
+            sleep(FOLLOW_S)
+
+    def stop(self, job_id: str, sleep: Callable[[float], None] = time.sleep) -> bool:
+        """Have a job's ranks stop, and give back its queues; whether all of them said that they ended."""
+        job = self.job(job_id)
+        with self._explained(f"stop job {job_id}"), contextlib.suppress(self._s3.exceptions.ClientError):
+            body = json.dumps({"reason": "smpi clean", "by": "smpi"}).encode()
+            self._s3.put_object(Bucket=self._stack.bucket, Key=f"jobs/{job_id}/stop", Body=body, IfNoneMatch="*")
+        deadline = time.monotonic() + STOP_S
+        while (left := self._running(job)) and time.monotonic() < deadline:
+            sleep(0.5)
+            job = self.job(job_id)
+        lease = pool.held(self._stack).get(job_id)
+        if lease is not None:
+            slots = lease["slots"]
+            pool.give_back(self._stack, job_id, [slots[rank] for rank in left if rank < len(slots)])
+        return not left
+
+    @staticmethod
+    def _running(job: Job) -> list[int]:
+        """Ranks that claimed their number and have told no end; a rank that never began leaves when it does."""
+        return [rank for rank, facts in job.ranks.items() if "code" not in facts]
+
+    def forget(self, job_id: str) -> int:
+        """Remove a job's objects; how many there were."""
+        with self._explained(f"remove job {job_id}"):
+            return sum(empty(self._s3, self._stack.bucket, prefix) for prefix in (f"{job_id}/", f"jobs/{job_id}/"))
