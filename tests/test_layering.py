@@ -34,6 +34,7 @@ MAY: dict[str, set[str]] = {
     # the function itself: it deploys nothing, and has no boto3
     "launch.handler": {"launch", "launch.sandbox", "job", "metering", "errors", "aws", "channels", "__init__", "MPI", "sparse"},
     "launch.sandbox": {"launch", "alias"},
+    "launch.hello": {"MPI"},
     "deploy": {"aws", "metering", "errors", "__init__"},
     "deploy.cli": {"deploy", "launch", "metering", "errors", "__init__"},
     "sparse": {"_spdnn"},

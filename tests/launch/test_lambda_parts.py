@@ -1,0 +1,222 @@
+"""The parts of platform lambda that need no platform: words, orders, bundles, failure records, leases, the package."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serverless_mpi.deploy import package, pool
+from serverless_mpi.deploy.stack import Stack
+from serverless_mpi.errors import JobError, UsageError
+from serverless_mpi.job import JobSpec
+from serverless_mpi.launch import console
+from serverless_mpi.launch.base import Program
+from serverless_mpi.launch.bundle import pack
+from serverless_mpi.launch.handler import _why
+from serverless_mpi.launch.order import Order, Task
+from tests.harness import ROOT
+
+KEY = bytes(range(32))
+JOB = "00112233445566aa"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), max_size=60), st.randoms(use_true_random=False))
+def test_words_are_heard_in_order_and_once_whatever_the_queue_does(more: list[tuple[int, int]], random: Any) -> None:
+    said = [console.Word(rank, seq, console.OUT, bytes([rank, seq])) for rank in range(4) for seq in range(21)]
+    arriving = said + [said[rank * 21 + seq] for rank, seq in more]  # some twice
+    random.shuffle(arriving)
+    ear = console.Ear()
+    heard = [word for one in arriving for word in ear.hear(one)]
+    for rank in range(4):
+        assert [word.seq for word in heard if word.rank == rank] == list(range(21))
+
+
+def test_a_word_of_another_job_or_key_is_not_heard() -> None:
+    message = console.encode(console.Word(1, 2, console.ERR, b"\xff\n\0", {"a": 1}), JOB, KEY)
+    assert console.decode(message, JOB, KEY) == console.Word(1, 2, console.ERR, b"\xff\n\0", {"a": 1})
+    assert console.decode(message, "00112233445566bb", KEY) is None
+    assert console.decode(message, JOB, bytes(32)) is None
+    assert console.decode(b"", JOB, KEY) is None
+    assert console.decode(message[:-1], JOB, KEY) is None
+
+
+def test_an_order_survives_its_event_and_a_broken_one_does_not_tell_the_key() -> None:
+    spec = JobSpec(JOB, 0, 3, "queue", KEY, settings={"bucket": "b"})
+    tasks = (Task("script", ("a.py", "x"), 1, "k"), Task("module", ("m",), 2, None, {"V": "1"}))
+    order = Order(spec, tasks, "f:live", 2, "url", 5.0, 4.0, False, "site")
+    assert Order.from_event(json.loads(order.to_event())) == order
+    assert [order.for_rank(rank).task.kind for rank in range(3)] == ["script", "module", "module"]
+    broken = json.loads(order.to_event())
+    del broken["job"]["size"]
+    with pytest.raises(JobError) as caught:
+        Order.from_event(broken)
+    assert KEY.hex() not in str(caught.value) and KEY.hex() not in repr(order)
+
+
+@pytest.mark.parametrize(
+    "record, code, told",
+    [
+        ({"responsePayload": {"errorMessage": "2026-01-01T00:00:00Z 1-2 Task timed out after 900.00 seconds"}}, 124, "time-out"),
+        ({"responsePayload": {"errorType": "Sandbox.Timedout", "errorMessage": "Error: Task timed out"}}, 124, "time-out"),
+        ({"responsePayload": {"errorType": "Runtime.OutOfMemory", "errorMessage": "signal: killed"}}, 137, "--memory"),
+        ({"responsePayload": {"errorType": "Runtime.ExitError", "errorMessage": "RequestId: 1 Error: Runtime exited"}}, 1, "ExitError"),
+        ({"requestContext": {"condition": "EventAgeExceeded"}}, 1, "quota"),
+        ({}, 1, "failed on the platform"),
+    ],
+)
+def test_the_platforms_records_become_words(record: dict[str, Any], code: int, told: str) -> None:
+    got, reason = _why(record)
+    assert got == code and told in reason
+
+
+def test_a_bundle_is_the_programs_folder_without_what_nobody_imports(tmp_path: Path) -> None:
+    for name in ("prog.py", "data.txt", "sub/mod.py", ".git/x", "__pycache__/a.pyc", "env/pyvenv.cfg", "env/lib.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    bundle = pack(Program((str(tmp_path / "prog.py"), "a")), False)
+    assert (bundle.kind, bundle.argv, sorted(bundle.files)) == ("script", ("prog.py", "a"), ["data.txt", "prog.py", "sub/mod.py"])
+    key, data = bundle.key, bundle.zipped()
+    os.utime(tmp_path / "data.txt", (0, 0))
+    assert (pack(Program((str(tmp_path / "prog.py"),)), False).key, bundle.zipped()) == (key, data)  # by content
+    (tmp_path / "data.txt").write_text("2")
+    assert pack(Program((str(tmp_path / "prog.py"),)), False).key != key
+    assert pack(Program(("python", "sub/mod.py"), folder=str(tmp_path)), False).argv == ("sub/mod.py",)
+    assert pack(Program(("python3", "-m", "sub.mod"), folder=str(tmp_path)), False).kind == "module"
+    with pytest.raises(UsageError, match="outside --wdir"):
+        pack(Program((str(tmp_path / "prog.py"),), folder=str(tmp_path / "sub")), False)
+    with pytest.raises(UsageError, match="options of the interpreter"):
+        pack(Program(("python", "-c", "1")), False)
+
+
+def test_what_is_deployed_is_not_sent_again() -> None:
+    bundle = pack(Program(("serverless_mpi.launch.hello",), module=True, folder=str(ROOT)), False)
+    assert (bundle.kind, bundle.files) == ("module", {})
+    script = Path(sys.executable).with_name("smpi-infer")
+    bundle = pack(Program((str(script), "run")), False)
+    assert (bundle.kind, bundle.argv, bundle.files) == ("entry", ("serverless_mpi.inference.cli:main", "run"), {})
+
+
+class _Bucket:
+    """S3 with one object and its conditional writes; `meddle` is called before each PUT."""
+
+    class exceptions:
+        class NoSuchKey(Exception):
+            pass
+
+    def __init__(self) -> None:
+        self.body, self.version, self.meddle = b"", 0, lambda: None
+
+    def get_object(self, **_: Any) -> dict[str, Any]:
+        if not self.version:
+            raise self.exceptions.NoSuchKey
+        return {"Body": io.BytesIO(self.body), "ETag": str(self.version)}
+
+    def put_object(self, Body: bytes, IfMatch: str | None = None, IfNoneMatch: str | None = None, **_: Any) -> None:
+        self.meddle()
+        if (IfMatch is not None and IfMatch != str(self.version)) or (IfNoneMatch and self.version):
+            error = RuntimeError("changed")
+            error.response = {"Error": {"Code": "PreconditionFailed"}}  # type: ignore[attr-defined]
+            raise error
+        self.body, self.version = Body, self.version + 1
+
+
+@pytest.fixture
+def stack(monkeypatch: pytest.MonkeyPatch) -> Stack:
+    bucket = _Bucket()
+    monkeypatch.setattr(Stack, "client", lambda self, service: bucket)
+    return Stack("s", "http://x", "r", "b", "0", "3.13", "x86_64", {}, 4, 2, "s-q-0000", "s-c-0000", "s-t-0000")
+
+
+def test_leases_are_disjoint_and_end(stack: Stack) -> None:
+    now = 1000.0
+    one = pool.take(stack, "a", 2, 60.0, lambda: now)
+    two = pool.take(stack, "b", 2, 60.0, lambda: now)
+    assert not set(one.slots) & set(two.slots) and one.console != two.console
+    with pytest.raises(UsageError, match="a, b.*at most 180 s"):
+        pool.take(stack, "c", 1, 60.0, lambda: now)
+    with pytest.raises(UsageError, match="smpi deploy --ranks 5"):
+        pool.take(stack, "c", 5, 60.0, lambda: now)
+    pool.give_back(stack, "a", clock=lambda: now)
+    assert set(pool.take(stack, "c", 2, 60.0, lambda: now).slots) == set(one.slots)
+    assert set(pool.held(stack, lambda: now)) == {"b", "c"}
+    assert not pool.held(stack, lambda: now + 181)  # by itself: no function of them runs any more
+
+
+def test_a_queue_on_which_a_rank_may_still_run_is_kept(stack: Stack) -> None:
+    now = 1000.0
+    lease = pool.take(stack, "a", 3, 600.0, lambda: now)
+    pool.give_back(stack, "a", [lease.slots[1]], 75.0, lambda: now)
+    free = pool.take(stack, "b", 3, 60.0, lambda: now).slots
+    assert lease.slots[1] not in free
+    assert "a" not in pool.held(stack, lambda: now + 76)
+
+
+def test_two_launchers_at_the_same_moment_get_different_queues(stack: Stack) -> None:
+    bucket: Any = stack.client("s3")
+
+    def meddle() -> None:
+        bucket.meddle = lambda: None
+        pool.take(stack, "other", 2, 60.0)
+
+    bucket.meddle = meddle
+    mine = pool.take(stack, "mine", 2, 60.0)
+    held = pool.held(stack)
+    assert sorted([*held["other"]["slots"], *mine.slots]) == [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def made() -> package.Package:
+    return package.build(package.Target.of_this_interpreter())
+
+
+def test_the_package_is_small_has_byte_code_and_the_kernel_and_no_boto3(made: package.Package) -> None:
+    assert made.unpacked_bytes < package.UNPACKED_BYTES and not made.notes
+    function, layer = (zipfile.ZipFile(io.BytesIO(data)).namelist() for data in (made.function, made.layer))
+    assert "serverless_mpi/_spdnn.abi3.so" in function and "serverless_mpi/prices.json" in function
+    for names in (function, layer):
+        assert not [name for name in names if "boto" in name]
+        sources = {name for name in names if name.endswith(".py")}
+        compiled = {name.replace("__pycache__/", "").split(".cpython")[0] + ".py" for name in names if name.endswith(".pyc")}
+        assert not {name for name in sources - compiled if "test" not in name}
+    assert not [name for name in function if name.startswith("serverless_mpi/deploy/")]
+
+
+def test_the_package_for_aws_is_within_the_limit(tmp_path: Path) -> None:
+    """Wheels of the platform, from the package index."""
+    try:
+        found = package.build(package.Target("3.12", package.machine()))
+    except UsageError as error:
+        if "pip found no wheels" in str(error) and "ConnectionError" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert found.unpacked_bytes < package.UNPACKED_BYTES
+    names = zipfile.ZipFile(io.BytesIO(found.layer)).namelist()
+    assert [name for name in names if "_multiarray_umath.cpython-312" in name]
+
+
+def test_another_architecture_needs_a_wheel_and_says_so() -> None:
+    other = "arm64" if package.machine() == "x86_64" else "x86_64"
+    notes: list[str] = []
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        package._own(Path(folder), package.Target("3.13", other), None, notes)
+        with pytest.raises(UsageError, match="no wheel of serverless_mpi"):
+            package._own(Path(folder) / "x", package.Target("3.13", other), "serverless_mpi-1-cp313-win_amd64.whl", notes)
+    assert "no C kernel" in notes[0] and "--wheel" in notes[0]
+
+
+def test_the_function_imports_no_boto3() -> None:
+    code = "import sys, serverless_mpi.launch.function; print(sorted(n for n in sys.modules if n.startswith(('boto', 'serverless_mpi.deploy'))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
