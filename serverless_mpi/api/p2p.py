@@ -74,6 +74,13 @@ class PointToPoint:
         if source not in (PROC_NULL, ANY_SOURCE) and not 0 <= source < len(self._peers):
             raise MPIException(ERR_RANK, f"source {source} is neither ANY_SOURCE nor in 0..{len(self._peers) - 1}")
 
+    def _world(self, rank: int) -> int:
+        """The world rank of a peer; programs compute ranks as n / 2, which C cuts to an integer."""
+        try:
+            return self._peers[rank]
+        except TypeError:
+            return self._peers[int(rank)]
+
     def _start_send(
         self, data: Sequence[memoryview], dest: int, tag: int, sync: bool = False, owned: bool = True
     ) -> Request:
@@ -85,7 +92,7 @@ class PointToPoint:
         if dest == PROC_NULL:
             return Request._of(self._runtime, _done(), finish)
         operation = self._runtime.isend(
-            self._context, self._peers[dest], tag, data if owned else _own(data), sync=sync, copy=True
+            self._context, self._world(dest), tag, data if owned else _own(data), sync=sync, copy=True
         )
         return Request._of(self._runtime, operation, finish)
 
@@ -94,7 +101,7 @@ class PointToPoint:
         if dest == PROC_NULL:
             return
         runtime = self._runtime
-        operation = runtime.isend(self._context, self._peers[dest], tag, data, sync=sync)
+        operation = runtime.isend(self._context, self._world(dest), tag, data, sync=sync)
         if not operation.done:
             runtime.wait((operation,))
         if operation.error is not None:
@@ -116,7 +123,7 @@ class PointToPoint:
         self._check_recv(source, tag)
         if source == PROC_NULL:
             return Request._of(self._runtime, _done(), lambda operation, status: status._fill_null())
-        world = source if source == ANY_SOURCE else self._peers[source]
+        world = source if source == ANY_SOURCE else self._world(source)
         return self._received(self._runtime.irecv(self._context, world, tag, into), value)
 
     def _received(self, operation: Operation, value: Callable[[Operation], Any]) -> Request:
@@ -214,7 +221,7 @@ class PointToPoint:
     Iprobe = iprobe
 
     def _world_source(self, source: int) -> int:
-        return source if source == ANY_SOURCE else self._peers[source]
+        return source if source == ANY_SOURCE else self._world(source)
 
     def mprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> Message:
         """Wait for a message and take it for the returned Message alone."""

@@ -204,3 +204,14 @@ def refuse(call: Callable[[Any], Any], code: int) -> Callable[[Any], None]:
 )
 def test_bad_input_gets_the_class_that_mpich_gives(call: Callable[[Any], Any], code: int) -> None:
     run(1, refuse(call, code))
+
+
+def test_a_rank_may_be_a_number_that_c_would_cut_to_one() -> None:
+    def body(comm: Any) -> None:
+        other = 1 - comm.rank / 1
+        assert comm.sendrecv(comm.rank, other, source=other) == int(other)
+        request = comm.irecv(source=other)
+        comm.send("x", other)
+        assert request.wait() == "x"
+
+    run(2, body)
