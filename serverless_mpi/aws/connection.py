@@ -38,6 +38,8 @@ class Answer:
 
 Into = memoryview | Callable[[dict[str, str]], memoryview] | None
 
+Come = Callable[[int], None] | None
+
 
 class Lost(Exception):
     """No whole answer came.  sent: whether the other side may have seen the request."""
@@ -91,10 +93,12 @@ class Connection:
         readable.register(self._sock, select.POLLIN)
         return bool(readable.poll(0))  # nothing may come before a request but the end
 
-    def exchange(self, head: bytes, body: Sequence[bytes | memoryview], method: str, into: Into = None) -> Answer:
+    def exchange(
+        self, head: bytes, body: Sequence[bytes | memoryview], method: str, into: Into = None, come: Come = None
+    ) -> Answer:
         """Send a request and take its answer, in `into` if it succeeds and fits.
 
-        into: memory, or what names it when the answer's headers are here.
+        into: memory, or what names it when the answer's headers are here; come: told how many bytes of it are filled.
 
         Raises
         ------
@@ -111,7 +115,7 @@ class Connection:
                 sent = True
                 for part in body:
                     self._sock.sendall(part)
-            answer = self._answer(method, into)
+            answer = self._answer(method, into, come)
         except (OSError, ValueError, EOFError) as error:
             self.close()
             if isinstance(error, BlockingIOError):
@@ -124,7 +128,7 @@ class Connection:
         self._used_at = time.monotonic()
         return answer
 
-    def _answer(self, method: str, into: Into) -> Answer:
+    def _answer(self, method: str, into: Into, come: Come) -> Answer:
         while True:
             status, headers = self._head()
             if status >= 200:
@@ -145,8 +149,8 @@ class Connection:
         if into is not None and status < 300 and into.nbytes >= nbytes:
             body = into[:nbytes]
         else:
-            body = memoryview(bytearray(nbytes))
-        self._fill(body)
+            body, come = memoryview(bytearray(nbytes)), None
+        self._fill(body, come)
         return Answer(status, body, headers)
 
     def _head(self) -> tuple[int, dict[str, str]]:
@@ -181,7 +185,7 @@ class Connection:
             self._view[:left] = self._ahead[nbytes : self._have]
         self._have = left
 
-    def _fill(self, into: memoryview) -> None:
+    def _fill(self, into: memoryview, come: Come = None) -> None:
         filled = min(self._have, into.nbytes)
         into[:filled] = self._view[:filled]
         self._drop(filled)
@@ -190,6 +194,8 @@ class Connection:
             if not got:
                 raise EOFError(f"the answer ended after {filled} of {into.nbytes} bytes")
             filled += got
+            if come is not None:
+                come(filled)
 
     def _line(self) -> bytes:
         while (end := self._ahead.find(b"\r\n", 0, self._have)) < 0:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 
 from serverless_mpi.aws.config import Config
-from serverless_mpi.aws.connection import Answer, Connection, Into, Lost, Untrusted
+from serverless_mpi.aws.connection import Answer, Come, Connection, Into, Lost, Untrusted
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.refusals import refused
 from serverless_mpi.aws.retry import ATTEMPTS, Event, again, event_of, longest_pause_s
@@ -57,14 +57,14 @@ class Client:
     def request(
         self, action: str, method: str, path: str, query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] = _NO_HEADERS, body: bytes | Sequence[memoryview] = b"", *,
-        nbytes: int = 0, messages: int = 0, into: Into = None, billed_as: str | None = None,
+        nbytes: int = 0, messages: int = 0, into: Into = None, come: Come = None, billed_as: str | None = None,
     ) -> Answer:  # fmt: skip
         """Do a request; the answer whatever its status, once nothing of `retry.py` is to be done about it.
 
         action: its name in `retry.REPEATABLE`; headers: names in lower case; body: bytes, or byte views that are sent
         one after the other; nbytes, messages, billed_as: what the meter counts for each attempt, and under which name if
         not the action's; into: memory for the answer's body, or what
-        names it, given the headers.
+        names it, given the headers; come: told how many bytes of that are filled, again from 0 after another attempt.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class Client:
             try:
                 connection = self._connection()
                 try:
-                    answer = connection.exchange(head.encode("latin-1"), parts, method, into)
+                    answer = connection.exchange(head.encode("latin-1"), parts, method, into, come)
                 except Lost:
                     pause = not connection.used  # one that was kept may have been closed meanwhile: no sign of trouble
                     raise

@@ -123,17 +123,18 @@ class S3:
 
     def get(
         self, key: str, start: int = 0, length: int | None = None,
-        into: memoryview | Callable[[int], memoryview] | None = None,
+        into: memoryview | Callable[[int], memoryview] | None = None, come: Callable[[int], None] | None = None,
     ) -> tuple[memoryview, int] | None:  # fmt: skip
         """(bytes from `start` on, size of the whole object); None if there is no such object.
 
-        into: memory for the bytes, or what names it, given the size of the whole object.
+        into: memory for the bytes, or what names it, given the size of the whole object; come: told how many bytes are
+        there, again from the first after another attempt.
         """
         headers = {}
         if length is not None:
             headers["range"] = f"bytes={start}-{start + length - 1}"
         named = (lambda headers: into(_size(headers))) if callable(into) else into
-        answer = self._client.request("GET", "GET", self._path(key), headers=headers, into=named)
+        answer = self._client.request("GET", "GET", self._path(key), headers=headers, into=named, come=come)
         if answer.status == 404:
             return None
         if answer.status == 416 and start == 0:  # a range of an empty object

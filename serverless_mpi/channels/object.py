@@ -80,6 +80,26 @@ def locate(head: memoryview, rank: int) -> tuple[int, int]:
     return start, 0
 
 
+class Leaves:
+    """Digests of a part of a body, each taken when its leaf has come, while the rest is on its way."""
+
+    def __init__(self, part: memoryview) -> None:
+        self._part = part
+        self._found: list[bytes] = []
+
+    def come(self, filled: int) -> None:
+        """The first `filled` bytes are there."""
+        if filled < len(self._found) * LEAF_BYTES:  # another attempt, from the first byte on
+            self._found.clear()
+        while filled >= (len(self._found) + 1) * LEAF_BYTES:
+            start = len(self._found) * LEAF_BYTES
+            self._found += digests((self._part[start : start + LEAF_BYTES],))
+
+    def all(self) -> list[bytes]:
+        """Of the whole part, which is there."""
+        return self._found + digests((self._part[len(self._found) * LEAF_BYTES :],))
+
+
 class Store:
     """A job's objects: put in parts and got in ranges, several requests at a time."""
 
@@ -117,8 +137,9 @@ class Store:
 
         def digested(start: int) -> list[bytes]:
             part = whole[start : start + PART_BYTES]
-            self._fetch(key, start, part)
-            return digests((part,))
+            leaves = Leaves(part)
+            self._fetch(key, start, part, leaves.come)
+            return leaves.all()
 
         def room(size: int) -> memoryview:
             nonlocal whole
@@ -135,8 +156,8 @@ class Store:
             leaves += other.result()
         return Delivery(whole, None, leaves=leaves)
 
-    def _fetch(self, key: str, start: int, into: memoryview) -> None:
-        part = self._s3.get(self.prefix + key, start, into.nbytes, into)
+    def _fetch(self, key: str, start: int, into: memoryview, come: Callable[[int], None] | None = None) -> None:
+        part = self._s3.get(self.prefix + key, start, into.nbytes, into, come)
         if part is not None and part[0].obj is not into.obj:
             into[:] = part[0]
 

@@ -10,9 +10,9 @@ import pytest
 
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels.base import FrameName, Parcel, Wanted
-from serverless_mpi.channels.object import MULTIPART_BYTES, ObjectChannel
+from serverless_mpi.channels.object import MULTIPART_BYTES, Leaves, ObjectChannel
 from serverless_mpi.core.endpoint import Endpoint
-from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES
+from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
 
@@ -69,3 +69,17 @@ def test_keys_are_forgotten_when_they_are_deleted(ranks: list[ObjectChannel], mo
     for future in b._store._deleting:
         future.result()
     assert not b._fetched and len(b._store._deleting) <= 2
+
+
+def test_leaves_are_digested_as_they_come_also_of_a_second_attempt() -> None:
+    body = bytearray(random.Random(3).randbytes(3 * LEAF_BYTES + 5))
+    part = memoryview(body)
+    leaves = Leaves(part)
+    body[:LEAF_BYTES] = bytes(LEAF_BYTES)  # what a first attempt brought that broke off
+    leaves.come(LEAF_BYTES + 9)
+    body[:LEAF_BYTES] = bytes(range(256)) * (LEAF_BYTES // 256)
+    for filled in (100, LEAF_BYTES - 1, LEAF_BYTES, 3 * LEAF_BYTES + 1, 3 * LEAF_BYTES + 5):
+        leaves.come(filled)
+    assert leaves.all() == digests((part,))
+    assert Leaves(part).all() == digests((part,))
+    assert Leaves(part[:0]).all() == []
