@@ -85,7 +85,8 @@ class S3:
             return answer.headers["etag"]
 
         try:
-            self._complete(key, upload, parallel(send, range(len(parts))), sum(piece.nbytes for part in parts for piece in part))
+            tags = parallel(send, range(len(parts)))
+            self._complete(key, upload, tags, sum(piece.nbytes for part in parts for piece in part))
         except BaseException:
             self._client.request("DELETE", "DELETE", self._path(key), {"uploadId": upload})
             raise

@@ -154,7 +154,8 @@ def test_a_body_is_received_into_the_users_array(nbytes: int) -> None:
     sender.join(GIVE_UP_S)
     assert receive.landed and into == data
     frames = -(-nbytes // ((16 << 20) - 80)) if nbytes > 65536 else 0
-    assert len(landed) == frames and all(one is not None and one.memory.obj is into.obj for one in landed)  # type: ignore[attr-defined]
+    assert len(landed) == frames
+    assert all(one is not None and one.memory.obj is into.obj for one in landed)  # type: ignore[attr-defined]
     finals = [threading.Thread(target=runtime.finalize) for runtime in (a, b)]
     for thread in finals:
         thread.start()

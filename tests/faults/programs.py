@@ -43,7 +43,8 @@ def together(comm: Intracomm) -> None:
         comm.Allreduce(np.full(length, rank + 1.0), total)
         assert (total == size * (size + 1) / 2).all()
         assert comm.bcast("x" * length if rank == 1 else None, 1) == "x" * length
-        assert comm.alltoall([(rank, dest, length) for dest in range(size)]) == [(source, rank, length) for source in range(size)]
+        crossed = comm.alltoall([(rank, dest, length) for dest in range(size)])
+        assert crossed == [(source, rank, length) for source in range(size)]
         gathered = comm.gather(rank * length, 0)
         assert gathered == ([r * length for r in range(size)] if rank == 0 else None)
     comm.barrier()
