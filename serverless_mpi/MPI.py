@@ -30,6 +30,7 @@ if under_mpirun():
     sys.modules[__name__] = _real
 else:
     from serverless_mpi.api.absent import *
+    from serverless_mpi.api.arrays import *
     from serverless_mpi.api.attributes import *
     from serverless_mpi.api.bsend import *
     from serverless_mpi.api.comm import *
@@ -53,6 +54,7 @@ else:
     from serverless_mpi.api.status import *
     from serverless_mpi.api.topology import *
     from serverless_mpi.api.types import *
+    from serverless_mpi.api.typestate import *
     from serverless_mpi.core.envelope import ANY_SOURCE as ANY_SOURCE
     from serverless_mpi.core.envelope import ANY_TAG as ANY_TAG
     from serverless_mpi.core.envelope import PROC_NULL, ROOT, UNDEFINED

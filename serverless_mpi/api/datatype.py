@@ -1,6 +1,7 @@
 """Datatypes: the object, its constructors and what it tells of itself (MPI 4.1, chapter 5).
 
-Where the bytes are is in layout.py; the predefined types are in types.py; the portable representation is in external32.py.
+What a type is is in typestate.py, where its bytes are in layout.py, parts of arrays in arrays.py, the predefined types in types.py,
+packing in packing.py.
 """
 
 from __future__ import annotations
@@ -10,85 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from serverless_mpi.api import typestate
+from serverless_mpi.api.arrays import ORDER_C, indices_of_rank, part_of_array
 from serverless_mpi.api.attributes import Attributed
 from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.api.layout import Block, Layout
-from serverless_mpi.core.envelope import UNDEFINED
+from serverless_mpi.api.typestate import (
+    COMBINER_CONTIGUOUS, COMBINER_DARRAY, COMBINER_DUP, COMBINER_F90_COMPLEX, COMBINER_F90_INTEGER, COMBINER_F90_REAL,
+    COMBINER_HINDEXED, COMBINER_HINDEXED_BLOCK, COMBINER_HVECTOR, COMBINER_INDEXED, COMBINER_INDEXED_BLOCK, COMBINER_NAMED,
+    COMBINER_RESIZED, COMBINER_STRUCT, COMBINER_SUBARRAY, COMBINER_VECTOR, TypeState,
+)  # fmt: skip
 from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_RANK, ERR_TYPE, MPIException
 
-ORDER_C = 56
-ORDER_FORTRAN = ORDER_F = 57
-DISTRIBUTE_BLOCK = 121
-DISTRIBUTE_CYCLIC = 122
-DISTRIBUTE_NONE = 123
-DISTRIBUTE_DFLT_DARG = -49767
-
-COMBINER_NAMED = 1
-COMBINER_DUP = 2
-COMBINER_CONTIGUOUS = 3
-COMBINER_VECTOR = 4
-COMBINER_HVECTOR = 6
-COMBINER_INDEXED = 7
-COMBINER_HINDEXED = 9
-COMBINER_INDEXED_BLOCK = 10
-COMBINER_STRUCT = 12
-COMBINER_SUBARRAY = 13
-COMBINER_DARRAY = 14
-COMBINER_F90_REAL = 15
-COMBINER_F90_COMPLEX = 16
-COMBINER_F90_INTEGER = 17
-COMBINER_RESIZED = 18
-COMBINER_HINDEXED_BLOCK = 19
-COMBINER_VALUE_INDEX = 20
-
-_COMBINERS = {value: name.removeprefix("COMBINER_") for name, value in list(globals().items()) if name.startswith("COMBINER_")}
+_COMBINERS = {getattr(typestate, name): name.removeprefix("COMBINER_") for name in typestate.__all__}
 _MOST_NAME = 127
-
-
-class TypeState:
-    """What all handles to one datatype share.
-
-    base: NumPy's type of the numbers, where they are of one kind; parts: (type, how many) in type-map order, of a derived type;
-    integers, counts, types: the constructor's arguments as `Get_contents` gives them; params: by name, as `decode` gives them;
-    typechar, typestr, code: of the struct module and NumPy, where there are some; refs: handles that `Free` has to be called on.
-    """
-
-    __slots__ = (
-        "layout", "base", "parts", "name", "combiner", "integers", "counts", "types", "params", "committed", "refs", "attributes",
-        "constant", "predefined", "typechar", "typestr", "code", "pair", "runs",
-    )  # fmt: skip
-
-    def __init__(self, layout: Layout, base: np.dtype[Any] | None, combiner: int, parts: Sequence[tuple[TypeState, int]] = ()) -> None:
-        self.layout, self.base, self.combiner, self.parts = layout, base, combiner, parts
-        self.name = ""
-        self.integers: list[int] = []
-        self.counts: list[int] = []
-        self.types: list[TypeState] = []
-        self.params: dict[str, Any] = {}
-        self.predefined = self.committed = False
-        self.refs = 1
-        self.attributes: dict[int, Any] = {}
-        self.constant: Any = None
-        self.typechar: str | None = None
-        self.typestr: str | None = None
-        self.code: str | None = None
-        self.pair: np.dtype[Any] | None = None  # of a predefined (value, index), packed
-        self.runs: list[tuple[TypeState, int]] | None = None
-
-    def basics(self) -> list[tuple[TypeState, int]]:
-        """(predefined type, how many) of one element, in type-map order; equal neighbours counted together."""
-        if self.runs is None:
-            runs: list[tuple[TypeState, int]] = []
-            for of, count in self.parts or [(self, 1)]:
-                inner = [(of, 1)] if of is self else of.basics()
-                repeated = [(inner[0][0], inner[0][1] * count)] if len(inner) == 1 else inner * count
-                for basic, many in repeated:
-                    if runs and runs[-1][0] is basic:
-                        runs[-1] = (basic, runs[-1][1] + many)
-                    elif many:
-                        runs.append((basic, many))
-            self.runs = runs
-        return self.runs
 
 
 class Datatype(Handle, Attributed):
@@ -203,44 +139,6 @@ class Datatype(Handle, Attributed):
             return cls(of_code(code))
         except (KeyError, BufferError):
             raise ValueError(f"there is no datatype of code {code!r}") from None
-
-    def count_of(self, nbytes: int) -> int:
-        """Elements in so many bytes; UNDEFINED if that is no whole number."""
-        size = self.Get_size()
-        if size == 0:
-            return 0 if nbytes == 0 else UNDEFINED
-        count, rest = divmod(nbytes, size)
-        return UNDEFINED if rest else count
-
-    def elements_of(self, nbytes: int) -> int:
-        """Basic elements in so many bytes; UNDEFINED if that is no whole number."""
-        size = self.Get_size()
-        if size == 0:
-            return 0 if nbytes == 0 else UNDEFINED
-        basics = self._live.basics()
-        whole, rest = divmod(nbytes, size)
-        found = whole * sum(many for _, many in basics)
-        for basic, many in basics:
-            here = min(many, rest // basic.layout.size)
-            found += here
-            rest -= here * basic.layout.size
-            if here < many:
-                break
-        return UNDEFINED if rest else found
-
-    def bytes_of(self, elements: int) -> int:
-        """Bytes of so many basic elements."""
-        basics = self._live.basics()
-        each = sum(many for _, many in basics)
-        if not each:
-            return 0
-        whole, rest = divmod(elements, each)
-        found = whole * self.Get_size()
-        for basic, many in basics:
-            here = min(many, rest)
-            found += here * basic.layout.size
-            rest -= here
-        return found
 
     # --- life ----------------------------------------------------------------
 
@@ -404,7 +302,8 @@ class Datatype(Handle, Attributed):
             raise MPIException(ERR_ARG, f"box {list(subsizes)} at {list(starts)} is not inside {list(sizes)}")
         params = {"sizes": list(sizes), "subsizes": list(subsizes), "starts": list(starts), "order": order}
         owned = [range(s, s + b) for s, b in zip(starts, subsizes, strict=True)]
-        return self._grid(COMBINER_SUBARRAY, sizes, owned, order, params, [*sizes, *subsizes, *starts], [len(sizes), order])
+        made, total = part_of_array(self._live.layout, sizes, owned, order)
+        return self._derive(COMBINER_SUBARRAY, made, total, params, [*sizes, *subsizes, *starts], [len(sizes), order])
 
     def Create_darray(
         self, size: int, rank: int, gsizes: Sequence[int], distribs: Sequence[int], dargs: Sequence[int], psizes: Sequence[int],
@@ -415,58 +314,14 @@ class Datatype(Handle, Attributed):
             raise ValueError(f"{len(gsizes)} sizes, {len(distribs)} distributions, {len(dargs)} arguments, {len(psizes)} process counts")
         if not 0 <= rank < size:
             raise MPIException(ERR_RANK, f"rank {rank} is outside 0..{size - 1}")
-        grid = 1
-        for processes in psizes:
-            grid *= processes
-        if grid != size or min(psizes, default=1) < 1 or min(gsizes, default=1) < 1:
-            raise MPIException(ERR_ARG, f"a grid of {list(psizes)} processes for {size} ranks and an array of {list(gsizes)}")
-        coords: list[int] = []
-        left = rank
-        for processes in reversed(psizes):
-            left, mine = divmod(left, processes)
-            coords.insert(0, mine)
-        owned = [_owned(*dimension) for dimension in zip(gsizes, distribs, dargs, psizes, coords, strict=True)]
+        owned = indices_of_rank(size, rank, gsizes, distribs, dargs, psizes)
         params = {
             "size": size, "rank": rank, "gsizes": list(gsizes), "distribs": list(distribs), "dargs": list(dargs),
             "psizes": list(psizes), "order": order,
         }  # fmt: skip
         integers = [size, rank, len(gsizes), *distribs, *dargs, *psizes, order]
-        return self._grid(COMBINER_DARRAY, gsizes, owned, order, params, gsizes, integers)
-
-    def _grid(
-        self, combiner: int, sizes: Sequence[int], owned: Sequence[Any], order: int, params: dict[str, Any], counts: Sequence[int],
-        integers: Sequence[int],
-    ) -> Datatype:  # fmt: skip
-        """Those elements of an array whose index along dimension d is in owned[d], ascending; the array's bounds."""
-        if order not in (ORDER_C, ORDER_FORTRAN):
-            raise MPIException(ERR_ARG, f"order {order} is neither ORDER_C nor ORDER_FORTRAN")
-        layout = self._live.layout
-        steps: list[int] = []
-        step, total, inside = 1, 1, True
-        fastest_last = list(zip(sizes, owned, strict=True))
-        if order == ORDER_FORTRAN:
-            fastest_last.reverse()
-        for length, indices in reversed(fastest_last):
-            steps.insert(0, step)
-            step *= length
-            total *= len(indices)
-            inside = inside and len(indices) > 0
-        first = last = 0
-        if inside:
-            first = sum(int(indices[0]) * stride for (_, indices), stride in zip(fastest_last, steps, strict=True))
-            last = sum(int(indices[-1]) * stride for (_, indices), stride in zip(fastest_last, steps, strict=True))
-        extent = layout.extent
-
-        def blocks() -> list[Block]:
-            at = np.zeros(1, np.int64)
-            for (_, indices), stride in zip(fastest_last, steps, strict=True):
-                at = (at[:, None] + np.asarray(indices, np.int64)[None, :] * stride).reshape(-1)
-            return [(at * extent, np.ones(len(at), np.int64), layout)]
-
-        ends = [(first * extent, int(inside), layout), (last * extent, int(inside), layout)]
-        made = Layout.of_blocks(ends, total * layout.size, blocks)
-        made.lb, made.ub = 0, step * extent
-        return self._derive(combiner, made, total, params, counts, integers)
+        made, total = part_of_array(self._live.layout, gsizes, owned, order)
+        return self._derive(COMBINER_DARRAY, made, total, params, gsizes, integers)
 
     def Create_resized(self, lb: int, extent: int) -> Datatype:
         """The same data with another lower bound and extent, in bytes."""
@@ -558,27 +413,6 @@ def _handle(state: TypeState) -> Datatype:
     return Datatype._of_state(state)  # type: ignore[no-any-return]
 
 
-def _owned(size: int, distribution: int, argument: int, processes: int, mine: int) -> Any:
-    """The indices along one dimension that process `mine` of `processes` has."""
-    default = argument == DISTRIBUTE_DFLT_DARG
-    if distribution == DISTRIBUTE_NONE:
-        if processes != 1:
-            raise MPIException(ERR_ARG, f"a dimension that is not distributed has 1 process, not {processes}")
-        return range(size)
-    if distribution == DISTRIBUTE_BLOCK:
-        block = -(-size // processes) if default else argument
-        if block < 1 or block * processes < size:
-            raise MPIException(ERR_ARG, f"{processes} blocks of {block} do not hold {size}")
-        return range(min(mine * block, size), min((mine + 1) * block, size))
-    if distribution == DISTRIBUTE_CYCLIC:
-        block = 1 if default else argument
-        if block < 1:
-            raise MPIException(ERR_ARG, f"a cyclic distribution in blocks of {block}")
-        every = np.arange(size)
-        return every[every // block % processes == mine]
-    raise MPIException(ERR_ARG, f"distribution {distribution} is not known")
-
-
 def _positive(count: int) -> None:
     if count < 0:
         raise MPIException(ERR_COUNT, f"a count of {count} is negative")
@@ -603,7 +437,4 @@ def _datatype_decode(datatype: Datatype, mark: bool = False) -> tuple[Datatype, 
 
 DATATYPE_NULL: Datatype = Datatype()._name_constant("DATATYPE_NULL")
 
-__all__ = [
-    "DATATYPE_NULL", "Datatype", "_datatype_create", "_datatype_decode",
-    *(name for name in list(globals()) if name.startswith(("COMBINER_", "DISTRIBUTE_", "ORDER_"))),
-]  # fmt: skip
+__all__ = ["DATATYPE_NULL", "Datatype", "_datatype_create", "_datatype_decode"]

@@ -100,15 +100,15 @@ class Status:
 
     def Get_count(self, datatype: Datatype = BYTE) -> int:
         """Elements received; UNDEFINED if the bytes are no whole number of them."""
-        return datatype.count_of(self._fields[_NBYTES])
+        return datatype._live.count_of(self._fields[_NBYTES])
 
     def Get_elements(self, datatype: Datatype) -> int:
         """Basic elements received; UNDEFINED if one of them is not whole."""
-        return datatype.elements_of(self._fields[_NBYTES])
+        return datatype._live.elements_of(self._fields[_NBYTES])
 
     def Set_elements(self, datatype: Datatype, count: int) -> None:
         """Set the length as `count` basic elements."""
-        self._fields[_NBYTES] = datatype.bytes_of(count)
+        self._fields[_NBYTES] = datatype._live.bytes_of(count)
 
     def Is_cancelled(self) -> bool:
         """Whether the request was cancelled."""

@@ -190,7 +190,7 @@ def test_sizes_and_bounds(of: Naive) -> None:
     assert of.mpi.Get_extent() == (of.lb, of.extent)
     true = (min(of.bytes), max(of.bytes) + 1 - min(of.bytes)) if of.bytes else (0, 0)
     assert of.mpi.Get_true_extent() == true
-    assert of.mpi.elements_of(of.mpi.size) == (len(of.kinds) if of.bytes else 0)
+    assert of.mpi._live.elements_of(of.mpi.size) == (len(of.kinds) if of.bytes else 0)
 
 
 @props
