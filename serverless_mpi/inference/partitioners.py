@@ -10,7 +10,6 @@ Source: Demirci and Ferhatosmanoglu, "Partitioning Sparse Deep Neural Networks f
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -202,7 +201,7 @@ def _cost(model: Model, chosen: Owners, parts: int) -> int:
 def _library() -> Any:
     import mtkahypar
 
-    return mtkahypar.initialize(os.cpu_count() or 1, False)
+    return mtkahypar.initialize(1, False)  # a layer is small, and threads that wait for each other cost more than they bring
 
 
 def _readers(matrix: SparseRows, chosen: Owners, parts: int) -> Owners:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ def test_what_does_not_fit_is_named() -> None:
         partition.build(network, partition.make(networks.random(96, 2), 2, "block"), 0)
     with pytest.raises(ValueError, match="layer 1 has 3 rows and 64 columns"):
         partition.make([network[0], network[1].rows(0, 3)], 2)
+
+
+def test_the_partitioner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mtkahypar", None)
+    with pytest.raises(ValueError, match=r"pip install 'serverless-mpi\[hypergraph\]'; or use greedy"):
+        partition.make(networks.random(64, 1), 2, "hypergraph")
 
 
 def test_twins_are_computed_once_and_sent_once() -> None:
