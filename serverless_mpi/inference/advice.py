@@ -50,7 +50,10 @@ def survey(
                         found.append(forecast)
     if not found:
         plan.check_memory(work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb)
-        raise UsageError(f"no way takes less than the {place.limit_s:g} s that a worker of {place.name} may run; cut the samples into several runs")
+        raise UsageError(
+            f"no way takes less than the {place.limit_s:g} s that a worker of {place.name} may run; "
+            "cut the samples into several runs"
+        )
     return sorted(found, key=lambda one: (one.usd, one.seconds))
 
 
@@ -91,7 +94,7 @@ def _why(knee: plan.Forecast, forecasts: Sequence[plan.Forecast], work: plan.Wor
         than = f" (one worker: {min(lone, key=lambda one: one.seconds).seconds:.3g} s)" if lone else ""
         return f"{size} and fits one worker, so samples are dealt out and nothing is exchanged{than}."
     if not whole:
-        return f"{size} and its activations do not fit one worker, so its rows are dealt out; {way.channel} costs the least of the exchanges."
+        return f"{size} and its activations do not fit one worker, so its rows are dealt out; {way.channel} costs least."
     best = min(whole, key=lambda one: one.usd * one.seconds)
     return (
         f"loading all of it ({size}) into every worker would cost more: {best.way.name} takes {best.seconds:.3g} s and "

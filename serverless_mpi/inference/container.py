@@ -116,7 +116,9 @@ def _section(file: str, body: memoryview, section: Sequence[Any]) -> tuple[str, 
     nbytes = kind.itemsize * int(np.prod(shape, dtype=np.int64))
     data = body[offset : offset + nbytes]
     if data.nbytes != nbytes or _digest(data) != digest:
-        raise StoreError(f"{file} is damaged: its section {name!r} does not have the checksum it was written with; write it again")
+        raise StoreError(
+            f"{file} is damaged: its section {name!r} does not have the checksum it was written with; write it again"
+        )
     return name, np.frombuffer(data, kind).reshape(shape).astype(np.dtype(wanted).newbyteorder("="), copy=False)
 
 
@@ -205,7 +207,9 @@ class Bucket(Medium):
 
     def _refuse(self, error: ChannelError) -> StoreError:
         if "NoSuchBucket" in str(error):
-            return StoreError(f"no bucket {self._bucket!r} at {self._where}: make it first, or give the option --make-bucket to `smpi-infer store`")
+            return StoreError(
+                f"no bucket {self._bucket!r} at {self._where}: make it first, or give `smpi-infer store` --make-bucket"
+            )
         return StoreError(str(error))
 
     def put(self, name: str, pieces: Sequence[memoryview]) -> None:
@@ -251,7 +255,9 @@ class Bucket(Medium):
         try:
             s3 = control.client("s3", None if self._where == AWS else self._where, self._region)
             if self._bucket not in [one["Name"] for one in s3.list_buckets()["Buckets"]]:
-                where = {} if self._region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+                where = (
+                    {} if self._region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+                )
                 s3.create_bucket(Bucket=self._bucket, **where)
         except Exception as error:  # botocore has no common base of its own and the socket's errors
             raise StoreError(f"{self._where} did not make bucket {self._bucket!r}: {error}") from error
@@ -280,6 +286,7 @@ def medium(url: str | Path, endpoint: str | None = None, region: str = "us-east-
         raise UsageError(f"{text} is neither a folder nor s3://bucket/prefix")
     if endpoint is None:
         raise UsageError(
-            f"{text}: name where that bucket is: --endpoint URL of an emulator, or --endpoint {AWS} for AWS itself, which bills its requests"
+            f"{text}: name where that bucket is: --endpoint URL of an emulator, or --endpoint {AWS} for AWS itself, "
+            "which bills its requests"
         )
     return Bucket(bucket, prefix.strip("/"), endpoint, region, meter or Meter())

@@ -45,5 +45,7 @@ def measured(work: Work, network: Layers, images: NDArray[np.float32], bias: flo
         if time.perf_counter() - started > BUDGET_S:
             break
     if not took:
-        raise UsageError(f"fewer than {LEAST} of the first {total} images live: too few to time the kernel; give more, or --rate")
+        raise UsageError(
+            f"fewer than {LEAST} of the first {total} images live: too few to time the kernel; give more, or --rate"
+        )
     return replace(work, living=tuple(living), wire_bytes=nbytes / max(1.0, activations)), edges / took

@@ -47,7 +47,7 @@ def html(record: Mapping[str, Any]) -> str:
         (f"{took:.3g} s", "first layer to answer"),
         (f"{record['bill']['total_usd']:.3g} $", "in all"),
         (f"{record['bill']['communication_usd']:.3g} $", "communication"),
-        (_bytes(float(report.by_layer(record, 'nbytes').sum())), "sent"),
+        (_bytes(float(report.by_layer(record, "nbytes").sum())), "sent"),
         (f"{int(sum(row['requests'] for worker in record['workers'] for row in worker['requests'].values())):,}", "requests"),
         (f"{report.rate(record) / 1e9:,.3g} G", "edges a second"),
         (f"{max(worker['peak_mb'] for worker in record['workers']):,.0f} MB", "peak of a worker"),
@@ -75,7 +75,9 @@ def html(record: Mapping[str, Any]) -> str:
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title(record))}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+        f"<title>{escape(report.title(record))}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
     )
 
 
@@ -119,7 +121,7 @@ def _bars(series: Sequence[Numbers], names: Sequence[tuple[str, str]], unit: Any
             y -= high
             if high > 0:
                 parts.append(
-                    f'<rect x="{LEFT + column * each:.2f}" y="{y:.2f}" width="{max(each - (each > 3), .5):.2f}" height="{high:.2f}" fill="var({colour})"/>'
+                    f'<rect x="{LEFT + column * each:.2f}" y="{y:.2f}" width="{max(each - (each > 3), 0.5):.2f}" height="{high:.2f}" fill="var({colour})"/>'
                 )
         parts.append("</g>")
     return "".join(parts) + _layer_axis(layers, TOP + HEIGHT) + "</svg>"
@@ -128,7 +130,8 @@ def _bars(series: Sequence[Numbers], names: Sequence[tuple[str, str]], unit: Any
 def _layer_axis(layers: int, y: float) -> str:
     step = max(1, int(_step(max(layers, 2))))
     marks = "".join(
-        f'<text x="{LEFT + (layer + 0.5) * WIDTH / layers:.1f}" y="{y + 15:.0f}" text-anchor="middle">{layer}</text>' for layer in range(0, layers, step)
+        f'<text x="{LEFT + (layer + 0.5) * WIDTH / layers:.1f}" y="{y + 15:.0f}" text-anchor="middle">{layer}</text>'
+        for layer in range(0, layers, step)
     )
     return marks + f'<text x="{LEFT + WIDTH / 2}" y="{y + 31:.0f}" text-anchor="middle">layer</text>'
 
@@ -149,7 +152,7 @@ def _map(seconds: Numbers, workers: Sequence[Mapping[str, Any]]) -> str:
             parts.append(f'<text x="{LEFT - 8}" y="{y + high / 2 + 4:.1f}" text-anchor="end">worker {worker["rank"]}</text>')
         for column, value in enumerate(cells[row]):
             parts.append(
-                f'<rect x="{LEFT + column * each:.2f}" y="{y:.1f}" width="{each + .1:.2f}" height="{high - 1:.1f}" '
+                f'<rect x="{LEFT + column * each:.2f}" y="{y:.1f}" width="{each + 0.1:.2f}" height="{high - 1:.1f}" '
                 f'fill="rgba(var(--heat), {0.04 + 0.96 * float(value) / top:.3f})"><title>worker {worker["rank"]}, '
                 f"{_layer_name(column, width, layers)}: {_seconds(float(value))}</title></rect>"
             )
@@ -162,13 +165,23 @@ def _split(shares: Sequence[tuple[str, str, float]]) -> str:
     x, parts = 0.0, [f'<svg viewBox="0 0 {WIDTH} 34" role="img">']
     for name, colour, value in shares:
         wide = value / total * WIDTH
-        parts.append(f'<rect x="{x:.2f}" y="4" width="{wide:.2f}" height="26" fill="var({colour})"><title>{name}: {value:.6f} $</title></rect>')
+        parts.append(
+            f'<rect x="{x:.2f}" y="4" width="{wide:.2f}" height="26" fill="var({colour})"><title>{name}: {value:.6f} $</title></rect>'
+        )
         x += wide
-    return "".join(parts) + "</svg>" + _key([(f"{name} {value:.6f} $, {value / total:.0%}", colour) for name, colour, value in shares])
+    return (
+        "".join(parts)
+        + "</svg>"
+        + _key([(f"{name} {value:.6f} $, {value / total:.0%}", colour) for name, colour, value in shares])
+    )
 
 
 def _key(entries: Sequence[tuple[str, str]]) -> str:
-    return '<p class="key">' + "".join(f'<span><i style="background: var({colour})"></i>{escape(name)}</span>' for name, colour in entries) + "</p>"
+    return (
+        '<p class="key">'
+        + "".join(f'<span><i style="background: var({colour})"></i>{escape(name)}</span>' for name, colour in entries)
+        + "</p>"
+    )
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

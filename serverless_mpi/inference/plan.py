@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from serverless_mpi.channels import direct, hybrid, object, queue
 from serverless_mpi.channels.base import Figures
 from serverless_mpi.errors import UsageError
-from serverless_mpi.inference.cost import BilledModel, Bill, Use
+from serverless_mpi.inference.cost import Bill, BilledModel, Use
 from serverless_mpi.inference.networks import COPIES, DEGREE
 from serverless_mpi.launch import tree
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
@@ -84,7 +84,7 @@ class Work:
         """The same shape with weights of their own and samples that all live."""
         rows = layers * neurons
         return cls(
-            neurons, layers, samples, DEGREE * rows, rows * (DEGREE * (6 if neurons <= 1 << 16 else 8) + 8), (1.0,), RANDOM_WIRE_BYTES
+            neurons, layers, samples, DEGREE * rows, rows * (DEGREE * 6 + 8), (1.0,), RANDOM_WIRE_BYTES
         )  # fmt: skip
 
     def alive(self) -> Floats:
@@ -236,7 +236,8 @@ def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0
     fitting = least_parts(work, memory_mb, base_mb)
     remedy = f"{fitting} parts would fit" if fitting else f"no number of parts fits; a worker needs more than {memory_mb:g} MB"
     raise UsageError(
-        f"a worker of {memory_mb:g} MB cannot hold 1/{parts} of this model: it needs {needed:,.0f} MB with {LEAST_BATCH} samples; {remedy}"
+        f"a worker of {memory_mb:g} MB cannot hold 1/{parts} of this model: it needs {needed:,.0f} MB with {LEAST_BATCH} samples; "
+        + remedy
     )
 
 
@@ -252,7 +253,9 @@ def predict(work: Work, place: Place, way: Way, model: BilledModel) -> Forecast 
     samples = work.samples / way.replicas
     alive = work.alive() * samples
     a_layer = work.nonzeros / work.layers / way.parts * alive / (place.edges_s * place.vcpus(way.memory_mb, way.workers))
-    start = place.start_s + tree.seconds(way.workers, _branching(way.workers, place.start_s, place.call_s), place.start_s, place.call_s)
+    start = place.start_s + tree.seconds(
+        way.workers, _branching(way.workers, place.start_s, place.call_s), place.start_s, place.call_s
+    )
     loaded = work.weight_bytes / way.parts + work.neurons * samples / way.parts / 8
     latency = place.channels["object"].latency_s
     load = latency + loaded / place.load_Bps

@@ -109,19 +109,35 @@ def bill_line(record: Mapping[str, Any]) -> str:
     """Dollars by service."""
     bill, prices = record["bill"], record["prices"]
     shares = ", ".join(f"{name} {bill[f'{name}_usd']:.6f}" for name in SERVICES)
-    return (
-        f"{bill['total_usd']:.6f} dollars ({shares}), as functions of {prices['memory_mb']:g} MB in {prices['region']}, prices of {prices['dated']}"
-    )
+    where = f"as functions of {prices['memory_mb']:g} MB in {prices['region']}, prices of {prices['dated']}"
+    return f"{bill['total_usd']:.6f} dollars ({shares}), {where}"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Right-aligned columns; floats with 3 decimals, integers with separators."""
-    body = [[f"{cell:,.3f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    body = [
+        [f"{cell:,.3f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row]
+        for row in rows
+    ]
     widths = [max(len(line[column]) for line in [list(heads), *body]) for column in range(len(heads))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [list(heads), *body])
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [list(heads), *body]
+    )
 
 
-WORKER_HEADS = ("worker", "load s", "compute s", "send s", "wait s", "rows", "nonzeros", "bytes", "messages", "requests", "peak MB")
+WORKER_HEADS = (
+    "worker",
+    "load s",
+    "compute s",
+    "send s",
+    "wait s",
+    "rows",
+    "nonzeros",
+    "bytes",
+    "messages",
+    "requests",
+    "peak MB",
+)
 LAYER_HEADS = ("layer", "compute s", "send s", "wait s", "rows", "nonzeros", "bytes", "messages", "requests", "living")
 
 
@@ -155,10 +171,11 @@ def layer_rows(record: Mapping[str, Any]) -> list[list[Any]]:
 def summary(record: Mapping[str, Any]) -> str:
     """A table of the workers, and what all of it took and would cost."""
     took = seconds_of(record)
+    loaded = max(worker["load_s"] for worker in record["workers"])
     return "\n".join(
         [
             table(WORKER_HEADS, worker_rows(record)),
-            f"{took:.3f} s, {rate(record) / 1e9:,.2f} G edges/s; model loaded in {max(worker['load_s'] for worker in record['workers']):.3f} s",
+            f"{took:.3f} s, {rate(record) / 1e9:,.2f} G edges/s; model loaded in {loaded:.3f} s",
             bill_line(record),
         ]
     )
@@ -169,7 +186,9 @@ def text(record: Mapping[str, Any]) -> str:
     requests = merge([worker["requests"] for worker in record["workers"]])
     parts = [title(record), summary(record)]
     if requests:
-        rows = [[name, row["requests"], row["billed"], row["messages"], row["nbytes"]] for name, row in sorted(requests.items())]
+        rows = [
+            [name, row["requests"], row["billed"], row["messages"], row["nbytes"]] for name, row in sorted(requests.items())
+        ]
         parts.append(table(("operation", "requests", "billed", "messages", "bytes"), rows))
     parts.append(table(LAYER_HEADS, layer_rows(record)))
     return "\n\n".join(parts)

@@ -89,7 +89,7 @@ def parse(line: bytes) -> Query | None:
     try:
         text = json.loads(line)
     except ValueError as error:
-        raise UsageError(f"a query is a line of JSON such as {{\"images\": \"file.tsv\"}}: {error}") from None
+        raise UsageError(f'a query is a line of JSON such as {{"images": "file.tsv"}}: {error}') from None
     if not isinstance(text, dict) or not text.keys() <= FIELDS:
         raise UsageError(f"a query is a JSON object with some of {', '.join(sorted(FIELDS))}")
     if text.get("status"):
@@ -127,7 +127,11 @@ class Service:
             full = self.waiting.qsize() >= self._options.queue
             if self.stopping or full:
                 self.counts["refused"] += 1
-                told = "the service is stopping" if self.stopping else f"{self._options.queue} queries wait already; ask again later"
+                told = (
+                    "the service is stopping"
+                    if self.stopping
+                    else f"{self._options.queue} queries wait already; ask again later"
+                )
                 return {"error": told}
             self.waiting.put_nowait(query)
         reply = query.reply.result()
@@ -352,7 +356,11 @@ def serve(comm: Any, options: argparse.Namespace) -> int:
         try:
             server.service = service
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            print(f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} workers: ready at {options.socket}", flush=True)
+            print(
+                f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} workers: "
+                f"ready at {options.socket}",
+                flush=True,
+            )
             ending.wait()
             print("smpi-infer: stopping", file=sys.stderr, flush=True)
             service.stop()
@@ -379,7 +387,9 @@ def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
         try:
             connection.connect(path)
         except OSError as error:
-            raise UsageError(f"no service listens at {path} ({error.strerror or error}): start `smpi-infer serve --socket {path}`") from error
+            raise UsageError(
+                f"no service listens at {path} ({error.strerror or error}): start `smpi-infer serve --socket {path}`"
+            ) from error
         try:
             connection.sendall(json.dumps(question).encode() + b"\n")
             with connection.makefile("rb") as lines:

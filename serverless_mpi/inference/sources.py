@@ -174,10 +174,14 @@ def check_paths(options: argparse.Namespace) -> None:
     for name in ("store", "images", "partition", "categories", "output"):
         path = getattr(options, name)
         if path and not path.startswith("s3://"):
-            raise UsageError(f"--{name} {path}: workers on {options.platform} do not see this machine's files; use s3://bucket/...")
+            raise UsageError(
+                f"--{name} {path}: workers on {options.platform} do not see this machine's files; use s3://bucket/..."
+            )
     for path in options.report:
         if not path.startswith("s3://"):
-            raise UsageError(f"--report {path}: workers on {options.platform} do not see this machine's files; use s3://bucket/...")
+            raise UsageError(
+                f"--report {path}: workers on {options.platform} do not see this machine's files; use s3://bucket/..."
+            )
 
 
 def own_images(options: argparse.Namespace, mine: Model, part: int, replica: int) -> tuple[Floats, int]:

@@ -39,9 +39,9 @@ _FIELDS = tuple(field.name for field in fields(Part))
 class Index:
     """What a store holds.
 
-    model, layout: fingerprints of network and partition; nonzeros: of the network; stored: of the parts, which have equal rows
-    once; nbytes: of all part files; rows: activation rows sent, of all layers and parts; first, last: owner of each neuron before the first and behind the last
-    layer, (neurons,) uint16.
+    model, layout: fingerprints of network and partition; nonzeros: of the network; stored: of the parts, which have equal
+    rows once; nbytes: of all part files; rows: activation rows sent, of all layers and parts; first, last: owner of each
+    neuron before the first and behind the last layer, (neurons,) uint16.
     """
 
     name: str
@@ -151,7 +151,13 @@ def write_model(
             for mine, part in zip(made, layer, strict=True):
                 mine.append(part)
         for number, mine in zip(group, made, strict=True):
-            facts: dict[str, Any] = {"model": model, "layout": shape, "part": number, "parts": partition.parts, "layers": len(mine)}
+            facts: dict[str, Any] = {
+                "model": model,
+                "layout": shape,
+                "part": number,
+                "parts": partition.parts,
+                "layers": len(mine),
+            }
             pieces = pack("a part of a model", facts, _flat(mine))
             medium.put(part_name(number), pieces)
             nbytes += sum(piece.nbytes for piece in pieces)
@@ -160,8 +166,8 @@ def write_model(
             progress(number + 1, partition.parts)
     facts = {
         "name": name, "neurons": partition.neurons, "layers": len(partition.owners) - 1, "parts": partition.parts,
-        "method": partition.method, "bias": bias, "cap": cap, "nonzeros": nonzeros, "stored": stored, "nbytes": nbytes, "rows": rows,
-        "model": model, "layout": shape,
+        "method": partition.method, "bias": bias, "cap": cap, "nonzeros": nonzeros, "stored": stored, "nbytes": nbytes,
+        "rows": rows, "model": model, "layout": shape,
     }  # fmt: skip
     arrays = {"first": partition.owners[0], "last": partition.owners[-1]}
     medium.put(INDEX, pack("a model's index", facts, arrays))
@@ -286,6 +292,8 @@ def check_images(x: Any, neurons: int) -> None:
         told = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise UsageError(f"images are a float32 matrix of {neurons} rows, one column a sample, not {told}")
     if x.shape[0] != neurons or not x.shape[1]:
-        raise UsageError(f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of {neurons} pixels")
+        raise UsageError(
+            f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of {neurons} pixels"
+        )
     if not np.isfinite(x).all():
         raise UsageError("images have NaN or infinity")

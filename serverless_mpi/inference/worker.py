@@ -1,4 +1,4 @@
-"""What a rank of `smpi-infer run` does: it loads its part, runs its replica's samples through, and rank 0 puts the answer together.
+"""What a rank of `smpi-infer run` does: it loads its part and runs its replica's samples through; rank 0 has the answer.
 
 Ranks 0..P-1 are the parts of replica 0, the next P those of replica 1, and so on; a replica has its share of the samples.
 It sees `MPI.COMM_WORLD` and nothing of where that comes from, so the same file runs under smpirun, on Lambda and under mpirun.
@@ -199,7 +199,16 @@ def run(comm: Any, options: argparse.Namespace) -> int:
     after = requests()
     bar.close()
 
-    record = _record(comm, mine, options, total, batches, np.vstack([layers, counted.by_layer]), (loaded, seconds), _difference(before, after))
+    record = _record(
+        comm,
+        mine,
+        options,
+        total,
+        batches,
+        np.vstack([layers, counted.by_layer]),
+        (loaded, seconds),
+        _difference(before, after),
+    )
     start, stop = sources.share(total, options.replicas, replica)
     found = comm.gather(None if own_answer is None else (start, own_answer))
     whole = None

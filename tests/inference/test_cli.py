@@ -122,7 +122,9 @@ def test_a_network_of_files(truth: list[str], images: Path, tmp_path: Path) -> N
 
 def test_reports_add_up(images: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"report{suffix}" for suffix in report.SUFFIXES]
-    done = infer("run", "-n", 3, "--channel", "queue", *NET, "--images", images, *(word for path in paths for word in ("--report", path)))
+    done = infer(
+        "run", "-n", 3, "--channel", "queue", *NET, "--images", images, *(word for path in paths for word in ("--report", path))
+    )
     assert done.returncode == 0, done.stderr
     record = report.read(tmp_path / "report.json")
     assert record["job"] | {"memory_mb": 0} == {
@@ -214,7 +216,21 @@ def test_the_forecast_of_requests_is_what_a_run_makes(images: Path, tmp_path: Pa
 def test_a_bar_by_layers_and_batches_on_a_terminal_only(images: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "serverless_mpi.inference", "run", "-n", "2", "--channel", "direct", *NET, "--images", str(images), "--batches", "2"]
+    words = [
+        sys.executable,
+        "-m",
+        "serverless_mpi.inference",
+        "run",
+        "-n",
+        "2",
+        "--channel",
+        "direct",
+        *NET,
+        "--images",
+        str(images),
+        "--batches",
+        "2",
+    ]
     done = subprocess.run(words, stderr=theirs, stdout=subprocess.PIPE, text=True, timeout=GIVE_UP_S, cwd=ROOT)
     os.close(theirs)
     shown = b""

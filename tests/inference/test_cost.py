@@ -43,7 +43,9 @@ def test_the_papers_formula_by_hand() -> None:
 
 
 def test_every_billed_request_counts() -> None:
-    prices = Prices("2026-01-01", "nowhere", {"sqs": 1.0, "sns": 2.0, "s3.PUT": 4.0, "s3.DELETE": 0.0, "lambda": 8.0}, {"arm64": 16.0})
+    prices = Prices(
+        "2026-01-01", "nowhere", {"sqs": 1.0, "sns": 2.0, "s3.PUT": 4.0, "s3.DELETE": 0.0, "lambda": 8.0}, {"arm64": 16.0}
+    )
     meter = Meter()
     meter.count("sqs", "ReceiveMessage", 1, 0)  # an empty receive
     meter.count("sqs", "ReceiveMessage", 1, 65537)  # two chunks

@@ -67,7 +67,11 @@ def test_parts_come_back_and_run(place: Medium) -> None:
 def test_inputs_of_any_values(tmp_path: Path) -> None:
     place = Folder(tmp_path)
     index = written(place)
-    for name, x in (("bits", IMAGES), ("grey", IMAGES * np.float32(0.3)), ("real", np.random.default_rng(1).random((96, 9), np.float32))):
+    for name, x in (
+        ("bits", IMAGES),
+        ("grey", IMAGES * np.float32(0.3)),
+        ("real", np.random.default_rng(1).random((96, 9), np.float32)),
+    ):
         store.write_inputs(place, index, name, x)
         for part in range(3):
             assert store.load_inputs(place, index, name, part).tobytes() == x[index.first == part].tobytes()

@@ -36,7 +36,9 @@ def script(tmp_path: Path):  # type: ignore[no-untyped-def]
     return write
 
 
-@pytest.mark.parametrize("size, branching, channel", [(7, 2, "direct"), (6, 1, "direct"), (5, 8, "direct"), (6, 2, "queue"), (1, 3, "direct")])
+@pytest.mark.parametrize(
+    "size, branching, channel", [(7, 2, "direct"), (6, 1, "direct"), (5, 8, "direct"), (6, 2, "queue"), (1, 3, "direct")]
+)
 def test_children_start_after_their_parents(script, size: int, branching: int, channel: str) -> None:  # type: ignore[no-untyped-def]
     done = smpirun("-n", size, "--channel", channel, "--branching", branching, script(STARTS))
     assert done.returncode == 0, done.stderr
@@ -49,19 +51,25 @@ def test_children_start_after_their_parents(script, size: int, branching: int, c
 
 
 def test_ranks_that_end_at_once_leave_no_child_behind(script) -> None:  # type: ignore[no-untyped-def]
-    done = smpirun("-n", 7, *DIRECT, "--branching", 2, script("import os\nprint(os.environ['SMPI_RANK'], 'SMPI_BEGUN' in os.environ)\n"))
+    done = smpirun(
+        "-n", 7, *DIRECT, "--branching", 2, script("import os\nprint(os.environ['SMPI_RANK'], 'SMPI_BEGUN' in os.environ)\n")
+    )
     assert done.returncode == 0 and sorted(done.stdout.splitlines()) == [f"{rank} False" for rank in range(7)]
 
 
 @pytest.mark.parametrize("failing", [0, 2, 6])
 def test_the_first_failing_rank_ends_the_job(script, failing: int) -> None:  # type: ignore[no-untyped-def]
-    prog = script(f"import sys\nfrom serverless_mpi import MPI\nc = MPI.COMM_WORLD\nif c.rank == {failing}: sys.exit(7)\nc.recv(source=c.rank)\n")
+    prog = script(
+        f"import sys\nfrom serverless_mpi import MPI\nc = MPI.COMM_WORLD\nif c.rank == {failing}: sys.exit(7)\nc.recv(source=c.rank)\n"
+    )
     done = smpirun("-n", 7, *DIRECT, "--branching", 2, prog)
     assert done.returncode == 7 and f"rank {failing}" in done.stderr
 
 
 def test_ctrl_c_stops_everything(script) -> None:  # type: ignore[no-untyped-def]
-    prog = script("import os\nfrom serverless_mpi import MPI\nprint(os.getpid(), flush=True)\nMPI.COMM_WORLD.recv(source=MPI.COMM_WORLD.rank)\n")
+    prog = script(
+        "import os\nfrom serverless_mpi import MPI\nprint(os.getpid(), flush=True)\nMPI.COMM_WORLD.recv(source=MPI.COMM_WORLD.rank)\n"
+    )
     words = [sys.executable, "-m", "serverless_mpi.launch", "-n", "3", *DIRECT, "--branching", "1", str(prog)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
         assert job.stdout is not None
