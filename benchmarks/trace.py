@@ -87,10 +87,10 @@ def run() -> list[Row]:
                 Row(f"on: {what}", 1e6 * statistics.median(on) / turns, "us CPU", ratio, spread(ratios), "< 1.05", ratio < 1.05, reason)
             )
     # off, a call is the function itself: the wrappers are put there when a rank begins with tracing on
-    from serverless_mpi.api.comm import Intracomm
+    from serverless_mpi import MPI
     from serverless_mpi.runtime import Runtime
 
-    functions = [call for kind in (Intracomm, Runtime) for base in kind.__mro__ for call in vars(base).values()]
+    functions = [call for kind in (MPI.Intracomm, Runtime) for base in kind.__mro__ for call in vars(base).values()]
     wrapped = sum(getattr(call, "__code__", run.__code__).co_filename.endswith("serverless_mpi/trace.py") for call in functions)
     rows.append(Row("off: functions that are wrapped", wrapped, "", None, "", "0: nothing to pay", wrapped == 0))
     return rows
