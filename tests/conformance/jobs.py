@@ -14,10 +14,7 @@ from tests.conformance import suite
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parent.parent.parent
-# what runs besides the cases: starting the ranks, importing the module, ending
-START_S = 60.0
-# a module has less than a thousand cases, and no more than a few hang
-MOST_SECONDS = 3600.0
+MOST_SECONDS = 6 * 3600.0  # of a module: the ranks end hanging cases themselves, so this is never reached
 _WORST = ("fail", "skip", "pass")
 
 
