@@ -181,7 +181,8 @@ def _plan(options: argparse.Namespace) -> int:
     from serverless_mpi.inference.cost import BilledModel
     from serverless_mpi.metering import Prices
 
-    samples = sources.samples(options)
+    named = options.images or options.input
+    samples = sources.samples(options) if named or not options.samples else options.samples  # a plan needs no images
     work, _ = sources.describe(options, samples)
     place = plan.place(options.platform)
     if options.measure:

@@ -34,6 +34,7 @@ PANELS = 3  # of activations that a worker holds: its own rows, those of its pee
 LEAST_BATCH = 32  # samples; the kernel's panel
 
 EDGES_S = 2e9  # measured 1.4 to 3.7e9 on a core of an EPYC with neighbours; a vCPU is half a core
+LAYER_S = 1e-3  # of a vCPU, for what is not the kernel in a layer of a batch: Python, panels, codec; measured
 # How the answer to the challenge's images thins out: the part of the samples that lives before each layer, measured on its
 # first 10,000 images at N = 1024; larger nets lose theirs a little sooner.  The last figure holds from there on.
 RADIX_LIVING = (1.0, 0.92, 0.68, 0.4, 0.22, 0.13, 0.08, 0.055, 0.045, 0.04, 0.037)
@@ -252,7 +253,8 @@ def predict(work: Work, place: Place, way: Way, model: BilledModel) -> Forecast 
         return None
     samples = work.samples / way.replicas
     alive = work.alive() * samples
-    a_layer = work.nonzeros / work.layers / way.parts * alive / (place.edges_s * place.vcpus(way.memory_mb, way.workers))
+    vcpus = place.vcpus(way.memory_mb, way.workers)
+    a_layer = work.nonzeros / work.layers / way.parts * alive / (place.edges_s * vcpus) + cut * LAYER_S / min(1.0, vcpus)
     start = place.start_s + tree.seconds(
         way.workers, _branching(way.workers, place.start_s, place.call_s), place.start_s, place.call_s
     )

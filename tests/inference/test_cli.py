@@ -157,6 +157,8 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(found[name]["parts"] == found[name]["replicas"] == 1 for name in ("cheapest", "fastest", "knee"))
+    assert main(["plan", "--samples", "10000"]) == 0
+    assert "10,000 images" in capsys.readouterr().out
     assert main(["plan", "--measure", *NET[:6], "--all"]) == 2  # digits are no images of 96 pixels
     assert main(["plan", "--measure", "--samples", "512", "--layers", "3", "--rate", "1e9"]) == 0
     told = capsys.readouterr().out
