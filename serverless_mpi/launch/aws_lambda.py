@@ -36,6 +36,7 @@ WITHOUT_PLATFORM = ("direct", "memory")  # a function takes no connections, and 
 NEEDS_QUEUES = ("queue", "hybrid")
 LISTEN_S = 2  # of one request: a signal is answered after it
 APPEAR_S = 30.0  # no rank came up for this long, and some are missing: they never will
+EMULATOR_APPEAR_S = 180.0  # its functions begin on the cores of this machine, all at once
 LATE_S = 75.0  # an event that no function was free for is given up after 60 s; a rank that begins late sees that the job is over
 LAST_WORDS_S = 12.0  # for the other ranks to see that the job is over (2 s), stop (3 s) and say so
 
@@ -299,7 +300,7 @@ class Job:
         if time.time() > self._until:
             number = next(number for number, rank in enumerate(self._ranks) if not rank.ended)
             self._failure = (EXIT_TIMEOUT, f"rank {number} did not tell its end in the time that a function has; `smpi logs` may")
-        if quiet_s < APPEAR_S:
+        if quiet_s < (APPEAR_S if self._plan.endpoint is None else EMULATOR_APPEAR_S):
             return
         branching = self._plan.branching or tree.choose(self.spec.size)
         for number, rank in enumerate(self._ranks):

@@ -72,10 +72,11 @@ def test_hello_on_16_ranks_with_its_bill(deployed: Deployed) -> None:
 
 @pytest.mark.parametrize("channel", ["queue", "object", "hybrid"])
 def test_collectives(deployed: Deployed, channel: str) -> None:
-    done = deployed.run("-n", 4, "--channel", channel, "--branching", 2, "examples/sample_sort.py")
+    size = RANKS if channel == "hybrid" else 4
+    done = deployed.run("-n", size, "--channel", channel, "--branching", 3, "examples/sample_sort.py")
     assert done.returncode == 0, done.stderr
     local = subprocess.run(
-        [sys.executable, "-m", "serverless_mpi.launch", "-n", "4", "--channel", "direct", "examples/sample_sort.py"],
+        [sys.executable, "-m", "serverless_mpi.launch", "-n", str(size), "--channel", "direct", "examples/sample_sort.py"],
         capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT,
     )  # fmt: skip
     assert done.stdout == local.stdout and local.returncode == 0
@@ -87,7 +88,7 @@ def test_the_sparse_dnn_is_right_to_the_last_bit(deployed: Deployed, tmp_path: P
     rng = np.random.default_rng(7)
     np.savez(tmp_path / "images.npz", images=(rng.random((40, 1024)) < 0.2).astype(np.float32))
     done = deployed.run(
-        "-n", 4, tmp_path / "sparse_dnn.py", "--net", "random", "--layers", 6, "--images", "images.npz"
+        "-n", RANKS, tmp_path / "sparse_dnn.py", "--net", "random", "--layers", 6, "--images", "images.npz"
     )
     assert done.returncode == 0, done.stderr
     assert "serial kernel: the same to the last bit" in done.stdout
