@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 
 PREFIX = "smpi-"
+_OF_JOB = re.compile(PREFIX + r"([0-9a-f]{16})(?:-|$)")
 VISIBILITY_S = 60  # a frame that was received but not stored comes again after this
 RETENTION_S = 86400  # what a killed launcher leaves is forgotten after a day
 _AT_ONCE = 8
@@ -152,13 +154,13 @@ def _remove_bucket(endpoint: str | None, region: str, bucket: str) -> int:
 
 
 def leftovers(endpoint: str | None, region: str) -> list[str]:
-    """Ids of the jobs that have queues, topics or buckets there."""
+    """Ids of the jobs that have queues, topics or buckets there; what a deployed stack owns has no job's id in its name."""
     with _explaining(endpoint, region):
         sqs, sns, s3 = (client(service, endpoint, region) for service in ("sqs", "sns", "s3"))
         names = [_name(url) for url in _paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=PREFIX)]
         names += [_name(topic["TopicArn"]) for topic in _paged(sns, "list_topics", "Topics")]
         names += [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
-        return sorted({name.split("-")[1] for name in names if name.startswith(PREFIX)})
+        return sorted({found.group(1) for found in map(_OF_JOB.match, names) if found})
 
 
 def remove(endpoint: str | None, region: str, job_id: str) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serverless_mpi.aws import control
 from serverless_mpi.deploy import pool
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
@@ -68,6 +69,10 @@ def test_hello_on_16_ranks_with_its_bill(deployed: Deployed) -> None:
     assert bill["operations"]["lambda.Invoke"]["requests"] == RANKS
     assert bill["usd"] == pytest.approx(bill["lambda_usd"] + bill["requests_usd"]) and bill["usd"] > 0
     assert not pool.held(deployed.stack) and not deployed.job_keys()
+
+
+def test_smpiruns_cleanup_leaves_a_stack_alone(deployed: Deployed) -> None:
+    assert control.leftovers(deployed.endpoint, "us-east-1") == []
 
 
 @pytest.mark.parametrize("channel", ["queue", "object", "hybrid"])
