@@ -81,6 +81,7 @@ class State:
         self.attached = Attached()
         self.constant: Comm | None = None  # the handle that is MPI.COMM_WORLD or MPI.COMM_SELF
         self.errhandler: Any = None
+        self.local: State | None = None  # this process's group alone, where one of two groups has been asked for it
         runtime.communicators[context] = self
 
     def count(self, key: Any) -> int:

@@ -124,8 +124,9 @@ def _commctx_inter(comm: Intercomm) -> tuple[Intercomm, int, Intracomm, bool]:
     mpi4py.util asks for it.
     """
     state, tag = internal(comm)
-    local = Intracomm._of(comm._child(state.ranks, "local", state.ranks))
-    return Intercomm._of(state), tag, local, state.ranks < state.peers
+    if state.local is None:  # made once: it numbers its collectives
+        state.local = comm._child(state.ranks, "local", state.ranks)
+    return Intercomm._of(state), tag, Intracomm._of(state.local), state.ranks < state.peers
 
 
 __all__ = ["Intercomm", "_commctx_inter"]

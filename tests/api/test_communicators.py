@@ -215,3 +215,14 @@ def test_a_rank_may_be_a_number_that_c_would_cut_to_one() -> None:
         assert request.wait() == "x"
 
     run(2, body)
+
+
+def test_the_group_alone_of_two_groups_numbers_its_collectives_on() -> None:
+    def body(c: Any) -> None:
+        half = c.rank // 2
+        inter = c.Split(half, c.rank).Create_intercomm(0, c, 2 - 2 * half)
+        for i in range(3):
+            _, _, local, _ = MPI._commctx_inter(inter)
+            assert local.bcast((half, i) if local.rank == 0 else None) == (half, i)
+
+    run(4, body)
