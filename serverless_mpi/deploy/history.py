@@ -16,7 +16,7 @@ from serverless_mpi.errors import UsageError
 from serverless_mpi.metering import Prices
 
 FOLLOW_S = 2.0
-STOP_S = 12.0  # for ranks to see that they are to stop (2 s), to stop, and to say so
+STOP_S = 20.0  # for ranks to see that they are to stop (2 s), to stop, and to say so
 _JOB = re.compile(r"[0-9a-f]{16}")
 
 

@@ -38,7 +38,7 @@ LISTEN_S = 2  # of one request: a signal is answered after it
 APPEAR_S = 30.0  # no rank came up for this long, and some are missing: they never will
 EMULATOR_APPEAR_S = 180.0  # its functions begin on the cores of this machine, all at once
 LATE_S = 75.0  # an event that no function was free for is given up after 60 s; a rank that begins late sees that the job is over
-LAST_WORDS_S = 12.0  # for the other ranks to see that the job is over (2 s), stop (3 s) and say so
+LAST_WORDS_S = 20.0  # for the other ranks to see that the job is over (2 s), stop (3 s) and say so
 
 
 class LambdaLauncher(Launcher):
@@ -176,9 +176,8 @@ class Job:
         }
         self.spec = replace(self.spec, settings=settings)
         self._console = stack.console(lease.console)
-        until = None if plan.timeout_s is None else time.time() + plan.timeout_s
         branching = plan.branching or tree.choose(plan.size)
-        order = Order(self.spec, tasks, self._function, branching, self._console, until, plan.timeout_s, plan.alias, site)
+        order = Order(self.spec, tasks, self._function, branching, self._console, plan.timeout_s, plan.alias, site)
         event = order.to_event()
         if len(event) > MAX_EVENT_BYTES:
             raise UsageError(

@@ -209,7 +209,7 @@ class Rank:
                     f"out of memory: the program used {child.peak_bytes >> 20} MB of the function's {self._memory >> 20} MB"
                     " (the rest is the function's own); smpi deploy --memory makes larger ones"
                 )
-            if self._order.until is not None and time.time() > self._order.until:
+            if self._order.limit_s is not None and now - self._began > self._order.limit_s:
                 return EXIT_TIMEOUT, f"ran longer than --timeout {self._order.limit_s:g} s"
             if now > self._limit - LAST_S:
                 return EXIT_TIMEOUT, f"time-out: the function's time is over after {self._limit - self._began:.0f} s"

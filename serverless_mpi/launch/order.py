@@ -54,10 +54,8 @@ class Order:
         How many children each rank starts.
     console
         URL of the queue that takes what the rank has to say.
-    until
-        When the job is to be over, in seconds of the epoch; None for the platform's limit.
     limit_s
-        The --timeout behind `until`, for the words.
+        How long the rank may run, in seconds from its own beginning, since clocks differ; None for the platform's limit.
     alias
         Programs that say `from mpi4py import MPI` get this package.
     site
@@ -69,7 +67,6 @@ class Order:
     function: str
     branching: int
     console: str
-    until: float | None = None
     limit_s: float | None = None
     alias: bool = True
     site: str | None = None
@@ -97,7 +94,7 @@ class Order:
         }  # fmt: skip
         rest = {
             name: getattr(self, name)
-            for name in ("function", "branching", "console", "until", "limit_s", "alias", "site")
+            for name in ("function", "branching", "console", "limit_s", "alias", "site")
         }  # fmt: skip
         tasks = [asdict(task) for task in self.tasks]
         return json.dumps({"job": public, "key": spec.key.hex(), "tasks": tasks, **rest}).encode()

@@ -53,7 +53,7 @@ def test_a_word_of_another_job_or_key_is_not_heard() -> None:
 def test_an_order_survives_its_event_and_a_broken_one_does_not_tell_the_key() -> None:
     spec = JobSpec(JOB, 0, 3, "queue", KEY, settings={"bucket": "b"})
     tasks = (Task("script", ("a.py", "x"), 1, "k"), Task("module", ("m",), 2, None, {"V": "1"}))
-    order = Order(spec, tasks, "f:live", 2, "url", 5.0, 4.0, False, "site")
+    order = Order(spec, tasks, "f:live", 2, "url", 4.0, False, "site")
     assert Order.from_event(json.loads(order.to_event())) == order
     assert [order.for_rank(rank).task.kind for rank in range(3)] == ["script", "module", "module"]
     broken = json.loads(order.to_event())
