@@ -564,10 +564,12 @@ class Runtime:
         try:
             self._channel.put(parcels)
         except BaseException as error:
+            self._lock.acquire()  # first: whoever sees the failure shall see the operations ended by it, too
             self._failure = self._failure or error
             raise
-        finally:
+        else:
             self._lock.acquire()
+        finally:
             self._putting -= len(parcels)
 
     def _send_loop(self) -> None:
