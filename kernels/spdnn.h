@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #define SPDNN_PANEL 32
+#define SPDNN_GROUP 4
 
 /* A block of rows.  Exactly one of col16, col32 is not NULL; values is NULL if all are `constant`; indptr (rows + 1)
  * is NULL if every row has `degree` entries. */
@@ -26,7 +27,12 @@ typedef struct {
     const uint32_t *col32;
     const float *values;
     float constant;
+    const uint8_t *shared; /* NULL, or a number for each whole SPDNN_GROUP rows: 1 if all have the same columns in the same
+                            * order, 2 if these are the columns of the group before as well, else 0 */
 } spdnn_matrix;
+
+/* What `shared` of w is, rows / SPDNN_GROUP numbers; how many are not 0. */
+int64_t spdnn_find_shared(const spdnn_matrix *w, uint8_t *shared);
 
 /* y = w x, or y += w x if accumulate; then if finish: y = min(max(y + bias where y != 0, 0), cap). */
 typedef struct {
@@ -52,6 +58,9 @@ int64_t spdnn_forward(const spdnn_matrix *layers, int64_t count, const float *x,
 /* C order to panel form and back; rows[i], unless rows is NULL, is the row of the panels that row i of x is. */
 void spdnn_to_panels(const float *x, int64_t count, int64_t samples, const int64_t *rows, float *panels, int64_t n);
 void spdnn_from_panels(const float *panels, int64_t n, int64_t samples, const int64_t *rows, float *x, int64_t count);
+
+/* Samples which[0] .. which[samples - 1] of n rows in panel form, to C order. */
+void spdnn_gather(const float *panels, int64_t n, const int64_t *which, int64_t samples, float *x);
 
 /* Samples keep[0] < keep[1] < ... of n rows in panel form, in place. */
 void spdnn_keep(float *panels, int64_t n, const int64_t *keep, int64_t kept);

@@ -58,7 +58,10 @@ typedef struct {
     uint16_t *col16;
     uint32_t *col32;
     float *values;
+    uint8_t *shared;
 } matrix;
+
+static int64_t shared_groups, repeated_groups, dying; /* of all cases: that they are tried at all */
 
 /* degree < 0: rows of any length. */
 static matrix random_matrix(int64_t rows, int64_t cols, int64_t degree, int wide, int constant)
@@ -72,7 +75,7 @@ static matrix random_matrix(int64_t rows, int64_t cols, int64_t degree, int wide
     w.col32 = memory(count, sizeof *w.col32);
     w.values = memory(count, sizeof *w.values);
     for (int64_t r = 0; r < rows; r++) {
-        const int again = degree >= 0 && r && chance() % 4; /* often the columns of the row before */
+        const int again = degree >= 0 && r && chance() % 16; /* often the columns of the row before */
         for (int64_t e = w.indptr[r]; e < w.indptr[r + 1]; e++) {
             w.col16[e] = again ? w.col16[e - degree] : (uint16_t)(chance() % (uint64_t)cols);
             w.col32[e] = w.col16[e];
@@ -82,10 +85,15 @@ static matrix random_matrix(int64_t rows, int64_t cols, int64_t degree, int wide
     w.m = (spdnn_matrix){.rows = rows, .cols = cols, .degree = degree < 0 ? 0 : degree,
                          .indptr = degree < 0 ? w.indptr : NULL, .col16 = wide ? NULL : w.col16,
                          .col32 = wide ? w.col32 : NULL, .values = constant ? NULL : w.values, .constant = 0.4375f};
+    w.shared = memory(rows / SPDNN_GROUP, 1);
+    const int64_t groups = spdnn_find_shared(&w.m, w.shared);
+    for (int64_t g = 0; g < rows / SPDNN_GROUP; g++)
+        shared_groups += w.shared[g] != 0, repeated_groups += w.shared[g] == 2;
+    w.m.shared = groups ? w.shared : NULL;
     return w;
 }
 
-static void let_go(matrix w) { free(w.indptr), free(w.col16), free(w.col32), free(w.values); }
+static void let_go(matrix w) { free(w.shared), free(w.indptr), free(w.col16), free(w.col32), free(w.values); }
 
 static float finished(float sum)
 {
@@ -188,9 +196,7 @@ static void forward_case(int64_t count, int64_t samples, int threads)
         const int64_t rows = 20 + (int64_t)(chance() % 10);
         layers[l] = random_matrix(rows, width, l % 3 ? 5 : -1, (int)(l & 1), (int)(l >> 1 & 1));
         for (int64_t e = 0; e < layers[l].indptr[rows]; e++) /* so that some samples live for long, and some do not */
-            layers[l].values[e] = l >> 1 & 1 ? 0.4375f : 0.7f * fabsf(number());
-        for (int64_t e = 0; e < layers[l].indptr[rows]; e++)
-            layers[l].values[e] = fminf(layers[l].values[e], 1);
+            layers[l].values[e] = l >> 1 & 1 ? 0.4375f : fminf(fabsf(number()), 1) + (l % 3 ? 0 : 0.5f);
         views[l] = layers[l].m;
         width = rows;
     }
@@ -220,6 +226,7 @@ static void forward_case(int64_t count, int64_t samples, int threads)
             expect(y[(place / P * width + r) * P + place % P] == now[r * samples + s], "all layers at once");
     }
     expect(arrived == alive, "how many live to the end");
+    dying += count > 9 && arrived > 0 && arrived < samples;
     for (int64_t l = 0; l < count; l++)
         let_go(layers[l]);
     free(x), free(now), free(next), free(y), free(ids);
@@ -237,6 +244,7 @@ int main(void)
         panels_case(1 + (int64_t)(chance() % 9), (int64_t)(chance() % 200));
     for (int i = 0; i < 24; i++)
         forward_case(1 + (int64_t)(chance() % 40), sizes[chance() % 8] + i * 40, 1 + i % 3);
+    expect(shared_groups > 100 && repeated_groups > 20 && dying > 2, "the cases are too easy");
     printf("ok: path %s\n", spdnn_path());
     return 0;
 }

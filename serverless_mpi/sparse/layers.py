@@ -130,7 +130,9 @@ def forward(
     )  # fmt: skip
     _check_memory(living)
     order = np.argsort(ids[:living])
-    return y.reshaped(rows, living).take()[:, order], ids[:living][order]
+    taken = np.empty((rows, living), np.float32)
+    lib.spdnn_gather(y.c, rows, ffi.from_buffer("int64_t[]", order), living, ffi.from_buffer("float[]", taken))
+    return taken, ids[:living][order]
 
 
 def serial_forward(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from serverless_mpi._spdnn import ffi
+from serverless_mpi._spdnn import ffi, lib
 
 Floats = NDArray[np.float32]
 
@@ -71,7 +71,7 @@ class SparseRows:
         """Make the kernel's view; it points into the arrays, which must stay."""
         wide = self.indices.dtype == np.uint32
         columns = ffi.from_buffer("uint32_t[]" if wide else "uint16_t[]", self.indices)
-        self._held = (columns, ffi.from_buffer("int64_t[]", self.indptr))
+        self._held: tuple[Any, ...] = (columns, ffi.from_buffer("int64_t[]", self.indptr))
         self.c: Any = ffi.new(
             "spdnn_matrix *",
             {
@@ -85,6 +85,11 @@ class SparseRows:
                 "constant": self.constant or 0.0,
             },
         )
+        shared = np.empty(self.n_rows // lib.SPDNN_GROUP, np.uint8)
+        flags = ffi.from_buffer("uint8_t[]", shared)
+        if lib.spdnn_find_shared(self.c, flags):
+            self._held += (flags,)
+            self.c.shared = flags
 
     def all_values(self) -> Floats:
         """The nnz values."""
