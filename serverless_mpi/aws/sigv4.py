@@ -90,4 +90,5 @@ class Signer:
 
 def canonical_query(query: Mapping[str, str]) -> str:
     """The query string as it is signed and sent."""
-    return "&".join(sorted(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in query.items()))
+    pairs = sorted((quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in query.items())
+    return "&".join(f"{name}={value}" for name, value in pairs)

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serverless_mpi.aws.sigv4 import Keys, Signer, canonical_query
@@ -52,6 +52,7 @@ def botocores(
     headers=st.dictionaries(st.sampled_from(["content-type", "x-amz-target", "range", "content-md5"]), words, max_size=3),
     body=st.binary(max_size=100),
 )
+@example("s3", "GET", None, {"0": "", "00": ""}, {}, b"")  # names are sorted before "=" is put behind them
 def test_it_signs_as_botocore(
     service: str, method: str, token: str | None, query: dict[str, str], headers: dict[str, str], body: bytes
 ) -> None:
