@@ -224,8 +224,7 @@ def images(neurons: int) -> Floats:
 
     count = SAMPLES[neurons]
     small = dataset.read_images(IMAGES, 1024, count) if IMAGES.exists() else dataset.digits(1024)
-    side = int((neurons // 1024) ** 0.5)
-    return np.ascontiguousarray(small.reshape(32, 32, -1).repeat(side, 0).repeat(side, 1).reshape(neurons, -1))
+    return dataset.enlarged(small, neurons)
 
 
 def timed(call: Callable[[], Any], repeat: int = REPEAT) -> tuple[list[float], Any]:

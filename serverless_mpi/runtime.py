@@ -631,10 +631,6 @@ class Runtime:
         if self._recorder is not None:
             self._recorder.write(folder, self.rank)
 
-    def wtime(self) -> float:
-        """Seconds since a moment in the past that does not change while the process lives."""
-        return time.perf_counter()
-
 
 class _Entry:
     """The inside of a call: with the lock, if the rank can communicate; what it queued is seen to at its end."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from serverless_mpi.api.intracomm import Intracomm, world_of
 from serverless_mpi.job import JobSpec
@@ -22,7 +26,15 @@ def run(size: int, body: Callable[[Intracomm], Any]) -> list[Any]:
     """[body(COMM_WORLD)] of each rank of a job whose ranks are threads; raises what the first failing one raised."""
     spec = JobSpec.new(size, "memory")
     runtimes = [Runtime(spec.with_rank(rank)) for rank in range(size)]
-    results: list[Any] = [None] * size
+    results = on_each(runtimes, body)
+    for runtime in runtimes:
+        runtime.finalize()
+    return results
+
+
+def on_each(runtimes: Sequence[Runtime], body: Callable[[Intracomm], Any], give_up_s: float = GIVE_UP_S) -> list[Any]:
+    """[body(COMM_WORLD)] of each of `runtimes`, each in a thread; raises what the first failing one raised."""
+    results: list[Any] = [None] * len(runtimes)
     errors: list[BaseException] = []
 
     def rank(runtime: Runtime) -> None:
@@ -35,13 +47,25 @@ def run(size: int, body: Callable[[Intracomm], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(GIVE_UP_S if not errors else 1.0)
+        thread.join(give_up_s if not errors else 1.0)
     if errors:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), "ranks wait for each other forever"
-    for runtime in runtimes:
-        runtime.finalize()
     return results
+
+
+def interrupt(ranks: int, *words: object) -> None:
+    """Ctrl-C a job of smpirun whose ranks print their process ids: it ends with 130, and no process of it is left."""
+    command = [sys.executable, "-m", "serverless_mpi.launch", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
+        assert job.stdout is not None
+        pids = [int(job.stdout.readline()) for _ in range(ranks)]
+        job.send_signal(signal.SIGINT)
+        _, said = job.communicate(timeout=GIVE_UP_S)
+    assert job.returncode == 130 and "SIGINT" in said
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def smpirun(*words: object, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

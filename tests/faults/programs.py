@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.intracomm import Intracomm, world_of
+from serverless_mpi.api.intracomm import Intracomm
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG
 from serverless_mpi.runtime import Runtime
+from tests.harness import on_each
 
 GIVE_UP_S = 100.0  # only reached by a failure
 
@@ -55,19 +55,4 @@ PROGRAMS: Sequence[Callable[[Intracomm], None]] = (order, together)
 
 def run(runtimes: Sequence[Runtime], program: Callable[[Intracomm], Any]) -> None:
     """Run a program on every rank, each a thread; raises what the first failing one raised."""
-    errors: list[BaseException] = []
-
-    def rank(runtime: Runtime) -> None:
-        try:
-            program(world_of(runtime))
-        except BaseException as error:  # handed to the test's thread
-            errors.append(error)
-
-    threads = [threading.Thread(target=rank, args=(runtime,), daemon=True) for runtime in runtimes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(GIVE_UP_S if not errors else 1.0)
-    if errors:
-        raise errors[0]
-    assert not any(thread.is_alive() for thread in threads), "ranks wait for each other forever"
+    on_each(runtimes, program, GIVE_UP_S)

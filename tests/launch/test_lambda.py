@@ -20,7 +20,7 @@ from serverless_mpi.aws import control
 from serverless_mpi.deploy import pool
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
-from tests.harness import GIVE_UP_S, ROOT
+from tests.harness import GIVE_UP_S, ROOT, interrupt
 from tests.launch.lambda_stack import RANKS, SIZES, Deployed, smpi
 
 HELLO = "from mpi4py import MPI\nc = MPI.COMM_WORLD\n"
@@ -186,16 +186,7 @@ def test_a_time_out_of_the_platform(deployed: Deployed, script) -> None:  # type
 
 def test_ctrl_c_stops_every_rank(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
     prog = script(HELLO + "import os\nprint(os.getpid(), flush=True)\nc.recv(source=c.rank)\n")
-    words = [sys.executable, "-m", "serverless_mpi.launch", "--platform", "lambda", "--endpoint", deployed.endpoint, "-n", "2", str(prog)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
-        assert job.stdout is not None
-        pids = [int(job.stdout.readline()) for _ in range(2)]
-        job.send_signal(signal.SIGINT)
-        _, said = job.communicate(timeout=GIVE_UP_S)
-    assert job.returncode == 130 and "SIGINT" in said
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    interrupt(2, "--platform", "lambda", "--endpoint", deployed.endpoint, "-n", "2", prog)
     assert not pool.held(deployed.stack)
 
 

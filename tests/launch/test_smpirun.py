@@ -5,9 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -18,7 +16,7 @@ from serverless_mpi.aws import control
 from serverless_mpi.errors import UsageError
 from serverless_mpi.launch.emulator import Emulator
 from serverless_mpi.launch.jobs import state_folder
-from tests.harness import GIVE_UP_S, ROOT, smpirun
+from tests.harness import interrupt, smpirun
 
 DIRECT = ("--channel", "direct")
 HELLO = "from serverless_mpi import MPI\nc = MPI.COMM_WORLD\n"
@@ -90,16 +88,7 @@ def test_a_time_out_is_124(script) -> None:  # type: ignore[no-untyped-def]
 
 def test_ctrl_c_stops_everything(script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     prog = script(HELLO + "import os\nprint(os.getpid(), flush=True)\nc.recv(source=c.rank)\n")
-    words = [sys.executable, "-m", "serverless_mpi.launch", "-n", "2", str(prog)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
-        assert job.stdout is not None
-        pids = [int(job.stdout.readline()) for _ in range(2)]
-        job.send_signal(signal.SIGINT)
-        _, said = job.communicate(timeout=GIVE_UP_S)
-    assert job.returncode == 130 and "SIGINT" in said
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    interrupt(2, "-n", "2", prog)
 
 
 @pytest.mark.parametrize("channel", ["queue", "object", "hybrid"])

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from serverless_mpi.launch import tree
-from tests.harness import GIVE_UP_S, ROOT, smpirun
+from tests.harness import interrupt, smpirun
 
 DIRECT = ("--channel", "direct")
 STARTS = """
@@ -70,16 +68,7 @@ def test_ctrl_c_stops_everything(script) -> None:  # type: ignore[no-untyped-def
     prog = script(
         "import os\nfrom serverless_mpi import MPI\nprint(os.getpid(), flush=True)\nMPI.COMM_WORLD.recv(source=MPI.COMM_WORLD.rank)\n"
     )
-    words = [sys.executable, "-m", "serverless_mpi.launch", "-n", "3", *DIRECT, "--branching", "1", str(prog)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
-        assert job.stdout is not None
-        pids = [int(job.stdout.readline()) for _ in range(3)]
-        job.send_signal(signal.SIGINT)
-        _, said = job.communicate(timeout=GIVE_UP_S)
-    assert job.returncode == 130 and "SIGINT" in said
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    interrupt(3, "-n", "3", *DIRECT, "--branching", "1", prog)
 
 
 def test_what_cannot_be_a_tree_is_told() -> None:
