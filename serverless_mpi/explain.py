@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serverless_mpi.collectives.choose import TABLE, name_of
-from serverless_mpi.errors import UsageError
+from serverless_mpi.collectives.simulate import BETWEEN, NEIGHBORLY
+from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.metering import Prices
 from serverless_mpi.simulation import AWS, LATENCIES, SNS_LEAST, SNS_QUOTA, Forecast, Latency, forecast
 
@@ -26,10 +27,8 @@ def size_of(text: str, unit: str) -> int:
     return int(text) * _UNITS[unit if unit.endswith("b") or not unit else unit + "b"]
 
 
-def shown_size(nbytes: int | None) -> str:
-    """The same as text; an object's length is not known."""
-    if nbytes is None:
-        return "object"
+def shown_size(nbytes: int) -> str:
+    """The same as text."""
     for unit in ("GB", "MB", "KB"):
         if nbytes and not nbytes % _UNITS[unit.lower()]:
             return f"{nbytes // _UNITS[unit.lower()]}{unit}"
@@ -64,7 +63,7 @@ def simulate(calls: Sequence[str], ranks: int, channel: str, latency: str, regio
     asked = []
     for call in calls:
         found = _CALL.fullmatch(call)
-        if found is None or found.group(1).lower() not in TABLE:
+        if found is None or found.group(1).lower() not in TABLE or found.group(1).lower().startswith((BETWEEN, *NEIGHBORLY)):
             raise UsageError(
                 f"--simulate {call}: not a collective and the bytes of a blob, as allreduce:8MB. It plays the communication of"
                 " collectives alone: a program would have to compute on every rank"
@@ -83,21 +82,52 @@ def simulate(calls: Sequence[str], ranks: int, channel: str, latency: str, regio
             yield f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed{row['messages']:>12,} messages"
 
 
+@dataclass
+class _Calls:
+    """Calls of one kind, as ranks tell of them: the blobs they gave, and each one's edges where it has neighbours."""
+
+    calls: int = 0
+    blobs: int = 0
+    nbytes: int = 0
+    edges: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> int:
+        """Bytes of a blob."""
+        return round(self.nbytes / self.blobs) if self.blobs else 0
+
+
+def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _Calls]:
+    """(operation, ranks, bytes of a blob where ranks know them, algorithm, layout or the communicator of neighbours) -> its calls."""
+    found: dict[tuple[Any, ...], _Calls] = defaultdict(_Calls)
+    for record in records:
+        for operation, size, nbytes, algorithm, layout, calls, blobs, total in record.get("collectives", ()):
+            about: Any = None if layout is None else tuple(layout)
+            if operation in NEIGHBORLY:
+                about, rank, *edges = layout
+                found[operation, size, nbytes, algorithm, about].edges[rank] = edges
+            one = found[operation, size, nbytes, algorithm, about]
+            one.calls, one.blobs, one.nbytes = one.calls + calls, one.blobs + blobs, one.nbytes + total
+    return found
+
+
 def explain(records: Iterable[Mapping[str, Any]], channel: str, region: str, prices: Prices) -> Iterable[str]:
     """Lines that say which algorithm each kind of call of a job took, and what one such call costs on AWS by the model."""
-    calls: Counter[tuple[str, int, int | None, str]] = Counter()
-    for record in records:
-        for operation, size, nbytes, algorithm, count in record.get("collectives", ()):
-            calls[operation, size, nbytes, algorithm] += count
-    yield f"collectives over {channel}, each call as the model forecasts it on AWS in {region}:"
+    yield f"collectives over {channel}, each call as the model forecasts it on AWS in {region}; bytes of a blob are a mean where they differ:"
     yield "   calls " + _HEAD
-    for (operation, size, nbytes, algorithm), count in sorted(calls.items(), key=lambda one: (one[0][0], one[0][1], one[0][2] or -1)):
-        label = f"{operation}:{shown_size(nbytes)}"
-        rows = {name_of(row): row for _, row in TABLE[operation]}
-        times = f"{-(-count // size):>8,} "
+    rows = []
+    for (operation, size, nbytes, algorithm, layout), one in _collected(records).items():
+        blob = one.mean if nbytes is None else nbytes
+        rows.append((operation, size, blob, algorithm, -(-one.calls // size), layout, one))
+    for operation, size, blob, algorithm, count, layout, one in sorted(rows, key=lambda row: row[:5]):
+        label, times = f"{operation}:{shown_size(blob)}", f"{count:>8,} "
+        known = {name_of(row): row for _, row in TABLE[operation]}
         try:
             if size > _LARGEST_RUN:
                 raise UsageError("too large to be played through after a job")
-            yield times + _row(forecast(operation, nbytes, size, channel, _in(region, AWS), prices, rows[algorithm]), label)
-        except UsageError:  # a kind of call, or a channel, of which there is no model
+            if operation in NEIGHBORLY:
+                layout = tuple(one.edges.get(rank, ([], [])) for rank in range(size))
+            made = forecast(operation, blob, size, channel, _in(region, AWS), prices, known[algorithm], layout)
+            yield times + _row(made, label)
+        except (UsageError, JobError):  # see above; a channel of which there is no model; a rank left no record of its edges
             yield f"{times}{label:<26}{size:>6} {algorithm:<24}{'not forecast':>17}"

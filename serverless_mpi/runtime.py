@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -137,7 +136,8 @@ class Runtime:
         self._teller = None
         if spec.deadlock_s and spec.stats_dir is not None:
             self._teller = Teller(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
-        self.chosen: Counter[tuple[Any, ...]] | None = Counter() if ENV_EXPLAIN in os.environ else None  # see api.collective
+        # kind of a collective call -> (calls, blobs given, their bytes): see api.collective
+        self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = {} if ENV_EXPLAIN in os.environ else None
         self._recorder: Any = None
         if ENV_TRACE in os.environ:
             from serverless_mpi import trace
@@ -623,7 +623,7 @@ class Runtime:
             "meter": self.meter.snapshot(),
             "dropped": self._endpoint.dropped,
             "duplicates": self._endpoint.duplicates,
-            "collectives": [[*call, count] for call, count in (self.chosen or {}).items()],
+            "collectives": [[*call, *counts] for call, counts in (self.chosen or {}).items()],
         }
         path = folder / f"rank-{self.rank}.json"
         path.with_suffix(".tmp").write_text(json.dumps(record))

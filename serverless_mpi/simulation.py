@@ -19,9 +19,8 @@ from serverless_mpi.aws import sns, sqs
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels import direct, hybrid, object, queue
 from serverless_mpi.channels.base import EACH, MANY, Figures, FrameName, Parcel
-from serverless_mpi.collectives.choose import Facts, name_of, select
-from serverless_mpi.collectives.cost import UNKNOWN_BYTES
-from serverless_mpi.collectives.simulate import arguments, keep_first
+from serverless_mpi.collectives.choose import TABLE, Facts, name_of, select
+from serverless_mpi.collectives.simulate import Layout, keep_first, members
 from serverless_mpi.collectives.steps import Algorithm, Deal, Elementwise, Recv, Send, whole
 from serverless_mpi.core.wire import HEADER_BYTES, Kind
 from serverless_mpi.errors import JobError, UsageError
@@ -363,7 +362,7 @@ class Forecast:
     """
 
     operation: str
-    nbytes: int | None
+    nbytes: int
     size: int
     algorithm: str
     rounds: int = 0
@@ -375,11 +374,12 @@ class Forecast:
 
 
 def forecast(
-    operation: str, nbytes: int | None, size: int, channel: str, latency: Latency, prices: Prices, algorithm: Any = None
-) -> Forecast:
+    operation: str, nbytes: int, size: int, channel: str, latency: Latency, prices: Prices, algorithm: Any = None,
+    layout: Layout | None = None,
+) -> Forecast:  # fmt: skip
     """Run a call's generators on the model of a channel.
 
-    nbytes: of a blob, None where ranks do not know each other's; algorithm: instead of the one that would be chosen.
+    nbytes: of a blob; algorithm: instead of the one that would be chosen; layout: see `collectives.simulate`.
 
     Raises
     ------
@@ -388,11 +388,10 @@ def forecast(
     """
     meter = Meter()
     medium, figures, longest = _medium(channel, latency, meter, prices)
-    blob = memoryview(bytes(UNKNOWN_BYTES if nbytes is None else nbytes))
-    combine = Elementwise(keep_first, 1)
-    arguments(operation, 0, size, blob, combine)  # raises where it is unknown
+    if operation not in TABLE:
+        raise UsageError(f"no collective {operation!r}; known: {', '.join(TABLE)}")
     chosen = algorithm or select(operation, Facts(size, nbytes, figures))
-    ranks = [chosen(rank, size, *arguments(operation, rank, size, blob, combine)) for rank in range(size)]
+    ranks = members(operation, chosen, size, memoryview(bytes(nbytes)), Elementwise(keep_first, 1), layout)
     made = Forecast(operation, nbytes, size, name_of(chosen))
     _run(ranks, medium, longest, made)
     medium.close()

@@ -16,6 +16,7 @@ from serverless_mpi.api.plan import Plan, Plans, nothing, of_objects
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.collectives.choose import Facts, name_of, select
+from serverless_mpi.collectives.simulate import Layout, given
 from serverless_mpi.collectives.steps import Algorithm, whole
 from serverless_mpi.runtime import Operation
 
@@ -25,14 +26,30 @@ class Collective(Plans):
 
     _calls: itertools.count[int]
 
+    _kind = ""  # before the name of an operation in the table
+
     def _steps(self, plan: Plan) -> Algorithm:
         """This rank's part of a call."""
-        size = len(self._ranks)
-        algorithm = select(plan.operation, Facts(size, plan.nbytes, self._runtime.figures))
-        if self._runtime.chosen is not None:
-            self._runtime.chosen[plan.operation, size, plan.nbytes, name_of(algorithm)] += 1
-        steps: Algorithm = algorithm(self._rank, size, *plan.arguments())
+        operation, size = self._kind + plan.operation, len(self._ranks)
+        algorithm = select(operation, Facts(size, plan.nbytes, self._runtime.figures))
+        arguments = plan.arguments()
+        chosen = self._runtime.chosen
+        if chosen is not None:  # for --explain: what else ranks know of the call, and the lengths of what they give
+            known = None if self._kind else plan.nbytes  # between two groups some ranks have no part, and do not know it
+            call = (operation, size, known, name_of(algorithm), self._layout(plan.operation, arguments))
+            lengths = given(operation, arguments)
+            calls, blobs, nbytes = chosen.get(call, (0, 0, 0))
+            chosen[call] = (calls + 1, blobs + len(lengths), nbytes + sum(lengths))
+        steps: Algorithm = algorithm(*self._place(), *arguments)
         return steps
+
+    def _place(self) -> tuple[Any, ...]:
+        """What an algorithm is told first: who this rank is, and among whom."""
+        return self._rank, len(self._ranks)
+
+    def _layout(self, operation: str, arguments: tuple[Any, ...]) -> Layout | None:
+        """Who speaks to whom, as far as this rank knows, where it is not simply every rank to every other."""
+        return None
 
     def _run(self, plan: Plan, context: int, number: int) -> Operation:
         """Start a call under a number that all ranks give it."""

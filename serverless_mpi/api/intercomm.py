@@ -14,9 +14,7 @@ from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm, from_nothing
-from serverless_mpi.api.plan import Plan
-from serverless_mpi.collectives.choose import Facts, select
-from serverless_mpi.collectives.steps import Algorithm
+from serverless_mpi.collectives.simulate import BETWEEN, ROOTED, Layout
 from serverless_mpi.core.envelope import PROC_NULL, ROOT, derive_context
 from serverless_mpi.errors import ERR_ARG, ERR_BUFFER, ERR_COMM, ERR_GROUP, ERR_ROOT, MPIException
 from serverless_mpi.runtime import get_runtime
@@ -112,10 +110,18 @@ class Intercomm(Comm):
     def _get_size(self) -> int:
         return len(self._state.ranks)
 
-    def _steps(self, plan: Plan) -> Algorithm:
-        facts = Facts(len(self._ranks), plan.nbytes, self._runtime.figures)
-        algorithm: Algorithm = select(f"inter_{plan.operation}", facts)(self._rank, self._groups(), *plan.arguments())
-        return algorithm
+    _kind = BETWEEN
+
+    def _place(self) -> tuple[Any, ...]:
+        return self._rank, self._groups()
+
+    def _layout(self, operation: str, arguments: tuple[Any, ...]) -> Layout:
+        mine, theirs = self._groups()
+        first = mine if mine[0] == 0 else theirs
+        if operation not in ROOTED:
+            return len(first), 0
+        # who has no part in a call gives None for the root, and is of its group
+        return len(first), (theirs if arguments[0] in theirs else mine)[0]
 
 
 def _commctx_inter(comm: Intercomm) -> tuple[Intercomm, int, Intracomm, bool]:

@@ -20,6 +20,7 @@ from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.plan import Plan
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.shapes import UNWEIGHTED, WEIGHTS_EMPTY, Cart, Dist, Graph, Shape, shape_of
+from serverless_mpi.collectives.simulate import NEIGHBORLY, Layout
 from serverless_mpi.errors import ERR_TOPOLOGY, MPIException
 
 
@@ -71,6 +72,12 @@ class Topocomm(Intracomm):
     degrees = property(lambda self: (self.indegree, self.outdegree), doc="(number of sources, of destinations).")
 
     # --- neighbourhood collectives -------------------------------------------
+
+    def _layout(self, operation: str, arguments: tuple[Any, ...]) -> Layout | None:
+        if operation not in NEIGHBORLY:
+            return super()._layout(operation, arguments)
+        out, into, _ = arguments
+        return self._context, self._rank, tuple(out), tuple(into)
 
     def _to_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
         out, into = self._topology.edges(self._state.rank)

@@ -6,8 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.collectives.steps import Algorithm, Combine, Deal, Recv, Send
+from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Deal, Elementwise, Recv, Send, parts
 from serverless_mpi.errors import JobError, UsageError
+
+ROOTED = ("bcast", "gather", "scatter", "reduce")  # the root comes first among their arguments
+EACH = ("scatter", "alltoall", "reduce_scatter", "neighbor_alltoall")  # a rank gives not a blob but a list of them
+NEIGHBORLY = ("neighbor_allgather", "neighbor_alltoall")
+BETWEEN = "inter_"  # before the name of an operation between two groups
+
+# Who speaks to whom.  Between two groups: (size of the group that is numbered first, the root, or a rank of its group).
+# Among neighbours: for each rank (edges out, edges in).
+Layout = tuple[Any, ...]
 
 
 @dataclass
@@ -118,6 +127,65 @@ def arguments(operation: str, rank: int, size: int, blob: memoryview, combine: C
     if operation not in known:
         raise UsageError(f"no collective {operation!r}; known: {', '.join(known)}")
     return known[operation]
+
+
+def members(
+    operation: str, algorithm: Callable[..., Algorithm], size: int, blob: memoryview, combine: Combine, layout: Layout | None = None
+) -> list[Algorithm]:
+    """One generator per rank of a call in which every blob is `blob`; the root is rank 0, or where `layout` has it.
+
+    The blobs of a reduce_scatter between two groups are pieces of `blob`.
+
+    Raises
+    ------
+    UsageError
+        No such operation, or no layout for one that needs it.
+    """
+    if operation not in NEIGHBORLY and not operation.startswith(BETWEEN):
+        return [algorithm(rank, size, *arguments(operation, rank, size, blob, combine)) for rank in range(size)]
+    if layout is None:
+        raise UsageError(f"{operation} has no shape of its own: it needs two groups, or neighbours")
+    if operation in NEIGHBORLY:
+        each = operation in EACH
+        return [algorithm(rank, size, out, into, [blob] * len(out) if each else blob) for rank, (out, into) in enumerate(layout)]
+    first, root = layout
+    groups = range(first), range(first, size)
+    return [
+        algorithm(number - mine[0], (mine, theirs), *_between(operation.removeprefix(BETWEEN), number, root, mine, theirs, blob, combine))
+        for mine, theirs in (groups, groups[::-1])
+        for number in mine
+    ]
+
+
+def _between(
+    operation: str, number: int, root: int, mine: range, theirs: range, blob: memoryview, combine: Combine
+) -> tuple[Any, ...]:
+    """What rank `number` of the group `mine` gives."""
+    speaks = root in theirs  # with the root; in the root's own group only the root has a part
+    place = root if speaks or number == root else None
+    known: dict[str, tuple[Any, ...]] = {
+        "barrier": (),
+        "bcast": (place, blob if number == root else None),
+        "gather": (place, blob if speaks else None),
+        "scatter": (place, [blob] * len(theirs) if number == root else None),
+        "allgather": (blob,),
+        "alltoall": ([blob] * len(theirs),),
+        "reduce": (place, blob if speaks else None, combine),
+        "allreduce": (blob, combine),
+        "reduce_scatter": (Elementwise(combine, 1).cut(blob, len(mine)), combine),  # a vector, as long in both groups
+    }
+    return known[operation]
+
+
+def given(operation: str, arguments: tuple[Any, ...]) -> list[int]:
+    """The lengths of the blobs that a rank gives to an algorithm, as `members` gives them."""
+    simple = operation.removeprefix(BETWEEN)
+    place = 1 if simple in ROOTED else 2 if simple in NEIGHBORLY else 0
+    if len(arguments) <= place or arguments[place] is None:
+        return []
+    several = simple in EACH and operation != "inter_reduce_scatter"
+    blobs: Sequence[Blob] = arguments[place] if several else (arguments[place],)
+    return [sum(part.nbytes for part in parts(blob)) for blob in blobs]
 
 
 def keep_first(a: memoryview, b: memoryview) -> memoryview:
