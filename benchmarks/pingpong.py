@@ -43,12 +43,8 @@ class ByHand:
 
     def receive(self) -> None:
         """Poll until one has come."""
-        from serverless_mpi.channels.queue import EMULATOR_MAX_PAUSE_S, EMULATOR_PAUSE_S
-
-        pause = EMULATOR_PAUSE_S
         while not (handles := self._receive(self._mine)):
-            time.sleep(pause)
-            pause = min(2 * pause, EMULATOR_MAX_PAUSE_S)
+            pass
         self._handles += handles
         if len(self._handles) >= 10:
             self._delete(self._mine, self._handles[:10])
@@ -66,7 +62,7 @@ def lean(spec: Any, rank: int) -> ByHand:
     queues = json.loads(spec.settings["queues"])
     return ByHand(
         queues[rank], queues[1 - rank], lambda queue, payload: sqs.send(queue, [payload]),
-        lambda queue: [one.handle for one in sqs.receive(queue, 0)], sqs.delete,
+        lambda queue: [one.handle for one in sqs.receive(queue, 20)], sqs.delete,
     )  # fmt: skip
 
 
@@ -82,7 +78,7 @@ def boto(spec: Any, rank: int) -> ByHand:
         sqs.send_message_batch(QueueUrl=queue, Entries=[{"Id": "0", "MessageBody": ".", "MessageAttributes": attribute}])
 
     def receive(queue: str) -> list[str]:
-        answer = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=0, MessageAttributeNames=["f"])
+        answer = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=20, MessageAttributeNames=["f"])
         return [one["ReceiptHandle"] for one in answer.get("Messages") or []]
 
     def delete(queue: str, handles: list[str]) -> None:

@@ -33,7 +33,6 @@ def rank() -> None:
     from serverless_mpi.aws.credentials import Credentials
     from serverless_mpi.aws.http import Client
     from serverless_mpi.aws.sqs import Sqs
-    from serverless_mpi.channels.queue import EMULATOR_MAX_PAUSE_S, EMULATOR_PAUSE_S
     from serverless_mpi.job import JobSpec
     from serverless_mpi.metering import Meter
     from serverless_mpi.runtime import get_runtime
@@ -61,14 +60,9 @@ def rank() -> None:
     def by_hand() -> None:
         for other in others:
             sqs.send(queues[other], [payload] * WINDOW)
-        left, handles, pause = len(others) * WINDOW, [], EMULATOR_PAUSE_S
+        left, handles = len(others) * WINDOW, []
         while left:
-            received = sqs.receive(queues[comm.rank], 0)
-            if not received:
-                time.sleep(pause)
-                pause = min(2 * pause, EMULATOR_MAX_PAUSE_S)
-                continue
-            pause = EMULATOR_PAUSE_S
+            received = sqs.receive(queues[comm.rank], 20)
             left -= len(received)
             handles += [one.handle for one in received]
             while len(handles) >= 10:

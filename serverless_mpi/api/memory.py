@@ -279,6 +279,18 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
     return view, code
 
 
+def plain(obj: Any, readonly: bool) -> memoryview | None:
+    """The bytes of a contiguous array of numbers in this machine's order, or None of anything else.
+
+    Nearly all that programs send is such, and needs no datatype to be looked at.
+    """
+    if type(obj) is np.ndarray and obj.size:
+        dtype, flags = obj.dtype, obj.flags
+        if dtype.char in _CASTABLE and dtype.isnative and flags.c_contiguous and (readonly or flags.writeable):
+            return obj.data.cast("B")
+    return None
+
+
 def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
     dtype = array.dtype
     char = dtype.char

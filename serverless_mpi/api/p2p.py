@@ -9,6 +9,7 @@ from typing import Any
 from serverless_mpi.api.bsend import Attached
 from serverless_mpi.api.buffers import Message as Spec
 from serverless_mpi.api.handle import Handle
+from serverless_mpi.api.memory import plain
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
@@ -35,10 +36,11 @@ def _object(operation: Operation) -> Any:
     return decode(operation.data)
 
 
-def _into(spec: Spec) -> Callable[[Operation], Any]:
+def _into(buf: Any) -> Callable[[Operation], Any]:
     def finish(operation: Operation) -> None:
         assert operation.data is not None
         if not operation.landed:
+            spec = buf if isinstance(buf, Spec) else Spec(buf, readonly=False)
             spec.unpack(operation.data)
 
     return finish
@@ -126,6 +128,26 @@ class PointToPoint:
         world = source if source == ANY_SOURCE else self._world(source)
         return self._received(self._runtime.irecv(self._context, world, tag, into), value)
 
+    def _recv(
+        self, source: int, tag: int, status: Status | None, value: Callable[[Operation], Any], into: memoryview | None = None
+    ) -> Any:
+        """A blocking receive, which needs no request."""
+        self._check_recv(source, tag)
+        if source == PROC_NULL:
+            if status is not None:
+                status._fill_null()
+            return None
+        runtime = self._runtime
+        operation = runtime.irecv(self._context, source if source == ANY_SOURCE else self._world(source), tag, into)
+        if not operation.done:
+            runtime.wait((operation,))
+        if operation.error is not None:
+            raise operation.error
+        if status is not None:
+            assert operation.envelope is not None
+            self._status(operation.envelope, status)
+        return value(operation)
+
     def _received(self, operation: Operation, value: Callable[[Operation], Any]) -> Request:
         def finish(operation: Operation, status: Status) -> Any:
             envelope = operation.envelope
@@ -175,7 +197,7 @@ class PointToPoint:
         """Receive a Python object; None from PROC_NULL.  `buf` is not needed and not used, as in mpi4py, which warns too."""
         if buf is not None:
             warnings.warn("the 'buf' argument is deprecated", UserWarning, stacklevel=2)
-        return self._start_recv(source, tag, _object).wait(status)
+        return self._recv(source, tag, status, _object)
 
     def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
         """Start receiving an object; `wait` gives it."""
@@ -288,7 +310,7 @@ class PointToPoint:
         self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> None:
         """Receive into a buffer; ERR_TRUNCATE if the message is longer."""
-        self.Irecv(buf, source, tag).wait(status)
+        self._recv(source, tag, status, *_room(buf, source))
 
     def Irecv(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
         """Start receiving into a buffer."""
@@ -332,13 +354,19 @@ class PointToPoint:
 
 def _bytes(buf: Any, rank: int) -> Sequence[memoryview]:
     """What is sent of a buffer: nothing to PROC_NULL, whatever the buffer."""
-    return () if rank == PROC_NULL else (Spec(buf, readonly=True).pack(),)
+    if rank == PROC_NULL:
+        return ()
+    view = plain(buf, readonly=True)
+    return (Spec(buf, readonly=True).pack() if view is None else view,)
 
 
 def _room(buf: Any, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
     """(what is done with received bytes, memory that they can be received into directly); nothing comes from PROC_NULL."""
     if rank == PROC_NULL:
         return _object, None
+    view = plain(buf, readonly=False)
+    if view is not None:
+        return _into(buf), view
     spec = Spec(buf, readonly=False)
     return _into(spec), spec.landing()
 

@@ -37,7 +37,7 @@ AWS_FIGURES = Figures(
 )  # fmt: skip
 EMULATOR_FIGURES = replace(AWS_FIGURES, latency_s=0.01, bandwidth_Bps=4e7, put_s=0.001, get_s=0.0005, lanes=1)
 
-# an emulator's long poll looks only every 100 ms, so it is asked again and again, with a growing pause
+# where an emulator's long poll looks only every 100 ms it is asked again and again, with a growing pause
 EMULATOR_PAUSE_S = 0.0005
 EMULATOR_MAX_PAUSE_S = 0.01
 T = TypeVar("T")
@@ -84,9 +84,11 @@ def plan(frames: Sequence[tuple[bytes, Sequence[int]]], prices: Prices, topic_en
             split.queue.append((dest, batch))
     split.topic = _publishes(shared, topic_entries)
     if len(alone) + len(shared) > 1:  # only then can one request do the work of several
-        published.topic = _publishes(frames, topic_entries)
-        if published.usd(prices) < split.usd(prices):
-            return published
+        least = max(-(-len(frames) // topic_entries), _chunks(sum(len(frame) for frame, _ in frames)))
+        if least * prices.of("sns") < split.usd(prices):
+            published.topic = _publishes(frames, topic_entries)
+            if published.usd(prices) < split.usd(prices):
+                return published
     return split
 
 
@@ -130,6 +132,7 @@ class QueueChannel(Channel):
         credentials = Credentials(spec.endpoint)
         self._clients = [Client(service, spec.region, spec.endpoint, credentials, meter) for service in ("sqs", "sns")]
         self._sqs = sqs.Sqs(self._clients[0])
+        self._sqs.prompt = spec.endpoint is None
         self._sns = sns.Sns(self._clients[1])
         self._queues: list[str] = json.loads(spec.settings["queues"])
         # a deployed stack's queues were given their numbers, by which its topics know them, before there were ranks
@@ -140,7 +143,8 @@ class QueueChannel(Channel):
         self._mine = self._queues[spec.rank]
         self._prices = Prices.load()
         self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
-        self._pool = Workers(REQUESTS_AT_ONCE)
+        # an emulator does one thing after the other, and several threads of a rank only stand in one another's way
+        self._pool = Workers(1 if self.limits.alone else REQUESTS_AT_ONCE)
         self._unacked: list[str] = []
         self._unacked_since = 0.0
         self._deleting: list[Future[None]] = []
@@ -160,13 +164,18 @@ class QueueChannel(Channel):
         control.remove_queues(spec)
 
     def put(self, parcels: Sequence[Parcel]) -> None:
+        if len(parcels) == 1 and len(parcels[0].dests) == 1:  # there is nothing to choose
+            (parcel,) = parcels
+            self._sqs.send(self._queues[parcel.dests[0]], [b"".join(parcel.parts)])
+            return
         frames = [(b"".join(parcel.parts), [self._slots[dest] for dest in parcel.dests]) for parcel in parcels]
         chosen = plan(frames, self._prices, self._topic_entries)
         calls: list[Callable[[], None]] = []
         calls += [partial(self._sqs.send, self._by_slot[slot], batch) for slot, batch in chosen.queue]
         calls += [partial(self._sns.publish, self._topics[topic], batch) for topic, batch in chosen.topic]
-        if len(calls) == 1:
-            calls[0]()
+        if len(calls) == 1 or self.limits.alone:
+            for call in calls:
+                call()
         else:
             self._pool.each(lambda call: call(), calls)
 
@@ -175,17 +184,16 @@ class QueueChannel(Channel):
         pause = EMULATOR_PAUSE_S
         while True:
             left = deadline - time.monotonic()
-            polled = self.spec.endpoint is not None
-            received = self._sqs.receive(self._mine, 0 if polled else max(0, min(sqs.MAX_LONG_POLL_S, int(left))))
+            wait_s = max(0, min(sqs.MAX_LONG_POLL_S, int(left))) if self._sqs.prompt else 0
+            received = self._sqs.receive(self._mine, wait_s)
             deliveries = [Delivery(one.frame, one.handle) for one in received if one.frame is not None]
             self._acknowledge([one.handle for one in received if one.frame is None])  # what wake() sent
             if deliveries or received or left <= 0:
                 return deliveries
-            if polled:
-                if self._woken.wait(min(pause, left)):
-                    self._woken.clear()
-                    return []
-                pause = min(2 * pause, EMULATOR_MAX_PAUSE_S)
+            if self._woken.wait(0 if wait_s else min(pause, left)):
+                self._woken.clear()
+                return []
+            pause = min(2 * pause, EMULATOR_MAX_PAUSE_S)
 
     def ack(self, receipts: Sequence[object]) -> None:
         self._acknowledge([str(receipt) for receipt in receipts])
@@ -202,9 +210,8 @@ class QueueChannel(Channel):
             self._deleting.append(self._pool.submit(self._sqs.delete, self._mine, batch))
 
     def wake(self) -> None:
-        if self.spec.endpoint is not None:
-            self._woken.set()
-        else:
+        self._woken.set()  # first: who does not see that polls are long will see this
+        if self._sqs.prompt:
             self._sqs.send(self._mine, [b""])
 
     def close(self) -> None:

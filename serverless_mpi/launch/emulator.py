@@ -1,6 +1,6 @@
 """The embedded AWS emulator: a ministack process on 127.0.0.1 for the time of a job.
 
-Nothing outside this file knows which emulator it is. It keeps everything in
+Nothing outside this file and `server.py` knows which emulator it is. It keeps everything in
 memory, binds no other interface, sees no credential of the user and no Docker
 daemon, and dies with the process that started it.
 """
@@ -33,16 +33,9 @@ INSTALL = 'pip install "serverless-mpi[local]"'
 # What the emulator inherits; everything else of the user's environment could change what it does.
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
-# Runs in the child: whoever holds the other end of the pipe is its parent, and it does not outlive it.
-_BOOT = """
-import os, sys, threading
-def watch(fd):
-    os.read(fd, 1)
-    os._exit(1)
-threading.Thread(target=watch, args=(int(sys.argv.pop()),), daemon=True).start()
-from ministack.app import main
-main()
-"""
+# The child's program, found by its path: what is installed where does not matter to it.
+_BOOT = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+_SERVER = Path(__file__).with_name("server.py")
 
 
 def free_port() -> int:
@@ -128,7 +121,7 @@ class Emulator:
         JobError
             It ended at once, or did not answer within START_S.
         """
-        if importlib.util.find_spec("ministack") is None:
+        if not all(map(importlib.util.find_spec, ("ministack", "uvicorn", "httptools"))):
             raise UsageError(f"emulator not installed: {INSTALL}")
         if self._port is not None and _in_use(self._port):
             raise UsageError(f"port {self._port} of {HOST} is in use; name another, or leave it away to have a free one found")
@@ -146,7 +139,7 @@ class Emulator:
         try:
             with open(self._folder / "emulator.log", "wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, str(theirs)],
+                    [sys.executable, "-c", _BOOT, str(_SERVER), HOST, str(port), str(theirs)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
