@@ -32,11 +32,17 @@ else:
         wait,
     )
 
-    from serverless_mpi.futures.executors import MPICommExecutor, MPIPoolExecutor, get_comm_workers
+    from serverless_mpi.futures.executors import (
+        MPICommExecutor,
+        MPIPoolExecutor,
+        ProcessPoolExecutor,
+        ThreadPoolExecutor,
+        get_comm_workers,
+    )
     from serverless_mpi.futures.util import collect, compose
 
     __all__ = [
         "ALL_COMPLETED", "BrokenExecutor", "CancelledError", "Executor", "FIRST_COMPLETED", "FIRST_EXCEPTION", "Future",
-        "InvalidStateError", "MPICommExecutor", "MPIPoolExecutor", "TimeoutError", "as_completed", "collect", "compose",
-        "get_comm_workers", "wait",
+        "InvalidStateError", "MPICommExecutor", "MPIPoolExecutor", "ProcessPoolExecutor", "ThreadPoolExecutor", "TimeoutError",
+        "as_completed", "collect", "compose", "get_comm_workers", "wait",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def main() -> None:
         return
     if words[0][0] != "-" and not os.path.exists(words[0]):
         sys.exit(f"no program {words[0]}")
-    pool.shared = pool.RankPool(comm) if comm.size > 1 else pool.ThreadPool(os.cpu_count() or 1)
+    pool.shared = pool.RankPool(comm) if comm.size > 1 else pool.ThreadPool(1)
     try:
         _run(words)
     except SystemExit as stop:

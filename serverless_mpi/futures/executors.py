@@ -1,4 +1,4 @@
-"""The executors that programs see: MPIPoolExecutor and MPICommExecutor."""
+"""The executors that programs see: MPIPoolExecutor, MPICommExecutor, and one of threads alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures as cf
 from concurrent.futures import BrokenExecutor, Executor, as_completed
 from typing import Any
@@ -16,19 +16,24 @@ from serverless_mpi.errors import missing
 from serverless_mpi.futures import pool as pools
 from serverless_mpi.futures import worker
 from serverless_mpi.futures.worker import get_comm_workers
-from serverless_mpi.MPI import COMM_WORLD, Intercomm, Intracomm, pickle
+from serverless_mpi.MPI import COMM_WORLD, Intercomm, Intracomm
 
-__all__ = ["MPICommExecutor", "MPIPoolExecutor", "get_comm_workers"]
+__all__ = ["MPICommExecutor", "MPIPoolExecutor", "ProcessPoolExecutor", "ThreadPoolExecutor", "get_comm_workers"]
+
+ENV_MAX_WORKERS = "MPI4PY_FUTURES_MAX_WORKERS"  # the default of max_workers in a job of one rank
+
+Pairs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 _numbers = itertools.count()
-_OPTIONS = {"main", "path", "wdir", "env", "globals", "python_exe", "python_args", "mpi_info", "backoff", "use_pkl5"}
+_OTHERS = {"backoff", "use_pkl5"}  # that an executor takes too
 
 
 class MPIPoolExecutor(Executor):
     """Runs tasks on ranks.
 
     In a job started with `-m serverless_mpi.futures` these are ranks 1 and up,
-    shared by all executors; in a job of one rank they are `max_workers` threads (default 1).
+    shared by all executors; in a job of one rank they are `max_workers` threads (default 1, or the environment's
+    MPI4PY_FUTURES_MAX_WORKERS).
 
     max_workers
         How many workers it may use at a time.
@@ -53,12 +58,22 @@ class MPIPoolExecutor(Executor):
         max_workers: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
+        *,
+        python_exe: str | None = None,
+        python_args: Sequence[str] | None = None,
+        mpi_info: Pairs | None = None,
+        globals: Pairs | None = None,
+        main: bool = True,
+        path: Sequence[str] | None = None,
+        wdir: str | os.PathLike[str] | None = None,
+        env: Pairs | None = None,
         **kwargs: Any,
     ) -> None:
-        unknown = set(kwargs) - _OPTIONS
-        if unknown:
-            raise TypeError(f"unknown options {sorted(unknown)}; known are {sorted(_OPTIONS)}")
-        if max_workers is not None and max_workers <= 0:
+        if "service" in kwargs:
+            raise missing("connecting to workers of mpi4py.futures.server")
+        if unknown := set(kwargs) - _OTHERS:
+            raise TypeError(f"unknown options {sorted(unknown)}")
+        if max_workers is not None and (max_workers := int(max_workers)) <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -67,11 +82,11 @@ class MPIPoolExecutor(Executor):
         self._pool = self._find_pool(max_workers)
         here = isinstance(self._pool, pools.ThreadPool)
         rest = (
-            initializer, tuple(initargs), [os.fspath(entry) for entry in kwargs.get("path") or ()], _pairs(kwargs.get("env")),
-            None if kwargs.get("wdir") is None else os.fspath(kwargs["wdir"]), _pairs(kwargs.get("globals")),
+            initializer, tuple(initargs), [os.fspath(entry) for entry in path or ()], dict(env or {}),
+            None if wdir is None else os.fspath(wdir), dict(globals or {}),
         )  # fmt: skip
-        main = _main() if kwargs.get("main", True) and not here else worker.Main()
-        setup = worker.Setup(next(_numbers), main, pickle.dumps(rest))
+        imported = _main() if main and not here else worker.Main()
+        setup = worker.Setup(next(_numbers), imported, self._pool.pack(rest))
         self._client = pools.Client(setup, min(max_workers or self._pool.size, self._pool.size), 0, set())
 
     def _find_pool(self, max_workers: int | None) -> pools.Pool:
@@ -82,7 +97,10 @@ class MPIPoolExecutor(Executor):
                 "spawning of workers for an MPIPoolExecutor; start the job with `smpirun -n N -m serverless_mpi.futures prog.py`, "
                 "or use MPICommExecutor"
             )
-        self._own = pools.ThreadPool(max_workers or 1)
+        return self._threads(max_workers or int(os.environ.get(ENV_MAX_WORKERS) or 1))
+
+    def _threads(self, size: int) -> pools.Pool:
+        self._own = pools.ThreadPool(size)
         return self._own
 
     @property
@@ -90,9 +108,7 @@ class MPIPoolExecutor(Executor):
         """How many workers it may use at a time; 0 after shutdown, or if it is broken."""
         return 0 if self._closed or self._client.broken is not None else self._client.limit
 
-    @property
-    def _max_workers(self) -> int:
-        return self._client.limit
+    _max_workers = num_workers  # as concurrent.futures names it
 
     def bootup(self, wait: bool = True) -> MPIPoolExecutor:
         """Set workers up now and not at their first task; with `wait` return when they are."""
@@ -185,6 +201,26 @@ class MPIPoolExecutor(Executor):
                 self._own = None
 
 
+class ThreadPoolExecutor(MPIPoolExecutor):
+    """The same with `max_workers` threads of this process as workers (default 1), in a job of any size."""
+
+    def _find_pool(self, max_workers: int | None) -> pools.Pool:
+        return self._threads(max_workers or 1)
+
+
+class ProcessPoolExecutor(MPIPoolExecutor):
+    """The same with processes of its own, which are missing.
+
+    Raises
+    ------
+    MissingError
+        Always.
+    """
+
+    def _find_pool(self, max_workers: int | None) -> pools.Pool:
+        raise missing("spawning of workers for a ProcessPoolExecutor; an MPIPoolExecutor has those that the job was started with")
+
+
 class MPICommExecutor:
     """In a program that all ranks of a communicator run: rank `root` gets an executor, the others serve it.
 
@@ -246,10 +282,6 @@ def _of_pool(made: pools.Pool, options: dict[str, Any]) -> MPIPoolExecutor:
 
 def _chunk(fn: Callable[..., Any], items: list[Any]) -> list[Any]:
     return [fn(*arguments) for arguments in items]
-
-
-def _pairs(given: Mapping[str, Any] | Iterable[tuple[str, Any]] | None) -> dict[str, Any]:
-    return dict(given or {})
 
 
 def _main() -> worker.Main:

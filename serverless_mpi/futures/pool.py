@@ -47,8 +47,12 @@ class Pool(ABC):
         self._closed = False
 
     @abstractmethod
+    def pack(self, value: Any) -> Any:
+        """What of a value goes to a worker, whose desk unpacks it."""
+
+    @abstractmethod
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
-        """Hand (setup or its number, pickled task) to an idle worker; `_took` follows sometime."""
+        """Hand (setup or its number, packed task) to an idle worker; `_took` follows sometime."""
 
     @abstractmethod
     def close(self) -> None:
@@ -74,7 +78,7 @@ class Pool(ABC):
             at = next((one for one in self._idle if one in client.ready), self._idle[0])
             first = at not in client.ready
             try:
-                self._give(at, (client.setup if first else client.setup.number, pickle.dumps((fn, args, kwargs))))
+                self._give(at, (client.setup if first else client.setup.number, self.pack((fn, args, kwargs))))
             except Exception as error:  # the task cannot be pickled; its worker is still free
                 future.set_exception(error)
                 continue
@@ -137,6 +141,9 @@ class RankPool(Pool):
         self._thread = threading.Thread(target=self._listen, name="smpi-futures", daemon=True)
         self._thread.start()
 
+    def pack(self, value: Any) -> Any:
+        return pickle.dumps(value)
+
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
         self._comm.send(item, to, worker.TASK)
 
@@ -178,11 +185,14 @@ class ThreadPool(Pool):
         for thread in self._threads:
             thread.start()
 
+    def pack(self, value: Any) -> Any:
+        return value  # what a thread is given needs no pickle
+
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
         self._desks[to].put(item)
 
     def _work(self, at: int) -> None:
-        desk = worker.Desk()
+        desk = worker.Desk(lambda value: value)
         worker.place.workers = COMM_SELF
         while (item := self._desks[at].get()) is not None:
             self._took(at, *desk.serve(*item))

@@ -26,8 +26,8 @@ def collect(fs: Collection[Future[Any]]) -> Future[list[Any]]:
             if whole.cancelled():
                 return
             if done.cancelled():
-                whole.cancel()
-                whole.set_running_or_notify_cancel()
+                if whole.cancel():
+                    whole.set_running_or_notify_cancel()
             elif done.exception() is not None:
                 whole.set_exception(done.exception())
             elif last:

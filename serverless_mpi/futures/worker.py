@@ -11,6 +11,7 @@ import threading
 import traceback
 import types
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +47,18 @@ class Main:
 class Setup:
     """What an executor wants done once in a worker before its first task there.
 
-    rest: pickle of (initializer, its arguments, entries of sys.path, environment variables, working folder, names of the
+    rest: packed (initializer, its arguments, entries of sys.path, environment variables, working folder, names of the
     main module); it may need the main module, which is imported before.
     """
 
     number: int
     main: Main
-    rest: bytes
+    rest: Any
 
-    def apply(self) -> None:
+    def apply(self, unpack: Callable[[Any], Any]) -> None:
         """Do it."""
         _import_main(self.main)
-        initializer, initargs, path, env, wdir, names = pickle.loads(self.rest)
+        initializer, initargs, path, env, wdir, names = unpack(self.rest)
         sys.path[:0] = [entry for entry in path if entry not in sys.path]
         os.environ.update(env)
         if wdir is not None:
@@ -94,21 +95,22 @@ def _import_main(main: Main) -> None:
 
 
 class Desk:
-    """One worker's side: which executors it is set up for."""
+    """One worker's side: which executors it is set up for, and how it unpacks what their pool has packed."""
 
-    def __init__(self) -> None:
+    def __init__(self, unpack: Callable[[Any], Any]) -> None:
+        self._unpack = unpack
         self._ready: set[int] = set()
 
-    def serve(self, setup: Setup | int, task: bytes) -> tuple[bool, Any]:
-        """The outcome of a pickled (function, arguments, keywords)."""
+    def serve(self, setup: Setup | int, task: Any) -> tuple[bool, Any]:
+        """The outcome of a packed (function, arguments, keywords)."""
         try:
             if isinstance(setup, Setup) and setup.number not in self._ready:
                 try:
-                    setup.apply()
+                    setup.apply(self._unpack)
                 except BaseException as error:
                     raise SetupError(f"an executor's setup failed: {error!r}") from error
                 self._ready.add(setup.number)
-            fn, args, kwargs = pickle.loads(task)
+            fn, args, kwargs = self._unpack(task)
             return True, fn(*args, **kwargs)
         except BaseException as error:
             return False, _with_story(error)
@@ -128,7 +130,7 @@ def told(outcome: tuple[bool, Any]) -> tuple[bool, Any, str]:
 def run(comm: Intracomm, root: int, workers: Intracomm) -> None:
     """Serve rank `root` of `comm` until it says stop."""
     place.workers = workers
-    desk, status = Desk(), Status()
+    desk, status = Desk(pickle.loads), Status()
     try:
         while True:
             item = comm.recv(source=root, tag=ANY_TAG, status=status)

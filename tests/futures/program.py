@@ -68,7 +68,9 @@ def check(executor: Any, size: int, workers: bool) -> None:
     if workers:  # threads need no pickles
         assert isinstance(executor.submit(make_awkward).exception(), TypeError)
         assert executor.submit(crew).result() == size
-    assert isinstance(executor.submit(square, Awkward()).exception(), TypeError)
+        assert isinstance(executor.submit(square, Awkward()).exception(), TypeError)
+    else:
+        assert executor.submit(lambda: 5).result() == 5
     assert executor.submit(square, 3).result() == 9  # after all that went wrong
     many = [executor.submit(nap, 0.02) for _ in range(4 * size + 4)]
     executor.shutdown(wait=False, cancel_futures=True)
@@ -108,6 +110,14 @@ def main() -> None:
     else:
         raise AssertionError("not broken")
     assert executor.num_workers == 0
+    with futures.ThreadPoolExecutor(3, initializer=lambda: None) as threads:
+        assert threads.num_workers == 3 and list(threads.map(lambda x: x + 1, range(5))) == [1, 2, 3, 4, 5]
+    try:
+        futures.ProcessPoolExecutor()
+    except NotImplementedError as error:
+        assert "MPIPoolExecutor" in str(error)
+    else:
+        raise AssertionError("started processes")
     both = futures.collect([futures.MPIPoolExecutor().submit(square, x) for x in range(5)])
     assert futures.compose(both, sum).result() == 30
     print("held")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from serverless_mpi.futures import CancelledError, Future, collect, compose
+from tests.conformance import suite
 from tests.harness import smpirun
 
 PROGRAM = Path(__file__).with_name("program.py")
@@ -65,3 +67,10 @@ def test_collect_and_compose() -> None:
     old.cancel()
     with pytest.raises(CancelledError):
         new.result()
+
+
+@pytest.mark.parametrize("words", [(3,), (3, "-m", "serverless_mpi.futures")])
+def test_mpi4pys_own_tests_of_its_futures(words: tuple[object, ...]) -> None:
+    environ = {**os.environ, "SMPI_TEST_FUTURES": str(suite.folder().parent / "demo" / "futures" / "test_futures.py")}
+    job = smpirun("--channel", "direct", "-n", *words, PROGRAM.with_name("mpi4pys.py"), env=environ)
+    assert job.returncode == 0 and "OK" in job.stderr, job.stderr

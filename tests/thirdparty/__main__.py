@@ -20,18 +20,26 @@ from tests.conformance import suite
 PACKAGES = ("schwimmbad==0.4.2", "emcee==3.1.6", "mpipartition==1.5.0", "mpipool==2.2.1", "distwq==1.3.3")
 OWN = Path(__file__).with_name("programs")
 LIMIT_S = 180.0
+FUTURES = Path(__file__).resolve().parent.parent / "futures" / "mpi4pys.py"
+FUTURES_SAY = {
+    "cpi": ("pi: 3.14159", "4 workers"),
+    "hello": tuple(f"I am worker {rank} of 4" for rank in range(4)),
+    "primes": ("112272535095293 is prime: True", "115797848077099 is prime: True", "117450548693743 is prime: True"),
+    "julia": ("Julia Set 640x480",),
+    "mandelbrot": ("Mandelbrot Set 640x480",),
+}
 OSU = ("allgather", "alltoall", "alltoallv", "barrier", "bcast", "bibw", "bw", "gather", "latency", "multi_lat", "scatter")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what is typed after `smpirun -n ranks`, from `folder`, and what its output has to contain."""
+    """One run: what is typed after `smpirun -n ranks`, from `folder`, and what its output has to contain, all of it."""
 
     name: str
     ranks: int
     words: tuple[str, ...]
     folder: Path
-    says: str = ""
+    says: tuple[str, ...] = ()
     stdin: str = ""
 
 
@@ -49,44 +57,48 @@ def jobs() -> list[Job]:
     """All of them."""
     demo = suite.folder().parent / "demo"
     found = [
-        Job("schwimmbad", 4, ("schwimmbad_pool.py",), OWN, "held"),
-        Job("emcee", 4, ("emcee_pool.py",), OWN, "held"),
-        Job("mpipartition", 4, ("mpipartition_square.py",), OWN, "held"),
-        Job("mpipool", 4, ("mpipool_map.py",), OWN, "held"),
-        Job("distwq", 4, ("distwq_sum.py",), OWN, "held"),
-        Job("helloworld", 3, ("helloworld.py",), demo, "Hello, World!"),
-        Job("compute-pi", 4, ("cpi-cco.py",), demo / "compute-pi", "pi is approximately 3.14", "100\n"),
-        Job("reductions", 4, ("test_reductions.py", "-q"), demo / "reductions", "OK"),
-        Job("sequential", 4, ("test_seq.py",), demo / "sequential"),
+        Job("schwimmbad", 4, ("schwimmbad_pool.py",), OWN, ("held",)),
+        Job("emcee", 4, ("emcee_pool.py",), OWN, ("held",)),
+        Job("mpipartition", 4, ("mpipartition_square.py",), OWN, ("held",)),
+        Job("mpipool", 4, ("mpipool_map.py",), OWN, ("held",)),
+        Job("distwq", 4, ("distwq_sum.py",), OWN, ("held",)),
+        Job("helloworld", 3, ("helloworld.py",), demo, tuple(f"I am process {rank} of 3" for rank in range(3))),
+        Job("compute-pi", 4, ("cpi-cco.py",), demo / "compute-pi", ("pi is approximately 3.14", "Error is 0.0000083"), "100\n"),
+        Job("reductions", 4, ("test_reductions.py", "-q"), demo / "reductions", ("OK",)),
+        Job("sequential", 4, ("test_seq.py",), demo / "sequential", tuple(f"I am process {rank} of 4" for rank in range(4))),
         Job("nxtval-threads", 4, ("nxtval-threads.py",), demo / "nxtval"),
         Job("threads", 1, ("sendrecv.py",), demo / "threads"),
-        Job("futures-test", 3, ("-m", "mpi4py.futures", "test_futures.py"), demo / "futures", "OK"),
-        Job("futures-test-1", 1, ("-m", "mpi4py.futures", "test_futures.py"), demo / "futures", "OK"),
+        Job("futures-test", 3, ("-m", "mpi4py.futures", "test_futures.py"), demo / "futures", ("OK",)),
+        Job("futures-test-1", 1, ("-m", "mpi4py.futures", "test_futures.py"), demo / "futures", ("OK",)),
     ]
-    for name in ("cpi", "hello", "primes", "julia", "mandelbrot"):
-        found.append(Job(f"futures-{name}", 5, ("-m", "mpi4py.futures", f"run_{name}.py"), demo / "futures"))
-        found.append(Job(f"own-futures-{name}", 5, ("-m", "serverless_mpi.futures", f"run_{name}.py"), demo / "futures"))
+    for ranks in (1, 2, 3):  # on this package's futures, with the executors of rank 0 and with MPICommExecutor
+        for kind, words in (("", ("-m", "serverless_mpi.futures")), ("comm-", ())):
+            found.append(Job(f"own-futures-test-{kind}{ranks}", ranks, (*words, str(FUTURES)), demo / "futures", ("OK",)))
+    for name, says in FUTURES_SAY.items():
+        found.append(Job(f"futures-{name}", 5, ("-m", "mpi4py.futures", f"run_{name}.py"), demo / "futures", says))
+        found.append(Job(f"own-futures-{name}", 5, ("-m", "serverless_mpi.futures", f"run_{name}.py"), demo / "futures", says))
     for name in ("julia", "mandelbrot"):  # with MPICommExecutor
-        found.append(Job(f"futures-comm-{name}", 5, (f"run_{name}.py",), demo / "futures"))
+        found.append(Job(f"futures-comm-{name}", 5, (f"run_{name}.py",), demo / "futures", FUTURES_SAY[name]))
     for path in sorted((demo / "mpi-ref-v1").glob("ex-*.py")):
         found.append(Job(f"mpi-ref-v1-{path.stem}", 4, (path.name,), path.parent))
     for name in OSU:
         ranks = 4 if name == "multi_lat" else 2
-        found.append(Job(f"osu-{name}", ranks, ("osu.py", str(demo), f"osu_{name}"), OWN, "# "))
+        found.append(Job(f"osu-{name}", ranks, ("osu.py", str(demo), f"osu_{name}"), OWN, ("# ", "16384" if name != "barrier" else "# OSU")))
     return found
 
 
 def run(job: Job, channel: str, path: Path) -> tuple[str, float]:
     """(what went wrong or "", seconds)."""
+    demo = suite.folder().parent / "demo" / "futures" / "test_futures.py"
     smpirun = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(job.ranks), "--channel", channel, "--timeout", str(LIMIT_S)]
-    words = [*smpirun, "-x", f"PYTHONPATH={path}", *job.words]
+    words = [*smpirun, "-x", f"PYTHONPATH={path}", "-x", f"SMPI_TEST_FUTURES={demo}", *job.words]
     began = time.monotonic()
     done = subprocess.run(words, cwd=job.folder, input=job.stdin, capture_output=True, text=True, timeout=2 * LIMIT_S)
     wrong = ""
     if done.returncode:
         wrong = f"exit code {done.returncode}"
-    elif job.says not in done.stdout + done.stderr:
-        wrong = f"did not say {job.says!r}"
+    elif silent := [words for words in job.says if words not in done.stdout + done.stderr]:
+        wrong = f"did not say {silent}"
     return wrong and f"{wrong}\n{done.stdout}{done.stderr}", time.monotonic() - began
 
 
