@@ -11,32 +11,40 @@ from __future__ import annotations
 
 import functools
 import json
-import socket
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+from serverless_mpi.core.wire import Kind
 
 MOST_EVENTS = 1_000_000  # of a rank, the newest; about 200 MB of memory
 _OWN = "serverless_mpi."
 _LOCAL = ("Get_", "Set_", "Is_", "Attach_", "Detach_", "py2f", "f2py", "tocint", "fromint")  # calls that do not communicate
 _REQUESTS = (("aws.s3", "S3", "s3"), ("aws.sqs", "Sqs", "sqs"), ("aws.sns", "Sns", "sns"))
 
+SAME_CLOCK_NS = 1_000_000
+SPAN, SENT, TAKEN, WHOLE = range(4)
+
 _clock = time.perf_counter_ns
 _ident = threading.get_ident
 
 
 class Recorder:
-    """The events of this process: (kind, name, thread, begin, end), times in ns; kind "X", "s" or "f"."""
+    """The events of this process, newest last; each begins with what it is, and times are in ns.
+
+    SPAN, name, thread, begin, end; SENT, kind, context, tag or slot, seq, destinations, thread, when;
+    TAKEN, envelope, seq, thread, when; WHOLE, name of a step, thread, when.
+    What is in them is there already: a name is made of it, and an arrow, when the job is over.
+    """
 
     def __init__(self) -> None:
-        self.events: deque[tuple[str, Any, int, int, int]] = deque(maxlen=MOST_EVENTS)
+        self.events: deque[tuple[Any, ...]] = deque(maxlen=MOST_EVENTS)
         self.main = _ident()
         self.offset = time.time_ns() - _clock()
-        self._inside: set[int] = set()  # threads that are in a call of the program
 
     def span(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """`call`, noted."""
@@ -48,37 +56,20 @@ class Recorder:
             try:
                 return call(*arguments, **more)
             finally:
-                append(("X", name, _ident(), begin, _clock()))
-
-        return traced
-
-    def outermost(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, noted where it was not made by another such call."""
-        append, inside = self.events.append, self._inside
-
-        @functools.wraps(call)
-        def traced(*arguments: Any, **more: Any) -> Any:
-            thread = _ident()
-            if thread in inside:
-                return call(*arguments, **more)
-            inside.add(thread)
-            begin = _clock()
-            try:
-                return call(*arguments, **more)
-            finally:
-                append(("X", name, thread, begin, _clock()))
-                inside.discard(thread)
+                append((SPAN, name, _ident(), begin, _clock()))
 
         return traced
 
     def write(self, folder: Path, rank: int) -> None:
-        """Leave the events in `folder`."""
-        record = {
-            "rank": rank, "host": socket.gethostname(), "offset": self.offset, "main": self.main,
-            "threads": {thread.ident: thread.name for thread in threading.enumerate()}, "events": list(self.events),
+        """Leave the events in `folder`: a line of JSON that says whose they are, and one for each thousand."""
+        facts = {
+            "rank": rank, "offset": self.offset, "main": self.main,
+            "threads": {thread.ident: thread.name for thread in threading.enumerate()},
         }  # fmt: skip
-        path = folder / f"trace-{rank}.json"
-        path.with_suffix(".tmp").write_text(json.dumps(record))
+        path, events = folder / f"trace-{rank}.json", list(self.events)
+        with open(path.with_suffix(".tmp"), "w") as out:
+            for piece in (facts, *(events[start : start + 1000] for start in range(0, len(events), 1000))):
+                out.write(json.dumps(piece) + "\n")
         path.with_suffix(".tmp").rename(path)
 
 
@@ -96,9 +87,9 @@ def calls(classes: Iterable[type]) -> None:
             if name.startswith(("_", *_LOCAL)):
                 continue
             if isinstance(member, (classmethod, staticmethod)):
-                setattr(base, name, type(member)(RECORDER.outermost(name, member.__func__)))
+                setattr(base, name, type(member)(RECORDER.span(name, member.__func__)))
             elif callable(member) and not isinstance(member, type):
-                setattr(base, name, RECORDER.outermost(name, member))
+                setattr(base, name, RECORDER.span(name, member))
 
 
 def attach(runtime: Any) -> Recorder:
@@ -110,12 +101,13 @@ def attach(runtime: Any) -> Recorder:
         try:
             return start(context, seq, steps, ranks)
         finally:
-            append(("X", getattr(steps, "__name__", "collective"), _ident(), begin, _clock()))
+            append((SPAN, getattr(steps, "__name__", "collective"), _ident(), begin, _clock()))
 
     runtime.icollective = starting
     # a put that does not go out in the background is most of the call that makes it: it would say little and cost as much
-    for method in ("put", "get") if channel.limits.background else ("get",):
-        setattr(channel, method, RECORDER.span(f"channel.{method}", getattr(channel, method)))
+    if channel.limits.background:
+        channel.put = RECORDER.span("channel.put", channel.put)
+    channel.get = RECORDER.span("channel.get", channel.get)
     for module, name, service in _REQUESTS:
         kind = getattr(sys.modules.get(_OWN + module), name, None)
         for method, call in list(vars(kind).items()) if kind is not None else ():
@@ -126,80 +118,76 @@ def attach(runtime: Any) -> Recorder:
 
 
 def _arrows(endpoint: Any, append: Callable[[Any], None]) -> None:
-    """A message's name is the same at both ends: (kind, context, source, dest, seq, slot).
+    """Note where a message is cut into frames, where a receive takes it, and where a step of a collective is whole."""
+    cut, match, over = endpoint._cut, endpoint._match, endpoint._step_is_over
 
-    An arrow ends where a receive takes the message, or where a collective has it whole.
-    """
-    rank, awaited = endpoint.rank, {}
-    send, publish, deal = endpoint.send, endpoint.publish, endpoint.deal
-    match, expect, complete = endpoint._match, endpoint.expect, endpoint._complete
-
-    def leave(name: Any) -> None:
-        append(("s", name, _ident(), _clock(), 0))
-
-    def arrive(name: Any) -> None:
-        append(("f", name, _ident(), _clock(), 0))
-
-    def sending(context: int, dest: int, *more: Any, **named: Any) -> Any:
-        leave((0, context, rank, dest, endpoint._sent.get((context, dest), 0), 0))
-        return send(context, dest, *more, **named)
-
-    def publishing(context: int, seq: int, slot: int, dests: Any, data: Any) -> Any:
-        for dest in dests:
-            leave((2, context, rank, dest, seq, slot))
-        return publish(context, seq, slot, dests, data)
-
-    def dealing(context: int, seq: int, slot: int, blobs: Any) -> Any:
-        for dest, _ in blobs:
-            leave((2, context, rank, dest, seq, slot))
-        return deal(context, seq, slot, blobs)
+    def cutting(
+        kind: int, flags: int, context: int, dest: int, tag: int, seq: int, data: Any, dests: tuple[int, ...]
+    ) -> Any:
+        append((SENT, kind, context, tag, seq, dests, _ident(), _clock()))
+        return cut(kind, flags, context, dest, tag, seq, data, dests)
 
     def matching(message: Any, receive: Any) -> None:
-        context, source = receive.pattern[0], message.envelope.source
-        append(("f", (0, context, source, rank, message.seq, 0), _ident(), _clock(), 0))
+        append((TAKEN, message.envelope, message.seq, _ident(), _clock()))
         match(message, receive)
 
-    def expecting(context: int, source: int, seq: int, slot: int, dealt: bool = False) -> Any:
-        receive = expect(context, source, seq, slot, dealt)
-        name = (2, context, source, rank, seq, slot)
-        if receive.done:
-            arrive(name)
-        else:
-            awaited[id(receive)] = name
-        return receive
+    def whole(name: tuple[int, int, int, int]) -> None:
+        append((WHOLE, name, _ident(), _clock()))
+        over(name)
 
-    def completing(receive: Any, body: Any) -> None:
-        name = awaited.pop(id(receive), None)
-        if name is not None:
-            arrive(name)
-        complete(receive, body)
+    endpoint._cut, endpoint._match, endpoint._step_is_over = cutting, matching, whole
 
-    endpoint.send, endpoint.publish, endpoint.deal = sending, publishing, dealing
-    endpoint._match, endpoint.expect, endpoint._complete = matching, expecting, completing
+
+def _ends(rank: int, event: Sequence[Any]) -> Iterator[tuple[bool, tuple[int, ...]]]:
+    """(whether a message leaves, its name) for each message that an event tells of.
+
+    The name is the same at both ends: kind, context, source, dest, seq, slot (0 where the seq says it all).
+    """
+    if event[0] == SENT:
+        _, kind, context, tag, seq, dests, _, _ = event
+        for dest in dests:
+            yield True, (kind, context, rank, dest, seq, tag if kind == Kind.STEP else 0)
+    elif event[0] == TAKEN:
+        (context, source, _, _), seq = event[1:3]
+        yield False, (Kind.POINT, context, source, rank, seq, 0)
+    elif event[0] == WHOLE:
+        context, source, seq, slot = event[1]
+        yield False, (Kind.STEP, context, source, rank, seq, slot)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `Recorder.write` wrote, with its "events"."""
+    with open(path) as lines:
+        record: dict[str, Any] = json.loads(next(lines))
+        record["events"] = [event for line in lines for event in json.loads(line)]
+    return record
 
 
 def merge(folder: Path, out: TextIO) -> int:
     """Write what the ranks left in `folder` as one trace; returns the number of ranks.
 
-    Times are microseconds since the first event.  On one machine the ranks' clocks are one; else they differ by as
-    much as the machines' clocks do, and an arrow may seem to arrive when it left.
+    Times are microseconds since the first event.  A rank's clock is set by its machine's time of day, once; ranks that so
+    agree within a millisecond are taken to have one clock, as those of one machine do.  Else an arrow may seem to arrive
+    before it left, by as much as the machines' times of day differ; it is shown as if it had arrived then.
     """
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("trace-*.json"))]
-    if len({record["host"] for record in records}) == 1:
+    records = [_read(path) for path in sorted(folder.glob("trace-*.json"))]
+    offsets = [record["offset"] for record in records]
+    if offsets and max(offsets) - min(offsets) < SAME_CLOCK_NS:
         for record in records:
-            record["offset"] = records[0]["offset"]
+            record["offset"] = offsets[0]
     left: dict[tuple[int, ...], int] = {}  # a message's name -> when it left
-    paired: dict[tuple[int, ...], int] = {}  # -> number of its arrow
-    for kind in ("s", "f"):
-        for record in records:
-            for event in record["events"]:
-                if event[0] == kind:
-                    name = tuple(event[1])
-                    if kind == "s":
-                        left[name] = event[3] + record["offset"]
-                    elif name in left:
-                        paired.setdefault(name, len(paired))
-    begin = min((event[3] + record["offset"] for record in records for event in record["events"]), default=0)
+    came: dict[tuple[int, ...], None] = {}
+    for record in records:
+        for event in record["events"]:
+            for leaves, name in _ends(record["rank"], event):
+                if leaves:
+                    left[name] = event[-1] + record["offset"]
+                else:
+                    came[name] = None
+    numbers = {name: number for number, name in enumerate(name for name in came if name in left)}  # of the arrows
+    begin = min(
+        (event[3 if event[0] == SPAN else -1] + record["offset"] for record in records for event in record["events"]), default=0
+    )
     out.write('{"displayTimeUnit": "ms", "traceEvents": [')
     comma = ""
 
@@ -213,22 +201,19 @@ def merge(folder: Path, out: TextIO) -> int:
         threads = {record["main"]: 0}
         write({"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": f"rank {rank}"}})
         write({"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}})
-        arrived = set()
-        for kind, name, thread, start, end in record["events"]:
-            tid = threads.setdefault(thread, len(threads))
-            at = start + record["offset"]
-            made: dict[str, Any] = {"ph": kind, "pid": rank, "tid": tid, "ts": (at - begin) / 1000}
-            if kind == "X":
-                write({**made, "name": name, "cat": name.partition(".")[0] if "." in name else "call", "dur": (end - start) / 1000})
-                continue
-            name = tuple(name)
-            if name not in paired or (kind, name) in arrived:
-                continue
-            arrived.add((kind, name))
-            made.update(name="message", cat="message", id=paired[name])
-            if kind == "f":
-                made.update(bp="e", ts=(max(at, left[name]) - begin) / 1000)
-            write(made)
+        done = set()
+        for event in record["events"]:
+            if event[0] == SPAN:
+                _, call, thread, start, end = event
+                made = {"ph": "X", "name": call, "cat": call.partition(".")[0] if "." in call else "call", "dur": (end - start) / 1000}
+                write({**made, "pid": rank, "tid": threads.setdefault(thread, len(threads)), "ts": (start + record["offset"] - begin) / 1000})
+            for leaves, name in _ends(rank, event):
+                if name in numbers and (leaves, name) not in done:
+                    done.add((leaves, name))
+                    at = left[name] if leaves else max(left[name], event[-1] + record["offset"])
+                    made = {"ph": "s"} if leaves else {"ph": "f", "bp": "e"}
+                    made |= {"name": "message", "cat": "message", "id": numbers[name]}
+                    write({**made, "pid": rank, "tid": threads.setdefault(event[-2], len(threads)), "ts": (at - begin) / 1000})
         for thread, tid in threads.items():
             label = "program" if tid == 0 else record["threads"].get(str(thread), f"thread {tid}")
             write({"ph": "M", "name": "thread_name", "pid": rank, "tid": tid, "args": {"name": label}})

@@ -22,7 +22,7 @@ MAY: dict[str, set[str]] = {
     "aws": {"errors", "metering", "job"},
     "collectives": {"channels.base", "errors"},
     "deadlock": set(),
-    "trace": set(),
+    "trace": {"core"},
     "simulation": {"channels", "channels.base", "collectives", "core", "aws", "metering", "errors"},
     "explain": {"simulation", "collectives", "metering", "errors"},
     "runtime": {"core", "channels", "channels.base", "collectives", "deadlock", "job", "metering", "errors", "trace"},

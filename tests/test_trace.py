@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from serverless_mpi import trace
 from tests.harness import smpirun
 
 PROGRAM = """
@@ -28,7 +30,7 @@ comm.recv(source=comm.rank, tag=3)
 comm.isend("nobody receives this", right, 99).wait()
 comm.barrier()
 """
-MESSAGES = 3 * (2 * 3) + 3  # point-to-point: two to the right a turn and rank, one to oneself
+MESSAGES = 3 * (2 * 3)  # point-to-point: two to the right a turn and rank; the one to oneself has no arrow
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -76,3 +78,33 @@ def test_trace(channel: str, tmp_path: Path) -> None:
 def test_a_trace_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     done = smpirun("-n", 1, "--trace", tmp_path / "no" / "folder" / "t.json", "-m", "this")
     assert done.returncode == 0 and "there is no trace" in done.stderr
+
+
+def leave(folder: Path, rank: int, offset: int, events: list[Any]) -> None:
+    recorder = trace.Recorder()
+    recorder.offset = offset
+    recorder.events.extend(events)
+    recorder.write(folder, rank)
+
+
+def arrow(folder: Path) -> tuple[float, float]:
+    """When the one message of a trace left and arrived, in us since its first event."""
+    out = io.StringIO()
+    trace.merge(folder, out)
+    ends = {event["ph"]: event["ts"] for event in json.loads(out.getvalue())["traceEvents"] if event["ph"] in "sf"}
+    return ends["s"], ends["f"]
+
+
+@pytest.mark.parametrize(
+    ("apart_ns", "takes_us"),
+    [
+        (400_000, 2.0),  # no more than setting a clock takes: one clock
+        (5_000_000, 5_002.0),  # another machine's time of day
+        (-5_000_000, 0.0),  # one that is behind: what seems to come before it left comes at that moment
+    ],
+)
+def test_clocks_of_ranks(apart_ns: int, takes_us: float, tmp_path: Path) -> None:
+    leave(tmp_path, 0, 10**18, [(trace.SENT, 0, 7, 3, 0, (1,), 5, 1000)])
+    leave(tmp_path, 1, 10**18 + apart_ns, [(trace.TAKEN, (7, 0, 3, 8), 0, 5, 3000)])
+    left, arrived = arrow(tmp_path)
+    assert arrived - left == pytest.approx(takes_us)

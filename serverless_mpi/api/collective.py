@@ -63,7 +63,7 @@ class Collective(Plans):
 
     def barrier(self) -> None:
         """Return when every rank has called it."""
-        self._start(self._barrier()).wait()
+        self._start(self._barrier())._await()
 
     Barrier = barrier
 
@@ -80,40 +80,40 @@ class Collective(Plans):
         def finish(got: Any) -> Any:
             return decode(got) if peer and not mine else obj if peer else None
 
-        return self._start(Plan("bcast", None, lambda: (place, blob), finish)).wait()
+        return self._start(Plan("bcast", None, lambda: (place, blob), finish))._await()
 
     def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
         """The list of all ranks' objects on the root, None elsewhere."""
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None)
-        objects: list[Any] | None = self._start(Plan("gather", None, lambda: arguments, decode_list)).wait()
+        objects: list[Any] | None = self._start(Plan("gather", None, lambda: arguments, decode_list))._await()
         return objects
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
         """The root's sendobj[rank]."""
         mine, peer = self._role(root)
         arguments = (self._number(root), encode_each(sendobj, len(self._peers)) if mine else None)
-        return self._start(Plan("scatter", None, lambda: arguments, _decode_some if peer else nothing)).wait()
+        return self._start(Plan("scatter", None, lambda: arguments, _decode_some if peer else nothing))._await()
 
     def allgather(self, sendobj: Any) -> list[Any]:
         """The list of all ranks' objects."""
         self._live()
         arguments = (encode(sendobj),)
-        objects: list[Any] = self._start(Plan("allgather", None, lambda: arguments, decode_list)).wait()
+        objects: list[Any] = self._start(Plan("allgather", None, lambda: arguments, decode_list))._await()
         return objects
 
     def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
         """What each rank had for this one: sendobj[r] goes to rank r."""
         self._live()
         arguments = (encode_each(sendobj, len(self._peers)),)
-        objects: list[Any] = self._start(Plan("alltoall", None, lambda: arguments, decode_list)).wait()
+        objects: list[Any] = self._start(Plan("alltoall", None, lambda: arguments, decode_list))._await()
         return objects
 
     def reduce(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM, root: int = 0) -> Any | None:
         """All ranks' objects combined in rank order, on the root; None elsewhere."""
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None, of_objects(op))
-        return self._start(Plan("reduce", None, lambda: arguments, _decode_some)).wait()
+        return self._start(Plan("reduce", None, lambda: arguments, _decode_some))._await()
 
     def allreduce(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM) -> Any:
         """All ranks' objects combined in rank order, everywhere."""
@@ -130,73 +130,73 @@ class Collective(Plans):
     def _combine(self, operation: str, sendobj: Any, op: Callable[[Any, Any], Any]) -> Any:
         self._live()
         arguments = (encode(sendobj), of_objects(op))
-        return self._start(Plan(operation, None, lambda: arguments, _decode_some)).wait()
+        return self._start(Plan(operation, None, lambda: arguments, _decode_some))._await()
 
     # --- buffers -------------------------------------------------------------
 
     def Bcast(self, buf: Any, root: int = 0) -> None:
         """Give the root's buffer to every rank's."""
-        self._start(self._bcast(buf, root)).wait()
+        self._start(self._bcast(buf, root))._await()
 
     def Gather(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
         """Collect every rank's block in the root's buffer."""
-        self._start(self._gather(sendbuf, recvbuf, root)).wait()
+        self._start(self._gather(sendbuf, recvbuf, root))._await()
 
     def Gatherv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
         """Collect blocks of any lengths in places of the root's buffer."""
-        self._start(self._gatherv(sendbuf, recvbuf, root)).wait()
+        self._start(self._gatherv(sendbuf, recvbuf, root))._await()
 
     def Scatter(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
         """Give each rank its block of the root's buffer."""
-        self._start(self._scatter(sendbuf, recvbuf, root)).wait()
+        self._start(self._scatter(sendbuf, recvbuf, root))._await()
 
     def Scatterv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
         """Give each rank its block, of any length and place, of the root's buffer."""
-        self._start(self._scatterv(sendbuf, recvbuf, root)).wait()
+        self._start(self._scatterv(sendbuf, recvbuf, root))._await()
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Collect every rank's block in every rank's buffer."""
-        self._start(self._allgather(sendbuf, recvbuf)).wait()
+        self._start(self._allgather(sendbuf, recvbuf))._await()
 
     def Allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
         """Collect blocks of any lengths in places of every rank's buffer."""
-        self._start(self._allgatherv(sendbuf, recvbuf)).wait()
+        self._start(self._allgatherv(sendbuf, recvbuf))._await()
 
     def Alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give block r of this rank's buffer to rank r."""
-        self._start(self._alltoall(sendbuf, recvbuf)).wait()
+        self._start(self._alltoall(sendbuf, recvbuf))._await()
 
     def Alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give each rank its block, of any length and place."""
-        self._start(self._alltoallv(sendbuf, recvbuf)).wait()
+        self._start(self._alltoallv(sendbuf, recvbuf))._await()
 
     def Alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give each rank its block, of any length, place and datatype."""
-        self._start(self._alltoallw(sendbuf, recvbuf)).wait()
+        self._start(self._alltoallw(sendbuf, recvbuf))._await()
 
     def Reduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0) -> None:
         """Combine all ranks' buffers, element by element, into the root's."""
-        self._start(self._reduce(sendbuf, recvbuf, op, root)).wait()
+        self._start(self._reduce(sendbuf, recvbuf, op, root))._await()
 
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
         """Combine all ranks' buffers into every rank's."""
-        self._start(self._allreduce(sendbuf, recvbuf, op)).wait()
+        self._start(self._allreduce(sendbuf, recvbuf, op))._await()
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
         """Combine all ranks' buffers; rank r gets the r-th of equal blocks."""
-        self._start(self._reduce_scatter_block(sendbuf, recvbuf, op)).wait()
+        self._start(self._reduce_scatter_block(sendbuf, recvbuf, op))._await()
 
     def Reduce_scatter(self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM) -> None:
         """Combine all ranks' buffers; rank r gets recvcounts[r] elements of the result."""
-        self._start(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op)).wait()
+        self._start(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))._await()
 
     def Scan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
         """Combine the buffers of ranks 0 to this one."""
-        self._start(self._scan(sendbuf, recvbuf, op)).wait()
+        self._start(self._scan(sendbuf, recvbuf, op))._await()
 
     def Exscan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
         """Combine the buffers of the ranks below this one; rank 0's receive buffer stays."""
-        self._start(self._exscan(sendbuf, recvbuf, op)).wait()
+        self._start(self._exscan(sendbuf, recvbuf, op))._await()
 
     def Ibcast(self, buf: Any, root: int = 0) -> Request:
         """Start `Bcast`."""

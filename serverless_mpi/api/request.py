@@ -88,12 +88,16 @@ class Request(Handle):
             return None
         return finish(operation, status)
 
-    def wait(self, status: Status | None = None) -> Any:
-        """Wait; the received object, if it was a receive of one."""
+    def _await(self, status: Status | None = None) -> Any:
+        """What a blocking call does with its own request, which no program sees."""
         pending = self._ob
         if pending is not None and pending.operation is not None and not pending.operation.done:
             _wait((self,), all=True)
         return self._complete(status)
+
+    def wait(self, status: Status | None = None) -> Any:
+        """Wait; the received object, if it was a receive of one."""
+        return self._await(status)
 
     def test(self, status: Status | None = None) -> tuple[bool, Any]:
         """(whether it is done, the received object)."""
@@ -110,7 +114,7 @@ class Request(Handle):
 
     def Wait(self, status: Status | None = None) -> bool:
         """Wait; True."""
-        Request.wait(self, status)  # not self.wait: a program's subclass may have its own
+        self._await(status)  # not self.wait: a program's subclass may have its own
         return True
 
     def Test(self, status: Status | None = None) -> bool:

@@ -97,35 +97,35 @@ class Topocomm(Intracomm):
     def neighbor_allgather(self, sendobj: Any) -> list[Any]:
         """Give an object to every destination; the objects of the sources, None beyond a border."""
         arguments = (*self._topology.edges(self._state.rank), encode(sendobj))
-        result: list[Any] = self._start(Plan("neighbor_allgather", None, lambda: arguments, decode_list)).wait()
+        result: list[Any] = self._start(Plan("neighbor_allgather", None, lambda: arguments, decode_list))._await()
         return result
 
     def neighbor_alltoall(self, sendobj: list[Any]) -> list[Any]:
         """Give sendobj[j] to destination j; the objects of the sources, None beyond a border."""
         out, into = self._topology.edges(self._state.rank)
         arguments = (out, into, encode_each(sendobj, len(out)))
-        result: list[Any] = self._start(Plan("neighbor_alltoall", None, lambda: arguments, decode_list)).wait()
+        result: list[Any] = self._start(Plan("neighbor_alltoall", None, lambda: arguments, decode_list))._await()
         return result
 
     def Neighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give a block to every destination; a block of each source comes."""
-        self._start(self._to_neighbors(Spec, sendbuf, recvbuf)).wait()
+        self._start(self._to_neighbors(Spec, sendbuf, recvbuf))._await()
 
     def Neighbor_allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
         """The same; the blocks that come may have any lengths and places."""
-        self._start(self._to_neighbors(VMessage, sendbuf, recvbuf)).wait()
+        self._start(self._to_neighbors(VMessage, sendbuf, recvbuf))._await()
 
     def Neighbor_alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give block j to destination j; a block of each source comes."""
-        self._start(self._between_neighbors(Spec, sendbuf, recvbuf)).wait()
+        self._start(self._between_neighbors(Spec, sendbuf, recvbuf))._await()
 
     def Neighbor_alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
         """The same with blocks of any lengths and places."""
-        self._start(self._between_neighbors(VMessage, sendbuf, recvbuf)).wait()
+        self._start(self._between_neighbors(VMessage, sendbuf, recvbuf))._await()
 
     def Neighbor_alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
         """The same with blocks of any lengths, places and datatypes."""
-        self._start(self._between_neighbors(WMessage, sendbuf, recvbuf)).wait()
+        self._start(self._between_neighbors(WMessage, sendbuf, recvbuf))._await()
 
     def Ineighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> Request:
         """Start `Neighbor_allgather`."""
