@@ -61,10 +61,13 @@ else:
     from serverless_mpi.errors import *
     from serverless_mpi.errors import MPIException as Exception
 
+    def _trace_calls() -> None:
+        """Have every call of a program noted; launch/sandbox.py asks for it where this was imported before the rank began."""
+        from serverless_mpi import trace
+
+        trace.calls(it for it in list(globals().values()) if isinstance(it, type) and issubclass(it, (Comm, Message, Request)))
+
     if _ENV_TRACE in os.environ:
-        from serverless_mpi import trace as _trace
-
-        _trace.calls(it for it in list(globals().values()) if isinstance(it, type) and issubclass(it, (Comm, Message, Request)))
-
+        _trace_calls()
     _at_exit()
     del os, sys, annotations  # no names of MPI

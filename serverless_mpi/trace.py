@@ -219,3 +219,14 @@ def merge(folder: Path, out: TextIO) -> int:
             write({"ph": "M", "name": "thread_name", "pid": rank, "tid": tid, "args": {"name": label}})
     out.write(f'\n], "otherData": {json.dumps({"ranks": len(records)})}}}\n')
     return len(records)
+
+
+def save(folder: Path, file: str, say: Callable[[str], None]) -> None:
+    """`merge` to a file, and say where it is or why there is none."""
+    try:
+        with open(file, "w") as out:
+            ranks = merge(folder, out)
+    except OSError as error:
+        say(f"--trace {file}: {error.strerror}; there is no trace")
+    else:
+        say(f"a trace of {ranks} ranks is in {file}; https://ui.perfetto.dev shows it")

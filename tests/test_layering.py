@@ -33,7 +33,7 @@ MAY: dict[str, set[str]] = {
     "launch": {"deadlock", "job", "channels", "channels.base", "metering", "errors", "aws", "alias", "__init__", "trace", "explain", "deploy", "launch.handler"},
     # the function itself: it deploys nothing, and has no boto3
     "launch.handler": {"launch", "launch.sandbox", "job", "metering", "errors", "aws", "channels", "__init__", "MPI", "sparse"},
-    "launch.sandbox": {"launch", "alias"},
+    "launch.sandbox": {"launch", "alias", "job"},
     "launch.hello": {"MPI"},
     "deploy": {"aws", "metering", "errors", "__init__"},
     "deploy.cli": {"deploy", "launch", "metering", "errors", "__init__"},

@@ -11,12 +11,14 @@ import json
 import secrets
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from serverless_mpi import __version__, metering
+from serverless_mpi import __version__, metering, trace
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
 from serverless_mpi.deploy import pool
@@ -64,6 +66,7 @@ class LambdaLauncher(Launcher):
                 job.start(bundles)
                 signals.raising = False  # a request that is cut off while it listens would lose words for a minute
                 code = job.watch()
+                job.save_trace()
                 job.report(prices)
                 return code
             except Interrupted as stop:
@@ -85,8 +88,6 @@ def _check(plan: Plan) -> None:
         raise UsageError(
             f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
         )
-    if plan.trace is not None:
-        raise UsageError("--trace is for ranks of this machine: run the program here, over an emulator, to see it")
     if plan.host is not None or plan.port is not None:
         raise UsageError("--host and --port are of this machine; --platform lambda takes --endpoint for an emulator")
 
@@ -177,7 +178,7 @@ class Job:
         self.spec = replace(self.spec, settings=settings)
         self._console = stack.console(lease.console)
         branching = plan.branching or tree.choose(plan.size)
-        order = Order(self.spec, tasks, self._function, branching, self._console, plan.timeout_s, plan.alias, site)
+        order = Order(self.spec, tasks, self._function, branching, self._console, plan.timeout_s, plan.alias, site, plan.explain, plan.trace is not None)
         event = order.to_event()
         if len(event) > MAX_EVENT_BYTES:
             raise UsageError(
@@ -347,6 +348,18 @@ class Job:
 
     # -- the bill
 
+    def save_trace(self) -> None:
+        """Make one file of what the ranks left, and remove that from the bucket."""
+        if self._plan.trace is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="smpirun-") as folder:
+            with explained("fetch the trace", self._stack.endpoint, self._stack.region):
+                for number in range(self.spec.size):
+                    with contextlib.suppress(self._s3.exceptions.NoSuchKey):  # a rank that did not finalize left none
+                        self._s3.download_file(self._stack.bucket, self._key(f"trace/{number}"), f"{folder}/trace-{number}.json")
+                empty(self._s3, self._stack.bucket, self._key("trace/"))
+            trace.save(Path(folder), self._plan.trace, _say)
+
     def report(self, prices: metering.Prices) -> None:
         """What it took: written to the bucket for `smpi cost`, and printed where it was asked for."""
         ranks, launcher = [rank.facts for rank in self._ranks], self._meter.snapshot()
@@ -358,6 +371,11 @@ class Job:
         }  # fmt: skip
         with contextlib.suppress(ChannelError, UsageError):
             self._put("end.json", facts)
+        if self._plan.explain:
+            from serverless_mpi import explain
+
+            for line in explain.explain([rank.get("mpi") or {} for rank in ranks], self._plan.channel, self._plan.region, prices):
+                sys.stderr.write(line + "\n")
         if self._plan.stats == "none":
             return
         from serverless_mpi.deploy import bill

@@ -27,6 +27,7 @@ from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sqs import Sqs
 from serverless_mpi.errors import ServerlessMPIError
+from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE
 from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_TIMEOUT
 from serverless_mpi.launch.order import Order
@@ -167,8 +168,9 @@ class Rank:
         from dataclasses import replace
 
         spec = replace(self._order.spec, stats_dir=str(folder / "stats"))
+        asked = {ENV_EXPLAIN: self._order.explain, ENV_TRACE: self._order.trace}
         return {
-            "TMPDIR": str(folder), "HOME": str(folder),
+            "TMPDIR": str(folder), "HOME": str(folder), **{name: "1" for name, on in asked.items() if on},
             **self._order.task.variables, **spec.to_env(), "SMPI_ALIAS": "1" if self._order.alias else "0",
         }  # fmt: skip
 
@@ -271,6 +273,9 @@ class Rank:
             stop_all(self._s3, spec.job_id, f"rank {spec.rank} {reason}")
         self._flush()
         stats = folder / "stats" / f"rank-{spec.rank}.json"
+        traced = folder / "stats" / f"trace-{spec.rank}.json"
+        if traced.exists():
+            self._s3.put(self._key(f"trace/{spec.rank}"), (memoryview(traced.read_bytes()),))
         facts = {
             "code": code, "reason": reason, "cold": self._cold, "init_s": self._init_s,
             "seconds": time.monotonic() - self._began + self._init_s, "memory_mb": self._memory >> 20,

@@ -117,16 +117,6 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
-def _save_trace(stats: Path, file: str) -> None:
-    try:
-        with open(file, "w") as out:
-            ranks = trace.merge(stats, out)
-    except OSError as error:
-        _say(f"--trace {file}: {error.strerror}; there is no trace")
-    else:
-        _say(f"a trace of {ranks} ranks is in {file}; https://ui.perfetto.dev shows it")
-
-
 class LocalLauncher(Launcher):
     """Processes on this machine."""
 
@@ -193,7 +183,7 @@ class LocalLauncher(Launcher):
         signals.raising = False
         code = job.watch()
         if plan.trace is not None:
-            _save_trace(folder.stats, plan.trace)
+            trace.save(folder.stats, plan.trace, _say)
         self._report(plan, folder.stats, prices)
         return code
 

@@ -60,6 +60,8 @@ class Order:
         Programs that say `from mpi4py import MPI` get this package.
     site
         Key of the zip of the installed requirements; None for none.
+    explain, trace
+        Whether the rank notes which algorithms were chosen, and leaves a trace below the job's key in the bucket.
     """
 
     spec: JobSpec
@@ -70,6 +72,8 @@ class Order:
     limit_s: float | None = None
     alias: bool = True
     site: str | None = None
+    explain: bool = False
+    trace: bool = False
 
     def for_rank(self, rank: int) -> Order:
         """The same order to another rank."""
@@ -94,7 +98,7 @@ class Order:
         }  # fmt: skip
         rest = {
             name: getattr(self, name)
-            for name in ("function", "branching", "console", "limit_s", "alias", "site")
+            for name in ("function", "branching", "console", "limit_s", "alias", "site", "explain", "trace")
         }  # fmt: skip
         tasks = [asdict(task) for task in self.tasks]
         return json.dumps({"job": public, "key": spec.key.hex(), "tasks": tasks, **rest}).encode()

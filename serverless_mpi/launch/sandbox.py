@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from serverless_mpi.job import ENV_TRACE
 from serverless_mpi.launch import order as kinds
 from serverless_mpi.launch.jobs import ENV_LINEAGE, kill_processes_of
 
@@ -175,6 +176,8 @@ def _run(kind: str, argv: list[str], folder: Path) -> int:
         from serverless_mpi import alias
 
         alias.install()
+    if ENV_TRACE in os.environ and (loaded := sys.modules.get("serverless_mpi.MPI")) is not None:
+        loaded._trace_calls()
     sys.argv = list(argv)
     try:
         if kind == kinds.SCRIPT:

@@ -74,6 +74,23 @@ def test_smpiruns_cleanup_leaves_a_stack_alone(deployed: Deployed) -> None:
     assert control.leftovers(deployed.endpoint, "us-east-1") == []
 
 
+def test_what_ranks_did_is_told_and_drawn(deployed: Deployed, script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    program = script(HELLO + "c.sendrecv(c.rank, (c.rank + 1) % c.size, source=(c.rank - 1) % c.size)\nc.allreduce(1)\n")
+    file = tmp_path / "trace.json"
+    done = deployed.run("-n", 3, "--explain", "--trace", file, program)
+    assert done.returncode == 0 and "a trace of 3 ranks" in done.stderr, done.stderr
+    (row,) = [line.split() for line in done.stderr.splitlines() if "allreduce:" in line]
+    assert row[0] == "1" and row[2:4] == ["3", "allreduce_fan"] and float(row[-1]) > 0
+    events = json.loads(file.read_text())["traceEvents"]
+    assert {(event["pid"], event["name"]) for event in events if event["ph"] == "X"} >= {
+        (rank, name) for rank in range(3) for name in ("sendrecv", "allreduce", "channel.get", "sqs.receive")
+    }
+    ends = {(event["ph"], event["pid"]) for event in events if event["name"] == "message"}
+    assert ends == {(end, rank) for end in "sf" for rank in range(3)}
+    found = deployed.stack.client("s3").list_objects_v2(Bucket=deployed.stack.bucket, Prefix="jobs/")["Contents"]
+    assert not [one["Key"] for one in found if "/trace/" in one["Key"]]
+
+
 @pytest.mark.parametrize("channel", ["queue", "object", "hybrid"])
 def test_collectives(deployed: Deployed, channel: str) -> None:
     size = RANKS if channel == "hybrid" else 4
