@@ -46,7 +46,7 @@ LOOK_S = 100e-6  # how long a get looks before it sleeps: three short messages
 LOOKS_SKIPPED = 256  # most waits after a look in vain that sleep at once
 # measured on two cores, with benchmarks/collectives.py
 FIGURES = Figures(
-    latency_s=5e-5, bandwidth_Bps=4e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=64, put_s=2e-5, get_s=2e-5
+    latency_s=1e-4, bandwidth_Bps=8e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=64, put_s=2e-5, get_s=4e-5
 )
 SLICE_S = 0.02  # a put that waits looks this often whether it must read as well
 
