@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from serverless_mpi.collectives.choose import TABLE, name_of
 from serverless_mpi.collectives.simulate import BETWEEN, NEIGHBORLY
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.metering import Prices
-from serverless_mpi.simulation import AWS, LATENCIES, SNS_LEAST, SNS_QUOTA, Forecast, Latency, forecast
+from serverless_mpi.simulation import AWS, LATENCIES, Forecast, forecast, in_region
 
 _UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
 _CALL = re.compile(r"([a-z_]+)(?::(\d+) ?([kmg]?b?))?", re.IGNORECASE)
@@ -43,10 +43,6 @@ def _row(one: Forecast, label: str) -> str:
     )
 
 
-def _in(region: str, latency: Latency) -> Latency:
-    return replace(latency, sns_per_s=SNS_QUOTA.get(region, SNS_LEAST)) if latency.aws else latency
-
-
 def simulate(calls: Sequence[str], ranks: int, channel: str, latency: str, region: str, prices: Prices) -> Iterable[str]:
     """Lines that say what each of `calls` ("allreduce:8MB") takes.
 
@@ -57,7 +53,7 @@ def simulate(calls: Sequence[str], ranks: int, channel: str, latency: str, regio
     """
     if latency not in LATENCIES:
         raise UsageError(f"--latency {latency}: known are {', '.join(LATENCIES)}")
-    model = _in(region, LATENCIES[latency])
+    model = in_region(LATENCIES[latency], region)
     if not calls:
         raise UsageError("--simulate takes collectives and the bytes of a blob, as in: smpirun --simulate -n 1000 allreduce:8MB barrier")
     asked = []
@@ -127,7 +123,7 @@ def explain(records: Iterable[Mapping[str, Any]], channel: str, region: str, pri
                 raise UsageError("too large to be played through after a job")
             if operation in NEIGHBORLY:
                 layout = tuple(one.edges.get(rank, ([], [])) for rank in range(size))
-            made = forecast(operation, blob, size, channel, _in(region, AWS), prices, known[algorithm], layout)
+            made = forecast(operation, blob, size, channel, in_region(AWS, region), prices, known[algorithm], layout)
             yield times + _row(made, label)
         except (UsageError, JobError):  # see above; a channel of which there is no model; a rank left no record of its edges
             yield f"{times}{label:<26}{size:>6} {algorithm:<24}{'not forecast':>17}"

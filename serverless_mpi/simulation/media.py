@@ -1,10 +1,8 @@
-"""A planner for scale: the real generators on a discrete-event model of a medium, which counts requests, seconds and dollars.
+"""What becomes of the frames that a simulated rank puts: the requests of each channel, and when each reader has them.
 
-A simulated rank runs until it waits; what it has sent goes to the medium as one batch, as the runtime puts it, and the
-medium says when each reader has it.  Requests are made by the channels' own rules (`queue.plan`, `hybrid.together`), on
-frames that have a length and no bytes, so what the model counts is what a rank would do: a test compares it with the
-emulator.  What depends on the moment at which a rank looks (polls that find nothing, how many messages a receive
-brings) is a forecast; the rest is exact.
+Requests are made by the channels' own rules (`queue.plan`, `hybrid.together`), on frames that have a length and no bytes.
+What depends on the moment at which a rank looks (polls that find nothing, how many messages a receive brings) is a
+forecast; the rest is exact.
 """
 
 from __future__ import annotations
@@ -12,72 +10,18 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serverless_mpi.aws import sns, sqs
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels import direct, hybrid, object, queue
-from serverless_mpi.channels.base import EACH, MANY, Figures, FrameName, Parcel
-from serverless_mpi.collectives.choose import TABLE, Facts, name_of, select
-from serverless_mpi.collectives.simulate import Layout, keep_first, members
-from serverless_mpi.collectives.steps import Algorithm, Deal, Elementwise, Recv, Send, whole
-from serverless_mpi.core.wire import HEADER_BYTES, Kind
-from serverless_mpi.errors import JobError, UsageError
+from serverless_mpi.channels.base import Figures, Parcel
+from serverless_mpi.errors import UsageError
 from serverless_mpi.metering import Meter, Prices
+from serverless_mpi.simulation.figures import Latency
 
 REQUESTS_AT_ONCE = 8  # of one rank: the channels' pools
-
-
-@dataclass(frozen=True)
-class Latency:
-    """How long things take, and how many a service takes in a second.
-
-    *_s: seconds of one request, without its bytes; *_Bps: bytes per second of one connection; *_per_s: of all ranks
-    together (0: no limit); pauses_s: between two looks for an object, first and longest.
-    """
-
-    sqs_send_s: float
-    sqs_receive_s: float
-    sqs_Bps: float
-    sns_publish_s: float
-    sns_deliver_s: float
-    sns_per_s: float
-    s3_put_s: float
-    s3_get_s: float
-    s3_Bps: float
-    s3_puts_per_s: float
-    s3_gets_per_s: float
-    pauses_s: tuple[float, float]
-    start_s: float
-    starts_per_10_s: int
-    topic_entries: int
-    aws: bool
-
-
-# "Tens or low hundreds of milliseconds" a call of SQS (its FAQ); SNS delivers to SQS "typically within 30 ms" (SNS FAQ).
-# S3: 100-200 ms to the first byte of a small object, 85-90 MB/s a connection, 3,500 PUT and 5,500 GET a second and
-# partitioned prefix ("Performance design patterns for Amazon S3"; a new bucket is one partition).  Lambda: 1,000
-# environments every 10 s and function ("Lambda scaling behavior"); a start with this package's imports takes about half a second.
-AWS = Latency(
-    sqs_send_s=0.015, sqs_receive_s=0.015, sqs_Bps=25e6, sns_publish_s=0.025, sns_deliver_s=0.03, sns_per_s=30_000,
-    s3_put_s=0.1, s3_get_s=0.1, s3_Bps=9e7, s3_puts_per_s=3500, s3_gets_per_s=5500, pauses_s=object.AWS_PAUSES_S,
-    start_s=0.5, starts_per_10_s=1000, topic_entries=sns.MAX_ENTRIES, aws=True,
-)  # fmt: skip
-# The embedded emulator: about a millisecond a call, one at a time.
-EMULATOR = Latency(
-    sqs_send_s=0.001, sqs_receive_s=0.001, sqs_Bps=4e7, sns_publish_s=0.001, sns_deliver_s=0.0, sns_per_s=1000,
-    s3_put_s=0.001, s3_get_s=0.001, s3_Bps=1.5e8, s3_puts_per_s=1000, s3_gets_per_s=1000, pauses_s=object.EMULATOR_PAUSES_S,
-    start_s=0.3, starts_per_10_s=0, topic_entries=queue.EMULATOR_TOPIC_ENTRIES, aws=False,
-)  # fmt: skip
-LATENCIES = {"aws": AWS, "emulator": EMULATOR}
-
-# Messages a second that an account may publish ("Amazon SNS endpoints and quotas", AWS General Reference); elsewhere the least.
-SNS_QUOTA = {
-    "us-east-1": 30_000, "us-west-2": 9_000, "eu-west-1": 9_000, "us-east-2": 3_000, "us-west-1": 3_000, "ap-south-1": 3_000,
-    "ap-northeast-1": 3_000, "ap-northeast-2": 3_000, "ap-southeast-1": 3_000, "ap-southeast-2": 3_000, "eu-central-1": 3_000,
-}  # fmt: skip
-SNS_LEAST = 300
 
 
 class Blank:
@@ -339,7 +283,7 @@ def _when(item: Item) -> float:
     return item.when
 
 
-def _medium(channel: str, latency: Latency, meter: Meter, prices: Prices) -> tuple[Medium, Figures, int]:
+def medium(channel: str, latency: Latency, meter: Meter, prices: Prices) -> tuple[Medium, Figures, int]:
     """(the model of a channel, its figures, its longest frame)."""
     if channel == "queue":
         return Queue(latency, meter, prices), queue.AWS_FIGURES if latency.aws else queue.EMULATOR_FIGURES, queue.MAX_FRAME_BYTES
@@ -351,154 +295,3 @@ def _medium(channel: str, latency: Latency, meter: Meter, prices: Prices) -> tup
         figures = direct.DirectChannel.figures
         return Direct(latency, meter, figures), figures, direct.MAX_FRAME_BYTES
     raise UsageError(f"channel {channel!r} cannot be simulated; known: hybrid, queue, object, direct")
-
-
-@dataclass
-class Forecast:
-    """A call: what was chosen, and what it costs.
-
-    rounds: longest chain of messages; messages: reads of all ranks; nbytes: put by all ranks, a Send to many counted
-    once; seconds: until the last rank is done; requests: "service.operation" -> counts, as a Meter has them; usd.
-    """
-
-    operation: str
-    nbytes: int
-    size: int
-    algorithm: str
-    rounds: int = 0
-    messages: int = 0
-    sent: int = 0
-    seconds: float = 0.0
-    requests: dict[str, dict[str, int]] = field(default_factory=dict)
-    usd: float = 0.0
-
-
-def forecast(
-    operation: str, nbytes: int, size: int, channel: str, latency: Latency, prices: Prices, algorithm: Any = None,
-    layout: Layout | None = None,
-) -> Forecast:  # fmt: skip
-    """Run a call's generators on the model of a channel.
-
-    nbytes: of a blob; algorithm: instead of the one that would be chosen; layout: see `collectives.simulate`.
-
-    Raises
-    ------
-    UsageError
-        No such operation, or a channel that has no model.
-    """
-    meter = Meter()
-    medium, figures, longest = _medium(channel, latency, meter, prices)
-    if operation not in TABLE:
-        raise UsageError(f"no collective {operation!r}; known: {', '.join(TABLE)}")
-    chosen = algorithm or select(operation, Facts(size, nbytes, figures))
-    ranks = members(operation, chosen, size, memoryview(bytes(nbytes)), Elementwise(keep_first, 1), layout)
-    made = Forecast(operation, nbytes, size, name_of(chosen))
-    _run(ranks, medium, longest, made)
-    medium.close()
-    made.requests = meter.snapshot()
-    made.usd = prices.requests_usd(made.requests)
-    return made
-
-
-def _run(ranks: Sequence[Algorithm], medium: Medium, longest: int, made: Forecast) -> None:
-    """Every rank to its end, the earliest first."""
-    mail: dict[tuple[int, int, int], tuple[memoryview, int, list[Item]]] = {}  # (source, slot, dest) -> data, round, frames
-    waiting: dict[int, tuple[list[Any], float, bool]] = {}  # rank -> its step, since when, whether it is a list
-    missing: dict[int, int] = {}  # rank -> how many messages it lacks
-    lacked_by: dict[tuple[int, int, int], int] = {}
-    rounds = [0] * len(ranks)
-    able: list[tuple[float, int, Any]] = [(0.0, rank, None) for rank in range(len(ranks))]
-
-    def put(rank: int, now: float, steps: list[Send | Deal]) -> None:
-        parcels, contents = [], {}
-        for step in steps:
-            blobs = [(dest, step.data) for dest in step.dests] if isinstance(step, Send) else list(step.blobs)
-            if not blobs:
-                continue
-            made.messages += len(blobs)
-            made.sent += sum(sum(part.nbytes for part in data) for _, data in (blobs if isinstance(step, Deal) else blobs[:1]))
-            shared = whole(step.data) if isinstance(step, Send) else None
-            for dest, data in blobs:
-                contents[step.slot, dest] = shared if shared is not None else whole(data)
-            parcels += _parcels(rank, step, longest)
-        frames: dict[tuple[int, int], list[Item]] = defaultdict(list)
-        for dest, item in medium.put(rank, now, parcels) if parcels else ():
-            frames[item.slot, dest].append(item)
-        for (slot, dest), items in frames.items():
-            name = (rank, slot, dest)
-            mail[name] = (contents[slot, dest], rounds[rank] + 1, items)
-            made.rounds = max(made.rounds, rounds[rank] + 1)
-            reader = lacked_by.pop(name, None)
-            if reader is not None:
-                missing[reader] -= 1
-                if not missing[reader]:
-                    resume(reader)
-
-    def resume(rank: int) -> None:
-        steps, since, several = waiting.pop(rank)
-        values: list[Any] = []
-        coming: list[Item] = []
-        for step in steps:
-            if isinstance(step, Recv):
-                data, number, items = mail.pop((step.source, step.slot, rank))
-                rounds[rank] = max(rounds[rank], number)
-                coming += items
-                values.append(data)
-            else:
-                values.append(None)
-        now = medium.take(rank, since, coming) if coming else since
-        heapq.heappush(able, (now, rank, values if several else values[0]))
-
-    while able:
-        now, rank, value = heapq.heappop(able)
-        sends: list[Send | Deal] = []
-        while True:  # until it waits for something: what it sends until then goes out as one batch
-            try:
-                step = ranks[rank].send(value)
-            except StopIteration:
-                put(rank, now, sends)
-                made.seconds = max(made.seconds, now)
-                break
-            several = isinstance(step, (list, tuple))
-            steps = list(step) if several else [step]
-            sends += [one for one in steps if not isinstance(one, Recv)]
-            lacking = [(one.source, one.slot, rank) for one in steps if isinstance(one, Recv)]
-            if lacking:
-                waiting[rank] = (steps, now, several)
-                missing[rank] = 0
-                for name in lacking:
-                    if name not in mail:
-                        lacked_by[name] = rank
-                        missing[rank] += 1
-                put(rank, now, sends)
-                if rank in waiting and not missing[rank]:
-                    resume(rank)
-                break
-            value = [None] * len(steps) if several else None
-    if waiting:
-        raise JobError(f"deadlock: {sorted(lacked_by)}")
-
-
-def _parcels(rank: int, step: Send | Deal, longest: int) -> list[Parcel]:
-    """The frames of a step, as the endpoint cuts them, without bytes."""
-    most = longest - HEADER_BYTES
-
-    def name(dest: int, chunk: int) -> FrameName:
-        return FrameName(Kind.STEP, 1, rank, dest, 0, step.slot, chunk)
-
-    def lengths(data: Sequence[memoryview]) -> list[int]:
-        total = sum(part.nbytes for part in data)
-        return [HEADER_BYTES + min(most, total - start) for start in range(0, max(1, total), most)]
-
-    if isinstance(step, Send):
-        return [
-            Parcel(step.dests, name(MANY, chunk), (Blank(nbytes),))  # type: ignore[arg-type]
-            for chunk, nbytes in enumerate(lengths(step.data))
-        ]
-    cut = [(dest, lengths(data)) for dest, data in step.blobs]
-    parcels = []
-    for chunk in range(max(len(frames) for _, frames in cut)):
-        own = [(dest, frames[chunk]) for dest, frames in cut if chunk < len(frames)]
-        dests = tuple(dest for dest, _ in own)
-        parcels.append(Parcel(dests, name(EACH, chunk), (), tuple((Blank(nbytes),) for _, nbytes in own)))  # type: ignore[misc]
-    return parcels

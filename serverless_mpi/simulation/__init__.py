@@ -1,0 +1,13 @@
+"""A planner for scale: the real generators on a discrete-event model of a medium, which counts requests, seconds and dollars.
+
+run.py plays the ranks, media.py says what a batch of frames becomes on each channel, figures.py how long services take and
+how much they let in, with the sources.
+"""
+
+from serverless_mpi.simulation.figures import AWS as AWS
+from serverless_mpi.simulation.figures import EMULATOR as EMULATOR
+from serverless_mpi.simulation.figures import LATENCIES as LATENCIES
+from serverless_mpi.simulation.figures import Latency as Latency
+from serverless_mpi.simulation.figures import in_region as in_region
+from serverless_mpi.simulation.run import Forecast as Forecast
+from serverless_mpi.simulation.run import forecast as forecast

@@ -1,0 +1,76 @@
+"""How long services take and how much they let in: every figure with its source.
+
+Rates are of an account in a region, as AWS grants them unasked; where AWS states a range, its middle or lower end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from serverless_mpi.aws import sns
+from serverless_mpi.channels import object, queue
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long things take, and how many a service takes in a second.
+
+    *_s: seconds of one request, without its bytes; *_Bps: bytes per second of one connection; *_per_s: of all ranks
+    together (0: no limit); pauses_s: between two looks for an object, first and longest.
+    """
+
+    sqs_send_s: float
+    sqs_receive_s: float
+    sqs_Bps: float
+    sns_publish_s: float
+    sns_deliver_s: float
+    sns_per_s: float
+    s3_put_s: float
+    s3_get_s: float
+    s3_Bps: float
+    s3_puts_per_s: float
+    s3_gets_per_s: float
+    pauses_s: tuple[float, float]
+    start_s: float
+    starts_per_10_s: int
+    topic_entries: int
+    aws: bool
+
+
+# Sources, all of docs.aws.amazon.com or aws.amazon.com:
+# sqs_send_s, sqs_receive_s: "typical latencies ... in the tens or low hundreds of milliseconds" (Amazon SQS FAQs), here the lower end,
+#   of ranks in the same region; sqs_Bps: no figure is published; a message of 256 KB in 10 ms.  How long a receive waits for
+#   messages that are not there is `sqs.MAX_LONG_POLL_S` (20 s, "Amazon SQS standard queue quotas", which states 120,000 messages in
+#   flight a queue, too: a rank deletes what it has received, and holds 10 a request).
+# sns_publish_s, sns_deliver_s: AWS's guides state no figure; estimates, 55 ms from the call to the queue together.
+# sns_per_s: see SNS_PER_S.
+# s3_put_s, s3_get_s: "roughly 100-200 milliseconds"; s3_puts_per_s, s3_gets_per_s: "at least 3,500 PUT/COPY/POST/DELETE or 5,500
+#   GET/HEAD requests per second per partitioned prefix" ("Best practices design patterns: optimizing Amazon S3 performance"; a new
+#   bucket is one partition); s3_Bps: "85-90 MB/s" a request ("Performance design patterns for Amazon S3").
+# starts_per_10_s: 1,000 execution environments every 10 s and function ("Lambda scaling behavior"); start_s: half a second,
+#   an estimate with the imports of this package; AWS states none.
+AWS = Latency(
+    sqs_send_s=0.015, sqs_receive_s=0.015, sqs_Bps=25e6, sns_publish_s=0.025, sns_deliver_s=0.03, sns_per_s=30_000,
+    s3_put_s=0.1, s3_get_s=0.1, s3_Bps=9e7, s3_puts_per_s=3500, s3_gets_per_s=5500, pauses_s=object.AWS_PAUSES_S,
+    start_s=0.5, starts_per_10_s=1000, topic_entries=sns.MAX_ENTRIES, aws=True,
+)  # fmt: skip
+# The embedded emulator: about a millisecond a call, one at a time, as measured.
+EMULATOR = Latency(
+    sqs_send_s=0.001, sqs_receive_s=0.001, sqs_Bps=4e7, sns_publish_s=0.001, sns_deliver_s=0.0, sns_per_s=1000,
+    s3_put_s=0.001, s3_get_s=0.001, s3_Bps=1.5e8, s3_puts_per_s=1000, s3_gets_per_s=1000, pauses_s=object.EMULATOR_PAUSES_S,
+    start_s=0.3, starts_per_10_s=0, topic_entries=queue.EMULATOR_TOPIC_ENTRIES, aws=False,
+)  # fmt: skip
+LATENCIES = {"aws": AWS, "emulator": EMULATOR}
+
+# Messages a second that an account may publish to standard topics, Publish and PublishBatch together.
+# Source: "Amazon Simple Notification Service endpoints and quotas", Publish API throttling, AWS General Reference.
+SNS_PER_S = {
+    "us-east-1": 30_000, "us-west-2": 9_000, "eu-west-1": 9_000, "us-east-2": 1_500, "us-west-1": 1_500, "ap-south-1": 1_500,
+    "ap-northeast-1": 1_500, "ap-northeast-2": 1_500, "ap-southeast-1": 1_500, "ap-southeast-2": 1_500, "eu-central-1": 1_500,
+}  # fmt: skip
+SNS_PER_S_ELSEWHERE = 300
+
+
+def in_region(latency: Latency, region: str) -> Latency:
+    """The same with the quotas of an AWS region."""
+    return replace(latency, sns_per_s=SNS_PER_S.get(region, SNS_PER_S_ELSEWHERE)) if latency.aws else latency
