@@ -12,7 +12,7 @@ from serverless_mpi.api.memory import BUFFER_AUTOMATIC, BufferAutomaticType, as_
 from serverless_mpi.api.memory import buffer as Buffer
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
-from serverless_mpi.errors import ERR_BUFFER, MPIException
+from serverless_mpi.errors import ERR_BUFFER, ERR_OTHER, MPIException
 from serverless_mpi.runtime import Operation, Runtime, get_runtime
 
 BSEND_OVERHEAD = 96  # bytes that a message takes besides its own
@@ -27,13 +27,15 @@ class Attached:
         self._under_way: list[tuple[Runtime, Operation, int]] = []
 
     def attach(self, buf: Any) -> None:
-        """Attach memory; ERR_BUFFER if there is some already."""
+        """Attach memory; ERR_OTHER if there is some already, ERR_BUFFER if no message fits in it."""
         if self.object is not None:
-            raise MPIException(ERR_BUFFER, "a buffer is attached already; detach it first")
+            raise MPIException(ERR_OTHER, "a buffer is attached already; detach it first")
         if buf is None or isinstance(buf, BufferAutomaticType):
             self.object, self._room = BUFFER_AUTOMATIC, None
         else:
             view, _ = as_bytes(buf, False)
+            if view.nbytes < BSEND_OVERHEAD:
+                raise MPIException(ERR_BUFFER, f"a buffer of {view.nbytes} bytes holds no message, which takes {BSEND_OVERHEAD} besides its own")
             self.object, self._room = Buffer.frombuffer(buf), view.nbytes
 
     def detach(self) -> Any:

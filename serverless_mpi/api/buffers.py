@@ -110,6 +110,10 @@ class _Memory:
             raise MPIException(ERR_TYPE, "a datatype that has a byte of memory twice cannot be received into")
         return layout
 
+    def address(self, offset: int) -> int:
+        base = 0 if self.bottom else np.frombuffer(self.view, np.uint8).__array_interface__["data"][0]
+        return int(base) + offset
+
     def window(self, layout: Layout, offset: int, count: int) -> tuple[memoryview, int]:
         low, high = layout.span(count)
         if self.bottom:
@@ -185,6 +189,10 @@ class Message:
         """The bytes of all blocks together."""
         return self._memory.pack(self._layout, self._offset, self.count * blocks)
 
+    def address(self, block: int = 0) -> int | None:
+        """Where a block lies in memory; None for one without elements."""
+        return self._memory.address(self._offset + block * self._step) if self.nbytes else None
+
     def landing(self) -> memoryview | None:
         """Memory that a payload can be received into directly, or None where it must be spread."""
         if not self.count or not self._layout.is_dense(self.count):
@@ -222,6 +230,10 @@ class VMessage:
     def nbytes(self, rank: int) -> int:
         """Packed bytes of a rank's block."""
         return self.counts[rank] * self._layout.size
+
+    def address(self, rank: int) -> int | None:
+        """Where a rank's block lies in memory; None for one without elements."""
+        return self._memory.address(self.displs[rank] * self._layout.extent) if self.nbytes(rank) else None
 
     def pack(self, rank: int) -> memoryview:
         """The bytes of a rank's block."""

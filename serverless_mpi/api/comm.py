@@ -234,7 +234,7 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
     def Set_info(self, info: Info) -> None:
         """Give it hints; those that are not known here are kept and change nothing."""
         self._live()
-        self._state.info.update(info.items())
+        self._state.info.update(info._table())
 
     def Get_info(self) -> Info:
         """Its hints."""
@@ -297,7 +297,7 @@ class Comm(Persistent, Partitioned, Handle, Attributed, Guarded):
         """The same processes, and topology, in a context of their own.  Sends nothing."""
         self._live()
         new = type(self)._of(self._duplicate())
-        if info is not None:
+        if info:
             new.Set_info(info)
         self._copy_attributes(new)
         return new

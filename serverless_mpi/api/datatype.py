@@ -298,7 +298,9 @@ class Datatype(Handle, Attributed):
         """The box of shape `subsizes` at `starts` in an array of shape `sizes`, whose extent it has."""
         if not len(sizes) == len(subsizes) == len(starts):
             raise ValueError(f"{len(sizes)} sizes, {len(subsizes)} subsizes, {len(starts)} starts")
-        if any(n < 1 or b < 0 or s < 0 or s + b > n for n, b, s in zip(sizes, subsizes, starts, strict=True)):
+        if any(value < 0 for value in (*subsizes, *starts)):
+            raise MPIException(ERR_COUNT, f"box {list(subsizes)} at {list(starts)}: a length or a start is negative")
+        if any(n < 1 or s + b > n for n, b, s in zip(sizes, subsizes, starts, strict=True)):
             raise MPIException(ERR_ARG, f"box {list(subsizes)} at {list(starts)} is not inside {list(sizes)}")
         params = {"sizes": list(sizes), "subsizes": list(subsizes), "starts": list(starts), "order": order}
         owned = [range(s, s + b) for s, b in zip(starts, subsizes, strict=True)]
@@ -371,17 +373,20 @@ class Datatype(Handle, Attributed):
         """Put as many elements as fill `inbuf` to byte `position` of `outbuf`; the position after them."""
         from serverless_mpi.api import packing
 
+        comm._live()
         return packing.pack(self, inbuf, outbuf, position)
 
     def Unpack(self, inbuf: Any, position: int, outbuf: Any, comm: Any) -> int:
         """Take as many elements as fill `outbuf` from byte `position` of `inbuf`; the position after them."""
         from serverless_mpi.api import packing
 
+        comm._live()
         return packing.unpack(self, inbuf, position, outbuf)
 
     def Pack_size(self, count: int, comm: Any) -> int:
         """Bytes that `count` packed elements take."""
         _positive(count)
+        comm._live()
         return self.Get_size() * count
 
     def Pack_external(self, datarep: str, inbuf: Any, outbuf: Any, position: int) -> int:

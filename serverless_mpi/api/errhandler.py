@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn
 from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.errors import (
+    ERR_ARG,
     ERR_ERRHANDLER,
     ERR_LASTCODE,
     ERR_OTHER,
@@ -182,6 +183,8 @@ def Add_error_code(errorclass: int) -> int:
 
 def Add_error_string(errorcode: int, string: str) -> None:
     """The sentence of a code or class of the program."""
+    if errorcode not in _codes and not _known(errorcode):
+        raise MPIException(ERR_ARG, f"{errorcode} is no error code")
     if errorcode not in _codes:
         _refuse(errorcode, "was not added by the program")
     _strings[errorcode] = string
@@ -205,6 +208,8 @@ def Remove_error_code(errorcode: int) -> None:
 
 def Remove_error_string(errorcode: int) -> None:
     """Take the sentence of a code or class away."""
+    if errorcode not in _codes and not _known(errorcode):
+        raise MPIException(ERR_ARG, f"{errorcode} is no error code")
     if errorcode not in _codes:
         _refuse(errorcode, "was not added by the program")
     _strings[errorcode] = ""

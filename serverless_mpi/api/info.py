@@ -32,7 +32,7 @@ class Info(Handle):
 
     def _table(self) -> dict[str, str]:
         if self._ob is None:
-            raise MPIException(ERR_INFO, "the info is null or has been freed")
+            raise MPIException(ERR_ARG, "the info is null or has been freed")
         return self._ob.items  # type: ignore[no-any-return]
 
     @classmethod

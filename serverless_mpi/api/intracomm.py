@@ -14,8 +14,8 @@ from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.shapes import Cart, Dist, Graph
-from serverless_mpi.core.envelope import CONTEXT_SELF, CONTEXT_WORLD, UNDEFINED, derive_context
-from serverless_mpi.errors import ERR_COMM, ERR_GROUP, ERR_RANK, MPIException, missing
+from serverless_mpi.core.envelope import CONTEXT_SELF, CONTEXT_WORLD, TAG_UB, UNDEFINED, derive_context
+from serverless_mpi.errors import ERR_COMM, ERR_GROUP, ERR_RANK, ERR_TAG, MPIException, missing
 from serverless_mpi.runtime import Runtime, get_runtime
 
 
@@ -34,6 +34,8 @@ class Intracomm(Comm):
         """The processes of `group`, who alone call it."""
         self._live()
         ranks = self._check_group(group)
+        if not 0 <= tag <= TAG_UB:
+            raise MPIException(ERR_TAG, f"tag {tag} is outside 0..{TAG_UB}")
         if self._runtime.rank not in ranks:
             return Intracomm()
         number = self._state.count((tag, *ranks))
@@ -129,6 +131,8 @@ class Intracomm(Comm):
 
         self._live()
         state = self._state
+        if not isinstance(peer_comm, Intracomm):
+            raise TypeError(f"the leaders meet in an intracommunicator, not {type(peer_comm).__name__}")
         if not 0 <= local_leader < len(state.ranks):
             raise MPIException(ERR_RANK, f"local leader {local_leader} is outside 0..{len(state.ranks) - 1}")
         mine = (state.context, next(state.children), state.ranks)

@@ -13,7 +13,7 @@ from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.api.memory import buffer
 from serverless_mpi.api.types import BYTE, PACKED
 from serverless_mpi.api.typestate import COMBINER_DUP
-from serverless_mpi.errors import ERR_OP, ERR_TYPE, MPIException
+from serverless_mpi.errors import ERR_BUFFER, ERR_OP, ERR_TYPE, MPIException
 
 _Array = np.ndarray[Any, Any]
 _Two = Callable[[Any, Any], Any]
@@ -133,6 +133,8 @@ class Op(Handle):
         if left.count != right.count:
             raise ValueError(f"mismatch in input count {left.count} and output count {right.count}")
         self.check(right.datatype)
+        if left.nbytes and left.address() == right.address():
+            raise MPIException(ERR_BUFFER, "the input and the output are the same memory")
         right.unpack(self.combine(left.pack(), right.pack(), right.datatype))
 
     def check(self, datatype: Datatype) -> None:

@@ -20,7 +20,7 @@ from serverless_mpi.api.persistent import Prequest, Repeat
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, derive_context
-from serverless_mpi.errors import ERR_ARG, ERR_RANK, ERR_REQUEST, ERR_TAG, ERR_TRUNCATE, MPIException
+from serverless_mpi.errors import ERR_ARG, ERR_OTHER, ERR_RANK, ERR_REQUEST, ERR_TAG, ERR_TRUNCATE, MPIException
 from serverless_mpi.runtime import Operation, Runtime
 
 _HEAD = struct.Struct("<I")  # the sender's number of partitions
@@ -142,7 +142,7 @@ class _Receive(Repeat):
 
 def _check(partition: int, partitions: int) -> None:
     if not 0 <= partition < partitions:
-        raise MPIException(ERR_ARG, f"partition {partition} is outside 0..{partitions - 1}")
+        raise MPIException(ERR_OTHER, f"partition {partition} is outside 0..{partitions - 1}")
 
 
 class Partitioned(PointToPoint):
@@ -163,11 +163,11 @@ class Partitioned(PointToPoint):
         self, buf: Any, partitions: int, source: int = ANY_SOURCE, tag: int = ANY_TAG, info: Info = INFO_NULL
     ) -> Prequest:
         """A receive into `partitions` equal pieces of a buffer; `Parrived` tells of each."""
+        _positive(partitions)
+        self._check_recv(source, tag)
         if source == ANY_SOURCE or tag == ANY_TAG:
             wild = ERR_RANK if source == ANY_SOURCE else ERR_TAG
             raise MPIException(wild, "a partitioned receive needs its source and tag: it takes no wildcard")
-        self._check_recv(source, tag)
-        _positive(partitions)
         spec = Spec(None if source == PROC_NULL else buf, readonly=False, blocks=partitions)
         world = None if source == PROC_NULL else self._peers[source]
         receive = _Receive(self._runtime, self._pair(world, self._runtime.rank, tag, "from"), world, spec, partitions)

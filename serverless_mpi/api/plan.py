@@ -132,6 +132,8 @@ class Plans:
         place, size = self._number(root), len(self._peers)
         keep = not peer or self._in_place(recvbuf, blocks is not None)
         room = None if keep else Spec(recvbuf, readonly=False)
+        if room is not None and blocks is not None:
+            self._check_apart(blocks, self._rank, room, 0)
 
         def finish(got: Any) -> None:
             if room is not None:
@@ -168,13 +170,25 @@ class Plans:
         if self._in_place(sendbuf, may_be_in_place) and room is not None:
             return room.nbytes if isinstance(room, Spec) else None, lambda: room.pack(self._rank)
         spec = Spec(sendbuf, readonly=True)
+        if room is not None:
+            self._check_apart(spec, 0, room, self._rank)
         return self._common(spec.nbytes), spec.pack
+
+    def _check_apart(self, give: Spec | VMessage, from_block: int, room: Spec | VMessage, to_block: int) -> None:
+        """What is sent must not lie where the same is received; between two groups nobody sends to himself."""
+        if self._peers is not self._ranks:
+            return
+        place = give.address(from_block)
+        if place is not None and place == room.address(to_block):
+            raise MPIException(ERR_BUFFER, "what is sent and what is received are the same memory; MPI.IN_PLACE is the way to say so")
 
     def _alltoall(self, sendbuf: Any, recvbuf: Any) -> Plan:
         self._live()
         size = len(self._peers)
         room = Spec(recvbuf, readonly=False, blocks=size)
         give = None if self._in_place(sendbuf) else Spec(sendbuf, readonly=True, blocks=size)
+        if give is not None:
+            self._check_apart(give, 0, room, 0)
         return Plan("alltoall", self._common(room.nbytes), lambda: (_blocks(give, room, size),), _fill_blocks(room))
 
     def _alltoallv(self, sendbuf: Any, recvbuf: Any) -> Plan:
@@ -196,7 +210,7 @@ class Plans:
         mine, peer = self._role(root)
         place = self._number(root)
         room = Spec(recvbuf, readonly=False) if mine else None
-        give = self._operand(sendbuf, room) if peer else None
+        give = self._operand(sendbuf, room, op) if peer else None
         known = give or room
         combine = None if known is None else _of_elements(op, known.datatype)
         nbytes = None if known is None else self._common(known.nbytes)
@@ -214,11 +228,11 @@ class Plans:
     def _reduce_to_all(self, operation: str, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
         self._live()
         room = Spec(recvbuf, readonly=False)
-        give = self._operand(sendbuf, room)
+        give = self._operand(sendbuf, room, op)
         combine = _of_elements(op, give.datatype)
         return Plan(operation, give.nbytes, lambda: (give.pack(), combine), _fill(room))
 
-    def _operand(self, sendbuf: Any, room: Spec | None) -> Spec:
+    def _operand(self, sendbuf: Any, room: Spec | None, op: Op) -> Spec:
         if self._in_place(sendbuf, room is not None) and room is not None:
             return room
         give = Spec(sendbuf, readonly=True)
@@ -226,6 +240,8 @@ class Plans:
             _check_same(give.datatype, room.datatype)
             if give.count != room.count:
                 raise ValueError(f"mismatch in send count {give.count} and receive count {room.count}")
+            op.check(give.datatype)
+            self._check_apart(give, 0, room, 0)
         return give
 
     def _reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
@@ -239,6 +255,8 @@ class Plans:
             _check_same(give.datatype, room.datatype)
             if give.count != room.count:
                 raise ValueError(f"mismatch in send count {give.count} and receive count {room.count}")
+            op.check(give.datatype)
+            self._check_apart(give, 0, room, 0)
         combine = _of_elements(op, give.datatype)
         return Plan("reduce_scatter", None, lambda: ([give.pack(rank) for rank in range(size)], combine), _fill(room))
 
@@ -259,6 +277,9 @@ class Plans:
             raise ValueError(f"mismatch in send count {give.count} and sum(counts) {sum(counts)}")
         if give is not room and room.count != counts[self._rank]:
             raise ValueError(f"mismatch in receive count {room.count} and counts[{self._rank}] {counts[self._rank]}")
+        if give is not room:
+            op.check(give.datatype)
+            self._check_apart(give, 0, room, 0)
         width = give.datatype.size
         ends = list(itertools.accumulate(counts))
         combine = _of_elements(op, give.datatype)

@@ -8,7 +8,7 @@ from typing import Any
 from serverless_mpi.api.datatype import Datatype
 from serverless_mpi.api.types import BYTE
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
-from serverless_mpi.errors import SUCCESS
+from serverless_mpi.errors import ERR_COUNT, SUCCESS, MPIException
 
 # the fields, and where they stand in the memory that `tomemory` gives
 _SOURCE, _TAG, _ERROR, _NBYTES, _CANCELLED = range(5)
@@ -108,6 +108,8 @@ class Status:
 
     def Set_elements(self, datatype: Datatype, count: int) -> None:
         """Set the length as `count` basic elements."""
+        if count < 0:
+            raise MPIException(ERR_COUNT, f"a count of {count} is negative")
         self._fields[_NBYTES] = datatype._live.bytes_of(count)
 
     def Is_cancelled(self) -> bool:

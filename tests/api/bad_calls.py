@@ -1,0 +1,397 @@
+"""Wrong calls, and the error class that MPICH 5 answers each with; as a program under the real MPI it tells what that answers.
+
+In a call, `c` is a communicator of one rank, `b8` and `o8` are buffers of 8 bytes, and the functions below make what is wrong.
+What MPICH does not see (it takes a message of 100 bytes of a buffer of 8), or dies of, is not in the table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+ANSWERS = [
+    ("MPI.INT.Create_contiguous(-1)", "ERR_COUNT"),
+    ("MPI.INT.Create_vector(-1,1,1)", "ERR_COUNT"),
+    ("MPI.INT.Create_vector(1,-1,1)", "ERR_COUNT"),
+    ("MPI.INT.Create_indexed([-1],[0])", "ERR_COUNT"),
+    ("MPI.INT.Create_subarray([4],[1],[0],order=3)", "ERR_ARG"),
+    ("MPI.INT.Create_darray(4,5,[4],[121],[-49767],[4])", "ERR_RANK"),
+    ("MPI.Datatype.Create_f90_real(100,10000)", "ERR_OTHER"),
+    ("MPI.Datatype.Create_f90_integer(100)", "ERR_OTHER"),
+    ("MPI.Datatype.Match_size(1,3)", "ERR_ARG"),
+    ("MPI.Datatype.Match_size(9,4)", "ERR_ARG"),
+    ("MPI.INT.Get_contents()", "ERR_TYPE"),
+    ("c.Isend([b8,1,MPI.INT.Create_contiguous(2)],0)", "ERR_TYPE"),
+    ("c.Allreduce([b8,MPI.DOUBLE],[b8,MPI.DOUBLE],MPI.BAND)", "ERR_OP"),
+    ("c.Allreduce(MPI.IN_PLACE,[b8,MPI.BYTE],MPI.SUM)", "ERR_OP"),
+    ("c.Allreduce(MPI.IN_PLACE,[b8,MPI.C_BOOL],MPI.SUM)", "ERR_OP"),
+    ("c.Allreduce(MPI.IN_PLACE,[b8,MPI.FLOAT],MPI.LAND)", "ERR_OP"),
+    ("c.Allreduce(MPI.IN_PLACE,[b8,MPI.INT.Create_contiguous(2).Commit()],MPI.SUM)", "ERR_OP"),
+    ("c.Allreduce(MPI.IN_PLACE,[b8,MPI.FLOAT_INT],MPI.SUM)", "ERR_OP"),
+    ("c.Allreduce(MPI.IN_PLACE,[b8,MPI.INT],MPI.MAXLOC)", "ERR_OP"),
+    ("c.Bsend(b8,0)", "ERR_BUFFER"),
+    ("c.bsend(1,0)", "ERR_BUFFER"),
+    ("c.Set_attr(MPI.TAG_UB,1)", "ERR_KEYVAL"),
+    ("c.Send(b8,5)", "ERR_RANK"),
+    ("c.Send(b8,0,-1)", "ERR_TAG"),
+    ("c.Recv(b8,7)", "ERR_RANK"),
+    ("c.Irecv(b8,0,-5)", "ERR_TAG"),
+    ("c.Bcast(b8,3)", "ERR_ROOT"),
+    ("c.bcast(1,-1)", "ERR_ROOT"),
+    ("c.Gather(b8,b8,1)", "ERR_ROOT"),
+    ("c.Scatter(b8,b8,9)", "ERR_ROOT"),
+    ("c.Reduce(b8,b8,MPI.SUM,4)", "ERR_ROOT"),
+    ("c.Split_type(999)", "ERR_ARG"),
+    ("c.Create_cart([5])", "ERR_ARG"),
+    ("c.Get_attr(123456)", "ERR_KEYVAL"),
+    ("MPI.Comm.Free_keyval(12345)", "ERR_KEYVAL"),
+    ("MPI.Datatype.Free_keyval(12345)", "ERR_KEYVAL"),
+    ("MPI.Group.Incl(c.Get_group(),[3])", "ERR_RANK"),
+    ("MPI.Group.Excl(c.Get_group(),[0,0])", "ERR_OTHER"),
+    ("c.Get_group().Range_incl([(0,3,1)])", "ERR_ARG"),
+    ("c.Get_group().Range_incl([(0,0,0)])", "ERR_ARG"),
+    ("c.Get_group().Range_incl([(0,1,-1)])", "ERR_ARG"),
+    ("c.Get_group().Translate_ranks([7],c.Get_group())", "ERR_RANK"),
+    ("MPI.Compute_dims(7,[2,0])", "ERR_DIMS"),
+    ("MPI.Compute_dims(-1,[0])", "ERR_ARG"),
+    ("MPI.Compute_dims(4,[-1,0])", "ERR_DIMS"),
+    ("MPI.Info.Create().Get_nthkey(5)", "ERR_ARG"),
+    ('MPI.Info.Create().Set("k"*300,"x")', "ERR_INFO_KEY"),
+    ('MPI.Info.Create().Set("k","x"*2000)', "ERR_INFO_VALUE"),
+    ('MPI.Info.Create().Delete("q")', "ERR_INFO_NOKEY"),
+    ("MPI.Session.Init().Get_nth_pset(99)", "ERR_ARG"),
+    ('MPI.Session.Init().Create_group("mpi://nope")', "ERR_ARG"),
+    ('MPI.Session.Init().Get_pset_info("mpi://nope")', "ERR_ARG"),
+    ("MPI.REQUEST_NULL.Free()", "ERR_REQUEST"),
+    ("MPI.REQUEST_NULL.Cancel()", "ERR_REQUEST"),
+    ("MPI.Grequest().Complete()", "ERR_REQUEST"),
+    ("MPI.Prequest().Start()", "ERR_REQUEST"),
+    ("MPI.MESSAGE_NULL.recv()", "ERR_REQUEST"),
+    ("MPI.MESSAGE_NULL.Recv(b8)", "ERR_REQUEST"),
+    ("c.Create(MPI.GROUP_NULL)", "ERR_GROUP"),
+    ("MPI.COMM_SELF.Free()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Get_rank()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Send(b8,0)", "ERR_COMM"),
+    ("MPI.COMM_NULL.barrier()", "ERR_COMM"),
+    ("MPI.SUM.Free()", "ERR_OP"),
+    ("MPI.OP_NULL.Free()", "ERR_OP"),
+    ("MPI.OP_NULL.Reduce_local([b8,MPI.INT],[b8,MPI.INT])", "ERR_OP"),
+    ("MPI.Alloc_mem(-1)", "ERR_ARG"),
+    ("MPI.Remove_error_class(3)", "ERR_OTHER"),
+    ("MPI.Status().Get_count(MPI.DATATYPE_NULL)", "ERR_TYPE"),
+    ("c.Set_errhandler(MPI.ERRHANDLER_NULL)", "ERR_ERRHANDLER"),
+    ("MPI.ERRHANDLER_NULL.Free()", "ERR_ERRHANDLER"),
+    ("c.send(1,0,-7)", "ERR_TAG"),
+    ("c.Psend_init(b8,0,0)", "ERR_ARG"),
+    ("c.Create_intercomm(5,c,0)", "ERR_RANK"),
+    ("c.Create_graph([1],[5])", "ERR_ARG"),
+    ("c.Send(b8,0,MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)+1)", "ERR_TAG"),
+    ("c.Recv(b8,MPI.ROOT)", "ERR_RANK"),
+    ("c.Recv(b8,-7)", "ERR_RANK"),
+    ("c.Send([b8,1,MPI.DATATYPE_NULL],0)", "ERR_TYPE"),
+    ("c.Recv([b8,1,MPI.DATATYPE_NULL],0)", "ERR_TYPE"),
+    ("c.Send([b8,1,freed_type()],0)", "ERR_TYPE"),
+    ("c.Recv([b8,1,MPI.INT.Create_contiguous(2)],0)", "ERR_TYPE"),
+    ("c.Bcast([b8,1,MPI.INT.Create_contiguous(2)],0)", "ERR_TYPE"),
+    ("c.Bcast([b8,1,MPI.DATATYPE_NULL],0)", "ERR_TYPE"),
+    ("c.Reduce([b8,1,MPI.DOUBLE],[o8,1,MPI.DOUBLE],MPI.OP_NULL,0)", "ERR_OP"),
+    ("c.Allreduce([b8,1,MPI.DOUBLE],[o8,1,MPI.DOUBLE],MPI.OP_NULL)", "ERR_OP"),
+    ("c.Reduce([b8,1,MPI.DOUBLE],[o8,1,MPI.DOUBLE],freed_op(),0)", "ERR_OP"),
+    ("c.Allreduce([b8,MPI.DOUBLE],[b8,MPI.DOUBLE],MPI.SUM)", "ERR_BUFFER"),
+    ("c.Reduce([b8,MPI.DOUBLE],[b8,MPI.DOUBLE],MPI.SUM,0)", "ERR_BUFFER"),
+    ("c.Allgather([b8,MPI.DOUBLE],[b8,MPI.DOUBLE])", "ERR_BUFFER"),
+    ("c.Alltoall([b8,MPI.DOUBLE],[b8,MPI.DOUBLE])", "ERR_BUFFER"),
+    ("c.Gather([b8,MPI.DOUBLE],[b8,MPI.DOUBLE],0)", "ERR_BUFFER"),
+    ("c.Scatter([b8,MPI.DOUBLE],[b8,MPI.DOUBLE],0)", "ERR_BUFFER"),
+    ("c.Scan([b8,MPI.DOUBLE],[b8,MPI.DOUBLE],MPI.SUM)", "ERR_BUFFER"),
+    ("c.Exscan([b8,MPI.DOUBLE],[b8,MPI.DOUBLE],MPI.SUM)", "ERR_BUFFER"),
+    ("c.Reduce_scatter_block([b8,1,MPI.DOUBLE],[o8,1,MPI.DOUBLE],MPI.MAXLOC)", "ERR_OP"),
+    ("c.Scatterv([b8,[-1],[0],MPI.BYTE],[o8,1,MPI.BYTE],0)", "ERR_COUNT"),
+    ("c.Gatherv([b8,1,MPI.BYTE],[o8,[-1],[0],MPI.BYTE],0)", "ERR_COUNT"),
+    ("c.Alltoallv([b8,[-8],[0],MPI.BYTE],[o8,[8],[0],MPI.BYTE])", "ERR_COUNT"),
+    ("c.Alltoallw([b8,[1],[0],[MPI.DATATYPE_NULL]],[o8,[1],[0],[MPI.BYTE]])", "ERR_TYPE"),
+    ("c.Sendrecv([b8,8,MPI.BYTE],0,0,[o8,4,MPI.BYTE],0,0)", "ERR_TRUNCATE"),
+    ("c.Sendrecv(b8,9,0,o8,0,0)", "ERR_RANK"),
+    ("c.Sendrecv(b8,0,-3,o8,0,0)", "ERR_TAG"),
+    ("c.Sendrecv(b8,0,0,o8,9,0)", "ERR_RANK"),
+    ("c.Sendrecv(b8,0,0,o8,0,-9)", "ERR_TAG"),
+    ("c.Sendrecv_replace(b8,4,0,0,0)", "ERR_RANK"),
+    ("c.Sendrecv_replace(b8,0,0,4,0)", "ERR_RANK"),
+    ("c.Probe(5,0)", "ERR_RANK"),
+    ("c.Iprobe(0,-5)", "ERR_TAG"),
+    ("c.Mprobe(5,0)", "ERR_RANK"),
+    ("c.Improbe(-8,0)", "ERR_RANK"),
+    ("c.Ssend(b8,3)", "ERR_RANK"),
+    ("c.Isend(b8,-9)", "ERR_RANK"),
+    ("c.Issend(b8,0,-2)", "ERR_TAG"),
+    ("c.Ibsend(b8,5)", "ERR_RANK"),
+    ("c.Rsend(b8,5)", "ERR_RANK"),
+    ("c.Send_init(b8,5)", "ERR_RANK"),
+    ("c.Recv_init(b8,0,-9)", "ERR_TAG"),
+    ("c.Ssend_init(b8,0,-9)", "ERR_TAG"),
+    ("c.Bsend_init(b8,7)", "ERR_RANK"),
+    ("c.Precv_init(b8,0,0)", "ERR_ARG"),
+    ("c.Precv_init(b8,1,9)", "ERR_RANK"),
+    ("c.Psend_init(b8,1,9)", "ERR_RANK"),
+    ("c.Bcast_init(b8,4)", "ERR_ROOT"),
+    ("c.Reduce_init(b8,o8,MPI.SUM,4)", "ERR_ROOT"),
+    ("c.Ibcast(b8,-4)", "ERR_ROOT"),
+    ("c.Igather(b8,o8,9)", "ERR_ROOT"),
+    ("c.Ireduce([b8,MPI.DOUBLE],[o8,MPI.DOUBLE],MPI.BAND,0)", "ERR_OP"),
+    ("c.Iallreduce([b8,MPI.DOUBLE],[o8,MPI.DOUBLE],MPI.OP_NULL)", "ERR_OP"),
+    ("freed_comm(c).Send(b8,0)", "ERR_COMM"),
+    ("freed_comm(c).Get_rank()", "ERR_COMM"),
+    ("freed_comm(c).Barrier()", "ERR_COMM"),
+    ("freed_comm(c).Dup()", "ERR_COMM"),
+    ("freed_comm(c).Free()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Dup()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Free()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Split(0,0)", "ERR_COMM"),
+    ("MPI.COMM_NULL.Get_group()", "ERR_COMM"),
+    ('MPI.COMM_NULL.Set_name("x")', "ERR_COMM"),
+    ("MPI.COMM_NULL.Get_topology()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Get_attr(MPI.TAG_UB)", "ERR_COMM"),
+    ("MPI.COMM_NULL.Recv(b8,0)", "ERR_COMM"),
+    ("MPI.COMM_NULL.Bcast(b8,0)", "ERR_COMM"),
+    ("MPI.COMM_NULL.Is_inter()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Get_errhandler()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Get_info()", "ERR_COMM"),
+    ("MPI.Comm.Compare(c,MPI.COMM_NULL)", "ERR_COMM"),
+    ("MPI.Comm.Compare(MPI.COMM_NULL,c)", "ERR_COMM"),
+    ("MPI.COMM_WORLD.Free()", "ERR_COMM"),
+    ("c.Create_group(MPI.GROUP_NULL)", "ERR_GROUP"),
+    ("c.Create_group(c.Get_group(),-1)", "ERR_TAG"),
+    ("c.Create_cart([2,2])", "ERR_ARG"),
+    ("MPI.Intracomm(c).Cart_map([5])", "ERR_DIMS"),
+    ("c.Create_cart([1]).Get_coords(4)", "ERR_RANK"),
+    ("c.Create_cart([1]).Get_coords(-1)", "ERR_RANK"),
+    ("c.Create_cart([1]).Get_cart_rank([3])", "ERR_ARG"),
+    ("c.Create_cart([1]).Get_cart_rank([-1])", "ERR_ARG"),
+    ("c.Create_cart([1]).Shift(3,1)", "ERR_ARG"),
+    ("c.Create_cart([1]).Shift(-1,1)", "ERR_ARG"),
+    ("c.Create_graph([1],[-1])", "ERR_ARG"),
+    ("c.Create_graph([2,1],[0])", "ERR_ARG"),
+    ("c.Create_graph([-1],[])", "ERR_ARG"),
+    ("c.Create_graph([1,2],[0,0])", "ERR_ARG"),
+    ("c.Create_graph([1],[0]).Get_neighbors(4)", "ERR_RANK"),
+    ("c.Create_graph([1],[0]).Get_neighbors_count(-1)", "ERR_RANK"),
+    ("c.Create_intercomm(0,c,0)", "ERR_RANK"),
+    ("c.Create_intercomm(0,c,0,-4)", "ERR_TAG"),
+    ("c.Get_group().Incl([-1])", "ERR_RANK"),
+    ("c.Get_group().Excl([4])", "ERR_RANK"),
+    ("c.Get_group().Range_excl([(0,3,1)])", "ERR_ARG"),
+    ("c.Get_group().Range_incl([(-1,0,1)])", "ERR_ARG"),
+    ("MPI.GROUP_NULL.Get_size()", "ERR_GROUP"),
+    ("MPI.GROUP_NULL.Get_rank()", "ERR_GROUP"),
+    ("MPI.GROUP_NULL.Incl([0])", "ERR_GROUP"),
+    ("MPI.GROUP_NULL.Free()", "ERR_GROUP"),
+    ("MPI.Group.Union(MPI.GROUP_NULL,c.Get_group())", "ERR_GROUP"),
+    ("MPI.Group.Intersection(c.Get_group(),MPI.GROUP_NULL)", "ERR_GROUP"),
+    ("MPI.Group.Difference(c.Get_group(),MPI.GROUP_NULL)", "ERR_GROUP"),
+    ("MPI.Group.Compare(c.Get_group(),MPI.GROUP_NULL)", "ERR_GROUP"),
+    ("c.Get_group().Translate_ranks([0],MPI.GROUP_NULL)", "ERR_GROUP"),
+    ("MPI.DATATYPE_NULL.Get_size()", "ERR_TYPE"),
+    ("MPI.DATATYPE_NULL.Commit()", "ERR_TYPE"),
+    ("MPI.DATATYPE_NULL.Free()", "ERR_TYPE"),
+    ("MPI.DATATYPE_NULL.Dup()", "ERR_TYPE"),
+    ("MPI.DATATYPE_NULL.Create_contiguous(2)", "ERR_TYPE"),
+    ("MPI.DATATYPE_NULL.Get_extent()", "ERR_TYPE"),
+    ("MPI.INT.Free()", "ERR_TYPE"),
+    ("MPI.INT.Create_hvector(-1,1,1)", "ERR_COUNT"),
+    ("MPI.INT.Create_hvector(1,-1,1)", "ERR_COUNT"),
+    ("MPI.INT.Create_hindexed([-1],[0])", "ERR_COUNT"),
+    ("MPI.INT.Create_indexed_block(-1,[0])", "ERR_COUNT"),
+    ("MPI.INT.Create_hindexed_block(-1,[0])", "ERR_COUNT"),
+    ("MPI.Datatype.Create_struct([-1],[0],[MPI.INT])", "ERR_COUNT"),
+    ("MPI.Datatype.Create_struct([1],[0],[MPI.DATATYPE_NULL])", "ERR_TYPE"),
+    ("MPI.INT.Create_subarray([4],[1],[-1])", "ERR_COUNT"),
+    ("MPI.INT.Create_darray(1,1,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])", "ERR_RANK"),
+    ("MPI.INT.Create_darray(1,-1,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])", "ERR_RANK"),
+    ("MPI.INT.Create_darray(0,0,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])", "ERR_RANK"),
+    ("MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_BLOCK],[0],[1])", "ERR_ARG"),
+    ("MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_BLOCK],[2],[1])", "ERR_ARG"),
+    ("MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_CYCLIC],[-3],[1])", "ERR_ARG"),
+    ("MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1],order=7)", "ERR_ARG"),
+    ("MPI.DATATYPE_NULL.Create_resized(0,4)", "ERR_TYPE"),
+    ("MPI.Datatype.Create_f90_complex(100,10000)", "ERR_OTHER"),
+    ("MPI.INT.Pack_size(-1,c)", "ERR_COUNT"),
+    ("MPI.INT.Pack_size(1,MPI.COMM_NULL)", "ERR_COMM"),
+    ("MPI.INT.Create_contiguous(2).Pack(b8,o8,0,c)", "ERR_TYPE"),
+    ("MPI.INT.Set_attr(99999,1)", "ERR_KEYVAL"),
+    ("MPI.INT.Delete_attr(99999)", "ERR_KEYVAL"),
+    ("c.Set_attr(99999,1)", "ERR_KEYVAL"),
+    ("c.Delete_attr(99999)", "ERR_KEYVAL"),
+    ("c.Delete_attr(MPI.TAG_UB)", "ERR_KEYVAL"),
+    ("c.Get_attr(MPI.KEYVAL_INVALID)", "ERR_KEYVAL"),
+    ("MPI.Comm.Free_keyval(MPI.KEYVAL_INVALID)", "ERR_KEYVAL"),
+    ("MPI.Comm.Free_keyval(MPI.TAG_UB)", "ERR_KEYVAL"),
+    ('MPI.INFO_NULL.Get("k")', "ERR_ARG"),
+    ('MPI.INFO_NULL.Set("k","v")', "ERR_ARG"),
+    ("MPI.INFO_NULL.Dup()", "ERR_ARG"),
+    ("MPI.INFO_NULL.Get_nkeys()", "ERR_ARG"),
+    ("MPI.INFO_NULL.Free()", "ERR_ARG"),
+    ('MPI.Info.Create().Set("","x")', "ERR_INFO_KEY"),
+    ('MPI.Info.Create().Get("")', "ERR_INFO_KEY"),
+    ('MPI.Info.Create().Get("k"*300)', "ERR_INFO_KEY"),
+    ('MPI.Info.Create().Delete("")', "ERR_INFO_KEY"),
+    ("MPI.Info.Create().Get_nthkey(-1)", "ERR_ARG"),
+    ("MPI.OP_NULL.Is_commutative()", "ERR_OP"),
+    ("MPI.SUM.Reduce_local([b8,MPI.BYTE],[o8,MPI.BYTE])", "ERR_OP"),
+    ("MPI.SUM.Reduce_local([b8,1,MPI.INT],[b8,1,MPI.INT])", "ERR_BUFFER"),
+    ("MPI.BAND.Reduce_local([b8,1,MPI.DOUBLE],[o8,1,MPI.DOUBLE])", "ERR_OP"),
+    ("MPI.REPLACE.Reduce_local([b8,1,MPI.INT],[o8,1,MPI.INT])", "ERR_OP"),
+    ("MPI.NO_OP.Reduce_local([b8,1,MPI.INT],[o8,1,MPI.INT])", "ERR_OP"),
+    ("c.Allreduce([b8,MPI.INT],[o8,MPI.INT],MPI.REPLACE)", "ERR_OP"),
+    ("c.Allreduce([b8,MPI.INT],[o8,MPI.INT],MPI.NO_OP)", "ERR_OP"),
+    ("MPI.Request().Free()", "ERR_REQUEST"),
+    ("c.Send_init(b8,0).Cancel()", "ERR_REQUEST"),
+    ("started(c).Start()", "ERR_REQUEST"),
+    ("MPI.Prequest().Pready(0)", "ERR_REQUEST"),
+    ("MPI.Errhandler().Free()", "ERR_ERRHANDLER"),
+    ("MPI.Add_error_code(-5)", "ERR_OTHER"),
+    ('MPI.Add_error_string(999999,"x")', "ERR_ARG"),
+    ("MPI.Remove_error_code(3)", "ERR_OTHER"),
+    ("MPI.Remove_error_string(3)", "ERR_OTHER"),
+    ("MPI.Attach_buffer(bytearray(10))", "ERR_BUFFER"),
+    ("twice()", "ERR_OTHER"),
+    ("MPI.Compute_dims(6,[4,0])", "ERR_DIMS"),
+    ("MPI.Status().Get_elements(MPI.DATATYPE_NULL)", "ERR_TYPE"),
+    ("MPI.Status().Set_elements(MPI.INT,-1)", "ERR_COUNT"),
+    ("MPI.Status().Set_elements(MPI.DATATYPE_NULL,1)", "ERR_TYPE"),
+    ("MPI.Session.Init().Get_info().Get_nthkey(99)", "ERR_ARG"),
+    ("MPI.SESSION_NULL.Finalize()", "ERR_SESSION"),
+    ("MPI.SESSION_NULL.Get_num_psets()", "ERR_SESSION"),
+    ("MPI.Session.Init().Get_nth_pset(-1)", "ERR_ARG"),
+    ("MPI.Intracomm.Create_from_group(MPI.GROUP_NULL)", "ERR_GROUP"),
+    ('MPI.Group.Create_from_session_pset(MPI.SESSION_NULL,"mpi://WORLD")', "ERR_SESSION"),
+    ("c.Get_parent().Get_size()", "ERR_COMM"),
+    ("MPI.Intercomm().Get_remote_size()", "ERR_COMM"),
+    ("MPI.Intercomm().Merge()", "ERR_COMM"),
+    ("MPI.Cartcomm().Get_topo()", "ERR_COMM"),
+    ("MPI.Intracomm().Create_cart([1])", "ERR_COMM"),
+    ("c.gather(1,-3)", "ERR_ROOT"),
+    ("c.reduce(1,MPI.SUM,9)", "ERR_ROOT"),
+    ("c.recv(source=9)", "ERR_RANK"),
+    ("c.isend(1,9)", "ERR_RANK"),
+    ("c.irecv(source=0,tag=-9)", "ERR_TAG"),
+    ("c.sendrecv(1,9)", "ERR_RANK"),
+    ("c.probe(9)", "ERR_RANK"),
+    ("c.mprobe(9)", "ERR_RANK"),
+    ("c.ssend(1,0,-2)", "ERR_TAG"),
+    ("c.Set_info(MPI.INFO_NULL)", "ERR_ARG"),
+    ("c.Split_type(-3)", "ERR_ARG"),
+    ("short(c)", "ERR_TRUNCATE"),
+    ("short_of_many(c)", "ERR_IN_STATUS"),
+    ("short_matched(c)", "ERR_TRUNCATE"),
+    ("ready_beyond(c)", "ERR_OTHER"),
+    ("ready_early(c)", "ERR_REQUEST"),
+    ("completed_twice(c)", "ERR_REQUEST"),
+    ("c.Precv_init(b8,1,0)", "ERR_TAG"),
+    ("MPI.INT.Pack(b8,o8,0,MPI.COMM_NULL)", "ERR_COMM"),
+    ("MPI.INT.Unpack(b8,0,o8,MPI.COMM_NULL)", "ERR_COMM"),
+    ("arrived_beyond(c)", "ERR_OTHER"),
+    ("c.Ireduce_scatter_block([b8,1,MPI.DOUBLE],[b8,1,MPI.DOUBLE],MPI.SUM)", "ERR_BUFFER"),
+    ("c.Reduce_scatter([b8,1,MPI.DOUBLE],[b8,1,MPI.DOUBLE],[1],MPI.SUM)", "ERR_BUFFER"),
+    ("c.Iallreduce([b8,MPI.DOUBLE],[b8,MPI.DOUBLE],MPI.SUM)", "ERR_BUFFER"),
+    ("c.Allgatherv([b8,1,MPI.DOUBLE],[b8,[1],[0],MPI.DOUBLE])", "ERR_BUFFER"),
+    ("c.Gatherv([b8,1,MPI.DOUBLE],[b8,[1],[0],MPI.DOUBLE])", "ERR_BUFFER"),
+    ("c.Scatterv([b8,[1],[0],MPI.DOUBLE],[b8,1,MPI.DOUBLE])", "ERR_BUFFER"),
+]
+
+
+def names(MPI: Any, c: Any) -> dict[str, Any]:
+    """What a call is evaluated with."""
+
+    def freed_type() -> Any:
+        made = MPI.INT.Create_contiguous(1).Commit()
+        made.Free()
+        return made
+
+    def freed_op() -> Any:
+        made = MPI.Op.Create(lambda a, b, datatype: None)
+        made.Free()
+        return made
+
+    def freed_comm(c: Any) -> Any:
+        made = c.Dup()
+        made.Free()
+        return made
+
+    def started(c: Any) -> Any:
+        request = c.Recv_init(bytearray(8), 0, 77)
+        request.Start()
+        return request
+
+    def twice() -> None:
+        MPI.Attach_buffer(bytearray(4096))
+        try:
+            MPI.Attach_buffer(bytearray(4096))
+        finally:
+            MPI.Detach_buffer()
+
+    def short(c: Any) -> None:
+        send = c.Isend(bytearray(8), 0, 9)
+        try:
+            c.Recv(bytearray(4), 0, 9)
+        finally:
+            send.Wait()
+
+    def short_of_many(c: Any) -> None:
+        MPI.Request.Waitall([c.Isend(bytearray(8), 0, 9), c.Irecv(bytearray(4), 0, 9)])
+
+    def short_matched(c: Any) -> None:
+        send = c.Isend(bytearray(8), 0, 9)
+        try:
+            c.Mprobe(0, 9).Recv(bytearray(4))
+        finally:
+            send.Wait()
+
+    def beyond(c: Any, tag: int, wrong: Any) -> None:
+        send, receive = c.Psend_init(bytearray(8), 2, 0, tag), c.Precv_init(bytearray(8), 2, 0, tag)
+        send.Start()
+        receive.Start()
+        try:
+            wrong(send, receive)
+        finally:
+            send.Pready_range(0, 1)
+            send.Wait()
+            receive.Wait()
+
+    def ready_beyond(c: Any) -> None:
+        beyond(c, 55, lambda send, receive: send.Pready(5))
+
+    def arrived_beyond(c: Any) -> None:
+        beyond(c, 57, lambda send, receive: receive.Parrived(5))
+
+    def ready_early(c: Any) -> None:
+        c.Psend_init(bytearray(8), 2, 0, 56).Pready(0)
+
+    def completed_twice(c: Any) -> None:
+        request = MPI.Grequest.Start()
+        request.Complete()
+        request.Wait()
+        request.Complete()
+
+    return {**locals(), "b8": bytearray(8), "o8": bytearray(8)}
+
+
+def answer(MPI: Any, c: Any, call: str) -> str:
+    """The name of the class of the error that a call ends with."""
+    try:
+        eval(call, names(MPI, c))
+    except MPI.Exception as error:
+        found = error.Get_error_class()
+        return next(name for name in vars(MPI) if name.startswith("ERR_") and getattr(MPI, name) == found)
+    return "no error"
+
+
+def main() -> None:
+    """Print what this MPI answers to each call."""
+    from mpi4py import MPI
+
+    json.dump([answer(MPI, MPI.COMM_SELF.Dup(), call) for call, _ in ANSWERS], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
