@@ -33,6 +33,7 @@ else:
     from serverless_mpi.api.arrays import *
     from serverless_mpi.api.attributes import *
     from serverless_mpi.api.bsend import *
+    from serverless_mpi.api.children import *
     from serverless_mpi.api.comm import *
     from serverless_mpi.api.datatype import *
     from serverless_mpi.api.environ import *

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from serverless_mpi.api.buffers import InPlaceType
-from serverless_mpi.api.comm import Comm, State, internal
+from serverless_mpi.api.comm import Comm, internal
+from serverless_mpi.api.commstate import State
 from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info

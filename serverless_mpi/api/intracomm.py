@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from serverless_mpi.api.comm import Comm, State, internal
+from serverless_mpi.api.comm import Comm, internal
+from serverless_mpi.api.commstate import State
 from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info

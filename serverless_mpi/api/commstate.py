@@ -1,0 +1,58 @@
+"""What all handles to one communicator share: its groups, its context, and the counters that number what is made of it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from serverless_mpi.api.bsend import Attached
+from serverless_mpi.api.shapes import Cart, Dist, Graph
+from serverless_mpi.runtime import Runtime
+
+
+class State:
+    """Of one communicator.
+
+    ranks: world ranks of this process's group, remote: of the other one, or None;
+    everyone: those that its collectives number, both groups in an order that both know.
+    """
+
+    def __init__(
+        self, runtime: Runtime, context: int, ranks: Sequence[int], name: str = "",
+        remote: Sequence[int] | None = None, topology: Cart | Graph | Dist | None = None,
+    ) -> None:  # fmt: skip
+        self.runtime = runtime
+        self.context = context
+        self.ranks = tuple(ranks)
+        self.rank = self.ranks.index(runtime.rank)
+        self.remote = None if remote is None else tuple(remote)
+        self.topology = topology
+        self.peers = self.ranks if self.remote is None else self.remote
+        self.everyone = self.ranks if self.remote is None else (*min(self.ranks, self.remote), *max(self.ranks, self.remote))
+        self.places = {world: rank for rank, world in enumerate(self.peers)}
+        self.name = name
+        self.freed = False
+        self.calls = itertools.count()  # numbers the collectives
+        self.children = itertools.count()  # numbers the communicators made from it
+        self.requests = itertools.count()  # numbers the persistent collectives
+        self.counters: Counter[Any] = Counter()  # how often a thing has been made that only some ranks make
+        self.lock = threading.Lock()
+        self.internal: State | None = None  # see internal()
+        self.internal_tags = itertools.count()
+        self.locks: dict[Any, threading.Lock] = {}  # for programs, see _comm_lock
+        self.attributes: dict[int, Any] = {}
+        self.info: dict[str, str] = {}
+        self.attached = Attached()
+        self.constant: Any = None  # the handle that is MPI.COMM_WORLD or MPI.COMM_SELF
+        self.errhandler: Any = None
+        self.local: State | None = None  # this process's group alone, where one of two groups has been asked for it
+        runtime.communicators[context] = self
+
+    def count(self, key: Any) -> int:
+        """How often this has been asked for `key` before."""
+        with self.lock:
+            self.counters[key] += 1
+            return self.counters[key] - 1
