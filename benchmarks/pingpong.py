@@ -23,7 +23,7 @@ from serverless_mpi.launch.emulator import Emulator
 
 SIZES = {1 << 10: "1 KB", 100_000: "100 KB"}
 REPEAT = 20  # round trips of one turn
-ROUNDS = 7
+ROUNDS = 21
 TIMEOUT_S = 300.0
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -187,7 +187,8 @@ class QueueChannel(Channel):
             wait_s = max(0, min(sqs.MAX_LONG_POLL_S, int(left))) if self._sqs.prompt else 0
             received = self._sqs.receive(self._mine, wait_s)
             deliveries = [Delivery(one.frame, one.handle) for one in received if one.frame is not None]
-            self._acknowledge([one.handle for one in received if one.frame is None])  # what wake() sent
+            if len(deliveries) < len(received):
+                self._acknowledge([one.handle for one in received if one.frame is None])  # what wake() sent
             if deliveries or received or left <= 0:
                 return deliveries
             if self._woken.wait(0 if wait_s else min(pause, left)):
