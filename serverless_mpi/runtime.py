@@ -1,14 +1,8 @@
-"""The pump between a channel and the core: the one file with the clock, the lock and the sender thread.
+"""The pump between a channel and the core: with the clock and the lock.
 
 Whoever waits pumps: it asks the channel for frames, feeds them to the
-endpoint, and thereby completes its own operations and everybody else's.
-
-Where a put takes a round trip, what is sent is gathered (`Limits.background`):
-it goes out when a caller blocks, when much of it is there, or when no more has
-come for a moment; so bursts fill batches and a lone message is not delayed.
-A sender thread puts it, so that receiving goes on meanwhile; only where the
-medium is a process of this machine (`Limits.alone`) the caller does, since
-asking that for frames at the same time would slow the put.
+endpoint, and thereby completes its own operations and everybody else's.  What
+is sent goes by `outgoing.py`.
 """
 
 from __future__ import annotations
@@ -30,67 +24,19 @@ from serverless_mpi.collectives.steps import Deal, Recv, Send
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.endpoint import Endpoint, Landing, Receive
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope
-from serverless_mpi.core.parcel import Parcel, Wanted
+from serverless_mpi.core.parcel import Wanted
 from serverless_mpi.deadlock import Teller
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.metering import Meter
+from serverless_mpi.operation import Operation, any_done
+from serverless_mpi.outgoing import Outgoing
 
 LONG_POLL_S = 20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
-EAGER_COPY_BYTES = 64 * 1024  # a smaller payload is copied, so that its send is complete at once
-GATHER_FRAMES = 256  # most frames of one put
-GATHER_QUIET_S = 0.001  # what is queued goes out when no more has come for so long (an isend takes a twentieth of it)
-LOOK_EVERY_S = 0.002  # how often the sender thread looks for that: to wake it at every send costs more than a send
-DOZE_AFTER_S = 0.1  # without a send it looks no more until it is told of one
-GATHER_LONGEST_S = 0.02  # and after so long in any case: half a round trip to SQS
 MOST_TOLD = 8  # awaited things that a report of a deadlock names for each rank
 ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
 
 Steps = Generator[Any, Any, Any]
-
-
-class Operation:
-    """A communication under way.
-
-    done: it is over; error: why it failed; envelope: of the received message;
-    data: the received payload; landed: it is in the caller's `into` already;
-    result: what a collective returned; cancelled: it was withdrawn.
-    """
-
-    __slots__ = ("done", "error", "envelope", "data", "landed", "result", "cancelled", "_holds", "_receive", "_callbacks")
-
-    def __init__(self, holds: int = 1) -> None:
-        self.done = False
-        self.error: BaseException | None = None
-        self.envelope: Envelope | None = None
-        self.data: memoryview | None = None
-        self.landed = False
-        self.result: Any = None
-        self.cancelled = False
-        self._holds = holds  # what it still waits for: frames to be put, a match, a generator
-        self._receive: Receive | None = None
-        self._callbacks: list[Callable[[Operation], None]] = []
-
-    def add_done_callback(self, callback: Callable[[Operation], None]) -> None:
-        """Call `callback(self)` when done (now, if it is).  It must not call the runtime."""
-        if self.done:
-            callback(self)
-        else:
-            self._callbacks.append(callback)
-
-    def _release(self, holds: int = 1) -> None:
-        self._holds -= holds
-        if self._holds == 0:
-            self._end()
-
-    def _end(self, error: BaseException | None = None) -> None:
-        if self.done:
-            return
-        self.error = error
-        self.done = True
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback(self)
 
 
 class Runtime:
@@ -121,17 +67,9 @@ class Runtime:
         self._pump_predicate: Callable[[], bool] | None = None
         self._pumping = False
         self._failure: BaseException | None = None
-        self._queued: list[tuple[Parcel, Operation | None]] = []
-        self._putting = 0  # frames that the sender thread is putting now
-        self._work = threading.Condition(self._lock)
-        self._sender: threading.Thread | None = None
-        self._background = limits.background
-        self._alone = limits.alone
-        self._dozing = False  # the sender thread waits to be told
-        self._urgent = False  # a caller blocks: what is queued is to go out now
-        self._queued_at = self._first_queued_at = 0.0
+        self._outgoing = Outgoing(self._channel, self._lock, self._have_put)
         self.finalized = False
-        self._frames = 0  # sent and received
+        self._received = 0  # frames
         self.communicators: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by context
         self._teller = None
         if spec.deadlock_s and spec.stats_dir is not None:
@@ -161,10 +99,10 @@ class Runtime:
                 operation._holds += 1
                 on_matched = operation._release
             parcels = self._endpoint.send(context, dest, tag, data, on_matched, time.monotonic())
-            if self._background:
-                self._queue(parcels, operation, copy)
+            if self._outgoing.background:
+                self._outgoing.add(parcels, operation, copy)
             elif parcels:
-                self._put(parcels)
+                self._outgoing.put(parcels)
             operation._release()
         return operation
 
@@ -322,7 +260,7 @@ class Runtime:
                     dests = [ranks[dest] for dest in one.dests]
                     if dests:
                         parcels = self._endpoint.publish(context, seq, one.slot, dests, one.data)
-                        self._queue(parcels, operation, copy=True)
+                        self._outgoing.add(parcels, operation, copy=True)
                     receives.append(None)
                 elif isinstance(one, Deal):
                     blobs = [(ranks[dest], data) for dest, data in one.blobs]
@@ -330,7 +268,7 @@ class Runtime:
                         parcels = self._endpoint.deal(context, seq, one.slot, blobs)
                         if not self.figures.ranges:
                             parcels = [single for parcel in parcels for single in parcel.singly()]
-                        self._queue(parcels, operation, copy=True)
+                        self._outgoing.add(parcels, operation, copy=True)
                     receives.append(None)
                 else:
                     receive = self._endpoint.expect(context, ranks[one.source], seq, one.slot, one.dealt)
@@ -396,7 +334,7 @@ class Runtime:
 
     def _wait(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
-        if self._queued or self._endpoint.outbox:
+        if self._outgoing.queued or self._endpoint.outbox:
             self._flush(blocking=True)
         teller, began, told = self._teller, 0.0, False
         longest = LONG_POLL_S if teller is None else min(LONG_POLL_S, teller.interval_s)
@@ -412,7 +350,7 @@ class Runtime:
                     began = began or now
                     if now - began >= teller.interval_s:
                         told = True
-                        teller.tell(self._frames, self._awaited)
+                        teller.tell(self._outgoing.frames + self._received, self._awaited)
                 self._pump(left, predicate)
         finally:
             if told and teller is not None:
@@ -437,7 +375,7 @@ class Runtime:
             if max_wait_s > 0:
                 self._sleep(max_wait_s)
             return
-        if max_wait_s > 0 and (self._queued or self._putting) and not self._endpoint.awaits():
+        if max_wait_s > 0 and (self._outgoing.queued or self._outgoing.putting) and not self._endpoint.awaits():
             self._sleep(max_wait_s)  # nothing can come that anybody waits for: only the sender thread is busy
             return
         self._pumping = True
@@ -451,7 +389,7 @@ class Runtime:
                 self._lock.acquire()
                 self._pump_predicate = None
             now = time.monotonic()
-            self._frames += len(deliveries)
+            self._received += len(deliveries)
             for delivery in deliveries:
                 if delivery.landing is None:
                     self._endpoint.receive(delivery.data, now, delivery.leaves)
@@ -461,7 +399,7 @@ class Runtime:
                     receipts.append(delivery.receipt)
             if not deliveries and max_wait_s > 0:
                 self._endpoint.check(now)
-            if self._queued or self._endpoint.outbox:
+            if self._outgoing.queued or self._endpoint.outbox:
                 self._flush(blocking=True)
             if receipts:
                 self._lock.release()
@@ -470,7 +408,7 @@ class Runtime:
                 finally:
                     self._lock.acquire()
         except Exception as error:
-            self._failure = self._failure or error
+            self._fail(error)
             raise
         finally:
             self._pumping = False
@@ -502,92 +440,24 @@ class Runtime:
             self._pump_predicate = None
             self._channel.wake()
 
-    # --- putting -------------------------------------------------------------
+    def _have_put(self, error: BaseException | None) -> None:
+        """Under the lock: frames were put, or could not be."""
+        if error is None:
+            self._notify()
+        else:
+            self._fail(error)
 
-    def _queue(self, parcels: Sequence[Parcel], operation: Operation, copy: bool) -> None:
-        """Under the lock: frames to put, which hold their operation unless they are copied."""
-        if self._background and parcels:
-            self._queued_at = time.monotonic()
-            if not self._queued:
-                self._first_queued_at = self._queued_at
-        for parcel in parcels:
-            if self._background and copy and parcel.nbytes <= EAGER_COPY_BYTES:
-                self._queued.append((parcel.copied(), None))
-            else:
-                operation._holds += 1
-                self._queued.append((parcel, operation))
+    def _fail(self, error: BaseException) -> None:
+        """Under the lock: the medium is lost."""
+        self._failure = self._failure or error
+        self._outgoing.lost = True
 
     def _flush(self, blocking: bool = False) -> None:
-        """Under the lock: see that what is queued is put, here or by the sender thread; at once if the caller blocks."""
+        """Under the lock: see that what is queued is put; at once if the caller blocks."""
         if self._endpoint.outbox:
-            self._queued += [(parcel, None) for parcel in self._endpoint.outbox]
+            self._outgoing.add(self._endpoint.outbox, None)
             self._endpoint.outbox.clear()
-        if not self._queued:
-            return
-        if not self._background or (blocking and self._alone):
-            while self._queued:
-                self._put_some()
-            return
-        if blocking or len(self._queued) >= GATHER_FRAMES:
-            self._urgent = True
-        elif self._sender is not None and not self._dozing:
-            return  # it looks by itself, soon
-        if self._sender is None:
-            self._sender = threading.Thread(target=self._send_loop, name="smpi-sender", daemon=True)
-            self._sender.start()
-        self._work.notify()
-
-    def _put_some(self) -> None:
-        """Under the lock, which is let go meanwhile: put what is queued."""
-        batch, self._queued = self._queued[:GATHER_FRAMES], self._queued[GATHER_FRAMES:]
-        error: BaseException | None = None
-        try:
-            self._put([parcel for parcel, _ in batch])
-        except BaseException as caught:
-            error = caught
-        for _, operation in batch:
-            if operation is None:
-                continue
-            if error is None:
-                operation._release()
-            else:
-                operation._end(error)
-        self._notify()
-        if error is not None and threading.current_thread() is not self._sender:
-            raise error
-
-    def _put(self, parcels: Sequence[Parcel]) -> None:
-        """Under the lock, which is let go meanwhile: give frames to the channel."""
-        self._putting += len(parcels)
-        self._frames += len(parcels)
-        self._lock.release()
-        try:
-            self._channel.put(parcels)
-        except BaseException as error:
-            self._lock.acquire()  # first: whoever sees the failure shall see the operations ended by it, too
-            self._failure = self._failure or error
-            raise
-        else:
-            self._lock.acquire()
-        finally:
-            self._putting -= len(parcels)
-
-    def _send_loop(self) -> None:
-        with self._lock:
-            while not self.finalized or self._queued:
-                now = time.monotonic()
-                due = min(self._queued_at + GATHER_QUIET_S, self._first_queued_at + GATHER_LONGEST_S)
-                if self._queued and (self._urgent or self.finalized or now >= due):
-                    self._put_some()
-                elif self._queued or now < self._queued_at + DOZE_AFTER_S:
-                    self._urgent = False
-                    self._work.wait(LOOK_EVERY_S)
-                else:
-                    self._dozing = True
-                    self._work.wait()
-                    self._dozing = False
-                if self._failure is not None:
-                    return
+        self._outgoing.flush(blocking)
 
     # --- entry, exit ---------------------------------------------------------
 
@@ -604,14 +474,14 @@ class Runtime:
         with self._lock:
             if self.finalized:
                 return
-            while (self._queued or self._putting) and self._failure is None:
+            outgoing = self._outgoing
+            while (outgoing.queued or outgoing.putting) and self._failure is None:
                 self._flush(blocking=True)
-                if self._queued or self._putting:
+                if outgoing.queued or outgoing.putting:
                     self._sleep(LONG_POLL_S)
             self.finalized = True
-            self._work.notify()
-        if self._sender is not None:
-            self._sender.join()
+            outgoing.finish()
+        outgoing.join()
         self._channel.close()
         if self.spec.stats_dir is not None:
             self._write_stats(Path(self.spec.stats_dir))
@@ -651,17 +521,12 @@ class _Entry:
         runtime = self._runtime
         try:
             if kind is None:
-                if runtime._queued or runtime._endpoint.outbox:
+                if runtime._outgoing.queued or runtime._endpoint.outbox:
                     runtime._flush()
                 if runtime._sleepers or runtime._pump_predicate is not None:
                     runtime._notify()
         finally:
             runtime._lock.release()
-
-
-def any_done(operations: Sequence[Operation]) -> bool:
-    """Whether one of `operations` is done; True for none at all."""
-    return not operations or any(operation.done for operation in operations)
 
 
 def _max_held_bytes() -> int:

@@ -18,7 +18,7 @@ from serverless_mpi.api.status import Status
 from serverless_mpi.collectives.choose import Facts, name_of, select
 from serverless_mpi.collectives.simulate import Layout, given
 from serverless_mpi.collectives.steps import Algorithm, whole
-from serverless_mpi.runtime import Operation
+from serverless_mpi.operation import Operation
 
 
 class Collective(Plans):

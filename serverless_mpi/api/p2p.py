@@ -16,7 +16,9 @@ from serverless_mpi.api.status import Status
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
 from serverless_mpi.errors import ERR_RANK, ERR_REQUEST, ERR_TAG, MPIException
-from serverless_mpi.runtime import EAGER_COPY_BYTES, Operation, Runtime
+from serverless_mpi.operation import Operation
+from serverless_mpi.outgoing import EAGER_COPY_BYTES
+from serverless_mpi.runtime import Runtime
 
 
 def _done() -> Operation:

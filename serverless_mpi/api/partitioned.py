@@ -21,7 +21,8 @@ from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, derive_context
 from serverless_mpi.errors import ERR_ARG, ERR_OTHER, ERR_RANK, ERR_REQUEST, ERR_TAG, ERR_TRUNCATE, MPIException
-from serverless_mpi.runtime import Operation, Runtime
+from serverless_mpi.operation import Operation
+from serverless_mpi.runtime import Runtime
 
 _HEAD = struct.Struct("<I")  # the sender's number of partitions
 
