@@ -66,7 +66,9 @@ class Children(Attributed):
     def _child(self, ranks: Sequence[int], *facts: object, remote: Sequence[int] | None = None, topology: Any = None) -> Any:
         """What a communicator of world ranks shares, in a context derived from facts that all its members share."""
         state = self._state
-        return State(state.runtime, derive_context(state.context, *facts), ranks, remote=remote, topology=topology)
+        made = State(state.runtime, derive_context(state.context, *facts), ranks, remote=remote, topology=topology)
+        made.session = state.session
+        return made
 
     def _duplicate(self) -> State:
         state = self._state

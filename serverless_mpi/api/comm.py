@@ -141,7 +141,7 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
     def Get_group(self) -> Group:
         """Its processes as a group, those of this process's own."""
         self._live()
-        return Group._of(self._state.ranks, self._runtime.rank)
+        return Group._of(self._state.ranks, self._runtime.rank, self._state.session)
 
     def Get_name(self) -> str:
         """Its name."""
@@ -228,9 +228,9 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
     # --- buffered sends ------------------------------------------------------
 
     def _attached(self) -> Attached:
-        """The buffer for its buffered sends: its own, or the process's."""
-        own = self._state.attached
-        return OF_PROCESS if own.object is None else own
+        """The buffer for its buffered sends: its own, its session's, or the process's."""
+        state = self._state
+        return next((one for one in (state.attached, state.session) if one is not None and one.object is not None), OF_PROCESS)
 
     def Attach_buffer(self, buf: Any) -> None:
         """Give memory for its buffered sends; BUFFER_AUTOMATIC or None for as much as they need."""

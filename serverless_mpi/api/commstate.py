@@ -46,6 +46,7 @@ class State:
         self.attributes: dict[int, Any] = {}
         self.info: dict[str, str] = {}
         self.attached = Attached()
+        self.session: Attached | None = None  # the buffer of the session that it comes from
         self.constant: Any = None  # the handle that is MPI.COMM_WORLD or MPI.COMM_SELF
         self.errhandler: Any = None
         self.local: State | None = None  # this process's group alone, where one of two groups has been asked for it

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from serverless_mpi.api.bsend import Attached
 from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.core.envelope import PROC_NULL, UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_OTHER, ERR_RANK, MPIException
@@ -16,10 +17,10 @@ UNEQUAL = 3
 
 
 class _State:
-    """What all handles to one group share. ranks: world ranks; me: this process's."""
+    """What all handles to one group share. ranks: world ranks; me: this process's; session: what lends its communicators a buffer."""
 
-    def __init__(self, ranks: Sequence[int], me: int) -> None:
-        self.ranks, self.me = tuple(ranks), me
+    def __init__(self, ranks: Sequence[int], me: int, session: Attached | None = None) -> None:
+        self.ranks, self.me, self.session = tuple(ranks), me, session
         self.constant: Group | None = None
 
 
@@ -32,9 +33,16 @@ class Group(Handle):
         return cls._copy(group)  # type: ignore[no-any-return]
 
     @classmethod
-    def _of(cls, ranks: Sequence[int], me: int) -> Group:
+    def _of(cls, ranks: Sequence[int], me: int, session: Attached | None = None) -> Group:
         """The group of world ranks, as world rank `me` sees it."""
-        return cls._of_state(_State(ranks, me)) if ranks else cls(GROUP_EMPTY)
+        return cls._of_state(_State(ranks, me, session)) if ranks else cls(GROUP_EMPTY)
+
+    def _part(self, ranks: Sequence[int]) -> Group:
+        return type(self)._of(ranks, self._me, self._session)
+
+    @property
+    def _session(self) -> Attached | None:
+        return self._ob.session  # type: ignore[no-any-return]
 
     def _live(self) -> tuple[int, ...]:
         if self._ob is None:
@@ -78,19 +86,19 @@ class Group(Handle):
 
     def Dup(self) -> Group:
         """The same processes."""
-        return type(self)._of(self._live(), self._me)
+        return self._part(self._live())
 
     @classmethod
     def Union(cls, group1: Group, group2: Group) -> Group:
         """The first's processes, then those of the second that are not in it."""
         a = group1._live()
-        return cls._of([*a, *(rank for rank in group2._live() if rank not in a)], _me(group1, group2))
+        return cls._of([*a, *(rank for rank in group2._live() if rank not in a)], *_seen(group1, group2))
 
     @classmethod
     def Intersection(cls, group1: Group, group2: Group) -> Group:
         """The first's processes that are in the second."""
         b = set(group2._live())
-        return cls._of([rank for rank in group1._live() if rank in b], _me(group1, group2))
+        return cls._of([rank for rank in group1._live() if rank in b], *_seen(group1, group2))
 
     Intersect = Intersection
 
@@ -98,20 +106,20 @@ class Group(Handle):
     def Difference(cls, group1: Group, group2: Group) -> Group:
         """The first's processes that are not in the second."""
         b = set(group2._live())
-        return cls._of([rank for rank in group1._live() if rank not in b], _me(group1, group2))
+        return cls._of([rank for rank in group1._live() if rank not in b], *_seen(group1, group2))
 
     def Incl(self, ranks: Sequence[int]) -> Group:
         """The processes of `ranks`, in that order."""
         if len(set(ranks)) != len(ranks):
             raise MPIException(ERR_RANK, f"ranks {list(ranks)} name a process twice")
-        return type(self)._of([self._world(rank) for rank in ranks], self._me)
+        return self._part([self._world(rank) for rank in ranks])
 
     def Excl(self, ranks: Sequence[int]) -> Group:
         """All but the processes of `ranks`."""
         if len(set(ranks)) != len(ranks):
             raise MPIException(ERR_OTHER, f"ranks {list(ranks)} name a process twice")
         out = {self._world(rank) for rank in ranks}
-        return type(self)._of([rank for rank in self._live() if rank not in out], self._me)
+        return self._part([rank for rank in self._live() if rank not in out])
 
     def Range_incl(self, ranks: Sequence[tuple[int, int, int]]) -> Group:
         """The processes of (first, last, stride) ranges."""
@@ -147,9 +155,10 @@ def _expand(ranges: Sequence[tuple[int, int, int]], size: int) -> list[int]:
     return ranks
 
 
-def _me(group1: Group, group2: Group) -> int:
-    """This process's world rank, which an empty group does not know."""
-    return group1._me if group1._me >= 0 else group2._me
+def _seen(group1: Group, group2: Group) -> tuple[int, Attached | None]:
+    """(this process's world rank, the session's buffer), which an empty group does not know."""
+    known = group1 if group1._me >= 0 else group2
+    return known._me, known._session
 
 
 GROUP_NULL: Group = Group()._name_constant("GROUP_NULL")

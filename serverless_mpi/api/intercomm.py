@@ -45,7 +45,9 @@ class Intercomm(Comm):
         if not remote or set(local) & set(remote):
             raise MPIException(ERR_GROUP, "the remote group must have processes, and none of the local group")
         facts = ("groups", stringtag, *sorted((local, remote)))
-        made = cls._of(State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), local, remote=remote))
+        state = State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), local, remote=remote)
+        state.session = local_group._session
+        made = cls._of(state)
         if errhandler is not None:
             made.Set_errhandler(errhandler)
         return made
@@ -55,7 +57,7 @@ class Intercomm(Comm):
     def Get_remote_group(self) -> Group:
         """The processes of the other group."""
         self._live()
-        return Group._of(self._peers, self._runtime.rank)
+        return Group._of(self._peers, self._runtime.rank, self._state.session)
 
     def Get_remote_size(self) -> int:
         """Their number."""

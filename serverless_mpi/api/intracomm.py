@@ -54,7 +54,9 @@ class Intracomm(Comm):
         if runtime.rank not in ranks:
             raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the group that it makes a communicator of")
         facts = ("group", stringtag, ranks)
-        made = Intracomm._of(State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), ranks))
+        state = State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), ranks)
+        state.session = group._session
+        made = Intracomm._of(state)
         if errhandler is not None:
             made.Set_errhandler(errhandler)
         return made

@@ -81,10 +81,10 @@ class Session(Handle, Guarded):
 
     def Create_group(self, pset_name: str) -> Group:
         """The processes of a set."""
-        return Group._of(self._ranks(pset_name), get_runtime().rank)
+        return Group._of(self._ranks(pset_name), get_runtime().rank, self._ob.attached)
 
     def Attach_buffer(self, buf: Any) -> None:
-        """Give memory for buffered sends; None for memory as it is needed."""
+        """Give memory for the buffered sends of its groups' communicators; None for memory as it is needed."""
         self._check_live()
         self._ob.attached.attach(buf)
 

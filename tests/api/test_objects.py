@@ -247,6 +247,20 @@ def test_a_session_leads_to_a_communicator(tmp_path: Any) -> None:
     assert done.stdout == "[0, 1, 2] ['mpi://WORLD', 'mpi://SELF'] 3\n" * 3
 
 
+def test_a_sessions_buffer_serves_the_communicators_of_its_groups(tmp_path: Any) -> None:
+    program = tmp_path / "prog.py"
+    program.write_text(
+        "from serverless_mpi import MPI\ns = MPI.Session.Init()\ns.Attach_buffer(bytearray(1000))\n"
+        "c = MPI.Intracomm.Create_from_group(s.Create_group('mpi://WORLD').Incl([0]))\n"
+        "for comm in (c, c.Dup(), c.Split()):\n"
+        "    comm.Bsend(b'x' * 100, 0, 1)\n    comm.Recv(bytearray(100), 0, 1)\n"
+        "try:\n    MPI.COMM_SELF.Bsend(b'x', 0, 1)\n"
+        "except MPI.Exception as error:\n    print(error.Get_error_class() == MPI.ERR_BUFFER, len(s.Detach_buffer()))\n"
+    )
+    done = smpirun("--channel", "direct", program)
+    assert (done.returncode, done.stdout) == (0, "True 1000\n"), done.stderr
+
+
 # --- operations -----------------------------------------------------------------
 
 
