@@ -45,9 +45,9 @@ else:
     from serverless_mpi.api.info import *
     from serverless_mpi.api.intercomm import *
     from serverless_mpi.api.intracomm import *
+    from serverless_mpi.api.matched import *
     from serverless_mpi.api.memory import *
     from serverless_mpi.api.op import *
-    from serverless_mpi.api.p2p import *
     from serverless_mpi.api.persistent import *
     from serverless_mpi.api.pickling import *
     from serverless_mpi.api.request import *

@@ -7,45 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
-from serverless_mpi.api.buffers import Message as Spec
-from serverless_mpi.api.handle import Handle
-from serverless_mpi.api.memory import plain
-from serverless_mpi.api.pickling import decode, encode
+from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message
+from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
-from serverless_mpi.core.delivery import Incoming
+from serverless_mpi.api.transfer import as_object, both, completed, into, outgoing, owned_copy, room
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
-from serverless_mpi.errors import ERR_RANK, ERR_REQUEST, ERR_TAG, MPIException
+from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.operation import Operation
-from serverless_mpi.outgoing import EAGER_COPY_BYTES
 from serverless_mpi.runtime import Runtime
-
-
-def _done() -> Operation:
-    operation = Operation()
-    operation._release()
-    return operation
-
-
-def _own(data: Sequence[memoryview]) -> Sequence[memoryview]:
-    """The same bytes in memory that the caller cannot change; small payloads the runtime copies itself."""
-    total = sum(part.nbytes for part in data)
-    return data if total <= EAGER_COPY_BYTES else (memoryview(b"".join(data)),)
-
-
-def _object(operation: Operation) -> Any:
-    assert operation.data is not None
-    return decode(operation.data)
-
-
-def _into(buf: Any) -> Callable[[Operation], Any]:
-    def finish(operation: Operation) -> None:
-        assert operation.data is not None
-        if not operation.landed:
-            spec = buf if isinstance(buf, Spec) else Spec(buf, readonly=False)
-            spec.unpack(operation.data)
-
-    return finish
 
 
 class PointToPoint:
@@ -94,9 +64,9 @@ class PointToPoint:
             status._fill_empty()
 
         if dest == PROC_NULL:
-            return Request._of(self._runtime, _done(), finish)
+            return Request._of(self._runtime, completed(), finish)
         operation = self._runtime.isend(
-            self._context, self._world(dest), tag, data if owned else _own(data), sync=sync, copy=True
+            self._context, self._world(dest), tag, data if owned else owned_copy(data), sync=sync, copy=True
         )
         return Request._of(self._runtime, operation, finish)
 
@@ -126,7 +96,7 @@ class PointToPoint:
     ) -> Request:
         self._check_recv(source, tag)
         if source == PROC_NULL:
-            return Request._of(self._runtime, _done(), lambda operation, status: status._fill_null())
+            return Request._of(self._runtime, completed(), lambda operation, status: status._fill_null())
         world = source if source == ANY_SOURCE else self._world(source)
         return self._received(self._runtime.irecv(self._context, world, tag, into), value)
 
@@ -199,11 +169,11 @@ class PointToPoint:
         """Receive a Python object; None from PROC_NULL.  `buf` is not needed and not used, as in mpi4py, which warns too."""
         if buf is not None:
             warnings.warn("the 'buf' argument is deprecated", UserWarning, stacklevel=2)
-        return self._recv(source, tag, status, _object)
+        return self._recv(source, tag, status, as_object)
 
     def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
         """Start receiving an object; `wait` gives it."""
-        return self._start_recv(source, tag, _object)
+        return self._start_recv(source, tag, as_object)
 
     def sendrecv(
         self, sendobj: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
@@ -212,7 +182,7 @@ class PointToPoint:
         """Send an object and receive one, without deadlock."""
         self._check_send(dest, sendtag)
         data = encode(sendobj)  # what is wrong with it shows before anything is posted
-        receive = self._start_recv(source, recvtag, _object)
+        receive = self._start_recv(source, recvtag, as_object)
         send = self._start_send(data, dest, sendtag)
         received = receive.wait(status)
         send.wait()
@@ -278,7 +248,7 @@ class PointToPoint:
     def Send(self, buf: Any, dest: int, tag: int = 0) -> None:
         """Send a buffer to rank `dest`; returns when it may be changed."""
         self._check_send(dest, tag)
-        self._send(_bytes(buf, dest), dest, tag)
+        self._send(outgoing(buf, dest), dest, tag)
 
     Rsend = Send
 
@@ -289,34 +259,34 @@ class PointToPoint:
     def Ssend(self, buf: Any, dest: int, tag: int = 0) -> None:
         """Send a buffer; returns when a receive has matched it."""
         self._check_send(dest, tag)
-        self._send(_bytes(buf, dest), dest, tag, sync=True)
+        self._send(outgoing(buf, dest), dest, tag, sync=True)
 
     def Isend(self, buf: Any, dest: int, tag: int = 0) -> Request:
         """Start sending a buffer, which must not change before the request is done."""
         self._check_send(dest, tag)
-        return self._start_send(_bytes(buf, dest), dest, tag)
+        return self._start_send(outgoing(buf, dest), dest, tag)
 
     Irsend = Isend
 
     def Ibsend(self, buf: Any, dest: int, tag: int = 0) -> Request:
         """Start a buffered send of a buffer, which may be changed at once."""
         self._check_send(dest, tag)
-        return self._start_buffered(_bytes(buf, dest), dest, tag)
+        return self._start_buffered(outgoing(buf, dest), dest, tag)
 
     def Issend(self, buf: Any, dest: int, tag: int = 0) -> Request:
         """Start a send of a buffer that is done when a receive has matched it."""
         self._check_send(dest, tag)
-        return self._start_send(_bytes(buf, dest), dest, tag, sync=True)
+        return self._start_send(outgoing(buf, dest), dest, tag, sync=True)
 
     def Recv(
         self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> None:
         """Receive into a buffer; ERR_TRUNCATE if the message is longer."""
-        self._recv(source, tag, status, *_room(buf, source))
+        self._recv(source, tag, status, *room(buf, source))
 
     def Irecv(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
         """Start receiving into a buffer."""
-        return self._start_recv(source, tag, *_room(buf, source))
+        return self._start_recv(source, tag, *room(buf, source))
 
     def Sendrecv(
         self, sendbuf: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
@@ -337,13 +307,13 @@ class PointToPoint:
         recvtag: int = ANY_TAG,
     ) -> Request:  # fmt: skip
         """Start sending one buffer and receiving into another; the request is done when both are."""
-        return self._exchange(_bytes(sendbuf, dest), dest, sendtag, recvbuf, source, recvtag)
+        return self._exchange(outgoing(sendbuf, dest), dest, sendtag, recvbuf, source, recvtag)
 
     def Isendrecv_replace(
         self, buf: Any, dest: int, sendtag: int = 0, source: int = ANY_SOURCE, recvtag: int = ANY_TAG
     ) -> Request:
         """Start sending a buffer and receiving into it."""
-        data = [memoryview(bytes(part)) for part in _bytes(buf, dest)]
+        data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
         return self._exchange(data, dest, sendtag, buf, source, recvtag)
 
     def _exchange(
@@ -351,114 +321,4 @@ class PointToPoint:
     ) -> Request:
         self._check_send(dest, sendtag)  # what is wrong with the send shows before a receive is posted
         receive = self.Irecv(recvbuf, source, recvtag)
-        return _both(receive, self._start_send(data, dest, sendtag))
-
-
-def _bytes(buf: Any, rank: int) -> Sequence[memoryview]:
-    """What is sent of a buffer: nothing to PROC_NULL, whatever the buffer."""
-    if rank == PROC_NULL:
-        return ()
-    view = plain(buf, readonly=True)
-    return (Spec(buf, readonly=True).pack() if view is None else view,)
-
-
-def _room(buf: Any, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
-    """(what is done with received bytes, memory that they can be received into directly); nothing comes from PROC_NULL."""
-    if rank == PROC_NULL:
-        return _object, None
-    view = plain(buf, readonly=False)
-    if view is not None:
-        return _into(buf), view
-    spec = Spec(buf, readonly=False)
-    return _into(spec), spec.landing()
-
-
-def _both(receive: Request, send: Request) -> Request:
-    """A request that is done when both are, and is the receive's then."""
-    pending = receive._ob
-    assert pending is not None and pending.operation is not None and pending.finish is not None and send._operation is not None
-    received, finish = pending.operation, pending.finish
-    operation = Operation(2)
-
-    def one(done: Operation) -> None:
-        if done.error is not None:
-            operation._end(done.error)
-        else:
-            operation._release()
-
-    received.add_done_callback(one)
-    send._operation.add_done_callback(one)
-    return Request._of(pending.runtime, operation, lambda _, status: finish(received, status))
-
-
-class _Matched:
-    """What all handles to one message share: where it was matched, and what it is until it is received; nothing for NO_PROC."""
-
-    def __init__(self, comm: PointToPoint | None, incoming: Incoming | None) -> None:
-        self.comm, self.incoming = comm, incoming
-        self.constant: Message | None = None
-
-
-class Message(Handle):
-    """A message that a matched probe has taken (MPI 4.1, section 3.8.2)."""
-
-    __module__ = "serverless_mpi.MPI"
-    _ob: _Matched | None
-
-    def __new__(cls, message: Message | None = None) -> Message:
-        return cls._copy(message)  # type: ignore[no-any-return]
-
-    @classmethod
-    def _of(cls, comm: PointToPoint, incoming: Incoming) -> Message:
-        return cls._of_state(_Matched(comm, incoming))  # type: ignore[no-any-return]
-
-    @classmethod
-    def probe(
-        cls, comm: PointToPoint, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
-    ) -> Message:
-        """`comm.mprobe`."""
-        return comm.mprobe(source, tag, status)
-
-    @classmethod
-    def iprobe(
-        cls, comm: PointToPoint, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
-    ) -> Message | None:
-        """`comm.improbe`."""
-        return comm.improbe(source, tag, status)
-
-    Probe = probe
-    Iprobe = iprobe
-
-    def _start(self, value: Callable[[Operation], Any], into: memoryview | None = None) -> Request:
-        matched = self._ob
-        if self is not MESSAGE_NO_PROC:
-            self._ob = None
-        if matched is MESSAGE_NO_PROC._ob:
-            return Request._of(None, _done(), lambda operation, status: status._fill_null())
-        if matched is None or matched.comm is None or matched.incoming is None:
-            raise MPIException(ERR_REQUEST, "the message is null or has been received")
-        comm, incoming = matched.comm, matched.incoming
-        matched.comm = matched.incoming = None
-        return comm._received(comm._runtime.irecv_matched(incoming, into), value)
-
-    def recv(self, status: Status | None = None) -> Any:
-        """Receive it as an object."""
-        return self._start(_object).wait(status)
-
-    def irecv(self) -> Request:
-        """Start receiving it as an object."""
-        return self._start(_object)
-
-    def Recv(self, buf: Any, status: Status | None = None) -> None:
-        """Receive it into a buffer."""
-        self.Irecv(buf).wait(status)
-
-    def Irecv(self, buf: Any) -> Request:
-        """Start receiving it into a buffer."""
-        return self._start(*_room(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
-
-
-MESSAGE_NULL: Message = Message()._name_constant("MESSAGE_NULL")
-MESSAGE_NO_PROC: Message = Message._of_state(_Matched(None, None))._name_constant("MESSAGE_NO_PROC")
-
-__all__ = ["MESSAGE_NO_PROC", "MESSAGE_NULL", "Message"]
+        return both(receive, self._start_send(data, dest, sendtag))
