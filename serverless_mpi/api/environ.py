@@ -10,7 +10,6 @@ from collections.abc import Callable
 from serverless_mpi import runtime as _runtime
 from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
 from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
-from serverless_mpi.api.attributes import KEYVAL_INVALID
 from serverless_mpi.api.errhandler import last_used_code as _last_used_code
 from serverless_mpi.api.info import Info as _Info
 from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_OTHER, MPIException

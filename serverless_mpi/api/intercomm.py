@@ -17,7 +17,7 @@ from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm, from_nothing
 from serverless_mpi.collectives.simulate import BETWEEN, ROOTED, Layout
 from serverless_mpi.core.envelope import PROC_NULL, ROOT, derive_context
-from serverless_mpi.errors import ERR_ARG, ERR_BUFFER, ERR_COMM, ERR_GROUP, ERR_ROOT, MPIException
+from serverless_mpi.errors import ERR_ARG, ERR_BUFFER, ERR_GROUP, ERR_ROOT, MPIException
 from serverless_mpi.runtime import get_runtime
 
 
