@@ -25,8 +25,8 @@ FUTURES_SAY = {
     "cpi": ("pi: 3.14159", "4 workers"),
     "hello": tuple(f"I am worker {rank} of 4" for rank in range(4)),
     "primes": ("112272535095293 is prime: True", "115797848077099 is prime: True", "117450548693743 is prime: True"),
-    "julia": ("Julia Set 640x480",),
-    "mandelbrot": ("Mandelbrot Set 640x480",),
+    "julia": ("Julia Set 1600x1200",),
+    "mandelbrot": ("Mandelbrot Set 750x500",),
 }
 OSU = ("allgather", "alltoall", "alltoallv", "barrier", "bcast", "bibw", "bw", "gather", "latency", "multi_lat", "scatter")
 
@@ -83,7 +83,7 @@ def jobs() -> list[Job]:
         found.append(Job(f"mpi-ref-v1-{path.stem}", 4, (path.name,), path.parent))
     for name in OSU:
         ranks = 4 if name == "multi_lat" else 2
-        found.append(Job(f"osu-{name}", ranks, ("osu.py", str(demo), f"osu_{name}"), OWN, ("# ", "16384" if name != "barrier" else "# OSU")))
+        found.append(Job(f"osu-{name}", ranks, ("osu.py", str(demo), f"osu_{name}"), OWN, ("# ", "16384" if name != "barrier" else "# MPI Barrier")))
     return found
 
 
