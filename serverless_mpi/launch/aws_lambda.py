@@ -356,7 +356,9 @@ class Job:
             with explained("fetch the trace", self._stack.endpoint, self._stack.region):
                 for number in range(self.spec.size):
                     with contextlib.suppress(self._s3.exceptions.NoSuchKey):  # a rank that did not finalize left none
-                        self._s3.download_file(self._stack.bucket, self._key(f"trace/{number}"), f"{folder}/trace-{number}.json")
+                        found = self._s3.get_object(Bucket=self._stack.bucket, Key=self._key(f"trace/{number}"))
+                        with open(f"{folder}/trace-{number}.json", "wb") as out:
+                            out.writelines(found["Body"].iter_chunks())
                 empty(self._s3, self._stack.bucket, self._key("trace/"))
             trace.save(Path(folder), self._plan.trace, _say)
 

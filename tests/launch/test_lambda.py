@@ -89,6 +89,9 @@ def test_what_ranks_did_is_told_and_drawn(deployed: Deployed, script, tmp_path: 
     assert ends == {(end, rank) for end in "sf" for rank in range(3)}
     found = deployed.stack.client("s3").list_objects_v2(Bucket=deployed.stack.bucket, Prefix="jobs/")["Contents"]
     assert not [one["Key"] for one in found if "/trace/" in one["Key"]]
+    failing = script(HELLO + "import os\nos._exit(3 if c.rank else 0)\n", "failing.py")
+    done = deployed.run("-n", 2, "--trace", file, failing)  # whose ranks leave none
+    assert done.returncode == 3 and "a trace of 0 ranks" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("channel", ["queue", "object", "hybrid"])
