@@ -155,7 +155,8 @@ class JobFolder:
         with _locked_state():
             if not self.keep:
                 shutil.rmtree(self.path, ignore_errors=True)
-        os.write(self._lifeline, _DONE)
+        with contextlib.suppress(BrokenPipeError):  # whoever killed the ranks may have killed the guard as well
+            os.write(self._lifeline, _DONE)
         os.close(self._lifeline)
         os.waitpid(self._guard, 0)
         os.close(self._lock)
