@@ -13,7 +13,7 @@ from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.api.memory import buffer
 from serverless_mpi.api.types import BYTE, PACKED
 from serverless_mpi.api.typestate import COMBINER_DUP
-from serverless_mpi.errors import ERR_BUFFER, ERR_OP, ERR_TYPE, MPIException
+from serverless_mpi.errors import ERR_BUFFER, ERR_OP, ERR_TRUNCATE, MPIException
 
 _Array = np.ndarray[Any, Any]
 _Two = Callable[[Any, Any], Any]
@@ -159,7 +159,7 @@ class Op(Handle):
         state = self._live
         if a.nbytes != b.nbytes:
             raise MPIException(
-                ERR_TYPE, f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes; counts must agree on all ranks"
+                ERR_TRUNCATE, f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes; counts must agree on all ranks"
             )
         if state.user is not None:
             return _combine_memory(state.user, a, b, datatype)

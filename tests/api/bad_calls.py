@@ -1,6 +1,7 @@
 """Wrong calls, and the error class that MPICH 5 answers each with; as a program under the real MPI it tells what that answers.
 
 In a call, `c` is a communicator of one rank, `b8` and `o8` are buffers of 8 bytes, and the functions below make what is wrong.
+PAIRS are of two ranks that do not agree.
 What MPICH does not see (it takes a message of 100 bytes of a buffer of 8), or dies of, is not in the table.
 """
 
@@ -300,6 +301,25 @@ ANSWERS = [
 ]
 
 
+NONE = "no error"
+# the calls of rank 0 and of rank 1, and what each ends with
+PAIRS = [
+    ("c.Send(b8,1)", "c.Recv(b4,0)", NONE, "ERR_TRUNCATE"),
+    ("c.Ssend(b8,1)", "c.Recv(b4,0)", NONE, "ERR_TRUNCATE"),
+    ("c.Isend(b8,1).Wait()", "c.Irecv(b4,0).Wait()", NONE, "ERR_TRUNCATE"),
+    ("c.Send(b8,1)", "c.Mprobe(0).Recv(b4)", NONE, "ERR_TRUNCATE"),
+    ("c.Sendrecv_replace(b8,1,0,1)", "c.Sendrecv_replace(b4,0,0,0)", NONE, "ERR_TRUNCATE"),
+    ("c.Bcast(b8,0)", "c.Bcast(b4,0)", NONE, "ERR_TRUNCATE"),
+    ("c.Gather(b4,b8,0)", "c.Gather(b8,None,0)", "ERR_TRUNCATE", NONE),
+    ("c.Scatter(o8*2,b8,0)", "c.Scatter(None,b4,0)", NONE, "ERR_TRUNCATE"),
+    ("c.Scatterv([o8*2,(8,8)],b8,0)", "c.Scatterv(None,b4,0)", NONE, "ERR_TRUNCATE"),
+    ("c.Reduce(b4,o8[:4],MPI.BXOR,0)", "c.Reduce(b8,None,MPI.BXOR,0)", "ERR_TRUNCATE", NONE),
+    ("c.Create_cart([3])", "c.Create_cart([3])", "ERR_ARG", "ERR_ARG"),
+    ("c.Create_graph([1,2,3],[0,1,2])", "c.Create_graph([1,2,3],[0,1,2])", "ERR_ARG", "ERR_ARG"),
+    ("c.Create(MPI.GROUP_NULL)", "c.Create(MPI.GROUP_NULL)", "ERR_GROUP", "ERR_GROUP"),
+]
+
+
 def names(MPI: Any, c: Any) -> dict[str, Any]:
     """What a call is evaluated with."""
 
@@ -373,7 +393,7 @@ def names(MPI: Any, c: Any) -> dict[str, Any]:
         request.Wait()
         request.Complete()
 
-    return {**locals(), "b8": bytearray(8), "o8": bytearray(8)}
+    return {**locals(), "b4": bytearray(4), "b8": bytearray(8), "o8": bytearray(8)}
 
 
 def answer(MPI: Any, c: Any, call: str) -> str:
@@ -383,14 +403,25 @@ def answer(MPI: Any, c: Any, call: str) -> str:
     except MPI.Exception as error:
         found = error.Get_error_class()
         return next(name for name in vars(MPI) if name.startswith("ERR_") and getattr(MPI, name) == found)
-    return "no error"
+    return NONE
+
+
+def answer_of_two(MPI: Any, c: Any, pair: tuple[str, str, str, str]) -> str:
+    """What this rank of two answers to its call, and nothing is left of it."""
+    found = answer(MPI, c, pair[c.rank])
+    c.Barrier()
+    return found
 
 
 def main() -> None:
-    """Print what this MPI answers to each call."""
+    """Print what this MPI answers to each call; of a rank of two, on one line."""
     from mpi4py import MPI
 
-    json.dump([answer(MPI, MPI.COMM_SELF.Dup(), call) for call, _ in ANSWERS], sys.stdout)
+    if MPI.COMM_WORLD.size == 1:
+        found = [answer(MPI, MPI.COMM_SELF.Dup(), call) for call, _ in ANSWERS]
+    else:
+        found = [answer_of_two(MPI, MPI.COMM_WORLD.Dup(), pair) for pair in PAIRS]
+    sys.stdout.write(json.dumps([MPI.COMM_WORLD.rank, found]) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,20 @@ def test_the_error_class_is_mpichs(call: str, error: str) -> None:
     run(1, body)
 
 
+@pytest.mark.parametrize("pair", bad_calls.PAIRS)
+def test_so_it_is_where_two_ranks_do_not_agree(pair: tuple[str, str, str, str]) -> None:
+    assert run(2, lambda c: bad_calls.answer_of_two(MPI, c, pair)) == list(pair[2:])
+
+
 @pytest.mark.skipif(mpirun() is None, reason="needs the real MPI to compare with: pip install mpich")
-def test_the_table_says_what_mpich_answers() -> None:
-    job = under_mpirun(1, str(bad_calls.__file__))
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_tables_say_what_mpich_answers(size: int) -> None:
+    job = under_mpirun(size, str(bad_calls.__file__))
     assert job.returncode == 0, job.stderr
-    found = json.loads(job.stdout)
-    wrong = {call: real for (call, error), real in zip(bad_calls.ANSWERS, found, strict=True) if real != error}
+    found = dict(json.loads(line) for line in job.stdout.splitlines())
+    if size == 1:
+        wrong = {call: real for (call, error), real in zip(bad_calls.ANSWERS, found[0], strict=True) if real != error}
+    else:
+        answers = zip(bad_calls.PAIRS, found[0], found[1], strict=True)
+        wrong = {pair[:2]: (zero, one) for pair, zero, one in answers if pair[2:] != (zero, one)}  # type: ignore[misc]
     assert not wrong
