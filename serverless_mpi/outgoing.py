@@ -23,6 +23,7 @@ GATHER_FRAMES = 256  # most frames of one put
 GATHER_QUIET_S = 0.001  # what is queued goes out when no more has come for so long (an isend takes a twentieth of it)
 GATHER_LONGEST_S = 0.02  # and after so long in any case: half a round trip to SQS
 LOOK_EVERY_S = 0.002  # how often the sender thread looks for that: to wake it at every send costs more than a send
+LOOK_SELDOM_S = 0.016  # and while it finds that callers, who block, put all that they send
 DOZE_AFTER_S = 0.1  # without a send it looks no more until it is told of one
 
 
@@ -126,16 +127,20 @@ class Outgoing:
             raise error
 
     def _send_loop(self) -> None:
+        pause = LOOK_EVERY_S
         with self._lock:
             while not self._ended or self.queued:
                 now = time.monotonic()
                 due = min(self._queued_at + GATHER_QUIET_S, self._first_queued_at + GATHER_LONGEST_S)
                 if self.queued and (self._urgent or self._ended or now >= due):
                     self._put_some()
+                    pause = LOOK_EVERY_S
                 elif self.queued or now < self._queued_at + DOZE_AFTER_S:
                     self._urgent = False
-                    self._work.wait(LOOK_EVERY_S)
+                    pause = LOOK_EVERY_S if self.queued else min(2 * pause, LOOK_SELDOM_S)
+                    self._work.wait(pause)
                 else:
+                    pause = LOOK_EVERY_S
                     self._dozing = True
                     self._work.wait()
                     self._dozing = False

@@ -1,4 +1,4 @@
-"""The command itself: mpi4py's suite on 3 ranks in CI, and that it judges rightly what ranks report."""
+"""The command itself: mpi4py's suite on 3 ranks in CI, a part of it over queues and objects, and that it judges rightly."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ from tests.harness import mpirun
 @pytest.mark.skipif(mpirun() is None, reason="needs the real MPI to compare with: pip install mpich")
 def test_mpi4pys_suite_passes_on_three_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     code = command.main(["--np", "3", "--channel", "direct", "-v"])
+    assert code == 0, capsys.readouterr().out
+
+
+@pytest.mark.skipif(mpirun() is None, reason="needs the real MPI to compare with: pip install mpich")
+def test_a_part_of_it_passes_over_queues_and_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    modules = "cco_obj,cco_obj_inter,cco_ngh_obj,comm,comm_inter,comm_topo,p2p_obj,p2p_obj_matched,request,status"
+    code = command.main(["--np", "3", "--channel", "hybrid", "--modules", modules, "--cached-mpich", "-v"])
     assert code == 0, capsys.readouterr().out
 
 
