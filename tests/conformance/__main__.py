@@ -93,7 +93,8 @@ def main(words: Sequence[str] | None = None) -> int:
         for module in modules:
             for size in sizes:
                 start = time.monotonic()
-                here = jobs.run(launcher, size, module, limit, asked.cases)
+                excused_here = [line.pattern for line in listed if line.at(size)]
+                here = jobs.run(launcher, size, module, limit, asked.cases, excused_here)
                 middle = time.monotonic()
                 real = None if asked.no_mpich else _real(size, module, limit, asked.cases, asked.cached_mpich)
                 end = time.monotonic()

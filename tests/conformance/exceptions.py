@@ -1,6 +1,6 @@
 """The cases of the suite that cannot hold here, as docs/conformance.md names them, each with its reason.
 
-A line of that page that begins `- `case`: reason` is such a name; `case` may end in `*`. `(np 1)` or `(hybrid)` after the name limits it.
+A line of that page that begins `- `case`: reason` is such a name; `case` may end in `*`. `(np 1)` after the name limits it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ class Listed:
 
     def covers(self, case: str, size: int) -> bool:
         """Whether it names this case on that many ranks."""
-        return (not self.sizes or size in self.sizes) and fnmatch.fnmatchcase(case, self.pattern)
+        return self.at(size) and fnmatch.fnmatchcase(case, self.pattern)
+
+    def at(self, size: int) -> bool:
+        """Whether it speaks of that many ranks."""
+        return not self.sizes or size in self.sizes
 
 
 def read(page: Path = PAGE) -> list[Listed]:

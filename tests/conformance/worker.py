@@ -1,7 +1,8 @@
 """One rank of a run: a test module's cases one after the other, each outcome a line of JSON in this rank's file.
 
-Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULE FIRST LIMIT [PATTERN]`: TESTS is the suite's folder, FIRST
-the number of the case to begin with, LIMIT the seconds after which a case counts as hanging and this process ends.
+Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULE FIRST LIMIT PATTERN [EXCUSED ...]`: TESTS is the suite's
+folder, FIRST the number of the case to begin with, LIMIT the seconds after which a case counts as hanging and this process ends;
+of those that a pattern in EXCUSED matches, a tenth of that is enough.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 import unittest
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,12 @@ def rank() -> int:
 class Recorder(unittest.TestResult):
     """Writes {case, outcome, detail} as it happens; a case begun and not ended is the one that hung."""
 
-    def __init__(self, out: Path, limit: float) -> None:
+    def __init__(self, out: Path, limit: float, excused: Sequence[str]) -> None:
         super().__init__()
         self._records = (out / f"rank-{rank()}.jsonl").open("w", buffering=1)
         self._traces = (out / f"rank-{rank()}.trace").open("w")
         self._limit = limit
+        self._excused = excused
         self.numbers: dict[str, int] = {}
         self._outcome = ("pass", "")
 
@@ -40,7 +43,8 @@ class Recorder(unittest.TestResult):
         super().startTest(test)
         self._outcome = ("pass", "")
         self.write(number=self.numbers[test.id()], case=test.id(), outcome="begun")
-        faulthandler.dump_traceback_later(self._limit, exit=True, file=self._traces)
+        short = any(fnmatch.fnmatchcase(test.id(), pattern) for pattern in self._excused)
+        faulthandler.dump_traceback_later(self._limit / 10 if short else self._limit, exit=True, file=self._traces)
 
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
@@ -78,12 +82,12 @@ def cases(suite: Any) -> list[unittest.TestCase]:
     return [suite] if isinstance(suite, unittest.TestCase) else [case for part in suite for case in cases(part)]
 
 
-def main(tests: str, out: str, module: str, first: str, limit: str, pattern: str = "*") -> None:
+def main(tests: str, out: str, module: str, first: str, limit: str, pattern: str, *excused: str) -> None:
     sys.path.insert(0, tests)
     sys.dont_write_bytecode = True
     # as the suite's own main does by default: arrays of these only on demand, for they need a GPU
     sys.modules["cupy"] = sys.modules["numba"] = None  # type: ignore[assignment]
-    recorder = Recorder(Path(out), float(limit))
+    recorder = Recorder(Path(out), float(limit), excused)
     faulthandler.dump_traceback_later(60 + float(limit), exit=True, file=recorder._traces)
     importlib.import_module("mpi4py.MPI")
     every = cases(unittest.defaultTestLoader.loadTestsFromName(module))
