@@ -171,7 +171,6 @@ class Emulator:
     def _environment(self, port: int) -> dict[str, str]:
         environ = {name: os.environ[name] for name in KEPT if name in os.environ}
         environ.update(
-            BIND_HOST=HOST,
             GATEWAY_PORT=str(port),
             MINISTACK_REGION=self._region,
             IOT_MTLS_ENABLED="0",

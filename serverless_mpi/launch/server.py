@@ -46,8 +46,8 @@ class Prompt:
         elif target.startswith(b"AmazonSQS.Send"):
             body = await _body(receive)
             await self._app(scope, _again(body, receive), send)
-            found = _QUEUE.search(body)
-            self._wake([found[1]] if found and found[1] in self._waiting else [])
+            if found := _QUEUE.search(body):
+                self._wake([found[1]])
         else:
             await self._app(scope, receive, send)
             if b"/sns/aws4_request" in headers.get(b"authorization", b""):
@@ -55,7 +55,7 @@ class Prompt:
 
     def _wake(self, queues: Iterable[bytes]) -> None:
         for queue in queues:
-            for future in self._waiting.pop(queue):
+            for future in self._waiting.pop(queue, ()):
                 if not future.done():
                     future.set_result(None)
 
