@@ -156,13 +156,14 @@ class Rank:
         paths += [entry for entry in sys.path if entry and Path(entry).is_dir()]  # for processes that the program starts
         (folder / "stats").mkdir()
         child = Child(task.kind, task.argv, work, paths, self._variables(folder), f"{self._order.spec.job_id}.{self._order.spec.rank}")
+        own = _resident_bytes()
         try:
-            code, reason = self._watch(child)
+            ending = self._watch(child, own)
         finally:
             child.stop(self._take)
             child.close()
             self._peak = child.peak_bytes
-        return code, reason
+        return self._ended(child, own) if ending is None else ending
 
     def _variables(self, folder: Path) -> dict[str, str]:
         from dataclasses import replace
@@ -191,8 +192,8 @@ class Rank:
             shutil.rmtree(draft, ignore_errors=True)
         return folder
 
-    def _watch(self, child: Child) -> tuple[int, str]:
-        own = _resident_bytes()
+    def _watch(self, child: Child, own: int) -> tuple[int, str] | None:
+        """Exit code and reason where the program is to be ended, None once it has ended.  own: bytes of the function itself."""
         listen, pause = time.monotonic() + LISTEN_S, SPEAK_S
         speak = time.monotonic() + pause
         while child.code is None:
@@ -215,6 +216,11 @@ class Rank:
                 return EXIT_TIMEOUT, f"ran longer than --timeout {self._order.limit_s:g} s"
             if now > self._limit - LAST_S:
                 return EXIT_TIMEOUT, f"time-out: the function's time is over after {self._limit - self._began:.0f} s"
+        return None
+
+    def _ended(self, child: Child, own: int) -> tuple[int, str]:
+        """The same of a program that has ended; all that it said has been taken, which may have come after its end was seen."""
+        assert child.code is not None
         if child.code == 0:
             return 0, ""
         if child.code == EXIT_MEMORY and child.peak_bytes + own > self._memory // 2:

@@ -19,7 +19,7 @@ from serverless_mpi.deploy import package, pool
 from serverless_mpi.deploy.stack import Stack
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.job import JobSpec
-from serverless_mpi.launch import console
+from serverless_mpi.launch import console, handler
 from serverless_mpi.launch.base import Program
 from serverless_mpi.launch.bundle import pack
 from serverless_mpi.launch.handler import _why
@@ -220,3 +220,35 @@ def test_the_function_imports_no_boto3() -> None:
     code = "import sys, serverless_mpi.launch.function; print(sorted(n for n in sys.modules if n.startswith(('boto', 'serverless_mpi.deploy'))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+class LateChild:
+    """A program whose last words are read after its end was seen."""
+
+    peak_bytes = 0
+
+    def __init__(self, *_: Any) -> None:
+        self.code: int | None = None
+
+    def turn(self, wait_s: float, take: Any) -> None:
+        self.code = 1
+
+    def stop(self, take: Any) -> None:
+        take("err", b"Traceback ...\nModuleNotFoundError: No module named 'nowhere'\n")
+
+    def close(self) -> None:
+        pass
+
+
+def test_last_words_that_come_after_the_end_are_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Context:
+        memory_limit_in_mb = 512
+
+        def get_remaining_time_in_millis(self) -> int:
+            return 900_000
+
+    monkeypatch.setattr(handler, "Child", LateChild)
+    spec = JobSpec(JOB, 0, 1, "object", KEY, endpoint="http://127.0.0.1:9", settings={"bucket": "b"})
+    rank = handler.Rank(Order(spec, (Task("script", ("a.py",), 1, None),), "f", 2, "url"), Context(), False)
+    code, reason = rank._run_program(tmp_path)
+    assert code == 1 and reason.startswith("ended with exit code 1 (ModuleNotFoundError") and "--requirements" in reason
