@@ -41,14 +41,19 @@ class CMakeBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         cmake = cmake_command()
         configure = [
-            cmake, "-S", str(HERE), "-B", str(build), "--fresh",
+            cmake,
+            "-S",
+            str(HERE),
+            "-B",
+            str(build),
+            "--fresh",
             "-DCMAKE_BUILD_TYPE=" + ("Debug" if self.debug else "Release"),
             "-DSPDNN_PYTHON=ON",
             "-DSPDNN_TEST=OFF",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPDNN_MODULE_DIR={module.parent}",
             f"-DSPDNN_MODULE_NAME={module.name}",
-        ]  # fmt: skip
+        ]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         jobs = str(self.parallel or os.cpu_count() or 1)
@@ -62,6 +67,5 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    ext_modules=[Extension("serverless_mpi._spdnn", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    ext_modules=[Extension("serverless_mpi._spdnn", sources=[])], cmdclass={"build_ext": CMakeBuild}
 )

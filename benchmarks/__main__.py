@@ -13,7 +13,11 @@ from benchmarks.table import Row, render
 
 def modules() -> list[str]:
     """The modules of this folder that have a `run`, in order of their names."""
-    names = sorted(one.name for one in pkgutil.iter_modules(benchmarks.__path__) if not one.name.startswith("_"))
+    names = sorted(
+        one.name
+        for one in pkgutil.iter_modules(benchmarks.__path__)
+        if not one.name.startswith("_")
+    )
     return [name for name in names if hasattr(importlib.import_module(f"benchmarks.{name}"), "run")]
 
 
@@ -30,14 +34,30 @@ def main(wanted: list[str]) -> int:
         started = time.perf_counter()
         try:
             got = module.run()
-        except Exception as error:  # the others shall run all the same; it counts as a target that was missed
-            got = [Row(f"{name} failed", 0.0, "", met=False, reason=f"{type(error).__name__}: {str(error)[-300:]}")]
-        print(f"\n{name} ({time.perf_counter() - started:.0f} s): {(module.__doc__ or '').splitlines()[0]}", flush=True)
+        except (
+            Exception
+        ) as error:  # the others shall run all the same; it counts as a target that was missed
+            got = [
+                Row(
+                    f"{name} failed",
+                    0.0,
+                    "",
+                    met=False,
+                    reason=f"{type(error).__name__}: {str(error)[-300:]}",
+                )
+            ]
+        print(
+            f"\n{name} ({time.perf_counter() - started:.0f} s): {(module.__doc__ or '').splitlines()[0]}",
+            flush=True,
+        )
         print(render(got), flush=True)
         rows += got
     missed = [row for row in rows if row.met is False]
     met = sum(row.met is True for row in rows)
-    print(f"\n{met} of {met + len(missed)} targets met" + "".join(f"\nMISSED {row.what}: {row.reason}" for row in missed))
+    print(
+        f"\n{met} of {met + len(missed)} targets met"
+        + "".join(f"\nMISSED {row.what}: {row.reason}" for row in missed)
+    )
     return 1 if missed else 0
 
 

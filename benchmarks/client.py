@@ -29,7 +29,9 @@ from serverless_mpi.metering import Meter
 
 PAYLOAD = bytes(range(256)) * 4
 QUEUE = "http://127.0.0.1/000000000000/queue"
-ANSWER = json.dumps({"Successful": [{"Id": "0", "MessageId": "0" * 36, "MD5OfMessageBody": "0" * 32}]}).encode()
+ANSWER = json.dumps(
+    {"Successful": [{"Id": "0", "MessageId": "0" * 36, "MD5OfMessageBody": "0" * 32}]}
+).encode()
 REGION = "us-east-1"
 CALLS = 400  # of one measurement
 THREADS = 8
@@ -43,14 +45,19 @@ def _entry() -> dict[str, Any]:
     return {
         "Id": "0",
         "MessageBody": BODY,
-        "MessageAttributes": {FRAME: {"DataType": "Binary", "BinaryValue": base64.b64encode(PAYLOAD).decode()}},
+        "MessageAttributes": {
+            FRAME: {"DataType": "Binary", "BinaryValue": base64.b64encode(PAYLOAD).decode()}
+        },
     }
 
 
 def _request(signer: Signer, host: str) -> tuple[dict[str, str], bytes]:
     """Headers and body as one has to make them for every call."""
     body = json.dumps({"QueueUrl": QUEUE, "Entries": [_entry()]}).encode()
-    headers = {"content-type": "application/x-amz-json-1.0", "x-amz-target": "AmazonSQS.SendMessageBatch"}
+    headers = {
+        "content-type": "application/x-amz-json-1.0",
+        "x-amz-target": "AmazonSQS.SendMessageBatch",
+    }
     digest = hashlib.sha256(body).hexdigest()
     return signer.headers(DUMMY, "POST", host, "/", {}, headers, digest), body
 
@@ -67,7 +74,10 @@ def boto(url: str) -> Callable[[], Call]:
     from serverless_mpi.aws import control
 
     client = control.client("sqs", url, REGION)
-    entry = {**_entry(), "MessageAttributes": {FRAME: {"DataType": "Binary", "BinaryValue": PAYLOAD}}}
+    entry = {
+        **_entry(),
+        "MessageAttributes": {FRAME: {"DataType": "Binary", "BinaryValue": PAYLOAD}},
+    }
     return lambda: lambda: client.send_message_batch(QueueUrl=QUEUE, Entries=[entry])
 
 
@@ -119,7 +129,10 @@ def with_pycurl(url: str) -> Callable[[], Call]:
         def call() -> Any:
             headers, body = _request(signer, host)
             answer: list[bytes] = []
-            handle.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()] + ["Expect:"])
+            handle.setopt(
+                pycurl.HTTPHEADER,
+                [f"{name}: {value}" for name, value in headers.items()] + ["Expect:"],
+            )
             handle.setopt(pycurl.POSTFIELDSIZE, len(body))
             handle.setopt(pycurl.COPYPOSTFIELDS, body)
             handle.setopt(pycurl.WRITEFUNCTION, answer.append)
@@ -135,7 +148,8 @@ def with_awscrt(url: str) -> Callable[[], Call]:
     """awscrt's HTTP connection and signer, a connection for each thread."""
     from io import BytesIO
 
-    from awscrt import auth, http as crt, io
+    from awscrt import auth, io
+    from awscrt import http as crt
 
     parts = urlsplit(url)
     loops = io.EventLoopGroup(1)
@@ -149,18 +163,25 @@ def with_awscrt(url: str) -> Callable[[], Call]:
             body = json.dumps({"QueueUrl": QUEUE, "Entries": [_entry()]}).encode()
             headers = crt.HttpHeaders(
                 [
-                    ("host", parts.netloc), ("content-length", str(len(body))),
-                    ("content-type", "application/x-amz-json-1.0"), ("x-amz-target", "AmazonSQS.SendMessageBatch"),
+                    ("host", parts.netloc),
+                    ("content-length", str(len(body))),
+                    ("content-type", "application/x-amz-json-1.0"),
+                    ("x-amz-target", "AmazonSQS.SendMessageBatch"),
                 ]
-            )  # fmt: skip
+            )
             request = crt.HttpRequest("POST", "/", headers, BytesIO(body))
             config = auth.AwsSigningConfig(
-                algorithm=auth.AwsSigningAlgorithm.V4, credentials_provider=provider, region=REGION, service="sqs",
+                algorithm=auth.AwsSigningAlgorithm.V4,
+                credentials_provider=provider,
+                region=REGION,
+                service="sqs",
                 signed_body_value=hashlib.sha256(body).hexdigest(),
-            )  # fmt: skip
+            )
             auth.aws_sign_request(request, config).result()
             answer: list[bytes] = []
-            stream = connection.request(request, on_body=lambda http_stream, chunk, **_: answer.append(bytes(chunk)))
+            stream = connection.request(
+                request, on_body=lambda http_stream, chunk, **_: answer.append(bytes(chunk))
+            )
             stream.activate()
             stream.completion_future.result()
             return json.loads(b"".join(answer))
@@ -211,18 +232,26 @@ def run() -> list[Row]:
     """CPU per call of each client, and calls per second on 8 threads."""
     rows = []
     with server(ANSWER, "application/x-amz-json-1.0") as url:
-        makers = {name: make(url) for name, (needs, make) in CLIENTS.items() if importlib.util.find_spec(needs)}
+        makers = {
+            name: make(url)
+            for name, (needs, make) in CLIENTS.items()
+            if importlib.util.find_spec(needs)
+        }
         calls = {name: [make() for _ in range(THREADS)] for name, make in makers.items()}
         for threads in calls.values():
             for call in threads:
                 call()  # connections are open and keys derived
-        cpu = in_turns({name: (lambda c=threads[0]: _cpu(c)) for name, threads in calls.items()}, ROUNDS)  # type: ignore[misc]
+        cpu = in_turns(
+            {name: (lambda c=threads[0]: _cpu(c)) for name, threads in calls.items()}, ROUNDS
+        )  # type: ignore[misc]
         rate = in_turns({name: (lambda c=threads: _rate(c)) for name, threads in calls.items()}, 3)  # type: ignore[misc]
     for name, values in cpu.items():
         middle, spread = ratio(values, cpu["boto3"])
         used = statistics.median(values) * 1e6
         target, met = ("<= 120 us", used <= 120) if name == "serverless_mpi" else ("", None)
-        rows.append(Row(f"CPU of a 1 KB call, {name} / boto3", used, "us", middle, spread, target, met))
+        rows.append(
+            Row(f"CPU of a 1 KB call, {name} / boto3", used, "us", middle, spread, target, met)
+        )
     for name, values in rate.items():
         middle, spread = ratio(values, rate["boto3"])
         target, met = (">= 5x boto3", middle >= 5) if name == "serverless_mpi" else ("", None)

@@ -20,7 +20,9 @@ from serverless_mpi.collectives.simulate import arguments
 from serverless_mpi.collectives.steps import Elementwise
 
 DIVIDED = ("gather", "scatter", "allgather", "alltoall")  # a blob is the P-th part of the vector
-HOPELESS = 5.0  # an algorithm that the formula puts so far behind the best is not tried with large vectors
+HOPELESS = (
+    5.0  # an algorithm that the formula puts so far behind the best is not tried with large vectors
+)
 SLOW_S = 0.5  # a call that takes longer is not repeated so often
 
 
@@ -35,7 +37,9 @@ def add(a: memoryview, b: memoryview) -> memoryview:
     return memoryview(np.add(np.frombuffer(a, np.float64), np.frombuffer(b, np.float64))).cast("B")
 
 
-def timed(comm: Any, algorithm: Any, operation: str, blob: memoryview, margin: list[float]) -> float:
+def timed(
+    comm: Any, algorithm: Any, operation: str, blob: memoryview, margin: list[float]
+) -> float:
     """Seconds from the common beginning until the last rank was done."""
     runtime = comm._runtime
     while True:
@@ -43,7 +47,11 @@ def timed(comm: Any, algorithm: Any, operation: str, blob: memoryview, margin: l
         late = time.monotonic() > start
         while (left := start - time.monotonic()) > 0:
             time.sleep(left)
-        steps = algorithm(comm.rank, comm.size, *arguments(operation, comm.rank, comm.size, blob, Elementwise(add, 8)))
+        steps = algorithm(
+            comm.rank,
+            comm.size,
+            *arguments(operation, comm.rank, comm.size, blob, Elementwise(add, 8)),
+        )
         running = runtime.icollective(comm._context, next(comm._calls), steps, comm._ranks)
         runtime.wait([running])
         ended = time.monotonic()
@@ -65,7 +73,9 @@ def main(wish: dict[str, Any]) -> None:
                 continue
             blob = memoryview(bytearray(blob_bytes(operation, comm.size, nbytes)))
             facts = Facts(comm.size, blob.nbytes, comm._runtime.figures)
-            algorithms = [row for condition, row in TABLE[operation] if row in FORMULAS and condition(facts)]
+            algorithms = [
+                row for condition, row in TABLE[operation] if row in FORMULAS and condition(facts)
+            ]
             best = min(cost(algorithm, facts).seconds for algorithm in algorithms)
             taken: dict[Any, list[float]] = {
                 algorithm: []
@@ -74,7 +84,10 @@ def main(wish: dict[str, Any]) -> None:
             }
             began = time.monotonic()
             for turn in range(wish["reps"]):
-                for algorithm, samples in taken.items():  # in turns, so that a busy moment of the machine meets all
+                for (
+                    algorithm,
+                    samples,
+                ) in taken.items():  # in turns, so that a busy moment of the machine meets all
                     samples.append(timed(comm, algorithm, operation, blob, margin))
                 if comm.bcast(time.monotonic() - began > wish["budget_s"]):
                     break
@@ -82,13 +95,18 @@ def main(wish: dict[str, Any]) -> None:
                 stated = cost(algorithm, facts)
                 rows.append(
                     {
-                        "operation": operation, "nbytes": nbytes, "ranks": comm.size, "blob": blob.nbytes,
-                        "algorithm": name_of(algorithm), "seconds": samples,
-                        "predicted": stated.seconds, "usd": stated.usd,
+                        "operation": operation,
+                        "nbytes": nbytes,
+                        "ranks": comm.size,
+                        "blob": blob.nbytes,
+                        "algorithm": name_of(algorithm),
+                        "seconds": samples,
+                        "predicted": stated.seconds,
+                        "usd": stated.usd,
                         "shape": [stated.rounds, stated.puts, stated.messages],
                         "chosen": select(operation, facts) is algorithm,
                     }
-                )  # fmt: skip
+                )
     if comm.rank == 0:
         with open(wish["out"], "w") as file:
             json.dump(rows, file)

@@ -22,23 +22,52 @@ BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 CHANNELS = ("direct", "hybrid", "object", "queue")
 RANKS = (2, 4, 8, 16)
 SIZES = (8, 64 << 10, 8 << 20)
-OPERATIONS = ("barrier", "bcast", "gather", "scatter", "allgather", "alltoall", "reduce", "allreduce", "scan")
+OPERATIONS = (
+    "barrier",
+    "bcast",
+    "gather",
+    "scatter",
+    "allgather",
+    "alltoall",
+    "reduce",
+    "allreduce",
+    "scan",
+)
 WORST = 1.2  # the target, for time and for dollars
 EQUAL = 1.05  # measured times within this are equal
 REASON = "see docs/collectives.md: a loaded machine's noise, or an emulator that is not AWS"
 TIMEOUT_S = 600.0
 
 
-def measure(channel: str, ranks: int, sizes: Sequence[int], reps: int, budget_s: float) -> list[dict[str, Any]]:
+def measure(
+    channel: str, ranks: int, sizes: Sequence[int], reps: int, budget_s: float
+) -> list[dict[str, Any]]:
     """One job that times every algorithm; a dict for each, as collective_ranks.py writes them."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "rows.json")
-        wish = {"operations": OPERATIONS, "sizes": sizes, "reps": reps, "budget_s": budget_s, "out": str(out)}
-        words = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(ranks), "--channel", channel]
+        wish = {
+            "operations": OPERATIONS,
+            "sizes": sizes,
+            "reps": reps,
+            "budget_s": budget_s,
+            "out": str(out),
+        }
+        words = [
+            sys.executable,
+            "-m",
+            "serverless_mpi.launch",
+            "-n",
+            str(ranks),
+            "--channel",
+            channel,
+        ]
         subprocess.run(
-            [*words, "-m", "benchmarks.collective_ranks", json.dumps(wish)], check=True, cwd=ROOT, timeout=TIMEOUT_S,
+            [*words, "-m", "benchmarks.collective_ranks", json.dumps(wish)],
+            check=True,
+            cwd=ROOT,
+            timeout=TIMEOUT_S,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         rows: list[dict[str, Any]] = json.loads(out.read_text())
         return [{**row, "channel": channel} for row in rows]
 
@@ -50,10 +79,14 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     calls: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        calls[row["channel"], row["operation"], row["nbytes"], row["ranks"]].append({**row, "s": min(row["seconds"])})
+        calls[row["channel"], row["operation"], row["nbytes"], row["ranks"]].append(
+            {**row, "s": min(row["seconds"])}
+        )
     found = []
     for (channel, operation, nbytes, ranks), tried in calls.items():
-        same: dict[tuple[int, ...], float] = {}  # with few ranks some algorithms send the same messages: they are one
+        same: dict[
+            tuple[int, ...], float
+        ] = {}  # with few ranks some algorithms send the same messages: they are one
         for row in tried:
             shape = tuple(row["shape"])
             same[shape] = min(row["s"], same.get(shape, row["s"]))
@@ -65,12 +98,18 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         cheapest = min(as_fast, key=lambda row: row["usd"])
         found.append(
             {
-                "channel": channel, "operation": operation, "nbytes": nbytes, "ranks": ranks,
-                "chosen": chosen["algorithm"], "ms": 1e3 * chosen["s"], "best": best["algorithm"],
-                "slower": chosen["s"] / best["s"], "usd": chosen["usd"],
+                "channel": channel,
+                "operation": operation,
+                "nbytes": nbytes,
+                "ranks": ranks,
+                "chosen": chosen["algorithm"],
+                "ms": 1e3 * chosen["s"],
+                "best": best["algorithm"],
+                "slower": chosen["s"] / best["s"],
+                "usd": chosen["usd"],
                 "dearer": chosen["usd"] / cheapest["usd"] if cheapest["usd"] else 1.0,
             }
-        )  # fmt: skip
+        )
     return found
 
 
@@ -82,9 +121,15 @@ def summary(found: Sequence[dict[str, Any]], channel: str) -> Row:
     share = len(good) / len(mine)
     where = f"worst {worst['operation']} of {worst['nbytes']} B on {worst['ranks']}: x{worst['slower']:.2f}"
     return Row(
-        f"{channel}: calls chosen within 1.2 of the best", 100 * share, "%", share, where, "all, time and dollars", share == 1.0,
+        f"{channel}: calls chosen within 1.2 of the best",
+        100 * share,
+        "%",
+        share,
+        where,
+        "all, time and dollars",
+        share == 1.0,
         "" if share == 1.0 else REASON,
-    )  # fmt: skip
+    )
 
 
 def run() -> list[Row]:
@@ -100,12 +145,21 @@ def page(found: Sequence[dict[str, Any]]) -> str:
     """The table, a line for each operation and size, a column for each number of ranks."""
     lines = []
     for channel in CHANNELS:
-        mine = {(one["operation"], one["nbytes"], one["ranks"]): one for one in found if one["channel"] == channel}
+        mine = {
+            (one["operation"], one["nbytes"], one["ranks"]): one
+            for one in found
+            if one["channel"] == channel
+        }
         if not mine:
             continue
         ranks = sorted({key[2] for key in mine})
         good = sum(one["slower"] <= WORST and one["dearer"] <= WORST for one in mine.values())
-        lines += ["", f"### {channel}: {good} of {len(mine)} within 1.2", "", "| call | " + " | ".join(f"{n} ranks" for n in ranks) + " |"]
+        lines += [
+            "",
+            f"### {channel}: {good} of {len(mine)} within 1.2",
+            "",
+            "| call | " + " | ".join(f"{n} ranks" for n in ranks) + " |",
+        ]
         lines.append("|---" * (len(ranks) + 1) + "|")
         for operation, nbytes in dict.fromkeys(key[:2] for key in mine):
             cells = []
@@ -136,8 +190,12 @@ def main(arguments: Sequence[str]) -> int:
     if "--only-page" not in arguments:
         for channel in wanted:
             for ranks in numbers:
-                fresh = measure(channel, ranks, SIZES, *((5, 0.6) if channel == "direct" else (3, 0.25)))
-                rows = [row for row in rows if (row["channel"], row["ranks"]) != (channel, ranks)] + fresh
+                fresh = measure(
+                    channel, ranks, SIZES, *((5, 0.6) if channel == "direct" else (3, 0.25))
+                )
+                rows = [
+                    row for row in rows if (row["channel"], row["ranks"]) != (channel, ranks)
+                ] + fresh
                 if store is not None:
                     store.write_text(json.dumps(rows))
     found = verdicts(rows)

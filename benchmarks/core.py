@@ -63,7 +63,15 @@ def run() -> list[Row]:
             seconds = statistics.median(taken[name])
             what = f"core, a frame of {NBYTES} B beside {name} / beside {names[0]}"
             rows.append(
-                Row(what, seconds * 1e6, "us", seconds / least, spread(taken[name]), "<= 15 us", seconds <= LIMIT)
+                Row(
+                    what,
+                    seconds * 1e6,
+                    "us",
+                    seconds / least,
+                    spread(taken[name]),
+                    "<= 15 us",
+                    seconds <= LIMIT,
+                )
             )
     return rows
 

@@ -36,7 +36,9 @@ def rank() -> None:
     calm()
     comm = MPI.COMM_WORLD
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[comm.rank % len(cores)]})  # a core each, as on a machine with nothing else to do
+    os.sched_setaffinity(
+        0, {cores[comm.rank % len(cores)]}
+    )  # a core each, as on a machine with nothing else to do
     times: dict[int, float] = {}
     for nbytes, repeat in REPEAT.items():
         array = np.zeros(nbytes, np.uint8)
@@ -102,14 +104,32 @@ def bare() -> float:
 def _times(launcher: list[str]) -> dict[int, float]:
     done = subprocess.run(
         [*launcher, sys.executable, "-m", "benchmarks.direct", "rank"],
-        capture_output=True, text=True, timeout=TIMEOUT_S, cwd=Path(__file__).resolve().parent.parent, check=True,
-    )  # fmt: skip
-    return {int(nbytes): seconds for nbytes, seconds in json.loads(done.stdout.splitlines()[-1]).items()}
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=Path(__file__).resolve().parent.parent,
+        check=True,
+    )
+    return {
+        int(nbytes): seconds for nbytes, seconds in json.loads(done.stdout.splitlines()[-1]).items()
+    }
 
 
 def run() -> list[Row]:
     """Latency and bandwidth, and their ratios to MPICH's."""
-    launchers = {"direct": [sys.executable, "-m", "serverless_mpi.launch", "-n", "2", "--channel", "direct", "--stats", "none"]}
+    launchers = {
+        "direct": [
+            sys.executable,
+            "-m",
+            "serverless_mpi.launch",
+            "-n",
+            "2",
+            "--channel",
+            "direct",
+            "--stats",
+            "none",
+        ]
+    }
     mpiexec = Path(sys.executable).parent / "mpiexec"
     if mpiexec.exists() and importlib.util.find_spec("mpi4py"):
         launchers["mpich"] = [str(mpiexec), "-n", "2"]
@@ -123,7 +143,9 @@ def run() -> list[Row]:
     apart = in_turns({"alone": alone, "bare": bare}, ROUNDS)
     inside, wake = (statistics.median(apart[name]) * 1e6 for name in ("alone", "bare"))
     rows = [
-        Row("direct, 8 B, Send and Recv in one thread", inside, "us", spread=spread(apart["alone"])),
+        Row(
+            "direct, 8 B, Send and Recv in one thread", inside, "us", spread=spread(apart["alone"])
+        ),
         Row("a bare Unix socket, 8 B one way", wake, "us", spread=spread(apart["bare"])),
     ]
     why = f"a Send and a Recv take {inside:.0f} us of Python and the socket {wake:.0f} us; MPICH polls shared memory from C"
@@ -132,15 +154,32 @@ def run() -> list[Row]:
         value = statistics.median(ours)
         large = nbytes == LARGE
         figure, unit = (nbytes / value / 1e9, "GB/s") if large else (value * 1e6, "us")
-        target, met = {SMALL: ("<= 40 us", value <= 40e-6), LARGE: (">= 2 GB/s", figure >= 2)}.get(nbytes, ("", None))
+        target, met = {SMALL: ("<= 40 us", value <= 40e-6), LARGE: (">= 2 GB/s", figure >= 2)}.get(
+            nbytes, ("", None)
+        )
         reason = why if met is False else ""
-        rows.append(Row(f"direct, {label} one way", figure, unit, target=target, met=met, reason=reason))
+        rows.append(
+            Row(f"direct, {label} one way", figure, unit, target=target, met=met, reason=reason)
+        )
         if "mpich" in found:
             middle, wide = ratio(ours, [times[nbytes] for times in found["mpich"]])
-            target, met = {SMALL: ("<= 10x", middle <= 10), LARGE: ("<= 3x", middle <= 3)}.get(nbytes, ("", None))
+            target, met = {SMALL: ("<= 10x", middle <= 10), LARGE: ("<= 3x", middle <= 3)}.get(
+                nbytes, ("", None)
+            )
             theirs = statistics.median(times[nbytes] for times in found["mpich"])
             theirs = nbytes / theirs / 1e9 if large else theirs * 1e6
-            rows.append(Row(f"mpi4py on MPICH, {label}: time of direct / its", theirs, unit, middle, wide, target, met, why if met is False else ""))
+            rows.append(
+                Row(
+                    f"mpi4py on MPICH, {label}: time of direct / its",
+                    theirs,
+                    unit,
+                    middle,
+                    wide,
+                    target,
+                    met,
+                    why if met is False else "",
+                )
+            )
     return rows
 
 

@@ -39,7 +39,11 @@ IMAGES = DATA / "graphchallenge_images_1024_first10k.npz"
 CATEGORIES = DATA / "graphchallenge_categories_1024_120_first10k.txt"
 WORKERS, MEMORY_MB = 8, 1000  # of c1
 RANDOM_LAYERS, RANDOM_SAMPLES, RANDOM_BIAS = 30, 1000, -0.1
-PAPER_LEVEL, PAPER_MESSAGE_BYTES, PAPER_ENTRIES = 3, 256 * 1024, 10  # its zlib level; limits of SNS and SQS then
+PAPER_LEVEL, PAPER_MESSAGE_BYTES, PAPER_ENTRIES = (
+    3,
+    256 * 1024,
+    10,
+)  # its zlib level; limits of SNS and SQS then
 MAX_S = 300
 
 
@@ -48,13 +52,26 @@ MAX_S = 300
 
 def run_job(folder: Path, channel: str, ranks: int, *options: str) -> dict[str, Any]:
     """What a job of workers over `folder`'s store found and asked for; raises RuntimeError if it failed."""
-    words = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(ranks), "--channel", channel, "--stats", "json"]
+    words = [
+        sys.executable,
+        "-m",
+        "serverless_mpi.launch",
+        "-n",
+        str(ranks),
+        "--channel",
+        channel,
+        "--stats",
+        "json",
+    ]
     words += ["--timeout", str(MAX_S), "-m", "benchmarks.fsd_c1", "--worker", str(folder), *options]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{channel}: {done.stderr[-2000:]}")
     *ranks_told, stats = (json.loads(line) for line in done.stdout.splitlines())
-    return {"ranks": sorted(ranks_told, key=lambda one: one["rank"]), "operations": stats["operations"]}
+    return {
+        "ranks": sorted(ranks_told, key=lambda one: one["rank"]),
+        "operations": stats["operations"],
+    }
 
 
 def worker(folder: Path, batches: int, accumulate: bool, connect: bool) -> None:
@@ -65,7 +82,9 @@ def worker(folder: Path, batches: int, accumulate: bool, connect: bool) -> None:
     comm = MPI.COMM_WORLD
     tiny = networks.randomnet(64, 1)
     own = partition.build(tiny, partition.make(tiny, 1, "block"), 0)
-    engine.infer(MPI.COMM_SELF, own, np.ones((64, 64), np.float32), 0.0)  # loads code, and memory that has nothing to do with the model
+    engine.infer(
+        MPI.COMM_SELF, own, np.ones((64, 64), np.float32), 0.0
+    )  # loads code, and memory that has nothing to do with the model
     if connect:  # so are connections
         comm.alltoall([bytes(1 << 17)] * comm.size)
         comm.Barrier()
@@ -75,16 +94,28 @@ def worker(folder: Path, batches: int, accumulate: bool, connect: bool) -> None:
     parts = store.load_part(medium, index, comm.rank)
     x = store.load_inputs(medium, index, "images", comm.rank)
     began = time.perf_counter()
-    y, samples, taken = engine.infer(comm, parts, x, index.bias, index.cap, batches=batches, accumulate=accumulate)
+    y, samples, taken = engine.infer(
+        comm, parts, x, index.bias, index.cap, batches=batches, accumulate=accumulate
+    )
     seconds = time.perf_counter() - began
     grown = _memory("VmHWM") - before
-    share = sum(array.nbytes for part in parts for array in vars(part).values() if isinstance(array, np.ndarray))
+    share = sum(
+        array.nbytes
+        for part in parts
+        for array in vars(part).values()
+        if isinstance(array, np.ndarray)
+    )
     panel = max(part.columns for part in parts) * x.shape[1] * 4 // batches
     own = {
-        "rank": comm.rank, "samples": samples.tolist(),
-        "digest": hashlib.sha256(y.tobytes()).hexdigest(), "seconds": seconds, "grown": grown, "share": share, "panel": panel,
+        "rank": comm.rank,
+        "samples": samples.tolist(),
+        "digest": hashlib.sha256(y.tobytes()).hexdigest(),
+        "seconds": seconds,
+        "grown": grown,
+        "share": share,
+        "panel": panel,
         **{name: value for name, value in vars(taken.total()).items()},
-    }  # fmt: skip
+    }
     print(json.dumps(own), flush=True)
 
 
@@ -93,7 +124,9 @@ def _memory(name: str) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith(name)) * 1024
 
 
-def prepare(folder: Path, network: networks.Network, ranks: int, x: Any, method: str = "greedy") -> partition.Partition:
+def prepare(
+    folder: Path, network: networks.Network, ranks: int, x: Any, method: str = "greedy"
+) -> partition.Partition:
     """Write the store of a job; returns the partition."""
     owners = partition.make(network, ranks, method)
     medium = Folder(folder)
@@ -106,10 +139,15 @@ def exact(owners: partition.Partition, result: dict[str, Any], whole: Any) -> bo
     """Whether every rank's output has the bits of `whole`, the serial kernel's."""
     living = np.flatnonzero((whole != 0).any(axis=0))
     digests = [
-        hashlib.sha256(np.ascontiguousarray(whole[owners.rows(owners.layers, rank)][:, living]).tobytes()).hexdigest()
+        hashlib.sha256(
+            np.ascontiguousarray(whole[owners.rows(owners.layers, rank)][:, living]).tobytes()
+        ).hexdigest()
         for rank in range(owners.parts)
     ]
-    return all(one["samples"] == living.tolist() for one in result["ranks"]) and [one["digest"] for one in result["ranks"]] == digests
+    return (
+        all(one["samples"] == living.tolist() for one in result["ranks"])
+        and [one["digest"] for one in result["ranks"]] == digests
+    )
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
@@ -118,7 +156,12 @@ def exact(owners: partition.Partition, result: dict[str, Any], whole: Any) -> bo
 def use_of(operations: dict[str, Any]) -> cost.Use:
     """Counts of a job as the cost models want them."""
     names = ("requests", "billed", "nbytes", "messages")
-    return cost.Use(WORKERS, MEMORY_MB, 0.0, {key: {name: row[name] for name in names} for key, row in operations.items()})
+    return cost.Use(
+        WORKERS,
+        MEMORY_MB,
+        0.0,
+        {key: {name: row[name] for name in names} for key, row in operations.items()},
+    )
 
 
 def total(operations: dict[str, Any], field: str, *prefixes: str) -> int:
@@ -160,11 +203,15 @@ def paper_scheme(network: networks.Network, owners: partition.Partition, x: Any)
                 at, sample = np.nonzero(y[rows])
                 if not len(rows):
                     continue
-                triples = np.stack([rows[at], sample, y[rows][at, sample]], axis=1).astype(np.float32)
+                triples = np.stack([rows[at], sample, y[rows][at, sample]], axis=1).astype(
+                    np.float32
+                )
                 size = len(zlib.compress(triples.tobytes(), PAPER_LEVEL))
                 counts["nbytes"] += size
                 counts["pairs"] += 1
-                messages = [PAPER_MESSAGE_BYTES] * (size // PAPER_MESSAGE_BYTES) + [size % PAPER_MESSAGE_BYTES]
+                messages = [PAPER_MESSAGE_BYTES] * (size // PAPER_MESSAGE_BYTES) + [
+                    size % PAPER_MESSAGE_BYTES
+                ]
                 outbox += messages
                 inbox.setdefault(reader, []).extend(messages)
             counts["publishes"] += _batches(outbox)
@@ -205,12 +252,28 @@ def c1() -> Iterator[Row]:
         method = best_method()
         owners = prepare(Path(folder), network, WORKERS, x, method)
         report = owners.report(network)
-        yield _at_most(f"rows sent a layer after layer 6, {method} partition", float(np.mean(report.rows[6:])), 3739, "rows", "<= 3,739")
-        yield _at_most(f"messages of pairs in all, {method} partition", report.messages, 6452, "", "<= 6,452")
+        yield _at_most(
+            f"rows sent a layer after layer 6, {method} partition",
+            float(np.mean(report.rows[6:])),
+            3739,
+            "rows",
+            "<= 3,739",
+        )
+        yield _at_most(
+            f"messages of pairs in all, {method} partition", report.messages, 6452, "", "<= 6,452"
+        )
         for channel in ("queue", "object", "hybrid"):
             result = run_job(Path(folder), channel, WORKERS)
-            same = exact(owners, result, whole) and np.array_equal(np.array(result["ranks"][0]["samples"]) + 1, right)
-            yield Row(f"{channel}: the official categories, every bit the serial kernel's", len(result["ranks"][0]["samples"]), "", target="337", met=same)
+            same = exact(owners, result, whole) and np.array_equal(
+                np.array(result["ranks"][0]["samples"]) + 1, right
+            )
+            yield Row(
+                f"{channel}: the official categories, every bit the serial kernel's",
+                len(result["ranks"][0]["samples"]),
+                "",
+                target="337",
+                met=same,
+            )
             operations = result["operations"]
             use = use_of(operations)
             dollars[channel] = billed.bill(use).communication_usd
@@ -222,34 +285,68 @@ def c1() -> Iterator[Row]:
             sent = total(operations, "nbytes", *SENT)
             if channel == "queue":
                 was = int(theirs["METRIC_SIZE_MESSAGES_SENT"])
-                yield _at_most(f"queue: bytes sent (published {was:,})", sent, 26e6, "B", "<= 26 MB", sent / was)
-                for name, key in (("publishes", "METRIC_PUBLISH_CALLS"), ("receives", "METRIC_RECEIVE_POLL_CALLS")):
-                    mine = total(operations, "requests", "sns." if name == "publishes" else "sqs.ReceiveMessage")
-                    yield Row(f"queue: {name} (published {int(theirs[key]):,})", mine, "", mine / int(theirs[key]))
+                yield _at_most(
+                    f"queue: bytes sent (published {was:,})",
+                    sent,
+                    26e6,
+                    "B",
+                    "<= 26 MB",
+                    sent / was,
+                )
+                for name, key in (
+                    ("publishes", "METRIC_PUBLISH_CALLS"),
+                    ("receives", "METRIC_RECEIVE_POLL_CALLS"),
+                ):
+                    mine = total(
+                        operations,
+                        "requests",
+                        "sns." if name == "publishes" else "sqs.ReceiveMessage",
+                    )
+                    yield Row(
+                        f"queue: {name} (published {int(theirs[key]):,})",
+                        mine,
+                        "",
+                        mine / int(theirs[key]),
+                    )
             else:
                 for name, key, most in (
-                    ("PUT", "METRIC_S3_NUM_WRITES", 960), ("GET", "METRIC_S3_NUM_READS", None), ("LIST", "METRIC_S3_FOLDER_SCANS", 0),
-                ):  # fmt: skip
+                    ("PUT", "METRIC_S3_NUM_WRITES", 960),
+                    ("GET", "METRIC_S3_NUM_READS", None),
+                    ("LIST", "METRIC_S3_FOLDER_SCANS", 0),
+                ):
                     mine = total(operations, "requests", f"s3.{name}")
                     what = f"object: {name} (published {int(theirs[key]):,})"
                     if most is None:
                         yield Row(what, mine, "", mine / int(theirs[key]))
                     else:
                         yield _at_most(what, mine, most, "", f"<= {most}", mine / int(theirs[key]))
-            was_usd, was_billed = paper.bill(use_theirs).communication_usd, billed.bill(use_theirs).communication_usd
+            was_usd, was_billed = (
+                paper.bill(use_theirs).communication_usd,
+                billed.bill(use_theirs).communication_usd,
+            )
             yield _at_most(
-                f"{channel}: communication by the paper's formulas (published {was_usd:.4f})", 1e3 * ours, 1e3 * was_usd / 5, "m$",
-                "<= 1/5", ours / was_usd,
-            )  # fmt: skip
+                f"{channel}: communication by the paper's formulas (published {was_usd:.4f})",
+                1e3 * ours,
+                1e3 * was_usd / 5,
+                "m$",
+                "<= 1/5",
+                ours / was_usd,
+            )
             yield Row(
                 f"{channel}: communication, every billed request (published {was_billed:.4f}, deletes unknown)",
-                1e3 * dollars[channel], "m$", dollars[channel] / was_billed,
-            )  # fmt: skip
+                1e3 * dollars[channel],
+                "m$",
+                dollars[channel] / was_billed,
+            )
     least = min(dollars["queue"], dollars["object"])
     yield _at_most(
-        "hybrid: communication, every billed request, to the cheaper of both", 1e3 * dollars["hybrid"], 1e3 * least * 1.02, "m$", "<= 1",
+        "hybrid: communication, every billed request, to the cheaper of both",
+        1e3 * dollars["hybrid"],
+        1e3 * least * 1.02,
+        "m$",
+        "<= 1",
         dollars["hybrid"] / least,
-    )  # fmt: skip
+    )
 
 
 def unsaturated() -> Iterator[Row]:
@@ -263,22 +360,51 @@ def unsaturated() -> Iterator[Row]:
         theirs = paper_scheme(network, owners, x)
         for channel in ("queue", "object", "hybrid"):
             result = run_job(Path(folder), channel, WORKERS)
-            yield Row(f"random, {channel}: every bit the serial kernel's", len(result["ranks"][0]["samples"]), "", target="exact", met=exact(owners, result, whole))
+            yield Row(
+                f"random, {channel}: every bit the serial kernel's",
+                len(result["ranks"][0]["samples"]),
+                "",
+                target="exact",
+                met=exact(owners, result, whole),
+            )
             operations = result["operations"]
             sent = total(operations, "nbytes", *SENT)
             yield _at_most(
-                f"random, {channel}: bytes sent (the paper's scheme {theirs['nbytes']:,})", sent, 0.6 * theirs["nbytes"], "B", "<= 0.6",
+                f"random, {channel}: bytes sent (the paper's scheme {theirs['nbytes']:,})",
+                sent,
+                0.6 * theirs["nbytes"],
+                "B",
+                "<= 0.6",
                 sent / theirs["nbytes"],
-            )  # fmt: skip
+            )
             if channel == "hybrid":
                 continue
-            asked = total(operations, "requests", "sns.", "sqs.", "s3.") - total(operations, "requests", "s3.DELETE")
-            was = 2 * theirs["pairs"] if channel == "object" else theirs["publishes"] + theirs["receives"] + theirs["deletes"]
+            asked = total(operations, "requests", "sns.", "sqs.", "s3.") - total(
+                operations, "requests", "s3.DELETE"
+            )
+            was = (
+                2 * theirs["pairs"]
+                if channel == "object"
+                else theirs["publishes"] + theirs["receives"] + theirs["deletes"]
+            )
             reason = FEWEST_GETS if channel == "object" else ""
-            yield _at_most(f"random, {channel}: requests (the paper's scheme {was:,})", asked, 0.35 * was, "", "<= 0.35", asked / was, reason)
+            yield _at_most(
+                f"random, {channel}: requests (the paper's scheme {was:,})",
+                asked,
+                0.35 * was,
+                "",
+                "<= 0.35",
+                asked / was,
+                reason,
+            )
             ours = cost.BilledModel().bill(use_of(operations)).communication_usd
             theirs_usd = paper_usd(channel, theirs)
-            yield Row(f"random, {channel}: every billed request (the paper's scheme {theirs_usd:.4f})", 1e3 * ours, "m$", ours / theirs_usd)
+            yield Row(
+                f"random, {channel}: every billed request (the paper's scheme {theirs_usd:.4f})",
+                1e3 * ours,
+                "m$",
+                ours / theirs_usd,
+            )
 
 
 FEWEST_GETS = (
@@ -297,17 +423,41 @@ def paper_usd(channel: str, counts: dict[str, int]) -> float:
         meter.count("sns", "PublishBatch", counts["publishes"], counts["nbytes"])
         meter.count("sqs", "ReceiveMessage", counts["receives"], counts["nbytes"])
         meter.count("sqs", "DeleteMessageBatch", counts["deletes"])
-    return cost.BilledModel().bill(cost.Use(WORKERS, MEMORY_MB, 0.0, meter.snapshot())).communication_usd
+    return (
+        cost.BilledModel()
+        .bill(cost.Use(WORKERS, MEMORY_MB, 0.0, meter.snapshot()))
+        .communication_usd
+    )
 
 
 def _at_most(
-    what: str, value: float, most: float, unit: str, target: str, ratio: float | None = None, reason: str = ""
+    what: str,
+    value: float,
+    most: float,
+    unit: str,
+    target: str,
+    ratio: float | None = None,
+    reason: str = "",
 ) -> Row:
     """reason: why it is missed, if it is."""
-    return Row(what, value, unit, ratio, target=target, met=value <= most, reason=reason if value > most else "")
+    return Row(
+        what,
+        value,
+        unit,
+        ratio,
+        target=target,
+        met=value <= most,
+        reason=reason if value > most else "",
+    )
 
 
-SIZES = ((4096, 120, 8, 10000), (4096, 120, 20, 10000), (16384, 120, 8, 4000), (16384, 120, 20, 4000), (65536, 24, 8, 1000))
+SIZES = (
+    (4096, 120, 8, 10000),
+    (4096, 120, 20, 10000),
+    (16384, 120, 8, 4000),
+    (16384, 120, 20, 4000),
+    (65536, 24, 8, 1000),
+)
 
 
 def sizes() -> Iterator[Row]:
@@ -320,12 +470,31 @@ def sizes() -> Iterator[Row]:
             owners = prepare(Path(folder), network, ranks, x)
             result = run_job(Path(folder), "direct", ranks, "--connect")
         name = f"{neurons} neurons, {layers} layers, {ranks} workers, {samples} images"
-        yield Row(f"{name}: every bit the serial kernel's", len(result["ranks"][0]["samples"]), "", target="exact", met=exact(owners, result, whole))
+        yield Row(
+            f"{name}: every bit the serial kernel's",
+            len(result["ranks"][0]["samples"]),
+            "",
+            target="exact",
+            met=exact(owners, result, whole),
+        )
         yield Row(f"{name}: time", max(one["seconds"] for one in result["ranks"]), "s")
-        yield Row(f"{name}: bytes given to the channel", sum(one["nbytes"] for one in result["ranks"]), "B")
-        worst = max(result["ranks"], key=lambda one: one["grown"] / (one["share"] + 3 * one["panel"]))
+        yield Row(
+            f"{name}: bytes given to the channel",
+            sum(one["nbytes"] for one in result["ranks"]),
+            "B",
+        )
+        worst = max(
+            result["ranks"], key=lambda one: one["grown"] / (one["share"] + 3 * one["panel"])
+        )
         allowed = worst["share"] + 3 * worst["panel"]
-        yield _at_most(f"{name}: worker's memory to share + 3 panels", worst["grown"], allowed, "B", "<= 1", worst["grown"] / allowed)
+        yield _at_most(
+            f"{name}: worker's memory to share + 3 panels",
+            worst["grown"],
+            allowed,
+            "B",
+            "<= 1",
+            worst["grown"] / allowed,
+        )
 
 
 def modes() -> Iterator[Row]:
@@ -336,9 +505,15 @@ def modes() -> Iterator[Row]:
         prepare(Path(folder), network, WORKERS, x, best_method())
         for channel in ("direct", "queue"):
             first = 0.0
-            for name, options in (("exact", ()), ("accumulating", ("--accumulate",)), ("exact, 4 batches", ("--batches", "4"))):
+            for name, options in (
+                ("exact", ()),
+                ("accumulating", ("--accumulate",)),
+                ("exact, 4 batches", ("--batches", "4")),
+            ):
                 runs = [run_job(Path(folder), channel, WORKERS, *options) for _ in range(3)]
-                seconds = statistics.median(max(one["seconds"] for one in run["ranks"]) for run in runs)
+                seconds = statistics.median(
+                    max(one["seconds"] for one in run["ranks"]) for run in runs
+                )
                 first = first or seconds
                 yield Row(f"{channel}, {name}", seconds, "s", seconds / first)
 
@@ -351,7 +526,9 @@ def run() -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", action="store_true", help="larger networks")
     parser.add_argument("--modes", action="store_true", help="ways to run the engine")
     parser.add_argument("--worker", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)

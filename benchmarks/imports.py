@@ -22,10 +22,11 @@ STATEMENTS = {
     "numpy": ("numpy", "import numpy"),
     "the lean client with TLS": ("ssl", "import ssl, serverless_mpi.aws.http"),
     "boto3 with clients for SQS, SNS, S3": (
-        "boto3", "import boto3; [boto3.client(s, region_name='us-east-1') for s in ('sqs', 'sns', 's3')]"
+        "boto3",
+        "import boto3; [boto3.client(s, region_name='us-east-1') for s in ('sqs', 'sns', 's3')]",
     ),
     "awscrt": ("awscrt", "import awscrt.http, awscrt.auth, awscrt.io"),
-}  # fmt: skip
+}
 # The process itself says what the statement cost; VmHWM is the most it ever had in memory.
 PROGRAM = """
 import time
@@ -40,7 +41,9 @@ print(taken, high)
 def _once(statement: str) -> tuple[float, float]:
     """(seconds, MB) of a statement in a process of its own."""
     program = PROGRAM.format(statement=statement)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     seconds, kilobytes = done.stdout.split()
     return float(seconds), float(kilobytes) / 1024
 
@@ -69,11 +72,15 @@ def run() -> list[Row]:
             target, met = "<= 120 ms (2.4x NumPy)", milliseconds <= 120 or middle <= 2.4
             if milliseconds > 120:
                 reason = f"NumPy took {numpy * 1e3:.0f} ms, and 50 where the target was set"
-        rows.append(Row(f"import, {name} / NumPy", milliseconds, "ms", middle, spread, target, met, reason))
+        rows.append(
+            Row(f"import, {name} / NumPy", milliseconds, "ms", middle, spread, target, met, reason)
+        )
     for name in there:
         middle, spread = ratio(memory[name], memory["numpy"])
         megabytes = statistics.median(memory[name])
-        target, met = ("<= 45 MB", megabytes <= 45) if name.startswith("from serverless_mpi") else ("", None)
+        target, met = (
+            ("<= 45 MB", megabytes <= 45) if name.startswith("from serverless_mpi") else ("", None)
+        )
         rows.append(Row(f"memory, {name} / NumPy", megabytes, "MB", middle, spread, target, met))
     return rows
 

@@ -30,9 +30,23 @@ from benchmarks.table import Row, render, spread
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT.parent / "shared" / "data" / "graphchallenge_images_1024_first10k.npz"
 SAMPLES = {1024: 10000, 4096: 10000, 16384: 4000, 65536: 500}
-LAYERS = {1024: 120, 4096: 120, 16384: 120, 65536: 24}  # of 65536 as many as fit a small machine's memory
-TARGETS = {1024: (500, 750), 4096: (400, 600), 16384: (350, 520)}  # stored values; elided and relabelled
-RANDOM = (4096, 24, 2048, -0.02)  # neurons, layers, samples, bias of the network that does not saturate
+LAYERS = {
+    1024: 120,
+    4096: 120,
+    16384: 120,
+    65536: 24,
+}  # of 65536 as many as fit a small machine's memory
+TARGETS = {
+    1024: (500, 750),
+    4096: (400, 600),
+    16384: (350, 520),
+}  # stored values; elided and relabelled
+RANDOM = (
+    4096,
+    24,
+    2048,
+    -0.02,
+)  # neurons, layers, samples, bias of the network that does not saturate
 PEERS_AT = {1024, 4096, 16384}
 REPEAT = 5
 SLOW_S = 5.0
@@ -43,7 +57,14 @@ ROOFLINE_FLAGS = {  # of the kernel's paths
     "plain": [],
 }
 ONE_CORE = {
-    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "SMPI_THREADS")
+    name: "1"
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "SMPI_THREADS",
+    )
 }
 Floats = NDArray[np.float32]
 Answer = tuple[Any, NDArray[np.int64]]  # what is left of the activations, and of which samples
@@ -53,7 +74,9 @@ Peer = Callable[[Any, Floats, float], Answer]
 # -- peers: make(layers) prepares what is not timed and returns the call that is
 
 
-def _dense(multiply: Callable[[Any, Floats], Floats], prepared: list[Any]) -> Callable[[Floats, float], Answer]:
+def _dense(
+    multiply: Callable[[Any, Floats], Floats], prepared: list[Any]
+) -> Callable[[Floats, float], Answer]:
     """Sparse times dense, then bias, ReLU and cap in place, then the dead samples go."""
 
     def run(x: Floats, bias: float) -> Answer:
@@ -114,7 +137,9 @@ def torch(layers: list[Any]) -> Callable[[Floats, float], Answer]:
     warnings.simplefilter("ignore")  # CSR is "in beta"
     t.set_num_threads(1)
     prepared = [
-        t.sparse_csr_tensor(t.from_numpy(w.indptr), t.from_numpy(w.indices), t.from_numpy(w.data), size=w.shape)
+        t.sparse_csr_tensor(
+            t.from_numpy(w.indptr), t.from_numpy(w.indices), t.from_numpy(w.data), size=w.shape
+        )
         for w in (_csr(one) for one in layers)
     ]
 
@@ -144,9 +169,13 @@ def graphblas(layers: list[Any]) -> Callable[[Floats, float], Answer]:
         for w in prepared:
             y = y.mxm(w, gb.semiring.plus_times["FP32"]).new()
             y = y.apply(gb.binary.plus["FP32"], right=bias).new()
-            y = gb.select.valuegt(y, 0).new()  # a sample without entries costs nothing: its row is empty
+            y = gb.select.valuegt(
+                y, 0
+            ).new()  # a sample without entries costs nothing: its row is empty
             y = y.apply(gb.binary.min["FP32"], right=32.0).new()
-        return y, np.sort(y.reduce_rowwise(gb.monoid.max).new().to_coo(values=False)[0]).astype(np.int64)
+        return y, np.sort(y.reduce_rowwise(gb.monoid.max).new().to_coo(values=False)[0]).astype(
+            np.int64
+        )
 
     return run
 
@@ -206,7 +235,10 @@ PEERS: dict[str, Callable[[list[Any]], Callable[[Floats, float], Answer]]] = {
 def _csr(one: Any) -> Any:
     from scipy import sparse
 
-    return sparse.csr_matrix((one.all_values(), one.indices.astype(np.int32), one.indptr.astype(np.int32)), (one.n_rows, one.n_cols))
+    return sparse.csr_matrix(
+        (one.all_values(), one.indices.astype(np.int32), one.indptr.astype(np.int32)),
+        (one.n_rows, one.n_cols),
+    )
 
 
 def _sparse(x: Floats) -> Any:
@@ -239,7 +271,9 @@ def timed(call: Callable[[], Any], repeat: int = REPEAT) -> tuple[list[float], A
 def stored(layers: list[Any]) -> list[Any]:
     from serverless_mpi.sparse import SparseRows
 
-    return [SparseRows.stored(one.indptr, one.indices, one.all_values(), one.n_cols) for one in layers]
+    return [
+        SparseRows.stored(one.indptr, one.indices, one.all_values(), one.n_cols) for one in layers
+    ]
 
 
 def roofline() -> dict[str, float]:
@@ -252,7 +286,9 @@ def roofline() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / "roofline")
         source = str(Path(__file__).with_name("roofline.c"))
-        subprocess.run([compiler, "-O3", "-ffp-contract=fast", *flags, source, "-o", program], check=True)
+        subprocess.run(
+            [compiler, "-O3", "-ffp-contract=fast", *flags, source, "-o", program], check=True
+        )
         done = subprocess.run([program], check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout))
 
@@ -260,7 +296,12 @@ def roofline() -> dict[str, float]:
 def measure(sizes: list[int]) -> Iterator[Row]:
     """Every row, as it is measured; this process is one core's."""
     roof = roofline()
-    for name, told in (("fma", "multiply-adds"), ("l1", "loads, first cache"), ("l2", "loads, second cache"), ("l3", "loads, third")):
+    for name, told in (
+        ("fma", "multiply-adds"),
+        ("l1", "loads, first cache"),
+        ("l2", "loads, second cache"),
+        ("l3", "loads, third"),
+    ):
         if roof:
             yield Row(f"this core at most: {told}", roof[name], "G/s")
     for neurons in sizes:
@@ -309,22 +350,44 @@ def network(neurons: int, roof: dict[str, float]) -> Iterator[Row]:
         rate, target = edges / middle, targets.get(form)
         part = f"; {edges * alive / middle / roof['fma']:.0%} of multiply-adds" if roof else ""
         yield Row(
-            f"{name}, {form}", rate, "Gedge/s", rate / best if best else None, spread(taken) + part,
-            f">= {target}" if target else "", rate >= target if target else None,
-        )  # fmt: skip
+            f"{name}, {form}",
+            rate,
+            "Gedge/s",
+            rate / best if best else None,
+            spread(taken) + part,
+            f">= {target}" if target else "",
+            rate >= target if target else None,
+        )
         if form == "stored, relabelled" and best:
-            yield Row(f"{name}, {form} / best peer", rate / best, "x", target=">= 3", met=rate / best >= 3)
+            yield Row(
+                f"{name}, {form} / best peer", rate / best, "x", target=">= 3", met=rate / best >= 3
+            )
     if (os.cpu_count() or 1) > 1:
         one, two = [], []
         for _ in range(REPEAT):
-            one += timed(lambda: sparse.forward(forms["elided, relabelled"], x, bias, threads=1), 1)[0]
-            two += timed(lambda: sparse.forward(forms["elided, relabelled"], x, bias, threads=2), 1)[0]
+            one += timed(
+                lambda: sparse.forward(forms["elided, relabelled"], x, bias, threads=1), 1
+            )[0]
+            two += timed(
+                lambda: sparse.forward(forms["elided, relabelled"], x, bias, threads=2), 1
+            )[0]
         gain = statistics.median(one) / statistics.median(two)
-        yield Row(f"{name}, two threads / one", gain, "x", spread=spread(two), target=">= 1.8", met=gain >= 1.8)
+        yield Row(
+            f"{name}, two threads / one",
+            gain,
+            "x",
+            spread=spread(two),
+            target=">= 1.8",
+            met=gain >= 1.8,
+        )
     merged = sparse.merged(elided)
     taken, (_, living) = timed(lambda: sparse.forward(merged, x, bias, threads=1))
     assert (living == survivors).all()
-    yield Row(f"{name}, equal rows merged (apart: the network's peculiarity)", edges / statistics.median(taken), "Gedge/s")
+    yield Row(
+        f"{name}, equal rows merged (apart: the network's peculiarity)",
+        edges / statistics.median(taken),
+        "Gedge/s",
+    )
 
 
 def expected(layers: list[Any], x: Floats, bias: float) -> tuple[NDArray[np.int64], float]:
@@ -362,7 +425,13 @@ def unsaturated(roof: dict[str, float]) -> Iterator[Row]:
     taken, _ = timed(lambda: sparse.forward(layers, x, bias, threads=1))
     rate = edges / statistics.median(taken)
     part = f"; {rate / roof['l2']:.0%} of second cache's loads" if roof else ""
-    yield Row(f"random net {neurons}, kernel / best peer", rate, "Gedge/s", rate / best if best else None, spread(taken) + part)
+    yield Row(
+        f"random net {neurons}, kernel / best peer",
+        rate,
+        "Gedge/s",
+        rate / best if best else None,
+        spread(taken) + part,
+    )
 
 
 def distributed() -> Iterator[Row]:
@@ -378,7 +447,9 @@ def distributed() -> Iterator[Row]:
     def columns(w: SparseRows, start: int, stop: int) -> SparseRows:
         here = (w.indices >= start) & (w.indices < stop)
         indptr = np.concatenate([[0], np.cumsum(here)])[w.indptr]
-        return SparseRows(indptr, w.indices[here].astype(np.int64) - start, w.all_values()[here], stop - start)
+        return SparseRows(
+            indptr, w.indices[here].astype(np.int64) - start, w.all_values()[here], stop - start
+        )
 
     x = np.random.default_rng(2).random((neurons, samples)).astype(np.float32)
     whole, y = Panels.of(x), Panels(bounds[1], samples)
@@ -408,15 +479,28 @@ def distributed() -> Iterator[Row]:
             took[one.__name__] += timed(one, 1)[0]
     base = statistics.median(took["serial"])
     put = statistics.median(took["arriving"]) / base
-    yield Row("row block + 8 parts, copied into their place, one call / serial", put, "x", target="<= 1.25", met=put <= 1.25)
+    yield Row(
+        "row block + 8 parts, copied into their place, one call / serial",
+        put,
+        "x",
+        target="<= 1.25",
+        met=put <= 1.25,
+    )
     each = statistics.median(took["accumulating"]) / base
-    yield Row("row block + 8 parts, accumulated one by one / serial", each, "x", target="<= 1.25", met=each <= 1.25)
+    yield Row(
+        "row block + 8 parts, accumulated one by one / serial",
+        each,
+        "x",
+        target="<= 1.25",
+        met=each <= 1.25,
+    )
 
 
 def overhead() -> Iterator[Row]:
     """What a call from Python costs beside the same call of the C function."""
-    from serverless_mpi import sparse
     from serverless_mpi._spdnn import ffi, lib
+
+    from serverless_mpi import sparse
     from serverless_mpi.sparse import Panels, SparseRows
 
     w = SparseRows([0, 1], [0], 1.0, 1)
@@ -434,7 +518,14 @@ def overhead() -> Iterator[Row]:
 def run(sizes: list[int] | None = None) -> list[Row]:
     """Measured in a process of its own, whose libraries are told to take one core."""
     words = [sys.executable, "-m", "benchmarks.kernel", "--rows", *map(str, sizes or SAMPLES)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **ONE_CORE}, check=True)
+    done = subprocess.run(
+        words,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **ONE_CORE},
+        check=True,
+    )
     return [Row(**json.loads(line)) for line in done.stdout.splitlines()]
 
 

@@ -50,7 +50,10 @@ def rank() -> None:
     calm()
     comm = MPI.COMM_WORLD
     spec = get_runtime().spec
-    s3 = S3(Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint), Meter()), spec.settings["bucket"])
+    s3 = S3(
+        Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint), Meter()),
+        spec.settings["bucket"],
+    )
     payload = np.ones(NBYTES, np.uint8) if comm.rank == 0 else None
     array = np.ones(NBYTES, np.uint8) if payload is None else payload
     pool = ThreadPoolExecutor(8)
@@ -108,10 +111,31 @@ def run() -> list[Row]:
     rate = statistics.median(found["shim"]) / 1e6
     reason = "eight ranks and the emulator share the cores on which the ranks digest what they send and receive"
     what = f"object, 64 MB from one rank to {RANKS - 1} / the bare client"
-    rows = [Row(what, rate, "MB/s", middle, spread, ">= 0.90x", middle >= 0.9, "" if middle >= 0.9 else reason)]
+    rows = [
+        Row(
+            what,
+            rate,
+            "MB/s",
+            middle,
+            spread,
+            ">= 0.90x",
+            middle >= 0.9,
+            "" if middle >= 0.9 else reason,
+        )
+    ]
     for call, grown in found["memory"].items():
         for who, peak in zip(("the sender", "a receiver"), grown, strict=True):
-            rows.append(Row(f"object, {call}: growth of {who}'s peak memory", peak, "payloads", None, "", "<= 1.2", peak <= 1.2))
+            rows.append(
+                Row(
+                    f"object, {call}: growth of {who}'s peak memory",
+                    peak,
+                    "payloads",
+                    None,
+                    "",
+                    "<= 1.2",
+                    peak <= 1.2,
+                )
+            )
     return rows
 
 

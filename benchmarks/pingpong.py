@@ -31,8 +31,14 @@ ROOT = Path(__file__).resolve().parent.parent
 class ByHand:
     """A rank's end of a loop over two queues: send to the other one, poll one's own."""
 
-    def __init__(self, mine: str, theirs: str, send: Callable[[str, bytes], Any], receive: Callable[[str], list[str]],
-                 delete: Callable[[str, list[str]], Any]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        mine: str,
+        theirs: str,
+        send: Callable[[str, bytes], Any],
+        receive: Callable[[str], list[str]],
+        delete: Callable[[str, list[str]], Any],
+    ) -> None:
         self._mine, self._theirs = mine, theirs
         self._send, self._receive, self._delete = send, receive, delete
         self._handles: list[str] = []
@@ -61,9 +67,12 @@ def lean(spec: Any, rank: int) -> ByHand:
     sqs = Sqs(Client("sqs", spec.region, spec.endpoint, Credentials(spec.endpoint), Meter()))
     queues = json.loads(spec.settings["queues"])
     return ByHand(
-        queues[rank], queues[1 - rank], lambda queue, payload: sqs.send(queue, [payload]),
-        lambda queue: [one.handle for one in sqs.receive(queue, 20)], sqs.delete,
-    )  # fmt: skip
+        queues[rank],
+        queues[1 - rank],
+        lambda queue, payload: sqs.send(queue, [payload]),
+        lambda queue: [one.handle for one in sqs.receive(queue, 20)],
+        sqs.delete,
+    )
 
 
 def boto(spec: Any, rank: int) -> ByHand:
@@ -75,14 +84,21 @@ def boto(spec: Any, rank: int) -> ByHand:
 
     def send(queue: str, payload: bytes) -> None:
         attribute = {"f": {"DataType": "Binary", "BinaryValue": payload}}
-        sqs.send_message_batch(QueueUrl=queue, Entries=[{"Id": "0", "MessageBody": ".", "MessageAttributes": attribute}])
+        sqs.send_message_batch(
+            QueueUrl=queue,
+            Entries=[{"Id": "0", "MessageBody": ".", "MessageAttributes": attribute}],
+        )
 
     def receive(queue: str) -> list[str]:
-        answer = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=20, MessageAttributeNames=["f"])
+        answer = sqs.receive_message(
+            QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=20, MessageAttributeNames=["f"]
+        )
         return [one["ReceiptHandle"] for one in answer.get("Messages") or []]
 
     def delete(queue: str, handles: list[str]) -> None:
-        entries = [{"Id": str(place), "ReceiptHandle": handle} for place, handle in enumerate(handles)]
+        entries = [
+            {"Id": str(place), "ReceiptHandle": handle} for place, handle in enumerate(handles)
+        ]
         sqs.delete_message_batch(QueueUrl=queue, Entries=entries)
 
     return ByHand(queues[rank], queues[1 - rank], send, receive, delete)
@@ -106,7 +122,9 @@ def rank() -> None:
         made = replace(made, settings=control.make_queues(made))
     spec = comm.bcast(made, 0)
     loops = {"lean": lean(spec, comm.rank), "boto3": boto(spec, comm.rank)}
-    found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in SIZES} for name in ("shim", *loops)}
+    found: dict[str, dict[int, list[float]]] = {
+        name: {n: [] for n in SIZES} for name in ("shim", *loops)
+    }
 
     def turn(send: Callable[[], None], receive: Callable[[], None]) -> float:
         comm.Barrier()
@@ -123,7 +141,9 @@ def rank() -> None:
         payload = bytes(nbytes + 84)  # the frame's header is a message's, too
         for _ in range(ROUNDS):
             other = 1 - comm.rank
-            found["shim"][nbytes].append(turn(lambda: comm.Send(array, other), lambda: comm.Recv(array, other)))
+            found["shim"][nbytes].append(
+                turn(lambda: comm.Send(array, other), lambda: comm.Recv(array, other))
+            )
             for name, loop in loops.items():
                 found[name][nbytes].append(turn(lambda: loop.send(payload), loop.receive))
     comm.Barrier()
@@ -137,11 +157,32 @@ def job(module: str, ranks: int, channel: str, *words: str) -> Any:
     with tempfile.TemporaryDirectory() as folder, Emulator(folder) as emulator:
         assert emulator._process is not None
         calm(emulator._process.pid)
-        launcher = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(ranks), "--channel", channel]
+        launcher = [
+            sys.executable,
+            "-m",
+            "serverless_mpi.launch",
+            "-n",
+            str(ranks),
+            "--channel",
+            channel,
+        ]
         done = subprocess.run(
-            [*launcher, "--stats", "none", "--endpoint", emulator.url, "-m", module, "rank", *words],
-            capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT,
-        )  # fmt: skip
+            [
+                *launcher,
+                "--stats",
+                "none",
+                "--endpoint",
+                emulator.url,
+                "-m",
+                module,
+                "rank",
+                *words,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            cwd=ROOT,
+        )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -164,7 +205,18 @@ def run() -> list[Row]:
                     reason = f"by hand with the lean client it is {floor:.2f}x boto3's: the rest is the emulator's own time"
                 elif middle > most:
                     reason = "the shim's own CPU beside a busy emulator's; see the spread"
-                rows.append(Row(what, milliseconds, "ms", middle, spread, f"<= {most:.2f}x", middle <= most, reason))
+                rows.append(
+                    Row(
+                        what,
+                        milliseconds,
+                        "ms",
+                        middle,
+                        spread,
+                        f"<= {most:.2f}x",
+                        middle <= most,
+                        reason,
+                    )
+                )
     return rows
 
 

@@ -39,7 +39,9 @@ def spread(samples: Sequence[float]) -> str:
 def render(rows: Sequence[Row]) -> str:
     """The rows as a table for people, each miss with its reason below its row."""
     wide = max([len(row.what) for row in rows], default=0)
-    lines = [f"{'':<{wide}}  {'value':>12} {'unit':<8} {'ratio':>8}  {'spread':<14} {'target':<22} "]
+    lines = [
+        f"{'':<{wide}}  {'value':>12} {'unit':<8} {'ratio':>8}  {'spread':<14} {'target':<22} "
+    ]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         verdict = {True: "met", False: "MISSED", None: ""}[row.met]

@@ -53,7 +53,11 @@ def rank() -> None:
     payload = bytes(NBYTES + 84)
 
     def shim() -> None:
-        requests = [comm.Irecv(into[place, k], other) for place, other in enumerate(others) for k in range(WINDOW)]
+        requests = [
+            comm.Irecv(into[place, k], other)
+            for place, other in enumerate(others)
+            for k in range(WINDOW)
+        ]
         requests += [comm.Isend(sent, other) for other in others for _ in range(WINDOW)]
         MPI.Request.Waitall(requests)
 
@@ -93,7 +97,18 @@ def run() -> list[Row]:
     middle, spread = ratio(found["shim"], found["by hand"])
     what = f"queue, {RANKS} ranks all to all, 1 KB / by hand in batches of 10"
     reason = "the requests are the same; what is left is the ranks' own CPU, on the cores that the emulator needs"
-    return [Row(what, statistics.median(found["shim"]), "1/s", middle, spread, ">= 0.90x", middle >= 0.9, "" if middle >= 0.9 else reason)]
+    return [
+        Row(
+            what,
+            statistics.median(found["shim"]),
+            "1/s",
+            middle,
+            spread,
+            ">= 0.90x",
+            middle >= 0.9,
+            "" if middle >= 0.9 else reason,
+        )
+    ]
 
 
 if __name__ == "__main__":

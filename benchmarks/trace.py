@@ -76,21 +76,63 @@ def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "program.py")
         for what, ranks, channel, call, nbytes, turns, blocks in CASES:
-            program.write_text(PROGRAM % {"nbytes": nbytes, "blocks": blocks, "turns": turns, "call": call})
-            words = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(ranks), "--channel", channel, str(program)]
-            off, on, events = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+            program.write_text(
+                PROGRAM % {"nbytes": nbytes, "blocks": blocks, "turns": turns, "call": call}
+            )
+            words = [
+                sys.executable,
+                "-m",
+                "serverless_mpi.launch",
+                "-n",
+                str(ranks),
+                "--channel",
+                channel,
+                str(program),
+            ]
+            off, on, events = json.loads(
+                subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+            )
             ratios = [with_it / without for with_it, without in zip(on, off, strict=True)]
             ratio = statistics.median(ratios)
             added = 1e9 * (statistics.median(on) - statistics.median(off)) * blocks / events
-            reason = "" if ratio < 1.05 else f"{added:.0f} ns an event, on calls that take microseconds"
+            reason = (
+                "" if ratio < 1.05 else f"{added:.0f} ns an event, on calls that take microseconds"
+            )
             rows.append(
-                Row(f"on: {what}", 1e6 * statistics.median(on) / turns, "us CPU", ratio, spread(ratios), "< 1.05", ratio < 1.05, reason)
+                Row(
+                    f"on: {what}",
+                    1e6 * statistics.median(on) / turns,
+                    "us CPU",
+                    ratio,
+                    spread(ratios),
+                    "< 1.05",
+                    ratio < 1.05,
+                    reason,
+                )
             )
     # off, a call is the function itself: the wrappers are put there when a rank begins with tracing on
     from serverless_mpi import MPI
     from serverless_mpi.runtime import Runtime
 
-    functions = [call for kind in (MPI.Intracomm, Runtime) for base in kind.__mro__ for call in vars(base).values()]
-    wrapped = sum(getattr(call, "__code__", run.__code__).co_filename.endswith("serverless_mpi/trace.py") for call in functions)
-    rows.append(Row("off: functions that are wrapped", wrapped, "", None, "", "0: nothing to pay", wrapped == 0))
+    functions = [
+        call
+        for kind in (MPI.Intracomm, Runtime)
+        for base in kind.__mro__
+        for call in vars(base).values()
+    ]
+    wrapped = sum(
+        getattr(call, "__code__", run.__code__).co_filename.endswith("serverless_mpi/trace.py")
+        for call in functions
+    )
+    rows.append(
+        Row(
+            "off: functions that are wrapped",
+            wrapped,
+            "",
+            None,
+            "",
+            "0: nothing to pay",
+            wrapped == 0,
+        )
+    )
     return rows

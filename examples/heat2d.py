@@ -9,7 +9,9 @@ import numpy as np
 
 from serverless_mpi import MPI
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--size", type=int, default=64, help="rows and columns of the plate")
 parser.add_argument("--steps", type=int, default=50)
 options = parser.parse_args()
@@ -18,7 +20,9 @@ comm = MPI.COMM_WORLD
 edges = np.linspace(0, options.size, comm.size + 1).astype(int)
 rows = edges[comm.rank + 1] - edges[comm.rank]
 if options.size < comm.size:
-    raise SystemExit(f"a plate of {options.size} rows has none for some of {comm.size} ranks; give --size {comm.size} or more")
+    raise SystemExit(
+        f"a plate of {options.size} rows has none for some of {comm.size} ranks; give --size {comm.size} or more"
+    )
 
 plate = np.zeros((rows + 2, options.size))  # with a row of halo above and below
 if comm.rank == 0:
@@ -41,4 +45,6 @@ counts = np.diff(edges) * options.size
 whole = np.empty((options.size, options.size)) if comm.rank == 0 else None
 comm.Gatherv(plate[1:-1], [whole, counts] if comm.rank == 0 else None, root=0)
 if whole is not None:
-    print(f"after {options.steps} steps: total heat {whole.sum():.6f}, middle of row 4 {whole[4, options.size // 2]:.6f}")
+    print(
+        f"after {options.steps} steps: total heat {whole.sum():.6f}, middle of row 4 {whole[4, options.size // 2]:.6f}"
+    )

@@ -9,7 +9,9 @@ import numpy as np
 
 from serverless_mpi import MPI
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--intervals", type=int, default=1_000_000)
 intervals = parser.parse_args().intervals
 

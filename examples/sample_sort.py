@@ -9,7 +9,9 @@ import numpy as np
 
 from serverless_mpi import MPI
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--count", type=int, default=100_000, help="numbers on each rank")
 parser.add_argument("--seed", type=int, default=1)
 options = parser.parse_args()

@@ -16,15 +16,24 @@ from serverless_mpi import MPI
 from serverless_mpi.inference import dataset, engine, networks, partition
 from serverless_mpi.sparse import serial_forward
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--net", choices=("radix", "random"), default="radix")
 parser.add_argument("--neurons", type=int, default=1024)
 parser.add_argument("--layers", type=int, default=120)
 parser.add_argument("--seed", type=int, default=0, help="of the network")
-parser.add_argument("--partition", choices=tuple(partition.METHODS), default="greedy", help="of the neurons over the ranks")
+parser.add_argument(
+    "--partition",
+    choices=tuple(partition.METHODS),
+    default="greedy",
+    help="of the neurons over the ranks",
+)
 parser.add_argument("--images", help="Graph Challenge TSV, npz or MatrixMarket")
 parser.add_argument("--samples", type=int, help="how many of the images; default: all")
-parser.add_argument("--categories", help="file of the right answer, an image number a line, to be checked against")
+parser.add_argument(
+    "--categories", help="file of the right answer, an image number a line, to be checked against"
+)
 options = parser.parse_args()
 comm = MPI.COMM_WORLD
 
@@ -36,13 +45,18 @@ try:
     else:
         images = np.ascontiguousarray(dataset.digits(options.neurons)[:, : options.samples])
     owners = partition.make(network, comm.size, options.partition)
-except (ValueError, OSError) as error:  # every rank finds the same, so every rank ends, once rank 0 has told
+except (
+    ValueError,
+    OSError,
+) as error:  # every rank finds the same, so every rank ends, once rank 0 has told
     if comm.rank == 0:
         print(f"sparse_dnn: {error}", file=sys.stderr, flush=True)
     comm.Barrier()
     sys.exit(2)
 
-parts = partition.build(network, owners, comm.rank)  # this rank's rows of each layer, and what comes and goes
+parts = partition.build(
+    network, owners, comm.rank
+)  # this rank's rows of each layer, and what comes and goes
 comm.Barrier()
 started = time.perf_counter()
 y, samples, taken = engine.infer(comm, parts, images[owners.rows(0, comm.rank)], network.bias)
@@ -58,13 +72,19 @@ if comm.rank == 0:
     right = np.flatnonzero((whole != 0).any(axis=0))
     same = np.array_equal(samples, right) and np.array_equal(answer, whole[:, right])
     digest = hashlib.sha256(answer.tobytes()).hexdigest()[:16]
-    print(f"{options.net} net of {options.neurons} neurons, {options.layers} layers; {images.shape[1]} images")
-    print(f"{len(samples)} images have an active output; first {(samples[:5] + 1).tolist()}; checksum {digest}")
+    print(
+        f"{options.net} net of {options.neurons} neurons, {options.layers} layers; {images.shape[1]} images"
+    )
+    print(
+        f"{len(samples)} images have an active output; first {(samples[:5] + 1).tolist()}; checksum {digest}"
+    )
     print(f"serial kernel: {'the same to the last bit' if same else 'DIFFERENT'}")
     if options.categories:
         wanted = dataset.read_categories(options.categories)
         same = same and np.array_equal(samples + 1, wanted)
         print(f"official categories: {'the same' if same else 'DIFFERENT'} ({len(wanted)})")
-    print(f"{seconds:.2f} s on {comm.size} ranks; {sent:,} bytes of activations sent", file=sys.stderr)
+    print(
+        f"{seconds:.2f} s on {comm.size} ranks; {sent:,} bytes of activations sent", file=sys.stderr
+    )
     if not same:
         comm.Abort(1)

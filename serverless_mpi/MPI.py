@@ -66,7 +66,11 @@ else:
         """Have every call of a program noted; launch/sandbox.py asks for it where this was imported before the rank began."""
         from serverless_mpi import trace
 
-        trace.calls(it for it in list(globals().values()) if isinstance(it, type) and issubclass(it, (Comm, Message, Request)))
+        trace.calls(
+            it
+            for it in list(globals().values())
+            if isinstance(it, type) and issubclass(it, (Comm, Message, Request))
+        )
 
     if _ENV_TRACE in os.environ:
         _trace_calls()

@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 
 # name -> (what it finds here, whether even if mpi4py is installed)
-_ALIASES = {"mpi4py.MPI": ("serverless_mpi.MPI", True), "mpi4py.futures": ("serverless_mpi.futures", False)}
+_ALIASES = {
+    "mpi4py.MPI": ("serverless_mpi.MPI", True),
+    "mpi4py.futures": ("serverless_mpi.futures", False),
+}
 
 
 class _Rc(SimpleNamespace):
@@ -58,9 +61,15 @@ class _PackageLoader(importlib.abc.Loader):
         module.__doc__ = f"mpi4py as provided by serverless_mpi {__version__}"
         module.get_config = dict  # type: ignore[attr-defined]
         module.rc = _Rc(  # type: ignore[attr-defined]
-            initialize=True, threads=True, thread_level="multiple", finalize=None, fast_reduce=True,
-            recv_mprobe=True, irecv_bufsz=32768, errors="exception",
-        )  # fmt: skip
+            initialize=True,
+            threads=True,
+            thread_level="multiple",
+            finalize=None,
+            fast_reduce=True,
+            recv_mprobe=True,
+            irecv_bufsz=32768,
+            errors="exception",
+        )
 
 
 class AliasFinder(importlib.abc.MetaPathFinder):
@@ -73,7 +82,10 @@ class AliasFinder(importlib.abc.MetaPathFinder):
             own, always = _ALIASES[fullname]
             if always or importlib.machinery.PathFinder.find_spec(fullname, path) is None:
                 return importlib.machinery.ModuleSpec(fullname, _AliasLoader(own))
-        if fullname == "mpi4py" and importlib.machinery.PathFinder.find_spec(fullname, path) is None:
+        if (
+            fullname == "mpi4py"
+            and importlib.machinery.PathFinder.find_spec(fullname, path) is None
+        ):
             return importlib.machinery.ModuleSpec(fullname, _PackageLoader(), is_package=True)
         return None
 

@@ -38,7 +38,9 @@ class Teller:
     """
 
     def __init__(self, folder: Path, rank: int, limit_s: float) -> None:
-        self.interval_s = limit_s / 3  # how long a wait lasts before it is told, and then between tellings
+        self.interval_s = (
+            limit_s / 3
+        )  # how long a wait lasts before it is told, and then between tellings
         self._path = _path(folder, rank)
         self._waits: dict[int, str] = {}  # thread -> where it stands
         self._frames = -1
@@ -53,11 +55,18 @@ class Teller:
         if frames != self._frames or not self._waits:
             self._frames, self._idle_since = frames, now
         self._waits[threading.get_ident()] = _where(sys._getframe())
-        others = {one.ident for one in threading.enumerate() if not one.name.startswith(OWN_THREADS)}
+        others = {
+            one.ident for one in threading.enumerate() if not one.name.startswith(OWN_THREADS)
+        }
         if others - set(self._waits):  # a thread that does not wait may yet send
             self._remove()
             return
-        record = {"at": now, "since": self._idle_since, "waits": list(self._waits.values()), "awaited": list(awaited())}
+        record = {
+            "at": now,
+            "since": self._idle_since,
+            "waits": list(self._waits.values()),
+            "awaited": list(awaited()),
+        }
         draft = self._path.with_suffix(".tmp")
         with contextlib.suppress(OSError):  # the job's folder is going
             draft.write_text(json.dumps(record))
@@ -85,7 +94,9 @@ def _where(frame: FrameType | None) -> str:
     owner = local.get("self")
     if owner is not None:
         name = f"{type(owner).__name__}.{name}"
-    arguments = ", ".join(f"{key}={local[key]}" for key in _SHOWN if isinstance(local.get(key), int))
+    arguments = ", ".join(
+        f"{key}={local[key]}" for key in _SHOWN if isinstance(local.get(key), int)
+    )
     text = f"{name}({arguments})"
     communicator = getattr(owner, "name", None)
     if isinstance(communicator, str) and communicator:
@@ -103,7 +114,11 @@ def verdict(folder: Path, ranks: Sequence[int], limit_s: float) -> list[str] | N
             records.append(json.loads(_path(folder, rank).read_text()))
         except (OSError, ValueError):
             return None
-    if not records or min(record["at"] for record in records) < max(record["since"] for record in records) + limit_s:
+    if (
+        not records
+        or min(record["at"] for record in records)
+        < max(record["since"] for record in records) + limit_s
+    ):
         return None
     lines = []
     for rank, record in zip(ranks, records, strict=True):

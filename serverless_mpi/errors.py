@@ -212,22 +212,34 @@ class MPIException(RuntimeError):
         return hash(self.ob_mpi)
 
     def __eq__(self, other: object) -> bool:
-        return int(other) == self.ob_mpi if isinstance(other, (int, MPIException)) else NotImplemented
+        return (
+            int(other) == self.ob_mpi if isinstance(other, (int, MPIException)) else NotImplemented
+        )
 
     def __ne__(self, other: object) -> bool:
-        return int(other) != self.ob_mpi if isinstance(other, (int, MPIException)) else NotImplemented
+        return (
+            int(other) != self.ob_mpi if isinstance(other, (int, MPIException)) else NotImplemented
+        )
 
     def __lt__(self, other: object) -> bool:
-        return self.ob_mpi < int(other) if isinstance(other, (int, MPIException)) else NotImplemented
+        return (
+            self.ob_mpi < int(other) if isinstance(other, (int, MPIException)) else NotImplemented
+        )
 
     def __le__(self, other: object) -> bool:
-        return self.ob_mpi <= int(other) if isinstance(other, (int, MPIException)) else NotImplemented
+        return (
+            self.ob_mpi <= int(other) if isinstance(other, (int, MPIException)) else NotImplemented
+        )
 
     def __gt__(self, other: object) -> bool:
-        return self.ob_mpi > int(other) if isinstance(other, (int, MPIException)) else NotImplemented
+        return (
+            self.ob_mpi > int(other) if isinstance(other, (int, MPIException)) else NotImplemented
+        )
 
     def __ge__(self, other: object) -> bool:
-        return self.ob_mpi >= int(other) if isinstance(other, (int, MPIException)) else NotImplemented
+        return (
+            self.ob_mpi >= int(other) if isinstance(other, (int, MPIException)) else NotImplemented
+        )
 
     def __repr__(self) -> str:
         return f"MPI.Exception({self.ob_mpi})"
@@ -251,7 +263,9 @@ MPIException.__module__ = "serverless_mpi.MPI"
 _CLASS_NAMES: dict[int, str] = {
     value: name
     for name, value in list(globals().items())
-    if (name == "SUCCESS" or name.startswith("ERR_")) and isinstance(value, int) and name != "ERR_LASTCODE"
+    if (name == "SUCCESS" or name.startswith("ERR_"))
+    and isinstance(value, int)
+    and name != "ERR_LASTCODE"
 }
 
 
@@ -281,5 +295,6 @@ class ChannelError(ServerlessMPIError):
     def __init__(self, message: str, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
 
 __all__ = ["SUCCESS", *sorted(name for name in globals() if name.startswith("ERR_"))]

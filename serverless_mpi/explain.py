@@ -43,7 +43,9 @@ def _row(one: Forecast, label: str) -> str:
     )
 
 
-def simulate(calls: Sequence[str], ranks: int, channel: str, latency: str, region: str, prices: Prices) -> Iterable[str]:
+def simulate(
+    calls: Sequence[str], ranks: int, channel: str, latency: str, region: str, prices: Prices
+) -> Iterable[str]:
     """Lines that say what each of `calls` ("allreduce:8MB") takes.
 
     Raises
@@ -55,16 +57,28 @@ def simulate(calls: Sequence[str], ranks: int, channel: str, latency: str, regio
         raise UsageError(f"--latency {latency}: known are {', '.join(LATENCIES)}")
     model = in_region(LATENCIES[latency], region)
     if not calls:
-        raise UsageError("--simulate takes collectives and the bytes of a blob, as in: smpirun --simulate -n 1000 allreduce:8MB barrier")
+        raise UsageError(
+            "--simulate takes collectives and the bytes of a blob, as in: smpirun --simulate -n 1000 allreduce:8MB barrier"
+        )
     asked = []
     for call in calls:
         found = _CALL.fullmatch(call)
-        if found is None or found.group(1).lower() not in TABLE or found.group(1).lower().startswith((BETWEEN, *NEIGHBORLY)):
+        if (
+            found is None
+            or found.group(1).lower() not in TABLE
+            or found.group(1).lower().startswith((BETWEEN, *NEIGHBORLY))
+        ):
             raise UsageError(
                 f"--simulate {call}: not a collective and the bytes of a blob, as allreduce:8MB. It plays the communication of"
                 " collectives alone: a program would have to compute on every rank"
             )
-        asked.append((call, found.group(1).lower(), size_of(found.group(2), found.group(3)) if found.group(2) else 0))
+        asked.append(
+            (
+                call,
+                found.group(1).lower(),
+                size_of(found.group(2), found.group(3)) if found.group(2) else 0,
+            )
+        )
     yield f"{ranks} ranks over {channel}, latency {latency}, {region}; a model, see docs/collectives.md"
     if latency == "aws":
         waves = (ranks - 1) // model.starts_per_10_s
@@ -97,17 +111,25 @@ def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _C
     """(operation, ranks, bytes of a blob where ranks know them, algorithm, layout or the communicator of neighbours) -> its calls."""
     found: dict[tuple[Any, ...], _Calls] = defaultdict(_Calls)
     for record in records:
-        for operation, size, nbytes, algorithm, layout, calls, blobs, total in record.get("collectives", ()):
+        for operation, size, nbytes, algorithm, layout, calls, blobs, total in record.get(
+            "collectives", ()
+        ):
             about: Any = None if layout is None else tuple(layout)
             if operation in NEIGHBORLY:
                 about, rank, *edges = layout
                 found[operation, size, nbytes, algorithm, about].edges[rank] = edges
             one = found[operation, size, nbytes, algorithm, about]
-            one.calls, one.blobs, one.nbytes = one.calls + calls, one.blobs + blobs, one.nbytes + total
+            one.calls, one.blobs, one.nbytes = (
+                one.calls + calls,
+                one.blobs + blobs,
+                one.nbytes + total,
+            )
     return found
 
 
-def explain(records: Iterable[Mapping[str, Any]], channel: str, region: str, prices: Prices) -> Iterable[str]:
+def explain(
+    records: Iterable[Mapping[str, Any]], channel: str, region: str, prices: Prices
+) -> Iterable[str]:
     """Lines that say which algorithm each kind of call of a job took, and what one such call costs on AWS by the model."""
     yield f"collectives over {channel}, each call as the model forecasts it on AWS in {region}; bytes of a blob are a mean where they differ:"
     yield "   calls " + _HEAD
@@ -115,7 +137,9 @@ def explain(records: Iterable[Mapping[str, Any]], channel: str, region: str, pri
     for (operation, size, nbytes, algorithm, layout), one in _collected(records).items():
         blob = one.mean if nbytes is None else nbytes
         rows.append((operation, size, blob, algorithm, -(-one.calls // size), layout, one))
-    for operation, size, blob, algorithm, count, layout, one in sorted(rows, key=lambda row: row[:5]):
+    for operation, size, blob, algorithm, count, layout, one in sorted(
+        rows, key=lambda row: row[:5]
+    ):
         label, times = f"{operation}:{shown_size(blob)}", f"{count:>8,} "
         known = {name_of(row): row for _, row in TABLE[operation]}
         try:
@@ -123,7 +147,19 @@ def explain(records: Iterable[Mapping[str, Any]], channel: str, region: str, pri
                 raise UsageError("too large to be played through after a job")
             if operation in NEIGHBORLY:
                 layout = tuple(one.edges.get(rank, ([], [])) for rank in range(size))
-            made = forecast(operation, blob, size, channel, in_region(AWS, region), prices, known[algorithm], layout)
+            made = forecast(
+                operation,
+                blob,
+                size,
+                channel,
+                in_region(AWS, region),
+                prices,
+                known[algorithm],
+                layout,
+            )
             yield times + _row(made, label)
-        except (UsageError, JobError):  # see above; a channel of which there is no model; a rank left no record of its edges
+        except (
+            UsageError,
+            JobError,
+        ):  # see above; a channel of which there is no model; a rank left no record of its edges
             yield f"{times}{label:<26}{size:>6} {algorithm:<24}{'not forecast':>17}"

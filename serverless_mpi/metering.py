@@ -17,7 +17,9 @@ from typing import Any
 
 from serverless_mpi.errors import UsageError
 
-BILLED_CHUNK_BYTES = 64 * 1024  # SQS and SNS: "every 64 KB chunk of a payload is billed as 1 request"
+BILLED_CHUNK_BYTES = (
+    64 * 1024
+)  # SQS and SNS: "every 64 KB chunk of a payload is billed as 1 request"
 CHUNKED_SERVICES = ("sqs", "sns")
 _FIELDS = ("requests", "billed", "nbytes", "messages")
 
@@ -29,10 +31,18 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rows: dict[tuple[str, str], list[int]] = {}  # (service, operation) -> amounts in the order of _FIELDS
+        self._rows: dict[
+            tuple[str, str], list[int]
+        ] = {}  # (service, operation) -> amounts in the order of _FIELDS
 
     def count(
-        self, service: str, operation: str, requests: int = 1, nbytes: int = 0, messages: int = 0, billed: int | None = None
+        self,
+        service: str,
+        operation: str,
+        requests: int = 1,
+        nbytes: int = 0,
+        messages: int = 0,
+        billed: int | None = None,
     ) -> None:
         """Add a request: `nbytes` of payload in `messages` messages.
 
@@ -99,7 +109,9 @@ class Prices:
                 {name: float(usd) for name, usd in table["usd_per_gb_second"].items()},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{file} is not a price table like the package's prices.json: {error!r}") from error
+            raise UsageError(
+                f"{file} is not a price table like the package's prices.json: {error!r}"
+            ) from error
 
     def of(self, name: str) -> float:
         """Dollars per billed unit of "service.operation"; 0 for what is no service of AWS."""
@@ -121,7 +133,9 @@ def report(records: list[dict[str, Any]], prices: Prices) -> dict[str, Any]:
     messages, nbytes, requests, usd, dropped, duplicates, by_rank (rank -> the same sums), prices.
     """
     total = merge([record["meter"] for record in records])
-    operations = {name: {**row, "usd": row["billed"] * prices.of(name)} for name, row in sorted(total.items())}
+    operations = {
+        name: {**row, "usd": row["billed"] * prices.of(name)} for name, row in sorted(total.items())
+    }
     return {
         "ranks": len(records),
         "seconds": max((record["seconds"] for record in records), default=0.0),
@@ -143,7 +157,9 @@ def _sums(snapshot: Snapshot, prices: Prices) -> dict[str, float]:
 
 def render(summary: Mapping[str, Any]) -> str:
     """`report` as a table for people."""
-    lines = [f"{'operation':<28}{'requests':>10}{'billed':>10}{'messages':>10}{'bytes':>15}{'USD':>12}"]
+    lines = [
+        f"{'operation':<28}{'requests':>10}{'billed':>10}{'messages':>10}{'bytes':>15}{'USD':>12}"
+    ]
     rows = [*summary["operations"].items(), ("total", summary)]
     for name, row in rows:
         lines.append(

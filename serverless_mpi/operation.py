@@ -17,7 +17,18 @@ class Operation:
     result: what a collective returned; cancelled: it was withdrawn.
     """
 
-    __slots__ = ("done", "error", "envelope", "data", "landed", "result", "cancelled", "_holds", "_receive", "_callbacks")
+    __slots__ = (
+        "done",
+        "error",
+        "envelope",
+        "data",
+        "landed",
+        "result",
+        "cancelled",
+        "_holds",
+        "_receive",
+        "_callbacks",
+    )
 
     def __init__(self, holds: int = 1) -> None:
         self.done = False

@@ -33,7 +33,12 @@ class Outgoing:
     changed(error): told under the lock of a put that failed, and after each batch (None).  lost: nothing is put any more.
     """
 
-    def __init__(self, channel: Channel, lock: threading.Lock, changed: Callable[[BaseException | None], None]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        lock: threading.Lock,
+        changed: Callable[[BaseException | None], None],
+    ) -> None:
         self.background = channel.limits.background
         self.alone = channel.limits.alone
         self.queued: list[tuple[Parcel, Operation | None]] = []
@@ -50,7 +55,9 @@ class Outgoing:
         self._ended = False  # no more will come
         self.lost = False
 
-    def add(self, parcels: Sequence[Parcel], operation: Operation | None, copy: bool = False) -> None:
+    def add(
+        self, parcels: Sequence[Parcel], operation: Operation | None, copy: bool = False
+    ) -> None:
         """Frames to put, which hold their operation unless they are copied."""
         if self.background and parcels:
             self._queued_at = time.monotonic()
@@ -131,7 +138,9 @@ class Outgoing:
         with self._lock:
             while not self._ended or self.queued:
                 now = time.monotonic()
-                due = min(self._queued_at + GATHER_QUIET_S, self._first_queued_at + GATHER_LONGEST_S)
+                due = min(
+                    self._queued_at + GATHER_QUIET_S, self._first_queued_at + GATHER_LONGEST_S
+                )
                 if self.queued and (self._urgent or self._ended or now >= due):
                     self._put_some()
                     pause = LOOK_EVERY_S

@@ -32,7 +32,9 @@ from serverless_mpi.metering import Meter
 from serverless_mpi.operation import Operation, any_done
 from serverless_mpi.outgoing import Outgoing
 
-LONG_POLL_S = 20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
+LONG_POLL_S = (
+    20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
+)
 MOST_TOLD = 8  # awaited things that a report of a deadlock names for each rank
 ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
 
@@ -56,7 +58,12 @@ class Runtime:
         self.figures = self._channel.figures
         limits = self._channel.limits
         self._endpoint = Endpoint(
-            spec.rank, bytes.fromhex(spec.job_id), spec.key, limits.max_frame_bytes, _max_held_bytes(), limits.guarded
+            spec.rank,
+            bytes.fromhex(spec.job_id),
+            spec.key,
+            limits.max_frame_bytes,
+            _max_held_bytes(),
+            limits.guarded,
         )
         if limits.guarded:
             self._channel.land = self._land
@@ -70,12 +77,16 @@ class Runtime:
         self._outgoing = Outgoing(self._channel, self._lock, self._have_put)
         self.finalized = False
         self._received = 0  # frames
-        self.communicators: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by context
+        self.communicators: weakref.WeakValueDictionary[int, Any] = (
+            weakref.WeakValueDictionary()
+        )  # by context
         self._teller = None
         if spec.deadlock_s and spec.stats_dir is not None:
             self._teller = Teller(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
         # kind of a collective call -> (calls, blobs given, their bytes): see api.collective
-        self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = {} if ENV_EXPLAIN in os.environ else None
+        self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = (
+            {} if ENV_EXPLAIN in os.environ else None
+        )
         self._recorder: Any = None
         if ENV_TRACE in os.environ:
             from serverless_mpi import trace
@@ -85,7 +96,14 @@ class Runtime:
     # --- point-to-point ------------------------------------------------------
 
     def isend(
-        self, context: int, dest: int, tag: int, data: Sequence[memoryview], *, sync: bool = False, copy: bool = True
+        self,
+        context: int,
+        dest: int,
+        tag: int,
+        data: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        copy: bool = True,
     ) -> Operation:
         """Start sending `data` to world rank `dest`.
 
@@ -106,7 +124,9 @@ class Runtime:
             operation._release()
         return operation
 
-    def irecv(self, context: int, source: int, tag: int, into: memoryview | None = None) -> Operation:
+    def irecv(
+        self, context: int, source: int, tag: int, into: memoryview | None = None
+    ) -> Operation:
         """Start receiving from world rank `source` or ANY_SOURCE; a payload that fits goes to `into`."""
         with self._inside:
             return self._receiving(self._endpoint.post(context, source, tag, into))
@@ -117,7 +137,11 @@ class Runtime:
             return self._receiving(self._endpoint.post_matched(message, into))
 
     def irecv_parts(
-        self, context: int, source: int, head: Callable[[memoryview], int], part: Callable[[int, memoryview], None]
+        self,
+        context: int,
+        source: int,
+        head: Callable[[memoryview], int],
+        part: Callable[[int, memoryview], None],
     ) -> Operation:
         """Start receiving message 0 of a source, and then as many more (tags 1, 2, ..) as `head` finds in it.
 
@@ -179,25 +203,33 @@ class Runtime:
 
     def iprobe(self, context: int, source: int, tag: int) -> Envelope | None:
         """The envelope of the message a receive would get now, or None."""
-        found = self._look(lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=False)
+        found = self._look(
+            lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=False
+        )
         assert found is None or isinstance(found, Envelope)
         return found
 
     def probe(self, context: int, source: int, tag: int) -> Envelope:
         """The same; waits for one."""
-        found = self._look(lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=True)
+        found = self._look(
+            lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=True
+        )
         assert isinstance(found, Envelope)
         return found
 
     def improbe(self, context: int, source: int, tag: int) -> Incoming | None:
         """Take the message a receive would get now, for `irecv_matched`, or None."""
-        found = self._look(lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False)
+        found = self._look(
+            lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False
+        )
         assert found is None or isinstance(found, Incoming)
         return found
 
     def mprobe(self, context: int, source: int, tag: int) -> Incoming:
         """The same; waits for one."""
-        found = self._look(lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=True)
+        found = self._look(
+            lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=True
+        )
         assert isinstance(found, Incoming)
         return found
 
@@ -238,7 +270,13 @@ class Runtime:
         return operation
 
     def _advance(
-        self, operation: Operation, context: int, seq: int, steps: Steps, ranks: Sequence[int], value: Any
+        self,
+        operation: Operation,
+        context: int,
+        seq: int,
+        steps: Steps,
+        ranks: Sequence[int],
+        value: Any,
     ) -> None:
         while True:
             try:
@@ -248,7 +286,9 @@ class Runtime:
                 self._endpoint.retire(context, seq)
                 operation._release()
                 return
-            except Exception as error:  # the caller's operation or datatype failed; the call that waits raises it
+            except (
+                Exception
+            ) as error:  # the caller's operation or datatype failed; the call that waits raises it
                 operation._end(error)
                 return
             several = isinstance(step, (list, tuple))
@@ -271,7 +311,9 @@ class Runtime:
                         self._outgoing.add(parcels, operation, copy=True)
                     receives.append(None)
                 else:
-                    receive = self._endpoint.expect(context, ranks[one.source], seq, one.slot, one.dealt)
+                    receive = self._endpoint.expect(
+                        context, ranks[one.source], seq, one.slot, one.dealt
+                    )
                     receives.append(receive)
                     if not receive.done:
                         missing.append(receive)
@@ -296,7 +338,9 @@ class Runtime:
 
     # --- waiting -------------------------------------------------------------
 
-    def wait(self, operations: Sequence[Operation], all: bool = True, timeout: float | None = None) -> bool:
+    def wait(
+        self, operations: Sequence[Operation], all: bool = True, timeout: float | None = None
+    ) -> bool:
         """Wait until all (or any) of `operations` are done; False if `timeout` seconds passed first.
 
         Errors stay in the operations: it is the caller's to raise them.
@@ -365,7 +409,11 @@ class Runtime:
             places = {} if communicator is None else communicator.places
             who = "any rank" if source == ANY_SOURCE else f"rank {places.get(source, source)}"
             which = {ANY_TAG: " with any tag", None: ""}.get(tag, f" with tag {tag}")
-            where = f"a communicator of its own ({context:x})" if communicator is None else communicator.name or "a communicator"
+            where = (
+                f"a communicator of its own ({context:x})"
+                if communicator is None
+                else communicator.name or "a communicator"
+            )
             said.append(f"{what} {who}{which} on {where}")
         return said
 
@@ -375,8 +423,14 @@ class Runtime:
             if max_wait_s > 0:
                 self._sleep(max_wait_s)
             return
-        if max_wait_s > 0 and (self._outgoing.queued or self._outgoing.putting) and not self._endpoint.awaits():
-            self._sleep(max_wait_s)  # nothing can come that anybody waits for: only the sender thread is busy
+        if (
+            max_wait_s > 0
+            and (self._outgoing.queued or self._outgoing.putting)
+            and not self._endpoint.awaits()
+        ):
+            self._sleep(
+                max_wait_s
+            )  # nothing can come that anybody waits for: only the sender thread is busy
             return
         self._pumping = True
         self._pump_predicate = predicate
@@ -515,9 +569,16 @@ class _Entry:
         runtime._lock.acquire()
         if runtime._failure is not None or runtime.finalized:
             runtime._lock.release()
-            raise runtime._failure or JobError(f"rank {runtime.rank} has finalized MPI and cannot communicate any more")
+            raise runtime._failure or JobError(
+                f"rank {runtime.rank} has finalized MPI and cannot communicate any more"
+            )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         runtime = self._runtime
         try:
             if kind is None:

@@ -23,7 +23,17 @@ from serverless_mpi.core.wire import Kind
 
 MOST_EVENTS = 1_000_000  # of a rank, the newest; about 200 MB of memory
 _OWN = "serverless_mpi."
-_LOCAL = ("Get_", "Set_", "Is_", "Attach_", "Detach_", "py2f", "f2py", "tocint", "fromint")  # calls that do not communicate
+_LOCAL = (
+    "Get_",
+    "Set_",
+    "Is_",
+    "Attach_",
+    "Detach_",
+    "py2f",
+    "f2py",
+    "tocint",
+    "fromint",
+)  # calls that do not communicate
 _REQUESTS = (("aws.s3", "S3", "s3"), ("aws.sqs", "Sqs", "sqs"), ("aws.sns", "Sns", "sns"))
 
 SAME_CLOCK_NS = 1_000_000
@@ -63,12 +73,17 @@ class Recorder:
     def write(self, folder: Path, rank: int) -> None:
         """Leave the events in `folder`: a line of JSON that says whose they are, and one for each thousand."""
         facts = {
-            "rank": rank, "offset": self.offset, "main": self.main,
+            "rank": rank,
+            "offset": self.offset,
+            "main": self.main,
             "threads": {thread.ident: thread.name for thread in threading.enumerate()},
-        }  # fmt: skip
+        }
         path, events = folder / f"trace-{rank}.json", list(self.events)
         with open(path.with_suffix(".tmp"), "w") as out:
-            for piece in (facts, *(events[start : start + 1000] for start in range(0, len(events), 1000))):
+            for piece in (
+                facts,
+                *(events[start : start + 1000] for start in range(0, len(events), 1000)),
+            ):
                 out.write(json.dumps(piece) + "\n")
         path.with_suffix(".tmp").rename(path)
 
@@ -79,7 +94,9 @@ RECORDER = Recorder()
 def calls(classes: Iterable[type]) -> None:
     """Note every call that a program makes of the methods of `classes` and theirs."""
     done = set()
-    for base in (base for one in classes for base in one.__mro__ if base.__module__.startswith(_OWN)):
+    for base in (
+        base for one in classes for base in one.__mro__ if base.__module__.startswith(_OWN)
+    ):
         if base in done:
             continue
         done.add(base)
@@ -122,7 +139,14 @@ def _arrows(endpoint: Any, append: Callable[[Any], None]) -> None:
     cut, match, over = endpoint._cut, endpoint._match, endpoint._step_is_over
 
     def cutting(
-        kind: int, flags: int, context: int, dest: int, tag: int, seq: int, data: Any, dests: tuple[int, ...]
+        kind: int,
+        flags: int,
+        context: int,
+        dest: int,
+        tag: int,
+        seq: int,
+        data: Any,
+        dests: tuple[int, ...],
     ) -> Any:
         append((SENT, kind, context, tag, seq, dests, _ident(), _clock()))
         return cut(kind, flags, context, dest, tag, seq, data, dests)
@@ -184,9 +208,16 @@ def merge(folder: Path, out: TextIO) -> int:
                     left[name] = event[-1] + record["offset"]
                 else:
                     came[name] = None
-    numbers = {name: number for number, name in enumerate(name for name in came if name in left)}  # of the arrows
+    numbers = {
+        name: number for number, name in enumerate(name for name in came if name in left)
+    }  # of the arrows
     begin = min(
-        (event[3 if event[0] == SPAN else -1] + record["offset"] for record in records for event in record["events"]), default=0
+        (
+            event[3 if event[0] == SPAN else -1] + record["offset"]
+            for record in records
+            for event in record["events"]
+        ),
+        default=0,
     )
     out.write('{"displayTimeUnit": "ms", "traceEvents": [')
     comma = ""
@@ -199,24 +230,61 @@ def merge(folder: Path, out: TextIO) -> int:
     for record in records:
         rank = record["rank"]
         threads = {record["main"]: 0}
-        write({"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": f"rank {rank}"}})
-        write({"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}})
+        write(
+            {
+                "ph": "M",
+                "name": "process_name",
+                "pid": rank,
+                "tid": 0,
+                "args": {"name": f"rank {rank}"},
+            }
+        )
+        write(
+            {
+                "ph": "M",
+                "name": "process_sort_index",
+                "pid": rank,
+                "tid": 0,
+                "args": {"sort_index": rank},
+            }
+        )
         done = set()
         for event in record["events"]:
             if event[0] == SPAN:
                 _, call, thread, start, end = event
-                made = {"ph": "X", "name": call, "cat": call.partition(".")[0] if "." in call else "call", "dur": (end - start) / 1000}
-                write({**made, "pid": rank, "tid": threads.setdefault(thread, len(threads)), "ts": (start + record["offset"] - begin) / 1000})
+                made = {
+                    "ph": "X",
+                    "name": call,
+                    "cat": call.partition(".")[0] if "." in call else "call",
+                    "dur": (end - start) / 1000,
+                }
+                write(
+                    {
+                        **made,
+                        "pid": rank,
+                        "tid": threads.setdefault(thread, len(threads)),
+                        "ts": (start + record["offset"] - begin) / 1000,
+                    }
+                )
             for leaves, name in _ends(rank, event):
                 if name in numbers and (leaves, name) not in done:
                     done.add((leaves, name))
                     at = left[name] if leaves else max(left[name], event[-1] + record["offset"])
                     made = {"ph": "s"} if leaves else {"ph": "f", "bp": "e"}
                     made |= {"name": "message", "cat": "message", "id": numbers[name]}
-                    write({**made, "pid": rank, "tid": threads.setdefault(event[-2], len(threads)), "ts": (at - begin) / 1000})
+                    write(
+                        {
+                            **made,
+                            "pid": rank,
+                            "tid": threads.setdefault(event[-2], len(threads)),
+                            "ts": (at - begin) / 1000,
+                        }
+                    )
         for thread, tid in threads.items():
             label = "program" if tid == 0 else record["threads"].get(str(thread), f"thread {tid}")
-            write({"ph": "M", "name": "thread_name", "pid": rank, "tid": tid, "args": {"name": label}})
+            write(
+                {"ph": "M", "name": "thread_name", "pid": rank, "tid": tid, "args": {"name": label}}
+            )
     out.write(f'\n], "otherData": {json.dumps({"ranks": len(records)})}}}\n')
     return len(records)
 

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, settings
 
 from serverless_mpi.launch.emulator import Emulator
 
-
 # The same examples every time, and no verdict by the clock: a busy machine fails no test.
-settings.register_profile("deterministic", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "deterministic", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("deterministic")
 
 

@@ -32,7 +32,9 @@ def run(size: int, body: Callable[[Intracomm], Any]) -> list[Any]:
     return results
 
 
-def on_each(runtimes: Sequence[Runtime], body: Callable[[Intracomm], Any], give_up_s: float = GIVE_UP_S) -> list[Any]:
+def on_each(
+    runtimes: Sequence[Runtime], body: Callable[[Intracomm], Any], give_up_s: float = GIVE_UP_S
+) -> list[Any]:
     """[body(COMM_WORLD)] of each of `runtimes`, each in a thread; raises what the first failing one raised."""
     results: list[Any] = [None] * len(runtimes)
     errors: list[BaseException] = []
@@ -57,7 +59,9 @@ def on_each(runtimes: Sequence[Runtime], body: Callable[[Intracomm], Any], give_
 def interrupt(ranks: int, *words: object) -> None:
     """Ctrl-C a job of smpirun whose ranks print their process ids: it ends with 130, and no process of it is left."""
     command = [sys.executable, "-m", "serverless_mpi.launch", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as job:
         assert job.stdout is not None
         pids = [int(job.stdout.readline()) for _ in range(ranks)]
         job.send_signal(signal.SIGINT)
@@ -68,7 +72,9 @@ def interrupt(ranks: int, *words: object) -> None:
             os.kill(pid, 0)
 
 
-def smpirun(*words: object, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def smpirun(
+    *words: object, stdin: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """A job of smpirun, to its end."""
     return _run([sys.executable, "-m", "serverless_mpi.launch", *map(str, words)], stdin, env)
 
@@ -79,8 +85,12 @@ def mpirun() -> Path | None:
     return path if path.exists() else None
 
 
-def _run(words: Sequence[str], stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT, env=env)
+def _run(
+    words: Sequence[str], stdin: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, input=stdin, capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT, env=env
+    )
 
 
 def under_mpirun(size: int, *words: str) -> subprocess.CompletedProcess[str]:

@@ -21,15 +21,33 @@ PRICES = Prices.load()
 
 
 def test_sizes() -> None:
-    assert [size_of(*pair) for pair in (("8", ""), ("64", "KB"), ("8", "m"), ("1", "gb"))] == [8, 65536, 8 << 20, 1 << 30]
-    assert [shown_size(n) for n in (0, 8, 65536, 8 << 20, 1000)] == ["0B", "8B", "64KB", "8MB", "1000B"]
+    assert [size_of(*pair) for pair in (("8", ""), ("64", "KB"), ("8", "m"), ("1", "gb"))] == [
+        8,
+        65536,
+        8 << 20,
+        1 << 30,
+    ]
+    assert [shown_size(n) for n in (0, 8, 65536, 8 << 20, 1000)] == [
+        "0B",
+        "8B",
+        "64KB",
+        "8MB",
+        "1000B",
+    ]
 
 
 def test_simulate_says_requests_seconds_and_dollars() -> None:
     lines = list(simulate(["allreduce:1KB", "barrier"], 30, "queue", "aws", "eu-central-1", PRICES))
-    assert lines[0].startswith("30 ranks over queue, latency aws, eu-central-1") and "30 functions" in lines[1]
+    assert (
+        lines[0].startswith("30 ranks over queue, latency aws, eu-central-1")
+        and "30 functions" in lines[1]
+    )
     (allreduce,) = [line.split() for line in lines if line.startswith("allreduce")]
-    assert allreduce[1:3] == ["30", "allreduce_fan"] and float(allreduce[-2]) > 0.1 and float(allreduce[-1]) > 0
+    assert (
+        allreduce[1:3] == ["30", "allreduce_fan"]
+        and float(allreduce[-2]) > 0.1
+        and float(allreduce[-1]) > 0
+    )
     assert any("sns.Publish" in line for line in lines)
 
 
@@ -49,18 +67,37 @@ def rows(records: list[Any], channel: str) -> dict[str, list[str]]:
 
 
 def test_explain_counts_a_call_once_whatever_the_ranks() -> None:
-    record = {"collectives": [["bcast", 2, 8, "fan_out", None, 3, 1, 8], ["inter_bcast", 2, None, "bcast_fan", [1, 0], 1, 1, 30]]}
+    record = {
+        "collectives": [
+            ["bcast", 2, 8, "fan_out", None, 3, 1, 8],
+            ["inter_bcast", 2, None, "bcast_fan", [1, 0], 1, 1, 30],
+        ]
+    }
     found = rows([record, record], "hybrid")
     assert found["bcast:8B"][:6] == ["3", "2", "fan_out", "1", "1", "8"]
     assert found["inter_bcast:30B"][:6] == ["1", "2", "bcast_fan", "1", "1", "30"]
 
 
 def test_what_cannot_be_played_through_is_said() -> None:
-    lost = {"collectives": [["neighbor_allgather", 2, None, "allgather_fan", [7, 0, [[1, 0]], [[1, 0]]], 1, 1, 8]]}
+    lost = {
+        "collectives": [
+            ["neighbor_allgather", 2, None, "allgather_fan", [7, 0, [[1, 0]], [[1, 0]]], 1, 1, 8]
+        ]
+    }
     large = {"collectives": [["barrier", 1000, 0, "fan", None, 1000, 0, 0]]}
     for record in (lost, large):  # a rank that left no record, so many ranks
         assert "not forecast" in list(explain([record], "queue", "us-east-1", PRICES))[-1]
-    assert "not forecast" in list(explain([{"collectives": [["barrier", 2, 0, "fan", None, 2, 0, 0]]}], "memory", "us-east-1", PRICES))[-1]
+    assert (
+        "not forecast"
+        in list(
+            explain(
+                [{"collectives": [["barrier", 2, 0, "fan", None, 2, 0, 0]]}],
+                "memory",
+                "us-east-1",
+                PRICES,
+            )
+        )[-1]
+    )
 
 
 def between(comm: Any) -> None:
@@ -94,7 +131,9 @@ def among_neighbors(comm: Any) -> None:
 
 
 @pytest.mark.parametrize("fanout", [False, True])
-def test_calls_of_two_groups_and_of_neighbors_are_counted_from_their_generators(fanout: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_of_two_groups_and_of_neighbors_are_counted_from_their_generators(
+    fanout: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(ENV_EXPLAIN, "1")
 
     def body(comm: Any) -> Any:
@@ -115,18 +154,51 @@ def test_calls_of_two_groups_and_of_neighbors_are_counted_from_their_generators(
         "inter_alltoall:8B": ("alltoall_packed", 1, 2 * 6, 2 * 6 * 8),
         "inter_reduce:24B": ("reduce_flat", 1, 3, 3 * 24),
         # to the leaders, between them, and back with one Send a group
-        "inter_allreduce:24B": ("allreduce_fan", 1, 2 * 6, 5 * 24) if fanout else ("allreduce_leaders", 3, 2 * 5 - 2, 7 * 24),
+        "inter_allreduce:24B": ("allreduce_fan", 1, 2 * 6, 5 * 24)
+        if fanout
+        else ("allreduce_leaders", 3, 2 * 5 - 2, 7 * 24),
         # to the leaders 48 bytes a rank, between them twice 48, back 24 to one and 16 to each of two
-        "inter_reduce_scatter:48B": ("reduce_scatter_leaders", 3, 3 + 2 + 3, 3 * 48 + 2 * 48 + 24 + 2 * 16),
+        "inter_reduce_scatter:48B": (
+            "reduce_scatter_leaders",
+            3,
+            3 + 2 + 3,
+            3 * 48 + 2 * 48 + 24 + 2 * 16,
+        ),
     }
-    assert {name: (row[2], *(int(n.replace(",", "")) for n in row[3:6])) for name, row in found.items() if "inter_" in name} == expected
-    assert all(row[:2] == ["1", "5"] and float(row[-1]) > 0 for name, row in found.items() if name in expected)
+    assert {
+        name: (row[2], *(int(n.replace(",", "")) for n in row[3:6]))
+        for name, row in found.items()
+        if "inter_" in name
+    } == expected
+    assert all(
+        row[:2] == ["1", "5"] and float(row[-1]) > 0
+        for name, row in found.items()
+        if name in expected
+    )
     along = {name: row for name, row in found.items() if "neighbor_" in name}
     assert along["neighbor_allgather:16B"][:6] == ["1", "5", "allgather_fan", "1", "8", str(5 * 16)]
-    assert along["neighbor_alltoall:24B"][:6] == ["1", "5", "alltoall_direct", "1", "8", str(8 * 24)]
-    (gathered,) = (row for name, row in along.items() if name.startswith("neighbor_allgather") and name != "neighbor_allgather:16B")
-    (dealt,) = (row for name, row in along.items() if name.startswith("neighbor_alltoall") and name != "neighbor_alltoall:24B")
-    assert gathered[3:5] == ["1", "3"] and dealt[3:5] == ["1", "4"]  # one message for two edges; one for each
+    assert along["neighbor_alltoall:24B"][:6] == [
+        "1",
+        "5",
+        "alltoall_direct",
+        "1",
+        "8",
+        str(8 * 24),
+    ]
+    (gathered,) = (
+        row
+        for name, row in along.items()
+        if name.startswith("neighbor_allgather") and name != "neighbor_allgather:16B"
+    )
+    (dealt,) = (
+        row
+        for name, row in along.items()
+        if name.startswith("neighbor_alltoall") and name != "neighbor_alltoall:24B"
+    )
+    assert gathered[3:5] == ["1", "3"] and dealt[3:5] == [
+        "1",
+        "4",
+    ]  # one message for two edges; one for each
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:

@@ -23,11 +23,15 @@ HEAVY = ("boto3", "botocore", "scipy", "sklearn", "ministack", "moto", "mpi4py")
 )
 def test_the_hot_path_is_light(program: str) -> None:
     told = f"{program}\nimport sys\nprint([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout == "[]\n"
 
 
 def test_started_plainly_it_is_a_job_of_one() -> None:
     program = "from serverless_mpi import MPI; c = MPI.COMM_WORLD; print(c.rank, c.size, c.allgather('x'))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout == "0 1 ['x']\n" and done.stderr == ""

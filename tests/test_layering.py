@@ -27,20 +27,68 @@ MAY: dict[str, set[str]] = {
     "explain": {"simulation", "collectives", "metering", "errors"},
     "operation": {"core"},
     "outgoing": {"operation", "channels.base", "core"},
-    "runtime": {"operation", "outgoing", "core", "channels", "channels.base", "collectives", "deadlock", "job", "metering", "errors", "trace"},
+    "runtime": {
+        "operation",
+        "outgoing",
+        "core",
+        "channels",
+        "channels.base",
+        "collectives",
+        "deadlock",
+        "job",
+        "metering",
+        "errors",
+        "trace",
+    },
     "api": {"runtime", "operation", "outgoing", "collectives", "core", "errors", "__init__"},
     "MPI": {"api", "core", "errors", "job", "trace"},
     "alias": {"__init__"},
     "futures": {"MPI", "alias", "errors"},
-    "launch": {"deadlock", "job", "channels", "channels.base", "metering", "errors", "aws", "alias", "__init__", "trace", "explain", "deploy", "launch.handler"},
+    "launch": {
+        "deadlock",
+        "job",
+        "channels",
+        "channels.base",
+        "metering",
+        "errors",
+        "aws",
+        "alias",
+        "__init__",
+        "trace",
+        "explain",
+        "deploy",
+        "launch.handler",
+    },
     # the function itself: it deploys nothing, and has no boto3
-    "launch.handler": {"launch", "launch.sandbox", "job", "metering", "errors", "aws", "channels", "__init__", "MPI", "sparse"},
+    "launch.handler": {
+        "launch",
+        "launch.sandbox",
+        "job",
+        "metering",
+        "errors",
+        "aws",
+        "channels",
+        "__init__",
+        "MPI",
+        "sparse",
+    },
     "launch.sandbox": {"launch", "alias", "job"},
     "launch.hello": {"MPI"},
     "deploy": {"aws", "metering", "errors", "__init__"},
     "deploy.cli": {"deploy", "launch", "metering", "errors", "__init__"},
     "sparse": {"_spdnn"},
-    "inference": {"sparse", "MPI", "channels", "channels.base", "launch", "metering", "errors", "aws", "job", "runtime"},
+    "inference": {
+        "sparse",
+        "MPI",
+        "channels",
+        "channels.base",
+        "launch",
+        "metering",
+        "errors",
+        "aws",
+        "job",
+        "runtime",
+    },
 }
 
 
@@ -58,7 +106,11 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             for alias in node.names:
-                below = f"{base}.{alias.name}".removeprefix("serverless_mpi").strip(".").replace(".", "/")
+                below = (
+                    f"{base}.{alias.name}".removeprefix("serverless_mpi")
+                    .strip(".")
+                    .replace(".", "/")
+                )
                 is_module = base.startswith("serverless_mpi") and (
                     (PACKAGE / f"{below}.py").exists() or (PACKAGE / below).is_dir()
                 )
@@ -80,15 +132,29 @@ def test_imports_point_inward(path: Path) -> None:
             target = room(below or "__init__")
             assert target == here or target in MAY[here], f"{name} imports {module}"
         elif here in STANDARD_ONLY:
-            assert top not in ("numpy", "scipy", "boto3", "botocore", "cffi"), f"{name} imports {module}"
+            assert top not in ("numpy", "scipy", "boto3", "botocore", "cffi"), (
+                f"{name} imports {module}"
+            )
 
 
 @pytest.mark.parametrize("folder", ["core", "collectives"])
 def test_no_clock_thread_socket_or_randomness(folder: str) -> None:
     for path in (PACKAGE / folder).glob("*.py"):
-        banned = imports(path) & {"time", "threading", "socket", "random", "secrets", "os", "asyncio", "selectors", "select"}
+        banned = imports(path) & {
+            "time",
+            "threading",
+            "socket",
+            "random",
+            "secrets",
+            "os",
+            "asyncio",
+            "selectors",
+            "select",
+        }
         assert not banned, f"{path.name} imports {banned}"
 
 
 def test_every_room_is_listed() -> None:
-    assert {room(".".join(path.relative_to(PACKAGE).with_suffix("").parts)) for path in FILES} <= set(MAY)
+    assert {
+        room(".".join(path.relative_to(PACKAGE).with_suffix("").parts)) for path in FILES
+    } <= set(MAY)

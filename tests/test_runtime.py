@@ -256,17 +256,25 @@ def test_limits_decide_who_puts() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"rank": 2}, {"size": 0}, {"key": b"short"}, {"job_id": "xyz"}, {"job_id": "ab"}],
+    "change", [{"rank": 2}, {"size": 0}, {"key": b"short"}, {"job_id": "xyz"}, {"job_id": "ab"}]
 )
 def test_a_job_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
-    fields = {"job_id": "00" * 8, "rank": 0, "size": 2, "channel": "memory", "key": bytes(32), **change}
+    fields = {
+        "job_id": "00" * 8,
+        "rank": 0,
+        "size": 2,
+        "channel": "memory",
+        "key": bytes(32),
+        **change,
+    }
     with pytest.raises(JobError):
         JobSpec(**fields)
 
 
 def test_a_job_survives_the_environment_and_hides_its_key() -> None:
-    spec = JobSpec.new(4, "queue", endpoint="http://127.0.0.1:1", settings={"bucket": "b"}).with_rank(3)
+    spec = JobSpec.new(
+        4, "queue", endpoint="http://127.0.0.1:1", settings={"bucket": "b"}
+    ).with_rank(3)
     assert JobSpec.from_env(spec.to_env()) == spec
     assert spec.key.hex() not in repr(spec) and spec.key.hex() not in spec.to_env()["SMPI_JOB"]
     assert JobSpec.from_env({}) is None
@@ -274,7 +282,9 @@ def test_a_job_survives_the_environment_and_hides_its_key() -> None:
         JobSpec.from_env({"SMPI_JOB": "{"})
 
 
-def puts_of(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, threading.Thread]]:
+def puts_of(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[int, threading.Thread]]:
     """(frames, thread) of each put of a channel, as they come."""
     seen: list[tuple[int, threading.Thread]] = []
     put = runtime._channel.put
@@ -288,7 +298,9 @@ def puts_of(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_sends_are_gathered_until_the_caller_blocks(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sends_are_gathered_until_the_caller_blocks(
+    alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("serverless_mpi.outgoing.GATHER_QUIET_S", 1000.0)
     monkeypatch.setattr("serverless_mpi.outgoing.GATHER_LONGEST_S", 1000.0)
     a, b = runtimes(2, background=True)

@@ -27,7 +27,13 @@ SIZE = 8
 BEFORE, AFTER = 1 << 20, 1 << 21  # slots that no algorithm uses
 LENGTH = 150_000  # bytes: on hybrid an object, on queue one message
 PRICES = Prices.load()
-LARGE = ("bcast", "alltoall", "allreduce", "inter_bcast", "neighbor_alltoall")  # what is tried with frames that are objects
+LARGE = (
+    "bcast",
+    "alltoall",
+    "allreduce",
+    "inter_bcast",
+    "neighbor_alltoall",
+)  # what is tried with frames that are objects
 # these send in several rounds to one rank, and so in one batch where what they wait for came at once
 JOINED = (reduce.allreduce_rabenseifner, allgather.ring)
 GRID = Cart.made([4, 2], [True, False], SIZE)
@@ -56,7 +62,9 @@ def mix(rank: int, size: int, blob: memoryview) -> Any:
         yield Recv(4, 5, dealt=True)
 
 
-CALLS = [(operation, row) for operation, rows in TABLE.items() for _, row in rows] + [("allgather", mix)]
+CALLS = [(operation, row) for operation, rows in TABLE.items() for _, row in rows] + [
+    ("allgather", mix)
+]
 
 
 class Ranks:
@@ -110,7 +118,12 @@ def exact(counts: Snapshot, channel: str) -> dict[str, int]:
         elif name == "sqs.ReceiveMessage":
             found.update({f"{name} messages": row["messages"], f"{name} nbytes": row["nbytes"]})
         else:
-            found.update({f"{name} {field}": row[field] for field in ("requests", "billed", "messages", "nbytes")})
+            found.update(
+                {
+                    f"{name} {field}": row[field]
+                    for field in ("requests", "billed", "messages", "nbytes")
+                }
+            )
     return found
 
 
@@ -118,13 +131,22 @@ def exact(counts: Snapshot, channel: str) -> dict[str, int]:
 def test_the_model_counts_what_the_emulator_counts(ranks: Ranks, nbytes: int) -> None:
     wrong = {}
     for context, (operation, algorithm) in enumerate(CALLS, 10):
-        if nbytes > 1000 and (ranks.spec.channel == "queue" or operation not in LARGE and algorithm is not mix):
+        if nbytes > 1000 and (
+            ranks.spec.channel == "queue" or operation not in LARGE and algorithm is not mix
+        ):
             continue
-        if nbytes < 1000 and ranks.spec.channel == "hybrid" and algorithm is not mix:  # small frames are the queue's
+        if (
+            nbytes < 1000 and ranks.spec.channel == "hybrid" and algorithm is not mix
+        ):  # small frames are the queue's
             continue
         channel = ranks.spec.channel
         measured = exact(ranks.count(operation, algorithm, nbytes, context), channel)
-        predicted = exact(forecast(operation, nbytes, SIZE, channel, EMULATOR, PRICES, algorithm, layout(operation)).requests, channel)
+        predicted = exact(
+            forecast(
+                operation, nbytes, SIZE, channel, EMULATOR, PRICES, algorithm, layout(operation)
+            ).requests,
+            channel,
+        )
         if algorithm in JOINED:
             for field in ("requests", "billed"):
                 name = f"sqs.SendMessageBatch {field}"
@@ -160,7 +182,9 @@ def test_point_to_point_is_what_the_model_takes_it_for(ranks: Ranks) -> None:
     channel = ranks.spec.channel
     predicted = forecast("allgather", LENGTH, SIZE, channel, EMULATOR, PRICES, program)
     counts = merge([runtime.meter.snapshot() for runtime in runtimes])
-    deleted = counts.pop("s3.DELETE", None)  # an object that one rank alone reads goes when it has; which is free
+    deleted = counts.pop(
+        "s3.DELETE", None
+    )  # an object that one rank alone reads goes when it has; which is free
     assert exact(counts, channel) == exact(predicted.requests, channel)
     assert (deleted is None) == (channel != "object") and not PRICES.of("s3.DELETE")
 

@@ -30,7 +30,9 @@ comm.recv(source=comm.rank, tag=3)
 comm.isend("nobody receives this", right, 99).wait()
 comm.barrier()
 """
-MESSAGES = 3 * (2 * 3)  # point-to-point: two to the right a turn and rank; the one to oneself has no arrow
+MESSAGES = 3 * (
+    2 * 3
+)  # point-to-point: two to the right a turn and rank; the one to oneself has no arrow
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -45,7 +47,11 @@ def test_trace(channel: str, tmp_path: Path) -> None:
     done = smpirun("-n", 3, "--channel", channel, "--trace", file, program)
     assert done.returncode == 0 and "3 ranks" in done.stderr, done.stderr
     events = load(file)
-    assert {e["args"]["name"] for e in events if e["name"] == "process_name"} == {"rank 0", "rank 1", "rank 2"}
+    assert {e["args"]["name"] for e in events if e["name"] == "process_name"} == {
+        "rank 0",
+        "rank 1",
+        "rank 2",
+    }
 
     arrows: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
@@ -61,12 +67,16 @@ def test_trace(channel: str, tmp_path: Path) -> None:
         if event["ph"] == "X":
             assert event["dur"] >= 0
             spans[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
-    for track in spans.values():  # on one track spans nest: none ends within another that began before
+    for (
+        track
+    ) in spans.values():  # on one track spans nest: none ends within another that began before
         for begin, end in track:
             assert not any(b < begin < e < end - 0.002 for b, e in track)
     for ends in arrows.values():
         for end in ends:
-            assert any(b - 0.002 <= end["ts"] <= e + 0.002 for b, e in spans[end["pid"], end["tid"]])
+            assert any(
+                b - 0.002 <= end["ts"] <= e + 0.002 for b, e in spans[end["pid"], end["tid"]]
+            )
 
     names = {event["name"] for event in events if event["ph"] == "X"}
     assert {"Allreduce", "alltoall", "Isend", "Recv", "sendrecv", "barrier", "channel.get"} <= names
@@ -91,7 +101,11 @@ def arrow(folder: Path) -> tuple[float, float]:
     """When the one message of a trace left and arrived, in us since its first event."""
     out = io.StringIO()
     trace.merge(folder, out)
-    ends = {event["ph"]: event["ts"] for event in json.loads(out.getvalue())["traceEvents"] if event["ph"] in "sf"}
+    ends = {
+        event["ph"]: event["ts"]
+        for event in json.loads(out.getvalue())["traceEvents"]
+        if event["ph"] in "sf"
+    }
     return ends["s"], ends["f"]
 
 
@@ -100,7 +114,10 @@ def arrow(folder: Path) -> tuple[float, float]:
     [
         (400_000, 2.0),  # no more than setting a clock takes: one clock
         (5_000_000, 5_002.0),  # another machine's time of day
-        (-5_000_000, 0.0),  # one that is behind: what seems to come before it left comes at that moment
+        (
+            -5_000_000,
+            0.0,
+        ),  # one that is behind: what seems to come before it left comes at that moment
     ],
 )
 def test_clocks_of_ranks(apart_ns: int, takes_us: float, tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ WIN_BASE, WIN_SIZE, WIN_DISP_UNIT, WIN_CREATE_FLAVOR, WIN_MODEL = 11, 12, 13, 14
 WIN_FLAVOR = WIN_CREATE_FLAVOR
 WIN_FLAVOR_CREATE, WIN_FLAVOR_ALLOCATE, WIN_FLAVOR_DYNAMIC, WIN_FLAVOR_SHARED = 1, 2, 3, 4
 WIN_SEPARATE, WIN_UNIFIED = 1, 2
-MODE_NOCHECK, MODE_NOSTORE, MODE_NOPUT, MODE_NOPRECEDE, MODE_NOSUCCEED = 1024, 2048, 4096, 8192, 16384
+MODE_NOCHECK, MODE_NOSTORE, MODE_NOPUT, MODE_NOPRECEDE, MODE_NOSUCCEED = (
+    1024,
+    2048,
+    4096,
+    8192,
+    16384,
+)
 LOCK_EXCLUSIVE, LOCK_SHARED = 234, 235
 MODE_CREATE, MODE_RDONLY, MODE_WRONLY, MODE_RDWR, MODE_DELETE_ON_CLOSE = 1, 2, 4, 8, 16
 MODE_UNIQUE_OPEN, MODE_EXCL, MODE_APPEND, MODE_SEQUENTIAL = 32, 64, 128, 256
@@ -69,15 +75,17 @@ def _fill(kind: type[Handle], what: str, methods: str, classmethods: str, proper
 
 
 _fill(
-    Win, _WINDOWS,
+    Win,
+    _WINDOWS,
     "Accumulate Attach Call_errhandler Compare_and_swap Complete Delete_attr Detach Fence Fetch_and_op Flush Flush_all Flush_local "
     "Flush_local_all Free Get Get_accumulate Get_attr Get_errhandler Get_group Get_info Get_name Lock Lock_all Post Put Raccumulate Rget "
     "Rget_accumulate Rput Set_attr Set_errhandler Set_info Set_name Shared_query Start Sync Test Unlock Unlock_all Wait tomemory",
     "Allocate Allocate_shared Create Create_dynamic Create_errhandler Create_keyval Free_keyval",
     "attrs flavor group group_rank group_size info model name",
-)  # fmt: skip
+)
 _fill(
-    File, _FILES,
+    File,
+    _FILES,
     "Call_errhandler Close Get_amode Get_atomicity Get_byte_offset Get_errhandler Get_group Get_info Get_position Get_position_shared "
     "Get_size Get_type_extent Get_view Iread Iread_all Iread_at Iread_at_all Iread_shared Iwrite Iwrite_all Iwrite_at Iwrite_at_all "
     "Iwrite_shared Preallocate Read Read_all Read_all_begin Read_all_end Read_at Read_at_all Read_at_all_begin Read_at_all_end "
@@ -86,7 +94,7 @@ _fill(
     "Write_ordered_begin Write_ordered_end Write_shared",
     "Create_errhandler Delete Open",
     "amode atomicity group group_rank group_size info size",
-)  # fmt: skip
+)
 
 WIN_NULL: Win = Win()._name_constant("WIN_NULL")
 FILE_NULL: File = File()._name_constant("FILE_NULL")
@@ -100,6 +108,17 @@ Register_datarep = _absent("Register_datarep", _FILES)
 
 
 __all__ = [
-    "Close_port", "File", "Lookup_name", "Open_port", "Publish_name", "Register_datarep", "Unpublish_name", "Win",
-    *(name for name, value in list(globals().items()) if name.isupper() and name[0] != "_" and not callable(value)),
-]  # fmt: skip
+    "Close_port",
+    "File",
+    "Lookup_name",
+    "Open_port",
+    "Publish_name",
+    "Register_datarep",
+    "Unpublish_name",
+    "Win",
+    *(
+        name
+        for name, value in list(globals().items())
+        if name.isupper() and name[0] != "_" and not callable(value)
+    ),
+]

@@ -19,7 +19,9 @@ DISTRIBUTE_NONE = 123
 DISTRIBUTE_DFLT_DARG = -49767
 
 
-def part_of_array(of: Layout, sizes: Sequence[int], owned: Sequence[Any], order: int) -> tuple[Layout, int]:
+def part_of_array(
+    of: Layout, sizes: Sequence[int], owned: Sequence[Any], order: int
+) -> tuple[Layout, int]:
     """(those elements of an array whose index along dimension d is in owned[d], ascending; their number); the array's bounds."""
     if order not in (ORDER_C, ORDER_FORTRAN):
         raise MPIException(ERR_ARG, f"order {order} is neither ORDER_C nor ORDER_FORTRAN")
@@ -44,22 +46,35 @@ def part_of_array(of: Layout, sizes: Sequence[int], owned: Sequence[Any], order:
             at = (at[:, None] + np.asarray(indices, np.int64)[None, :] * stride).reshape(-1)
         return [(at * extent, np.ones(len(at), np.int64), of)]
 
-    made = Layout.of_blocks([(end * extent, min(total, 1), of) for end in ends], total * of.size, blocks)
+    made = Layout.of_blocks(
+        [(end * extent, min(total, 1), of) for end in ends], total * of.size, blocks
+    )
     made.lb, made.ub = 0, prod(sizes) * extent
     return made, total
 
 
 def indices_of_rank(
-    size: int, rank: int, sizes: Sequence[int], distributions: Sequence[int], arguments: Sequence[int], grid: Sequence[int]
+    size: int,
+    rank: int,
+    sizes: Sequence[int],
+    distributions: Sequence[int],
+    arguments: Sequence[int],
+    grid: Sequence[int],
 ) -> list[Any]:
     """The indices along each dimension that rank `rank` has of an array of shape `sizes`, of a row-major grid of processes."""
     if prod(grid) != size or min(grid, default=1) < 1 or min(sizes, default=1) < 1:
-        raise MPIException(ERR_ARG, f"a grid of {list(grid)} processes for {size} ranks and an array of {list(sizes)}")
+        raise MPIException(
+            ERR_ARG,
+            f"a grid of {list(grid)} processes for {size} ranks and an array of {list(sizes)}",
+        )
     coords: list[int] = []
     for processes in reversed(grid):
         rank, mine = divmod(rank, processes)
         coords.insert(0, mine)
-    return [_owned(*dimension) for dimension in zip(sizes, distributions, arguments, grid, coords, strict=True)]
+    return [
+        _owned(*dimension)
+        for dimension in zip(sizes, distributions, arguments, grid, coords, strict=True)
+    ]
 
 
 def _owned(size: int, distribution: int, argument: int, processes: int, mine: int) -> Any:
@@ -67,7 +82,9 @@ def _owned(size: int, distribution: int, argument: int, processes: int, mine: in
     default = argument == DISTRIBUTE_DFLT_DARG
     if distribution == DISTRIBUTE_NONE:
         if processes != 1:
-            raise MPIException(ERR_ARG, f"a dimension that is not distributed has 1 process, not {processes}")
+            raise MPIException(
+                ERR_ARG, f"a dimension that is not distributed has 1 process, not {processes}"
+            )
         return range(size)
     if distribution == DISTRIBUTE_BLOCK:
         block = -(-size // processes) if default else argument

@@ -24,7 +24,9 @@ class Attached:
 
     def __init__(self) -> None:
         self.object: Any = None  # what was attached
-        self._room: int | None = None  # its bytes; None: as many as needed, if something is attached
+        self._room: int | None = (
+            None  # its bytes; None: as many as needed, if something is attached
+        )
         self._under_way: list[tuple[Runtime, Operation, int]] = []
 
     def attach(self, buf: Any) -> None:
@@ -36,7 +38,10 @@ class Attached:
         else:
             view, _ = as_bytes(buf, False)
             if view.nbytes < BSEND_OVERHEAD:
-                raise MPIException(ERR_BUFFER, f"a buffer of {view.nbytes} bytes holds no message, which takes {BSEND_OVERHEAD} besides its own")
+                raise MPIException(
+                    ERR_BUFFER,
+                    f"a buffer of {view.nbytes} bytes holds no message, which takes {BSEND_OVERHEAD} besides its own",
+                )
             self.object, self._room = Buffer.frombuffer(buf), view.nbytes
 
     def detach(self) -> Any:
@@ -70,14 +75,18 @@ class Attached:
             ERR_BUFFER: nothing is attached, or what is attached is too full.
         """
         if self.object is None:
-            raise MPIException(ERR_BUFFER, f"a buffered send of {nbytes} bytes without a buffer; call MPI.Attach_buffer first")
+            raise MPIException(
+                ERR_BUFFER,
+                f"a buffered send of {nbytes} bytes without a buffer; call MPI.Attach_buffer first",
+            )
         if self._room is None:
             return
         self._under_way = [entry for entry in self._under_way if not entry[1].done]
         taken = sum(taken for _, _, taken in self._under_way)
         if taken + nbytes + BSEND_OVERHEAD > self._room:
             raise MPIException(
-                ERR_BUFFER, f"a buffered send of {nbytes} + {BSEND_OVERHEAD} bytes; {self._room - taken} of {self._room} bytes are free"
+                ERR_BUFFER,
+                f"a buffered send of {nbytes} + {BSEND_OVERHEAD} bytes; {self._room - taken} of {self._room} bytes are free",
             )
 
     def took(self, runtime: Runtime, operation: Operation, nbytes: int) -> None:

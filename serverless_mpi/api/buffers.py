@@ -98,7 +98,9 @@ class _Memory:
         extent = self.extent("infer count")
         count, rest = divmod(length, extent)
         if rest:
-            raise ValueError(f"message: cannot infer count, buffer length {length} is not a multiple of datatype extent {extent}")
+            raise ValueError(
+                f"message: cannot infer count, buffer length {length} is not a multiple of datatype extent {extent}"
+            )
         return count
 
     def check(self, count: int, readonly: bool) -> Layout:
@@ -107,11 +109,15 @@ class _Memory:
         layout = self.layout
         assert layout is not None
         if not readonly and not layout.dense and layout.overlaps(count):
-            raise MPIException(ERR_TYPE, "a datatype that has a byte of memory twice cannot be received into")
+            raise MPIException(
+                ERR_TYPE, "a datatype that has a byte of memory twice cannot be received into"
+            )
         return layout
 
     def address(self, offset: int) -> int:
-        base = 0 if self.bottom else np.frombuffer(self.view, np.uint8).__array_interface__["data"][0]
+        base = (
+            0 if self.bottom else np.frombuffer(self.view, np.uint8).__array_interface__["data"][0]
+        )
         return int(base) + offset
 
     def window(self, layout: Layout, offset: int, count: int) -> tuple[memoryview, int]:
@@ -160,7 +166,9 @@ class Message:
                 self._offset = displacement * extent
                 length -= self._offset
                 if length < 0 and not memory.bottom:
-                    raise ValueError(f"message: displacement {displacement} out of bounds, there are {memory.view.nbytes // extent} entries")
+                    raise ValueError(
+                        f"message: displacement {displacement} out of bounds, there are {memory.view.nbytes // extent} entries"
+                    )
         if count is not None:
             self.count = _integer(count)
             if self.count < 0:
@@ -170,7 +178,9 @@ class Message:
         elif length > 0:
             self.count, rest = divmod(memory.number(length), max(blocks, 1))
             if rest:
-                raise ValueError(f"message: cannot infer count, the number of entries is not a multiple of the {blocks} blocks")
+                raise ValueError(
+                    f"message: cannot infer count, the number of entries is not a multiple of the {blocks} blocks"
+                )
         else:
             self.count = 0
         layout = self._layout = memory.check(self.count, readonly)
@@ -211,7 +221,11 @@ class VMessage:
         memory = self._memory = _Memory(obj, datatype, readonly)
         self.datatype = memory.datatype
         if counts is None:
-            share, more = divmod(memory.number(memory.view.nbytes), size) if memory.view.nbytes and size else (0, 0)
+            share, more = (
+                divmod(memory.number(memory.view.nbytes), size)
+                if memory.view.nbytes and size
+                else (0, 0)
+            )
             self.counts = [share + (rank < more) for rank in range(size)]
         elif _is_integer(counts):
             self.counts = [_integer(counts)] * size
@@ -233,15 +247,23 @@ class VMessage:
 
     def address(self, rank: int) -> int | None:
         """Where a rank's block lies in memory; None for one without elements."""
-        return self._memory.address(self.displs[rank] * self._layout.extent) if self.nbytes(rank) else None
+        return (
+            self._memory.address(self.displs[rank] * self._layout.extent)
+            if self.nbytes(rank)
+            else None
+        )
 
     def pack(self, rank: int) -> memoryview:
         """The bytes of a rank's block."""
-        return self._memory.pack(self._layout, self.displs[rank] * self._layout.extent, self.counts[rank])
+        return self._memory.pack(
+            self._layout, self.displs[rank] * self._layout.extent, self.counts[rank]
+        )
 
     def unpack(self, data: memoryview, rank: int) -> None:
         """Put the bytes received from a rank to their places; ERR_TRUNCATE if they are too many."""
-        self._memory.unpack(data, self._layout, self.displs[rank] * self._layout.extent, self.counts[rank])
+        self._memory.unpack(
+            data, self._layout, self.displs[rank] * self._layout.extent, self.counts[rank]
+        )
 
 
 class WMessage:
@@ -295,7 +317,8 @@ def check_length(data: memoryview, nbytes: int, who: str) -> None:
     """Raise ERR_TRUNCATE unless a collective's blob has exactly the length that this rank's arguments say."""
     if data.nbytes != nbytes:
         raise MPIException(
-            ERR_TRUNCATE, f"{who} gave {data.nbytes} bytes where this rank's arguments say {nbytes}; counts must agree on all ranks"
+            ERR_TRUNCATE,
+            f"{who} gave {data.nbytes} bytes where this rank's arguments say {nbytes}; counts must agree on all ranks",
         )
 
 

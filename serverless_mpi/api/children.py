@@ -57,16 +57,30 @@ class Children(Attributed):
         size = len(state.everyone)
         algorithm = select("allgather", Facts(size, None, state.runtime.figures))
         steps = algorithm(state.everyone.index(state.runtime.rank), size, encode(value))
-        operation = state.runtime.icollective(state.context, next(state.calls), steps, state.everyone)
+        operation = state.runtime.icollective(
+            state.context, next(state.calls), steps, state.everyone
+        )
         state.runtime.wait((operation,))
         if operation.error is not None:
             raise operation.error
         return [decode(whole(blob)) for blob in operation.result]
 
-    def _child(self, ranks: Sequence[int], *facts: object, remote: Sequence[int] | None = None, topology: Any = None) -> Any:
+    def _child(
+        self,
+        ranks: Sequence[int],
+        *facts: object,
+        remote: Sequence[int] | None = None,
+        topology: Any = None,
+    ) -> Any:
         """What a communicator of world ranks shares, in a context derived from facts that all its members share."""
         state = self._state
-        made = State(state.runtime, derive_context(state.context, *facts), ranks, remote=remote, topology=topology)
+        made = State(
+            state.runtime,
+            derive_context(state.context, *facts),
+            ranks,
+            remote=remote,
+            topology=topology,
+        )
         made.session = state.session
         return made
 
@@ -115,7 +129,10 @@ class Children(Attributed):
         given = dict(zip(state.everyone, self._agree((color, key)), strict=True))
 
         def chosen(ranks: Sequence[int]) -> list[int]:
-            return sorted((world for world in ranks if given[world][0] == color), key=lambda world: given[world][1])
+            return sorted(
+                (world for world in ranks if given[world][0] == color),
+                key=lambda world: given[world][1],
+            )
 
         if color is None:
             return None
@@ -136,7 +153,9 @@ class Children(Attributed):
         """A communicator for each colour, ordered by key, then rank; a null one for colour UNDEFINED."""
         self._live()
         if color < 0 and color != UNDEFINED:
-            raise MPIException(ERR_ARG, f"colour {color} is negative; use MPI.UNDEFINED to take no part")
+            raise MPIException(
+                ERR_ARG, f"colour {color} is negative; use MPI.UNDEFINED to take no part"
+            )
         return self._like(self._split(None if color == UNDEFINED else int(color), key))
 
     def Split_type(self, split_type: int, key: int = 0, info: Info = INFO_NULL) -> Comm:
@@ -152,7 +171,9 @@ class Children(Attributed):
         elif split_type in (COMM_TYPE_HW_GUIDED, COMM_TYPE_RESOURCE_GUIDED):
             color = Get_processor_name() if guide == "mpi_shared_memory" else None
         elif split_type != UNDEFINED:
-            raise MPIException(ERR_ARG, f"split type {split_type} is not known; use MPI.COMM_TYPE_SHARED")
+            raise MPIException(
+                ERR_ARG, f"split type {split_type} is not known; use MPI.COMM_TYPE_SHARED"
+            )
         made = self._split(color, key)
         if split_type == COMM_TYPE_HW_UNGUIDED and made is not None:
             if made.everyone and len(made.ranks) == len(self._state.ranks):
@@ -168,7 +189,9 @@ class Children(Attributed):
         state = self._state
         number = next(state.children)
         if state.remote is None:
-            return self._like(self._child(ranks, "create", number, ranks) if state.runtime.rank in ranks else None)
+            return self._like(
+                self._child(ranks, "create", number, ranks) if state.runtime.rank in ranks else None
+            )
         given = dict(zip(state.everyone, self._agree(ranks), strict=True))
         remote = given[state.remote[0]]
         made = state.runtime.rank in ranks and remote
@@ -177,8 +200,15 @@ class Children(Attributed):
     def _check_group(self, group: Group) -> tuple[int, ...]:
         ranks = group._live()
         if not set(ranks) <= set(self._state.ranks):
-            raise MPIException(ERR_GROUP, "the group has processes that are not in the communicator")
+            raise MPIException(
+                ERR_GROUP, "the group has processes that are not in the communicator"
+            )
         return ranks
 
 
-__all__ = ["COMM_TYPE_HW_GUIDED", "COMM_TYPE_HW_UNGUIDED", "COMM_TYPE_RESOURCE_GUIDED", "COMM_TYPE_SHARED"]
+__all__ = [
+    "COMM_TYPE_HW_GUIDED",
+    "COMM_TYPE_HW_UNGUIDED",
+    "COMM_TYPE_RESOURCE_GUIDED",
+    "COMM_TYPE_SHARED",
+]

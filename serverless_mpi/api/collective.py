@@ -34,9 +34,19 @@ class Collective(Plans):
         algorithm = select(operation, Facts(size, plan.nbytes, self._runtime.figures))
         arguments = plan.arguments()
         chosen = self._runtime.chosen
-        if chosen is not None:  # for --explain: what else ranks know of the call, and the lengths of what they give
-            known = None if self._kind else plan.nbytes  # between two groups some ranks have no part, and do not know it
-            call = (operation, size, known, name_of(algorithm), self._layout(plan.operation, arguments))
+        if (
+            chosen is not None
+        ):  # for --explain: what else ranks know of the call, and the lengths of what they give
+            known = (
+                None if self._kind else plan.nbytes
+            )  # between two groups some ranks have no part, and do not know it
+            call = (
+                operation,
+                size,
+                known,
+                name_of(algorithm),
+                self._layout(plan.operation, arguments),
+            )
             lengths = given(operation, arguments)
             calls, blobs, nbytes = chosen.get(call, (0, 0, 0))
             chosen[call] = (calls + 1, blobs + len(lengths), nbytes + sum(lengths))
@@ -86,30 +96,40 @@ class Collective(Plans):
         """The list of all ranks' objects on the root, None elsewhere."""
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None)
-        objects: list[Any] | None = self._start(Plan("gather", None, lambda: arguments, decode_list))._await()
+        objects: list[Any] | None = self._start(
+            Plan("gather", None, lambda: arguments, decode_list)
+        )._await()
         return objects
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
         """The root's sendobj[rank]."""
         mine, peer = self._role(root)
         arguments = (self._number(root), encode_each(sendobj, len(self._peers)) if mine else None)
-        return self._start(Plan("scatter", None, lambda: arguments, _decode_some if peer else nothing))._await()
+        return self._start(
+            Plan("scatter", None, lambda: arguments, _decode_some if peer else nothing)
+        )._await()
 
     def allgather(self, sendobj: Any) -> list[Any]:
         """The list of all ranks' objects."""
         self._live()
         arguments = (encode(sendobj),)
-        objects: list[Any] = self._start(Plan("allgather", None, lambda: arguments, decode_list))._await()
+        objects: list[Any] = self._start(
+            Plan("allgather", None, lambda: arguments, decode_list)
+        )._await()
         return objects
 
     def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
         """What each rank had for this one: sendobj[r] goes to rank r."""
         self._live()
         arguments = (encode_each(sendobj, len(self._peers)),)
-        objects: list[Any] = self._start(Plan("alltoall", None, lambda: arguments, decode_list))._await()
+        objects: list[Any] = self._start(
+            Plan("alltoall", None, lambda: arguments, decode_list)
+        )._await()
         return objects
 
-    def reduce(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM, root: int = 0) -> Any | None:
+    def reduce(
+        self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM, root: int = 0
+    ) -> Any | None:
         """All ranks' objects combined in rank order, on the root; None elsewhere."""
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None, of_objects(op))
@@ -186,7 +206,9 @@ class Collective(Plans):
         """Combine all ranks' buffers; rank r gets the r-th of equal blocks."""
         self._start(self._reduce_scatter_block(sendbuf, recvbuf, op))._await()
 
-    def Reduce_scatter(self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM) -> None:
+    def Reduce_scatter(
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM
+    ) -> None:
         """Combine all ranks' buffers; rank r gets recvcounts[r] elements of the result."""
         self._start(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))._await()
 
@@ -285,7 +307,9 @@ def encode_each(objects: Iterable[Any] | None, count: int) -> list[list[memoryvi
 
 def decode_list(blobs: Any) -> list[Any] | None:
     """The objects of blobs, None for those that are not there."""
-    return None if blobs is None else [None if blob is None else decode(whole(blob)) for blob in blobs]
+    return (
+        None if blobs is None else [None if blob is None else decode(whole(blob)) for blob in blobs]
+    )
 
 
 def _decode_some(blob: Any) -> Any:

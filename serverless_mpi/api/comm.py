@@ -41,7 +41,9 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
     """A communicator.  `rank` and `size` are this process's place in it and its number of processes."""
 
     __module__ = "serverless_mpi.MPI"
-    _maker: Callable[[], State] | None = None  # COMM_WORLD and COMM_SELF start the runtime at first use
+    _maker: Callable[[], State] | None = (
+        None  # COMM_WORLD and COMM_SELF start the runtime at first use
+    )
     _made: State | None
     _what: ClassVar[str] = "a communicator"
 
@@ -77,7 +79,9 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
         if state is None:
             return cls._of(None)
         shapes = {Cart: topology.Cartcomm, Graph: topology.Graphcomm, Dist: topology.Distgraphcomm}
-        kind = Intercomm if state.remote is not None else shapes.get(type(state.topology), Intracomm)
+        kind = (
+            Intercomm if state.remote is not None else shapes.get(type(state.topology), Intracomm)
+        )
         return kind._of(state)
 
     @property
@@ -195,7 +199,9 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
     is_inter = property(Is_inter, doc="Whether it joins two groups.")
     is_intra = property(Is_intra, doc="Whether it has one group.")
     topology = property(Get_topology, doc="CART, GRAPH, DIST_GRAPH, or UNDEFINED.")
-    is_topo = property(lambda self: self.Get_topology() != UNDEFINED, doc="Whether it has a topology.")
+    is_topo = property(
+        lambda self: self.Get_topology() != UNDEFINED, doc="Whether it has a topology."
+    )
 
     def Compare(self, comm: Comm) -> int:
         """IDENT (the same), CONGRUENT (same ranks), SIMILAR (other order) or UNEQUAL."""
@@ -206,7 +212,10 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
             return IDENT
         if (a.remote is None) != (b.remote is None):
             return UNEQUAL
-        found = [Group.Compare(Group._of(x, -1), Group._of(y, -1)) for x, y in ((a.ranks, b.ranks), (a.peers, b.peers))]
+        found = [
+            Group.Compare(Group._of(x, -1), Group._of(y, -1))
+            for x, y in ((a.ranks, b.ranks), (a.peers, b.peers))
+        ]
         return UNEQUAL if UNEQUAL in found else SIMILAR if SIMILAR in found else CONGRUENT
 
     # --- life ----------------------------------------------------------------
@@ -230,7 +239,14 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
     def _attached(self) -> Attached:
         """The buffer for its buffered sends: its own, its session's, or the process's."""
         state = self._state
-        return next((one for one in (state.attached, state.session) if one is not None and one.object is not None), OF_PROCESS)
+        return next(
+            (
+                one
+                for one in (state.attached, state.session)
+                if one is not None and one.object is not None
+            ),
+            OF_PROCESS,
+        )
 
     def Attach_buffer(self, buf: Any) -> None:
         """Give memory for its buffered sends; BUFFER_AUTOMATIC or None for as much as they need."""

@@ -21,9 +21,14 @@ class State:
     """
 
     def __init__(
-        self, runtime: Runtime, context: int, ranks: Sequence[int], name: str = "",
-        remote: Sequence[int] | None = None, topology: Cart | Graph | Dist | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        runtime: Runtime,
+        context: int,
+        ranks: Sequence[int],
+        name: str = "",
+        remote: Sequence[int] | None = None,
+        topology: Cart | Graph | Dist | None = None,
+    ) -> None:
         self.runtime = runtime
         self.context = context
         self.ranks = tuple(ranks)
@@ -31,14 +36,20 @@ class State:
         self.remote = None if remote is None else tuple(remote)
         self.topology = topology
         self.peers = self.ranks if self.remote is None else self.remote
-        self.everyone = self.ranks if self.remote is None else (*min(self.ranks, self.remote), *max(self.ranks, self.remote))
+        self.everyone = (
+            self.ranks
+            if self.remote is None
+            else (*min(self.ranks, self.remote), *max(self.ranks, self.remote))
+        )
         self.places = {world: rank for rank, world in enumerate(self.peers)}
         self.name = name
         self.freed = False
         self.calls = itertools.count()  # numbers the collectives
         self.children = itertools.count()  # numbers the communicators made from it
         self.requests = itertools.count()  # numbers the persistent collectives
-        self.counters: Counter[Any] = Counter()  # how often a thing has been made that only some ranks make
+        self.counters: Counter[Any] = (
+            Counter()
+        )  # how often a thing has been made that only some ranks make
         self.lock = threading.Lock()
         self.internal: State | None = None  # see internal()
         self.internal_tags = itertools.count()
@@ -49,7 +60,9 @@ class State:
         self.session: Attached | None = None  # the buffer of the session that it comes from
         self.constant: Any = None  # the handle that is MPI.COMM_WORLD or MPI.COMM_SELF
         self.errhandler: Any = None
-        self.local: State | None = None  # this process's group alone, where one of two groups has been asked for it
+        self.local: State | None = (
+            None  # this process's group alone, where one of two groups has been asked for it
+        )
         runtime.communicators[context] = self
 
     def count(self, key: Any) -> int:

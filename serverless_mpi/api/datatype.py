@@ -17,13 +17,29 @@ from serverless_mpi.api.attributes import Attributed
 from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.api.layout import Block, Layout
 from serverless_mpi.api.typestate import (
-    COMBINER_CONTIGUOUS, COMBINER_DARRAY, COMBINER_DUP, COMBINER_F90_COMPLEX, COMBINER_F90_INTEGER, COMBINER_F90_REAL,
-    COMBINER_HINDEXED, COMBINER_HINDEXED_BLOCK, COMBINER_HVECTOR, COMBINER_INDEXED, COMBINER_INDEXED_BLOCK, COMBINER_NAMED,
-    COMBINER_RESIZED, COMBINER_STRUCT, COMBINER_SUBARRAY, COMBINER_VECTOR, TypeState,
-)  # fmt: skip
+    COMBINER_CONTIGUOUS,
+    COMBINER_DARRAY,
+    COMBINER_DUP,
+    COMBINER_F90_COMPLEX,
+    COMBINER_F90_INTEGER,
+    COMBINER_F90_REAL,
+    COMBINER_HINDEXED,
+    COMBINER_HINDEXED_BLOCK,
+    COMBINER_HVECTOR,
+    COMBINER_INDEXED,
+    COMBINER_INDEXED_BLOCK,
+    COMBINER_NAMED,
+    COMBINER_RESIZED,
+    COMBINER_STRUCT,
+    COMBINER_SUBARRAY,
+    COMBINER_VECTOR,
+    TypeState,
+)
 from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_RANK, ERR_TYPE, MPIException
 
-_COMBINERS = {getattr(typestate, name): name.removeprefix("COMBINER_") for name in typestate.__all__}
+_COMBINERS = {
+    getattr(typestate, name): name.removeprefix("COMBINER_") for name in typestate.__all__
+}
 _MOST_NAME = 127
 
 
@@ -102,20 +118,35 @@ class Datatype(Handle, Attributed):
         return COMBINER_NAMED if self._ob is None else self._live.combiner
 
     size = property(Get_size, doc="Bytes of data in one element.")
-    extent = property(lambda self: self._live.layout.extent, doc="Bytes from one element to the next.")
+    extent = property(
+        lambda self: self._live.layout.extent, doc="Bytes from one element to the next."
+    )
     lb = property(lambda self: self._live.layout.lb, doc="Lower bound in bytes.")
     ub = property(lambda self: self._live.layout.ub, doc="Upper bound in bytes.")
     true_extent = property(lambda self: self.Get_true_extent()[1], doc="Bytes that the data span.")
-    true_lb = property(lambda self: self._live.layout.true_lb, doc="Where the data begin, in bytes.")
+    true_lb = property(
+        lambda self: self._live.layout.true_lb, doc="Where the data begin, in bytes."
+    )
     true_ub = property(lambda self: self._live.layout.true_ub, doc="Where the data end, in bytes.")
     name = property(Get_name, Set_name, doc="The type's name.")
     envelope = property(Get_envelope, doc="See Get_envelope.")
     contents = property(Get_contents, doc="See Get_contents.")
     combiner = property(_combiner, doc="The constructor that made it.")
-    is_named = property(lambda self: self._combiner() == COMBINER_NAMED, doc="Whether MPI gives it a name.")
-    is_predefined = property(lambda self: self._ob is None or self._ob.predefined, doc="Whether it was not made by a program.")
-    typechar = property(lambda self: self._live.typechar or "V", doc="Its character in the struct module; V for several numbers.")
-    typestr = property(lambda self: self._live.typestr or f"V{self._live.layout.extent}", doc="Its array-interface string.")
+    is_named = property(
+        lambda self: self._combiner() == COMBINER_NAMED, doc="Whether MPI gives it a name."
+    )
+    is_predefined = property(
+        lambda self: self._ob is None or self._ob.predefined,
+        doc="Whether it was not made by a program.",
+    )
+    typechar = property(
+        lambda self: self._live.typechar or "V",
+        doc="Its character in the struct module; V for several numbers.",
+    )
+    typestr = property(
+        lambda self: self._live.typestr or f"V{self._live.layout.extent}",
+        doc="Its array-interface string.",
+    )
 
     def tocode(self) -> str:
         """The character code or type string.
@@ -127,7 +158,9 @@ class Datatype(Handle, Attributed):
         """
         code = None if self._ob is None else self._live.code
         if code is None:
-            raise ValueError(f"the datatype {self.Get_name() or 'made by the program'} has no character code")
+            raise ValueError(
+                f"the datatype {self.Get_name() or 'made by the program'} has no character code"
+            )
         return code
 
     @classmethod
@@ -182,7 +215,13 @@ class Datatype(Handle, Attributed):
     # --- constructors --------------------------------------------------------
 
     def _derive(
-        self, combiner: int, layout: Layout, count: int, params: dict[str, Any], counts: Sequence[Any] = (), integers: Sequence[int] = ()
+        self,
+        combiner: int,
+        layout: Layout,
+        count: int,
+        params: dict[str, Any],
+        counts: Sequence[Any] = (),
+        integers: Sequence[int] = (),
     ) -> Datatype:
         """A type of `count` elements of this one."""
         of = self._live
@@ -193,11 +232,18 @@ class Datatype(Handle, Attributed):
         return type(self)._of_state(state)  # type: ignore[no-any-return]
 
     def _blocks(
-        self, combiner: int, displacements: Sequence[int], blocklengths: Sequence[int], params: dict[str, Any], counts: Sequence[Any]
+        self,
+        combiner: int,
+        displacements: Sequence[int],
+        blocklengths: Sequence[int],
+        params: dict[str, Any],
+        counts: Sequence[Any],
     ) -> Datatype:
         """A type of blocks of this one's elements at byte displacements."""
         if len(blocklengths) != len(displacements):
-            raise ValueError(f"{len(blocklengths)} block lengths for {len(displacements)} displacements")
+            raise ValueError(
+                f"{len(blocklengths)} block lengths for {len(displacements)} displacements"
+            )
         if any(length < 0 for length in blocklengths):
             raise MPIException(ERR_COUNT, f"a block of {min(blocklengths)} elements")
         layout, total = self._live.layout, sum(blocklengths)
@@ -206,7 +252,9 @@ class Datatype(Handle, Attributed):
         def blocks() -> list[Block]:
             return [(displacements, blocklengths, layout)]
 
-        return self._derive(combiner, Layout.of_blocks(extremes, total * layout.size, blocks), total, params, counts)
+        return self._derive(
+            combiner, Layout.of_blocks(extremes, total * layout.size, blocks), total, params, counts
+        )
 
     def Dup(self) -> Datatype:
         """A copy of the type, committed if this is, with its attributes."""
@@ -227,100 +275,177 @@ class Datatype(Handle, Attributed):
 
     def Create_vector(self, count: int, blocklength: int, stride: int) -> Datatype:
         """`count` blocks of `blocklength` elements, `stride` elements from start to start."""
-        return self._strided(COMBINER_VECTOR, count, blocklength, stride, stride * self._live.layout.extent)
+        return self._strided(
+            COMBINER_VECTOR, count, blocklength, stride, stride * self._live.layout.extent
+        )
 
     def Create_hvector(self, count: int, blocklength: int, stride: int) -> Datatype:
         """The same with `stride` in bytes."""
         return self._strided(COMBINER_HVECTOR, count, blocklength, stride, stride)
 
-    def _strided(self, combiner: int, count: int, blocklength: int, stride: int, step: int) -> Datatype:
+    def _strided(
+        self, combiner: int, count: int, blocklength: int, stride: int, step: int
+    ) -> Datatype:
         _positive(count)
         _positive(blocklength)
         layout = self._live.layout
         ends = (0, (count - 1) * step) if count else ()
         total = count * blocklength
         made = Layout.of_blocks(
-            [(at, blocklength, layout) for at in ends], total * layout.size,
+            [(at, blocklength, layout) for at in ends],
+            total * layout.size,
             lambda: [(np.arange(count) * step, np.full(count, blocklength), layout)],
-        )  # fmt: skip
+        )
         params = {"count": count, "blocklength": blocklength, "stride": stride}
         return self._derive(combiner, made, total, params, [count, blocklength, stride])
 
     def Create_indexed(self, blocklengths: Sequence[int], displacements: Sequence[int]) -> Datatype:
         """Blocks of any length at any displacement, in elements."""
         extent = self._live.layout.extent
-        return self._indexed(COMBINER_INDEXED, blocklengths, displacements, [d * extent for d in displacements])
+        return self._indexed(
+            COMBINER_INDEXED, blocklengths, displacements, [d * extent for d in displacements]
+        )
 
-    def Create_hindexed(self, blocklengths: Sequence[int], displacements: Sequence[int]) -> Datatype:
+    def Create_hindexed(
+        self, blocklengths: Sequence[int], displacements: Sequence[int]
+    ) -> Datatype:
         """The same with displacements in bytes."""
         return self._indexed(COMBINER_HINDEXED, blocklengths, displacements, list(displacements))
 
-    def _indexed(self, combiner: int, blocklengths: Sequence[int], displacements: Sequence[int], at: list[int]) -> Datatype:
+    def _indexed(
+        self,
+        combiner: int,
+        blocklengths: Sequence[int],
+        displacements: Sequence[int],
+        at: list[int],
+    ) -> Datatype:
         params = {"blocklengths": list(blocklengths), "displacements": list(displacements)}
-        return self._blocks(combiner, at, list(blocklengths), params, [len(at), *blocklengths, *displacements])
+        return self._blocks(
+            combiner, at, list(blocklengths), params, [len(at), *blocklengths, *displacements]
+        )
 
     def Create_indexed_block(self, blocklength: int, displacements: Sequence[int]) -> Datatype:
         """Blocks of one length at any displacement, in elements."""
         extent = self._live.layout.extent
-        return self._indexed_block(COMBINER_INDEXED_BLOCK, blocklength, displacements, [d * extent for d in displacements])
+        return self._indexed_block(
+            COMBINER_INDEXED_BLOCK, blocklength, displacements, [d * extent for d in displacements]
+        )
 
     def Create_hindexed_block(self, blocklength: int, displacements: Sequence[int]) -> Datatype:
         """The same with displacements in bytes."""
-        return self._indexed_block(COMBINER_HINDEXED_BLOCK, blocklength, displacements, list(displacements))
+        return self._indexed_block(
+            COMBINER_HINDEXED_BLOCK, blocklength, displacements, list(displacements)
+        )
 
-    def _indexed_block(self, combiner: int, blocklength: int, displacements: Sequence[int], at: list[int]) -> Datatype:
+    def _indexed_block(
+        self, combiner: int, blocklength: int, displacements: Sequence[int], at: list[int]
+    ) -> Datatype:
         params = {"blocklength": blocklength, "displacements": list(displacements)}
-        return self._blocks(combiner, at, [blocklength] * len(at), params, [len(at), blocklength, *displacements])
+        return self._blocks(
+            combiner, at, [blocklength] * len(at), params, [len(at), blocklength, *displacements]
+        )
 
     @classmethod
-    def Create_struct(cls, blocklengths: Sequence[int], displacements: Sequence[int], datatypes: Sequence[Datatype]) -> Datatype:
+    def Create_struct(
+        cls,
+        blocklengths: Sequence[int],
+        displacements: Sequence[int],
+        datatypes: Sequence[Datatype],
+    ) -> Datatype:
         """Blocks of any type at byte displacements; blocks of several types are padded to their alignment, as a C struct is."""
         if not len(blocklengths) == len(displacements) == len(datatypes):
-            raise ValueError(f"{len(blocklengths)} block lengths, {len(displacements)} displacements, {len(datatypes)} datatypes")
+            raise ValueError(
+                f"{len(blocklengths)} block lengths, {len(displacements)} displacements, {len(datatypes)} datatypes"
+            )
         if any(length < 0 for length in blocklengths):
             raise MPIException(ERR_COUNT, f"a block of {min(blocklengths)} elements")
         of = [datatype._live for datatype in datatypes]
-        every = [(d, c, one.layout) for d, c, one in zip(displacements, blocklengths, of, strict=True)]
+        every = [
+            (d, c, one.layout) for d, c, one in zip(displacements, blocklengths, of, strict=True)
+        ]
         size = sum(c * layout.size for _, c, layout in every)
-        made = Layout.of_blocks(every, size, lambda: [((d,), (c,), layout) for d, c, layout in every])
+        made = Layout.of_blocks(
+            every, size, lambda: [((d,), (c,), layout) for d, c, layout in every]
+        )
         used = {id(one) for one, c in zip(of, blocklengths, strict=True) if c}
         rest = made.extent % made.align
         if len(used) > 1 and rest:
             made.ub += made.align - rest
         bases = {one.base for one in of}
-        state = TypeState(made, bases.pop() if len(bases) == 1 else None, COMBINER_STRUCT, list(zip(of, blocklengths, strict=True)))
+        state = TypeState(
+            made,
+            bases.pop() if len(bases) == 1 else None,
+            COMBINER_STRUCT,
+            list(zip(of, blocklengths, strict=True)),
+        )
         state.types = of
         state.counts = [len(of), *blocklengths, *displacements]
         state.params = {"blocklengths": list(blocklengths), "displacements": list(displacements)}
         return cls._of_state(state)  # type: ignore[no-any-return]
 
-    def Create_subarray(self, sizes: Sequence[int], subsizes: Sequence[int], starts: Sequence[int], order: int = ORDER_C) -> Datatype:
+    def Create_subarray(
+        self,
+        sizes: Sequence[int],
+        subsizes: Sequence[int],
+        starts: Sequence[int],
+        order: int = ORDER_C,
+    ) -> Datatype:
         """The box of shape `subsizes` at `starts` in an array of shape `sizes`, whose extent it has."""
         if not len(sizes) == len(subsizes) == len(starts):
             raise ValueError(f"{len(sizes)} sizes, {len(subsizes)} subsizes, {len(starts)} starts")
         if any(value < 0 for value in (*subsizes, *starts)):
-            raise MPIException(ERR_COUNT, f"box {list(subsizes)} at {list(starts)}: a length or a start is negative")
+            raise MPIException(
+                ERR_COUNT,
+                f"box {list(subsizes)} at {list(starts)}: a length or a start is negative",
+            )
         if any(n < 1 or s + b > n for n, b, s in zip(sizes, subsizes, starts, strict=True)):
-            raise MPIException(ERR_ARG, f"box {list(subsizes)} at {list(starts)} is not inside {list(sizes)}")
-        params = {"sizes": list(sizes), "subsizes": list(subsizes), "starts": list(starts), "order": order}
+            raise MPIException(
+                ERR_ARG, f"box {list(subsizes)} at {list(starts)} is not inside {list(sizes)}"
+            )
+        params = {
+            "sizes": list(sizes),
+            "subsizes": list(subsizes),
+            "starts": list(starts),
+            "order": order,
+        }
         owned = [range(s, s + b) for s, b in zip(starts, subsizes, strict=True)]
         made, total = part_of_array(self._live.layout, sizes, owned, order)
-        return self._derive(COMBINER_SUBARRAY, made, total, params, [*sizes, *subsizes, *starts], [len(sizes), order])
+        return self._derive(
+            COMBINER_SUBARRAY,
+            made,
+            total,
+            params,
+            [*sizes, *subsizes, *starts],
+            [len(sizes), order],
+        )
 
     def Create_darray(
-        self, size: int, rank: int, gsizes: Sequence[int], distribs: Sequence[int], dargs: Sequence[int], psizes: Sequence[int],
+        self,
+        size: int,
+        rank: int,
+        gsizes: Sequence[int],
+        distribs: Sequence[int],
+        dargs: Sequence[int],
+        psizes: Sequence[int],
         order: int = ORDER_C,
-    ) -> Datatype:  # fmt: skip
+    ) -> Datatype:
         """Rank `rank`'s part of an array of shape `gsizes`, dealt out to a grid of processes of shape `psizes` (row-major)."""
         if not len(gsizes) == len(distribs) == len(dargs) == len(psizes):
-            raise ValueError(f"{len(gsizes)} sizes, {len(distribs)} distributions, {len(dargs)} arguments, {len(psizes)} process counts")
+            raise ValueError(
+                f"{len(gsizes)} sizes, {len(distribs)} distributions, {len(dargs)} arguments, {len(psizes)} process counts"
+            )
         if not 0 <= rank < size:
             raise MPIException(ERR_RANK, f"rank {rank} is outside 0..{size - 1}")
         owned = indices_of_rank(size, rank, gsizes, distribs, dargs, psizes)
         params = {
-            "size": size, "rank": rank, "gsizes": list(gsizes), "distribs": list(distribs), "dargs": list(dargs),
-            "psizes": list(psizes), "order": order,
-        }  # fmt: skip
+            "size": size,
+            "rank": rank,
+            "gsizes": list(gsizes),
+            "distribs": list(distribs),
+            "dargs": list(dargs),
+            "psizes": list(psizes),
+            "order": order,
+        }
         integers = [size, rank, len(gsizes), *distribs, *dargs, *psizes, order]
         made, total = part_of_array(self._live.layout, gsizes, owned, order)
         return self._derive(COMBINER_DARRAY, made, total, params, gsizes, integers)
@@ -328,7 +453,9 @@ class Datatype(Handle, Attributed):
     def Create_resized(self, lb: int, extent: int) -> Datatype:
         """The same data with another lower bound and extent, in bytes."""
         params = {"lb": lb, "extent": extent}
-        return self._derive(COMBINER_RESIZED, self._live.layout.bounded(lb, lb + extent), 1, params, [lb, extent])
+        return self._derive(
+            COMBINER_RESIZED, self._live.layout.bounded(lb, lb + extent), 1, params, [lb, extent]
+        )
 
     Resized = Create_resized
 
@@ -423,7 +550,9 @@ def _positive(count: int) -> None:
         raise MPIException(ERR_COUNT, f"a count of {count} is negative")
 
 
-def _datatype_create(datatype: Datatype, combiner: str, params: dict[str, Any], free: bool = False) -> Datatype:
+def _datatype_create(
+    datatype: Datatype, combiner: str, params: dict[str, Any], free: bool = False
+) -> Datatype:
     """The type of a constructor's name and arguments, committed; with `free` the types it is made of are freed."""
     kind = datatype if datatype else Datatype
     factory: Callable[..., Datatype] = getattr(kind, f"Create_{combiner.lower()}")
@@ -435,7 +564,9 @@ def _datatype_create(datatype: Datatype, combiner: str, params: dict[str, Any], 
     return new
 
 
-def _datatype_decode(datatype: Datatype, mark: bool = False) -> tuple[Datatype, str, dict[str, Any]]:
+def _datatype_decode(
+    datatype: Datatype, mark: bool = False
+) -> tuple[Datatype, str, dict[str, Any]]:
     """`datatype.decode()`."""
     return datatype.decode()
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 
 from serverless_mpi import runtime as _runtime
-from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
-from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
 from serverless_mpi.api.errhandler import last_used_code as _last_used_code
 from serverless_mpi.api.info import Info as _Info
+from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
+from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
 from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_OTHER, MPIException
 
 THREAD_SINGLE = 0
@@ -39,9 +39,14 @@ LASTUSEDCODE = 7
 
 # attribute of every communicator -> its value, of the number of ranks in the job
 PREDEFINED_ATTRIBUTES: dict[int, Callable[[int], int]] = {
-    TAG_UB: lambda _: _LARGEST_TAG, HOST: lambda _: PROC_NULL, IO: lambda _: ANY_SOURCE, WTIME_IS_GLOBAL: lambda _: 0,
-    UNIVERSE_SIZE: lambda size: size, APPNUM: lambda _: 0, LASTUSEDCODE: lambda _: _last_used_code(),
-}  # fmt: skip
+    TAG_UB: lambda _: _LARGEST_TAG,
+    HOST: lambda _: PROC_NULL,
+    IO: lambda _: ANY_SOURCE,
+    WTIME_IS_GLOBAL: lambda _: 0,
+    UNIVERSE_SIZE: lambda size: size,
+    APPNUM: lambda _: 0,
+    LASTUSEDCODE: lambda _: _last_used_code(),
+}
 
 _started = time.perf_counter()
 _finalized = False
@@ -192,10 +197,43 @@ def at_exit(register: Callable[[Callable[[], None]], object] = atexit.register) 
 
 
 __all__ = [
-    "APPNUM", "Compute_dims", "Finalize", "Get_abi_fortran_info", "Get_abi_info", "Get_abi_version", "Get_hw_resource_info",
-    "Get_library_version", "Get_processor_name", "Get_version", "HOST", "IO", "Init", "Init_thread", "Is_finalized", "Is_initialized",
-    "Is_thread_main", "LASTUSEDCODE", "MAX_DATAREP_STRING", "MAX_ERROR_STRING", "MAX_LIBRARY_VERSION_STRING", "MAX_OBJECT_NAME",
-    "MAX_PORT_NAME", "MAX_PROCESSOR_NAME", "Pcontrol", "Query_thread", "SUBVERSION", "TAG_UB", "THREAD_FUNNELED", "THREAD_MULTIPLE",
-    "THREAD_SERIALIZED", "THREAD_SINGLE", "UNIVERSE_SIZE", "VERSION", "WTIME_IS_GLOBAL", "Wtick", "Wtime", "_set_abort_status",
+    "APPNUM",
+    "Compute_dims",
+    "Finalize",
+    "Get_abi_fortran_info",
+    "Get_abi_info",
+    "Get_abi_version",
+    "Get_hw_resource_info",
+    "Get_library_version",
+    "Get_processor_name",
+    "Get_version",
+    "HOST",
+    "IO",
+    "Init",
+    "Init_thread",
+    "Is_finalized",
+    "Is_initialized",
+    "Is_thread_main",
+    "LASTUSEDCODE",
+    "MAX_DATAREP_STRING",
+    "MAX_ERROR_STRING",
+    "MAX_LIBRARY_VERSION_STRING",
+    "MAX_OBJECT_NAME",
+    "MAX_PORT_NAME",
+    "MAX_PROCESSOR_NAME",
+    "Pcontrol",
+    "Query_thread",
+    "SUBVERSION",
+    "TAG_UB",
+    "THREAD_FUNNELED",
+    "THREAD_MULTIPLE",
+    "THREAD_SERIALIZED",
+    "THREAD_SINGLE",
+    "UNIVERSE_SIZE",
+    "VERSION",
+    "WTIME_IS_GLOBAL",
+    "Wtick",
+    "Wtime",
+    "_set_abort_status",
     "get_vendor",
-]  # fmt: skip
+]

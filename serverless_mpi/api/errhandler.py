@@ -31,7 +31,12 @@ _handled: str = "_smpi_handled"
 class _State:
     """function: of the program; fatal: ends the job; for: the kind of object it was made for."""
 
-    def __init__(self, function: Callable[[Any, int], None] | None = None, fatal: bool = False, kind: type | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any, int], None] | None = None,
+        fatal: bool = False,
+        kind: type | None = None,
+    ) -> None:
         self.function, self.fatal, self.kind = function, fatal, kind
         self.constant: Errhandler | None = None
 
@@ -65,7 +70,9 @@ class Errhandler(Handle):
 ERRHANDLER_NULL: Errhandler = Errhandler()._name_constant("ERRHANDLER_NULL")
 ERRORS_RETURN: Errhandler = Errhandler._of_state(_State())._name_constant("ERRORS_RETURN")
 ERRORS_ABORT: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant("ERRORS_ABORT")
-ERRORS_ARE_FATAL: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant("ERRORS_ARE_FATAL")
+ERRORS_ARE_FATAL: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant(
+    "ERRORS_ARE_FATAL"
+)
 
 
 class Guarded:
@@ -84,7 +91,9 @@ class Guarded:
         if not callable(errhandler_fn):
             raise TypeError("an error handler is made of a function")
         if _made.get(kind, 0) >= MOST_HANDLERS:
-            raise RuntimeError(f"{MOST_HANDLERS} error handlers of a {kind.__name__} exist; free one first")
+            raise RuntimeError(
+                f"{MOST_HANDLERS} error handlers of a {kind.__name__} exist; free one first"
+            )
         _made[kind] = _made.get(kind, 0) + 1
         return Errhandler._of_state(_State(errhandler_fn, kind=kind))  # type: ignore[no-any-return]
 
@@ -125,7 +134,11 @@ def _call(handler: _State, obj: Any, errorcode: int, error: BaseException | None
 def _arm(obj: Any, handler: _State) -> None:
     """Let the handler see what `obj`'s calls raise, or, for ERRORS_RETURN, let them be as they were."""
     kind = type(obj)
-    names = [name for name in dir(kind) if name[0] != "_" and name not in dir(Guarded) and callable(getattr(kind, name))]
+    names = [
+        name
+        for name in dir(kind)
+        if name[0] != "_" and name not in dir(Guarded) and callable(getattr(kind, name))
+    ]
     for name in names:
         obj.__dict__.pop(name, None)
     if not handler.fatal and handler.function is None:
@@ -141,7 +154,9 @@ def _guard(call: Callable[..., Any], obj: Any, handler: _State) -> Callable[...,
         try:
             return call(*arguments, **more)
         except MPIException as error:
-            if not getattr(error, _handled, False):  # calls are made of calls: the innermost one hands it over
+            if not getattr(
+                error, _handled, False
+            ):  # calls are made of calls: the innermost one hands it over
                 setattr(error, _handled, True)
                 _call(handler, obj, error.Get_error_code(), error)
             raise
@@ -241,6 +256,17 @@ def Get_error_string(errorcode: int) -> str:
 
 
 __all__ = [
-    "Add_error_class", "Add_error_code", "Add_error_string", "ERRHANDLER_NULL", "ERRORS_ABORT", "ERRORS_ARE_FATAL", "ERRORS_RETURN",
-    "Errhandler", "Get_error_class", "Get_error_string", "Remove_error_class", "Remove_error_code", "Remove_error_string",
-]  # fmt: skip
+    "Add_error_class",
+    "Add_error_code",
+    "Add_error_string",
+    "ERRHANDLER_NULL",
+    "ERRORS_ABORT",
+    "ERRORS_ARE_FATAL",
+    "ERRORS_RETURN",
+    "Errhandler",
+    "Get_error_class",
+    "Get_error_string",
+    "Remove_error_class",
+    "Remove_error_code",
+    "Remove_error_string",
+]

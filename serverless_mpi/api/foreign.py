@@ -24,17 +24,28 @@ _KINDS = {0: "i", 1: "u", _FLOAT: "f", 5: "c", 6: "b"}  # DLDataTypeCode -> NumP
 
 class _Tensor(ctypes.Structure):
     _fields_ = [
-        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int), ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)), ("offset", ctypes.c_uint64),
-    ]  # fmt: skip
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("offset", ctypes.c_uint64),
+    ]
 
 
 class _Versioned(ctypes.Structure):
     _fields_ = [
-        ("major", ctypes.c_uint32), ("minor", ctypes.c_uint32), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64), ("tensor", _Tensor),
-    ]  # fmt: skip
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _Tensor),
+    ]
 
 
 class _Vector(ctypes.Structure):
@@ -42,7 +53,10 @@ class _Vector(ctypes.Structure):
 
 
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+_capsule_pointer.restype, _capsule_pointer.argtypes = (
+    ctypes.c_void_p,
+    [ctypes.py_object, ctypes.c_char_p],
+)
 _capsule_is = ctypes.pythonapi.PyCapsule_IsValid
 _capsule_is.restype, _capsule_is.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
 
@@ -59,7 +73,9 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
     if fixed and not readonly:
         raise BufferError(f"the {type(obj).__name__} to receive into is read-only")
     if device and nbytes and not _readable(address):
-        raise BufferError(f"the memory of the {type(obj).__name__} is on a device, where this process cannot read it; copy it to the host")
+        raise BufferError(
+            f"the memory of the {type(obj).__name__} is on a device, where this process cannot read it; copy it to the host"
+        )
     view = at_address(address, nbytes)
     return (view.toreadonly() if fixed else view), code
 
@@ -70,7 +86,9 @@ def _readable(address: int) -> bool:
     here = _Vector(ctypes.cast(byte, ctypes.c_void_p), 1)
     there = _Vector(address, 1)
     read = _reader()
-    return read is not None and bool(read(os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), 1, 0) == 1)
+    return read is not None and bool(
+        read(os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), 1, 0) == 1
+    )
 
 
 @functools.cache
@@ -87,7 +105,10 @@ def _of_dlpack(obj: Any) -> tuple[int, int, bool, str | None, bool]:
         raise TypeError("__dlpack_device__ gives no number of a device")
     stream = {} if device == _CPU else {"stream": -1}
     try:
-        capsule, name = obj.__dlpack__(**stream, max_version=(1, 0), copy=False), b"dltensor_versioned"
+        capsule, name = (
+            obj.__dlpack__(**stream, max_version=(1, 0), copy=False),
+            b"dltensor_versioned",
+        )
     except TypeError:  # before DLPack 1.0
         capsule, name = obj.__dlpack__(**stream), b"dltensor"
     if not _capsule_is(capsule, name):
@@ -112,7 +133,13 @@ def _of_dlpack(obj: Any) -> tuple[int, int, bool, str | None, bool]:
     count = 1
     for length in shape:
         count *= length
-    kind = _KINDS.get(tensor.code) if tensor.lanes == 1 else "c" if (tensor.code, tensor.lanes) == (_FLOAT, 2) else None
+    kind = (
+        _KINDS.get(tensor.code)
+        if tensor.lanes == 1
+        else "c"
+        if (tensor.code, tensor.lanes) == (_FLOAT, 2)
+        else None
+    )
     code = None if kind is None else f"{kind}{itemsize}"
     # the tensor's memory lives as long as obj, which the caller holds
     return (tensor.data or 0) + tensor.offset, count * itemsize, fixed, code, device != _CPU
@@ -136,16 +163,22 @@ def _of_cuda(obj: Any) -> tuple[int, int, bool, str | None]:
     for length in shape:
         size *= length
     if typestr[0] not in "<>|":
-        raise BufferError(f"__cuda_array_interface__: typestr {typestr!r} has an unknown byte order")
+        raise BufferError(
+            f"__cuda_array_interface__: typestr {typestr!r} has an unknown byte order"
+        )
     code = native(typestr).lstrip("|")
     if mask is not None:
         raise BufferError("__cuda_array_interface__: masked arrays cannot be communicated")
     if size < 0:
         raise BufferError(f"__cuda_array_interface__: shape {shape} is negative")
     if strides is not None and not _contiguous(shape, strides, itemsize):
-        raise BufferError(f"__cuda_array_interface__: an array of shape {shape} with strides {strides} is not contiguous")
+        raise BufferError(
+            f"__cuda_array_interface__: an array of shape {shape} with strides {strides} is not contiguous"
+        )
     if described is not None and (len(described) != 1 or described[0] != ("", typestr)):
-        warnings.warn("__cuda_array_interface__: ignoring 'descr' key", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            "__cuda_array_interface__: ignoring 'descr' key", RuntimeWarning, stacklevel=2
+        )
     known = code[0] in "biufc"
     return address or 0, size * itemsize, bool(fixed), code if known else None
 

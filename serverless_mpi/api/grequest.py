@@ -18,9 +18,17 @@ class _General(Pending):
 
     __slots__ = ("query", "free", "on_cancel", "args", "kwargs")
 
-    def __init__(self, query: Any, free: Any, cancel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, query: Any, free: Any, cancel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         super().__init__(get_runtime(), Operation(), self._take)
-        self.query, self.free, self.on_cancel, self.args, self.kwargs = query, free, cancel, args, kwargs
+        self.query, self.free, self.on_cancel, self.args, self.kwargs = (
+            query,
+            free,
+            cancel,
+            args,
+            kwargs,
+        )
 
     def _call(self, function: Callable[..., Any] | None, *first: Any) -> None:
         if function is not None:
@@ -66,7 +74,9 @@ class Grequest(Request):
         query_fn(status, *args, **kwargs) fills the status, free_fn(*args, **kwargs) is called at the end, cancel_fn(completed, *args,
         **kwargs) when it is cancelled.
         """
-        return cls._of_state(_General(query_fn, free_fn, cancel_fn, tuple(args or ()), dict(kwargs or {})))  # type: ignore[no-any-return]
+        general = _General(query_fn, free_fn, cancel_fn, tuple(args or ()), dict(kwargs or {}))
+        request: Grequest = cls._of_state(general)
+        return request
 
     def Complete(self) -> None:
         """Say that it is done."""

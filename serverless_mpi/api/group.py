@@ -65,13 +65,18 @@ class Group(Handle):
     size = property(Get_size, doc="Number of processes.")
     rank = property(Get_rank, doc="This process's rank in the group, or UNDEFINED.")
 
-    def Translate_ranks(self, ranks: Sequence[int] | None = None, group: Group | None = None) -> list[int]:
+    def Translate_ranks(
+        self, ranks: Sequence[int] | None = None, group: Group | None = None
+    ) -> list[int]:
         """The ranks in `group` of `ranks` of this one."""
         mine = self._live()
         theirs = mine if group is None else group._live()
         places = {world: rank for rank, world in enumerate(theirs)}
         wanted = range(len(mine)) if ranks is None else ranks
-        return [PROC_NULL if rank == PROC_NULL else places.get(self._world(rank), UNDEFINED) for rank in wanted]
+        return [
+            PROC_NULL if rank == PROC_NULL else places.get(self._world(rank), UNDEFINED)
+            for rank in wanted
+        ]
 
     def _world(self, rank: int) -> int:
         ranks = self._live()
@@ -92,7 +97,9 @@ class Group(Handle):
     def Union(cls, group1: Group, group2: Group) -> Group:
         """The first's processes, then those of the second that are not in it."""
         a = group1._live()
-        return cls._of([*a, *(rank for rank in group2._live() if rank not in a)], *_seen(group1, group2))
+        return cls._of(
+            [*a, *(rank for rank in group2._live() if rank not in a)], *_seen(group1, group2)
+        )
 
     @classmethod
     def Intersection(cls, group1: Group, group2: Group) -> Group:
@@ -150,7 +157,10 @@ def _expand(ranges: Sequence[tuple[int, int, int]], size: int) -> list[int]:
         if stride == 0:
             raise MPIException(ERR_ARG, "a range needs a stride other than 0")
         if not (0 <= first < size and 0 <= last < size) or (last - first) * stride < 0:
-            raise MPIException(ERR_ARG, f"the range from {first} to {last} by {stride} does not lie in a group of {size}")
+            raise MPIException(
+                ERR_ARG,
+                f"the range from {first} to {last} by {stride} does not lie in a group of {size}",
+            )
         ranks += range(first, last + (1 if stride > 0 else -1), stride)
     return ranks
 

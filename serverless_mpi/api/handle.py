@@ -35,7 +35,9 @@ class Handle:
     handle that is a constant's own.
     """
 
-    _family: ClassVar[tuple[type[Any], ...]]  # the class that handles are compared within, as isinstance takes it
+    _family: ClassVar[
+        tuple[type[Any], ...]
+    ]  # the class that handles are compared within, as isinstance takes it
     _null: ClassVar[Any] = None
     _label: str | None = None  # of a constant: its name in MPI
     _ob: Any
@@ -90,7 +92,9 @@ class Handle:
     def __reduce__(self) -> str | tuple[Any, ...]:
         constant = self._constant()
         if constant is None:
-            raise ValueError(f"a {type(self).__name__} belongs to its process and cannot be pickled")
+            raise ValueError(
+                f"a {type(self).__name__} belongs to its process and cannot be pickled"
+            )
         return str(self._label) if self is constant else (type(self), (constant,))
 
     def free(self) -> None:

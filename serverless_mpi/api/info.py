@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from serverless_mpi.api.handle import Handle, forget
-from serverless_mpi.errors import ERR_ARG, ERR_INFO, ERR_INFO_KEY, ERR_INFO_NOKEY, ERR_INFO_VALUE, MPIException
+from serverless_mpi.errors import (
+    ERR_ARG,
+    ERR_INFO,
+    ERR_INFO_KEY,
+    ERR_INFO_NOKEY,
+    ERR_INFO_VALUE,
+    MPIException,
+)
 
 MAX_INFO_KEY = 255
 MAX_INFO_VAL = 1024
@@ -69,7 +76,10 @@ class Info(Handle):
         """Set the value of a key."""
         table = self._table()
         if len(value) > MAX_INFO_VAL - 1:
-            raise MPIException(ERR_INFO_VALUE, f"a value of {len(value)} characters is longer than {MAX_INFO_VAL - 1}")
+            raise MPIException(
+                ERR_INFO_VALUE,
+                f"a value of {len(value)} characters is longer than {MAX_INFO_VAL - 1}",
+            )
         table[_check_key(key)] = value
 
     def Delete(self, key: str) -> None:
@@ -172,13 +182,20 @@ def _check_key(key: str) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a key is text, not {type(key).__name__}")
     if not 0 < len(key) <= MAX_INFO_KEY:
-        raise MPIException(ERR_INFO_KEY, f"a key has 1 to {MAX_INFO_KEY} characters, not {len(key)}")
+        raise MPIException(
+            ERR_INFO_KEY, f"a key has 1 to {MAX_INFO_KEY} characters, not {len(key)}"
+        )
     return key
 
 
 def _environment() -> dict[str, str]:
     """What is known of how this process was started (MPI 4.1, section 11.2.1)."""
-    facts = {"command": sys.executable, "thread_level": "MPI_THREAD_MULTIPLE", "host": os.uname().nodename, "arch": os.uname().machine}
+    facts = {
+        "command": sys.executable,
+        "thread_level": "MPI_THREAD_MULTIPLE",
+        "host": os.uname().nodename,
+        "arch": os.uname().machine,
+    }
     try:
         facts["wdir"] = os.getcwd()
     except OSError:  # the folder is gone

@@ -34,18 +34,28 @@ class Intercomm(Comm):
 
     @classmethod
     def Create_from_groups(
-        cls, local_group: Group, local_leader: int, remote_group: Group, remote_leader: int,
-        stringtag: str = "org.mpi4py", info: Info = INFO_NULL, errhandler: Errhandler | None = None,
-    ) -> Intercomm:  # fmt: skip
+        cls,
+        local_group: Group,
+        local_leader: int,
+        remote_group: Group,
+        remote_leader: int,
+        stringtag: str = "org.mpi4py",
+        info: Info = INFO_NULL,
+        errhandler: Errhandler | None = None,
+    ) -> Intercomm:
         """Join two groups, whose members alone call it; no communicator is needed, and nothing is sent."""
         local, remote = local_group._live(), remote_group._live()
         runtime = get_runtime()
         if runtime.rank not in local:
             raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the local group")
         if not remote or set(local) & set(remote):
-            raise MPIException(ERR_GROUP, "the remote group must have processes, and none of the local group")
+            raise MPIException(
+                ERR_GROUP, "the remote group must have processes, and none of the local group"
+            )
         facts = ("groups", stringtag, *sorted((local, remote)))
-        state = State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), local, remote=remote)
+        state = State(
+            runtime, derive_context(0, *facts, from_nothing(runtime, facts)), local, remote=remote
+        )
         state.session = local_group._session
         made = cls._of(state)
         if errhandler is not None:
@@ -76,7 +86,9 @@ class Intercomm(Comm):
         given = dict(zip(state.everyone, self._agree(bool(high)), strict=True))
         for group in (state.ranks, state.remote):
             if len({given[world] for world in group}) > 1:
-                raise MPIException(ERR_ARG, "the processes of a group must all give the same `high`")
+                raise MPIException(
+                    ERR_ARG, "the processes of a group must all give the same `high`"
+                )
         groups = sorted((state.ranks, state.remote), key=lambda group: (given[group[0]], group))
         return Intracomm._of(self._child([*groups[0], *groups[1]], "merge", number))
 
@@ -87,7 +99,10 @@ class Intercomm(Comm):
         if root == ROOT:
             return True, False
         if root != PROC_NULL and not 0 <= root < len(self._peers):
-            raise MPIException(ERR_ROOT, f"root {root} is neither MPI.ROOT, MPI.PROC_NULL nor in 0..{len(self._peers) - 1}")
+            raise MPIException(
+                ERR_ROOT,
+                f"root {root} is neither MPI.ROOT, MPI.PROC_NULL nor in 0..{len(self._peers) - 1}",
+            )
         return False, root != PROC_NULL
 
     def _number(self, root: int) -> int | None:

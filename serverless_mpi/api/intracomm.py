@@ -15,7 +15,13 @@ from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.shapes import Cart, Dist, Graph
-from serverless_mpi.core.envelope import CONTEXT_SELF, CONTEXT_WORLD, TAG_UB, UNDEFINED, derive_context
+from serverless_mpi.core.envelope import (
+    CONTEXT_SELF,
+    CONTEXT_WORLD,
+    TAG_UB,
+    UNDEFINED,
+    derive_context,
+)
 from serverless_mpi.errors import ERR_COMM, ERR_GROUP, ERR_RANK, ERR_TAG, MPIException, missing
 from serverless_mpi.runtime import Runtime, get_runtime
 
@@ -44,7 +50,11 @@ class Intracomm(Comm):
 
     @classmethod
     def Create_from_group(
-        cls, group: Group, stringtag: str = "org.mpi4py", info: Info = INFO_NULL, errhandler: Errhandler | None = None
+        cls,
+        group: Group,
+        stringtag: str = "org.mpi4py",
+        info: Info = INFO_NULL,
+        errhandler: Errhandler | None = None,
     ) -> Intracomm:
         """The processes of `group`, who alone call it; no communicator is needed."""
         ranks = group._live()
@@ -52,7 +62,10 @@ class Intracomm(Comm):
             return Intracomm()
         runtime = get_runtime()
         if runtime.rank not in ranks:
-            raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the group that it makes a communicator of")
+            raise MPIException(
+                ERR_GROUP,
+                f"rank {runtime.rank} is not in the group that it makes a communicator of",
+            )
         facts = ("group", stringtag, ranks)
         state = State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), ranks)
         state.session = group._session
@@ -71,7 +84,9 @@ class Intracomm(Comm):
         made: State = self._child(self._state.ranks[:count], what, number, topology=topology)
         return made
 
-    def Create_cart(self, dims: Sequence[int], periods: Sequence[bool] | None = None, reorder: bool = False) -> Any:
+    def Create_cart(
+        self, dims: Sequence[int], periods: Sequence[bool] | None = None, reorder: bool = False
+    ) -> Any:
         """A grid of shape `dims`, with `periods` (one, or one a dimension) closed to rings; ranks go row by row."""
         from serverless_mpi.api.topology import Cartcomm
 
@@ -85,7 +100,9 @@ class Intracomm(Comm):
         cart = Cart.made(dims, periods, len(self._state.ranks), mapping=True)
         return self._state.rank if self._state.rank < cart.size else UNDEFINED
 
-    def Create_graph(self, index: Sequence[int], edges: Sequence[int], reorder: bool = False) -> Any:
+    def Create_graph(
+        self, index: Sequence[int], edges: Sequence[int], reorder: bool = False
+    ) -> Any:
         """A graph that every process describes: node i's neighbours are edges[index[i-1]:index[i]]."""
         from serverless_mpi.api.topology import Graphcomm
 
@@ -100,22 +117,36 @@ class Intracomm(Comm):
         return self._state.rank if self._state.rank < graph.size else UNDEFINED
 
     def Create_dist_graph_adjacent(
-        self, sources: Sequence[int], destinations: Sequence[int], sourceweights: Sequence[int] | None = None,
-        destweights: Sequence[int] | None = None, info: Info = INFO_NULL, reorder: bool = False,
-    ) -> Any:  # fmt: skip
+        self,
+        sources: Sequence[int],
+        destinations: Sequence[int],
+        sourceweights: Sequence[int] | None = None,
+        destweights: Sequence[int] | None = None,
+        info: Info = INFO_NULL,
+        reorder: bool = False,
+    ) -> Any:
         """A graph of which every process gives the edges to and from itself.  Sends nothing."""
         from serverless_mpi.api.topology import Distgraphcomm
 
         self._live()
         size = len(self._state.ranks)
         return Distgraphcomm._of(
-            self._shaped(Dist.adjacent(sources, destinations, sourceweights, destweights, size), size, "dist_graph")
+            self._shaped(
+                Dist.adjacent(sources, destinations, sourceweights, destweights, size),
+                size,
+                "dist_graph",
+            )
         )
 
     def Create_dist_graph(
-        self, sources: Sequence[int], degrees: Sequence[int], destinations: Sequence[int],
-        weights: Sequence[int] | None = None, info: Info = INFO_NULL, reorder: bool = False,
-    ) -> Any:  # fmt: skip
+        self,
+        sources: Sequence[int],
+        degrees: Sequence[int],
+        destinations: Sequence[int],
+        weights: Sequence[int] | None = None,
+        info: Info = INFO_NULL,
+        reorder: bool = False,
+    ) -> Any:
         """A graph of which every process gives any edges: degrees[i] of them from sources[i]."""
         from serverless_mpi.api.topology import Distgraphcomm
 
@@ -123,21 +154,32 @@ class Intracomm(Comm):
         size = len(self._state.ranks)
         edges, weighted = Dist.edges_given(sources, degrees, destinations, weights, size)
         given = self._agree((edges, weighted))
-        dist = Dist.collected(self._state.rank, size, [edge for some, _ in given for edge in some], any(flag for _, flag in given))
+        dist = Dist.collected(
+            self._state.rank,
+            size,
+            [edge for some, _ in given for edge in some],
+            any(flag for _, flag in given),
+        )
         return Distgraphcomm._of(self._shaped(dist, size, "dist_graph"))
 
     # --- two groups ----------------------------------------------------------
 
-    def Create_intercomm(self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0) -> Any:
+    def Create_intercomm(
+        self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0
+    ) -> Any:
         """Join this group with another one, whose members call it too; the two leaders meet in `peer_comm` under `tag`."""
         from serverless_mpi.api.intercomm import Intercomm
 
         self._live()
         state = self._state
         if not isinstance(peer_comm, Intracomm):
-            raise TypeError(f"the leaders meet in an intracommunicator, not {type(peer_comm).__name__}")
+            raise TypeError(
+                f"the leaders meet in an intracommunicator, not {type(peer_comm).__name__}"
+            )
         if not 0 <= local_leader < len(state.ranks):
-            raise MPIException(ERR_RANK, f"local leader {local_leader} is outside 0..{len(state.ranks) - 1}")
+            raise MPIException(
+                ERR_RANK, f"local leader {local_leader} is outside 0..{len(state.ranks) - 1}"
+            )
         mine = (state.context, next(state.children), state.ranks)
         theirs: Any = None
         if state.rank == local_leader:
@@ -150,7 +192,9 @@ class Intracomm(Comm):
             raise theirs
         remote = theirs[2]
         if set(remote) & set(state.ranks):
-            raise MPIException(ERR_COMM, "the two groups of an intercommunicator must have no process in common")
+            raise MPIException(
+                ERR_COMM, "the two groups of an intercommunicator must have no process in common"
+            )
         return Intercomm._of(self._between(tag, mine, theirs))
 
     def _between(self, tag: int, mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> State:
@@ -175,17 +219,26 @@ class Intracomm(Comm):
     # --- what is missing -----------------------------------------------------
 
     def Spawn(
-        self, command: str, args: Sequence[str] | None = None, maxprocs: int = 1, info: Info = INFO_NULL, root: int = 0,
+        self,
+        command: str,
+        args: Sequence[str] | None = None,
+        maxprocs: int = 1,
+        info: Info = INFO_NULL,
+        root: int = 0,
         errcodes: list[int] | None = None,
-    ) -> NoReturn:  # fmt: skip
+    ) -> NoReturn:
         """Missing."""
         raise missing("Intracomm.Spawn (dynamic processes)")
 
     def Spawn_multiple(
-        self, command: Sequence[str], args: Sequence[Sequence[str]] | None = None,
-        maxprocs: Sequence[int] | None = None, info: Info = INFO_NULL, root: int = 0,
+        self,
+        command: Sequence[str],
+        args: Sequence[Sequence[str]] | None = None,
+        maxprocs: Sequence[int] | None = None,
+        info: Info = INFO_NULL,
+        root: int = 0,
         errcodes: list[list[int]] | None = None,
-    ) -> NoReturn:  # fmt: skip
+    ) -> NoReturn:
         """Missing."""
         raise missing("Intracomm.Spawn_multiple (dynamic processes)")
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from serverless_mpi.errors import ERR_TRUNCATE, ERR_TYPE, MPIException
 
-Pieces = np.ndarray[Any, np.dtype[np.int64]]  # (k, 2): displacement and length in bytes, in type-map order
+Pieces = np.ndarray[
+    Any, np.dtype[np.int64]
+]  # (k, 2): displacement and length in bytes, in type-map order
 Block = tuple[Any, Any, "Layout"]  # displacements in bytes, numbers of elements (as many), of what
 _WIDEST = 16  # bytes of a unit: wider ones gain nothing
 
@@ -28,10 +30,27 @@ class Layout:
     most aligned number.
     """
 
-    __slots__ = ("size", "lb", "ub", "true_lb", "true_ub", "align", "_blocks", "_pieces", "_plan", "_dense", "_overlaps")
+    __slots__ = (
+        "size",
+        "lb",
+        "ub",
+        "true_lb",
+        "true_ub",
+        "align",
+        "_blocks",
+        "_pieces",
+        "_plan",
+        "_dense",
+        "_overlaps",
+    )
 
     def __init__(
-        self, size: int, bounds: tuple[int, int], true_bounds: tuple[int, int], align: int, blocks: Callable[[], Sequence[Block]] | None
+        self,
+        size: int,
+        bounds: tuple[int, int],
+        true_bounds: tuple[int, int],
+        align: int,
+        blocks: Callable[[], Sequence[Block]] | None,
     ) -> None:
         self.size = size
         self.lb, self.ub = bounds
@@ -49,7 +68,12 @@ class Layout:
         return cls(nbytes, (0, nbytes), (0, nbytes), align, None)
 
     @classmethod
-    def of_blocks(cls, extremes: Sequence[tuple[int, int, Layout]], elements: int, blocks: Callable[[], Sequence[Block]]) -> Layout:
+    def of_blocks(
+        cls,
+        extremes: Sequence[tuple[int, int, Layout]],
+        elements: int,
+        blocks: Callable[[], Sequence[Block]],
+    ) -> Layout:
         """Blocks of elements.
 
         extremes: (displacement, count, layout) of at least those blocks that reach lowest and highest; elements: bytes of all
@@ -66,11 +90,23 @@ class Layout:
             if of.size:
                 true += [d + of.true_lb + back, d + of.true_ub + forth]
         align = max(of.align for _, _, of in full)
-        return cls(elements, (min(low), max(high)), (min(true, default=0), max(true, default=0)), align, blocks)
+        return cls(
+            elements,
+            (min(low), max(high)),
+            (min(true, default=0), max(true, default=0)),
+            align,
+            blocks,
+        )
 
     def bounded(self, lb: int, ub: int) -> Layout:
         """The same data between other bounds."""
-        return Layout(self.size, (lb, ub), (self.true_lb, self.true_ub), self.align, lambda: [((0,), (1,), self)])
+        return Layout(
+            self.size,
+            (lb, ub),
+            (self.true_lb, self.true_ub),
+            self.align,
+            lambda: [((0,), (1,), self)],
+        )
 
     @property
     def extent(self) -> int:
@@ -86,7 +122,10 @@ class Layout:
             if self._blocks is None:
                 self._pieces = np.array([[self.true_lb, self.size]], np.int64)
             else:
-                parts = [_repeat(np.asarray(d, np.int64), np.asarray(c, np.int64), of) for d, c, of in self._blocks()]
+                parts = [
+                    _repeat(np.asarray(d, np.int64), np.asarray(c, np.int64), of)
+                    for d, c, of in self._blocks()
+                ]
                 self._pieces = _join(np.concatenate(parts)) if parts else np.empty((0, 2), np.int64)
         return self._pieces
 
@@ -94,7 +133,10 @@ class Layout:
     def dense(self) -> bool:
         """Whether any number of elements is one run of bytes from their address on."""
         if self._dense is None:
-            one = self.size == self.ub - self.lb == self.true_ub - self.true_lb and self.lb == self.true_lb == 0
+            one = (
+                self.size == self.ub - self.lb == self.true_ub - self.true_lb
+                and self.lb == self.true_lb == 0
+            )
             self._dense = one and len(self.pieces) <= 1
         return self._dense
 
@@ -134,7 +176,11 @@ class Layout:
         if abs(self.extent) >= self.true_ub - self.true_lb:
             return False
         starts = np.arange(count, dtype=np.int64) * self.extent
-        return _collide((self.pieces[None, :, :] + np.stack([starts, np.zeros_like(starts)], 1)[:, None, :]).reshape(-1, 2))
+        return _collide(
+            (
+                self.pieces[None, :, :] + np.stack([starts, np.zeros_like(starts)], 1)[:, None, :]
+            ).reshape(-1, 2)
+        )
 
     # --- packing ---------------------------------------------------------------
 
@@ -147,7 +193,16 @@ class Layout:
 
     def is_dense(self, count: int) -> bool:
         """Whether `count` elements are one run of bytes from their address on."""
-        return self.dense or not self.size or (count == 1 and not self.true_lb and self.true_ub == self.size and len(self.pieces) == 1)
+        return (
+            self.dense
+            or not self.size
+            or (
+                count == 1
+                and not self.true_lb
+                and self.true_ub == self.size
+                and len(self.pieces) == 1
+            )
+        )
 
     def pack(self, buf: memoryview, offset: int, count: int) -> memoryview:
         """The bytes of `count` elements at byte `offset` of `buf`: a view if they are dense, else a copy."""
@@ -166,7 +221,9 @@ class Layout:
         """
         room = count * self.size
         if data.nbytes > room:
-            raise MPIException(ERR_TRUNCATE, f"a message of {data.nbytes} bytes does not fit in {room} bytes")
+            raise MPIException(
+                ERR_TRUNCATE, f"a message of {data.nbytes} bytes does not fit in {room} bytes"
+            )
         if self.is_dense(count):
             buf[offset : offset + data.nbytes] = data
             return
@@ -174,7 +231,9 @@ class Layout:
             return
         unit, index = self._index(offset, -(-data.nbytes // self.size))
         if data.nbytes % unit:
-            raise MPIException(ERR_TYPE, f"a message of {data.nbytes} bytes ends inside a number of the datatype")
+            raise MPIException(
+                ERR_TYPE, f"a message of {data.nbytes} bytes ends inside a number of the datatype"
+            )
         _in_units(buf, unit)[index[: data.nbytes // unit]] = np.frombuffer(data, f"V{unit}")
 
 
@@ -219,5 +278,7 @@ def _collide(pieces: Pieces) -> bool:
 def _ramps(counts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """0, 1, .., c-1 for each c of `counts`, concatenated."""
     ends = np.cumsum(counts)
-    ramps: Pieces = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64) - np.repeat(ends - counts, counts)
+    ramps: Pieces = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64) - np.repeat(
+        ends - counts, counts
+    )
     return ramps

@@ -41,14 +41,22 @@ class Message(Handle):
 
     @classmethod
     def probe(
-        cls, comm: PointToPoint, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+        cls,
+        comm: PointToPoint,
+        source: int = ANY_SOURCE,
+        tag: int = ANY_TAG,
+        status: Status | None = None,
     ) -> Message:
         """`comm.mprobe`."""
         return comm.mprobe(source, tag, status)
 
     @classmethod
     def iprobe(
-        cls, comm: PointToPoint, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+        cls,
+        comm: PointToPoint,
+        source: int = ANY_SOURCE,
+        tag: int = ANY_TAG,
+        status: Status | None = None,
     ) -> Message | None:
         """`comm.improbe`."""
         return comm.improbe(source, tag, status)

@@ -42,10 +42,14 @@ class _Constant:
         return hash(self._number)
 
     def __eq__(self, other: object) -> bool:
-        return self._number == int(other) if isinstance(other, (int, type(self))) else NotImplemented
+        return (
+            self._number == int(other) if isinstance(other, (int, type(self))) else NotImplemented
+        )
 
     def __ne__(self, other: object) -> bool:
-        return self._number != int(other) if isinstance(other, (int, type(self))) else NotImplemented
+        return (
+            self._number != int(other) if isinstance(other, (int, type(self))) else NotImplemented
+        )
 
     def __buffer__(self, flags: int, /) -> memoryview:
         return memoryview(b"")
@@ -171,10 +175,16 @@ class buffer(np.ndarray[Any, Any]):
         return self.data
 
     address = property(
-        lambda self: 0 if not self.size and self._obj is None else int(self.__array_interface__["data"][0]), doc="Of the first byte."
+        lambda self: (
+            0 if not self.size and self._obj is None else int(self.__array_interface__["data"][0])
+        ),
+        doc="Of the first byte.",
     )
     obj = property(lambda self: self._obj, doc="Whose memory it is, or None.")
-    readonly = property(lambda self: bool(not self.flags.writeable and self.size), doc="Whether it cannot be written.")
+    readonly = property(
+        lambda self: bool(not self.flags.writeable and self.size),
+        doc="Whether it cannot be written.",
+    )
     format = property(lambda self: "B", doc="Its format in the struct module.")
 
     def __getitem__(self, item: Any) -> Any:
@@ -237,7 +247,11 @@ def _integer(item: Any) -> int:
 
 def at_address(address: int, nbytes: int) -> memoryview:
     """`nbytes` of memory at an address."""
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B") if nbytes else _NO_BYTES
+    return (
+        memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+        if nbytes
+        else _NO_BYTES
+    )
 
 
 def on_device(obj: Any) -> bool:
@@ -286,7 +300,12 @@ def plain(obj: Any, readonly: bool) -> memoryview | None:
     """
     if type(obj) is np.ndarray and obj.size:
         dtype, flags = obj.dtype, obj.flags
-        if dtype.char in _CASTABLE and dtype.isnative and flags.c_contiguous and (readonly or flags.writeable):
+        if (
+            dtype.char in _CASTABLE
+            and dtype.isnative
+            and flags.c_contiguous
+            and (readonly or flags.writeable)
+        ):
             return obj.data.cast("B")
     return None
 
@@ -306,12 +325,16 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
         return _NO_BYTES, code
     if not array.flags.c_contiguous:
         if not array.flags.f_contiguous:
-            raise BufferError(f"an array with strides {array.strides} is not contiguous; send numpy.ascontiguousarray(array)")
+            raise BufferError(
+                f"an array with strides {array.strides} is not contiguous; send numpy.ascontiguousarray(array)"
+            )
         array = array.T
     if char in _CASTABLE and dtype.isnative:
         return array.data.cast("B"), code
     if dtype.hasobject:
-        raise BufferError("an array of Python objects has no bytes to send; use the lower-case call")
+        raise BufferError(
+            "an array of Python objects has no bytes to send; use the lower-case call"
+        )
     return np.asarray(array).reshape(-1).view(np.uint8).data, code
 
 
@@ -339,7 +362,9 @@ def native(code: str) -> str:
     if code[0] in "@=" or code[0] == _NATIVE:
         return code[1:]
     if code[0] in "<>":
-        raise BufferError(f"numbers of format {code!r} are not in this machine's byte order; give a datatype explicitly")
+        raise BufferError(
+            f"numbers of format {code!r} are not in this machine's byte order; give a datatype explicitly"
+        )
     return code
 
 
@@ -377,6 +402,17 @@ def Aint_diff(addr1: int, addr2: int) -> int:
 
 
 __all__ = [
-    "Aint_add", "Aint_diff", "Alloc_mem", "BOTTOM", "BUFFER_AUTOMATIC", "BottomType", "BufferAutomaticType", "Free_mem", "Get_address",
-    "IN_PLACE", "InPlaceType", "buffer", "memory",
-]  # fmt: skip
+    "Aint_add",
+    "Aint_diff",
+    "Alloc_mem",
+    "BOTTOM",
+    "BUFFER_AUTOMATIC",
+    "BottomType",
+    "BufferAutomaticType",
+    "Free_mem",
+    "Get_address",
+    "IN_PLACE",
+    "InPlaceType",
+    "buffer",
+    "memory",
+]

@@ -34,7 +34,9 @@ def _located(better: _Two) -> _Two:
     """MAXLOC and MINLOC on packed (value, index) pairs: the better value, of equal ones the lower index."""
 
     def combine(a: _Array, b: _Array) -> _Array:
-        first = better(a["value"], b["value"]) | ((a["value"] == b["value"]) & (a["index"] <= b["index"]))
+        first = better(a["value"], b["value"]) | (
+            (a["value"] == b["value"]) & (a["index"] <= b["index"])
+        )
         return np.where(first, a, b)
 
     return combine
@@ -54,10 +56,23 @@ class _State:
     """What all handles to one operation share. kinds: NumPy's kinds that it takes; pairs: whether it takes (value, index)."""
 
     def __init__(
-        self, name: str, arrays: _Two | None, objects: _Two, kinds: str = "", pairs: bool = False, commute: bool = True,
+        self,
+        name: str,
+        arrays: _Two | None,
+        objects: _Two,
+        kinds: str = "",
+        pairs: bool = False,
+        commute: bool = True,
         user: Callable[..., Any] | None = None,
-    ) -> None:  # fmt: skip
-        self.name, self.arrays, self.objects, self.kinds, self.pairs, self.commute = name, arrays, objects, kinds, pairs, commute
+    ) -> None:
+        self.name, self.arrays, self.objects, self.kinds, self.pairs, self.commute = (
+            name,
+            arrays,
+            objects,
+            kinds,
+            pairs,
+            commute,
+        )
         self.user = user
         self.constant: Op | None = None
 
@@ -86,7 +101,11 @@ class Op(Handle):
         if Op._alive >= MOST_USER_OPS:
             raise RuntimeError(f"{MOST_USER_OPS} operations of the program exist; free one first")
         Op._alive += 1
-        self: Op = cls._of_state(_State("", None, lambda a, b: function(a, b, None), commute=bool(commute), user=function))  # type: ignore[arg-type]
+        untyped: Any = function
+        state = _State(
+            "", None, lambda a, b: untyped(a, b, None), commute=bool(commute), user=function
+        )
+        self: Op = cls._of_state(state)
         self._function = function
         return self
 
@@ -110,7 +129,10 @@ class Op(Handle):
         return self._live.commute
 
     is_commutative = property(Is_commutative, doc="Whether operands may be combined in any order.")
-    is_predefined = property(lambda self: self._ob is None or self._ob.user is None, doc="Whether it was not made by a program.")
+    is_predefined = property(
+        lambda self: self._ob is None or self._ob.user is None,
+        doc="Whether it was not made by a program.",
+    )
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         if self._function is not None:
@@ -152,14 +174,17 @@ class Op(Handle):
         else:
             good = of.base.kind in state.kinds and (of not in _BYTES or state.kinds == _BITS)
         if not good:
-            raise MPIException(ERR_OP, f"{state.name} is not defined for {of.name or 'a derived datatype'}")
+            raise MPIException(
+                ERR_OP, f"{state.name} is not defined for {of.name or 'a derived datatype'}"
+            )
 
     def combine(self, a: memoryview, b: memoryview, datatype: Datatype) -> memoryview:
         """a (op) b of packed elements of `datatype`; a is the lower ranks'.  Neither is changed."""
         state = self._live
         if a.nbytes != b.nbytes:
             raise MPIException(
-                ERR_TRUNCATE, f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes; counts must agree on all ranks"
+                ERR_TRUNCATE,
+                f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes; counts must agree on all ranks",
             )
         if state.user is not None:
             return _combine_memory(state.user, a, b, datatype)
@@ -168,10 +193,16 @@ class Op(Handle):
         dtype = datatype._live.pair or datatype._live.base
         with np.errstate(over="ignore", invalid="ignore"):
             result = state.arrays(np.frombuffer(a, dtype), np.frombuffer(b, dtype))
-        return np.ascontiguousarray(result).view(np.uint8).reshape(-1).data if result.size else memoryview(bytearray())
+        return (
+            np.ascontiguousarray(result).view(np.uint8).reshape(-1).data
+            if result.size
+            else memoryview(bytearray())
+        )
 
 
-def _combine_memory(function: Callable[..., Any], a: memoryview, b: memoryview, datatype: Datatype) -> memoryview:
+def _combine_memory(
+    function: Callable[..., Any], a: memoryview, b: memoryview, datatype: Datatype
+) -> memoryview:
     """A program's function sees the elements as the datatype lays them out in memory."""
     layout = datatype._live.layout
     if layout.dense:

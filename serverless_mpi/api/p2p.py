@@ -11,7 +11,7 @@ from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message
 from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
-from serverless_mpi.api.transfer import as_object, both, completed, into, outgoing, owned_copy, room
+from serverless_mpi.api.transfer import as_object, both, completed, outgoing, owned_copy, room
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
 from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.operation import Operation
@@ -44,9 +44,13 @@ class PointToPoint:
     def _check_recv(self, source: int, tag: int) -> None:
         self._live()
         if tag != ANY_TAG and not 0 <= tag <= TAG_UB:
-            raise MPIException(ERR_TAG, f"tag {tag} from rank {source} is neither ANY_TAG nor in 0..{TAG_UB}")
+            raise MPIException(
+                ERR_TAG, f"tag {tag} from rank {source} is neither ANY_TAG nor in 0..{TAG_UB}"
+            )
         if source not in (PROC_NULL, ANY_SOURCE) and not 0 <= source < len(self._peers):
-            raise MPIException(ERR_RANK, f"source {source} is neither ANY_SOURCE nor in 0..{len(self._peers) - 1}")
+            raise MPIException(
+                ERR_RANK, f"source {source} is neither ANY_SOURCE nor in 0..{len(self._peers) - 1}"
+            )
 
     def _world(self, rank: int) -> int:
         """The world rank of a peer; programs compute ranks as n / 2, which C cuts to an integer."""
@@ -56,7 +60,12 @@ class PointToPoint:
             return self._peers[int(rank)]
 
     def _start_send(
-        self, data: Sequence[memoryview], dest: int, tag: int, sync: bool = False, owned: bool = True
+        self,
+        data: Sequence[memoryview],
+        dest: int,
+        tag: int,
+        sync: bool = False,
+        owned: bool = True,
     ) -> Request:
         """owned: the bytes do not change, or are to be changed only after the request is done."""
 
@@ -66,7 +75,12 @@ class PointToPoint:
         if dest == PROC_NULL:
             return Request._of(self._runtime, completed(), finish)
         operation = self._runtime.isend(
-            self._context, self._world(dest), tag, data if owned else owned_copy(data), sync=sync, copy=True
+            self._context,
+            self._world(dest),
+            tag,
+            data if owned else owned_copy(data),
+            sync=sync,
+            copy=True,
         )
         return Request._of(self._runtime, operation, finish)
 
@@ -92,16 +106,27 @@ class PointToPoint:
         return request
 
     def _start_recv(
-        self, source: int, tag: int, value: Callable[[Operation], Any], into: memoryview | None = None
+        self,
+        source: int,
+        tag: int,
+        value: Callable[[Operation], Any],
+        into: memoryview | None = None,
     ) -> Request:
         self._check_recv(source, tag)
         if source == PROC_NULL:
-            return Request._of(self._runtime, completed(), lambda operation, status: status._fill_null())
+            return Request._of(
+                self._runtime, completed(), lambda operation, status: status._fill_null()
+            )
         world = source if source == ANY_SOURCE else self._world(source)
         return self._received(self._runtime.irecv(self._context, world, tag, into), value)
 
     def _recv(
-        self, source: int, tag: int, status: Status | None, value: Callable[[Operation], Any], into: memoryview | None = None
+        self,
+        source: int,
+        tag: int,
+        status: Status | None,
+        value: Callable[[Operation], Any],
+        into: memoryview | None = None,
     ) -> Any:
         """A blocking receive, which needs no request."""
         self._check_recv(source, tag)
@@ -110,7 +135,9 @@ class PointToPoint:
                 status._fill_null()
             return None
         runtime = self._runtime
-        operation = runtime.irecv(self._context, source if source == ANY_SOURCE else self._world(source), tag, into)
+        operation = runtime.irecv(
+            self._context, source if source == ANY_SOURCE else self._world(source), tag, into
+        )
         if not operation.done:
             runtime.wait((operation,))
         if operation.error is not None:
@@ -164,7 +191,11 @@ class PointToPoint:
         return self._start_send(encode(obj), dest, tag, sync=True, owned=False)
 
     def recv(
-        self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+        self,
+        buf: Any = None,
+        source: int = ANY_SOURCE,
+        tag: int = ANY_TAG,
+        status: Status | None = None,
     ) -> Any:
         """Receive a Python object; None from PROC_NULL.  `buf` is not needed and not used, as in mpi4py, which warns too."""
         if buf is not None:
@@ -176,9 +207,15 @@ class PointToPoint:
         return self._start_recv(source, tag, as_object)
 
     def sendrecv(
-        self, sendobj: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
-        recvtag: int = ANY_TAG, status: Status | None = None,
-    ) -> Any:  # fmt: skip
+        self,
+        sendobj: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG,
+        status: Status | None = None,
+    ) -> Any:
         """Send an object and receive one, without deadlock."""
         self._check_send(dest, sendtag)
         data = encode(sendobj)  # what is wrong with it shows before anything is posted
@@ -188,17 +225,23 @@ class PointToPoint:
         send.wait()
         return received
 
-    def probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> bool:
+    def probe(
+        self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+    ) -> bool:
         """Wait for a message, without taking it."""
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
             status._fill_null()
         else:
-            self._status(self._runtime.probe(self._context, self._world_source(source), tag), status)
+            self._status(
+                self._runtime.probe(self._context, self._world_source(source), tag), status
+            )
         return True
 
-    def iprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> bool:
+    def iprobe(
+        self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+    ) -> bool:
         """Whether a message is there."""
         self._check_recv(source, tag)
         status = Status() if status is None else status
@@ -217,13 +260,17 @@ class PointToPoint:
     def _world_source(self, source: int) -> int:
         return source if source == ANY_SOURCE else self._world(source)
 
-    def mprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> Message:
+    def mprobe(
+        self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+    ) -> Message:
         """Wait for a message and take it for the returned Message alone."""
         message = self._matched(source, tag, status, block=True)
         assert message is not None
         return message
 
-    def improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None) -> Message | None:
+    def improbe(
+        self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+    ) -> Message | None:
         """Take a message that is there, or None."""
         return self._matched(source, tag, status, block=False)
 
@@ -289,36 +336,65 @@ class PointToPoint:
         return self._start_recv(source, tag, *room(buf, source))
 
     def Sendrecv(
-        self, sendbuf: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
-        recvtag: int = ANY_TAG, status: Status | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        sendbuf: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG,
+        status: Status | None = None,
+    ) -> None:
         """Send one buffer and receive into another, without deadlock."""
         self.Isendrecv(sendbuf, dest, sendtag, recvbuf, source, recvtag).wait(status)
 
     def Sendrecv_replace(
-        self, buf: Any, dest: int, sendtag: int = 0, source: int = ANY_SOURCE, recvtag: int = ANY_TAG,
+        self,
+        buf: Any,
+        dest: int,
+        sendtag: int = 0,
+        source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG,
         status: Status | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Send a buffer and receive into it."""
         self.Isendrecv_replace(buf, dest, sendtag, source, recvtag).wait(status)
 
     def Isendrecv(
-        self, sendbuf: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = ANY_SOURCE,
+        self,
+        sendbuf: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
-    ) -> Request:  # fmt: skip
+    ) -> Request:
         """Start sending one buffer and receiving into another; the request is done when both are."""
         return self._exchange(outgoing(sendbuf, dest), dest, sendtag, recvbuf, source, recvtag)
 
     def Isendrecv_replace(
-        self, buf: Any, dest: int, sendtag: int = 0, source: int = ANY_SOURCE, recvtag: int = ANY_TAG
+        self,
+        buf: Any,
+        dest: int,
+        sendtag: int = 0,
+        source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG,
     ) -> Request:
         """Start sending a buffer and receiving into it."""
         data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
         return self._exchange(data, dest, sendtag, buf, source, recvtag)
 
     def _exchange(
-        self, data: Sequence[memoryview], dest: int, sendtag: int, recvbuf: Any, source: int, recvtag: int
+        self,
+        data: Sequence[memoryview],
+        dest: int,
+        sendtag: int,
+        recvbuf: Any,
+        source: int,
+        recvtag: int,
     ) -> Request:
-        self._check_send(dest, sendtag)  # what is wrong with the send shows before a receive is posted
+        self._check_send(
+            dest, sendtag
+        )  # what is wrong with the send shows before a receive is posted
         receive = self.Irecv(recvbuf, source, recvtag)
         return both(receive, self._start_send(data, dest, sendtag))

@@ -14,7 +14,14 @@ from serverless_mpi.api.datatype import Datatype
 from serverless_mpi.api.memory import as_bytes
 from serverless_mpi.api.types import LONG, UNSIGNED_LONG, WCHAR
 from serverless_mpi.api.typestate import TypeState
-from serverless_mpi.errors import ERR_ARG, ERR_CONVERSION, ERR_TRUNCATE, ERR_TYPE, ERR_UNSUPPORTED_DATAREP, MPIException
+from serverless_mpi.errors import (
+    ERR_ARG,
+    ERR_CONVERSION,
+    ERR_TRUNCATE,
+    ERR_TYPE,
+    ERR_UNSUPPORTED_DATAREP,
+    MPIException,
+)
 
 # where external32's width is not this machine's
 _WIDTHS = {LONG._ob: 4, UNSIGNED_LONG._ob: 4, WCHAR._ob: 2}
@@ -26,15 +33,21 @@ def _count(datatype: Datatype, buf: memoryview) -> int:
     if layout.extent <= 0:
         if not buf.nbytes:
             return 0
-        raise MPIException(ERR_TYPE, f"elements of extent {layout.extent} cannot be counted in a buffer")
+        raise MPIException(
+            ERR_TYPE, f"elements of extent {layout.extent} cannot be counted in a buffer"
+        )
     return buf.nbytes // layout.extent
 
 
 def _room(view: memoryview, position: int, nbytes: int, what: str) -> None:
     if position < 0 or position > view.nbytes:
-        raise MPIException(ERR_ARG, f"position {position} is outside a buffer of {view.nbytes} bytes")
+        raise MPIException(
+            ERR_ARG, f"position {position} is outside a buffer of {view.nbytes} bytes"
+        )
     if position + nbytes > view.nbytes:
-        raise MPIException(ERR_TRUNCATE, f"{nbytes} bytes {what} byte {position} of a buffer of {view.nbytes}")
+        raise MPIException(
+            ERR_TRUNCATE, f"{nbytes} bytes {what} byte {position} of a buffer of {view.nbytes}"
+        )
 
 
 def _checked(datatype: Datatype) -> Datatype:
@@ -67,7 +80,10 @@ def unpack(datatype: Datatype, inbuf: Any, position: int, outbuf: Any) -> int:
 def external_size(datatype: Datatype, datarep: str) -> int:
     """Bytes of one element in external32."""
     if datarep != "external32":
-        raise MPIException(ERR_UNSUPPORTED_DATAREP, f"representation {datarep!r} is not known; there is 'external32'")
+        raise MPIException(
+            ERR_UNSUPPORTED_DATAREP,
+            f"representation {datarep!r} is not known; there is 'external32'",
+        )
     return sum(_width(basic) * many for basic, many in datatype._live.basics())
 
 
@@ -78,17 +94,23 @@ def pack_external(datatype: Datatype, datarep: str, inbuf: Any, outbuf: Any, pos
     nbytes = external_size(datatype, datarep) * count
     _room(target, position, nbytes, "do not fit at")
     packed = datatype._live.layout.pack(source, 0, count)
-    target[position : position + nbytes] = _convert(datatype._live, packed, count, _encode, native=True)
+    target[position : position + nbytes] = _convert(
+        datatype._live, packed, count, _encode, native=True
+    )
     return position + nbytes
 
 
-def unpack_external(datatype: Datatype, datarep: str, inbuf: Any, position: int, outbuf: Any) -> int:
+def unpack_external(
+    datatype: Datatype, datarep: str, inbuf: Any, position: int, outbuf: Any
+) -> int:
     """`Datatype.Unpack_external`."""
     source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
     count = _count(_checked(datatype), target)
     nbytes = external_size(datatype, datarep) * count
     _room(source, position, nbytes, "are not there from")
-    packed = _convert(datatype._live, source[position : position + nbytes], count, _decode, native=False)
+    packed = _convert(
+        datatype._live, source[position : position + nbytes], count, _decode, native=False
+    )
     datatype._live.layout.unpack(memoryview(packed), target, 0, count)
     return position + nbytes
 
@@ -137,7 +159,10 @@ def _encode(basic: TypeState, data: memoryview) -> bytes:
     if basic in _WIDTHS and numbers.size:
         limits = np.iinfo(target)
         if numbers.min() < limits.min or numbers.max() > limits.max:
-            raise MPIException(ERR_CONVERSION, f"a {basic.name} is too large for the {target.itemsize} bytes of external32")
+            raise MPIException(
+                ERR_CONVERSION,
+                f"a {basic.name} is too large for the {target.itemsize} bytes of external32",
+            )
     return numbers.astype(target).tobytes()
 
 
@@ -152,8 +177,13 @@ def _to_binary128(numbers: np.ndarray[Any, Any]) -> bytes:
     if np.finfo(_LONG_DOUBLE).nmant == 112:
         return numbers.astype(_LONG_DOUBLE.newbyteorder(">")).tobytes()
     if np.finfo(_LONG_DOUBLE).nmant != 63:
-        raise MPIException(ERR_UNSUPPORTED_DATAREP, "this machine's long double has no representation in external32")
-    words = numbers.view(np.uint64).reshape(-1, 2)  # the significand with its leading 1, then sign and exponent
+        raise MPIException(
+            ERR_UNSUPPORTED_DATAREP,
+            "this machine's long double has no representation in external32",
+        )
+    words = numbers.view(np.uint64).reshape(
+        -1, 2
+    )  # the significand with its leading 1, then sign and exponent
     fraction, head = words[:, 0] & np.uint64((1 << 63) - 1), words[:, 1] & np.uint64(0xFFFF)
     high = (head << np.uint64(48)) | (fraction >> np.uint64(15))
     low = fraction << np.uint64(49)
@@ -164,9 +194,14 @@ def _from_binary128(data: memoryview) -> bytes:
     if np.finfo(_LONG_DOUBLE).nmant == 112:
         return np.frombuffer(data, _LONG_DOUBLE.newbyteorder(">")).astype(_LONG_DOUBLE).tobytes()
     if np.finfo(_LONG_DOUBLE).nmant != 63:
-        raise MPIException(ERR_UNSUPPORTED_DATAREP, "this machine's long double has no representation in external32")
+        raise MPIException(
+            ERR_UNSUPPORTED_DATAREP,
+            "this machine's long double has no representation in external32",
+        )
     words = np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
     head = words[:, 0] >> np.uint64(48)
-    fraction = ((words[:, 0] & np.uint64((1 << 48) - 1)) << np.uint64(15)) | (words[:, 1] >> np.uint64(49))
+    fraction = ((words[:, 0] & np.uint64((1 << 48) - 1)) << np.uint64(15)) | (
+        words[:, 1] >> np.uint64(49)
+    )
     leading = np.where(head & np.uint64(0x7FFF), np.uint64(1 << 63), np.uint64(0))
     return np.stack([fraction | leading, head], axis=1).astype(np.uint64).tobytes()

@@ -20,7 +20,15 @@ from serverless_mpi.api.persistent import Prequest, Repeat
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, derive_context
-from serverless_mpi.errors import ERR_ARG, ERR_OTHER, ERR_RANK, ERR_REQUEST, ERR_TAG, ERR_TRUNCATE, MPIException
+from serverless_mpi.errors import (
+    ERR_ARG,
+    ERR_OTHER,
+    ERR_RANK,
+    ERR_REQUEST,
+    ERR_TAG,
+    ERR_TRUNCATE,
+    MPIException,
+)
 from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import Runtime
 
@@ -30,7 +38,9 @@ _HEAD = struct.Struct("<I")  # the sender's number of partitions
 class _Send(Repeat):
     """A partitioned send."""
 
-    def __init__(self, runtime: Runtime, context: int, dest: int | None, spec: Spec, partitions: int) -> None:
+    def __init__(
+        self, runtime: Runtime, context: int, dest: int | None, spec: Spec, partitions: int
+    ) -> None:
         super().__init__(self._begin)
         self._runtime, self._context, self._dest, self._spec = runtime, context, dest, spec
         self.partitions = partitions
@@ -47,9 +57,14 @@ class _Send(Repeat):
         _check(partition, self.partitions)
         with self._lock:
             if self.operation is None:
-                raise MPIException(ERR_REQUEST, f"partition {partition} is ready, but the send has not been started")
+                raise MPIException(
+                    ERR_REQUEST,
+                    f"partition {partition} is ready, but the send has not been started",
+                )
             if partition not in self._left:
-                raise MPIException(ERR_ARG, f"partition {partition} has been marked as ready already")
+                raise MPIException(
+                    ERR_ARG, f"partition {partition} has been marked as ready already"
+                )
             self._left.remove(partition)
         self._put(partition + 1, self._spec.pack(partition))
 
@@ -58,7 +73,9 @@ class _Send(Repeat):
         if self._dest is None:
             everything._release()
         else:
-            self._runtime.isend(self._context, self._dest, tag, (data,)).add_done_callback(lambda one: _count(one, everything))
+            self._runtime.isend(self._context, self._dest, tag, (data,)).add_done_callback(
+                lambda one: _count(one, everything)
+            )
 
     def arrived(self, partition: int) -> bool:
         raise MPIException(ERR_REQUEST, "Parrived is for a receive; this is a partitioned send")
@@ -74,7 +91,9 @@ def _count(one: Operation, everything: Operation) -> None:
 class _Receive(Repeat):
     """A partitioned receive.  The sender may have cut the message otherwise than this side."""
 
-    def __init__(self, runtime: Runtime, context: int, source: int | None, spec: Spec, partitions: int) -> None:
+    def __init__(
+        self, runtime: Runtime, context: int, source: int | None, spec: Spec, partitions: int
+    ) -> None:
         super().__init__(self._begin)
         self._runtime, self._context, self._source, self._spec = runtime, context, source, spec
         self.partitions = partitions
@@ -90,7 +109,9 @@ class _Receive(Repeat):
             operation._end()
             self._here = set(range(self.partitions))
         else:
-            operation = self._runtime.irecv_parts(self._context, self._source, self._head, self._piece)
+            operation = self._runtime.irecv_parts(
+                self._context, self._source, self._head, self._piece
+            )
         return Request._of(self._runtime, operation, self._filled)
 
     def _filled(self, operation: Operation, status: Status) -> None:
@@ -108,7 +129,8 @@ class _Receive(Repeat):
         spec, total = self._spec, self._spec.nbytes * self.partitions
         if data.nbytes * self._pieces != total:
             raise MPIException(
-                ERR_TRUNCATE, f"the sender's {self._pieces} partitions of {data.nbytes} bytes are not the {total} bytes received"
+                ERR_TRUNCATE,
+                f"the sender's {self._pieces} partitions of {data.nbytes} bytes are not the {total} bytes received",
             )
         self._came.add(piece)
         if self._pieces == self.partitions:
@@ -151,7 +173,9 @@ class Partitioned(PointToPoint):
 
     _pairs: Callable[[tuple[str, int, int]], int]  # counts the initializations under a key
 
-    def Psend_init(self, buf: Any, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL) -> Prequest:
+    def Psend_init(
+        self, buf: Any, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL
+    ) -> Prequest:
         """A send of `partitions` equal pieces of a buffer, each of which goes when `Pready` says so."""
         self._check_send(dest, tag)
         _positive(partitions)
@@ -161,17 +185,30 @@ class Partitioned(PointToPoint):
         return Prequest._repeating(_Send(self._runtime, context, world, spec, partitions))
 
     def Precv_init(
-        self, buf: Any, partitions: int, source: int = ANY_SOURCE, tag: int = ANY_TAG, info: Info = INFO_NULL
+        self,
+        buf: Any,
+        partitions: int,
+        source: int = ANY_SOURCE,
+        tag: int = ANY_TAG,
+        info: Info = INFO_NULL,
     ) -> Prequest:
         """A receive into `partitions` equal pieces of a buffer; `Parrived` tells of each."""
         _positive(partitions)
         self._check_recv(source, tag)
         if source == ANY_SOURCE or tag == ANY_TAG:
             wild = ERR_RANK if source == ANY_SOURCE else ERR_TAG
-            raise MPIException(wild, "a partitioned receive needs its source and tag: it takes no wildcard")
+            raise MPIException(
+                wild, "a partitioned receive needs its source and tag: it takes no wildcard"
+            )
         spec = Spec(None if source == PROC_NULL else buf, readonly=False, blocks=partitions)
         world = None if source == PROC_NULL else self._peers[source]
-        receive = _Receive(self._runtime, self._pair(world, self._runtime.rank, tag, "from"), world, spec, partitions)
+        receive = _Receive(
+            self._runtime,
+            self._pair(world, self._runtime.rank, tag, "from"),
+            world,
+            spec,
+            partitions,
+        )
         receive.rank, receive.tag = source, tag
         return Prequest._repeating(receive)
 

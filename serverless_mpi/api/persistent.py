@@ -37,10 +37,17 @@ class Repeat(Pending):
             ERR_REQUEST: it has been started and not waited for.
         """
         if self.operation is not None:
-            raise MPIException(ERR_REQUEST, "the persistent request is active; wait for it before it is started again")
+            raise MPIException(
+                ERR_REQUEST,
+                "the persistent request is active; wait for it before it is started again",
+            )
         pending = self.start()._ob
         assert pending is not None
-        self.runtime, self.operation, self.finish = pending.runtime, pending.operation, pending.finish
+        self.runtime, self.operation, self.finish = (
+            pending.runtime,
+            pending.operation,
+            pending.finish,
+        )
 
 
 class Prequest(Request):
@@ -113,7 +120,9 @@ class Persistent(PointToPoint, Collective):
         starts = itertools.count()
 
         def start() -> Request:
-            return Request._of(self._runtime, self._run(plan, context, next(starts)), finishing(plan))
+            return Request._of(
+                self._runtime, self._run(plan, context, next(starts)), finishing(plan)
+            )
 
         return Prequest._repeating(Repeat(start))
 
@@ -140,7 +149,9 @@ class Persistent(PointToPoint, Collective):
         self._check_recv(source, tag)
         return Prequest._repeating(Repeat(lambda: self.Irecv(buf, source, tag)))
 
-    def _send_init(self, start: Callable[[Any, int, int], Request], buf: Any, dest: int, tag: int) -> Prequest:
+    def _send_init(
+        self, start: Callable[[Any, int, int], Request], buf: Any, dest: int, tag: int
+    ) -> Prequest:
         self._check_send(dest, tag)
         return Prequest._repeating(Repeat(lambda: start(buf, dest, tag)))
 
@@ -154,19 +165,27 @@ class Persistent(PointToPoint, Collective):
         """`Bcast`, to be started any number of times."""
         return self._prepare(self._bcast(buf, root))
 
-    def Gather_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
+    def Gather_init(
+        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Gather`, to be started any number of times."""
         return self._prepare(self._gather(sendbuf, recvbuf, root))
 
-    def Gatherv_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
+    def Gatherv_init(
+        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Gatherv`, to be started any number of times."""
         return self._prepare(self._gatherv(sendbuf, recvbuf, root))
 
-    def Scatter_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
+    def Scatter_init(
+        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Scatter`, to be started any number of times."""
         return self._prepare(self._scatter(sendbuf, recvbuf, root))
 
-    def Scatterv_init(self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
+    def Scatterv_init(
+        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Scatterv`, to be started any number of times."""
         return self._prepare(self._scatterv(sendbuf, recvbuf, root))
 
@@ -190,29 +209,44 @@ class Persistent(PointToPoint, Collective):
         """`Alltoallw`, to be started any number of times."""
         return self._prepare(self._alltoallw(sendbuf, recvbuf))
 
-    def Reduce_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0, info: Info = INFO_NULL) -> Prequest:
+    def Reduce_init(
+        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Reduce`, to be started any number of times."""
         return self._prepare(self._reduce(sendbuf, recvbuf, op, root))
 
-    def Allreduce_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL) -> Prequest:
+    def Allreduce_init(
+        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Allreduce`, to be started any number of times."""
         return self._prepare(self._allreduce(sendbuf, recvbuf, op))
 
-    def Reduce_scatter_block_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL) -> Prequest:
+    def Reduce_scatter_block_init(
+        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Reduce_scatter_block`, to be started any number of times."""
         return self._prepare(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Reduce_scatter_init(
-        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM, info: Info = INFO_NULL
+        self,
+        sendbuf: Any,
+        recvbuf: Any,
+        recvcounts: Sequence[int] | None = None,
+        op: Op = SUM,
+        info: Info = INFO_NULL,
     ) -> Prequest:
         """`Reduce_scatter`, to be started any number of times."""
         return self._prepare(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
-    def Scan_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL) -> Prequest:
+    def Scan_init(
+        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Scan`, to be started any number of times."""
         return self._prepare(self._scan(sendbuf, recvbuf, op))
 
-    def Exscan_init(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL) -> Prequest:
+    def Exscan_init(
+        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Exscan`, to be started any number of times."""
         return self._prepare(self._exscan(sendbuf, recvbuf, op))
 

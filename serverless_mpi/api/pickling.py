@@ -39,13 +39,25 @@ class Pickle:
         self._set_threshold(threshold)
 
     def _set_protocol(self, protocol: int | None) -> None:
-        self._protocol = _pickle.HIGHEST_PROTOCOL if protocol is None and self._dumps is _pickle.dumps else protocol
+        self._protocol = (
+            _pickle.HIGHEST_PROTOCOL
+            if protocol is None and self._dumps is _pickle.dumps
+            else protocol
+        )
 
     def _set_threshold(self, threshold: int | None) -> None:
         self._threshold = _THRESHOLD if threshold is None else threshold
 
-    PROTOCOL = property(lambda self: self._protocol, _set_protocol, doc="Of the pickles; None: the functions' own default.")
-    THRESHOLD = property(lambda self: self._threshold, _set_threshold, doc="A buffer of fewer bytes stays in the pickle.")
+    PROTOCOL = property(
+        lambda self: self._protocol,
+        _set_protocol,
+        doc="Of the pickles; None: the functions' own default.",
+    )
+    THRESHOLD = property(
+        lambda self: self._threshold,
+        _set_threshold,
+        doc="A buffer of fewer bytes stays in the pickle.",
+    )
 
     def dumps(self, obj: Any) -> bytes:
         """The pickle of `obj`."""
@@ -74,7 +86,13 @@ class Pickle:
             buffers.append(view)
             return False
 
-        protocol = 5 if self.PROTOCOL is None else max(self.PROTOCOL, 5) if self.PROTOCOL >= 0 else self.PROTOCOL
+        protocol = (
+            5
+            if self.PROTOCOL is None
+            else max(self.PROTOCOL, 5)
+            if self.PROTOCOL >= 0
+            else self.PROTOCOL
+        )
         return self._dumps(obj, protocol, buffer_callback=keep), buffers
 
     def loads_oob(self, data: Any, buffers: Sequence[Any]) -> Any:
@@ -96,7 +114,11 @@ def encode(obj: Any) -> list[memoryview]:
     if not buffers:
         return [memoryview(stream)]
     lengths = (len(stream), *(one.nbytes for one in buffers))
-    return [memoryview(_HEAD.pack(_MARK, len(buffers)) + struct.pack(f"<{len(lengths)}Q", *lengths)), memoryview(stream), *buffers]
+    return [
+        memoryview(_HEAD.pack(_MARK, len(buffers)) + struct.pack(f"<{len(lengths)}Q", *lengths)),
+        memoryview(stream),
+        *buffers,
+    ]
 
 
 def decode(data: memoryview) -> Any:

@@ -63,7 +63,9 @@ class Plans:
     _context: int
     _rank: int
     _ranks: tuple[int, ...]  # world ranks that the algorithms number: mine, or both groups
-    _peers: tuple[int, ...]  # world ranks of the group that this rank hears: mine, or the remote one
+    _peers: tuple[
+        int, ...
+    ]  # world ranks of the group that this rank hears: mine, or the remote one
 
     def _live(self) -> None: ...
 
@@ -122,11 +124,21 @@ class Plans:
 
     def _scatter(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
         mine, peer = self._role(root)
-        return self._deal(Spec(sendbuf, readonly=True, blocks=len(self._peers)) if mine else None, recvbuf, root, peer)
+        return self._deal(
+            Spec(sendbuf, readonly=True, blocks=len(self._peers)) if mine else None,
+            recvbuf,
+            root,
+            peer,
+        )
 
     def _scatterv(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
         mine, peer = self._role(root)
-        return self._deal(VMessage(sendbuf, readonly=True, size=len(self._peers)) if mine else None, recvbuf, root, peer)
+        return self._deal(
+            VMessage(sendbuf, readonly=True, size=len(self._peers)) if mine else None,
+            recvbuf,
+            root,
+            peer,
+        )
 
     def _deal(self, blocks: Spec | VMessage | None, recvbuf: Any, root: int, peer: bool) -> Plan:
         place, size = self._number(root), len(self._peers)
@@ -174,13 +186,18 @@ class Plans:
             self._check_apart(spec, 0, room, self._rank)
         return self._common(spec.nbytes), spec.pack
 
-    def _check_apart(self, give: Spec | VMessage, from_block: int, room: Spec | VMessage, to_block: int) -> None:
+    def _check_apart(
+        self, give: Spec | VMessage, from_block: int, room: Spec | VMessage, to_block: int
+    ) -> None:
         """What is sent must not lie where the same is received; between two groups nobody sends to himself."""
         if self._peers is not self._ranks:
             return
         place = give.address(from_block)
         if place is not None and place == room.address(to_block):
-            raise MPIException(ERR_BUFFER, "what is sent and what is received are the same memory; MPI.IN_PLACE is the way to say so")
+            raise MPIException(
+                ERR_BUFFER,
+                "what is sent and what is received are the same memory; MPI.IN_PLACE is the way to say so",
+            )
 
     def _alltoall(self, sendbuf: Any, recvbuf: Any) -> Plan:
         self._live()
@@ -189,7 +206,12 @@ class Plans:
         give = None if self._in_place(sendbuf) else Spec(sendbuf, readonly=True, blocks=size)
         if give is not None:
             self._check_apart(give, 0, room, 0)
-        return Plan("alltoall", self._common(room.nbytes), lambda: (_blocks(give, room, size),), _fill_blocks(room))
+        return Plan(
+            "alltoall",
+            self._common(room.nbytes),
+            lambda: (_blocks(give, room, size),),
+            _fill_blocks(room),
+        )
 
     def _alltoallv(self, sendbuf: Any, recvbuf: Any) -> Plan:
         return self._alltoall_each(VMessage, sendbuf, recvbuf)
@@ -197,7 +219,9 @@ class Plans:
     def _alltoallw(self, sendbuf: Any, recvbuf: Any) -> Plan:
         return self._alltoall_each(WMessage, sendbuf, recvbuf)
 
-    def _alltoall_each(self, kind: type[VMessage] | type[WMessage], sendbuf: Any, recvbuf: Any) -> Plan:
+    def _alltoall_each(
+        self, kind: type[VMessage] | type[WMessage], sendbuf: Any, recvbuf: Any
+    ) -> Plan:
         self._live()
         size = len(self._peers)
         room = kind(recvbuf, readonly=False, size=size)
@@ -214,7 +238,9 @@ class Plans:
         known = give or room
         combine = None if known is None else _of_elements(op, known.datatype)
         nbytes = None if known is None else self._common(known.nbytes)
-        return Plan("reduce", nbytes, lambda: (place, give.pack() if give else None, combine), _fill(room))
+        return Plan(
+            "reduce", nbytes, lambda: (place, give.pack() if give else None, combine), _fill(room)
+        )
 
     def _allreduce(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
         return self._reduce_to_all("allreduce", sendbuf, recvbuf, op)
@@ -239,7 +265,9 @@ class Plans:
         if room is not None:
             _check_same(give.datatype, room.datatype)
             if give.count != room.count:
-                raise ValueError(f"mismatch in send count {give.count} and receive count {room.count}")
+                raise ValueError(
+                    f"mismatch in send count {give.count} and receive count {room.count}"
+                )
             op.check(give.datatype)
             self._check_apart(give, 0, room, 0)
         return give
@@ -254,13 +282,22 @@ class Plans:
             give = Spec(sendbuf, readonly=True, blocks=size)
             _check_same(give.datatype, room.datatype)
             if give.count != room.count:
-                raise ValueError(f"mismatch in send count {give.count} and receive count {room.count}")
+                raise ValueError(
+                    f"mismatch in send count {give.count} and receive count {room.count}"
+                )
             op.check(give.datatype)
             self._check_apart(give, 0, room, 0)
         combine = _of_elements(op, give.datatype)
-        return Plan("reduce_scatter", None, lambda: ([give.pack(rank) for rank in range(size)], combine), _fill(room))
+        return Plan(
+            "reduce_scatter",
+            None,
+            lambda: ([give.pack(rank) for rank in range(size)], combine),
+            _fill(room),
+        )
 
-    def _reduce_scatter(self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None, op: Op) -> Plan:
+    def _reduce_scatter(
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None, op: Op
+    ) -> Plan:
         self._live()
         size = self._get_size()
         room = Spec(recvbuf, readonly=False)
@@ -276,7 +313,9 @@ class Plans:
         if give.count != sum(counts):
             raise ValueError(f"mismatch in send count {give.count} and sum(counts) {sum(counts)}")
         if give is not room and room.count != counts[self._rank]:
-            raise ValueError(f"mismatch in receive count {room.count} and counts[{self._rank}] {counts[self._rank]}")
+            raise ValueError(
+                f"mismatch in receive count {room.count} and counts[{self._rank}] {counts[self._rank]}"
+            )
         if give is not room:
             op.check(give.datatype)
             self._check_apart(give, 0, room, 0)
@@ -286,7 +325,10 @@ class Plans:
 
         def arguments() -> tuple[Any, ...]:
             data = give.pack()
-            return [data[(end - count) * width : end * width] for count, end in zip(counts, ends, strict=True)], combine
+            return [
+                data[(end - count) * width : end * width]
+                for count, end in zip(counts, ends, strict=True)
+            ], combine
 
         return Plan("reduce_scatter", None, arguments, lambda got: room.unpack(whole(got)))
 

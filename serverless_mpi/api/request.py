@@ -23,7 +23,9 @@ class Pending:
 
     __slots__ = ("runtime", "operation", "finish")
 
-    def __init__(self, runtime: Runtime | None, operation: Operation | None, finish: Finish | None) -> None:
+    def __init__(
+        self, runtime: Runtime | None, operation: Operation | None, finish: Finish | None
+    ) -> None:
         self.runtime, self.operation, self.finish = runtime, operation, finish
 
     persistent = False  # whether it can be started again
@@ -146,13 +148,17 @@ class Request(Handle):
     # --- several -------------------------------------------------------------
 
     @classmethod
-    def waitall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[Any]:
+    def waitall(
+        cls, requests: Sequence[Request], statuses: list[Status] | None = None
+    ) -> list[Any]:
         """Wait for all; their objects."""
         _wait(requests, all=True)
         return _complete_each(requests, range(len(requests)), statuses)
 
     @classmethod
-    def testall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> tuple[bool, list[Any] | None]:
+    def testall(
+        cls, requests: Sequence[Request], statuses: list[Status] | None = None
+    ) -> tuple[bool, list[Any] | None]:
         """(whether all are done, their objects)."""
         if not _test(requests, _all_done):
             return False, None
@@ -170,7 +176,9 @@ class Request(Handle):
         return index, requests[index]._complete(status)
 
     @classmethod
-    def testany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool, Any]:
+    def testany(
+        cls, requests: Sequence[Request], status: Status | None = None
+    ) -> tuple[int, bool, Any]:
         """(which is done, whether one is, its object)."""
         if not any(request._operation is not None for request in requests):
             if status is not None:
@@ -226,19 +234,25 @@ class Request(Handle):
         return Request.testany(requests, status)[:2]
 
     @classmethod
-    def Waitsome(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
+    def Waitsome(
+        cls, requests: Sequence[Request], statuses: list[Status] | None = None
+    ) -> list[int] | None:
         """Which are done, at least one; None if all are null."""
         return Request.waitsome(requests, statuses)[0]
 
     @classmethod
-    def Testsome(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
+    def Testsome(
+        cls, requests: Sequence[Request], statuses: list[Status] | None = None
+    ) -> list[int] | None:
         """Which are done, maybe none; None if all are null."""
         return Request.testsome(requests, statuses)[0]
 
     # --- several, without taking the results ----------------------------------
 
     @classmethod
-    def get_status_any(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
+    def get_status_any(
+        cls, requests: Sequence[Request], status: Status | None = None
+    ) -> tuple[int, bool]:
         """(which is done, whether one is); the requests stay."""
         if not any(request._operation is not None for request in requests):
             if status is not None:
@@ -251,7 +265,9 @@ class Request(Handle):
         return index, True
 
     @classmethod
-    def get_status_all(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
+    def get_status_all(
+        cls, requests: Sequence[Request], statuses: list[Status] | None = None
+    ) -> bool:
         """Whether all are done; the requests stay."""
         if not _test(requests, _all_done):
             return False
@@ -260,7 +276,9 @@ class Request(Handle):
         return True
 
     @classmethod
-    def get_status_some(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
+    def get_status_some(
+        cls, requests: Sequence[Request], statuses: list[Status] | None = None
+    ) -> list[int] | None:
         """Which are done; None if all are null; the requests stay."""
         if not any(request._operation is not None for request in requests):
             return None
@@ -271,17 +289,23 @@ class Request(Handle):
         return which
 
     @classmethod
-    def Get_status_any(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
+    def Get_status_any(
+        cls, requests: Sequence[Request], status: Status | None = None
+    ) -> tuple[int, bool]:
         """(which is done, whether one is); the requests stay."""
         return Request.get_status_any(requests, status)
 
     @classmethod
-    def Get_status_all(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
+    def Get_status_all(
+        cls, requests: Sequence[Request], statuses: list[Status] | None = None
+    ) -> bool:
         """Whether all are done; the requests stay."""
         return Request.get_status_all(requests, statuses)
 
     @classmethod
-    def Get_status_some(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[int] | None:
+    def Get_status_some(
+        cls, requests: Sequence[Request], statuses: list[Status] | None = None
+    ) -> list[int] | None:
         """Which are done; None if all are null; the requests stay."""
         return Request.get_status_some(requests, statuses)
 
@@ -338,10 +362,16 @@ def _all_done(operations: Sequence[Operation]) -> bool:
 
 
 def _done(requests: Sequence[Request]) -> list[int]:
-    return [i for i, request in enumerate(requests) if request._operation is not None and request._operation.done]
+    return [
+        i
+        for i, request in enumerate(requests)
+        if request._operation is not None and request._operation.done
+    ]
 
 
-def _complete_each(requests: Sequence[Request], which: Sequence[int], statuses: list[Status] | None) -> list[Any]:
+def _complete_each(
+    requests: Sequence[Request], which: Sequence[int], statuses: list[Status] | None
+) -> list[Any]:
     """Complete the requests `which`; every one of them is, even if one has failed."""
     results, failed = [], None
     for index, status in zip(which, _statuses(statuses, len(which)), strict=True):
@@ -353,7 +383,9 @@ def _complete_each(requests: Sequence[Request], which: Sequence[int], statuses: 
     if failed is not None:
         if len(which) == 1:
             raise failed
-        raise MPIException(ERR_IN_STATUS, f"one of {len(which)} requests failed: {failed}") from failed
+        raise MPIException(
+            ERR_IN_STATUS, f"one of {len(which)} requests failed: {failed}"
+        ) from failed
     return results
 
 

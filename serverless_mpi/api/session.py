@@ -71,7 +71,9 @@ class Session(Handle, Guarded):
     def _ranks(self, pset_name: str) -> list[int]:
         self._check_live()
         if pset_name.lower() not in [name.lower() for name in _SETS]:
-            raise MPIException(ERR_ARG, f"there is no process set {pset_name!r}; there are {', '.join(_SETS)}")
+            raise MPIException(
+                ERR_ARG, f"there is no process set {pset_name!r}; there are {', '.join(_SETS)}"
+            )
         runtime = get_runtime()
         return [runtime.rank] if pset_name.lower().endswith("self") else list(range(runtime.size))
 

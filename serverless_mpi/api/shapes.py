@@ -53,7 +53,8 @@ class Cart:
             raise MPIException(ERR_DIMS, f"a grid of shape {sizes} has a negative size")
         if prod(sizes) > ranks:
             raise MPIException(
-                ERR_DIMS if mapping else ERR_ARG, f"a grid of shape {sizes} needs {prod(sizes)} processes, there are {ranks}"
+                ERR_DIMS if mapping else ERR_ARG,
+                f"a grid of shape {sizes} needs {prod(sizes)} processes, there are {ranks}",
             )
         return cls(tuple(sizes), tuple(rings))
 
@@ -75,9 +76,14 @@ class Cart:
     def rank(self, coords: Sequence[int]) -> int:
         """The rank at coordinates, which wrap around in rings."""
         rank = 0
-        for place, dim, ring in zip(_integers(coords, "coords", len(self.dims)), self.dims, self.periods, strict=True):
+        for place, dim, ring in zip(
+            _integers(coords, "coords", len(self.dims)), self.dims, self.periods, strict=True
+        ):
             if not ring and not 0 <= place < dim:
-                raise MPIException(ERR_ARG, f"coordinates {list(coords)} are outside a grid of shape {list(self.dims)}")
+                raise MPIException(
+                    ERR_ARG,
+                    f"coordinates {list(coords)} are outside a grid of shape {list(self.dims)}",
+                )
             rank = rank * dim + place % dim
         return rank
 
@@ -99,15 +105,24 @@ class Cart:
         kept = [bool(flag) for flag in _integers(remain, "remain_dims", len(self.dims))]
         dropped = [place for place, keep in zip(self.coords(rank), kept, strict=True) if not keep]
         members = [
-            other for other in range(self.size)
-            if [place for place, keep in zip(self.coords(other), kept, strict=True) if not keep] == dropped
-        ]  # fmt: skip
-        dims, periods = ([one for one, keep in zip(all_, kept, strict=True) if keep] for all_ in (self.dims, self.periods))
+            other
+            for other in range(self.size)
+            if [place for place, keep in zip(self.coords(other), kept, strict=True) if not keep]
+            == dropped
+        ]
+        dims, periods = (
+            [one for one, keep in zip(all_, kept, strict=True) if keep]
+            for all_ in (self.dims, self.periods)
+        )
         return Cart(tuple(dims), tuple(periods)), members, dropped
 
     def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
         """(sources, destinations): in each dimension the one below, then the one above."""
-        near = [self._moved(rank, direction, disp) for direction in range(len(self.dims)) for disp in (-1, 1)]
+        near = [
+            self._moved(rank, direction, disp)
+            for direction in range(len(self.dims))
+            for disp in (-1, 1)
+        ]
         return near, list(near)
 
     def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
@@ -117,12 +132,18 @@ class Cart:
         an edge has the name of its place among the receiver's.
         """
         near, _ = self.neighbors(rank)
-        out: list[Edge] = [None if other == PROC_NULL else (other, place ^ 1) for place, other in enumerate(near)]
-        into: list[Edge] = [None if other == PROC_NULL else (other, place) for place, other in enumerate(near)]
+        out: list[Edge] = [
+            None if other == PROC_NULL else (other, place ^ 1) for place, other in enumerate(near)
+        ]
+        into: list[Edge] = [
+            None if other == PROC_NULL else (other, place) for place, other in enumerate(near)
+        ]
         return out, into
 
 
-def _named(rank: int, size: int, sources: Sequence[int], dests: Sequence[int]) -> tuple[list[Edge], list[Edge]]:
+def _named(
+    rank: int, size: int, sources: Sequence[int], dests: Sequence[int]
+) -> tuple[list[Edge], list[Edge]]:
     """The k-th edge between the same two ranks is the k-th at both ends."""
     out: list[Edge] = []
     into: list[Edge] = []
@@ -149,9 +170,15 @@ class Graph:
         if ends and ends[0] == 0 and ends[-1] == len(links):
             ends = ends[1:]
         if len(ends) > ranks:
-            raise MPIException(ERR_ARG, f"a graph of {len(ends)} nodes needs as many processes, there are {ranks}")
-        if any(end < start for start, end in zip([0, *ends], ends, strict=False)) or (ends and ends[-1] != len(links)):
-            raise MPIException(ERR_ARG, f"index {ends} does not rise from 0 to the {len(links)} edges")
+            raise MPIException(
+                ERR_ARG, f"a graph of {len(ends)} nodes needs as many processes, there are {ranks}"
+            )
+        if any(end < start for start, end in zip([0, *ends], ends, strict=False)) or (
+            ends and ends[-1] != len(links)
+        ):
+            raise MPIException(
+                ERR_ARG, f"index {ends} does not rise from 0 to the {len(links)} edges"
+            )
         _check_ranks(links, len(ends), "a graph's edge")
         return cls(tuple(ends), tuple(links))
 
@@ -185,7 +212,9 @@ class Dist:
     weights: tuple[list[int], list[int]] | None
 
     @classmethod
-    def adjacent(cls, sources: Any, dests: Any, source_weights: Any, dest_weights: Any, size: int) -> Dist:
+    def adjacent(
+        cls, sources: Any, dests: Any, source_weights: Any, dest_weights: Any, size: int
+    ) -> Dist:
         """From one's own edges."""
         into, out = _integers(sources, "sources"), _integers(dests, "destinations")
         _check_ranks(into, size, "a source", null=True)
@@ -211,12 +240,18 @@ class Dist:
         return list(zip(origins, ends, heavy or [1] * len(ends), strict=True)), heavy is not None
 
     @classmethod
-    def collected(cls, rank: int, size: int, edges: Sequence[tuple[int, int, int]], weighted: bool) -> Dist:
+    def collected(
+        cls, rank: int, size: int, edges: Sequence[tuple[int, int, int]], weighted: bool
+    ) -> Dist:
         """From the edges that all ranks gave."""
         into = [(start, weight) for start, end, weight in edges if end == rank]
         out = [(end, weight) for start, end, weight in edges if start == rank]
-        weights = ([weight for _, weight in into], [weight for _, weight in out]) if weighted else None
-        return cls(size, tuple(other for other, _ in into), tuple(other for other, _ in out), weights)
+        weights = (
+            ([weight for _, weight in into], [weight for _, weight in out]) if weighted else None
+        )
+        return cls(
+            size, tuple(other for other, _ in into), tuple(other for other, _ in out), weights
+        )
 
     def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
         """(sources, destinations)."""

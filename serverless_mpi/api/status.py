@@ -34,7 +34,13 @@ class Status:
 
     def _fill(self, source: int, tag: int, nbytes: int, cancelled: bool = False) -> None:
         fields = self._fields
-        fields[0], fields[1], fields[2], fields[3], fields[4] = source, tag, SUCCESS, nbytes, cancelled
+        fields[0], fields[1], fields[2], fields[3], fields[4] = (
+            source,
+            tag,
+            SUCCESS,
+            nbytes,
+            cancelled,
+        )
 
     def _fill_null(self) -> None:
         self._fill(PROC_NULL, ANY_TAG, 0)
@@ -54,7 +60,9 @@ class Status:
         return type(self), (), self.__getstate__()
 
     def __getstate__(self) -> dict[str, int]:
-        return dict(zip(("source", "tag", "error", "count", "cancelled"), self._fields, strict=True))
+        return dict(
+            zip(("source", "tag", "error", "count", "cancelled"), self._fields, strict=True)
+        )
 
     def __setstate__(self, state: dict[str, int]) -> None:
         self._fields[:] = array("q", state.values())
@@ -123,7 +131,9 @@ class Status:
     source = property(Get_source, Set_source, doc="The sender's rank.")
     tag = property(Get_tag, Set_tag, doc="The message's tag.")
     error = property(Get_error, Set_error, doc="The error code.")
-    count = property(Get_count, lambda self, count: self.Set_elements(BYTE, count), doc="Bytes received.")
+    count = property(
+        Get_count, lambda self, count: self.Set_elements(BYTE, count), doc="Bytes received."
+    )
     cancelled = property(Is_cancelled, Set_cancelled, doc="Whether the request was cancelled.")
 
 

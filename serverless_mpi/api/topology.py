@@ -24,7 +24,9 @@ from serverless_mpi.collectives.simulate import NEIGHBORLY, Layout
 from serverless_mpi.errors import ERR_TOPOLOGY, MPIException
 
 
-def _block(kind: type[Any], buf: Any, readonly: bool, count: int) -> tuple[Any, Callable[[int], int]]:
+def _block(
+    kind: type[Any], buf: Any, readonly: bool, count: int
+) -> tuple[Any, Callable[[int], int]]:
     """(a buffer of a block for each of `count` neighbours, the bytes of each)."""
     if kind is Spec:
         spec = Spec(buf, readonly=readonly, blocks=max(count, 1))
@@ -69,7 +71,9 @@ class Topocomm(Intracomm):
     outedges = property(lambda self: self.inoutedges[1], doc="Destinations of this process.")
     indegree = property(lambda self: len(self.inedges), doc="Number of sources.")
     outdegree = property(lambda self: len(self.outedges), doc="Number of destinations.")
-    degrees = property(lambda self: (self.indegree, self.outdegree), doc="(number of sources, of destinations).")
+    degrees = property(
+        lambda self: (self.indegree, self.outdegree), doc="(number of sources, of destinations)."
+    )
 
     # --- neighbourhood collectives -------------------------------------------
 
@@ -83,7 +87,9 @@ class Topocomm(Intracomm):
         out, into = self._topology.edges(self._state.rank)
         room, nbytes = _block(kind, recvbuf, False, len(into))
         give = Spec(sendbuf, readonly=True)
-        return Plan("neighbor_allgather", None, lambda: (out, into, give.pack()), _filling(room, nbytes))
+        return Plan(
+            "neighbor_allgather", None, lambda: (out, into, give.pack()), _filling(room, nbytes)
+        )
 
     def _between_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
         out, into = self._topology.edges(self._state.rank)
@@ -91,20 +97,27 @@ class Topocomm(Intracomm):
         give, _ = _block(kind, sendbuf, True, len(out))
         places = range(len(out))
         return Plan(
-            "neighbor_alltoall", None, lambda: (out, into, [give.pack(place) for place in places]), _filling(room, nbytes)
+            "neighbor_alltoall",
+            None,
+            lambda: (out, into, [give.pack(place) for place in places]),
+            _filling(room, nbytes),
         )
 
     def neighbor_allgather(self, sendobj: Any) -> list[Any]:
         """Give an object to every destination; the objects of the sources, None beyond a border."""
         arguments = (*self._topology.edges(self._state.rank), encode(sendobj))
-        result: list[Any] = self._start(Plan("neighbor_allgather", None, lambda: arguments, decode_list))._await()
+        result: list[Any] = self._start(
+            Plan("neighbor_allgather", None, lambda: arguments, decode_list)
+        )._await()
         return result
 
     def neighbor_alltoall(self, sendobj: list[Any]) -> list[Any]:
         """Give sendobj[j] to destination j; the objects of the sources, None beyond a border."""
         out, into = self._topology.edges(self._state.rank)
         arguments = (out, into, encode_each(sendobj, len(out)))
-        result: list[Any] = self._start(Plan("neighbor_alltoall", None, lambda: arguments, decode_list))._await()
+        result: list[Any] = self._start(
+            Plan("neighbor_alltoall", None, lambda: arguments, decode_list)
+        )._await()
         return result
 
     def Neighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> None:
@@ -147,23 +160,33 @@ class Topocomm(Intracomm):
         """Start `Neighbor_alltoallw`."""
         return self._start(self._between_neighbors(WMessage, sendbuf, recvbuf))
 
-    def Neighbor_allgather_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Neighbor_allgather_init(
+        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Neighbor_allgather`, to be started any number of times."""
         return self._prepare(self._to_neighbors(Spec, sendbuf, recvbuf))
 
-    def Neighbor_allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Neighbor_allgatherv_init(
+        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Neighbor_allgatherv`, to be started any number of times."""
         return self._prepare(self._to_neighbors(VMessage, sendbuf, recvbuf))
 
-    def Neighbor_alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Neighbor_alltoall_init(
+        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Neighbor_alltoall`, to be started any number of times."""
         return self._prepare(self._between_neighbors(Spec, sendbuf, recvbuf))
 
-    def Neighbor_alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Neighbor_alltoallv_init(
+        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Neighbor_alltoallv`, to be started any number of times."""
         return self._prepare(self._between_neighbors(VMessage, sendbuf, recvbuf))
 
-    def Neighbor_alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Neighbor_alltoallw_init(
+        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Neighbor_alltoallw`, to be started any number of times."""
         return self._prepare(self._between_neighbors(WMessage, sendbuf, recvbuf))
 
@@ -256,8 +279,12 @@ class Graphcomm(Topocomm):
     topo = property(Get_topo, doc="See Get_topo.")
     index = property(lambda self: self.Get_topo()[0], doc="Where each node's edges end.")
     edges = property(lambda self: self.Get_topo()[1], doc="The edges.")
-    nneighbors = property(lambda self: len(self.neighbors), doc="Number of this process's neighbours.")
-    neighbors = property(lambda self: self.Get_neighbors(self.Get_rank()), doc="This process's neighbours.")
+    nneighbors = property(
+        lambda self: len(self.neighbors), doc="Number of this process's neighbours."
+    )
+    neighbors = property(
+        lambda self: self.Get_neighbors(self.Get_rank()), doc="This process's neighbours."
+    )
 
 
 class Distgraphcomm(Topocomm):

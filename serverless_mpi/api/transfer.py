@@ -67,7 +67,12 @@ def room(buf: Any, rank: int) -> tuple[Callable[[Operation], Any], memoryview | 
 def both(receive: Request, send: Request) -> Request:
     """A request that is done when both are, and is the receive's then."""
     pending = receive._ob
-    assert pending is not None and pending.operation is not None and pending.finish is not None and send._operation is not None
+    assert (
+        pending is not None
+        and pending.operation is not None
+        and pending.finish is not None
+        and send._operation is not None
+    )
     received, finish = pending.operation, pending.finish
     operation = Operation(2)
 

@@ -31,7 +31,9 @@ def _basic(label: str, kind: str, char: str, code: str = "", name: str = "") -> 
     dtype = np.dtype(kind)
     state = _state(name or f"MPI_{label}", dtype)
     state.typechar, state.code = char, code or char
-    state.typestr = {"S": "S1", "U": "U1", "b": "b1"}.get(dtype.kind) or f"{dtype.kind}{dtype.itemsize}"
+    state.typestr = {"S": "S1", "U": "U1", "b": "b1"}.get(
+        dtype.kind
+    ) or f"{dtype.kind}{dtype.itemsize}"
     return Datatype._of_state(state)._name_constant(label)  # type: ignore[no-any-return]
 
 
@@ -128,30 +130,123 @@ F_FLOAT_COMPLEX, F_DOUBLE_COMPLEX = COMPLEX, DOUBLE_COMPLEX
 
 # codes of the struct module, of NumPy and of the array interface -> datatype, as mpi4py maps them
 _typedict: dict[str, Datatype] = {
-    "?": C_BOOL, "b": SIGNED_CHAR, "h": SHORT, "i": INT, "l": LONG, "q": LONG_LONG, "B": UNSIGNED_CHAR, "H": UNSIGNED_SHORT,
-    "I": UNSIGNED, "L": UNSIGNED_LONG, "Q": UNSIGNED_LONG_LONG, "e": FLOAT16_T, "f": FLOAT, "d": DOUBLE, "g": LONG_DOUBLE,
-    "Zf": C_COMPLEX, "Zd": C_DOUBLE_COMPLEX, "Zg": C_LONG_DOUBLE_COMPLEX, "F": C_COMPLEX, "D": C_DOUBLE_COMPLEX,
-    "G": C_LONG_DOUBLE_COMPLEX, "b1": C_BOOL, "i1": INT8_T, "i2": INT16_T, "i4": INT32_T, "i8": INT64_T, "u1": UINT8_T,
-    "u2": UINT16_T, "u4": UINT32_T, "u8": UINT64_T, "f2": FLOAT16_T, "f4": FLOAT, "f8": DOUBLE, "c8": C_COMPLEX,
-    "c16": C_DOUBLE_COMPLEX, "n": COUNT, "N": UNSIGNED_LONG, "p": AINT, "P": UNSIGNED_LONG, "c": CHAR, "a": CHAR, "S": CHAR,
-    "S1": CHAR, "s": CHAR, "1s": CHAR, "U": WCHAR, "U1": WCHAR, "u": UINT16_T, "1u": UINT16_T, "w": WCHAR, "1w": WCHAR,
-    "M": INT64_T, "M8": INT64_T, "m": INT64_T, "m8": INT64_T,
-}  # fmt: skip
+    "?": C_BOOL,
+    "b": SIGNED_CHAR,
+    "h": SHORT,
+    "i": INT,
+    "l": LONG,
+    "q": LONG_LONG,
+    "B": UNSIGNED_CHAR,
+    "H": UNSIGNED_SHORT,
+    "I": UNSIGNED,
+    "L": UNSIGNED_LONG,
+    "Q": UNSIGNED_LONG_LONG,
+    "e": FLOAT16_T,
+    "f": FLOAT,
+    "d": DOUBLE,
+    "g": LONG_DOUBLE,
+    "Zf": C_COMPLEX,
+    "Zd": C_DOUBLE_COMPLEX,
+    "Zg": C_LONG_DOUBLE_COMPLEX,
+    "F": C_COMPLEX,
+    "D": C_DOUBLE_COMPLEX,
+    "G": C_LONG_DOUBLE_COMPLEX,
+    "b1": C_BOOL,
+    "i1": INT8_T,
+    "i2": INT16_T,
+    "i4": INT32_T,
+    "i8": INT64_T,
+    "u1": UINT8_T,
+    "u2": UINT16_T,
+    "u4": UINT32_T,
+    "u8": UINT64_T,
+    "f2": FLOAT16_T,
+    "f4": FLOAT,
+    "f8": DOUBLE,
+    "c8": C_COMPLEX,
+    "c16": C_DOUBLE_COMPLEX,
+    "n": COUNT,
+    "N": UNSIGNED_LONG,
+    "p": AINT,
+    "P": UNSIGNED_LONG,
+    "c": CHAR,
+    "a": CHAR,
+    "S": CHAR,
+    "S1": CHAR,
+    "s": CHAR,
+    "1s": CHAR,
+    "U": WCHAR,
+    "U1": WCHAR,
+    "u": UINT16_T,
+    "1u": UINT16_T,
+    "w": WCHAR,
+    "1w": WCHAR,
+    "M": INT64_T,
+    "M8": INT64_T,
+    "m": INT64_T,
+    "m8": INT64_T,
+}
 _wide = np.dtype("g").itemsize
 _typedict |= {f"f{_wide}": LONG_DOUBLE, f"c{2 * _wide}": C_LONG_DOUBLE_COMPLEX}
 _typedict_c: dict[str, Datatype] = {
-    code: _typedict[code] for code in ("?", *"bhilqBHILQfdgFDG", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8",
-                                       f"f{_wide}", "c8", "c16", f"c{2 * _wide}")
-}  # fmt: skip
+    code: _typedict[code]
+    for code in (
+        "?",
+        *"bhilqBHILQfdgFDG",
+        "b1",
+        "i1",
+        "i2",
+        "i4",
+        "i8",
+        "u1",
+        "u2",
+        "u4",
+        "u8",
+        "f2",
+        "f4",
+        "f8",
+        f"f{_wide}",
+        "c8",
+        "c16",
+        f"c{2 * _wide}",
+    )
+}
 _typedict_f: dict[str, Datatype] = {
-    "l": LOGICAL, "i": INTEGER, "r": REAL, "s": REAL, "d": DOUBLE_PRECISION, "c": COMPLEX, "z": DOUBLE_COMPLEX, "l1": LOGICAL1,
-    "l2": LOGICAL2, "l4": LOGICAL4, "l8": LOGICAL8, "i1": INTEGER1, "i2": INTEGER2, "i4": INTEGER4, "i8": INTEGER8, "r2": REAL2,
-    "r4": REAL4, "r8": REAL8, "r16": REAL16, "c8": COMPLEX8, "c16": COMPLEX16, "c32": COMPLEX32,
-}  # fmt: skip
+    "l": LOGICAL,
+    "i": INTEGER,
+    "r": REAL,
+    "s": REAL,
+    "d": DOUBLE_PRECISION,
+    "c": COMPLEX,
+    "z": DOUBLE_COMPLEX,
+    "l1": LOGICAL1,
+    "l2": LOGICAL2,
+    "l4": LOGICAL4,
+    "l8": LOGICAL8,
+    "i1": INTEGER1,
+    "i2": INTEGER2,
+    "i4": INTEGER4,
+    "i8": INTEGER8,
+    "r2": REAL2,
+    "r4": REAL4,
+    "r8": REAL8,
+    "r16": REAL16,
+    "c8": COMPLEX8,
+    "c16": COMPLEX16,
+    "c32": COMPLEX32,
+}
 
-_PAIRS = {(value._ob, INT._ob): pair for value, pair in (
-    (SHORT, SHORT_INT), (INT, INT_INT), (LONG, LONG_INT), (FLOAT, FLOAT_INT), (DOUBLE, DOUBLE_INT), (LONG_DOUBLE, LONG_DOUBLE_INT),
-)}  # fmt: skip
+_PAIRS = {
+    (value._ob, INT._ob): pair
+    for value, pair in (
+        (SHORT, SHORT_INT),
+        (INT, INT_INT),
+        (LONG, LONG_INT),
+        (FLOAT, FLOAT_INT),
+        (DOUBLE, DOUBLE_INT),
+        (LONG_DOUBLE, LONG_DOUBLE_INT),
+    )
+}
 _SIZED = {
     TYPECLASS_LOGICAL: (LOGICAL1, LOGICAL2, LOGICAL4, LOGICAL8),
     TYPECLASS_INTEGER: (INTEGER1, INTEGER2, INTEGER4, INTEGER8),
@@ -175,7 +270,9 @@ def of_code(code: str) -> Datatype:
     if found is None:
         found = _typedict.get(native(code) if code else code)
     if found is None:
-        raise KeyError(f"there is no datatype for numbers of format {code!r}; give one explicitly, as [buffer, datatype]")
+        raise KeyError(
+            f"there is no datatype for numbers of format {code!r}; give one explicitly, as [buffer, datatype]"
+        )
     return found
 
 
@@ -199,12 +296,20 @@ def f90(combiner: int, kind: str, p: int, r: int, params: dict[str, int]) -> Dat
         return known
     digits, span = (0 if value == UNDEFINED else value for value in (p, r))
     if kind == "i":
-        table = [(np.dtype(code), 0, digits) for code, digits in (("i1", 2), ("i2", 4), ("i4", 9), ("i8", 18))]
+        table = [
+            (np.dtype(code), 0, digits)
+            for code, digits in (("i1", 2), ("i2", 4), ("i4", 9), ("i8", 18))
+        ]
     else:
-        table = [(np.dtype(code), np.finfo(code).precision, int(np.log10(np.finfo(code).max))) for code in ("f4", "f8", "g")]
+        table = [
+            (np.dtype(code), np.finfo(code).precision, int(np.log10(np.finfo(code).max)))
+            for code in ("f4", "f8", "g")
+        ]
     for dtype, most_digits, most_span in table:
         if digits <= most_digits and span <= most_span:
-            like = of_code(f"{kind}{dtype.itemsize * (2 if combiner == COMBINER_F90_COMPLEX else 1)}")._ob
+            like = of_code(
+                f"{kind}{dtype.itemsize * (2 if combiner == COMBINER_F90_COMPLEX else 1)}"
+            )._ob
             state = _state("", like.base)
             state.combiner, state.params, state.integers = combiner, params, list(params.values())
             state.typechar, state.typestr, state.code = like.typechar, like.typestr, like.typestr
@@ -223,6 +328,10 @@ def _typealign(datatype: Datatype) -> int | None:
 
 
 __all__ = ["_typealign", "_typecode", "_typedict", "_typedict_c", "_typedict_f"] + [
-    name for name, value in list(globals().items()) if name.isupper() and name[0] != "_" and isinstance(value, (Datatype, int))
+    name
+    for name, value in list(globals().items())
+    if name.isupper()
+    and name[0] != "_"
+    and isinstance(value, (Datatype, int))
     and not name.startswith(("COMBINER_", "ERR_", "UNDEFINED"))
-]  # fmt: skip
+]

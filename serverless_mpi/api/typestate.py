@@ -38,11 +38,34 @@ class TypeState:
     """
 
     __slots__ = (
-        "layout", "base", "parts", "name", "combiner", "integers", "counts", "types", "params", "committed", "refs", "attributes",
-        "constant", "predefined", "typechar", "typestr", "code", "pair", "runs",
-    )  # fmt: skip
+        "layout",
+        "base",
+        "parts",
+        "name",
+        "combiner",
+        "integers",
+        "counts",
+        "types",
+        "params",
+        "committed",
+        "refs",
+        "attributes",
+        "constant",
+        "predefined",
+        "typechar",
+        "typestr",
+        "code",
+        "pair",
+        "runs",
+    )
 
-    def __init__(self, layout: Layout, base: np.dtype[Any] | None, combiner: int, parts: Sequence[tuple[TypeState, int]] = ()) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        base: np.dtype[Any] | None,
+        combiner: int,
+        parts: Sequence[tuple[TypeState, int]] = (),
+    ) -> None:
         self.layout, self.base, self.combiner, self.parts = layout, base, combiner, parts
         self.name = ""
         self.integers: list[int] = []
@@ -65,7 +88,9 @@ class TypeState:
             runs: list[tuple[TypeState, int]] = []
             for of, count in self.parts or [(self, 1)]:
                 inner = [(of, 1)] if of is self else of.basics()
-                repeated = [(inner[0][0], inner[0][1] * count)] if len(inner) == 1 else inner * count
+                repeated = (
+                    [(inner[0][0], inner[0][1] * count)] if len(inner) == 1 else inner * count
+                )
                 for basic, many in repeated:
                     if runs and runs[-1][0] is basic:
                         runs[-1] = (basic, runs[-1][1] + many)

@@ -38,12 +38,18 @@ class Config:
     @property
     def profile_name(self) -> str:
         """The profile in use."""
-        return self.environ.get("AWS_PROFILE") or self.environ.get("AWS_DEFAULT_PROFILE") or "default"
+        return (
+            self.environ.get("AWS_PROFILE") or self.environ.get("AWS_DEFAULT_PROFILE") or "default"
+        )
 
     def profile(self, name: str) -> dict[str, str] | None:
         """The settings of a profile, those of the credentials file before those of the configuration file; None: no such."""
         config, credentials = self._read()
-        section = "default" if name == "default" and "profile default" not in config else f"profile {name}"
+        section = (
+            "default"
+            if name == "default" and "profile default" not in config
+            else f"profile {name}"
+        )
         if section not in config and name not in credentials:
             return None
         return {**config.get(section, {}), **credentials.get(name, {})}
@@ -66,7 +72,9 @@ class Config:
 
     def endpoint(self, service: str, region: str) -> str:
         """URL of a service, AWS's own unless another is configured."""
-        if not _true(self._setting("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls")):
+        if not _true(
+            self._setting("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls")
+        ):
             own = self._own()
             services = self._read()[0].get(f"services {own.get('services', '')}", {})
             for url in (
@@ -77,9 +85,17 @@ class Config:
             ):
                 if url:
                     return url
-        domain, dual = next((domain, dual) for start, domain, dual in PARTITIONS if region.startswith(start))
-        always = region.startswith("us-gov-") and service != "s3"  # those are FIPS endpoints whatever one asks for
-        fips = "-fips" if not always and _true(self._setting("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint")) else ""
+        domain, dual = next(
+            (domain, dual) for start, domain, dual in PARTITIONS if region.startswith(start)
+        )
+        always = (
+            region.startswith("us-gov-") and service != "s3"
+        )  # those are FIPS endpoints whatever one asks for
+        fips = (
+            "-fips"
+            if not always and _true(self._setting("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint"))
+            else ""
+        )
         if _true(self._setting("AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint")):
             if service == "s3":
                 return f"https://s3{fips}.dualstack.{region}.{domain}"
@@ -96,11 +112,17 @@ class Config:
         """
         import ssl
 
-        bundle = self._setting("AWS_CA_BUNDLE", "ca_bundle") or self.environ.get("REQUESTS_CA_BUNDLE") or None
+        bundle = (
+            self._setting("AWS_CA_BUNDLE", "ca_bundle")
+            or self.environ.get("REQUESTS_CA_BUNDLE")
+            or None
+        )
         try:
             context = ssl.create_default_context(cafile=bundle)
         except OSError as error:
-            raise UsageError(f"{bundle} is not a bundle of certificates in PEM form: {error}; see AWS_CA_BUNDLE") from error
+            raise UsageError(
+                f"{bundle} is not a bundle of certificates in PEM form: {error}; see AWS_CA_BUNDLE"
+            ) from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 
@@ -131,7 +153,9 @@ def _sections(name: str) -> dict[str, dict[str, str]]:
             continue
         key, equals, value = bare.partition("=")
         if not equals:
-            raise UsageError(f"line {number} of {name} is neither a [section] nor `name = value`: {bare[:40]!r}")
+            raise UsageError(
+                f"line {number} of {name} is neither a [section] nor `name = value`: {bare[:40]!r}"
+            )
         key, value = key.strip().lower(), value.split(" #")[0].strip()
         if line[0] in " \t" and outer:
             section[f"{outer}.{key}"] = value

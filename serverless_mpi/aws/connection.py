@@ -60,7 +60,13 @@ class Connection:
     not good.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         self._timeout_s = timeout_s or ANSWER_TIMEOUT_S
         try:
             sock = socket.create_connection((host, port), timeout_s or CONNECT_TIMEOUT_S)
@@ -94,7 +100,12 @@ class Connection:
         return bool(readable.poll(0))  # nothing may come before a request but the end
 
     def exchange(
-        self, head: bytes, body: Sequence[bytes | memoryview], method: str, into: Into = None, come: Come = None
+        self,
+        head: bytes,
+        body: Sequence[bytes | memoryview],
+        method: str,
+        into: Into = None,
+        come: Come = None,
     ) -> Answer:
         """Send a request and take its answer, in `into` if it succeeds and fits.
 

@@ -33,9 +33,15 @@ def client(service: str, endpoint: str | None, region: str) -> Any:
     from botocore.config import Config
 
     config = Config(
-        connect_timeout=_CONNECT_TIMEOUT_S, retries={"max_attempts": 3, "mode": "standard"}, s3={"addressing_style": "path"}
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        retries={"max_attempts": 3, "mode": "standard"},
+        s3={"addressing_style": "path"},
     )
-    keys = {} if endpoint is None else {"aws_access_key_id": DUMMY.access, "aws_secret_access_key": DUMMY.secret}
+    keys = (
+        {}
+        if endpoint is None
+        else {"aws_access_key_id": DUMMY.access, "aws_secret_access_key": DUMMY.secret}
+    )
     return boto3.client(service, endpoint_url=endpoint, region_name=region, config=config, **keys)
 
 
@@ -50,12 +56,16 @@ def _explaining(endpoint: str | None, region: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # botocore has no common base of its own and the socket's errors
-        raise ChannelError(f"{endpoint or f'AWS in {region}'} did not list or remove what jobs left there: {_line(error)}") from error
+        raise ChannelError(
+            f"{endpoint or f'AWS in {region}'} did not list or remove what jobs left there: {_line(error)}"
+        ) from error
 
 
 def _explained(spec: JobSpec, error: Exception) -> ChannelError:
     where = spec.endpoint or f"AWS in {spec.region}"
-    return ChannelError(f"{where} did not make or remove what job {spec.job_id} needs: {_line(error)}")
+    return ChannelError(
+        f"{where} did not make or remove what job {spec.job_id} needs: {_line(error)}"
+    )
 
 
 def _line(error: Exception) -> str:
@@ -67,10 +77,15 @@ def make_queues(spec: JobSpec) -> dict[str, str]:
     """A queue for each rank, and topics that serve 200 ranks each; returns their addresses as settings."""
     try:
         sqs, sns = (client(service, spec.endpoint, spec.region) for service in ("sqs", "sns"))
-        attributes = {"VisibilityTimeout": str(VISIBILITY_S), "MessageRetentionPeriod": str(RETENTION_S)}
+        attributes = {
+            "VisibilityTimeout": str(VISIBILITY_S),
+            "MessageRetentionPeriod": str(RETENTION_S),
+        }
 
         def make_queue(rank: int) -> tuple[str, str]:
-            url = sqs.create_queue(QueueName=f"{PREFIX}{spec.job_id}-{rank}", Attributes=attributes)["QueueUrl"]
+            url = sqs.create_queue(
+                QueueName=f"{PREFIX}{spec.job_id}-{rank}", Attributes=attributes
+            )["QueueUrl"]
             answer = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
             return url, answer["Attributes"]["QueueArn"]
 
@@ -78,7 +93,10 @@ def make_queues(spec: JobSpec) -> dict[str, str]:
         topics = []
         if spec.size > 1:
             count = -(-spec.size // FILTERS_PER_TOPIC)
-            topics = _all(lambda n: sns.create_topic(Name=f"{PREFIX}{spec.job_id}-{n}")["TopicArn"], range(count))
+            topics = _all(
+                lambda n: sns.create_topic(Name=f"{PREFIX}{spec.job_id}-{n}")["TopicArn"],
+                range(count),
+            )
 
         def subscribe(rank: int) -> None:
             url, arn = queues[rank]
@@ -87,16 +105,24 @@ def make_queues(spec: JobSpec) -> dict[str, str]:
                 "Version": "2012-10-17",
                 "Statement": [
                     {
-                        "Effect": "Allow", "Principal": {"Service": "sns.amazonaws.com"}, "Action": "sqs:SendMessage",
-                        "Resource": arn, "Condition": {"ArnEquals": {"aws:SourceArn": topic}},
+                        "Effect": "Allow",
+                        "Principal": {"Service": "sns.amazonaws.com"},
+                        "Action": "sqs:SendMessage",
+                        "Resource": arn,
+                        "Condition": {"ArnEquals": {"aws:SourceArn": topic}},
                     }
                 ],
-            }  # fmt: skip
+            }
             sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": json.dumps(policy)})
             sns.subscribe(
-                TopicArn=topic, Protocol="sqs", Endpoint=arn,
-                Attributes={"RawMessageDelivery": "true", "FilterPolicy": json.dumps({TO: [str(rank)]})},
-            )  # fmt: skip
+                TopicArn=topic,
+                Protocol="sqs",
+                Endpoint=arn,
+                Attributes={
+                    "RawMessageDelivery": "true",
+                    "FilterPolicy": json.dumps({TO: [str(rank)]}),
+                },
+            )
 
         if topics:
             _all(subscribe, range(spec.size))
@@ -114,10 +140,16 @@ def _remove_queues(endpoint: str | None, region: str, prefix: str) -> int:
     with _explaining(endpoint, region):
         sqs, sns = (client(service, endpoint, region) for service in ("sqs", "sns"))
         queues = list(_paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=prefix))
-        topics = [t["TopicArn"] for t in _paged(sns, "list_topics", "Topics") if _name(t["TopicArn"]).startswith(prefix)]
+        topics = [
+            t["TopicArn"]
+            for t in _paged(sns, "list_topics", "Topics")
+            if _name(t["TopicArn"]).startswith(prefix)
+        ]
         _all(lambda url: sqs.delete_queue(QueueUrl=url), queues)
         for topic in topics:
-            for subscription in _paged(sns, "list_subscriptions_by_topic", "Subscriptions", TopicArn=topic):
+            for subscription in _paged(
+                sns, "list_subscriptions_by_topic", "Subscriptions", TopicArn=topic
+            ):
                 sns.unsubscribe(SubscriptionArn=subscription["SubscriptionArn"])
             sns.delete_topic(TopicArn=topic)
         return len(queues) + len(topics)
@@ -128,7 +160,11 @@ def make_bucket(spec: JobSpec) -> dict[str, str]:
     try:
         s3 = client("s3", spec.endpoint, spec.region)
         bucket = f"{PREFIX}{spec.job_id}"
-        where = {} if spec.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": spec.region}}
+        where = (
+            {}
+            if spec.region == "us-east-1"
+            else {"CreateBucketConfiguration": {"LocationConstraint": spec.region}}
+        )
         s3.create_bucket(Bucket=bucket, **where)
     except Exception as error:
         raise _explained(spec, error) from error
@@ -157,7 +193,9 @@ def leftovers(endpoint: str | None, region: str) -> list[str]:
     """Ids of the jobs that have queues, topics or buckets there; what a deployed stack owns has no job's id in its name."""
     with _explaining(endpoint, region):
         sqs, sns, s3 = (client(service, endpoint, region) for service in ("sqs", "sns", "s3"))
-        names = [_name(url) for url in _paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=PREFIX)]
+        names = [
+            _name(url) for url in _paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=PREFIX)
+        ]
         names += [_name(topic["TopicArn"]) for topic in _paged(sns, "list_topics", "Topics")]
         names += [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
         return sorted({found.group(1) for found in map(_OF_JOB.match, names) if found})
@@ -165,7 +203,9 @@ def leftovers(endpoint: str | None, region: str) -> list[str]:
 
 def remove(endpoint: str | None, region: str, job_id: str) -> int:
     """Remove everything of a job; how many things that were."""
-    return _remove_queues(endpoint, region, f"{PREFIX}{job_id}-") + _remove_bucket(endpoint, region, f"{PREFIX}{job_id}")
+    return _remove_queues(endpoint, region, f"{PREFIX}{job_id}-") + _remove_bucket(
+        endpoint, region, f"{PREFIX}{job_id}"
+    )
 
 
 def _name(address: str) -> str:

@@ -39,7 +39,9 @@ ROLE_S = 3600  # what AssumeRole grants unless the profile says duration_seconds
 CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23")
 
 DUMMY = Keys("smpi", "smpi")  # an emulator checks none
-_EXPORT = "`aws configure export-credentials --profile {name} --format env` prints keys to set instead"
+_EXPORT = (
+    "`aws configure export-credentials --profile {name} --format env` prints keys to set instead"
+)
 
 
 class Credentials:
@@ -49,7 +51,10 @@ class Credentials:
     """
 
     def __init__(
-        self, endpoint: str | None, environ: Mapping[str, str] | None = None, clock: Callable[[], float] = time.time
+        self,
+        endpoint: str | None,
+        environ: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._environ = os.environ if environ is None else environ
         self._config = Config(environ)
@@ -108,18 +113,35 @@ class Credentials:
     # --- the sources ---------------------------------------------------------
 
     def _from_environment(self) -> Keys | None:
-        access, secret = self._environ.get("AWS_ACCESS_KEY_ID"), self._environ.get("AWS_SECRET_ACCESS_KEY")
+        access, secret = (
+            self._environ.get("AWS_ACCESS_KEY_ID"),
+            self._environ.get("AWS_SECRET_ACCESS_KEY"),
+        )
         if bool(access) != bool(secret):
-            raise UsageError("of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY only one is set: set both or none")
-        return Keys(access, secret, self._environ.get("AWS_SESSION_TOKEN") or None) if access and secret else None
+            raise UsageError(
+                "of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY only one is set: set both or none"
+            )
+        return (
+            Keys(access, secret, self._environ.get("AWS_SESSION_TOKEN") or None)
+            if access and secret
+            else None
+        )
 
     def _from_web_identity(self) -> Keys | None:
         environ = self._environ
         file, role = environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"), environ.get("AWS_ROLE_ARN")
-        return self._web_identity(file, role, environ.get("AWS_ROLE_SESSION_NAME")) if file and role else None
+        return (
+            self._web_identity(file, role, environ.get("AWS_ROLE_SESSION_NAME"))
+            if file and role
+            else None
+        )
 
     def _web_identity(self, file: str, role: str, session: str | None) -> Keys:
-        form = {"RoleArn": role, "RoleSessionName": session or "serverless-mpi", "WebIdentityToken": _text_of(file)}
+        form = {
+            "RoleArn": role,
+            "RoleSessionName": session or "serverless-mpi",
+            "WebIdentityToken": _text_of(file),
+        }
         return self._sts("AssumeRoleWithWebIdentity", form, Keys("", ""))
 
     def _from_profile(self) -> Keys | None:
@@ -136,27 +158,39 @@ class Credentials:
         """The keys of a profile; through: the profiles that led to it."""
         profile = self._config.profile(name)
         if profile is None:
-            raise UsageError(f"profile {through[-1]!r} names source_profile {name!r}, which does not exist")
+            raise UsageError(
+                f"profile {through[-1]!r} names source_profile {name!r}, which does not exist"
+            )
         if name in through:
             if "aws_access_key_id" not in profile:
-                raise UsageError(f"the profiles {' -> '.join((*through, name))} go round in a circle")
+                raise UsageError(
+                    f"the profiles {' -> '.join((*through, name))} go round in a circle"
+                )
         elif "role_arn" in profile:
             return self._role(name, profile, through)
         if "sso_session" in profile or "sso_start_url" in profile:
-            raise UsageError(f"profile {name!r} signs in by SSO, which data connections cannot; " + _EXPORT.format(name=name))
+            raise UsageError(
+                f"profile {name!r} signs in by SSO, which data connections cannot; "
+                + _EXPORT.format(name=name)
+            )
         access, secret = profile.get("aws_access_key_id"), profile.get("aws_secret_access_key")
         if access and secret:
             return Keys(access, secret, profile.get("aws_session_token") or None)
         if "credential_process" in profile:
             return _from_process(name, profile["credential_process"])
         if access or secret:
-            raise UsageError(f"profile {name!r} has only one of aws_access_key_id and aws_secret_access_key")
+            raise UsageError(
+                f"profile {name!r} has only one of aws_access_key_id and aws_secret_access_key"
+            )
         return None
 
     def _role(self, name: str, profile: Mapping[str, str], through: Sequence[str]) -> Keys:
         """The keys of a role that a profile assumes."""
         if "mfa_serial" in profile:
-            raise UsageError(f"profile {name!r} needs a code of {profile['mfa_serial']}; " + _EXPORT.format(name=name))
+            raise UsageError(
+                f"profile {name!r} needs a code of {profile['mfa_serial']}; "
+                + _EXPORT.format(name=name)
+            )
         role, session = profile["role_arn"], profile.get("role_session_name")
         if "web_identity_token_file" in profile:
             return self._web_identity(profile["web_identity_token_file"], role, session)
@@ -171,12 +205,18 @@ class Credentials:
             }
             source = known.get(profile["credential_source"])
             if source is None:
-                raise UsageError(f"credential_source of profile {name!r} is none of {', '.join(known)}")
+                raise UsageError(
+                    f"credential_source of profile {name!r} is none of {', '.join(known)}"
+                )
             keys = source()
         else:
-            raise UsageError(f"profile {name!r} has a role_arn and neither source_profile nor credential_source")
+            raise UsageError(
+                f"profile {name!r} has a role_arn and neither source_profile nor credential_source"
+            )
         if keys is None:
-            raise UsageError(f"profile {name!r} assumes {role}, but where it says that the keys for that are, there are none")
+            raise UsageError(
+                f"profile {name!r} assumes {role}, but where it says that the keys for that are, there are none"
+            )
         form = {"RoleArn": role, "RoleSessionName": session or "serverless-mpi"}
         form["DurationSeconds"] = profile.get("duration_seconds", str(ROLE_S))
         if "external_id" in profile:
@@ -194,9 +234,12 @@ class Credentials:
         body = urlencode(form)
         try:
             answer = client.request(
-                action, "POST", "/", headers={"content-type": "application/x-www-form-urlencoded; charset=utf-8"},
+                action,
+                "POST",
+                "/",
+                headers={"content-type": "application/x-www-form-urlencoded; charset=utf-8"},
                 body=body.encode(),
-            )  # fmt: skip
+            )
         finally:
             client.close()
         text = bytes(answer.body).decode(errors="replace")
@@ -208,18 +251,28 @@ class Credentials:
     def _from_container(self) -> Keys | None:
         environ = self._environ
         relative = environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
-        url = f"{CONTAINER}{relative}" if relative else environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+        url = (
+            f"{CONTAINER}{relative}"
+            if relative
+            else environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+        )
         if not url:
             return None
         parts = urlsplit(url)
         if parts.scheme != "https" and not _near(parts.hostname or ""):
-            raise UsageError(f"AWS_CONTAINER_CREDENTIALS_FULL_URI names {url}, which is neither https nor on this machine")
+            raise UsageError(
+                f"AWS_CONTAINER_CREDENTIALS_FULL_URI names {url}, which is neither https nor on this machine"
+            )
         token_file = environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
-        token = _text_of(token_file) if token_file else environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN")
+        token = (
+            _text_of(token_file) if token_file else environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN")
+        )
         try:
             text = self._fetch(url, {"authorization": token} if token else {})
         except Lost as error:
-            raise UsageError(f"the container's credentials at {url} cannot be had: {error}") from error
+            raise UsageError(
+                f"the container's credentials at {url} cannot be had: {error}"
+            ) from error
         return _temporary(_fields(text, url), "Token", url)
 
     def _from_instance(self) -> Keys | None:
@@ -229,7 +282,9 @@ class Credentials:
         base = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", INSTANCE).rstrip("/") + "/latest"
         try:
             token = self._fetch(
-                f"{base}/api/token", {"x-aws-ec2-metadata-token-ttl-seconds": str(INSTANCE_TOKEN_S)}, "PUT"
+                f"{base}/api/token",
+                {"x-aws-ec2-metadata-token-ttl-seconds": str(INSTANCE_TOKEN_S)},
+                "PUT",
             )
             headers = {"x-aws-ec2-metadata-token": token}
             roles = self._fetch(f"{base}/meta-data/iam/security-credentials/", headers).split()
@@ -251,7 +306,9 @@ class Credentials:
         timeout_s = float(self._environ.get("AWS_METADATA_SERVICE_TIMEOUT", "1"))
         connection = Connection(parts.hostname or "", port, tls, timeout_s)
         try:
-            answer = connection.exchange(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"), (), method, None)
+            answer = connection.exchange(
+                f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"), (), method, None
+            )
         finally:
             connection.close()
         text = bytes(answer.body).decode(errors="replace")
@@ -275,14 +332,20 @@ def _from_process(name: str, command: str) -> Keys:
     import subprocess
 
     try:
-        done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)
+        done = subprocess.run(
+            shlex.split(command), capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S
+        )
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"credential_process of profile {name!r} did not run: {error}") from error
     if done.returncode:
-        raise UsageError(f"credential_process of profile {name!r} ended with {done.returncode}: {done.stderr.strip()[:200]}")
+        raise UsageError(
+            f"credential_process of profile {name!r} ended with {done.returncode}: {done.stderr.strip()[:200]}"
+        )
     fields = _fields(done.stdout, f"credential_process of profile {name!r}")
     if fields.get("Version") != 1:
-        raise UsageError(f"credential_process of profile {name!r} speaks version {fields.get('Version')!r}, not 1")
+        raise UsageError(
+            f"credential_process of profile {name!r} speaks version {fields.get('Version')!r}, not 1"
+        )
     return _temporary(fields, "SessionToken", f"credential_process of profile {name!r}")
 
 
@@ -327,6 +390,8 @@ def _near(host: str) -> bool:
     import ipaddress
 
     try:
-        return host == "localhost" or host in CONTAINER_HOSTS or ipaddress.ip_address(host).is_loopback
+        return (
+            host == "localhost" or host in CONTAINER_HOSTS or ipaddress.ip_address(host).is_loopback
+        )
     except ValueError:
         return False

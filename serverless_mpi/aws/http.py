@@ -36,9 +36,15 @@ class Client:
     """
 
     def __init__(
-        self, service: str, region: str, endpoint: str | None, credentials: Credentials, meter: Meter,
-        sleep: Callable[[float], None] = time.sleep, chance: Callable[[float, float], float] = random.uniform,
-    ) -> None:  # fmt: skip
+        self,
+        service: str,
+        region: str,
+        endpoint: str | None,
+        credentials: Credentials,
+        meter: Meter,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self.service = service
         self.meter = meter
         config = Config()
@@ -55,10 +61,20 @@ class Client:
         self._closed = threading.Event()
 
     def request(
-        self, action: str, method: str, path: str, query: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] = _NO_HEADERS, body: bytes | Sequence[memoryview] = b"", *,
-        nbytes: int = 0, messages: int = 0, into: Into = None, come: Come = None, billed_as: str | None = None,
-    ) -> Answer:  # fmt: skip
+        self,
+        action: str,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        body: bytes | Sequence[memoryview] = b"",
+        *,
+        nbytes: int = 0,
+        messages: int = 0,
+        into: Into = None,
+        come: Come = None,
+        billed_as: str | None = None,
+    ) -> Answer:
         """Do a request; the answer whatever its status, once nothing of `retry.py` is to be done about it.
 
         action: its name in `retry.REPEATABLE`; headers: names in lower case; body: bytes, or byte views that are sent
@@ -85,7 +101,9 @@ class Client:
             lines = "\r\n".join([f"{name}: {value}" for name, value in signed.items()])
             head = f"{method} {target} HTTP/1.1\r\n{lines}\r\n\r\n"
             if head.count("\n") != len(signed) + 2:
-                raise ChannelError(f"a line break in the headers of {self.service}.{action}: {sorted(signed)}")
+                raise ChannelError(
+                    f"a line break in the headers of {self.service}.{action}: {sorted(signed)}"
+                )
             self.meter.count(self.service, billed_as or action, nbytes=nbytes, messages=messages)
             answer: Answer | None = None
             pause = True
@@ -94,7 +112,9 @@ class Client:
                 try:
                     answer = connection.exchange(head.encode("latin-1"), parts, method, into, come)
                 except Lost:
-                    pause = not connection.used  # one that was kept may have been closed meanwhile: no sign of trouble
+                    pause = (
+                        not connection.used
+                    )  # one that was kept may have been closed meanwhile: no sign of trouble
                     raise
                 self._keep(connection)
                 event = event_of(answer)

@@ -20,7 +20,9 @@ _ENOUGH = 4096  # an error document is shorter
 
 _NO_KEY = "AWS does not know the access key: see which one is used with `aws configure list`"
 _FORBIDDEN = "the keys lack the permission: add the action to the role's or user's policy"
-_EXPIRED = "the credentials have ended: renew them (`aws sso login`, or new keys in the environment)"
+_EXPIRED = (
+    "the credentials have ended: renew them (`aws sso login`, or new keys in the environment)"
+)
 _CLOCK = "this machine's clock is wrong, even after a correction by the service's: set it (`chronyc makestep`)"
 _KEY = "the secret key does not belong to the access key, or a proxy changed the request"
 
@@ -86,7 +88,13 @@ def refused(service: str, what: str, answer: Answer) -> ChannelError:
     if "{region}" in advice:
         text = bytes(answer.body[:_ENOUGH]).decode(errors="replace")
         named = re.search(r"<Region>([^<]*)</Region>|expecting '([^']*)'", text)
-        region = answer.headers.get("x-amz-bucket-region") or (named and (named.group(1) or named.group(2))) or "another"
+        region = (
+            answer.headers.get("x-amz-bucket-region")
+            or (named and (named.group(1) or named.group(2)))
+            or "another"
+        )
         advice = advice.format(region=region)
     story = f"HTTP {answer.status} {code} {message}".strip()
-    return ChannelError(f"{service.upper()} refused to {what}: {story}" + (f"; {advice}" if advice else ""))
+    return ChannelError(
+        f"{service.upper()} refused to {what}: {story}" + (f"; {advice}" if advice else "")
+    )

@@ -70,14 +70,29 @@ REPEATABLE: dict[str, str] = {
 
 _THROTTLES = frozenset(
     (
-        "Throttling", "ThrottlingException", "ThrottledException", "Throttled", "ThrottledRequestException",
-        "RequestThrottled", "RequestThrottledException", "TooManyRequestsException", "RequestLimitExceeded",
-        "SlowDown", "BandwidthLimitExceeded", "LimitExceededException", "PriorRequestNotComplete",
-        "KmsThrottled", "KMSThrottlingException", "TransactionInProgressException", "EC2ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "Throttled",
+        "ThrottledRequestException",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "TooManyRequestsException",
+        "RequestLimitExceeded",
+        "SlowDown",
+        "BandwidthLimitExceeded",
+        "LimitExceededException",
+        "PriorRequestNotComplete",
+        "KmsThrottled",
+        "KMSThrottlingException",
+        "TransactionInProgressException",
+        "EC2ThrottledException",
         "ProvisionedThroughputExceededException",
     )
-)  # fmt: skip
-_TRANSIENT = frozenset(("RequestTimeout", "RequestTimeoutException", "InternalError", "InternalFailure"))
+)
+_TRANSIENT = frozenset(
+    ("RequestTimeout", "RequestTimeoutException", "InternalError", "InternalFailure")
+)
 _EXPIRED = frozenset(("ExpiredToken", "ExpiredTokenException", "RequestExpired"))
 _SKEWED = frozenset(("RequestTimeTooSkewed", "RequestInTheFuture"))
 

@@ -38,7 +38,9 @@ class S3:
     def put(self, key: str, parts: Sequence[memoryview]) -> None:
         """Make an object of `parts`."""
         nbytes = sum(part.nbytes for part in parts)
-        answer = self._client.request("PUT", "PUT", self._path(key), body=parts, nbytes=nbytes, messages=1)
+        answer = self._client.request(
+            "PUT", "PUT", self._path(key), body=parts, nbytes=nbytes, messages=1
+        )
         if answer.status != 200:
             raise self._refuse(f"put {key}", answer)
 
@@ -51,9 +53,17 @@ class S3:
         """
         for _ in range(_ROUNDS):
             answer = self._client.request(
-                "PUT", "PUT", self._path(key), headers={"if-none-match": "*"}, body=body, nbytes=len(body), messages=1
+                "PUT",
+                "PUT",
+                self._path(key),
+                headers={"if-none-match": "*"},
+                body=body,
+                nbytes=len(body),
+                messages=1,
             )
-            if answer.status != 409:  # another write of the same name was under way: S3 asks to try again
+            if (
+                answer.status != 409
+            ):  # another write of the same name was under way: S3 asks to try again
                 break
         if answer.status == 412:
             there = self.get(key)
@@ -62,12 +72,16 @@ class S3:
             raise self._refuse(f"create {key}", answer)
         return True
 
-    def put_multipart(self, key: str, parts: Sequence[Sequence[memoryview]], parallel: Parallel) -> None:
+    def put_multipart(
+        self, key: str, parts: Sequence[Sequence[memoryview]], parallel: Parallel
+    ) -> None:
         """Make a large object of `parts`, each of byte views and of at least 5 MiB but the last, sent at the same time.
 
         What was sent of an object that fails is removed again, since it would be billed.
         """
-        answer = self._client.request("CreateMultipartUpload", "POST", self._path(key), {"uploads": ""}, billed_as="PUT")
+        answer = self._client.request(
+            "CreateMultipartUpload", "POST", self._path(key), {"uploads": ""}, billed_as="PUT"
+        )
         found = re.search(rb"<UploadId>([^<]*)</UploadId>", bytes(answer.body))
         if answer.status != 200 or found is None:
             raise self._refuse(f"begin {key}", answer)
@@ -77,9 +91,13 @@ class S3:
             part = parts[number]
             nbytes = sum(piece.nbytes for piece in part)
             answer = self._client.request(
-                "PUT", "PUT", self._path(key), {"partNumber": str(number + 1), "uploadId": upload}, body=part,
+                "PUT",
+                "PUT",
+                self._path(key),
+                {"partNumber": str(number + 1), "uploadId": upload},
+                body=part,
                 nbytes=nbytes,
-            )  # fmt: skip
+            )
             if answer.status != 200:
                 raise self._refuse(f"put part {number + 1} of {key}", answer)
             return answer.headers["etag"]
@@ -93,17 +111,25 @@ class S3:
 
     def _complete(self, key: str, upload: str, tags: Sequence[str], nbytes: int) -> None:
         listing = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>" for number, tag in enumerate(tags, 1)
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>"
+            for number, tag in enumerate(tags, 1)
         )
         body = f"<CompleteMultipartUpload>{listing}</CompleteMultipartUpload>".encode()
         trouble: ChannelError | None = None
         for _ in range(_COMPLETIONS):
             try:
                 answer = self._client.request(
-                    "CompleteMultipartUpload", "POST", self._path(key), {"uploadId": upload}, body=body,
-                    messages=0 if trouble else 1, billed_as="PUT",
-                )  # fmt: skip
-            except ChannelError as error:  # nobody knows whether it was done: the next attempt shows it
+                    "CompleteMultipartUpload",
+                    "POST",
+                    self._path(key),
+                    {"uploadId": upload},
+                    body=body,
+                    messages=0 if trouble else 1,
+                    billed_as="PUT",
+                )
+            except (
+                ChannelError
+            ) as error:  # nobody knows whether it was done: the next attempt shows it
                 trouble = error
                 continue
             text = bytes(answer.body)
@@ -123,9 +149,13 @@ class S3:
         return int(answer.headers["content-length"]) if answer.status == 200 else None
 
     def get(
-        self, key: str, start: int = 0, length: int | None = None,
-        into: memoryview | Callable[[int], memoryview] | None = None, come: Callable[[int], None] | None = None,
-    ) -> tuple[memoryview, int] | None:  # fmt: skip
+        self,
+        key: str,
+        start: int = 0,
+        length: int | None = None,
+        into: memoryview | Callable[[int], memoryview] | None = None,
+        come: Callable[[int], None] | None = None,
+    ) -> tuple[memoryview, int] | None:
         """(bytes from `start` on, size of the whole object); None if there is no such object.
 
         into: memory for the bytes, or what names it, given the size of the whole object; come: told how many bytes are
@@ -135,14 +165,18 @@ class S3:
         if length is not None:
             headers["range"] = f"bytes={start}-{start + length - 1}"
         named = (lambda headers: into(_size(headers))) if callable(into) else into
-        answer = self._client.request("GET", "GET", self._path(key), headers=headers, into=named, come=come)
+        answer = self._client.request(
+            "GET", "GET", self._path(key), headers=headers, into=named, come=come
+        )
         if answer.status == 404:
             return None
         if answer.status == 416 and start == 0:  # a range of an empty object
             return memoryview(bytearray()), 0
         if answer.status not in (200, 206):
             raise self._refuse(f"get {key}", answer)
-        self._client.meter.count("s3", "GET", requests=0, nbytes=answer.body.nbytes, messages=1 if start == 0 else 0)
+        self._client.meter.count(
+            "s3", "GET", requests=0, nbytes=answer.body.nbytes, messages=1 if start == 0 else 0
+        )
         return answer.body, _size(answer.headers)
 
     def list(self, prefix: str, after: str = "") -> list[str]:
@@ -153,16 +187,24 @@ class S3:
         answer = self._client.request("LIST", "GET", f"/{self._bucket}", query)
         if answer.status != 200:
             raise self._refuse(f"list {prefix}", answer)
-        return [unescape(key.decode()) for key in re.findall(rb"<Key>([^<]*)</Key>", bytes(answer.body))]
+        return [
+            unescape(key.decode()) for key in re.findall(rb"<Key>([^<]*)</Key>", bytes(answer.body))
+        ]
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete up to 1000 objects in one request."""
         listing = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in keys)
         body = f"<Delete><Quiet>true</Quiet>{listing}</Delete>".encode()
         answer = self._client.request(
-            "DELETE", "POST", f"/{self._bucket}", {"delete": ""},
-            headers={"content-md5": base64.b64encode(md5(body, usedforsecurity=False).digest()).decode()}, body=body,
-        )  # fmt: skip
+            "DELETE",
+            "POST",
+            f"/{self._bucket}",
+            {"delete": ""},
+            headers={
+                "content-md5": base64.b64encode(md5(body, usedforsecurity=False).digest()).decode()
+            },
+            body=body,
+        )
         if answer.status != 200 or b"<Error>" in bytes(answer.body):
             raise self._refuse(f"delete {len(keys)} objects", answer)
 

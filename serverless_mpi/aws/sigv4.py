@@ -62,15 +62,27 @@ class Signer:
         return kept[1]
 
     def headers(
-        self, keys: Keys, method: str, host: str, path: str, query: Mapping[str, str], headers: Mapping[str, str],
-        payload_hash: str, now: float | None = None,
-    ) -> dict[str, str]:  # fmt: skip
+        self,
+        keys: Keys,
+        method: str,
+        host: str,
+        path: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        payload_hash: str,
+        now: float | None = None,
+    ) -> dict[str, str]:
         """`headers` (names in lower case) with host, date, payload hash and signature; without that if `keys` is empty.
 
         path: percent-encoded; now: seconds of the epoch, None for the clock's.
         """
         stamp = self._now(now)
-        signed = {**headers, "host": host, "x-amz-date": stamp, "x-amz-content-sha256": payload_hash}
+        signed = {
+            **headers,
+            "host": host,
+            "x-amz-date": stamp,
+            "x-amz-content-sha256": payload_hash,
+        }
         if keys.token is not None:
             signed["x-amz-security-token"] = keys.token
         if not keys.access:
@@ -90,5 +102,7 @@ class Signer:
 
 def canonical_query(query: Mapping[str, str]) -> str:
     """The query string as it is signed and sent."""
-    pairs = sorted((quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in query.items())
+    pairs = sorted(
+        (quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in query.items()
+    )
     return "&".join(f"{name}={value}" for name, value in pairs)

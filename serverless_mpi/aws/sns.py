@@ -62,17 +62,24 @@ class Sns:
                 form[f"{attribute}.2.Value.DataType"] = "Binary"
                 form[f"{attribute}.2.Value.BinaryValue"] = base64.b64encode(frame).decode()
             answer = self._client.request(
-                action, "POST", "/",
+                action,
+                "POST",
+                "/",
                 headers={"content-type": "application/x-www-form-urlencoded; charset=utf-8"},
-                body=urlencode(form).encode(), nbytes=nbytes, messages=len(entries),
-            )  # fmt: skip
+                body=urlencode(form).encode(),
+                nbytes=nbytes,
+                messages=len(entries),
+            )
             if answer.status != 200:
                 raise self._client.refused(f"publish on {topic}", answer)
             text = bytes(answer.body).decode(errors="replace")
             entries = self._failed(topic, text, entries)
             if not entries:
                 return
-        raise ChannelError(f"SNS did not take {len(entries)} messages for {topic} in {_ROUNDS} rounds", retryable=True)
+        raise ChannelError(
+            f"SNS did not take {len(entries)} messages for {topic} in {_ROUNDS} rounds",
+            retryable=True,
+        )
 
     def _failed(
         self, topic: str, text: str, entries: dict[str, tuple[bytes, Sequence[int]]]
@@ -80,7 +87,9 @@ class Sns:
         failed = _FAILED.search(text)
         again = {}
         for entry in _ENTRY.findall(failed.group(1)) if failed else ():
-            fields = {name: unescape(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", entry)}
+            fields = {
+                name: unescape(value) for name, value in re.findall(r"<(\w+)>([^<]*)</\1>", entry)
+            }
             if fields.get("SenderFault") == "true":
                 raise ChannelError(f"SNS refused a message on {topic}: {fields}")
             again[fields["Id"]] = entries[fields["Id"]]

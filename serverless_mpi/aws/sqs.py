@@ -44,12 +44,21 @@ class Sqs:
         self._client = client
         self.prompt = False
 
-    def _call(self, action: str, queue: str, request: bytes, nbytes: int = 0, messages: int = 0) -> dict[str, Any]:
+    def _call(
+        self, action: str, queue: str, request: bytes, nbytes: int = 0, messages: int = 0
+    ) -> dict[str, Any]:
         answer = self._client.request(
-            action, "POST", "/",
-            headers={"content-type": "application/x-amz-json-1.0", "x-amz-target": f"AmazonSQS.{action}"},
-            body=request, nbytes=nbytes, messages=messages,
-        )  # fmt: skip
+            action,
+            "POST",
+            "/",
+            headers={
+                "content-type": "application/x-amz-json-1.0",
+                "x-amz-target": f"AmazonSQS.{action}",
+            },
+            body=request,
+            nbytes=nbytes,
+            messages=messages,
+        )
         if answer.status != 200:
             raise self._client.refused(f"{action} on {queue}", answer)
         if PROMPT in answer.headers:
@@ -73,7 +82,10 @@ class Sqs:
             entries = {entry["Id"]: entries[entry["Id"]] for entry in failed}
             if not entries:
                 return
-        raise ChannelError(f"SQS did not take {len(entries)} messages for {queue} in {_ROUNDS} rounds", retryable=True)
+        raise ChannelError(
+            f"SQS did not take {len(entries)} messages for {queue} in {_ROUNDS} rounds",
+            retryable=True,
+        )
 
     def receive(self, queue: str, wait_s: int) -> list[Received]:
         """Up to 10 messages, after at most `wait_s` seconds (0..20)."""
@@ -87,24 +99,37 @@ class Sqs:
         received = []
         for message in answer.get("Messages") or []:
             attribute = (message.get("MessageAttributes") or {}).get(FRAME)
-            frame = None if attribute is None else memoryview(bytearray(base64.b64decode(attribute["BinaryValue"])))
+            frame = (
+                None
+                if attribute is None
+                else memoryview(bytearray(base64.b64decode(attribute["BinaryValue"])))
+            )
             received.append(Received(frame, message["ReceiptHandle"]))
         nbytes = sum(one.frame.nbytes + ENVELOPE_BYTES for one in received if one.frame is not None)
         # the size is known only now: the chunks of 64 KB beyond the first are added to the request's one
         extra = max(1, -(-nbytes // BILLED_CHUNK_BYTES)) - 1
-        self._client.meter.count("sqs", "ReceiveMessage", requests=0, nbytes=nbytes, messages=len(received), billed=extra)
+        self._client.meter.count(
+            "sqs", "ReceiveMessage", requests=0, nbytes=nbytes, messages=len(received), billed=extra
+        )
         return received
 
     def delete(self, queue: str, handles: Sequence[str]) -> None:
         """Delete up to 10 received messages.  One that is not deleted comes again and is dropped as a duplicate."""
-        entries = [{"Id": str(place), "ReceiptHandle": handle} for place, handle in enumerate(handles)]
-        self._call("DeleteMessageBatch", queue, json.dumps({"QueueUrl": queue, "Entries": entries}).encode())
+        entries = [
+            {"Id": str(place), "ReceiptHandle": handle} for place, handle in enumerate(handles)
+        ]
+        self._call(
+            "DeleteMessageBatch",
+            queue,
+            json.dumps({"QueueUrl": queue, "Entries": entries}).encode(),
+        )
 
 
 def _message(name: str, frame: bytes) -> bytes:
     """An entry of a batch, as JSON."""
     if not frame:
         return b'{"Id":"%b","MessageBody":"%b"}' % (name.encode(), BODY.encode())
-    return b'{"Id":"%b","MessageBody":"%b","MessageAttributes":{"%b":{"DataType":"Binary","BinaryValue":"%b"}}}' % (
-        name.encode(), BODY.encode(), FRAME.encode(), base64.b64encode(frame),
-    )  # fmt: skip
+    return (
+        b'{"Id":"%b","MessageBody":"%b","MessageAttributes":{"%b":{"DataType":"Binary","BinaryValue":"%b"}}}'
+        % (name.encode(), BODY.encode(), FRAME.encode(), base64.b64encode(frame))
+    )

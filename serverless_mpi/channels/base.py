@@ -16,7 +16,18 @@ from typing import Any
 from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted
 from serverless_mpi.job import JobSpec
 
-__all__ = ["EACH", "MANY", "Channel", "Delivery", "Figures", "FrameName", "Limits", "Parcel", "Wanted"]
+__all__ = [
+    "EACH",
+    "MANY",
+    "Channel",
+    "Delivery",
+    "Figures",
+    "FrameName",
+    "Limits",
+    "Parcel",
+    "Wanted",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:

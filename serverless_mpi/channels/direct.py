@@ -36,9 +36,13 @@ from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 
-MAX_FRAME_BYTES = 16 << 20  # larger messages travel as several frames, so that checking one overlaps moving the next
+MAX_FRAME_BYTES = (
+    16 << 20
+)  # larger messages travel as several frames, so that checking one overlaps moving the next
 AHEAD_BYTES = 64 << 10  # one recv takes many small frames
-SOCKET_BYTES = 1 << 20  # asked for as a Unix socket's buffer; the system grants what it allows (net.core.wmem_max)
+SOCKET_BYTES = (
+    1 << 20
+)  # asked for as a Unix socket's buffer; the system grants what it allows (net.core.wmem_max)
 IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
 CONNECT_S = 30.0  # TCP connect; the socket was bound before the rank started, so this only bounds a broken network
 FAREWELL_S = 5.0  # how long close() tries to tell a slow peer that this rank ended properly
@@ -46,7 +50,14 @@ LOOK_S = 100e-6  # how long a get looks before it sleeps: three short messages
 LOOKS_SKIPPED = 256  # most waits after a look in vain that sleep at once
 # measured on two cores, with benchmarks/collectives.py
 FIGURES = Figures(
-    latency_s=1e-4, bandwidth_Bps=8e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=64, put_s=2e-5, get_s=4e-5
+    latency_s=1e-4,
+    bandwidth_Bps=8e9,
+    put_usd=0.0,
+    get_usd=0.0,
+    fanout=False,
+    batch=64,
+    put_s=2e-5,
+    get_s=4e-5,
 )
 SLICE_S = 0.02  # a put that waits looks this often whether it must read as well
 
@@ -171,7 +182,9 @@ class DirectChannel(Channel):
                     family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 bound.append(sock)
-                sock.bind("" if host is None else (host, 0))  # the kernel picks a free name, or port
+                sock.bind(
+                    "" if host is None else (host, 0)
+                )  # the kernel picks a free name, or port
                 sock.listen(max(128, spec.size))
                 name = sock.getsockname()
                 if host is None:
@@ -237,7 +250,11 @@ class DirectChannel(Channel):
     # -- sending
 
     def put(self, parcels: Sequence[Parcel]) -> None:
-        if len(parcels) == 1 and len(parcels[0].dests) == 1 and self._put_at_once(parcels[0], parcels[0].dests[0]):
+        if (
+            len(parcels) == 1
+            and len(parcels[0].dests) == 1
+            and self._put_at_once(parcels[0], parcels[0].dests[0])
+        ):
             return
         pending: dict[int, collections.deque[memoryview]] = {}
         nbytes = frames = 0
@@ -284,7 +301,9 @@ class DirectChannel(Channel):
         self.meter.count("direct", "put", nbytes=nbytes, messages=1)
         return True
 
-    def _send(self, pending: dict[int, collections.deque[memoryview]], deadline: float | None = None) -> None:
+    def _send(
+        self, pending: dict[int, collections.deque[memoryview]], deadline: float | None = None
+    ) -> None:
         """Write everything; while a socket is full, read, so that two ranks may send to each other at once."""
         for dest in pending:
             if dest not in self._outgoing:
@@ -302,7 +321,9 @@ class DirectChannel(Channel):
         sock = self._outgoing[dest]
         try:
             while views:
-                sent = sock.sendmsg(views if len(views) <= IOV_MAX else [views[i] for i in range(IOV_MAX)])
+                sent = sock.sendmsg(
+                    views if len(views) <= IOV_MAX else [views[i] for i in range(IOV_MAX)]
+                )
                 while sent:
                     head = views[0]
                     if sent >= head.nbytes:
@@ -314,11 +335,17 @@ class DirectChannel(Channel):
         except BlockingIOError:
             return False
         except OSError as error:
-            raise ChannelError(f"rank {self.spec.rank} cannot send to rank {dest}, which {self._fate(dest)}") from error
+            raise ChannelError(
+                f"rank {self.spec.rank} cannot send to rank {dest}, which {self._fate(dest)}"
+            ) from error
         return True
 
     def _fate(self, rank: int) -> str:
-        return "has already finalized" if rank in self._ended else "vanished (its process ended or was cut off)"
+        return (
+            "has already finalized"
+            if rank in self._ended
+            else "vanished (its process ended or was cut off)"
+        )
 
     def _wait(self, fds: dict[int, int]) -> None:
         """Wait until one of `fds` is ready, reading meanwhile unless a get does."""
@@ -352,13 +379,17 @@ class DirectChannel(Channel):
                 sock = socket.create_connection(address, CONNECT_S)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
-            raise ChannelError(f"{where} cannot be reached by rank {spec.rank}; it {self._fate(dest)}") from error
+            raise ChannelError(
+                f"{where} cannot be reached by rank {spec.rank}; it {self._fate(dest)}"
+            ) from error
         try:
             sock.setblocking(False)
             introduce(sock, spec, dest, lambda: self._wait({sock.fileno(): select.POLLIN}))
         except OSError as error:
             sock.close()
-            raise ChannelError(f"{where} hung up on rank {spec.rank}; it {self._fate(dest)}") from error
+            raise ChannelError(
+                f"{where} hung up on rank {spec.rank}; it {self._fate(dest)}"
+            ) from error
         except BaseException:
             sock.close()
             raise

@@ -40,7 +40,9 @@ def same_user(sock: socket.socket) -> bool:
     """Whether the other end of a Unix socket is a process of this user; TCP does not know."""
     if sock.family != socket.AF_UNIX:
         return True
-    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    _, uid, _ = _CREDENTIALS.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
     return bool(uid == os.geteuid())
 
 
@@ -58,7 +60,9 @@ def introduce(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], 
     """
     if not same_user(sock):
         raise ChannelError(f"whoever answers for rank {dest} is another user's process")
-    hello = HELLO.pack(MAGIC, bytes.fromhex(spec.job_id), spec.rank, dest, secrets.token_bytes(NONCE_BYTES))
+    hello = HELLO.pack(
+        MAGIC, bytes.fromhex(spec.job_id), spec.rank, dest, secrets.token_bytes(NONCE_BYTES)
+    )
     sock.send(hello)
     reply = b""
     while len(reply) < NONCE_BYTES + MAC_BYTES:
@@ -90,7 +94,9 @@ class _Stranger:
 class Doorkeeper(threading.Thread):
     """Accepts connections and lets in those who know the key."""
 
-    def __init__(self, spec: JobSpec, listener: socket.socket, admit: Callable[[socket.socket, int], None]) -> None:
+    def __init__(
+        self, spec: JobSpec, listener: socket.socket, admit: Callable[[socket.socket, int], None]
+    ) -> None:
         super().__init__(name="smpi-direct-accept", daemon=True)
         self._spec = spec
         self._listener = listener
@@ -107,7 +113,9 @@ class Doorkeeper(threading.Thread):
             while True:
                 patience = None
                 if self._strangers:
-                    patience = max(0.0, min(s.deadline for s in self._strangers.values()) - time.monotonic())
+                    patience = max(
+                        0.0, min(s.deadline for s in self._strangers.values()) - time.monotonic()
+                    )
                 for key, _ in self._selector.select(patience):
                     if key.fileobj == self._stop_read:
                         return
@@ -133,7 +141,9 @@ class Doorkeeper(threading.Thread):
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # gone again before it was accepted, or no file descriptor left: the peer sees the error
+        except (
+            OSError
+        ):  # gone again before it was accepted, or no file descriptor left: the peer sees the error
             return
         if not same_user(sock):
             sock.close()
@@ -173,7 +183,12 @@ class Doorkeeper(threading.Thread):
     def _answer(self, stranger: _Stranger, hello: bytes) -> None:
         spec = self._spec
         magic, job, source, dest, _nonce = HELLO.unpack(hello)
-        if magic != MAGIC or job.hex() != spec.job_id or dest != spec.rank or not 0 <= source < spec.size:
+        if (
+            magic != MAGIC
+            or job.hex() != spec.job_id
+            or dest != spec.rank
+            or not 0 <= source < spec.size
+        ):
             self._drop(stranger)
             return
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -184,7 +199,9 @@ class Doorkeeper(threading.Thread):
             sent = stranger.sock.send(reply)
         except OSError:
             sent = 0
-        if sent != len(reply):  # an empty socket buffer takes 48 bytes, unless the other side is gone
+        if sent != len(
+            reply
+        ):  # an empty socket buffer takes 48 bytes, unless the other side is gone
             self._drop(stranger)
 
     def _judge(self, stranger: _Stranger, proof: bytes) -> None:

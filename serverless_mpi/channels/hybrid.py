@@ -15,7 +15,14 @@ from dataclasses import replace
 from serverless_mpi.channels.base import EACH, Channel, Delivery, Figures, Limits, Parcel, Wanted
 from serverless_mpi.channels.object import AWS_FIGURES as OBJECT_AWS
 from serverless_mpi.channels.object import EMULATOR_FIGURES as OBJECT_EMULATOR
-from serverless_mpi.channels.object import ObjectChannel, Store, locate, side_by_side, table, table_bytes
+from serverless_mpi.channels.object import (
+    ObjectChannel,
+    Store,
+    locate,
+    side_by_side,
+    table,
+    table_bytes,
+)
 from serverless_mpi.channels.queue import AWS_FIGURES as QUEUE_AWS
 from serverless_mpi.channels.queue import EMULATOR_FIGURES as QUEUE_EMULATOR
 from serverless_mpi.channels.queue import MAX_FRAME_BYTES as QUEUE_FRAME_BYTES
@@ -23,7 +30,9 @@ from serverless_mpi.channels.queue import QueueChannel
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
-MAX_FRAME_BYTES = 65 << 20  # so that a receiver can put a long message together while the rest is on its way
+MAX_FRAME_BYTES = (
+    65 << 20
+)  # so that a receiver can put a long message together while the rest is on its way
 _MAGIC = b"sR"  # a frame begins with b"sM"
 _DEALT = b"sD"  # a reference that begins with a table
 TAG_BYTES = 16
@@ -49,7 +58,9 @@ def together(parcel: Parcel, prices: Prices) -> bool:
     alone = 0.0
     for parts in parcel.own:
         chunks = -(-sum(part.nbytes for part in parts) // BILLED_CHUNK_BYTES)
-        alone += min(chunks * 2 * prices.of("sqs"), prices.of("s3.PUT") + prices.of("sqs") + a_reader)
+        alone += min(
+            chunks * 2 * prices.of("sqs"), prices.of("s3.PUT") + prices.of("sqs") + a_reader
+        )
     return as_one < alone
 
 
@@ -109,8 +120,13 @@ class HybridChannel(Channel):
             whole = given.own and together(given, self._prices)
             for parcel in [given] if whole else given.singly():
                 (large if whole or parcel.nbytes > self._threshold else small).append(parcel)
-        self._store.each(lambda parcel: self._store.put(object_key(parcel), side_by_side(parcel)), large)
-        self._queue.put(small + [Parcel(parcel.dests, parcel.name, (self._reference(parcel),)) for parcel in large])
+        self._store.each(
+            lambda parcel: self._store.put(object_key(parcel), side_by_side(parcel)), large
+        )
+        self._queue.put(
+            small
+            + [Parcel(parcel.dests, parcel.name, (self._reference(parcel),)) for parcel in large]
+        )
 
     def _reference(self, parcel: Parcel) -> memoryview:
         magic, text = reference(parcel)
@@ -121,14 +137,18 @@ class HybridChannel(Channel):
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
         deliveries = self._queue.get(max_wait_s, wanted)
-        return [one for one in self._store.each(self._resolve, deliveries) if isinstance(one, Delivery)]
+        return [
+            one for one in self._store.each(self._resolve, deliveries) if isinstance(one, Delivery)
+        ]
 
     def _resolve(self, delivery: object) -> Delivery:
         """The frame of a reference; anything else as it is, for the core to judge."""
         assert isinstance(delivery, Delivery)
         data = delivery.data
         magic, tag, text = bytes(data[:2]), bytes(data[2 : 2 + TAG_BYTES]), data[2 + TAG_BYTES :]
-        if magic not in (_MAGIC, _DEALT) or not hmac.compare_digest(self._tag(magic + bytes(text)), tag):
+        if magic not in (_MAGIC, _DEALT) or not hmac.compare_digest(
+            self._tag(magic + bytes(text)), tag
+        ):
             return Delivery(data, (delivery.receipt, None))
         if magic == _DEALT:
             start, nbytes = locate(text, self.spec.rank)

@@ -46,7 +46,9 @@ class MemoryChannel(Channel):
     """Frames copied from thread to thread."""
 
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False)
-    figures = Figures(latency_s=1e-5, bandwidth_Bps=5e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=1)
+    figures = Figures(
+        latency_s=1e-5, bandwidth_Bps=5e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=1
+    )
 
     def __init__(self, spec: JobSpec, meter: Any) -> None:
         super().__init__(spec, meter)

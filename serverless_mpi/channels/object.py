@@ -19,7 +19,16 @@ from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
 from serverless_mpi.aws.workers import Workers
-from serverless_mpi.channels.base import EACH, MANY, Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.channels.base import (
+    EACH,
+    MANY,
+    Channel,
+    Delivery,
+    Figures,
+    Limits,
+    Parcel,
+    Wanted,
+)
 from serverless_mpi.channels.space import space
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.parcel import cut
@@ -29,7 +38,9 @@ from serverless_mpi.metering import Meter
 
 MAX_FRAME_BYTES = 1 << 30  # S3 takes 5 GiB in a PUT; a frame is held in memory twice for a moment
 MULTIPART_BYTES = 65 << 20  # a larger frame is put in parts at the same time
-GUESS_BYTES = 64 << 10  # a reader of a dealt object gets this much at first: 1 ms at 90 MB/s, where a request takes 100
+GUESS_BYTES = (
+    64 << 10
+)  # a reader of a dealt object gets this much at first: 1 ms at 90 MB/s, where a request takes 100
 assert PART_BYTES % LEAF_BYTES == 0  # so that each range of a body is whole leaves
 _COUNT = struct.Struct("<I")
 _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
@@ -38,9 +49,19 @@ _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
 # Emulator: what fits the times of every collective best, measured on two cores (docs/collectives.md).
 # A rank has 8 requests on their way at once.
 AWS_FIGURES = Figures(
-    latency_s=0.15, bandwidth_Bps=9e7, put_usd=5e-6, get_usd=4e-7, fanout=True, batch=1, ranges=True, put_s=0.012, get_s=0.012
+    latency_s=0.15,
+    bandwidth_Bps=9e7,
+    put_usd=5e-6,
+    get_usd=4e-7,
+    fanout=True,
+    batch=1,
+    ranges=True,
+    put_s=0.012,
+    get_s=0.012,
 )
-EMULATOR_FIGURES = replace(AWS_FIGURES, latency_s=0.005, bandwidth_Bps=6.5e8, put_s=0.0001, get_s=0.0006, lanes=2)
+EMULATOR_FIGURES = replace(
+    AWS_FIGURES, latency_s=0.005, bandwidth_Bps=6.5e8, put_s=0.0001, get_s=0.0006, lanes=2
+)
 
 # between two looks for an object that is not there yet: (first pause, longest pause)
 AWS_PAUSES_S = (0.01, 0.2)
@@ -107,8 +128,12 @@ class Store:
         self._client = Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint), meter)
         self._s3 = S3(self._client, spec.settings["bucket"])
         self._pool = Workers(REQUESTS_AT_ONCE)  # whole objects
-        self._ranges = Workers(REQUESTS_AT_ONCE)  # their parts: tasks of the pool above wait for these
-        self.gone: Callable[[Sequence[str]], None] = lambda keys: None  # told what is deleted for good
+        self._ranges = Workers(
+            REQUESTS_AT_ONCE
+        )  # their parts: tasks of the pool above wait for these
+        self.gone: Callable[[Sequence[str]], None] = lambda keys: (
+            None
+        )  # told what is deleted for good
         self._deleted: list[str] = []
         self._deleting: list[Future[None]] = []
         self.prefix = f"{spec.job_id}/"
@@ -145,7 +170,9 @@ class Store:
             nonlocal whole
             if not whole.nbytes:  # else it is another attempt
                 whole = space(size)
-                others.extend(self._ranges.submit(digested, start) for start in range(first, size, PART_BYTES))
+                others.extend(
+                    self._ranges.submit(digested, start) for start in range(first, size, PART_BYTES)
+                )
             return whole
 
         found = self._s3.get(self.prefix + key, 0, first, room)
@@ -156,12 +183,16 @@ class Store:
             leaves += other.result()
         return Delivery(whole, None, leaves=leaves)
 
-    def _fetch(self, key: str, start: int, into: memoryview, come: Callable[[int], None] | None = None) -> None:
+    def _fetch(
+        self, key: str, start: int, into: memoryview, come: Callable[[int], None] | None = None
+    ) -> None:
         part = self._s3.get(self.prefix + key, start, into.nbytes, into, come)
         if part is not None and part[0].obj is not into.obj:
             into[:] = part[0]
 
-    def get_range(self, key: str, start: int, nbytes: int, begun: memoryview = NOTHING) -> memoryview:
+    def get_range(
+        self, key: str, start: int, nbytes: int, begun: memoryview = NOTHING
+    ) -> memoryview:
         """`nbytes` of an object that is there, from `start` on, in memory of their own; `begun` are the first of them."""
         whole = space(nbytes)
         whole[: begun.nbytes] = begun
@@ -188,7 +219,11 @@ class Store:
             return Delivery(NOTHING, None)  # damaged; the core counts what is no frame
         start, nbytes = locate(head, rank)
         there = head[start : start + nbytes]
-        whole = memoryview(bytearray(there)) if there.nbytes == nbytes else self.get_range(key, start, nbytes, there)
+        whole = (
+            memoryview(bytearray(there))
+            if there.nbytes == nbytes
+            else self.get_range(key, start, nbytes, there)
+        )
         return Delivery(whole, None)
 
     def list(self, prefix: str) -> Sequence[str]:
@@ -253,7 +288,9 @@ class ObjectChannel(Channel):
         control.remove_bucket(spec)
 
     def put(self, parcels: Sequence[Parcel]) -> None:
-        self._store.each(lambda parcel: self._store.put(parcel.name.key(), side_by_side(parcel)), parcels)
+        self._store.each(
+            lambda parcel: self._store.put(parcel.name.key(), side_by_side(parcel)), parcels
+        )
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
         deadline = time.monotonic() + max_wait_s
@@ -266,7 +303,11 @@ class ObjectChannel(Channel):
             found = self._look(wanted())
             left = deadline - time.monotonic()
             if found or left <= 0:
-                self._usual_s = (self._usual_s + max_wait_s - left) / 2 if pause > self._pauses[0] else self._usual_s / 2
+                self._usual_s = (
+                    (self._usual_s + max_wait_s - left) / 2
+                    if pause > self._pauses[0]
+                    else self._usual_s / 2
+                )
                 return found
             if self._woken.wait(min(pause, left)):
                 self._woken.clear()
@@ -278,14 +319,20 @@ class ObjectChannel(Channel):
         for one in wanted:
             if one.source != ANY_SOURCE:
                 keys[one.name().key()] = one.dest
-        prefixes = {f"r/{one.dest:06d}/{one.context:016x}/" for one in wanted if one.source == ANY_SOURCE}
+        prefixes = {
+            f"r/{one.dest:06d}/{one.context:016x}/" for one in wanted if one.source == ANY_SOURCE
+        }
         for prefix in prefixes:
             for key in self._store.list(prefix):
                 keys[key] = self.spec.rank
         fresh = [key for key in keys if key not in self._fetched]
 
         def fetch(key: str) -> Delivery | None:
-            return self._store.get_dealt(key, self.spec.rank) if keys[key] == EACH else self._store.get(key)
+            return (
+                self._store.get_dealt(key, self.spec.rank)
+                if keys[key] == EACH
+                else self._store.get(key)
+            )
 
         found = []
         for key, delivery in zip(fresh, self._store.each(fetch, fresh), strict=True):

@@ -26,16 +26,27 @@ from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 # Three billed chunks with the list of a frame's readers (200 of a topic, at most 9 bytes each).  A fourth would fit AWS's
 # 256 KiB, but not the emulator, which counts a binary attribute by its base64 form.
 MAX_FRAME_BYTES = 3 * BILLED_CHUNK_BYTES - 4096
-EMULATOR_TOPIC_ENTRIES = 1  # ministack 1.5 drops binary attributes from PublishBatch; its Publish keeps them
+EMULATOR_TOPIC_ENTRIES = (
+    1  # ministack 1.5 drops binary attributes from PublishBatch; its Publish keeps them
+)
 
 # AWS: "tens or low hundreds of milliseconds" a call (SQS FAQ); a frame of 252 KiB a round trip.
 # Emulator: what fits the times of every collective best, measured on two cores (docs/collectives.md).
 # A rank has 8 sends of up to 10 frames on their way at once, and receives 10 frames a round trip.
 AWS_FIGURES = Figures(
-    latency_s=0.04, bandwidth_Bps=6e6, put_usd=5e-7, get_usd=8e-7, fanout=True, batch=10, put_s=0.001, get_s=0.002,
+    latency_s=0.04,
+    bandwidth_Bps=6e6,
+    put_usd=5e-7,
+    get_usd=8e-7,
+    fanout=True,
+    batch=10,
+    put_s=0.001,
+    get_s=0.002,
     billed_bytes=BILLED_CHUNK_BYTES,
-)  # fmt: skip
-EMULATOR_FIGURES = replace(AWS_FIGURES, latency_s=0.0002, bandwidth_Bps=8e7, put_s=0.001, get_s=0.0003, lanes=2)
+)
+EMULATOR_FIGURES = replace(
+    AWS_FIGURES, latency_s=0.0002, bandwidth_Bps=8e7, put_s=0.001, get_s=0.0003, lanes=2
+)
 
 # where an emulator's long poll looks only every 100 ms it is asked again and again, with a growing pause
 EMULATOR_PAUSE_S = 0.0005
@@ -55,8 +66,13 @@ class Plan:
 
     def usd(self, prices: Prices) -> float:
         """What the requests cost; deliveries from SNS to SQS are free."""
-        by_queue = sum(_chunks(sum(len(one) + sqs.ENVELOPE_BYTES for one in frames)) for _, frames in self.queue)
-        by_topic = sum(_chunks(sum(sns.billed_bytes(*one) for one in messages)) for _, messages in self.topic)
+        by_queue = sum(
+            _chunks(sum(len(one) + sqs.ENVELOPE_BYTES for one in frames))
+            for _, frames in self.queue
+        )
+        by_topic = sum(
+            _chunks(sum(sns.billed_bytes(*one) for one in messages)) for _, messages in self.topic
+        )
         return by_queue * prices.of("sqs") + by_topic * prices.of("sns")
 
 
@@ -64,7 +80,11 @@ def _chunks(nbytes: int) -> int:
     return max(1, -(-nbytes // BILLED_CHUNK_BYTES))
 
 
-def plan(frames: Sequence[tuple[bytes, Sequence[int]]], prices: Prices, topic_entries: int = sns.MAX_ENTRIES) -> Plan:
+def plan(
+    frames: Sequence[tuple[bytes, Sequence[int]]],
+    prices: Prices,
+    topic_entries: int = sns.MAX_ENTRIES,
+) -> Plan:
     """The cheaper of two ways to bring each (frame, ranks) to its ranks.
 
     One sends what is for a single rank straight to its queue and publishes the
@@ -80,11 +100,15 @@ def plan(frames: Sequence[tuple[bytes, Sequence[int]]], prices: Prices, topic_en
         else:
             shared.append((frame, dests))
     for dest, own in alone.items():
-        for batch in _batches(own, lambda one: len(one) + sqs.ENVELOPE_BYTES, sqs.MAX_BATCH_BYTES, sqs.MAX_ENTRIES):
+        for batch in _batches(
+            own, lambda one: len(one) + sqs.ENVELOPE_BYTES, sqs.MAX_BATCH_BYTES, sqs.MAX_ENTRIES
+        ):
             split.queue.append((dest, batch))
     split.topic = _publishes(shared, topic_entries)
     if len(alone) + len(shared) > 1:  # only then can one request do the work of several
-        least = max(-(-len(frames) // topic_entries), _chunks(sum(len(frame) for frame, _ in frames)))
+        least = max(
+            -(-len(frames) // topic_entries), _chunks(sum(len(frame) for frame, _ in frames))
+        )
         if least * prices.of("sns") < split.usd(prices):
             published.topic = _publishes(frames, topic_entries)
             if published.usd(prices) < split.usd(prices):
@@ -105,11 +129,15 @@ def _publishes(
     return [
         (topic, batch)
         for topic, messages in by_topic.items()
-        for batch in _batches(messages, lambda one: sns.billed_bytes(*one), sns.MAX_BATCH_BYTES, most)
+        for batch in _batches(
+            messages, lambda one: sns.billed_bytes(*one), sns.MAX_BATCH_BYTES, most
+        )
     ]
 
 
-def _batches(items: Sequence[T], size: Callable[[T], int], most_bytes: int, most: int) -> list[list[T]]:
+def _batches(
+    items: Sequence[T], size: Callable[[T], int], most_bytes: int, most: int
+) -> list[list[T]]:
     """`items` in order, in as few batches as that allows."""
     batches: list[list[T]] = []
     room = 0
@@ -130,7 +158,10 @@ class QueueChannel(Channel):
         self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         credentials = Credentials(spec.endpoint)
-        self._clients = [Client(service, spec.region, spec.endpoint, credentials, meter) for service in ("sqs", "sns")]
+        self._clients = [
+            Client(service, spec.region, spec.endpoint, credentials, meter)
+            for service in ("sqs", "sns")
+        ]
         self._sqs = sqs.Sqs(self._clients[0])
         self._sqs.prompt = spec.endpoint is None
         self._sns = sns.Sns(self._clients[1])
@@ -168,11 +199,18 @@ class QueueChannel(Channel):
             (parcel,) = parcels
             self._sqs.send(self._queues[parcel.dests[0]], [b"".join(parcel.parts)])
             return
-        frames = [(b"".join(parcel.parts), [self._slots[dest] for dest in parcel.dests]) for parcel in parcels]
+        frames = [
+            (b"".join(parcel.parts), [self._slots[dest] for dest in parcel.dests])
+            for parcel in parcels
+        ]
         chosen = plan(frames, self._prices, self._topic_entries)
         calls: list[Callable[[], None]] = []
-        calls += [partial(self._sqs.send, self._by_slot[slot], batch) for slot, batch in chosen.queue]
-        calls += [partial(self._sns.publish, self._topics[topic], batch) for topic, batch in chosen.topic]
+        calls += [
+            partial(self._sqs.send, self._by_slot[slot], batch) for slot, batch in chosen.queue
+        ]
+        calls += [
+            partial(self._sns.publish, self._topics[topic], batch) for topic, batch in chosen.topic
+        ]
         if len(calls) == 1 or self.limits.alone:
             for call in calls:
                 call()
@@ -186,9 +224,13 @@ class QueueChannel(Channel):
             left = deadline - time.monotonic()
             wait_s = max(0, min(sqs.MAX_LONG_POLL_S, int(left))) if self._sqs.prompt else 0
             received = self._sqs.receive(self._mine, wait_s)
-            deliveries = [Delivery(one.frame, one.handle) for one in received if one.frame is not None]
+            deliveries = [
+                Delivery(one.frame, one.handle) for one in received if one.frame is not None
+            ]
             if len(deliveries) < len(received):
-                self._acknowledge([one.handle for one in received if one.frame is None])  # what wake() sent
+                self._acknowledge(
+                    [one.handle for one in received if one.frame is None]
+                )  # what wake() sent
             if deliveries or received or left <= 0:
                 return deliveries
             if self._woken.wait(0 if wait_s else min(pause, left)):
@@ -205,8 +247,13 @@ class QueueChannel(Channel):
             self._unacked_since = now
         self._unacked += handles
         overdue = now - self._unacked_since > ACK_AFTER_S
-        while len(self._unacked) >= sqs.MAX_ENTRIES or (self._unacked and (overdue or self._closed)):
-            batch, self._unacked = self._unacked[: sqs.MAX_ENTRIES], self._unacked[sqs.MAX_ENTRIES :]
+        while len(self._unacked) >= sqs.MAX_ENTRIES or (
+            self._unacked and (overdue or self._closed)
+        ):
+            batch, self._unacked = (
+                self._unacked[: sqs.MAX_ENTRIES],
+                self._unacked[sqs.MAX_ENTRIES :],
+            )
             self._deleting = [future for future in self._deleting if not _over(future)]
             self._deleting.append(self._pool.submit(self._sqs.delete, self._mine, batch))
 

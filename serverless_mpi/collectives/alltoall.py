@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serverless_mpi.collectives.steps import Algorithm, Blob, Deal, Recv, Send, pack, parts, unpack, whole
+from serverless_mpi.collectives.steps import (
+    Algorithm,
+    Blob,
+    Deal,
+    Recv,
+    Send,
+    pack,
+    parts,
+    unpack,
+    whole,
+)
 
 
 def pairwise(rank: int, size: int, blobs: Sequence[Blob]) -> Algorithm:

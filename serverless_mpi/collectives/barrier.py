@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from serverless_mpi.collectives.steps import Algorithm, NOTHING, Recv, Send
+from serverless_mpi.collectives.steps import NOTHING, Algorithm, Recv, Send
 
 
 def dissemination(rank: int, size: int) -> Algorithm:
     """ceil(log2 P) rounds; as many messages of 0 bytes per rank."""
     distance, slot = 1, 0
     while distance < size:
-        yield [Send(((rank + distance) % size,), (NOTHING,), slot), Recv((rank - distance) % size, slot)]
+        yield [
+            Send(((rank + distance) % size,), (NOTHING,), slot),
+            Recv((rank - distance) % size, slot),
+        ]
         distance, slot = 2 * distance, slot + 1
 
 

@@ -40,7 +40,11 @@ def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) 
     if relative:
         data = yield Recv(((relative - 1) // arity + root) % size)
     first = arity * relative + 1
-    return (yield from _give(data, [(child + root) % size for child in range(first, min(first + arity, size))]))
+    return (
+        yield from _give(
+            data, [(child + root) % size for child in range(first, min(first + arity, size))]
+        )
+    )
 
 
 def _give(data: Blob | None, children: list[int]) -> Algorithm:

@@ -12,10 +12,19 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from serverless_mpi.collectives import allgather, alltoall, barrier, bcast, gather, inter, neighbor, reduce, scan
+from serverless_mpi.collectives import (
+    allgather,
+    alltoall,
+    barrier,
+    bcast,
+    gather,
+    inter,
+    neighbor,
+    reduce,
+    scan,
+)
 from serverless_mpi.collectives.cost import FORMULAS, Facts, bcast_tree4, cost
 from serverless_mpi.collectives.steps import Algorithm
-
 
 __all__ = ["TABLE", "Facts", "name_of", "select"]
 
@@ -50,10 +59,26 @@ TABLE: dict[str, list[tuple[Condition, Choice]]] = {
     "barrier": [(_always, barrier.fan), (_always, barrier.dissemination)],
     "bcast": [(_always, bcast.fan_out), (_always, bcast.binomial), (_always, bcast_tree4)],
     "gather": [(_always, gather.gather_flat), (_always, gather.gather_binomial)],
-    "scatter": [(_ranges, gather.scatter_packed), (_always, gather.scatter_flat), (_always, gather.scatter_binomial)],
-    "allgather": [(_always, allgather.fan_out), (_always, allgather.bruck), (_always, allgather.ring)],
-    "alltoall": [(_ranges, alltoall.packed), (_always, alltoall.pairwise), (_known, alltoall.bruck)],
-    "reduce": [(_always, reduce.reduce_flat), (_always, reduce.reduce_binomial), (_known, reduce.reduce_shares)],
+    "scatter": [
+        (_ranges, gather.scatter_packed),
+        (_always, gather.scatter_flat),
+        (_always, gather.scatter_binomial),
+    ],
+    "allgather": [
+        (_always, allgather.fan_out),
+        (_always, allgather.bruck),
+        (_always, allgather.ring),
+    ],
+    "alltoall": [
+        (_ranges, alltoall.packed),
+        (_always, alltoall.pairwise),
+        (_known, alltoall.bruck),
+    ],
+    "reduce": [
+        (_always, reduce.reduce_flat),
+        (_always, reduce.reduce_binomial),
+        (_known, reduce.reduce_shares),
+    ],
     "allreduce": [
         (_always, reduce.allreduce_fan),
         (_always, reduce.allreduce_doubling),
@@ -67,13 +92,21 @@ TABLE: dict[str, list[tuple[Condition, Choice]]] = {
     "neighbor_alltoall": [(_always, neighbor.alltoall_direct)],
     # between two groups; size is that of both together
     "inter_barrier": [(_always, inter.barrier_leaders)],
-    "inter_bcast": [(_fanout, inter.bcast_fan), (_few, inter.bcast_fan), (_always, inter.bcast_leader)],
+    "inter_bcast": [
+        (_fanout, inter.bcast_fan),
+        (_few, inter.bcast_fan),
+        (_always, inter.bcast_leader),
+    ],
     "inter_gather": [(_always, inter.gather_flat)],
     "inter_scatter": [(_always, inter.scatter_packed)],
     "inter_allgather": [(_always, inter.allgather_fan)],
     "inter_alltoall": [(_always, inter.alltoall_packed)],
     "inter_reduce": [(_always, inter.reduce_flat)],
-    "inter_allreduce": [(_fanout, inter.allreduce_fan), (_few, inter.allreduce_fan), (_always, inter.allreduce_leaders)],
+    "inter_allreduce": [
+        (_fanout, inter.allreduce_fan),
+        (_few, inter.allreduce_fan),
+        (_always, inter.allreduce_leaders),
+    ],
     "inter_reduce_scatter": [(_always, inter.reduce_scatter_leaders)],
 }
 

@@ -53,10 +53,17 @@ class Work:
     messages: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.seconds + other.seconds, self.usd + other.usd, self.puts + other.puts, self.messages + other.messages)
+        return Work(
+            self.seconds + other.seconds,
+            self.usd + other.usd,
+            self.puts + other.puts,
+            self.messages + other.messages,
+        )
 
     def __mul__(self, times: int) -> Work:
-        return Work(self.seconds * times, self.usd * times, self.puts * times, self.messages * times)
+        return Work(
+            self.seconds * times, self.usd * times, self.puts * times, self.messages * times
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +100,19 @@ class _Tally:
         """`sends` Sends, which `copies` ranks read in all."""
         one = self._of(nbytes)
         count = sends if one.fanout else copies
-        return Work(count * (one.put_s + nbytes / one.bandwidth_Bps), count * one.put_usd * self._bills(one, nbytes), sends, copies)
+        return Work(
+            count * (one.put_s + nbytes / one.bandwidth_Bps),
+            count * one.put_usd * self._bills(one, nbytes),
+            sends,
+            copies,
+        )
 
     def deal(self, nbytes: int, readers: int) -> Work:
         """One Deal of `nbytes` to each of `readers`."""
         one = self._of(nbytes)
-        small = one.beyond is not None  # where long messages have figures of their own, only they are worth an object
+        small = (
+            one.beyond is not None
+        )  # where long messages have figures of their own, only they are worth an object
         if not one.ranges or small or not readers:
             return self.put(nbytes) * readers
         return Work(one.put_s + readers * nbytes / one.bandwidth_Bps, one.put_usd, 1, readers)
@@ -127,7 +141,13 @@ class _Tally:
         """The sum."""
         lanes = self._figures.lanes
         elsewhere = max(0.0, self._total.seconds - self._busy) / lanes if lanes else 0.0
-        return Cost(self._path + elsewhere, self._total.usd, self.rounds, self._total.puts, self._total.messages)
+        return Cost(
+            self._path + elsewhere,
+            self._total.usd,
+            self.rounds,
+            self._total.puts,
+            self._total.messages,
+        )
 
 
 def _log(size: int) -> int:
@@ -180,7 +200,9 @@ def _gather_flat(t: _Tally) -> None:
 def _binomial_packs(t: _Tally) -> None:
     for level in range(_log(t.size)):
         span = 1 << level
-        full, last = divmod(t.size - 1 - span, 2 * span)  # who sends at this level: ranks span, 3 span, 5 span, ...
+        full, last = divmod(
+            t.size - 1 - span, 2 * span
+        )  # who sends at this level: ranks span, 3 span, 5 span, ...
         for count, blobs in ((full, span), (1, min(span, last + 1))):
             nbytes = blobs * (t.n + PACK_BYTES)
             t.all((t.put(nbytes) + t.get(nbytes)) * count)
@@ -236,7 +258,9 @@ def _alltoall_packed(t: _Tally) -> None:
 def _alltoall_bruck(t: _Tally) -> None:
     for level in range(_log(t.size)):
         span = 1 << level
-        moved = t.size // (2 * span) * span + max(0, t.size % (2 * span) - span)  # numbers below P with this bit
+        moved = t.size // (2 * span) * span + max(
+            0, t.size % (2 * span) - span
+        )  # numbers below P with this bit
         nbytes = moved * (t.n + PACK_BYTES)
         one = t.put(nbytes) + t.get(nbytes)
         t.step(nbytes, one)
@@ -311,7 +335,10 @@ def _allreduce_rabenseifner(t: _Tally) -> None:
     for _ in range(rounds):
         nbytes = -(-nbytes // 2)
         # the halves are joined at the end: n bytes; as much again is what so many rounds in step cost where it was measured
-        for one in (t.put(nbytes) + t.get(nbytes, nbytes), t.put(nbytes) + t.get(nbytes, 2 * nbytes)):
+        for one in (
+            t.put(nbytes) + t.get(nbytes, nbytes),
+            t.put(nbytes) + t.get(nbytes, 2 * nbytes),
+        ):
             t.step(nbytes, one)
             t.all(one * (1 << rounds))
 

@@ -10,7 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serverless_mpi.collectives import bcast, gather, reduce
-from serverless_mpi.collectives.steps import NOTHING, Algorithm, Blob, Combine, Deal, Recv, Send, fold, parts, whole, within
+from serverless_mpi.collectives.steps import (
+    NOTHING,
+    Algorithm,
+    Blob,
+    Combine,
+    Deal,
+    Recv,
+    Send,
+    fold,
+    parts,
+    whole,
+    within,
+)
 
 Groups = tuple[range, range]
 
@@ -73,7 +85,9 @@ def gather_flat(rank: int, groups: Groups, root: int | None, data: Blob | None) 
     return None
 
 
-def scatter_packed(rank: int, groups: Groups, root: int | None, blobs: Sequence[Blob] | None) -> Algorithm:
+def scatter_packed(
+    rank: int, groups: Groups, root: int | None, blobs: Sequence[Blob] | None
+) -> Algorithm:
     """1 round; the root deals n bytes to each rank of the other group."""
     mine, theirs = groups
     if root is None:
@@ -98,7 +112,9 @@ def alltoall_packed(rank: int, groups: Groups, blobs: Sequence[Blob]) -> Algorit
     return (yield [deal, *(Recv(source, dealt=True) for source in theirs)])[1:]
 
 
-def reduce_flat(rank: int, groups: Groups, root: int | None, data: Blob | None, combine: Combine) -> Algorithm:
+def reduce_flat(
+    rank: int, groups: Groups, root: int | None, data: Blob | None, combine: Combine
+) -> Algorithm:
     """1 round; each rank of the other group sends n bytes to the root, which folds them from their rank 0 up."""
     blobs = yield from gather_flat(rank, groups, root, data)
     return None if blobs is None else fold(blobs, combine)
@@ -112,12 +128,16 @@ def allreduce_fan(rank: int, groups: Groups, data: Blob, combine: Combine) -> Al
 def allreduce_leaders(rank: int, groups: Groups, data: Blob, combine: Combine) -> Algorithm:
     """At most 1 + 2 ceil(log2 P) rounds: to the leader, between the leaders, and back; 2 P - 2 messages of n bytes."""
     mine, _ = groups
-    total = yield from within(mine, reduce.reduce_binomial(rank, len(mine), 0, data, combine), FIRST)
+    total = yield from within(
+        mine, reduce.reduce_binomial(rank, len(mine), 0, data, combine), FIRST
+    )
     got = yield from _leaders(rank, groups, total)
     return (yield from within(mine, bcast.binomial(rank, len(mine), 0, got), LAST))
 
 
-def reduce_scatter_leaders(rank: int, groups: Groups, blobs: Sequence[Blob], combine: Combine) -> Algorithm:
+def reduce_scatter_leaders(
+    rank: int, groups: Groups, blobs: Sequence[Blob], combine: Combine
+) -> Algorithm:
     """3 rounds: folded at the leader, exchanged by the leaders, dealt out in pieces as long as `blobs` are."""
     mine, _ = groups
     data = [piece for blob in blobs for piece in parts(blob)]

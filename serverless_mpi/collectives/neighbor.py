@@ -14,7 +14,9 @@ from serverless_mpi.collectives.steps import Algorithm, Blob, Recv, Send, parts,
 Edge = tuple[int, int] | None
 
 
-def allgather_fan(rank: int, size: int, out: Sequence[Edge], into: Sequence[Edge], data: Blob) -> Algorithm:
+def allgather_fan(
+    rank: int, size: int, out: Sequence[Edge], into: Sequence[Edge], data: Blob
+) -> Algorithm:
     """1 round; 1 message of n bytes that all one's destinations read.  Returns a blob for each edge of `into`."""
     dests = tuple(dict.fromkeys(edge[0] for edge in out if edge is not None and edge[0] != rank))
     sources = list(dict.fromkeys(edge[0] for edge in into if edge is not None and edge[0] != rank))
@@ -40,4 +42,6 @@ def alltoall_direct(
     sends = len(steps)
     steps += [Recv(*edge) for edge in into if edge is not None and edge[0] != rank]
     got = iter((yield steps)[sends:] if steps else [])
-    return [None if edge is None else mine[edge[1]] if edge[0] == rank else next(got) for edge in into]
+    return [
+        None if edge is None else mine[edge[1]] if edge[0] == rank else next(got) for edge in into
+    ]

@@ -11,7 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serverless_mpi.collectives.alltoall import packed
-from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Elementwise, Recv, Send, fold, parts, whole
+from serverless_mpi.collectives.steps import (
+    Algorithm,
+    Blob,
+    Combine,
+    Elementwise,
+    Recv,
+    Send,
+    fold,
+    parts,
+    whole,
+)
 
 
 def reduce_flat(rank: int, size: int, root: int, data: Blob, combine: Combine) -> Algorithm:
@@ -78,7 +88,6 @@ def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwis
     Source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004.
     """
 
-
     cut = combine.cut
 
     def halving(pair: _Pairs, total: memoryview, combine: Combine) -> Algorithm:
@@ -95,7 +104,10 @@ def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwis
         pieces = [total]
         for distance, turn in reversed(halves):
             partner, upper = pair.partner(distance), bool(pair.place & distance)
-            _, got = yield [Send((partner,), pieces, turn + len(halves)), Recv(partner, turn + len(halves))]
+            _, got = yield [
+                Send((partner,), pieces, turn + len(halves)),
+                Recv(partner, turn + len(halves)),
+            ]
             pieces = [got, *pieces] if upper else [*pieces, got]
         return whole(pieces)
 
@@ -117,7 +129,11 @@ class _Pairs:
 
 
 def _paired(
-    rank: int, size: int, total: memoryview, combine: Combine, body: Callable[[_Pairs, memoryview, Combine], Algorithm]
+    rank: int,
+    size: int,
+    total: memoryview,
+    combine: Combine,
+    body: Callable[[_Pairs, memoryview, Combine], Algorithm],
 ) -> Algorithm:
     """Run `body` among a power of two of ranks: where P is none, ranks are folded to pairs before, and told the result after."""
     power = 1 << (size.bit_length() - 1)
@@ -176,6 +192,8 @@ def reduce_scatter(rank: int, size: int, blobs: Sequence[Blob], combine: Combine
     return fold(column, combine)
 
 
-def reduce_scatter_packed(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Algorithm:
+def reduce_scatter_packed(
+    rank: int, size: int, blobs: Sequence[Blob], combine: Combine
+) -> Algorithm:
     """1 round; each rank deals its P-1 blobs, as in alltoall, and folds what it gets from rank 0 up."""
     return fold((yield from packed(rank, size, blobs)), combine)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Recv, Send, fold, parts, whole
+from serverless_mpi.collectives.steps import (
+    Algorithm,
+    Blob,
+    Combine,
+    Recv,
+    Send,
+    fold,
+    parts,
+    whole,
+)
 
 
 def scan(rank: int, size: int, data: Blob, combine: Combine) -> Algorithm:

@@ -6,11 +6,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.collectives.steps import Algorithm, Blob, Combine, Deal, Elementwise, Recv, Send, parts
+from serverless_mpi.collectives.steps import (
+    Algorithm,
+    Blob,
+    Combine,
+    Deal,
+    Elementwise,
+    Recv,
+    Send,
+    parts,
+)
 from serverless_mpi.errors import JobError, UsageError
 
 ROOTED = ("bcast", "gather", "scatter", "reduce")  # the root comes first among their arguments
-EACH = ("scatter", "alltoall", "reduce_scatter", "neighbor_alltoall")  # a rank gives not a blob but a list of them
+EACH = (
+    "scatter",
+    "alltoall",
+    "reduce_scatter",
+    "neighbor_alltoall",
+)  # a rank gives not a blob but a list of them
 NEIGHBORLY = ("neighbor_allgather", "neighbor_alltoall")
 BETWEEN = "inter_"  # before the name of an operation between two groups
 
@@ -34,7 +48,9 @@ class Count:
     nbytes: list[int] = field(default_factory=list)
 
 
-def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda ready: 0) -> tuple[list[Any], Count]:
+def run(
+    algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda ready: 0
+) -> tuple[list[Any], Count]:
     """Run one generator per rank to the end.
 
     pick: which of `n` ranks that can go on goes next, so that a test can try any order.
@@ -49,19 +65,28 @@ def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda rea
     """
     size = len(algorithms)
     count = Count(sends=[0] * size, nbytes=[0] * size)
-    mail: dict[tuple[int, int, int, bool], tuple[memoryview, int]] = {}  # (source, slot, dest, dealt) -> data, round
+    mail: dict[
+        tuple[int, int, int, bool], tuple[memoryview, int]
+    ] = {}  # (source, slot, dest, dealt) -> data, round
     used: set[tuple[int, int]] = set()
     clock = [0] * size
     results: list[Any] = [None] * size
     waiting: dict[int, Any] = {rank: None for rank in range(size)}  # rank -> what it yielded last
 
     def ready(rank: int) -> bool:
-        return all((one.source, one.slot, rank, one.dealt) in mail for one in _steps(waiting[rank]) if isinstance(one, Recv))
+        return all(
+            (one.source, one.slot, rank, one.dealt) in mail
+            for one in _steps(waiting[rank])
+            if isinstance(one, Recv)
+        )
 
     while waiting:
         able = [rank for rank in waiting if ready(rank)]
         if not able:
-            stuck = {rank: [one for one in _steps(step) if isinstance(one, Recv)] for rank, step in waiting.items()}
+            stuck = {
+                rank: [one for one in _steps(step) if isinstance(one, Recv)]
+                for rank, step in waiting.items()
+            }
             raise JobError(f"deadlock: {stuck}")
         rank = able[pick(len(able))]
         step = waiting.pop(rank)
@@ -103,7 +128,9 @@ def run(algorithms: Sequence[Algorithm], pick: Callable[[int], int] = lambda rea
     return results, count
 
 
-def arguments(operation: str, rank: int, size: int, blob: memoryview, combine: Combine) -> tuple[Any, ...]:
+def arguments(
+    operation: str, rank: int, size: int, blob: memoryview, combine: Combine
+) -> tuple[Any, ...]:
     """What `rank` gives to an algorithm of `operation`, beside rank and size, in a call where every blob is `blob`; root 0.
 
     Raises
@@ -130,7 +157,12 @@ def arguments(operation: str, rank: int, size: int, blob: memoryview, combine: C
 
 
 def members(
-    operation: str, algorithm: Callable[..., Algorithm], size: int, blob: memoryview, combine: Combine, layout: Layout | None = None
+    operation: str,
+    algorithm: Callable[..., Algorithm],
+    size: int,
+    blob: memoryview,
+    combine: Combine,
+    layout: Layout | None = None,
 ) -> list[Algorithm]:
     """One generator per rank of a call in which every blob is `blob`; the root is rank 0, or where `layout` has it.
 
@@ -142,23 +174,39 @@ def members(
         No such operation, or no layout for one that needs it.
     """
     if operation not in NEIGHBORLY and not operation.startswith(BETWEEN):
-        return [algorithm(rank, size, *arguments(operation, rank, size, blob, combine)) for rank in range(size)]
+        return [
+            algorithm(rank, size, *arguments(operation, rank, size, blob, combine))
+            for rank in range(size)
+        ]
     if layout is None:
         raise UsageError(f"{operation} has no shape of its own: it needs two groups, or neighbours")
     if operation in NEIGHBORLY:
         each = operation in EACH
-        return [algorithm(rank, size, out, into, [blob] * len(out) if each else blob) for rank, (out, into) in enumerate(layout)]
+        return [
+            algorithm(rank, size, out, into, [blob] * len(out) if each else blob)
+            for rank, (out, into) in enumerate(layout)
+        ]
     first, root = layout
     groups = range(first), range(first, size)
     return [
-        algorithm(number - mine[0], (mine, theirs), *_between(operation.removeprefix(BETWEEN), number, root, mine, theirs, blob, combine))
+        algorithm(
+            number - mine[0],
+            (mine, theirs),
+            *_between(operation.removeprefix(BETWEEN), number, root, mine, theirs, blob, combine),
+        )
         for mine, theirs in (groups, groups[::-1])
         for number in mine
     ]
 
 
 def _between(
-    operation: str, number: int, root: int, mine: range, theirs: range, blob: memoryview, combine: Combine
+    operation: str,
+    number: int,
+    root: int,
+    mine: range,
+    theirs: range,
+    blob: memoryview,
+    combine: Combine,
 ) -> tuple[Any, ...]:
     """What rank `number` of the group `mine` gives."""
     speaks = root in theirs  # with the root; in the root's own group only the root has a part
@@ -172,7 +220,10 @@ def _between(
         "alltoall": ([blob] * len(theirs),),
         "reduce": (place, blob if speaks else None, combine),
         "allreduce": (blob, combine),
-        "reduce_scatter": (Elementwise(combine, 1).cut(blob, len(mine)), combine),  # a vector, as long in both groups
+        "reduce_scatter": (
+            Elementwise(combine, 1).cut(blob, len(mine)),
+            combine,
+        ),  # a vector, as long in both groups
     }
     return known[operation]
 

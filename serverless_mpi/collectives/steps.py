@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Blob = memoryview | Sequence[memoryview]  # bytes, gathered on the wire if several
-Combine = Callable[[memoryview, memoryview], memoryview]  # (lower ranks' operand, higher ranks' operand)
+Combine = Callable[
+    [memoryview, memoryview], memoryview
+]  # (lower ranks' operand, higher ranks' operand)
 Algorithm = Generator[Any, Any, Any]
 
 
@@ -35,7 +37,9 @@ class Elementwise:
 
     def cut(self, data: memoryview, count: int) -> list[memoryview]:
         """`count` pieces of whole elements, as equal as can be; of a vector that must stay whole all are empty but the last."""
-        elements, grain = (data.nbytes // self.grain, self.grain) if self.grain else (1, data.nbytes)
+        elements, grain = (
+            (data.nbytes // self.grain, self.grain) if self.grain else (1, data.nbytes)
+        )
         ends = [elements * piece // count * grain for piece in range(count + 1)]
         return [data[start:end] for start, end in zip(ends, ends[1:])]
 

@@ -110,7 +110,9 @@ class Stream:
             if seq < self.next_seq:
                 return None, ()
             envelope = Envelope(frame.context, frame.source, frame.tag, frame.total)
-            message = Incoming(envelope, seq, bool(frame.flags & FLAG_SYNC), Assembly(frame.total, frame.chunks))
+            message = Incoming(
+                envelope, seq, bool(frame.flags & FLAG_SYNC), Assembly(frame.total, frame.chunks)
+            )
             if seq == self.next_seq and not self.waiting and frame.chunks == 1:  # as nearly all are
                 self.progress_at = now
                 self.next_seq = seq + 1
@@ -120,7 +122,9 @@ class Stream:
         released: list[Incoming] = []
         while self.next_seq in self.waiting:
             head = self.waiting.pop(self.next_seq)
-            if not head.assembly.complete:  # it may have become whole while it waited for an older one
+            if (
+                not head.assembly.complete
+            ):  # it may have become whole while it waited for an older one
                 self.open[self.next_seq] = head
             self.next_seq += 1
             released.append(head)

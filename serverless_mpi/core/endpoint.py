@@ -12,10 +12,21 @@ from serverless_mpi.core.delivery import Assembly, Incoming, Ledger, Stream
 from serverless_mpi.core.envelope import ANY_SOURCE, Envelope
 from serverless_mpi.core.matching import Matcher
 from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted, cut
-from serverless_mpi.core.wire import FLAG_GUARDED, FLAG_SYNC, HEADER_BYTES, Frame, Kind, decode, decode_head, encode
+from serverless_mpi.core.wire import (
+    FLAG_GUARDED,
+    FLAG_SYNC,
+    HEADER_BYTES,
+    Frame,
+    Kind,
+    decode,
+    decode_head,
+    encode,
+)
 from serverless_mpi.errors import ERR_NO_MEM, ChannelError, MPIException, WireError
 
-GAP_TIMEOUT_S = 120.0  # a channel loses nothing; what is missing after two minutes without a frame never comes
+GAP_TIMEOUT_S = (
+    120.0  # a channel loses nothing; what is missing after two minutes without a frame never comes
+)
 _NOTHING = memoryview(b"")
 
 Pattern = tuple[int, int, int]
@@ -65,7 +76,13 @@ class Endpoint:
     """
 
     def __init__(
-        self, rank: int, job: bytes, key: bytes, max_frame_bytes: int, max_held_bytes: int, guarded: bool = False
+        self,
+        rank: int,
+        job: bytes,
+        key: bytes,
+        max_frame_bytes: int,
+        max_held_bytes: int,
+        guarded: bool = False,
     ) -> None:
         self.rank = rank
         self._job = job
@@ -84,7 +101,9 @@ class Endpoint:
         self._unacked: dict[tuple[int, int, int], Callable[[], None]] = {}  # (context, dest, seq)
         self._steps: dict[StepName, Assembly] = {}
         self._expected: dict[StepName, Receive] = {}
-        self._finished: dict[tuple[int, int], set[tuple[int, int]]] = {}  # (context, seq) -> (source, slot) received
+        self._finished: dict[
+            tuple[int, int], set[tuple[int, int]]
+        ] = {}  # (context, seq) -> (source, slot) received
         self._ledgers: dict[int, Ledger] = {}
         self.watched: list[Pattern] = []  # what probes ask for
         self.outbox: list[Parcel] = []  # acknowledgements to be put
@@ -111,12 +130,27 @@ class Endpoint:
         flags = FLAG_SYNC if on_matched is not None else 0
         if dest == self.rank:
             body = bytearray().join(data)
-            frame = Frame(Kind.POINT, flags, context, dest, dest, tag, seq, 0, 1, 0, len(body), memoryview(body))
+            frame = Frame(
+                Kind.POINT,
+                flags,
+                context,
+                dest,
+                dest,
+                tag,
+                seq,
+                0,
+                1,
+                0,
+                len(body),
+                memoryview(body),
+            )
             self._point(frame, now)
             return []
         return self._cut(Kind.POINT, flags, context, dest, tag, seq, data, (dest,))
 
-    def publish(self, context: int, seq: int, slot: int, dests: Sequence[int], data: Sequence[memoryview]) -> list[Parcel]:
+    def publish(
+        self, context: int, seq: int, slot: int, dests: Sequence[int], data: Sequence[memoryview]
+    ) -> list[Parcel]:
         """The frames of one step of a collective, the same for every rank in `dests` (world ranks, not oneself)."""
         return self._cut(Kind.STEP, 0, context, MANY, slot, seq, data, tuple(dests))
 
@@ -124,18 +158,31 @@ class Endpoint:
         self, context: int, seq: int, slot: int, blobs: Sequence[tuple[int, Sequence[memoryview]]]
     ) -> list[Parcel]:
         """The frames of one step of a collective, for each (world rank, data) its own; the k-th frames of all in one parcel."""
-        cut = [self._cut(Kind.STEP, 0, context, dest, slot, seq, data, (dest,)) for dest, data in blobs]
+        cut = [
+            self._cut(Kind.STEP, 0, context, dest, slot, seq, data, (dest,)) for dest, data in blobs
+        ]
         parcels = []
         for chunk in range(max(len(frames) for frames in cut)):
             own = [frames[chunk] for frames in cut if chunk < len(frames)]
             name = FrameName(Kind.STEP, context, self.rank, EACH, seq, slot, chunk)
-            parcels.append(Parcel(tuple(one.dests[0] for one in own), name, (), tuple(one.parts for one in own)))
+            parcels.append(
+                Parcel(
+                    tuple(one.dests[0] for one in own), name, (), tuple(one.parts for one in own)
+                )
+            )
         return parcels
 
     def _cut(
-        self, kind: Kind, flags: int, context: int, dest: int, tag: int, seq: int,
-        data: Sequence[memoryview], dests: tuple[int, ...],
-    ) -> list[Parcel]:  # fmt: skip
+        self,
+        kind: Kind,
+        flags: int,
+        context: int,
+        dest: int,
+        tag: int,
+        seq: int,
+        data: Sequence[memoryview],
+        dests: tuple[int, ...],
+    ) -> list[Parcel]:
         total = 0
         for part in data:
             total += part.nbytes
@@ -143,8 +190,22 @@ class Endpoint:
         if total <= most:
             name = FrameName(kind, context, source, dest, seq, tag, 0)
             parts = encode(
-                kind, flags, context, source, dest, tag, seq, 0, 1, 0, total, data, total, self._job, self._key
-            )  # fmt: skip
+                kind,
+                flags,
+                context,
+                source,
+                dest,
+                tag,
+                seq,
+                0,
+                1,
+                0,
+                total,
+                data,
+                total,
+                self._job,
+                self._key,
+            )
             return [Parcel(dests, name, parts)]
         chunks = -(-total // most)
         parcels = []
@@ -152,9 +213,22 @@ class Endpoint:
             offset = chunk * most
             name = FrameName(kind, context, source, dest, seq, tag, chunk)
             parts = encode(
-                kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total,
-                body, min(most, total - offset), self._job, self._key,
-            )  # fmt: skip
+                kind,
+                flags,
+                context,
+                source,
+                dest,
+                tag,
+                seq,
+                chunk,
+                chunks,
+                offset,
+                total,
+                body,
+                min(most, total - offset),
+                self._job,
+                self._key,
+            )
             parcels.append(Parcel(dests, name, parts))
         return parcels
 
@@ -188,7 +262,9 @@ class Endpoint:
         self._match(message, receive)
         return receive
 
-    def expect(self, context: int, source: int, seq: int, slot: int, dealt: bool = False) -> Receive:
+    def expect(
+        self, context: int, source: int, seq: int, slot: int, dealt: bool = False
+    ) -> Receive:
         """Receive one step of a collective; it may be done at once."""
         name = (context, source, seq, slot)
         receive = Receive((context, source, slot), dest=EACH if dealt else MANY)
@@ -273,7 +349,9 @@ class Endpoint:
             self._unsettled[key] = stream
         return stream, message
 
-    def _store(self, frame: Frame, body: memoryview, message: Incoming, stream: Stream, there: bool) -> None:
+    def _store(
+        self, frame: Frame, body: memoryview, message: Incoming, stream: Stream, there: bool
+    ) -> None:
         if not message.assembly.add(frame.chunk, frame.offset, body, there):
             self.duplicates += 1
             return
@@ -313,7 +391,10 @@ class Endpoint:
     def _complete(self, receive: Receive, body: memoryview) -> None:
         receive.data = body
         receive.done = True
-        on_done, receive.on_done = receive.on_done, None  # dropped, so that no cycle keeps the payload
+        on_done, receive.on_done = (
+            receive.on_done,
+            None,
+        )  # dropped, so that no cycle keeps the payload
         if on_done is not None:
             on_done(receive)
 
@@ -374,7 +455,13 @@ class Endpoint:
 
     def awaits(self) -> bool:
         """Whether `wanted` names anything."""
-        return bool(self._matcher.waiting or self.watched or self._unsettled or self._unacked or self._expected)
+        return bool(
+            self._matcher.waiting
+            or self.watched
+            or self._unsettled
+            or self._unacked
+            or self._expected
+        )
 
     def wanted(self) -> list[Wanted]:
         """The frames that receives, probes and synchronous sends wait for."""
@@ -387,7 +474,11 @@ class Endpoint:
             names[Wanted(Kind.POINT, context, source, self.rank, seq, tag, 0)] = None
         for (context, source), stream in self._unsettled.items():
             for seq, message in stream.open.items():
-                names[Wanted(Kind.POINT, context, source, self.rank, seq, 0, message.assembly.missing())] = None
+                names[
+                    Wanted(
+                        Kind.POINT, context, source, self.rank, seq, 0, message.assembly.missing()
+                    )
+                ] = None
         for context, dest, seq in self._unacked:
             names[Wanted(Kind.ACK, context, dest, self.rank, seq, 0, 0)] = None
         for name, receive in self._expected.items():

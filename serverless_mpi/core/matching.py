@@ -90,7 +90,9 @@ class Matcher(Generic[M, R]):
         """The patterns for which receives wait."""
         return list(self._posted)
 
-    def _file(self, index: dict[Pattern, OrderedDict[int, Any]], keys: tuple[Pattern, ...], item: object) -> None:
+    def _file(
+        self, index: dict[Pattern, OrderedDict[int, Any]], keys: tuple[Pattern, ...], item: object
+    ) -> None:
         self._age += 1
         self._ages[id(item)] = self._age
         for key in keys:
@@ -99,7 +101,9 @@ class Matcher(Generic[M, R]):
                 queue = index[key] = OrderedDict()
             queue[self._age] = item
 
-    def _unfile(self, index: dict[Pattern, OrderedDict[int, Any]], keys: tuple[Pattern, ...], item: object) -> None:
+    def _unfile(
+        self, index: dict[Pattern, OrderedDict[int, Any]], keys: tuple[Pattern, ...], item: object
+    ) -> None:
         age = self._ages.pop(id(item))
         for key in keys:
             queue = index[key]

@@ -54,18 +54,30 @@ class Parcel(NamedTuple):
         nbytes = 0
         for part in self.parts:
             nbytes += part.nbytes
-        return nbytes if not self.own else nbytes + sum(part.nbytes for parts in self.own for part in parts)
+        return (
+            nbytes
+            if not self.own
+            else nbytes + sum(part.nbytes for parts in self.own for part in parts)
+        )
 
     def singly(self) -> list[Parcel]:
         """A dealt parcel as one for each reader, for media that have no ranges; any other as it is."""
         if not self.own:
             return [self]
-        return [Parcel((dest,), self.name, parts) for dest, parts in zip(self.dests, self.own, strict=True)]
+        return [
+            Parcel((dest,), self.name, parts)
+            for dest, parts in zip(self.dests, self.own, strict=True)
+        ]
 
     def copied(self) -> Parcel:
         """The same in memory of its own."""
         parts = (memoryview(b"".join(self.parts)),) if self.parts else ()
-        return Parcel(self.dests, self.name, parts, tuple((memoryview(b"".join(parts)),) for parts in self.own))
+        return Parcel(
+            self.dests,
+            self.name,
+            parts,
+            tuple((memoryview(b"".join(parts)),) for parts in self.own),
+        )
 
 
 class Wanted(NamedTuple):
@@ -81,7 +93,9 @@ class Wanted(NamedTuple):
 
     def name(self) -> FrameName:
         """The frame's name; only for a known source."""
-        return FrameName(self.kind, self.context, self.source, self.dest, self.seq, self.tag, self.chunk)
+        return FrameName(
+            self.kind, self.context, self.source, self.dest, self.seq, self.tag, self.chunk
+        )
 
 
 def cut(data: Sequence[memoryview], size: int) -> list[tuple[memoryview, ...]]:

@@ -30,7 +30,9 @@ _HEAD = struct.Struct("<2sBBBxxx8sQiiiQIIQQ")
 _HEAD_BYTES = _HEAD.size
 TAG_BYTES = 16
 HEADER_BYTES = _HEAD_BYTES + TAG_BYTES
-HASHED_BYTES = 16 * 1024  # a body of at least this enters the tag as SHA-256; below, one hash is quicker than several
+HASHED_BYTES = (
+    16 * 1024
+)  # a body of at least this enters the tag as SHA-256; below, one hash is quicker than several
 LEAF_BYTES = 4 << 20
 FLAG_SYNC = 1  # the sender waits until a receive has matched (MPI 4.1, section 3.4)
 FLAG_GUARDED = 2  # the tag covers the header alone
@@ -65,7 +67,11 @@ _keyed = lru_cache(maxsize=16)(lambda key: blake2b(key=key, digest_size=TAG_BYTE
 
 
 def _digest(
-    key: bytes, head: bytes | memoryview, body: Sequence[memoryview], nbytes: int, leaves: Sequence[bytes] = ()
+    key: bytes,
+    head: bytes | memoryview,
+    body: Sequence[memoryview],
+    nbytes: int,
+    leaves: Sequence[bytes] = (),
 ) -> bytes:
     digest = _keyed(key).copy()
     digest.update(head)
@@ -89,21 +95,49 @@ def digests(body: Sequence[memoryview]) -> list[bytes]:
 
 
 def encode(
-    kind: int, flags: int, context: int, source: int, dest: int, tag: int, seq: int, chunk: int, chunks: int, offset: int,
-    total: int, body: Sequence[memoryview], nbytes: int, job: bytes, key: bytes,
-) -> tuple[memoryview, ...]:  # fmt: skip
+    kind: int,
+    flags: int,
+    context: int,
+    source: int,
+    dest: int,
+    tag: int,
+    seq: int,
+    chunk: int,
+    chunks: int,
+    offset: int,
+    total: int,
+    body: Sequence[memoryview],
+    nbytes: int,
+    job: bytes,
+    key: bytes,
+) -> tuple[memoryview, ...]:
     """The bytes of a frame: its header, then the parts of `body` as they are, not copied.
 
     nbytes: of the body; job: 8 bytes; key: 32 bytes; the rest as in `Frame`.
     """
     head = _HEAD.pack(
-        _MAGIC, VERSION, kind, flags, job, context, source, dest, tag, seq, chunk, chunks, offset, total
-    )  # fmt: skip
+        _MAGIC,
+        VERSION,
+        kind,
+        flags,
+        job,
+        context,
+        source,
+        dest,
+        tag,
+        seq,
+        chunk,
+        chunks,
+        offset,
+        total,
+    )
     covered, length = ((), 0) if flags & FLAG_GUARDED else (body, nbytes)
     return (memoryview(head + _digest(key, head, covered, length)), *body)
 
 
-def decode(data: memoryview, job: bytes, key: bytes, guarded: bool = False, leaves: Sequence[bytes] = ()) -> Frame:
+def decode(
+    data: memoryview, job: bytes, key: bytes, guarded: bool = False, leaves: Sequence[bytes] = ()
+) -> Frame:
     """The frame in `data`; its body is a view into `data`.
 
     guarded: of the medium it came by; leaves: `digests` of the body, if the channel has found them out from this memory.
@@ -134,11 +168,32 @@ _NOTHING = memoryview(b"")
 
 
 def _decode(
-    data: memoryview, body: memoryview, nbytes: int, job: bytes, key: bytes, guarded: bool, leaves: Sequence[bytes] = ()
+    data: memoryview,
+    body: memoryview,
+    nbytes: int,
+    job: bytes,
+    key: bytes,
+    guarded: bool,
+    leaves: Sequence[bytes] = (),
 ) -> Frame:
     if nbytes < 0:
         raise WireError(f"{data.nbytes} bytes are shorter than a frame's header of {HEADER_BYTES}")
-    magic, version, kind, flags, of, context, source, dest, tag, seq, chunk, chunks, offset, total = _HEAD.unpack_from(data)
+    (
+        magic,
+        version,
+        kind,
+        flags,
+        of,
+        context,
+        source,
+        dest,
+        tag,
+        seq,
+        chunk,
+        chunks,
+        offset,
+        total,
+    ) = _HEAD.unpack_from(data)
     if magic != _MAGIC or version != VERSION:
         raise WireError(f"not a frame of version {VERSION}")
     if of != job:

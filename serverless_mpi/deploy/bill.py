@@ -9,7 +9,11 @@ from serverless_mpi.metering import Prices, Snapshot, merge
 
 
 def summary(
-    ranks: Sequence[dict[str, Any]], others: Sequence[Snapshot], memory_mb: int, arch: str, prices: Prices
+    ranks: Sequence[dict[str, Any]],
+    others: Sequence[Snapshot],
+    memory_mb: int,
+    arch: str,
+    prices: Prices,
 ) -> dict[str, Any]:
     """Facts of the ranks' ends, and the requests of others (the launcher's), summed and priced.
 
@@ -25,23 +29,39 @@ def summary(
         if "seconds" in rank:
             own = _snapshot(rank)
             by_rank[str(number)] = {
-                "seconds": rank["seconds"], "gb_seconds": rank["seconds"] * gigabytes, "cold": rank["cold"], "init_s": rank["init_s"],
-                "peak_mb": rank["peak_mb"], "requests": sum(row["requests"] for row in own.values()),
-                "usd": prices.requests_usd(own) + rank["seconds"] * gigabytes * prices.usd_per_gb_second[arch],
-            }  # fmt: skip
+                "seconds": rank["seconds"],
+                "gb_seconds": rank["seconds"] * gigabytes,
+                "cold": rank["cold"],
+                "init_s": rank["init_s"],
+                "peak_mb": rank["peak_mb"],
+                "requests": sum(row["requests"] for row in own.values()),
+                "usd": prices.requests_usd(own)
+                + rank["seconds"] * gigabytes * prices.usd_per_gb_second[arch],
+            }
     total = merge([*(_snapshot(rank) for rank in heard), *others])
     gb_seconds = sum(rank["gb_seconds"] for rank in by_rank.values())
     lambda_usd = gb_seconds * prices.usd_per_gb_second[arch]
     requests_usd = prices.requests_usd(total)
     return {
-        "ranks": len(ranks), "heard": len(heard), "cold": sum(1 for rank in heard if rank["cold"]),
-        "seconds": max((rank["seconds"] for rank in heard), default=0.0), "memory_mb": memory_mb, "arch": arch,
-        "gb_seconds": gb_seconds, "lambda_usd": lambda_usd, "requests_usd": requests_usd, "usd": lambda_usd + requests_usd,
-        "operations": {name: {**row, "usd": row["billed"] * prices.of(name)} for name, row in sorted(total.items())},
+        "ranks": len(ranks),
+        "heard": len(heard),
+        "cold": sum(1 for rank in heard if rank["cold"]),
+        "seconds": max((rank["seconds"] for rank in heard), default=0.0),
+        "memory_mb": memory_mb,
+        "arch": arch,
+        "gb_seconds": gb_seconds,
+        "lambda_usd": lambda_usd,
+        "requests_usd": requests_usd,
+        "usd": lambda_usd + requests_usd,
+        "operations": {
+            name: {**row, "usd": row["billed"] * prices.of(name)}
+            for name, row in sorted(total.items())
+        },
         "dropped": sum((rank.get("mpi") or {}).get("dropped", 0) for rank in heard),
         "duplicates": sum((rank.get("mpi") or {}).get("duplicates", 0) for rank in heard),
-        "by_rank": by_rank, "prices": {"dated": prices.dated, "region": prices.region},
-    }  # fmt: skip
+        "by_rank": by_rank,
+        "prices": {"dated": prices.dated, "region": prices.region},
+    }
 
 
 def _snapshot(rank: dict[str, Any]) -> Snapshot:
@@ -51,7 +71,9 @@ def _snapshot(rank: dict[str, Any]) -> Snapshot:
 
 def render(bill: dict[str, Any]) -> str:
     """The same as a table for people."""
-    lines = [f"{'rank':>6}{'seconds':>10}{'GB-s':>10}{'start':>14}{'peak MB':>9}{'requests':>10}{'USD':>12}"]
+    lines = [
+        f"{'rank':>6}{'seconds':>10}{'GB-s':>10}{'start':>14}{'peak MB':>9}{'requests':>10}{'USD':>12}"
+    ]
     for number, rank in bill["by_rank"].items():
         start = f"cold {rank['init_s']:.2f} s" if rank["cold"] else "warm"
         lines.append(
@@ -59,14 +81,18 @@ def render(bill: dict[str, Any]) -> str:
         )
     lines.append(f"{'operation':<28}{'requests':>10}{'billed':>10}{'bytes':>15}{'USD':>12}")
     for name, row in bill["operations"].items():
-        lines.append(f"{name:<28}{row['requests']:>10,}{row['billed']:>10,}{row['nbytes']:>15,}{row['usd']:>12.6f}")
+        lines.append(
+            f"{name:<28}{row['requests']:>10,}{row['billed']:>10,}{row['nbytes']:>15,}{row['usd']:>12.6f}"
+        )
     lines.append(
         f"{bill['ranks']} ranks of {bill['memory_mb']} MB ({bill['arch']}), {bill['cold']} cold; {bill['seconds']:.2f} s,"
         f" {bill['gb_seconds']:.2f} GB-s; {bill['lambda_usd']:.6f} USD for time, {bill['requests_usd']:.6f} for requests,"
         f" {bill['usd']:.6f} in all; prices of {bill['prices']['region']}, {bill['prices']['dated']}"
     )
     if bill["heard"] < bill["ranks"]:
-        lines.append(f"{bill['ranks'] - bill['heard']} ranks did not tell how long they ran; AWS bills them too")
+        lines.append(
+            f"{bill['ranks'] - bill['heard']} ranks did not tell how long they ran; AWS bills them too"
+        )
     if bill["dropped"] or bill["duplicates"]:
         lines.append(f"frames dropped {bill['dropped']}, duplicates {bill['duplicates']}")
     return "\n".join(lines)

@@ -28,33 +28,66 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="smpi", description="Deploy serverless_mpi to AWS Lambda, and look after it.", allow_abbrev=False)
+    parser = _Parser(
+        prog="smpi",
+        description="Deploy serverless_mpi to AWS Lambda, and look after it.",
+        allow_abbrev=False,
+    )
     where = _Parser(add_help=False, allow_abbrev=False)
-    where.add_argument("--stack", metavar="NAME", default="smpi", help="name of the stack (default smpi)")
-    where.add_argument("--region", metavar="R", default="", help="AWS region (default: that of your AWS settings)")
+    where.add_argument(
+        "--stack", metavar="NAME", default="smpi", help="name of the stack (default smpi)"
+    )
+    where.add_argument(
+        "--region", metavar="R", default="", help="AWS region (default: that of your AWS settings)"
+    )
     where.add_argument("--endpoint", metavar="URL", help="an emulator instead of AWS")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, parents=[where], help=text, description=text, allow_abbrev=False)
+        return commands.add_parser(
+            name, parents=[where], help=text, description=text, allow_abbrev=False
+        )
 
     deploy = command("deploy", "make the stack, or bring it up to date")
     deploy.add_argument(
-        "--memory", metavar="MB[,MB]", default=str(names.DEFAULT_MEMORY_MB),
+        "--memory",
+        metavar="MB[,MB]",
+        default=str(names.DEFAULT_MEMORY_MB),
         help=f"a function for each size (default {names.DEFAULT_MEMORY_MB}, one virtual CPU)",
-    )  # fmt: skip
-    deploy.add_argument("--arch", metavar="A", default="x86_64", help=f"{' or '.join(names.ARCHS)} (default x86_64)")
-    deploy.add_argument("--python", metavar="V", help=f"{' or '.join(names.PYTHONS)} (default: this one, if it is among them)")
-    deploy.add_argument("--ranks", metavar="N", default="64", help="queues in the pool (default 64); unused ones cost nothing")
+    )
+    deploy.add_argument(
+        "--arch", metavar="A", default="x86_64", help=f"{' or '.join(names.ARCHS)} (default x86_64)"
+    )
+    deploy.add_argument(
+        "--python",
+        metavar="V",
+        help=f"{' or '.join(names.PYTHONS)} (default: this one, if it is among them)",
+    )
+    deploy.add_argument(
+        "--ranks",
+        metavar="N",
+        default="64",
+        help="queues in the pool (default 64); unused ones cost nothing",
+    )
     deploy.add_argument("--jobs", metavar="N", default="16", help="jobs at a time (default 16)")
-    deploy.add_argument("--snapstart", action="store_true", help="start functions from a snapshot, which AWS charges for")
-    deploy.add_argument("--wheel", metavar="FILE", help="a wheel of this package for the architecture")
-    deploy.add_argument("--emit", metavar="DIR", help="write template and zips there, and touch nothing")
+    deploy.add_argument(
+        "--snapstart",
+        action="store_true",
+        help="start functions from a snapshot, which AWS charges for",
+    )
+    deploy.add_argument(
+        "--wheel", metavar="FILE", help="a wheel of this package for the architecture"
+    )
+    deploy.add_argument(
+        "--emit", metavar="DIR", help="write template and zips there, and touch nothing"
+    )
     destroy = command("destroy", "remove the stack and everything in it")
     destroy.add_argument("--force", action="store_true", help="even while jobs run")
     command("doctor", "check credentials, clock, region, quotas and the stack")
     hello = command("hello", "have ranks greet each other on the platform")
-    hello.add_argument("-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)")
+    hello.add_argument(
+        "-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)"
+    )
     logs = command("logs", "what a job's ranks printed, from the functions' logs")
     logs.add_argument("job", metavar="JOB")
     logs.add_argument("--rank", metavar="R", help="of one rank only")
@@ -63,8 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     cost = command("cost", "what a job took and cost")
     cost.add_argument("job", metavar="JOB")
     cost.add_argument("--json", action="store_true", help="one line of JSON")
-    cost.add_argument("--prices", metavar="FILE", help="a price table like the package's prices.json")
-    clean = command("clean", "forget what jobs left in the bucket; with JOB or --all, stop those that run")
+    cost.add_argument(
+        "--prices", metavar="FILE", help="a price table like the package's prices.json"
+    )
+    clean = command(
+        "clean", "forget what jobs left in the bucket; with JOB or --all, stop those that run"
+    )
     clean.add_argument("job", metavar="JOB", nargs="*")
     clean.add_argument("--all", action="store_true", help="stop every job that runs")
     return parser
@@ -105,27 +142,42 @@ def _deploy(options: argparse.Namespace) -> int:
     from serverless_mpi.deploy.stack import Deployment, own_region
 
     here = package.Target.of_this_interpreter()
-    if options.endpoint is not None:  # an emulator runs functions with its own interpreter, which is this one
+    if (
+        options.endpoint is not None
+    ):  # an emulator runs functions with its own interpreter, which is this one
         target = here
     else:
-        target = package.Target(options.python or (here.python if here.python in names.PYTHONS else names.PYTHONS[-1]), options.arch)
+        target = package.Target(
+            options.python or (here.python if here.python in names.PYTHONS else names.PYTHONS[-1]),
+            options.arch,
+        )
         if target.python not in names.PYTHONS:
             raise UsageError(f"--python {target.python}: known are {', '.join(names.PYTHONS)}")
     layout = names.Layout(
-        options.stack, _numbers(options.memory, "--memory"), _numbers(options.ranks, "--ranks")[0], _numbers(options.jobs, "--jobs")[0],
-        target.python, target.arch, options.snapstart,
-    )  # fmt: skip
+        options.stack,
+        _numbers(options.memory, "--memory"),
+        _numbers(options.ranks, "--ranks")[0],
+        _numbers(options.jobs, "--jobs")[0],
+        target.python,
+        target.arch,
+        options.snapstart,
+    )
     region = "" if options.emit else own_region(options.region, options.endpoint)
     _say(f"packing for Python {target.python} on {target.arch}")
     made = package.build(target, options.wheel)
     for note in made.notes:
         _say(f"note: {note}")
     _say(f"{made.unpacked_bytes / 1e6:.0f} MB unpacked, of {package.UNPACKED_BYTES / 1e6:.0f}")
-    code = {made.key(made.function, "function"): made.function, made.key(made.layer, "layer"): made.layer}
+    code = {
+        made.key(made.function, "function"): made.function,
+        made.key(made.layer, "layer"): made.layer,
+    }
     whole = template.build(layout, release=next(iter(code)).rpartition("-")[2].partition(".")[0])
     if options.emit:
         return _emit(Path(options.emit), whole, made, layout)
-    Deployment(options.stack, options.endpoint, region, _say).deploy(layout, template.build(layout, only_bucket=True), whole, code)
+    Deployment(options.stack, options.endpoint, region, _say).deploy(
+        layout, template.build(layout, only_bucket=True), whole, code
+    )
     _say(f"stack {options.stack} is ready: smpirun --platform lambda -n 4 prog.py")
     return 0
 
@@ -156,10 +208,14 @@ def _destroy(options: argparse.Namespace) -> int:
         with contextlib.suppress(UsageError):  # none, or not whole: nothing runs there
             held = pool.held(Stack.find(options.stack, options.endpoint, region))
             if held:
-                _say(f"jobs hold queues of stack {options.stack}: {', '.join(held)}; `smpi clean --all` stops them, --force does not ask")
+                _say(
+                    f"jobs hold queues of stack {options.stack}: {', '.join(held)}; `smpi clean --all` stops them, --force does not ask"
+                )
                 return 1
     if Deployment(options.stack, options.endpoint, region, _say).destroy():
-        _say(f"stack {options.stack} is gone: nothing of it is left, and nothing of it costs anything")
+        _say(
+            f"stack {options.stack} is gone: nothing of it is left, and nothing of it costs anything"
+        )
     else:
         _say(f"there is no stack {options.stack} in {region}")
     return 0
@@ -169,7 +225,9 @@ def _history(options: argparse.Namespace) -> History:
     from serverless_mpi.deploy.history import History
     from serverless_mpi.deploy.stack import Stack, own_region
 
-    return History(Stack.find(options.stack, options.endpoint, own_region(options.region, options.endpoint)))
+    return History(
+        Stack.find(options.stack, options.endpoint, own_region(options.region, options.endpoint))
+    )
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -177,7 +235,9 @@ def _doctor(options: argparse.Namespace) -> int:
     from serverless_mpi.deploy.stack import own_region
 
     wrong = False
-    for finding in doctor.examine(options.stack, options.endpoint, own_region(options.region, options.endpoint)):
+    for finding in doctor.examine(
+        options.stack, options.endpoint, own_region(options.region, options.endpoint)
+    ):
         print(finding, flush=True)
         wrong = wrong or finding.good is False
     return 1 if wrong else 0
@@ -186,7 +246,16 @@ def _doctor(options: argparse.Namespace) -> int:
 def _hello(options: argparse.Namespace) -> int:
     from serverless_mpi.launch import cli
 
-    words = ["--platform", "lambda", "--stack", options.stack, "-n", options.ranks, "--stats", "text"]
+    words = [
+        "--platform",
+        "lambda",
+        "--stack",
+        options.stack,
+        "-n",
+        options.ranks,
+        "--stats",
+        "text",
+    ]
     words += ["--region", options.region] if options.region else []
     words += ["--endpoint", options.endpoint] if options.endpoint else []
     return cli.main([*words, "-m", "serverless_mpi.launch.hello"])
@@ -204,7 +273,9 @@ def _jobs(options: argparse.Namespace) -> int:
     for job in jobs:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start["began"]))
         programs = " : ".join(" ".join(words) for words in job.start["program"])
-        print(f"{job.job_id}  {began}  -n {job.start['size']} {job.start['channel']} {job.start['memory_mb']} MB  {programs}\n    {job.state}")
+        print(
+            f"{job.job_id}  {began}  -n {job.start['size']} {job.start['channel']} {job.start['memory_mb']} MB  {programs}\n    {job.state}"
+        )
     if not jobs:
         _say(f"stack {options.stack} ran no job in the last day")
     return 0
@@ -231,7 +302,11 @@ def _clean(options: argparse.Namespace) -> int:
             continue
         stopped = history.stop(job.job_id)
         count = history.forget(job.job_id)
-        _say(f"job {job.job_id}: " + ("" if ended else "stopped; " if stopped else "told to stop; ") + f"{count} objects removed")
+        _say(
+            f"job {job.job_id}: "
+            + ("" if ended else "stopped; " if stopped else "told to stop; ")
+            + f"{count} objects removed"
+        )
     if not wanted:
         _say("there is nothing to clean")
     return 1 if left else 0

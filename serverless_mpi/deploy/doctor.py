@@ -15,7 +15,9 @@ from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.stack import Stack, explained
 from serverless_mpi.errors import ServerlessMPIError
 
-SKEW_S = 60.0  # AWS refuses requests that are 5 to 15 minutes off; half of what is safe is worth a word
+SKEW_S = (
+    60.0  # AWS refuses requests that are 5 to 15 minutes off; half of what is safe is worth a word
+)
 SLOW_MS = 300.0
 CONCURRENCY = 1000  # AWS's default quota; new accounts begin with as little as 10
 
@@ -47,7 +49,12 @@ def examine(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
     if not identity:
         return
     yield _clock(identity)
-    for service, call in (("s3", "list_buckets"), ("sqs", "list_queues"), ("sns", "list_topics"), ("logs", "describe_log_groups")):
+    for service, call in (
+        ("s3", "list_buckets"),
+        ("sqs", "list_queues"),
+        ("sns", "list_topics"),
+        ("logs", "describe_log_groups"),
+    ):
         yield _reached(service, call, endpoint, region)
     yield _concurrency(endpoint, region)
     yield _publish_rate(endpoint, region)
@@ -68,7 +75,11 @@ def _clock(answer: dict[str, Any]) -> Finding:
         return Finding(None, "clock: the answer has no date")
     skew = time.time() - email.utils.parsedate_to_datetime(text).timestamp()
     if abs(skew) > SKEW_S:
-        return Finding(False, f"clock: {skew:+.0f} s off", "set it, as with `chronyc makestep`: AWS refuses what is signed minutes off")
+        return Finding(
+            False,
+            f"clock: {skew:+.0f} s off",
+            "set it, as with `chronyc makestep`: AWS refuses what is signed minutes off",
+        )
     return Finding(True, f"clock: {abs(skew):.0f} s off at most")
 
 
@@ -79,7 +90,9 @@ def _reached(service: str, call: str, endpoint: str | None, region: str) -> Find
         began = time.monotonic()
         getattr(client, call)()
         taken = (time.monotonic() - began) * 1000
-        far = f"; from a nearer region it would be less than {SLOW_MS:.0f}" if taken > SLOW_MS else ""
+        far = (
+            f"; from a nearer region it would be less than {SLOW_MS:.0f}" if taken > SLOW_MS else ""
+        )
         return f"{service}: reached, {taken:.0f} ms a request{far}"
 
     return _tried(service, endpoint, region, reach)
@@ -89,7 +102,13 @@ def _concurrency(endpoint: str | None, region: str) -> Finding:
     limits: list[int] = []
 
     def ask() -> str:
-        limits.append(int(control.client("lambda", endpoint, region).get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"]))
+        limits.append(
+            int(
+                control.client("lambda", endpoint, region).get_account_settings()["AccountLimit"][
+                    "UnreservedConcurrentExecutions"
+                ]
+            )
+        )
         return f"lambda: {limits[0]} concurrent executions, so as many ranks at a time"
 
     found = _tried("lambda", endpoint, region, ask)
@@ -102,13 +121,30 @@ def _publish_rate(endpoint: str | None, region: str) -> Finding:
     """Quotas of SNS differ by region: 300 to 30,000 publishes a second."""
     try:
         with explained("look at SNS quotas", endpoint, region):
-            pages = control.client("service-quotas", endpoint, region).get_paginator("list_service_quotas").paginate(ServiceCode="sns")
-            rates = [one for page in pages for one in page["Quotas"] if "publish" in one["QuotaName"].lower()]
+            pages = (
+                control.client("service-quotas", endpoint, region)
+                .get_paginator("list_service_quotas")
+                .paginate(ServiceCode="sns")
+            )
+            rates = [
+                one
+                for page in pages
+                for one in page["Quotas"]
+                if "publish" in one["QuotaName"].lower()
+            ]
     except ServerlessMPIError as error:
-        return Finding(None, "sns: rate of publishing not found out", str(error).partition(": ")[2][:120])
+        return Finding(
+            None, "sns: rate of publishing not found out", str(error).partition(": ")[2][:120]
+        )
     if not rates:
-        return Finding(None, "sns: no rate of publishing among the quotas", "the console's Service Quotas has it; it limits channel queue")
-    return Finding(True, "sns: " + ", ".join(f"{one['QuotaName']} {one['Value']:g}" for one in rates))
+        return Finding(
+            None,
+            "sns: no rate of publishing among the quotas",
+            "the console's Service Quotas has it; it limits channel queue",
+        )
+    return Finding(
+        True, "sns: " + ", ".join(f"{one['QuotaName']} {one['Value']:g}" for one in rates)
+    )
 
 
 def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
@@ -118,21 +154,40 @@ def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
         yield Finding(False, f"stack {name}", str(error))
         return
     if stack.version != __version__:
-        yield Finding(False, f"stack {name} runs serverless_mpi {stack.version}", f"`smpi deploy --stack {name}`")
+        yield Finding(
+            False,
+            f"stack {name} runs serverless_mpi {stack.version}",
+            f"`smpi deploy --stack {name}`",
+        )
     sizes = ", ".join(map(str, sorted(stack.functions)))
-    yield Finding(True, f"stack {name}: functions of {sizes} MB, Python {stack.python} on {stack.arch}; {stack.ranks} queues, {stack.jobs} jobs")
+    yield Finding(
+        True,
+        f"stack {name}: functions of {sizes} MB, Python {stack.python} on {stack.arch}; {stack.ranks} queues, {stack.jobs} jobs",
+    )
     held = pool.held(stack)
-    yield Finding(True, f"leases: {len(held)} jobs, {sum(len(one['slots']) for one in held.values())} queues", "`smpi jobs` lists them" if held else "")
+    yield Finding(
+        True,
+        f"leases: {len(held)} jobs, {sum(len(one['slots']) for one in held.values())} queues",
+        "`smpi jobs` lists them" if held else "",
+    )
 
     def ping() -> str:
         function, _, alias = stack.functions[min(stack.functions)].partition(":")
         more = {"Qualifier": alias} if alias else {}
         began = time.monotonic()
-        answer = stack.client("lambda").invoke(FunctionName=function, Payload=b'{"ping": 1}', **more)
+        answer = stack.client("lambda").invoke(
+            FunctionName=function, Payload=b'{"ping": 1}', **more
+        )
         said = json.loads(answer["Payload"].read())
         if "FunctionError" in answer:
-            raise ServerlessMPIError(f"function {function} failed: {said.get('errorMessage')}; `smpi deploy` makes it anew")
-        kernel = "with the C kernel" if said["kernel"] else "WITHOUT the C kernel: no sparse inference (smpi deploy --wheel)"
+            raise ServerlessMPIError(
+                f"function {function} failed: {said.get('errorMessage')}; `smpi deploy` makes it anew"
+            )
+        kernel = (
+            "with the C kernel"
+            if said["kernel"]
+            else "WITHOUT the C kernel: no sparse inference (smpi deploy --wheel)"
+        )
         return f"function {function} answers in {time.monotonic() - began:.2f} s: Python {said['python']}, NumPy {said['numpy']}, {kernel}"
 
     yield _tried("the function", endpoint, region, ping)

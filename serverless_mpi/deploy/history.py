@@ -33,12 +33,18 @@ class Job:
     def state(self) -> str:
         """In words."""
         if self.end is not None:
-            return "ended with 0" if not self.end["code"] else f"ended with {self.end['code']}: {self.end['reason']}"
+            return (
+                "ended with 0"
+                if not self.end["code"]
+                else f"ended with {self.end['code']}: {self.end['reason']}"
+            )
         over = sum("code" in facts for facts in self.ranks.values())
         if over == self.start["size"]:
             return "all ranks ended; their launcher left"
         late = time.time() > self.start["until"]
-        return f"{over} of {self.start['size']} ranks ended" + ("; its time is over" if late else "; it runs")
+        return f"{over} of {self.start['size']} ranks ended" + (
+            "; its time is over" if late else "; it runs"
+        )
 
 
 class History:
@@ -52,18 +58,24 @@ class History:
         return explained(what, self._stack.endpoint, self._stack.region)
 
     def _keys(self, prefix: str) -> list[str]:
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._stack.bucket, Prefix=prefix)
+        pages = self._s3.get_paginator("list_objects_v2").paginate(
+            Bucket=self._stack.bucket, Prefix=prefix
+        )
         return [one["Key"] for page in pages for one in page.get("Contents", ())]
 
     def _read(self, key: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._s3.get_object(Bucket=self._stack.bucket, Key=key)["Body"].read())
+        found: dict[str, Any] = json.loads(
+            self._s3.get_object(Bucket=self._stack.bucket, Key=key)["Body"].read()
+        )
         return found
 
     def jobs(self) -> list[Job]:
         """Those of the last day, the oldest first."""
         with self._explained("list jobs"):
             ids = {key.split("/")[1] for key in self._keys("jobs/") if key.endswith("/job.json")}
-            return sorted((self._job(job_id) for job_id in ids), key=lambda job: float(job.start["began"]))
+            return sorted(
+                (self._job(job_id) for job_id in ids), key=lambda job: float(job.start["began"])
+            )
 
     def job(self, job_id: str) -> Job:
         """One of them.
@@ -74,8 +86,12 @@ class History:
             The bucket knows no such job (any more).
         """
         with self._explained(f"read job {job_id}"):
-            if not _JOB.fullmatch(job_id) or f"jobs/{job_id}/job.json" not in self._keys(f"jobs/{job_id}/"):
-                raise UsageError(f"stack {self._stack.name} knows no job {job_id!r}; `smpi jobs` lists those of the last day")
+            if not _JOB.fullmatch(job_id) or f"jobs/{job_id}/job.json" not in self._keys(
+                f"jobs/{job_id}/"
+            ):
+                raise UsageError(
+                    f"stack {self._stack.name} knows no job {job_id!r}; `smpi jobs` lists those of the last day"
+                )
             return self._job(job_id)
 
     def _job(self, job_id: str) -> Job:
@@ -91,11 +107,20 @@ class History:
     def bill(self, job_id: str, prices: Prices) -> dict[str, Any]:
         """Of a job, as far as its ranks told."""
         job = self.job(job_id)
-        ranks = [{**facts} if "code" in facts else {} for facts in (job.ranks.get(rank, {}) for rank in range(job.start["size"]))]
+        ranks = [
+            {**facts} if "code" in facts else {}
+            for facts in (job.ranks.get(rank, {}) for rank in range(job.start["size"]))
+        ]
         launcher = [job.end["launcher"]] if job.end is not None else []
         return bill.summary(ranks, launcher, job.start["memory_mb"], job.start["arch"], prices)
 
-    def logs(self, job_id: str, rank: int | None, follow: bool, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    def logs(
+        self,
+        job_id: str,
+        rank: int | None,
+        follow: bool,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Iterator[str]:
         """Lines of the functions' logs, as they were logged; follow: and those that come, until the job has ended."""
         job = self.job(job_id)
         begins = f"smpi {job_id} rank " + ("" if rank is None else f"{rank} ")
@@ -104,13 +129,20 @@ class History:
         seen: set[str] = set()
         while True:
             over = not follow or self.job(job_id).end is not None
-            with self._explained("read logs"), contextlib.suppress(client.exceptions.ResourceNotFoundException):
+            with (
+                self._explained("read logs"),
+                contextlib.suppress(client.exceptions.ResourceNotFoundException),
+            ):
                 pages = client.get_paginator("filter_log_events").paginate(
-                    logGroupName=group, filterPattern=f'"{job_id}"', startTime=int(job.start["began"] * 1000) - 60_000
+                    logGroupName=group,
+                    filterPattern=f'"{job_id}"',
+                    startTime=int(job.start["began"] * 1000) - 60_000,
                 )
                 for page in pages:
                     for event in page["events"]:
-                        identity = str(event.get("eventId") or event)  # an emulator may give its events none
+                        identity = str(
+                            event.get("eventId") or event
+                        )  # an emulator may give its events none
                         if identity not in seen and event["message"].startswith(begins):
                             seen.add(identity)
                             yield event["message"].rstrip("\n").removeprefix(f"smpi {job_id} ")
@@ -121,9 +153,14 @@ class History:
     def stop(self, job_id: str, sleep: Callable[[float], None] = time.sleep) -> bool:
         """Have a job's ranks stop, and give back its queues; whether all of them said that they ended."""
         job = self.job(job_id)
-        with self._explained(f"stop job {job_id}"), contextlib.suppress(self._s3.exceptions.ClientError):
+        with (
+            self._explained(f"stop job {job_id}"),
+            contextlib.suppress(self._s3.exceptions.ClientError),
+        ):
             body = json.dumps({"reason": "smpi clean", "by": "smpi"}).encode()
-            self._s3.put_object(Bucket=self._stack.bucket, Key=f"jobs/{job_id}/stop", Body=body, IfNoneMatch="*")
+            self._s3.put_object(
+                Bucket=self._stack.bucket, Key=f"jobs/{job_id}/stop", Body=body, IfNoneMatch="*"
+            )
         deadline = time.monotonic() + STOP_S
         while (left := self._running(job)) and time.monotonic() < deadline:
             sleep(0.5)
@@ -142,4 +179,7 @@ class History:
     def forget(self, job_id: str) -> int:
         """Remove a job's objects; how many there were."""
         with self._explained(f"remove job {job_id}"):
-            return sum(empty(self._s3, self._stack.bucket, prefix) for prefix in (f"{job_id}/", f"jobs/{job_id}/"))
+            return sum(
+                empty(self._s3, self._stack.bucket, prefix)
+                for prefix in (f"{job_id}/", f"jobs/{job_id}/")
+            )

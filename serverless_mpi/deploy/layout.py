@@ -18,7 +18,9 @@ MAX_RANKS = 220  # a queue and its subscription are two of the 500 resources tha
 MEMORY_MB = (128, 10240)  # what a function may have
 PYTHONS = ("3.12", "3.13")  # runtimes that AWS keeps, and that can be snapshotted
 ARCHS = ("x86_64", "arm64")
-DEFAULT_MEMORY_MB = 1769  # where a function has one whole virtual CPU ("Configure Lambda function memory")
+DEFAULT_MEMORY_MB = (
+    1769  # where a function has one whole virtual CPU ("Configure Lambda function memory")
+)
 TIME_LIMIT_S = 900  # the longest that a function runs
 LOG_DAYS = 7
 TAG = "serverless-mpi"  # cost allocation: its value is the stack's name
@@ -54,7 +56,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise UsageError(f"--stack {self.name}: a stack's name is up to 30 lower-case letters and digits, and begins with a letter")
+            raise UsageError(
+                f"--stack {self.name}: a stack's name is up to 30 lower-case letters and digits, and begins with a letter"
+            )
         low, high = MEMORY_MB
         for size in self.memory_mb:
             if not low <= size <= high:
@@ -62,7 +66,9 @@ class Layout:
         if not self.memory_mb or tuple(sorted(set(self.memory_mb))) != self.memory_mb:
             raise UsageError("--memory takes sizes in MB, each once, ascending: 1769,3008")
         if not 1 <= self.ranks <= MAX_RANKS:
-            raise UsageError(f"--ranks {self.ranks}: a stack has 1 to {MAX_RANKS} queues; channel object needs none")
+            raise UsageError(
+                f"--ranks {self.ranks}: a stack has 1 to {MAX_RANKS} queues; channel object needs none"
+            )
         if not 1 <= self.jobs <= 50:
             raise UsageError(f"--jobs {self.jobs}: a stack serves 1 to 50 jobs at a time")
         if self.arch not in ARCHS:

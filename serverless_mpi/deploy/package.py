@@ -59,7 +59,10 @@ class Target:
     @property
     def platforms(self) -> list[str]:
         """pip's names of it, the newest first."""
-        return [f"manylinux{'' if tag.isdigit() else '_'}{tag}_{'aarch64' if self.arch == 'arm64' else self.arch}" for tag in MANYLINUX]
+        return [
+            f"manylinux{'' if tag.isdigit() else '_'}{tag}_{'aarch64' if self.arch == 'arm64' else self.arch}"
+            for tag in MANYLINUX
+        ]
 
 
 def machine() -> str:
@@ -107,7 +110,9 @@ def build(target: Target, wheel: str | None = None) -> Package:
             _compile(tree, target, notes)
         size = sum(path.stat().st_size for path in _walk(folder))
         if size > UNPACKED_BYTES:
-            raise UsageError(f"the package has {size >> 20} MB unpacked; Lambda takes {UNPACKED_BYTES >> 20} MB")
+            raise UsageError(
+                f"the package has {size >> 20} MB unpacked; Lambda takes {UNPACKED_BYTES >> 20} MB"
+            )
         return Package(zipped(function), zipped(layer), size, tuple(notes))
 
 
@@ -119,13 +124,25 @@ def install(requirements: list[str], target: Target, folder: Path, no_deps: bool
     UsageError
         pip found no wheel; its own words are in the text.
     """
-    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(folder), "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--target",
+        str(folder),
+        "--only-binary=:all:",
+    ]
     command += ["--implementation", "cp", "--python-version", target.python]
     command += [word for tag in target.platforms for word in ("--platform", tag)]
     command += ["--no-compile"] + (["--no-deps"] if no_deps else [])
     done = subprocess.run([*command, *requirements], capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-3:]
+        said = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()[-3:]
         raise UsageError(
             f"pip found no wheels of {' '.join(requirements)} for Python {target.python} on {target.arch}: {' '.join(said)[:400]};"
             " a requirement needs a wheel for the platform, or one in pure Python"
@@ -138,7 +155,9 @@ def _own(folder: Path, target: Target, wheel: str | None, notes: list[str]) -> N
         _from_wheel(wheel, folder, target)
     else:
         source = Path(serverless_mpi.__file__).parent
-        shutil.copytree(source, folder / "serverless_mpi", ignore=shutil.ignore_patterns("*.so", *NOT_SHIPPED))
+        shutil.copytree(
+            source, folder / "serverless_mpi", ignore=shutil.ignore_patterns("*.so", *NOT_SHIPPED)
+        )
         if target.arch == machine():
             spec = importlib.util.find_spec("serverless_mpi._spdnn")
             if spec is not None and spec.origin is not None:
@@ -154,7 +173,9 @@ def _own(folder: Path, target: Target, wheel: str | None, notes: list[str]) -> N
 
 def _from_wheel(wheel: str, folder: Path, target: Target) -> None:
     machine_name = "aarch64" if target.arch == "arm64" else target.arch
-    if not wheel.endswith(f"_{machine_name}.whl") or not Path(wheel).name.startswith("serverless_mpi-"):
+    if not wheel.endswith(f"_{machine_name}.whl") or not Path(wheel).name.startswith(
+        "serverless_mpi-"
+    ):
         raise UsageError(f"--wheel {wheel}: it is no wheel of serverless_mpi for {target.arch}")
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -169,7 +190,13 @@ def _from_wheel(wheel: str, folder: Path, target: Target) -> None:
 def _check_glibc(module: Path, target: Target) -> None:
     if target.here:
         return
-    needed = max((tuple(map(int, found.split(b"."))) for found in re.findall(rb"GLIBC_(2\.\d+)", module.read_bytes())), default=(2, 0))
+    needed = max(
+        (
+            tuple(map(int, found.split(b".")))
+            for found in re.findall(rb"GLIBC_(2\.\d+)", module.read_bytes())
+        ),
+        default=(2, 0),
+    )
     if needed > GLIBC:
         raise UsageError(
             f"the C kernel of this installation needs glibc {needed[0]}.{needed[1]}, Lambda has {GLIBC[0]}.{GLIBC[1]};"
@@ -207,10 +234,23 @@ def _compile(folder: Path, target: Target, notes: list[str]) -> None:
         return
     # unchecked: the files' times are the zip's, not the sources'
     done = subprocess.run(
-        [interpreter, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-j", "0", str(folder)], capture_output=True
+        [
+            interpreter,
+            "-m",
+            "compileall",
+            "-q",
+            "--invalidation-mode",
+            "unchecked-hash",
+            "-j",
+            "0",
+            str(folder),
+        ],
+        capture_output=True,
     )
     if done.returncode:
-        notes.append(f"compileall of Python {target.python} ended with {done.returncode}; some modules have no byte code")
+        notes.append(
+            f"compileall of Python {target.python} ended with {done.returncode}; some modules have no byte code"
+        )
 
 
 def _other(version: str) -> str | None:
@@ -218,7 +258,11 @@ def _other(version: str) -> str | None:
     found = shutil.which(f"python{version}")
     if found is None:
         return None
-    done = subprocess.run([found, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True)
+    done = subprocess.run(
+        [found, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+    )
     return found if done.stdout.strip() == version else None
 
 

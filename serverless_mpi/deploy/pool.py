@@ -32,7 +32,9 @@ class Lease:
     console: int
 
 
-def take(stack: Stack, job_id: str, slots: int, limit_s: float, clock: Callable[[], float] = time.time) -> Lease:
+def take(
+    stack: Stack, job_id: str, slots: int, limit_s: float, clock: Callable[[], float] = time.time
+) -> Lease:
     """Lease `slots` queues and a console for limit_s seconds.
 
     Raises
@@ -66,7 +68,11 @@ def take(stack: Stack, job_id: str, slots: int, limit_s: float, clock: Callable[
 
 
 def give_back(
-    stack: Stack, job_id: str, unsure: Sequence[int] = (), wait_s: float | None = None, clock: Callable[[], float] = time.time
+    stack: Stack,
+    job_id: str,
+    unsure: Sequence[int] = (),
+    wait_s: float | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> None:
     """End a lease; again does nothing.
 
@@ -96,7 +102,9 @@ def _read(stack: Stack, s3: Any, clock: Callable[[], float]) -> tuple[Held, dict
         except s3.exceptions.NoSuchKey:
             return {}, {"IfNoneMatch": "*"}
         leases: Held = json.loads(answer["Body"].read())
-        return {job: one for job, one in leases.items() if one["until"] > clock()}, {"IfMatch": answer["ETag"]}
+        return {job: one for job, one in leases.items() if one["until"] > clock()}, {
+            "IfMatch": answer["ETag"]
+        }
 
 
 def _change(stack: Stack, change: Callable[[Held], Any], clock: Callable[[], float]) -> None:
@@ -106,10 +114,20 @@ def _change(stack: Stack, change: Callable[[Held], Any], clock: Callable[[], flo
         change(leases)
         try:
             with explained("lease queues", stack.endpoint, stack.region):
-                s3.put_object(Bucket=stack.bucket, Key=KEY, Body=json.dumps(leases).encode(), **condition)
+                s3.put_object(
+                    Bucket=stack.bucket, Key=KEY, Body=json.dumps(leases).encode(), **condition
+                )
             return
         except ChannelError as error:
             code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
-            if code not in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey"):
+            if code not in (
+                "PreconditionFailed",
+                "ConditionalRequestConflict",
+                "412",
+                "409",
+                "NoSuchKey",
+            ):
                 raise
-    raise ChannelError(f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job wanted one; try again")
+    raise ChannelError(
+        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job wanted one; try again"
+    )

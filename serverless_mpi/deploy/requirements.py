@@ -26,10 +26,14 @@ def prepare(path: str, stack: Stack) -> tuple[str, Callable[[], bytes]]:
     except OSError as error:
         raise UsageError(f"--requirements {path}: {error.strerror}") from error
     folder = str(Path(path).resolve().parent)  # of what it names by a relative path
-    digest = hashlib.sha256(f"{stack.python}\0{stack.arch}\0{folder}\0".encode() + text).hexdigest()[:32]
+    digest = hashlib.sha256(
+        f"{stack.python}\0{stack.arch}\0{folder}\0".encode() + text
+    ).hexdigest()[:32]
 
     def make() -> bytes:
-        sys.stderr.write(f"smpirun: fetching wheels of {path} for Python {stack.python} on {stack.arch}\n")
+        sys.stderr.write(
+            f"smpirun: fetching wheels of {path} for Python {stack.python} on {stack.arch}\n"
+        )
         with tempfile.TemporaryDirectory(prefix="smpi-requirements-") as site:
             install(["-r", path], Target(stack.python, stack.arch), Path(site))
             return zipped(Path(site))

@@ -21,8 +21,20 @@ POLL_S = 2.0  # between two looks at a stack that is being made, on AWS
 EMULATOR_POLL_S = 0.1
 BODY_BYTES = 51_200  # of a template in a request; a larger one is read from the bucket
 DEPLOY_S = 900.0
-_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError", "SSOTokenLoadError")
-_REFUSED = ("InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidAccessKeyId", "AuthFailure")
+_CREDENTIALS = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "TokenRetrievalError",
+    "SSOTokenLoadError",
+)
+_REFUSED = (
+    "InvalidClientTokenId",
+    "UnrecognizedClientException",
+    "SignatureDoesNotMatch",
+    "InvalidAccessKeyId",
+    "AuthFailure",
+)
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
 _DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403")
 
@@ -52,13 +64,24 @@ def explained(what: str, endpoint: str | None, region: str) -> Iterator[None]:
                 " or name an emulator with --endpoint"
             ) from error
         if code in _EXPIRED or kind == "UnauthorizedSSOTokenError":
-            raise UsageError(f"the AWS credentials have expired: `aws sso login`, or get new keys ({error})") from error
+            raise UsageError(
+                f"the AWS credentials have expired: `aws sso login`, or get new keys ({error})"
+            ) from error
         if code in _REFUSED:
-            raise UsageError(f"AWS does not know these credentials, or the clock is wrong (smpi doctor tells): {error}") from error
+            raise UsageError(
+                f"AWS does not know these credentials, or the clock is wrong (smpi doctor tells): {error}"
+            ) from error
         if code in _DENIED:
             raise UsageError(f"these AWS credentials may not {what}: {error}") from error
-        if kind in ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "InvalidRegionError"):
-            raise UsageError(f"{where} cannot be reached to {what}: {error}; is the region right, is there a network?") from error
+        if kind in (
+            "EndpointConnectionError",
+            "ConnectTimeoutError",
+            "ConnectionClosedError",
+            "InvalidRegionError",
+        ):
+            raise UsageError(
+                f"{where} cannot be reached to {what}: {error}; is the region right, is there a network?"
+            ) from error
         raise ChannelError(f"{where} did not {what}: {error}") from error
 
 
@@ -120,13 +143,27 @@ class Stack:
                 f"there is no stack {name} at {endpoint or f'AWS in {region}'}: `smpi deploy --stack {name}` makes it; --region names another region"
             )
         outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs") or ()}
-        if "Functions" not in outputs or not found["StackStatus"].endswith(("_COMPLETE", "CLEANUP_IN_PROGRESS")):
-            raise UsageError(f"stack {name} is not whole ({found['StackStatus']}): `smpi deploy --stack {name}` makes it so")
+        if "Functions" not in outputs or not found["StackStatus"].endswith(
+            ("_COMPLETE", "CLEANUP_IN_PROGRESS")
+        ):
+            raise UsageError(
+                f"stack {name} is not whole ({found['StackStatus']}): `smpi deploy --stack {name}` makes it so"
+            )
         return cls(
-            name, endpoint, region, outputs["Bucket"], outputs["Version"], outputs["Python"], outputs["Arch"],
+            name,
+            endpoint,
+            region,
+            outputs["Bucket"],
+            outputs["Version"],
+            outputs["Python"],
+            outputs["Arch"],
             {int(size): function for size, function in json.loads(outputs["Functions"]).items()},
-            int(outputs["Ranks"]), int(outputs["Jobs"]), outputs["QueueUrl"], outputs["ConsoleUrl"], outputs["TopicArn"],
-        )  # fmt: skip
+            int(outputs["Ranks"]),
+            int(outputs["Jobs"]),
+            outputs["QueueUrl"],
+            outputs["ConsoleUrl"],
+            outputs["TopicArn"],
+        )
 
     def function(self, memory_mb: int | None) -> tuple[int, str]:
         """Memory and name of the function to use.
@@ -140,21 +177,30 @@ class Stack:
         if size not in self.functions:
             known = ", ".join(map(str, sorted(self.functions)))
             every = ",".join(map(str, sorted({*self.functions, size})))
-            raise UsageError(f"--memory {size}: stack {self.name} has {known} MB; `smpi deploy --memory {every}` adds it")
+            raise UsageError(
+                f"--memory {size}: stack {self.name} has {known} MB; `smpi deploy --memory {every}` adds it"
+            )
         return size, self.functions[size]
 
     def queue(self, slot: int) -> str:
         """URL of a queue of the pool."""
-        return self.queue_url.removesuffix(names.queue_name(self.name, 0)) + names.queue_name(self.name, slot)
+        return self.queue_url.removesuffix(names.queue_name(self.name, 0)) + names.queue_name(
+            self.name, slot
+        )
 
     def console(self, number: int) -> str:
         """URL of a console queue."""
-        return self.console_url.removesuffix(names.console_name(self.name, 0)) + names.console_name(self.name, number)
+        return self.console_url.removesuffix(names.console_name(self.name, 0)) + names.console_name(
+            self.name, number
+        )
 
     def topics(self) -> list[str]:
         """ARNs of the pool's topics."""
         first = self.topic_arn.removesuffix(names.topic_name(self.name, 0))
-        return [first + names.topic_name(self.name, number) for number in range(-(-self.ranks // names.FILTERS_PER_TOPIC))]
+        return [
+            first + names.topic_name(self.name, number)
+            for number in range(-(-self.ranks // names.FILTERS_PER_TOPIC))
+        ]
 
     def client(self, service: str) -> Any:
         """A boto3 client."""
@@ -177,7 +223,9 @@ def describe(name: str, endpoint: str | None, region: str) -> dict[str, Any] | N
 class Deployment:
     """Makes, changes and removes one stack; `say` gets a line for each step."""
 
-    def __init__(self, name: str, endpoint: str | None, region: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, endpoint: str | None, region: str, say: Callable[[str], None]
+    ) -> None:
         self._name = name
         self._endpoint = endpoint
         self._region = region
@@ -187,7 +235,9 @@ class Deployment:
     def _client(self, service: str) -> Any:
         return control.client(service, self._endpoint, self._region)
 
-    def deploy(self, layout: Layout, first: dict[str, Any], whole: dict[str, Any], code: dict[str, bytes]) -> None:
+    def deploy(
+        self, layout: Layout, first: dict[str, Any], whole: dict[str, Any], code: dict[str, bytes]
+    ) -> None:
         """Bring the stack to `whole`; `first` has the bucket alone; code: key -> zip, in the order FunctionKey, LayerKey.
 
         Raises
@@ -197,7 +247,12 @@ class Deployment:
         """
         with explained(f"deploy stack {self._name}", self._endpoint, self._region):
             there = describe(self._name, self._endpoint, self._region)
-            if there is not None and there["StackStatus"] in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"):
+            if there is not None and there["StackStatus"] in (
+                "ROLLBACK_COMPLETE",
+                "ROLLBACK_FAILED",
+                "CREATE_FAILED",
+                "DELETE_FAILED",
+            ):
                 self._say(f"removing what an earlier attempt left ({there['StackStatus']})")
                 self.destroy()
                 there = None
@@ -215,16 +270,29 @@ class Deployment:
                 s3.put_object(Bucket=bucket, Key="code/template.json", Body=text.encode())
                 host = self._endpoint or f"https://s3.{self._region}.amazonaws.com"
                 body = {"TemplateURL": f"{host}/{bucket}/code/template.json"}
-            values = dict(zip(("CodeBucket", "FunctionKey", "LayerKey"), (bucket, *code), strict=True))
+            values = dict(
+                zip(("CodeBucket", "FunctionKey", "LayerKey"), (bucket, *code), strict=True)
+            )
             self._say(f"making {len(whole['Resources'])} resources")
-            self._apply("update_stack", body, [{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()], layout)
+            self._apply(
+                "update_stack",
+                body,
+                [{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()],
+                layout,
+            )
 
-    def _apply(self, call: str, body: dict[str, str], parameters: list[dict[str, str]], layout: Layout) -> None:
+    def _apply(
+        self, call: str, body: dict[str, str], parameters: list[dict[str, str]], layout: Layout
+    ) -> None:
         cloud = self._client("cloudformation")
         tags = [{"Key": names.TAG, "Value": layout.name}]
         try:
             getattr(cloud, call)(
-                StackName=self._name, Parameters=parameters, Capabilities=["CAPABILITY_IAM"], Tags=tags, **body
+                StackName=self._name,
+                Parameters=parameters,
+                Capabilities=["CAPABILITY_IAM"],
+                Tags=tags,
+                **body,
             )
         except cloud.exceptions.ClientError as error:
             if "No updates are to be performed" in str(error):
@@ -239,25 +307,37 @@ class Deployment:
         while time.monotonic() < deadline:
             found = describe(self._name, self._endpoint, self._region)
             status = "DELETE_COMPLETE" if found is None else str(found["StackStatus"])
-            if not status.endswith("IN_PROGRESS") or status == "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS":
+            if (
+                not status.endswith("IN_PROGRESS")
+                or status == "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS"
+            ):
                 return status.replace("_CLEANUP_IN_PROGRESS", "")
             time.sleep(self._poll_s)
-        raise ChannelError(f"stack {self._name} was not ready after {DEPLOY_S:.0f} s; its events are in the CloudFormation console")
+        raise ChannelError(
+            f"stack {self._name} was not ready after {DEPLOY_S:.0f} s; its events are in the CloudFormation console"
+        )
 
     def _reason(self, cloud: Any) -> str:
         """The first thing that went wrong in the last operation."""
         failed = "no reason was given"
-        for event in cloud.describe_stack_events(StackName=self._name)["StackEvents"]:  # newest first
+        for event in cloud.describe_stack_events(StackName=self._name)[
+            "StackEvents"
+        ]:  # newest first
             status, reason = event["ResourceStatus"], event.get("ResourceStatusReason", "")
             if status.endswith("_FAILED") and "cancelled" not in reason:
                 failed = f"{event['LogicalResourceId']} ({event['ResourceType']}): {reason}"
-            if event["LogicalResourceId"] == self._name and status in ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS"):
+            if event["LogicalResourceId"] == self._name and status in (
+                "CREATE_IN_PROGRESS",
+                "UPDATE_IN_PROGRESS",
+            ):
                 break
         return failed
 
     def _output(self, name: str) -> str:
         found = describe(self._name, self._endpoint, self._region) or {}
-        return next(str(one["OutputValue"]) for one in found.get("Outputs", ()) if one["OutputKey"] == name)
+        return next(
+            str(one["OutputValue"]) for one in found.get("Outputs", ()) if one["OutputKey"] == name
+        )
 
     def destroy(self) -> bool:
         """Remove the stack and everything in it; whether there was one.
@@ -271,14 +351,23 @@ class Deployment:
             found = describe(self._name, self._endpoint, self._region)
             if found is None:
                 return False
-            bucket = next((one["OutputValue"] for one in found.get("Outputs") or () if one["OutputKey"] == "Bucket"), None)
+            bucket = next(
+                (
+                    one["OutputValue"]
+                    for one in found.get("Outputs") or ()
+                    if one["OutputKey"] == "Bucket"
+                ),
+                None,
+            )
             if bucket is not None:
                 self._say(f"emptying bucket {bucket}")
                 empty(self._client("s3"), bucket)
             self._client("cloudformation").delete_stack(StackName=self._name)
             status = self._wait()
             if status != "DELETE_COMPLETE":
-                raise ChannelError(f"stack {self._name} is {status}: {self._reason(self._client('cloudformation'))}")
+                raise ChannelError(
+                    f"stack {self._name} is {status}: {self._reason(self._client('cloudformation'))}"
+                )
             return True
 
 

@@ -19,7 +19,9 @@ HANDLER = "serverless_mpi.launch.function.handler"
 REPORTER = "serverless_mpi.launch.handler.report"
 VISIBILITY_S = 60  # a frame that was received but not stored comes again after this
 RETENTION_S = 3600  # what a dead job left in a queue of the pool is forgotten after this
-EVENT_AGE_S = 60  # an event that no function was free for is given up after this, the least AWS allows
+EVENT_AGE_S = (
+    60  # an event that no function was free for is given up after this, the least AWS allows
+)
 REPORT_MB = 256
 
 Resource = dict[str, Any]
@@ -49,11 +51,16 @@ def build(layout: Layout, only_bucket: bool = False, release: str = "") -> dict[
     if only_bucket:
         return template
     template["Parameters"] = {
-        "CodeBucket": {"Type": "String", "Description": "bucket with the two zips, in the stack's region"},
+        "CodeBucket": {
+            "Type": "String",
+            "Description": "bucket with the two zips, in the stack's region",
+        },
         "FunctionKey": {"Type": "String", "Description": "key of function.zip"},
         "LayerKey": {"Type": "String", "Description": "key of layer.zip"},
     }
-    template["Resources"].update({**_queues(layout), **_roles(layout), **_functions(layout, release)})
+    template["Resources"].update(
+        {**_queues(layout), **_roles(layout), **_functions(layout, release)}
+    )
     template["Outputs"].update(_outputs(layout))
     return template
 
@@ -64,14 +71,23 @@ def _tags(layout: Layout) -> list[dict[str, str]]:
 
 def _tls_only(resource: Any, action: str) -> dict[str, Any]:
     return {
-        "Sid": "TlsOnly", "Effect": "Deny", "Principal": "*", "Action": action, "Resource": resource,
+        "Sid": "TlsOnly",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": action,
+        "Resource": resource,
         "Condition": {"Bool": {"aws:SecureTransport": "false"}},
-    }  # fmt: skip
+    }
 
 
 def _bucket(layout: Layout) -> dict[str, Resource]:
     arn = {"Fn::GetAtt": ["Bucket", "Arn"]}
-    day = {"Id": "day", "Status": "Enabled", "ExpirationInDays": 1, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}}
+    day = {
+        "Id": "day",
+        "Status": "Enabled",
+        "ExpirationInDays": 1,
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+    }
     return {
         "Bucket": {
             "Type": "AWS::S3::Bucket",
@@ -79,11 +95,16 @@ def _bucket(layout: Layout) -> dict[str, Resource]:
             "UpdateReplacePolicy": "Delete",
             "Properties": {
                 "BucketEncryption": {
-                    "ServerSideEncryptionConfiguration": [{"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
+                    "ServerSideEncryptionConfiguration": [
+                        {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+                    ]
                 },
                 "PublicAccessBlockConfiguration": {
-                    "BlockPublicAcls": True, "BlockPublicPolicy": True, "IgnorePublicAcls": True, "RestrictPublicBuckets": True,
-                },  # fmt: skip
+                    "BlockPublicAcls": True,
+                    "BlockPublicPolicy": True,
+                    "IgnorePublicAcls": True,
+                    "RestrictPublicBuckets": True,
+                },
                 "OwnershipControls": {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]},
                 "LifecycleConfiguration": {"Rules": [day]},
                 "Tags": _tags(layout),
@@ -108,10 +129,13 @@ def _queue(layout: Layout, name: str) -> Resource:
         "DeletionPolicy": "Delete",
         "UpdateReplacePolicy": "Delete",
         "Properties": {
-            "QueueName": name, "VisibilityTimeout": VISIBILITY_S, "MessageRetentionPeriod": RETENTION_S,
-            "SqsManagedSseEnabled": True, "Tags": _tags(layout),
+            "QueueName": name,
+            "VisibilityTimeout": VISIBILITY_S,
+            "MessageRetentionPeriod": RETENTION_S,
+            "SqsManagedSseEnabled": True,
+            "Tags": _tags(layout),
         },
-    }  # fmt: skip
+    }
 
 
 def _queues(layout: Layout) -> dict[str, Resource]:
@@ -123,7 +147,10 @@ def _queues(layout: Layout) -> dict[str, Resource]:
     for number in range(layout.topics):
         made[f"Topic{number}"] = {
             "Type": "AWS::SNS::Topic",
-            "Properties": {"TopicName": _sub(names.topic_name(stack, number)), "Tags": _tags(layout)},
+            "Properties": {
+                "TopicName": _sub(names.topic_name(stack, number)),
+                "Tags": _tags(layout),
+            },
         }
     made["TopicPolicy"] = {
         "Type": "AWS::SNS::TopicPolicy",
@@ -131,7 +158,9 @@ def _queues(layout: Layout) -> dict[str, Resource]:
             "Topics": [{"Ref": f"Topic{number}"} for number in range(layout.topics)],
             "PolicyDocument": {
                 "Version": "2012-10-17",
-                "Statement": [_tls_only(_arn("sns", names.topic_name(stack, 0)[:-4] + "*"), "sns:Publish")],
+                "Statement": [
+                    _tls_only(_arn("sns", names.topic_name(stack, 0)[:-4] + "*"), "sns:Publish")
+                ],
             },
         },
     }
@@ -141,10 +170,13 @@ def _queues(layout: Layout) -> dict[str, Resource]:
         made[f"Subscription{slot}"] = {
             "Type": "AWS::SNS::Subscription",
             "Properties": {
-                "TopicArn": topic, "Protocol": "sqs", "Endpoint": {"Fn::GetAtt": [f"Queue{slot}", "Arn"]},
-                "RawMessageDelivery": True, "FilterPolicy": {TO: [str(slot)]},
+                "TopicArn": topic,
+                "Protocol": "sqs",
+                "Endpoint": {"Fn::GetAtt": [f"Queue{slot}", "Arn"]},
+                "RawMessageDelivery": True,
+                "FilterPolicy": {TO: [str(slot)]},
             },
-        }  # fmt: skip
+        }
     queues = [f"Queue{slot}" for slot in range(layout.ranks)]
     made["QueuePolicy"] = {
         "Type": "AWS::SQS::QueuePolicy",
@@ -154,22 +186,31 @@ def _queues(layout: Layout) -> dict[str, Resource]:
                 "Version": "2012-10-17",
                 "Statement": [
                     {
-                        "Sid": "FromTopics", "Effect": "Allow", "Principal": {"Service": "sns.amazonaws.com"},
-                        "Action": "sqs:SendMessage", "Resource": _arn("sqs", names.queue_name(stack, 0)[:-4] + "*"),
-                        "Condition": {"ArnLike": {"aws:SourceArn": _arn("sns", names.topic_name(stack, 0)[:-4] + "*")}},
+                        "Sid": "FromTopics",
+                        "Effect": "Allow",
+                        "Principal": {"Service": "sns.amazonaws.com"},
+                        "Action": "sqs:SendMessage",
+                        "Resource": _arn("sqs", names.queue_name(stack, 0)[:-4] + "*"),
+                        "Condition": {
+                            "ArnLike": {
+                                "aws:SourceArn": _arn("sns", names.topic_name(stack, 0)[:-4] + "*")
+                            }
+                        },
                     },
                     _tls_only(_arn("sqs", names.queue_name(stack, 0)[:-4] + "*"), "sqs:*"),
                 ],
             },
         },
-    }  # fmt: skip
+    }
     made["ConsolePolicy"] = {
         "Type": "AWS::SQS::QueuePolicy",
         "Properties": {
             "Queues": [{"Ref": f"Console{number}"} for number in range(layout.jobs)],
             "PolicyDocument": {
                 "Version": "2012-10-17",
-                "Statement": [_tls_only(_arn("sqs", names.console_name(stack, 0)[:-4] + "*"), "sqs:*")],
+                "Statement": [
+                    _tls_only(_arn("sqs", names.console_name(stack, 0)[:-4] + "*"), "sqs:*")
+                ],
             },
         },
     }
@@ -178,24 +219,32 @@ def _queues(layout: Layout) -> dict[str, Resource]:
 
 def _role(layout: Layout, function: str, statements: list[dict[str, Any]]) -> Resource:
     logs = {
-        "Effect": "Allow", "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
+        "Effect": "Allow",
+        "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
         "Resource": _arn("logs", f"log-group:/aws/lambda/${{AWS::StackName}}-{function}:*"),
-    }  # fmt: skip
+    }
     return {
         "Type": "AWS::IAM::Role",
         "Properties": {
             "AssumeRolePolicyDocument": {
                 "Version": "2012-10-17",
                 "Statement": [
-                    {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+                    {
+                        "Effect": "Allow",
+                        "Principal": {"Service": "lambda.amazonaws.com"},
+                        "Action": "sts:AssumeRole",
+                    }
                 ],
             },
             "Policies": [
-                {"PolicyName": "stack", "PolicyDocument": {"Version": "2012-10-17", "Statement": [*statements, logs]}}
+                {
+                    "PolicyName": "stack",
+                    "PolicyDocument": {"Version": "2012-10-17", "Statement": [*statements, logs]},
+                }
             ],
             "Tags": _tags(layout),
         },
-    }  # fmt: skip
+    }
 
 
 def _roles(layout: Layout) -> dict[str, Resource]:
@@ -211,7 +260,10 @@ def _roles(layout: Layout) -> dict[str, Resource]:
 
     queues, consoles = (_arn("sqs", f"{stack}-{kind}-*") for kind in (names.QUEUE, names.CONSOLE))
     ranks = [
-        allow(["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], below("")),
+        allow(
+            ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
+            below(""),
+        ),
         allow(["s3:ListBucket"], bucket),
         allow(["sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage"], queues),
         allow(["sqs:SendMessage"], consoles),
@@ -222,14 +274,19 @@ def _roles(layout: Layout) -> dict[str, Resource]:
             _arn("lambda", f"function:{stack}-{names.REPORT}"),
         ),
     ]
-    reports = [allow(["s3:GetObject", "s3:PutObject"], below("jobs/")), allow(["sqs:SendMessage"], consoles)]
+    reports = [
+        allow(["s3:GetObject", "s3:PutObject"], below("jobs/")),
+        allow(["sqs:SendMessage"], consoles),
+    ]
     return {
         "RankRole": _role(layout, f"{names.RANK}-*", ranks),
         "ReportRole": _role(layout, names.REPORT, reports),
     }
 
 
-def _function(layout: Layout, name: Any, handler: str, memory_mb: int, timeout_s: int, role: str, log: str) -> Resource:
+def _function(
+    layout: Layout, name: Any, handler: str, memory_mb: int, timeout_s: int, role: str, log: str
+) -> Resource:
     properties = {
         "FunctionName": name,
         "Runtime": f"python{layout.python}",
@@ -250,7 +307,10 @@ def _log(name: str) -> Resource:
         "Type": "AWS::Logs::LogGroup",
         "DeletionPolicy": "Delete",
         "UpdateReplacePolicy": "Delete",
-        "Properties": {"LogGroupName": _sub(f"/aws/lambda/{name}"), "RetentionInDays": names.LOG_DAYS},
+        "Properties": {
+            "LogGroupName": _sub(f"/aws/lambda/{name}"),
+            "RetentionInDays": names.LOG_DAYS,
+        },
     }
 
 
@@ -268,7 +328,15 @@ def _functions(layout: Layout, release: str) -> dict[str, Resource]:
             },
         },
         "ReportLog": _log(f"{stack}-{names.REPORT}"),
-        "Report": _function(layout, _sub(f"{stack}-{names.REPORT}"), REPORTER, REPORT_MB, 30, "ReportRole", "ReportLog"),
+        "Report": _function(
+            layout,
+            _sub(f"{stack}-{names.REPORT}"),
+            REPORTER,
+            REPORT_MB,
+            30,
+            "ReportRole",
+            "ReportLog",
+        ),
     }
     for size in layout.memory_mb:
         name = names.function_name(stack, size)
@@ -281,24 +349,32 @@ def _functions(layout: Layout, release: str) -> dict[str, Resource]:
             function["Properties"]["SnapStart"] = {"ApplyOn": "PublishedVersions"}
             # a version is made once: its logical name changes with the package, so that a new one is published
             version = f"Rank{size}Version{release}"
-            made[version] = {"Type": "AWS::Lambda::Version", "Properties": {"FunctionName": {"Ref": f"Rank{size}"}}}
+            made[version] = {
+                "Type": "AWS::Lambda::Version",
+                "Properties": {"FunctionName": {"Ref": f"Rank{size}"}},
+            }
             made[f"Rank{size}Alias"] = {
                 "Type": "AWS::Lambda::Alias",
                 "Properties": {
-                    "FunctionName": {"Ref": f"Rank{size}"}, "Name": "live",
+                    "FunctionName": {"Ref": f"Rank{size}"},
+                    "Name": "live",
                     "FunctionVersion": {"Fn::GetAtt": [version, "Version"]},
                 },
-            }  # fmt: skip
+            }
             qualifier = "live"
         made[f"Rank{size}Events"] = {
             "Type": "AWS::Lambda::EventInvokeConfig",
             **({"DependsOn": [f"Rank{size}Alias"]} if layout.snapstart else {}),
             "Properties": {
-                "FunctionName": {"Ref": f"Rank{size}"}, "Qualifier": qualifier,
-                "MaximumRetryAttempts": 0, "MaximumEventAgeInSeconds": EVENT_AGE_S,
-                "DestinationConfig": {"OnFailure": {"Destination": {"Fn::GetAtt": ["Report", "Arn"]}}},
+                "FunctionName": {"Ref": f"Rank{size}"},
+                "Qualifier": qualifier,
+                "MaximumRetryAttempts": 0,
+                "MaximumEventAgeInSeconds": EVENT_AGE_S,
+                "DestinationConfig": {
+                    "OnFailure": {"Destination": {"Fn::GetAtt": ["Report", "Arn"]}}
+                },
             },
-        }  # fmt: skip
+        }
     return made
 
 
@@ -312,7 +388,14 @@ def _outputs(layout: Layout) -> dict[str, Any]:
         "Ranks": {"Value": str(layout.ranks)},
         "Jobs": {"Value": str(layout.jobs)},
         "Functions": {
-            "Value": _sub(json.dumps({str(size): names.function_name("${AWS::StackName}", size) + alias for size in layout.memory_mb}))
+            "Value": _sub(
+                json.dumps(
+                    {
+                        str(size): names.function_name("${AWS::StackName}", size) + alias
+                        for size in layout.memory_mb
+                    }
+                )
+            )
         },
         "QueueUrl": {"Value": {"Ref": "Queue0"}},
         "ConsoleUrl": {"Value": {"Ref": "Console0"}},

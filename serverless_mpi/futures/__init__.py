@@ -42,7 +42,22 @@ else:
     from serverless_mpi.futures.util import collect, compose
 
     __all__ = [
-        "ALL_COMPLETED", "BrokenExecutor", "CancelledError", "Executor", "FIRST_COMPLETED", "FIRST_EXCEPTION", "Future",
-        "InvalidStateError", "MPICommExecutor", "MPIPoolExecutor", "ProcessPoolExecutor", "ThreadPoolExecutor", "TimeoutError",
-        "as_completed", "collect", "compose", "get_comm_workers", "wait",
-    ]  # fmt: skip
+        "ALL_COMPLETED",
+        "BrokenExecutor",
+        "CancelledError",
+        "Executor",
+        "FIRST_COMPLETED",
+        "FIRST_EXCEPTION",
+        "Future",
+        "InvalidStateError",
+        "MPICommExecutor",
+        "MPIPoolExecutor",
+        "ProcessPoolExecutor",
+        "ThreadPoolExecutor",
+        "TimeoutError",
+        "as_completed",
+        "collect",
+        "compose",
+        "get_comm_workers",
+        "wait",
+    ]

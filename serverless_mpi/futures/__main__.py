@@ -39,7 +39,11 @@ def main() -> None:
     from serverless_mpi.futures import pool, worker
 
     words = sys.argv[1:]
-    bad = not words or (words[0] in ("-m", "-c") and len(words) < 2) or (words[0][0] == "-" and words[0] not in ("-m", "-c", "-h", "--help"))
+    bad = (
+        not words
+        or (words[0] in ("-m", "-c") and len(words) < 2)
+        or (words[0][0] == "-" and words[0] not in ("-m", "-c", "-h", "--help"))
+    )
     if bad or words[0] in ("-h", "--help"):
         if COMM_WORLD.rank == 0:
             print(USAGE, end="", file=sys.stderr if bad else sys.stdout)

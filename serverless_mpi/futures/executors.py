@@ -18,7 +18,13 @@ from serverless_mpi.futures import worker
 from serverless_mpi.futures.worker import get_comm_workers
 from serverless_mpi.MPI import COMM_WORLD, Intercomm, Intracomm
 
-__all__ = ["MPICommExecutor", "MPIPoolExecutor", "ProcessPoolExecutor", "ThreadPoolExecutor", "get_comm_workers"]
+__all__ = [
+    "MPICommExecutor",
+    "MPIPoolExecutor",
+    "ProcessPoolExecutor",
+    "ThreadPoolExecutor",
+    "get_comm_workers",
+]
 
 ENV_MAX_WORKERS = "MPI4PY_FUTURES_MAX_WORKERS"  # the default of max_workers in a job of one rank
 
@@ -82,12 +88,18 @@ class MPIPoolExecutor(Executor):
         self._pool = self._find_pool(max_workers)
         here = isinstance(self._pool, pools.ThreadPool)
         rest = (
-            initializer, tuple(initargs), [os.fspath(entry) for entry in path or ()], dict(env or {}),
-            None if wdir is None else os.fspath(wdir), dict(globals or {}),
-        )  # fmt: skip
+            initializer,
+            tuple(initargs),
+            [os.fspath(entry) for entry in path or ()],
+            dict(env or {}),
+            None if wdir is None else os.fspath(wdir),
+            dict(globals or {}),
+        )
         imported = _main() if main and not here else worker.Main()
         setup = worker.Setup(next(_numbers), imported, self._pool.pack(rest))
-        self._client = pools.Client(setup, min(max_workers or self._pool.size, self._pool.size), 0, set())
+        self._client = pools.Client(
+            setup, min(max_workers or self._pool.size, self._pool.size), 0, set()
+        )
 
     def _find_pool(self, max_workers: int | None) -> pools.Pool:
         if pools.shared is not None:
@@ -169,13 +181,19 @@ class MPIPoolExecutor(Executor):
                 raise ValueError("buffersize has no meaning for unordered results")
         deadline = None if timeout is None else time.monotonic() + timeout
         chunks = iter(lambda source=iter(iterable): list(itertools.islice(source, chunksize)), [])  # type: ignore[misc]
-        futures = deque(self.submit(_chunk, fn, chunk) for chunk in itertools.islice(chunks, buffersize))
+        futures = deque(
+            self.submit(_chunk, fn, chunk) for chunk in itertools.islice(chunks, buffersize)
+        )
         return self._results(fn, chunks, futures, deadline, unordered)
 
     def _results(
-        self, fn: Callable[..., Any], chunks: Iterator[list[Any]], futures: deque[cf.Future[Any]],
-        deadline: float | None, unordered: bool,
-    ) -> Iterator[Any]:  # fmt: skip
+        self,
+        fn: Callable[..., Any],
+        chunks: Iterator[list[Any]],
+        futures: deque[cf.Future[Any]],
+        deadline: float | None,
+        unordered: bool,
+    ) -> Iterator[Any]:
         try:
             while futures:
                 left = None if deadline is None else deadline - time.monotonic()
@@ -183,7 +201,9 @@ class MPIPoolExecutor(Executor):
                 results = done.result(left)
                 futures.remove(done)
                 if not self._closed:
-                    futures.extend(self.submit(_chunk, fn, chunk) for chunk in itertools.islice(chunks, 1))
+                    futures.extend(
+                        self.submit(_chunk, fn, chunk) for chunk in itertools.islice(chunks, 1)
+                    )
                 yield from results
         finally:
             for future in futures:
@@ -218,7 +238,9 @@ class ProcessPoolExecutor(MPIPoolExecutor):
     """
 
     def _find_pool(self, max_workers: int | None) -> pools.Pool:
-        raise missing("spawning of workers for a ProcessPoolExecutor; an MPIPoolExecutor has those that the job was started with")
+        raise missing(
+            "spawning of workers for a ProcessPoolExecutor; an MPIPoolExecutor has those that the job was started with"
+        )
 
 
 class MPICommExecutor:
@@ -256,7 +278,11 @@ class MPICommExecutor:
             worker.run(comm, self._root, workers)
             return None
         options = {"main": False, **self._options}
-        made = pools.RankPool(comm) if comm.size > 1 else pools.ThreadPool(options.get("max_workers") or 1)
+        made = (
+            pools.RankPool(comm)
+            if comm.size > 1
+            else pools.ThreadPool(options.get("max_workers") or 1)
+        )
         self._executor = _of_pool(made, options)
         return self._executor
 

@@ -78,7 +78,10 @@ class Pool(ABC):
             at = next((one for one in self._idle if one in client.ready), self._idle[0])
             first = at not in client.ready
             try:
-                self._give(at, (client.setup if first else client.setup.number, self.pack((fn, args, kwargs))))
+                self._give(
+                    at,
+                    (client.setup if first else client.setup.number, self.pack((fn, args, kwargs))),
+                )
             except Exception as error:  # the task cannot be pickled; its worker is still free
                 future.set_exception(error)
                 continue
@@ -180,7 +183,8 @@ class ThreadPool(Pool):
         super().__init__(list(range(size)))
         self._desks: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(size)]
         self._threads = [
-            threading.Thread(target=self._work, args=(at,), name=f"smpi-futures-{at}", daemon=True) for at in range(size)
+            threading.Thread(target=self._work, args=(at,), name=f"smpi-futures-{at}", daemon=True)
+            for at in range(size)
         ]
         for thread in self._threads:
             thread.start()

@@ -117,7 +117,9 @@ class Desk:
 
 
 def _with_story(error: BaseException) -> BaseException:
-    error.__cause__ = RemoteTraceback("\n" + "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    error.__cause__ = RemoteTraceback(
+        "\n" + "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    )
     return error
 
 

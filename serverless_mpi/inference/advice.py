@@ -36,7 +36,9 @@ def survey(
     known = list(channels or place.channels)
     for name in known:
         if name not in place.channels:
-            raise UsageError(f"no channel {name!r} on {place.name}; known: {', '.join(place.channels)}")
+            raise UsageError(
+                f"no channel {name!r} on {place.name}; known: {', '.join(place.channels)}"
+            )
     sizes = [size for size in (memory_sizes or place.memory_sizes) if size <= memory_limit_mb]
     if not sizes and memory_limit_mb < inf:
         sizes = [int(memory_limit_mb)]
@@ -45,11 +47,15 @@ def survey(
         for parts in (p for p in PARTS if p <= min(work.neurons, max_workers)):
             for replicas in (r for r in REPLICAS if r * parts <= max_workers and r <= work.samples):
                 for channel in known if parts > 1 else (None,):
-                    forecast = plan.predict(work, place, plan.Way(replicas, parts, channel, memory), model)
+                    forecast = plan.predict(
+                        work, place, plan.Way(replicas, parts, channel, memory), model
+                    )
                     if forecast is not None:
                         found.append(forecast)
     if not found:
-        plan.check_memory(work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb)
+        plan.check_memory(
+            work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb
+        )
         raise UsageError(
             f"no way takes less than the {place.limit_s:g} s that a worker of {place.name} may run; "
             "cut the samples into several runs"
@@ -91,8 +97,12 @@ def _why(knee: plan.Forecast, forecasts: Sequence[plan.Forecast], work: plan.Wor
         return text + "."
     if way.parts == 1:
         lone = [one for one in whole if one.way.workers == 1]
-        than = f" (one worker: {min(lone, key=lambda one: one.seconds).seconds:.3g} s)" if lone else ""
-        return f"{size} and fits one worker, so samples are dealt out and nothing is exchanged{than}."
+        than = (
+            f" (one worker: {min(lone, key=lambda one: one.seconds).seconds:.3g} s)" if lone else ""
+        )
+        return (
+            f"{size} and fits one worker, so samples are dealt out and nothing is exchanged{than}."
+        )
     if not whole:
         return f"{size} and its activations do not fit one worker, so its rows are dealt out; {way.channel} costs least."
     best = min(whole, key=lambda one: one.usd * one.seconds)
@@ -104,15 +114,32 @@ def _why(knee: plan.Forecast, forecasts: Sequence[plan.Forecast], work: plan.Wor
 
 # --- as tables --------------------------------------------------------------------------------------------------------
 
-HEADS = ("way", "batches", "start s", "load s", "compute s", "exchange s", "seconds", "dollars", "of these: requests")
+HEADS = (
+    "way",
+    "batches",
+    "start s",
+    "load s",
+    "compute s",
+    "exchange s",
+    "seconds",
+    "dollars",
+    "of these: requests",
+)
 
 
 def cells(one: plan.Forecast) -> tuple[Any, ...]:
     """Under HEADS."""
     return (
-        one.way.name, one.batches, f"{one.start_s:.2f}", f"{one.load_s:.2f}", f"{one.compute_s:.2f}", f"{one.exchange_s:.2f}",
-        f"{one.seconds:.2f}", f"{one.usd:.6f}", f"{one.bill.communication_usd:.6f}",
-    )  # fmt: skip
+        one.way.name,
+        one.batches,
+        f"{one.start_s:.2f}",
+        f"{one.load_s:.2f}",
+        f"{one.compute_s:.2f}",
+        f"{one.exchange_s:.2f}",
+        f"{one.seconds:.2f}",
+        f"{one.usd:.6f}",
+        f"{one.bill.communication_usd:.6f}",
+    )
 
 
 def kind(one: plan.Forecast) -> str:
@@ -137,8 +164,17 @@ def as_dict(one: plan.Forecast) -> dict[str, Any]:
     """For JSON."""
     way = one.way
     return {
-        "replicas": way.replicas, "parts": way.parts, "channel": way.channel, "memory_mb": way.memory_mb, "batches": one.batches,
-        "start_s": one.start_s, "load_s": one.load_s, "compute_s": one.compute_s, "exchange_s": one.exchange_s,
-        "seconds": one.seconds, "usd": one.usd, "communication_usd": one.bill.communication_usd,
+        "replicas": way.replicas,
+        "parts": way.parts,
+        "channel": way.channel,
+        "memory_mb": way.memory_mb,
+        "batches": one.batches,
+        "start_s": one.start_s,
+        "load_s": one.load_s,
+        "compute_s": one.compute_s,
+        "exchange_s": one.exchange_s,
+        "seconds": one.seconds,
+        "usd": one.usd,
+        "communication_usd": one.bill.communication_usd,
         "requests": {name: row["billed"] for name, row in one.use.requests.items()},
-    }  # fmt: skip
+    }

@@ -50,7 +50,9 @@ def decode(data: Data, shape: tuple[int, int]) -> Floats:
     try:
         return _decode(memoryview(data), shape).view(np.float32)
     except (struct.error, ValueError, IndexError, zlib.error) as error:
-        raise ValueError(f"{len(data)} bytes are no activation rows of shape {shape} ({error})") from error
+        raise ValueError(
+            f"{len(data)} bytes are no activation rows of shape {shape} ({error})"
+        ) from error
 
 
 def _encode(bits: Bits) -> bytes:
@@ -67,7 +69,9 @@ def _encode(bits: Bits) -> bytes:
 def _decode(data: memoryview, shape: tuple[int, int]) -> Bits:
     kind = data[0]
     if kind in (_ZERO, _CONSTANT):
-        return np.full(shape, struct.unpack_from("<I", data, 1)[0] if kind == _CONSTANT else 0, np.uint32)
+        return np.full(
+            shape, struct.unpack_from("<I", data, 1)[0] if kind == _CONSTANT else 0, np.uint32
+        )
     if kind == _REPEATED:
         heads = struct.unpack_from("<I", data, 1)[0]
         which, data = _open(data[5:])
@@ -92,7 +96,9 @@ def decode_set(data: Data, count: int) -> Flags:
         return np.ones(count, np.bool_)
     bitmap = np.frombuffer(_open(memoryview(data))[0], np.uint8)
     if len(bitmap) != -(-count // 8):
-        raise ValueError(f"a set of {8 * len(bitmap)} samples came for a batch of {count}; all ranks must run the same batch")
+        raise ValueError(
+            f"a set of {8 * len(bitmap)} samples came for a batch of {count}; all ranks must run the same batch"
+        )
     return np.unpackbits(bitmap, count=count).astype(np.bool_)
 
 
@@ -125,7 +131,11 @@ def _general(bits: Bits) -> bytes:
     else:
         where, places = _BITMAP, np.packbits(nonzero).tobytes()
     form, sections = _numbers(values)
-    return struct.pack("<BBI", where, form, len(values)) + _section(places) + b"".join(map(_section, sections))
+    return (
+        struct.pack("<BBI", where, form, len(values))
+        + _section(places)
+        + b"".join(map(_section, sections))
+    )
 
 
 def _read_general(data: memoryview, shape: tuple[int, int]) -> Bits:
@@ -179,7 +189,9 @@ def _numbers(values: Bits) -> tuple[int, list[bytes]]:
             return _CODES, [words.tobytes(), codes.astype(np.uint8).tobytes()]
     sample = values[: _SAMPLE // 4]
     planes = [plane.tobytes() for plane in sample.view(np.uint8).reshape(-1, 4).T]
-    if sum(len(zlib.compress(plane, _LEVEL)) for plane in planes) < len(zlib.compress(sample.tobytes(), _LEVEL)):
+    if sum(len(zlib.compress(plane, _LEVEL)) for plane in planes) < len(
+        zlib.compress(sample.tobytes(), _LEVEL)
+    ):
         return _PLANES, [plane.tobytes() for plane in values.view(np.uint8).reshape(-1, 4).T]
     return _PLAIN, [values.tobytes()]
 

@@ -57,7 +57,9 @@ def narrow(array: Array) -> Array:
     if array.dtype.kind not in "iu" or array.dtype.itemsize < 4 or (array.size and array.min() < 0):
         return array
     top = int(array.max(initial=0))
-    return array.astype(np.uint16 if top < 1 << 16 else np.uint32 if top < 1 << 32 else array.dtype, copy=False)
+    return array.astype(
+        np.uint16 if top < 1 << 16 else np.uint32 if top < 1 << 32 else array.dtype, copy=False
+    )
 
 
 def pack(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> list[memoryview]:
@@ -67,10 +69,14 @@ def pack(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> li
         array = np.ascontiguousarray(narrow(given))
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         data = array.reshape(-1).view(np.uint8).data
-        sections.append([name, array.dtype.str, given.dtype.str, list(given.shape), offset, _digest(data)])
+        sections.append(
+            [name, array.dtype.str, given.dtype.str, list(given.shape), offset, _digest(data)]
+        )
         pieces += [data, memoryview(bytes(_aligned(data.nbytes) - data.nbytes))]
         offset = _aligned(offset + data.nbytes)
-    header = json.dumps({"kind": kind, **facts, "sections": sections, "size": offset}, separators=(",", ":")).encode()
+    header = json.dumps(
+        {"kind": kind, **facts, "sections": sections, "size": offset}, separators=(",", ":")
+    ).encode()
     start = _aligned(_HEAD.size + len(header))
     whole = _HEAD.pack(MAGIC, VERSION, len(header), bytes.fromhex(_digest(header))) + header
     return [memoryview(whole.ljust(start, b" ")), *(piece for piece in pieces if piece.nbytes)]
@@ -88,12 +94,16 @@ def unpack(name: str, data: memoryview, kind: str) -> tuple[dict[str, Any], dict
         raise StoreError(f"{name} is no file of smpi-infer's store")
     _, version, length, digest = _HEAD.unpack_from(data)
     if version > VERSION:
-        raise StoreError(f"{name} has format {version}, of a later serverless_mpi; this one reads up to {VERSION}: upgrade it")
+        raise StoreError(
+            f"{name} has format {version}, of a later serverless_mpi; this one reads up to {VERSION}: upgrade it"
+        )
     header = data[_HEAD.size : _HEAD.size + length]
     if length > MAX_HEADER_BYTES or header.nbytes < length:
         raise StoreError(f"{name} is cut short, or its header is damaged; write it again")
     if bytes.fromhex(_digest(header)) != digest:
-        raise StoreError(f"{name} is damaged: its header does not have the checksum it was written with; write it again")
+        raise StoreError(
+            f"{name} is damaged: its header does not have the checksum it was written with; write it again"
+        )
     facts = json.loads(bytes(header))
     held = facts.pop("kind")
     if held != kind:
@@ -101,10 +111,14 @@ def unpack(name: str, data: memoryview, kind: str) -> tuple[dict[str, Any], dict
     body = data[_aligned(_HEAD.size + length) :]
     size = facts.pop("size")
     if body.nbytes != size:
-        raise StoreError(f"{name} is cut short or altered: {body.nbytes} bytes of {size}; write it again")
+        raise StoreError(
+            f"{name} is cut short or altered: {body.nbytes} bytes of {size}; write it again"
+        )
     pool = Workers(CORES)  # hashing lets other threads run
     try:
-        arrays = dict(pool.each(lambda section: _section(name, body, section), facts.pop("sections")))
+        arrays = dict(
+            pool.each(lambda section: _section(name, body, section), facts.pop("sections"))
+        )
     finally:
         pool.close()
     return facts, arrays
@@ -119,7 +133,9 @@ def _section(file: str, body: memoryview, section: Sequence[Any]) -> tuple[str, 
         raise StoreError(
             f"{file} is damaged: its section {name!r} does not have the checksum it was written with; write it again"
         )
-    return name, np.frombuffer(data, kind).reshape(shape).astype(np.dtype(wanted).newbyteorder("="), copy=False)
+    return name, np.frombuffer(data, kind).reshape(shape).astype(
+        np.dtype(wanted).newbyteorder("="), copy=False
+    )
 
 
 # --- where files lie --------------------------------------------------------------------------------------------------
@@ -218,7 +234,10 @@ class Bucket(Medium):
                 self._s3.put(self._key(name), pieces)
             else:
                 whole = memoryview(b"".join(pieces))
-                parts = [(whole[start : start + PART_BYTES],) for start in range(0, whole.nbytes, PART_BYTES)]
+                parts = [
+                    (whole[start : start + PART_BYTES],)
+                    for start in range(0, whole.nbytes, PART_BYTES)
+                ]
                 self._s3.put_multipart(self._key(name), parts, self._pool.each)
         except ChannelError as error:
             raise self._refuse(error) from error
@@ -256,18 +275,27 @@ class Bucket(Medium):
             s3 = control.client("s3", None if self._where == AWS else self._where, self._region)
             if self._bucket not in [one["Name"] for one in s3.list_buckets()["Buckets"]]:
                 where = (
-                    {} if self._region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+                    {}
+                    if self._region == "us-east-1"
+                    else {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
                 )
                 s3.create_bucket(Bucket=self._bucket, **where)
         except Exception as error:  # botocore has no common base of its own and the socket's errors
-            raise StoreError(f"{self._where} did not make bucket {self._bucket!r}: {error}") from error
+            raise StoreError(
+                f"{self._where} did not make bucket {self._bucket!r}: {error}"
+            ) from error
 
     def close(self) -> None:
         self._pool.close()
         self._client.close()
 
 
-def medium(url: str | Path, endpoint: str | None = None, region: str = "us-east-1", meter: Meter | None = None) -> Medium:
+def medium(
+    url: str | Path,
+    endpoint: str | None = None,
+    region: str = "us-east-1",
+    meter: Meter | None = None,
+) -> Medium:
     """A folder's path or s3://bucket/prefix, opened.
 
     endpoint: needed for s3://, an emulator's URL or "aws" for AWS itself: no account is used that was not named.

@@ -98,7 +98,8 @@ class PaperModel(Model):
         polls, _ = use.of("sqs", "ReceiveMessage")
         puts, gets, lists = (use.of("s3", operation)[0] for operation in ("PUT", "GET", "LIST"))
         return Bill(
-            (use.workers + use.coordinators) * self.invocation_usd + use.seconds * use.memory_mb / 128 * self.second_128mb_usd,
+            (use.workers + use.coordinators) * self.invocation_usd
+            + use.seconds * use.memory_mb / 128 * self.second_128mb_usd,
             units * self.publish_usd + nbytes * self.published_byte_usd,
             polls * self.poll_usd,
             puts * self.put_usd + gets * self.get_usd + lists * self.list_usd,
@@ -121,7 +122,12 @@ class BilledModel(Model):
                 dollars[service] += row["billed"] * self.prices.of(name)
         starts = (use.workers + use.coordinators) * self.prices.of("lambda")
         rate = self.prices.usd_per_gb_second[self.arch]
-        return Bill(starts + use.seconds * use.memory_mb / 1024 * rate, dollars["sns"], dollars["sqs"], dollars["s3"])
+        return Bill(
+            starts + use.seconds * use.memory_mb / 1024 * rate,
+            dollars["sns"],
+            dollars["sqs"],
+            dollars["s3"],
+        )
 
 
 def published(metrics: Mapping[str, str], memory_mb: float) -> Use:
@@ -141,16 +147,36 @@ def published(metrics: Mapping[str, str], memory_mb: float) -> Use:
         try:
             return float(metrics[name])
         except (KeyError, ValueError):
-            raise ValueError(f"no row of FSD-Inference's published metrics: {name} is {metrics.get(name)!r}") from None
+            raise ValueError(
+                f"no row of FSD-Inference's published metrics: {name} is {metrics.get(name)!r}"
+            ) from None
 
     if "METRIC_PUBLISH_CALLS" in metrics:
-        _count(meter, "sns", "PublishBatch", number("METRIC_PUBLISH_CALLS"), number("METRIC_SIZE_MESSAGES_SENT"))
-        _count(meter, "sqs", "ReceiveMessage", number("METRIC_RECEIVE_POLL_CALLS"), number("METRIC_SIZE_MESSAGES_RECEIVED"))
+        _count(
+            meter,
+            "sns",
+            "PublishBatch",
+            number("METRIC_PUBLISH_CALLS"),
+            number("METRIC_SIZE_MESSAGES_SENT"),
+        )
+        _count(
+            meter,
+            "sqs",
+            "ReceiveMessage",
+            number("METRIC_RECEIVE_POLL_CALLS"),
+            number("METRIC_SIZE_MESSAGES_RECEIVED"),
+        )
     else:
         _count(meter, "s3", "PUT", number("METRIC_S3_NUM_WRITES"), number("METRIC_S3_WRITE_SIZE"))
         _count(meter, "s3", "GET", number("METRIC_S3_NUM_READS"), number("METRIC_S3_READ_SIZE"))
         _count(meter, "s3", "LIST", number("METRIC_S3_FOLDER_SCANS"), 0)
-    return Use(int(number("TOTAL_NWORKERS")), memory_mb, number("METRIC_LAMBDA_RUNTIME"), meter.snapshot(), coordinators=1)
+    return Use(
+        int(number("TOTAL_NWORKERS")),
+        memory_mb,
+        number("METRIC_LAMBDA_RUNTIME"),
+        meter.snapshot(),
+        coordinators=1,
+    )
 
 
 def _count(meter: Meter, service: str, operation: str, requests: float, nbytes: float) -> None:

@@ -46,7 +46,11 @@ def enlarged(images: Floats, neurons: int) -> Floats:
         raise ValueError(f"pictures of {len(images)} points cannot be enlarged to {neurons}")
     times = large // small
     pictures = images.reshape(small, 1, small, 1, -1)
-    return np.ascontiguousarray(np.broadcast_to(pictures, (small, times, small, times, images.shape[1])).reshape(neurons, -1))
+    return np.ascontiguousarray(
+        np.broadcast_to(pictures, (small, times, small, times, images.shape[1])).reshape(
+            neurons, -1
+        )
+    )
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -86,13 +90,17 @@ def _packed(path: Path, neurons: int) -> NDArray[np.generic] | None:
     if "bits" in fields:
         bits = fields["bits"]
         if bits.ndim != 2 or bits.dtype != np.uint8 or bits.shape[1] * 8 != neurons:
-            raise ValueError(f"{path}: bits of {bits.dtype} {bits.shape} are no images of {neurons} pixels")
+            raise ValueError(
+                f"{path}: bits of {bits.dtype} {bits.shape} are no images of {neurons} pixels"
+            )
         pixels: NDArray[np.generic] = np.unpackbits(bits, axis=1).T
         return pixels
     if "images" in fields:
         images = fields["images"]
         if images.ndim != 2 or images.shape[1] != neurons or images.dtype.kind not in "buif":
-            raise ValueError(f"{path}: images of {images.dtype} {images.shape}, wanted numbers (samples, {neurons})")
+            raise ValueError(
+                f"{path}: images of {images.dtype} {images.shape}, wanted numbers (samples, {neurons})"
+            )
         if not np.isfinite(images).all():
             raise ValueError(f"{path}: images have NaN or infinity")
         return np.asarray(images.T)
@@ -106,7 +114,10 @@ def write_images(path: str | Path, images: Floats) -> None:
     columns, rows = np.nonzero(images)
     order = np.lexsort((columns, rows))
     shape = images.shape[1], images.shape[0]
-    formats.write(path, formats.Entries(rows[order], columns[order], images[columns[order], rows[order]], shape))
+    formats.write(
+        path,
+        formats.Entries(rows[order], columns[order], images[columns[order], rows[order]], shape),
+    )
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -125,10 +136,20 @@ def write_layer(path: str | Path, matrix: SparseRows) -> None:
     outputs = np.repeat(np.arange(matrix.n_rows), np.diff(matrix.indptr))
     inputs = matrix.indices.astype(np.int64)
     order = np.lexsort((outputs, inputs))
-    formats.write(path, formats.Entries(inputs[order], outputs[order], matrix.all_values()[order], (matrix.n_cols, matrix.n_rows)))
+    formats.write(
+        path,
+        formats.Entries(
+            inputs[order],
+            outputs[order],
+            matrix.all_values()[order],
+            (matrix.n_cols, matrix.n_rows),
+        ),
+    )
 
 
-def read_network(folder: str | Path, neurons: int, layers: int, bias: float | None = None) -> Network:
+def read_network(
+    folder: str | Path, neurons: int, layers: int, bias: float | None = None
+) -> Network:
     """The network in a folder; each layer is read when it is its turn, and again by each reader.
 
     bias: the challenge's for that number of neurons, if it has one, else 0.
@@ -140,19 +161,29 @@ def read_network(folder: str | Path, neurons: int, layers: int, bias: float | No
     """
     folder = Path(folder)
     stems = [f"n{neurons}-l{number}" for number in range(1, layers + 1)]
-    suffix = next((one for one in SUFFIXES if (folder / f"{stems[0]}{one}").exists()), None) if stems else None
+    suffix = (
+        next((one for one in SUFFIXES if (folder / f"{stems[0]}{one}").exists()), None)
+        if stems
+        else None
+    )
     if suffix is None:
-        raise ValueError(f"{folder} has no file n{neurons}-l1 with a suffix of {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"{folder} has no file n{neurons}-l1 with a suffix of {', '.join(SUFFIXES)}"
+        )
     paths = [folder / f"{stem}{suffix}" for stem in stems]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        raise ValueError(f"{folder} lacks {len(missing)} of {layers} layers, the first of them {missing[0]}")
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of {layers} layers, the first of them {missing[0]}"
+        )
 
     def read() -> Iterator[SparseRows]:
         for path in paths:
             yield read_layer(path, neurons)
 
-    return Network(neurons, layers, BIAS.get(neurons, 0.0) if bias is None else bias, read, folder.name)
+    return Network(
+        neurons, layers, BIAS.get(neurons, 0.0) if bias is None else bias, read, folder.name
+    )
 
 
 def write_network(folder: str | Path, network: Layers, suffix: str = ".tsv") -> None:
@@ -182,8 +213,14 @@ def read_categories(path: str | Path) -> NDArray[np.int64]:
             if line.isspace():
                 continue
             text = line.strip()
-            if not (text.isascii() and text.isdigit()) or int(text) < 1 or (found and int(text) <= found[-1]):
-                raise ValueError(f"{path}, line {number}: {text!r} is no image number above the one before")
+            if (
+                not (text.isascii() and text.isdigit())
+                or int(text) < 1
+                or (found and int(text) <= found[-1])
+            ):
+                raise ValueError(
+                    f"{path}, line {number}: {text!r} is no image number above the one before"
+                )
             found.append(int(text))
     return np.array(found, np.int64)
 

@@ -33,7 +33,9 @@ Flags = NDArray[np.bool_]
 
 ROWS_AT_ONCE = 64  # that are copied from samples to samples
 IN_FLIGHT = 2  # batches at the same time: while one waits, one computes
-_HEAD = struct.Struct("<I")  # of a message: bytes of its set of samples, which follow, and then the rows
+_HEAD = struct.Struct(
+    "<I"
+)  # of a message: bytes of its set of samples, which follow, and then the rows
 
 
 OWN = -1  # the block of own rows
@@ -93,14 +95,21 @@ class Part:
         Blocks without entries are left out; a row's entries keep their order in each.
         """
         bounds = np.concatenate([[0], self.own + self.take_from])
-        block = np.searchsorted(bounds, self.indices, side="right") - 2  # the last of equal bounds: of a sender with rows
+        block = (
+            np.searchsorted(bounds, self.indices, side="right") - 2
+        )  # the last of equal bounds: of a sender with rows
         row = np.repeat(np.arange(self.rows), np.diff(self.indptr))
         made = {}
         for sender in np.unique(block).tolist():
             mine = np.flatnonzero(block == sender)
             indptr = np.concatenate([[0], np.cumsum(np.bincount(row[mine], minlength=self.rows))])
             first, last = bounds[sender + 1 : sender + 3]
-            made[sender] = SparseRows(indptr, self.indices[mine] - first.astype(self.indices.dtype), self._values(mine), int(last - first))
+            made[sender] = SparseRows(
+                indptr,
+                self.indices[mine] - first.astype(self.indices.dtype),
+                self._values(mine),
+                int(last - first),
+            )
         return made
 
     def _values(self, entries: Any) -> Any:
@@ -203,16 +212,24 @@ def infer(
         numbers.append(samples + bounds[batch])
         for total, took in zip(taken.layers, layers, strict=True):
             total.add(took)
-    return (outputs[0] if batches == 1 else np.concatenate(outputs, axis=1)), np.concatenate(numbers), taken
+    return (
+        (outputs[0] if batches == 1 else np.concatenate(outputs, axis=1)),
+        np.concatenate(numbers),
+        taken,
+    )
 
 
 def _check(parts: Sequence[Part], x: Floats) -> None:
     if not len(parts):
         raise ValueError("a network needs at least 1 layer")
     if x.ndim != 2 or x.dtype != np.float32:
-        raise ValueError(f"x must be float32 of shape (rows, samples), not {x.dtype} of shape {x.shape}")
+        raise ValueError(
+            f"x must be float32 of shape (rows, samples), not {x.dtype} of shape {x.shape}"
+        )
     if x.shape[0] != parts[0].own:
-        raise ValueError(f"x has {x.shape[0]} rows; this rank owns {parts[0].own} neurons of the input")
+        raise ValueError(
+            f"x has {x.shape[0]} rows; this rank owns {parts[0].own} neurons of the input"
+        )
     if x.size and not np.isfinite((x.min(), x.max())).all():
         raise ValueError("x has NaN or infinity")
 
@@ -245,7 +262,9 @@ class _Input:
     def take(self, rows: Indices) -> Floats:
         """As of Panels."""
         some = self._x[rows]
-        return some if self.samples == some.shape[1] else np.ascontiguousarray(some[:, self._living])
+        return (
+            some if self.samples == some.shape[1] else np.ascontiguousarray(some[:, self._living])
+        )
 
     def panels(self) -> Panels:
         """All of them."""
@@ -270,12 +289,16 @@ class _Batch:
         self.comm, self.rank = comm, comm.rank
         self.bias, self.cap = bias, cap
         self.accumulate = accumulate
-        self.caller = ThreadPoolExecutor(1, "smpi-exchange") if accumulate and _threads_allowed() else None
+        self.caller = (
+            ThreadPoolExecutor(1, "smpi-exchange") if accumulate and _threads_allowed() else None
+        )
         self.samples = x.shape[1]
         self.living: Flags = np.asarray(np.any(x, axis=0))
         self.y: Panels | _Input = _Input(x, self.living)
 
-    def run(self, parts: Sequence[Part], watch: Callable[[int], None]) -> tuple[Floats, Indices, list[LayerStatistics]]:
+    def run(
+        self, parts: Sequence[Part], watch: Callable[[int], None]
+    ) -> tuple[Floats, Indices, list[LayerStatistics]]:
         """All layers: as `infer`."""
         taken = []
         for number, part in enumerate(parts):
@@ -284,7 +307,10 @@ class _Batch:
         watch(len(taken))
         if self.caller:
             self.caller.shutdown()
-        sets = [codec.decode_set(one, self.samples) for one in self.comm.allgather(codec.encode_set(self.living))]
+        sets = [
+            codec.decode_set(one, self.samples)
+            for one in self.comm.allgather(codec.encode_set(self.living))
+        ]
         living = np.logical_or.reduce(sets)
         y = np.zeros((len(part.expand), np.count_nonzero(living)), np.float32)
         y[:, self.living[living]] = self.own().take(part.expand.astype(np.int64))
@@ -299,7 +325,9 @@ class _Batch:
         if self.accumulate:
             alive = self.add(part, messages, took)
         else:
-            panel = self.y = self.panel(part, self.exchange(part, messages, took))  # what y was is needed no more
+            panel = self.y = self.panel(
+                part, self.exchange(part, messages, took)
+            )  # what y was is needed no more
             self.y, alive = layer(part.weights, panel, self.bias, self.cap)
             del panel
         if not alive.all():
@@ -334,9 +362,15 @@ class _Batch:
         elif part.how == DEALT:
             received = self.comm.alltoall(messages)
         elif part.how == PAIRED:
-            sends = [self.comm.isend(message, dest=peer) for peer, message in enumerate(messages) if message]
+            sends = [
+                self.comm.isend(message, dest=peer)
+                for peer, message in enumerate(messages)
+                if message
+            ]
             senders = np.diff(part.take_from).tolist()
-            received = [self.comm.recv(source=peer) if rows else b"" for peer, rows in enumerate(senders)]
+            received = [
+                self.comm.recv(source=peer) if rows else b"" for peer, rows in enumerate(senders)
+            ]
             for send in sends:
                 send.wait()
         took.wait_s += time.perf_counter() - began
@@ -350,7 +384,9 @@ class _Batch:
                 continue
             with _blamed(peer):
                 (length,) = _HEAD.unpack_from(message)
-                living = codec.decode_set(memoryview(message)[_HEAD.size : _HEAD.size + length], self.samples)
+                living = codec.decode_set(
+                    memoryview(message)[_HEAD.size : _HEAD.size + length], self.samples
+                )
             made.append((peer, living, memoryview(message)[_HEAD.size + length :]))
         for _, living, _ in made:
             self.living |= living
@@ -403,7 +439,11 @@ class _Batch:
             self.exchange(part, messages, took)
             self.y, alive = layer(part.weights, self.own(), self.bias, self.cap)
             return alive
-        coming = self.caller.submit(self.exchange, part, messages, LayerStatistics()) if self.caller else None
+        coming = (
+            self.caller.submit(self.exchange, part, messages, LayerStatistics())
+            if self.caller
+            else None
+        )
         total = multiply(part.blocks[OWN], self.own()) if OWN in part.blocks else None
         began = time.perf_counter()
         received = coming.result() if coming else self.exchange(part, messages, LayerStatistics())
@@ -414,10 +454,14 @@ class _Batch:
             total = Panels.of(self.spread(total.take(), before))
         for peer, living, body in came[:-1]:
             more = total is not None
-            total = multiply(part.blocks[peer], Panels.of(self.rows(part, peer, living, body)), total, more)
+            total = multiply(
+                part.blocks[peer], Panels.of(self.rows(part, peer, living, body)), total, more
+            )
         peer, living, body = came[-1]
         last = Panels.of(self.rows(part, peer, living, body))
-        self.y, alive = layer(part.blocks[peer], last, self.bias, self.cap, total, accumulate=total is not None)
+        self.y, alive = layer(
+            part.blocks[peer], last, self.bias, self.cap, total, accumulate=total is not None
+        )
         return alive
 
 
@@ -426,4 +470,6 @@ def _blamed(peer: int) -> Iterator[None]:
     try:
         yield
     except (struct.error, IndexError, ValueError) as error:
-        raise ValueError(f"rank {peer} sent what does not fit: {error}; all ranks must run the same partition") from error
+        raise ValueError(
+            f"rank {peer} sent what does not fit: {error}; all ranks must run the same partition"
+        ) from error

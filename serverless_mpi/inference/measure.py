@@ -20,7 +20,9 @@ BUDGET_S = 5.0  # layers behind this are taken to be like the last one seen
 CODED_ROWS = 64  # of each layer whose coded size is looked at
 
 
-def measured(work: Work, network: Layers, images: NDArray[np.float32], bias: float, cap: float = CAP) -> tuple[Work, float]:
+def measured(
+    work: Work, network: Layers, images: NDArray[np.float32], bias: float, cap: float = CAP
+) -> tuple[Work, float]:
     """(the work with what these images do, living samples x nonzeros a second of one thread).
 
     images: (neurons, samples); the first SAMPLES of them are run through the first layers, for about BUDGET_S.
@@ -48,4 +50,6 @@ def measured(work: Work, network: Layers, images: NDArray[np.float32], bias: flo
         raise UsageError(
             f"fewer than {LEAST} of the first {total} images live: too few to time the kernel; give more, or --rate"
         )
-    return replace(work, living=tuple(living), wire_bytes=nbytes / max(1.0, activations)), edges / took
+    return replace(
+        work, living=tuple(living), wire_bytes=nbytes / max(1.0, activations)
+    ), edges / took

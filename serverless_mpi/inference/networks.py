@@ -56,7 +56,9 @@ class Network:
 def check_size(neurons: int, layers: int) -> None:
     """Raise ValueError unless RadiX-Net has that size."""
     if neurons not in BIAS:
-        raise ValueError(f"RadiX-Net has {', '.join(map(str, BIAS))} neurons a layer, not {neurons}")
+        raise ValueError(
+            f"RadiX-Net has {', '.join(map(str, BIAS))} neurons a layer, not {neurons}"
+        )
     if layers < 1:
         raise ValueError(f"a network needs at least 1 layer, not {layers}")
 
@@ -68,7 +70,9 @@ def radix(neurons: int, layers: int, seed: int = 0) -> Network:
     them has its inputs permuted, by `seed`.
     """
     check_size(neurons, layers)
-    return Network(neurons, layers, BIAS[neurons], lambda: _radix_layers(neurons, layers, seed), "radix")
+    return Network(
+        neurons, layers, BIAS[neurons], lambda: _radix_layers(neurons, layers, seed), "radix"
+    )
 
 
 def random(neurons: int, layers: int, seed: int = 0) -> Network:
@@ -98,7 +102,9 @@ def _radix_layers(neurons: int, layers: int, seed: int) -> Iterator[SparseRows]:
         k = number % depth
         if number and k == 0:
             place = np.argsort(chance.permutation(neurons))
-        inputs = np.stack([outputs, (outputs + (1 << k)) % classes], axis=1)  # classes of a neuron's inputs
+        inputs = np.stack(
+            [outputs, (outputs + (1 << k)) % classes], axis=1
+        )  # classes of a neuron's inputs
         copies = (inputs[:, :, None] + classes * np.arange(COPIES)).reshape(neurons, DEGREE)
         columns = np.sort(place[copies], axis=1)
         yield SparseRows(np.arange(neurons + 1) * DEGREE, columns.reshape(-1), 1 / 16, neurons)
@@ -110,7 +116,12 @@ def _random_layers(neurons: int, layers: int, seed: int) -> Iterator[SparseRows]
     for _ in range(layers):
         columns = np.concatenate(
             [
-                np.sort(np.argpartition(chance.random((min(rows, neurons - at), neurons)), DEGREE - 1, axis=1)[:, :DEGREE], axis=1)
+                np.sort(
+                    np.argpartition(
+                        chance.random((min(rows, neurons - at), neurons)), DEGREE - 1, axis=1
+                    )[:, :DEGREE],
+                    axis=1,
+                )
                 for at in range(0, neurons, rows)
             ]
         )

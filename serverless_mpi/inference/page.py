@@ -19,8 +19,17 @@ Numbers = NDArray[np.float64]
 WIDTH, HEIGHT = 920, 240  # of a plot's inside, in pixels
 LEFT, BOTTOM, TOP = 76, 34, 8
 MOST_COLUMNS = 240  # more layers than this are put together, so that a bar stays visible
-TIMES = (("compute_s", "computing", "--compute"), ("send_s", "sending", "--send"), ("wait_s", "waiting", "--wait"))
-DOLLARS = (("lambda", "functions", "--compute"), ("sns", "SNS", "--send"), ("sqs", "SQS", "--wait"), ("s3", "S3", "--extra"))
+TIMES = (
+    ("compute_s", "computing", "--compute"),
+    ("send_s", "sending", "--send"),
+    ("wait_s", "waiting", "--wait"),
+)
+DOLLARS = (
+    ("lambda", "functions", "--compute"),
+    ("sns", "SNS", "--send"),
+    ("sqs", "SQS", "--wait"),
+    ("s3", "S3", "--extra"),
+)
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --ink: #1a1c20; --soft: #6b7280; --line: #e2e5ea;
@@ -48,25 +57,38 @@ def html(record: Mapping[str, Any]) -> str:
         (f"{record['bill']['total_usd']:.3g} $", "in all"),
         (f"{record['bill']['communication_usd']:.3g} $", "communication"),
         (_bytes(float(report.by_layer(record, "nbytes").sum())), "sent"),
-        (f"{int(sum(row['requests'] for worker in record['workers'] for row in worker['requests'].values())):,}", "requests"),
+        (
+            f"{int(sum(row['requests'] for worker in record['workers'] for row in worker['requests'].values())):,}",
+            "requests",
+        ),
         (f"{report.rate(record) / 1e9:,.3g} G", "edges a second"),
         (f"{max(worker['peak_mb'] for worker in record['workers']):,.0f} MB", "peak of a worker"),
     ]
     if "categories" in record:
-        facts.insert(0, (f"{record['categories']:,} of {job['samples']:,}", "images with an active output"))
+        facts.insert(
+            0, (f"{record['categories']:,} of {job['samples']:,}", "images with an active output")
+        )
     body = [
         f"<h1>{escape(report.title(record))}</h1>",
         f"<p>{escape(report.bill_line(record))}</p>",
-        '<div class="facts">' + "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for value, name in facts) + "</div>",
+        '<div class="facts">'
+        + "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for value, name in facts)
+        + "</div>",
         "<h2>Where the time went, by layer</h2><p>Mean over the workers.</p>",
         _key([(name, colour) for _, name, colour in TIMES]),
-        _bars([times[name].mean(axis=0) for name, _, _ in TIMES], [(name, colour) for _, name, colour in TIMES], _seconds),
+        _bars(
+            [times[name].mean(axis=0) for name, _, _ in TIMES],
+            [(name, colour) for _, name, colour in TIMES],
+            _seconds,
+        ),
         "<h2>Where the time went, by worker and layer</h2><p>The darker, the longer: computing, sending and waiting together.</p>",
         _map(sum(times.values(), np.zeros_like(times["wait_s"])), record["workers"]),
         "<h2>Bytes sent, by layer</h2><p>All workers together.</p>",
         _bars([report.by_layer(record, "nbytes").sum(axis=0)], [("bytes", "--compute")], _bytes),
         "<h2>Dollars, by service</h2>",
-        _split([(name, colour, record["bill"][f"{service}_usd"]) for service, name, colour in DOLLARS]),
+        _split(
+            [(name, colour, record["bill"][f"{service}_usd"]) for service, name, colour in DOLLARS]
+        ),
         "<h2>Workers</h2>",
         _table(report.WORKER_HEADS, report.worker_rows(record)),
         "<details><summary>Layers</summary>",
@@ -96,7 +118,9 @@ def _layer_name(column: int, width: int, layers: int) -> str:
 def _step(top: float) -> float:
     """A round distance of 3 to 6 marks up to `top`."""
     power = 10.0 ** np.floor(np.log10(top / 3))
-    return float(next(step for step in (power, 2 * power, 5 * power, 10 * power) if top / step <= 6))
+    return float(
+        next(step for step in (power, 2 * power, 5 * power, 10 * power) if top / step <= 6)
+    )
 
 
 def _bars(series: Sequence[Numbers], names: Sequence[tuple[str, str]], unit: Any) -> str:
@@ -110,11 +134,18 @@ def _bars(series: Sequence[Numbers], names: Sequence[tuple[str, str]], unit: Any
     parts = [f'<svg viewBox="0 0 {LEFT + WIDTH + 4} {TOP + HEIGHT + BOTTOM}" role="img">']
     for mark in np.arange(0, top + 1e-12, step):
         y = TOP + HEIGHT - mark * scale
-        parts.append(f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{unit(float(mark))}</text>')
+        parts.append(
+            f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
+        )
+        parts.append(
+            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{unit(float(mark))}</text>'
+        )
     for column in range(stacked.shape[1]):
         y = float(TOP + HEIGHT)
-        told = ", ".join(f"{name} {unit(float(value))}" for (name, _), value in zip(names, stacked[:, column], strict=True))
+        told = ", ".join(
+            f"{name} {unit(float(value))}"
+            for (name, _), value in zip(names, stacked[:, column], strict=True)
+        )
         parts.append(f"<g><title>{_layer_name(column, width, layers)}: {told}</title>")
         for (_, colour), value in zip(names, stacked[:, column], strict=True):
             high = float(value) * scale
@@ -133,7 +164,9 @@ def _layer_axis(layers: int, y: float) -> str:
         f'<text x="{LEFT + (layer + 0.5) * WIDTH / layers:.1f}" y="{y + 15:.0f}" text-anchor="middle">{layer}</text>'
         for layer in range(0, layers, step)
     )
-    return marks + f'<text x="{LEFT + WIDTH / 2}" y="{y + 31:.0f}" text-anchor="middle">layer</text>'
+    return (
+        marks + f'<text x="{LEFT + WIDTH / 2}" y="{y + 31:.0f}" text-anchor="middle">layer</text>'
+    )
 
 
 def _map(seconds: Numbers, workers: Sequence[Mapping[str, Any]]) -> str:
@@ -149,7 +182,9 @@ def _map(seconds: Numbers, workers: Sequence[Mapping[str, Any]]) -> str:
     for row, worker in enumerate(workers):
         y = TOP + row * high
         if row % step == 0:
-            parts.append(f'<text x="{LEFT - 8}" y="{y + high / 2 + 4:.1f}" text-anchor="end">worker {worker["rank"]}</text>')
+            parts.append(
+                f'<text x="{LEFT - 8}" y="{y + high / 2 + 4:.1f}" text-anchor="end">worker {worker["rank"]}</text>'
+            )
         for column, value in enumerate(cells[row]):
             parts.append(
                 f'<rect x="{LEFT + column * each:.2f}" y="{y:.1f}" width="{each + 0.1:.2f}" height="{high - 1:.1f}" '
@@ -172,24 +207,40 @@ def _split(shares: Sequence[tuple[str, str, float]]) -> str:
     return (
         "".join(parts)
         + "</svg>"
-        + _key([(f"{name} {value:.6f} $, {value / total:.0%}", colour) for name, colour, value in shares])
+        + _key(
+            [
+                (f"{name} {value:.6f} $, {value / total:.0%}", colour)
+                for name, colour, value in shares
+            ]
+        )
     )
 
 
 def _key(entries: Sequence[tuple[str, str]]) -> str:
     return (
         '<p class="key">'
-        + "".join(f'<span><i style="background: var({colour})"></i>{escape(name)}</span>' for name, colour in entries)
+        + "".join(
+            f'<span><i style="background: var({colour})"></i>{escape(name)}</span>'
+            for name, colour in entries
+        )
         + "</p>"
     )
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     def cell(value: Any) -> str:
-        return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else escape(str(value))
+        return (
+            f"{value:,.3f}"
+            if isinstance(value, float)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else escape(str(value))
+        )
 
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows
+    )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -56,14 +56,22 @@ class Partition:
     def check(self, network: Layers) -> None:
         """Raise ValueError unless it is for a network of that many layers."""
         if len(network) != self.layers:
-            raise ValueError(f"the partition is for {self.layers} layers; the network has {len(network)}")
+            raise ValueError(
+                f"the partition is for {self.layers} layers; the network has {len(network)}"
+            )
 
     def report(self, network: Layers) -> Report:
         """Load and communication of every layer."""
         self.check(network)
         rows, pairs, load, nnz = [], [], [], []
         for layer, matrix in enumerate(network):
-            needs = _needs(matrix, self.owners[layer], self.owners[layer + 1], np.arange(self.neurons), self.parts)
+            needs = _needs(
+                matrix,
+                self.owners[layer],
+                self.owners[layer + 1],
+                np.arange(self.neurons),
+                self.parts,
+            )
             needs[self.owners[layer], np.arange(self.neurons)] = False
             rows.append(int(needs.sum()))
             pairs.append(_pairs(needs, self.owners[layer]))
@@ -106,7 +114,9 @@ def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> 
         raise ValueError(f"{parts} parts; a partition has 1 to {MOST_PARTS}")
     neurons = 0
     owners: list[Owners] = []
-    for boundary, array in enumerate(METHODS[method](_checked(network, parts), len(network), parts, seed)):
+    for boundary, array in enumerate(
+        METHODS[method](_checked(network, parts), len(network), parts, seed)
+    ):
         neurons = len(array) if boundary == 0 else neurons
         array.flags.writeable = False
         owners.append(array)
@@ -118,9 +128,13 @@ def _checked(network: Layers, parts: int) -> Iterator[SparseRows]:
     for number, matrix in enumerate(network):
         neurons = matrix.n_cols if neurons is None else neurons
         if matrix.n_rows != neurons or matrix.n_cols != neurons:
-            raise ValueError(f"layer {number} has {matrix.n_rows} rows and {matrix.n_cols} columns, not {neurons} of both")
+            raise ValueError(
+                f"layer {number} has {matrix.n_rows} rows and {matrix.n_cols} columns, not {neurons} of both"
+            )
         if parts > neurons:
-            raise ValueError(f"{neurons} neurons cannot be dealt out to {parts} ranks; start at most {neurons}")
+            raise ValueError(
+                f"{neurons} neurons cannot be dealt out to {parts} ranks; start at most {neurons}"
+            )
         yield matrix
     if neurons is None:
         raise ValueError("a network needs at least 1 layer")
@@ -150,12 +164,19 @@ def _greedy(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -
     return partitioners.layers(network, parts, seed, partitioners.greedy)
 
 
-def _hypergraph(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
+def _hypergraph(
+    network: Iterator[SparseRows], layers: int, parts: int, seed: int
+) -> Iterator[Owners]:
     """Rows with common inputs together, by Mt-KaHyPar."""
     return partitioners.layers(network, parts, seed, partitioners.hypergraph)
 
 
-METHODS: dict[str, Method] = {"block": _block, "random": _random, "greedy": _greedy, "hypergraph": _hypergraph}
+METHODS: dict[str, Method] = {
+    "block": _block,
+    "random": _random,
+    "greedy": _greedy,
+    "hypergraph": _hypergraph,
+}
 
 
 # --- what a rank holds and sends --------------------------------------------------------------------------------------
@@ -191,7 +212,9 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
         some = np.logical_or.reduce(needs)
         how = _how(parts, _pairs(needs, sender), int(needs.sum()), int(some.sum()))
         inputs = distinct[matrix.indices]
-        twin = twins(matrix.indptr, inputs, matrix.all_values().view(np.int32).astype(np.int64), kind=out)
+        twin = twins(
+            matrix.indptr, inputs, matrix.all_values().view(np.int32).astype(np.int64), kind=out
+        )
         place, counts_after = _twin_places(twin, out, parts)
         made = []
         for rank in ranks:
@@ -215,7 +238,10 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
                 take = np.searchsorted(sent, want) - sent_from[sender[want]]
                 come = np.diff(sent_from)
             else:
-                lists = [np.flatnonzero(needs[peer, first[rank] : first[rank + 1]]) for peer in range(parts)]
+                lists = [
+                    np.flatnonzero(needs[peer, first[rank] : first[rank + 1]])
+                    for peer in range(parts)
+                ]
                 give = np.concatenate(lists)
                 give_to = np.concatenate([[0], np.cumsum([len(one) for one in lists])])
                 take = np.zeros(0, np.int64)
@@ -264,7 +290,9 @@ def _positions(owners: Owners, parts: int) -> tuple[Indices, Indices]:
     return place, counts
 
 
-def _needs(matrix: SparseRows, owners: Owners, out: Owners, distinct: Indices, parts: int) -> NDArray[np.bool_]:
+def _needs(
+    matrix: SparseRows, owners: Owners, out: Owners, distinct: Indices, parts: int
+) -> NDArray[np.bool_]:
     """(parts, distinct rows): whether a part has a row with that input."""
     needs = np.zeros((parts, int(distinct.max(initial=-1)) + 1), np.bool_)
     needs[np.repeat(out, np.diff(matrix.indptr)), distinct[matrix.indices]] = True

@@ -49,7 +49,9 @@ class Model:
     @classmethod
     def of(cls, matrix: SparseRows, owners: Owners | None) -> Model:
         """The model of `matrix`."""
-        heads, vertex = np.unique(twins(matrix.indptr, matrix.indices.astype(np.int64)), return_inverse=True)
+        heads, vertex = np.unique(
+            twins(matrix.indptr, matrix.indices.astype(np.int64)), return_inverse=True
+        )
         members = np.argsort(vertex, kind="stable")
         lengths = np.diff(matrix.indptr)[heads]
         at = spread(matrix.indptr[heads], lengths)
@@ -57,9 +59,16 @@ class Model:
         pins = np.repeat(np.arange(len(heads)), lengths)[np.argsort(nets, kind="stable")]
         copies = np.bincount(vertex)
         return cls(
-            starts(copies), members, starts(lengths), nets, starts(np.bincount(nets, minlength=matrix.n_cols)), pins,
-            np.maximum(lengths, 1) * copies, owners, matrix.n_cols,
-        )  # fmt: skip
+            starts(copies),
+            members,
+            starts(lengths),
+            nets,
+            starts(np.bincount(nets, minlength=matrix.n_cols)),
+            pins,
+            np.maximum(lengths, 1) * copies,
+            owners,
+            matrix.n_cols,
+        )
 
     @property
     def vertices(self) -> int:
@@ -71,7 +80,9 @@ class Model:
         copies = np.diff(self.member_of)
         if self.weight.max() <= target / 8:
             return self
-        size = np.maximum(1, np.minimum(copies, (target * IMBALANCE * copies / self.weight).astype(np.int64)))
+        size = np.maximum(
+            1, np.minimum(copies, (target * IMBALANCE * copies / self.weight).astype(np.int64))
+        )
         pieces = -(-copies // size)
         of = np.repeat(np.arange(len(copies)), pieces)  # the vertex of each piece
         number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
@@ -80,15 +91,24 @@ class Model:
         nets = self.nets[spread(self.net_of[of], lengths)]
         pins = np.repeat(np.arange(len(of)), lengths)[np.argsort(nets, kind="stable")]
         return Model(
-            starts(each), self.members, starts(lengths), nets, starts(np.bincount(nets, minlength=self.inputs)), pins,
-            self.weight[of] // copies[of] * each, self.owners, self.inputs,
-        )  # fmt: skip
+            starts(each),
+            self.members,
+            starts(lengths),
+            nets,
+            starts(np.bincount(nets, minlength=self.inputs)),
+            pins,
+            self.weight[of] // copies[of] * each,
+            self.owners,
+            self.inputs,
+        )
 
 
 Chooser = Callable[[Model, int, int], Owners]
 
 
-def layers(network: Iterator[SparseRows], parts: int, seed: int, choose: Chooser) -> Iterator[Owners]:
+def layers(
+    network: Iterator[SparseRows], parts: int, seed: int, choose: Chooser
+) -> Iterator[Owners]:
     """Owners at every boundary, each from the one before by `choose`; those of the inputs follow from the first layer's."""
     owners: Owners | None = None
     for number, matrix in enumerate(network):
@@ -119,7 +139,9 @@ def greedy(model: Model, parts: int, seed: int) -> Owners:
         while left.any() and (last or load < target):
             key = cut * scale - missing if load == 0 else cut - missing * scale
             key[left == 0] = -scale * scale - scale
-            best = np.argpartition(-key, group - 1)[:group] if group > 1 else np.array([key.argmax()])
+            best = (
+                np.argpartition(-key, group - 1)[:group] if group > 1 else np.array([key.argmax()])
+            )
             for vertex in best[left[best] > 0]:
                 weight, over = row_weight[vertex], load + left[vertex] * row_weight[vertex] - target
                 rows = int(left[vertex])
@@ -161,7 +183,9 @@ def hypergraph(model: Model, parts: int, seed: int) -> Owners:
     count = model.vertices
     nets = [model.pins[begin:end].tolist() for begin, end in zip(model.pin_of, model.pin_of[1:])]
     weights = model.weight.tolist()
-    if model.owners is not None:  # a vertex of hardly any weight stands for what a part owns already
+    if (
+        model.owners is not None
+    ):  # a vertex of hardly any weight stands for what a part owns already
         for net, owner in zip(nets, model.owners.tolist()):
             net.append(count + owner)
         weights += [1] * parts  # the library takes no 0
@@ -169,7 +193,14 @@ def hypergraph(model: Model, parts: int, seed: int) -> Owners:
     for net in nets:
         if len(net) > 1:
             merged[tuple(net)] = merged.get(tuple(net), 0) + 1
-    graph = library.create_hypergraph(context, len(weights), len(merged), [list(net) for net in merged], weights, list(merged.values()))
+    graph = library.create_hypergraph(
+        context,
+        len(weights),
+        len(merged),
+        [list(net) for net in merged],
+        weights,
+        list(merged.values()),
+    )
     if model.owners is not None:
         graph.add_fixed_vertices([-1] * count + list(range(parts)), parts)
     block = np.array(graph.partition(context).get_partition()[:count], np.uint16)
@@ -201,7 +232,9 @@ def _cost(model: Model, chosen: Owners, parts: int) -> int:
 def _library() -> Any:
     import mtkahypar
 
-    return mtkahypar.initialize(1, False)  # a layer is small, and threads that wait for each other cost more than they bring
+    return mtkahypar.initialize(
+        1, False
+    )  # a layer is small, and threads that wait for each other cost more than they bring
 
 
 def _readers(matrix: SparseRows, chosen: Owners, parts: int) -> Owners:
@@ -253,7 +286,9 @@ def twins(indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None =
     total = sums[indptr[1:]] - sums[indptr[:-1]] + _mix(lengths) + _mix(_mix(kinds))
     _, first, which = np.unique(total, return_index=True, return_inverse=True)
     twin = first[which]
-    lost = (lengths != lengths[twin]) | (kinds != kinds[twin])  # rows of equal sums are twins only if they are equal
+    lost = (lengths != lengths[twin]) | (
+        kinds != kinds[twin]
+    )  # rows of equal sums are twins only if they are equal
     other = np.where(lost[row], 0, indptr[twin][row] + slot)
     for one in entries:
         lost |= np.bincount(row[one != one[other]], minlength=len(lengths)) > 0

@@ -30,7 +30,9 @@ Floats = NDArray[np.float64]
 MB = 1 << 20
 MEMORY_SIZES = (512, 1024, 1769, 3538, 5307, 10240)  # MB; above 1,769 whole vCPUs
 LAMBDA_LIMIT_S = 900.0
-PANELS = 3  # of activations that a worker holds: its own rows, those of its peers, and the next layer's
+PANELS = (
+    3  # of activations that a worker holds: its own rows, those of its peers, and the next layer's
+)
 LEAST_BATCH = 32  # samples; the kernel's panel
 
 EDGES_S = 2e9  # measured 1.4 to 3.7e9 on a core of an EPYC with neighbours; a vCPU is half a core
@@ -77,16 +79,29 @@ class Work:
         """The challenge's: 32 inputs a neuron, all weights equal, 16 copies of a row, on images that thin out as its own do."""
         rows = layers * neurons // COPIES
         return cls(
-            neurons, layers, samples, DEGREE * rows, rows * (DEGREE * 2 + 8), RADIX_LIVING, RADIX_WIRE_BYTES, COPIES
-        )  # fmt: skip
+            neurons,
+            layers,
+            samples,
+            DEGREE * rows,
+            rows * (DEGREE * 2 + 8),
+            RADIX_LIVING,
+            RADIX_WIRE_BYTES,
+            COPIES,
+        )
 
     @classmethod
     def random(cls, neurons: int, layers: int, samples: int) -> Work:
         """The same shape with weights of their own and samples that all live."""
         rows = layers * neurons
         return cls(
-            neurons, layers, samples, DEGREE * rows, rows * (DEGREE * 6 + 8), (1.0,), RANDOM_WIRE_BYTES
-        )  # fmt: skip
+            neurons,
+            layers,
+            samples,
+            DEGREE * rows,
+            rows * (DEGREE * 6 + 8),
+            (1.0,),
+            RANDOM_WIRE_BYTES,
+        )
 
     def alive(self) -> Floats:
         """(layers,): the part of the samples alive before each layer."""
@@ -141,17 +156,34 @@ def place(name: str) -> Place:
         No such platform.
     """
     if name == "lambda":
-        aws = {"queue": queue.AWS_FIGURES, "object": object.AWS_FIGURES, "hybrid": queue.AWS_FIGURES}
+        aws = {
+            "queue": queue.AWS_FIGURES,
+            "object": object.AWS_FIGURES,
+            "hybrid": queue.AWS_FIGURES,
+        }
         return Place(name, aws, limit_s=LAMBDA_LIMIT_S)
     if name != "local":
         raise UsageError(f"no platform {name!r}; known: lambda, local")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MB
     here = {
-        "queue": queue.EMULATOR_FIGURES, "object": object.EMULATOR_FIGURES, "hybrid": queue.EMULATOR_FIGURES,
+        "queue": queue.EMULATOR_FIGURES,
+        "object": object.EMULATOR_FIGURES,
+        "hybrid": queue.EMULATOR_FIGURES,
         "direct": direct.DirectChannel.figures,
-    }  # fmt: skip
-    return Place(name, here, start_s=0.3, call_s=0.01, load_Bps=5e8, memory_sizes=(memory,), mb_a_vcpu=0.0, cores=cores)
+    }
+    return Place(
+        name,
+        here,
+        start_s=0.3,
+        call_s=0.01,
+        load_Bps=5e8,
+        memory_sizes=(memory,),
+        mb_a_vcpu=0.0,
+        cores=cores,
+    )
 
 
 @dataclass(frozen=True)
@@ -175,7 +207,11 @@ class Way:
             return f"one worker of {self.memory_mb} MB"
         if self.parts == 1:
             return f"data-parallel, {self.replicas} workers of {self.memory_mb} MB"
-        grid = f"{self.parts} parts" if self.replicas == 1 else f"{self.replicas} replicas x {self.parts} parts"
+        grid = (
+            f"{self.parts} parts"
+            if self.replicas == 1
+            else f"{self.replicas} replicas x {self.parts} parts"
+        )
         return f"{grid} of {self.memory_mb} MB over {self.channel}"
 
 
@@ -208,7 +244,9 @@ class Forecast:
 
 def worker_mb(work: Work, parts: int, samples: int, base_mb: float) -> float:
     """Memory of a worker in MB: its share of the weights, and PANELS panels of `samples` samples."""
-    rows = max(work.twins * work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts)
+    rows = max(
+        work.twins * work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts
+    )
     return base_mb + (work.weight_bytes / parts + PANELS * 4 * rows * samples) / MB
 
 
@@ -225,7 +263,11 @@ def batches(work: Work, way: Way, base_mb: float) -> int | None:
 
 def least_parts(work: Work, memory_mb: float, base_mb: float = 70.0) -> int | None:
     """The least number of parts of which each fits a worker of that memory; None if no number up to the neurons does."""
-    fitting = (p for p in range(1, min(work.neurons, 4096) + 1) if worker_mb(work, p, LEAST_BATCH, base_mb) <= memory_mb)
+    fitting = (
+        p
+        for p in range(1, min(work.neurons, 4096) + 1)
+        if worker_mb(work, p, LEAST_BATCH, base_mb) <= memory_mb
+    )
     return next(fitting, None)
 
 
@@ -235,7 +277,11 @@ def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0
     if needed <= memory_mb:
         return
     fitting = least_parts(work, memory_mb, base_mb)
-    remedy = f"{fitting} parts would fit" if fitting else f"no number of parts fits; a worker needs more than {memory_mb:g} MB"
+    remedy = (
+        f"{fitting} parts would fit"
+        if fitting
+        else f"no number of parts fits; a worker needs more than {memory_mb:g} MB"
+    )
     raise UsageError(
         f"a worker of {memory_mb:g} MB cannot hold 1/{parts} of this model: it needs {needed:,.0f} MB with {LEAST_BATCH} samples; "
         + remedy
@@ -254,9 +300,14 @@ def predict(work: Work, place: Place, way: Way, model: BilledModel) -> Forecast 
     samples = work.samples / way.replicas
     alive = work.alive() * samples
     vcpus = place.vcpus(way.memory_mb, way.workers)
-    a_layer = work.nonzeros / work.layers / way.parts * alive / (place.edges_s * vcpus) + cut * LAYER_S / min(1.0, vcpus)
+    a_layer = work.nonzeros / work.layers / way.parts * alive / (
+        place.edges_s * vcpus
+    ) + cut * LAYER_S / min(1.0, vcpus)
     start = place.start_s + tree.seconds(
-        way.workers, _branching(way.workers, place.start_s, place.call_s), place.start_s, place.call_s
+        way.workers,
+        _branching(way.workers, place.start_s, place.call_s),
+        place.start_s,
+        place.call_s,
     )
     loaded = work.weight_bytes / way.parts + work.neurons * samples / way.parts / 8
     latency = place.channels["object"].latency_s
@@ -265,7 +316,9 @@ def predict(work: Work, place: Place, way: Way, model: BilledModel) -> Forecast 
     meter.count("s3", "GET", way.workers * max(2, ceil(loaded / (16 * MB))))
     exchange = np.zeros(work.layers)
     if way.parts > 1:
-        nbytes = work.received(way.parts) * alive * work.wire_bytes + (way.parts - 1) * (FRAME_BYTES + alive / 8)
+        nbytes = work.received(way.parts) * alive * work.wire_bytes + (way.parts - 1) * (
+            FRAME_BYTES + alive / 8
+        )
         message = nbytes / cut / (way.parts - 1)
         exchange = cut * _exchange(place, way, message)
         exchange = np.maximum(exchange - a_layer / way.parts, 0)
@@ -273,7 +326,11 @@ def predict(work: Work, place: Place, way: Way, model: BilledModel) -> Forecast 
             _count(meter, way, int(size), int(times) * cut * way.workers)
     compute_s, exchange_s = float(a_layer.sum()), float(exchange.sum())
     busy = place.start_s + load + compute_s + exchange_s
-    waiting = max(0.0, start - place.start_s) * way.workers if way.parts > 1 else max(0.0, start - place.start_s)
+    waiting = (
+        max(0.0, start - place.start_s) * way.workers
+        if way.parts > 1
+        else max(0.0, start - place.start_s)
+    )
     use = Use(way.workers, way.memory_mb, busy * way.workers + waiting, meter.snapshot())
     forecast = Forecast(way, cut, start, load, compute_s, exchange_s, use, model.bill(use))
     return forecast if forecast.seconds <= place.limit_s else None
@@ -287,12 +344,16 @@ def _exchange(place: Place, way: Way, message: Floats) -> Floats:
         figures = place.channels[channel]
         rounds = ceil(peers / (AT_ONCE * figures.batch))
         requests = ceil(peers / figures.batch)
-        busy = figures.put_s + requests * figures.get_s * (way.workers / figures.lanes if figures.lanes else 1 / AT_ONCE)
+        busy = figures.put_s + requests * figures.get_s * (
+            way.workers / figures.lanes if figures.lanes else 1 / AT_ONCE
+        )
         return figures.latency_s * (1 + rounds) / 2 + busy + peers * message / figures.bandwidth_Bps
 
     if way.channel != "hybrid":
         return over(way.channel or "object")
-    return np.where(message <= _threshold(), over("queue"), place.channels["queue"].latency_s + over("object"))
+    return np.where(
+        message <= _threshold(), over("queue"), place.channels["queue"].latency_s + over("object")
+    )
 
 
 @lru_cache(maxsize=1)
@@ -321,7 +382,18 @@ def _count(meter: Meter, way: Way, size: int, times: int) -> None:
     chunks = ceil(peers * size / BILLED_CHUNK_BYTES)
     publishes = max(ceil(frames / 10), ceil(peers * size / (4 * BILLED_CHUNK_BYTES)))
     polls = ceil(max(frames / FRAMES_A_POLL, chunks / 4))
-    meter.count("sns", "PublishBatch", times * publishes, times * peers * size, billed=times * max(publishes, chunks))
-    meter.count("sqs", "ReceiveMessage", round(times * (polls + POLLS_A_LAYER)), times * peers * size,
-                billed=round(times * (max(polls, chunks) + POLLS_A_LAYER)))  # fmt: skip
+    meter.count(
+        "sns",
+        "PublishBatch",
+        times * publishes,
+        times * peers * size,
+        billed=times * max(publishes, chunks),
+    )
+    meter.count(
+        "sqs",
+        "ReceiveMessage",
+        round(times * (polls + POLLS_A_LAYER)),
+        times * peers * size,
+        billed=round(times * (max(polls, chunks) + POLLS_A_LAYER)),
+    )
     meter.count("sqs", "DeleteMessageBatch", ceil(times * frames / 10))  # gathered over the layers

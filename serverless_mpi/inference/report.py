@@ -32,11 +32,16 @@ def priced(record: Mapping[str, Any], prices: str | None = None) -> dict[str, An
     job = record["job"]
     memory = job["memory_mb"] or DEFAULT_MEMORY_MB
     seconds = sum(worker["load_s"] + worker["seconds"] for worker in record["workers"])
-    use = Use(job["ranks"], memory, seconds, merge([worker["requests"] for worker in record["workers"]]))
+    use = Use(
+        job["ranks"], memory, seconds, merge([worker["requests"] for worker in record["workers"]])
+    )
     bill = BilledModel(table).bill(use)
     return {
         **record,
-        "bill": {f"{name}_usd": getattr(bill, f"{name}_usd") for name in (*SERVICES, "communication", "total")},
+        "bill": {
+            f"{name}_usd": getattr(bill, f"{name}_usd")
+            for name in (*SERVICES, "communication", "total")
+        },
         "prices": {"dated": table.dated, "region": table.region, "memory_mb": memory},
     }
 
@@ -52,9 +57,15 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(Path(path).read_text())
         known = record["format"]
-        record["job"]["ranks"], record["workers"][0]["layers"]["compute_s"], record["bill"]["total_usd"]
+        (
+            record["job"]["ranks"],
+            record["workers"][0]["layers"]["compute_s"],
+            record["bill"]["total_usd"],
+        )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UsageError(f"{path} is no report of `smpi-infer run --report FILE.json`: {error!r}") from error
+        raise UsageError(
+            f"{path} is no report of `smpi-infer run --report FILE.json`: {error!r}"
+        ) from error
     if known != FORMAT:
         raise UsageError(f"{path} has format {known}; this version reads {FORMAT}")
     return dict(record)
@@ -102,7 +113,9 @@ def seconds_of(record: Mapping[str, Any]) -> float:
 
 def rate(record: Mapping[str, Any]) -> float:
     """Nonzeros times samples in a second, as the Graph Challenge counts."""
-    return float(record["model"]["nonzeros"] * record["job"]["samples"] / max(seconds_of(record), 1e-9))
+    return float(
+        record["model"]["nonzeros"] * record["job"]["samples"] / max(seconds_of(record), 1e-9)
+    )
 
 
 def bill_line(record: Mapping[str, Any]) -> str:
@@ -116,12 +129,22 @@ def bill_line(record: Mapping[str, Any]) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Right-aligned columns; floats with 3 decimals, integers with separators."""
     body = [
-        [f"{cell:,.3f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row]
+        [
+            f"{cell:,.3f}"
+            if isinstance(cell, float)
+            else f"{cell:,}"
+            if isinstance(cell, int)
+            else str(cell)
+            for cell in row
+        ]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [list(heads), *body]) for column in range(len(heads))]
+    widths = [
+        max(len(line[column]) for line in [list(heads), *body]) for column in range(len(heads))
+    ]
     return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [list(heads), *body]
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in [list(heads), *body]
     )
 
 
@@ -138,7 +161,18 @@ WORKER_HEADS = (
     "requests",
     "peak MB",
 )
-LAYER_HEADS = ("layer", "compute s", "send s", "wait s", "rows", "nonzeros", "bytes", "messages", "requests", "living")
+LAYER_HEADS = (
+    "layer",
+    "compute s",
+    "send s",
+    "wait s",
+    "rows",
+    "nonzeros",
+    "bytes",
+    "messages",
+    "requests",
+    "living",
+)
 
 
 def worker_rows(record: Mapping[str, Any]) -> list[list[Any]]:
@@ -147,9 +181,14 @@ def worker_rows(record: Mapping[str, Any]) -> list[list[Any]]:
     for worker in record["workers"]:
         layers = worker["layers"]
         rows.append(
-            [worker["rank"], float(worker["load_s"]), *(float(sum(layers[name])) for name in SECONDS),
-             *(int(sum(layers[name])) for name in COUNTS), int(worker["peak_mb"])]
-        )  # fmt: skip
+            [
+                worker["rank"],
+                float(worker["load_s"]),
+                *(float(sum(layers[name])) for name in SECONDS),
+                *(int(sum(layers[name])) for name in COUNTS),
+                int(worker["peak_mb"]),
+            ]
+        )
     if len(rows) > 1:
         columns = list(zip(*rows, strict=True))
         rows.append(["all", *(sum(column) for column in columns[1:-1]), max(columns[-1])])
@@ -161,9 +200,19 @@ def layer_rows(record: Mapping[str, Any]) -> list[list[Any]]:
     job = record["job"]
     seconds = [by_layer(record, name).sum(axis=0) for name in SECONDS]
     counts = [by_layer(record, name).sum(axis=0) for name in COUNTS]
-    living = by_layer(record, "living").reshape(job["replicas"], job["parts"], -1).max(axis=1).sum(axis=0)
+    living = (
+        by_layer(record, "living")
+        .reshape(job["replicas"], job["parts"], -1)
+        .max(axis=1)
+        .sum(axis=0)
+    )
     return [
-        [layer, *(float(one[layer]) for one in seconds), *(int(one[layer]) for one in counts), int(living[layer])]
+        [
+            layer,
+            *(float(one[layer]) for one in seconds),
+            *(int(one[layer]) for one in counts),
+            int(living[layer]),
+        ]
         for layer in range(len(living))
     ]
 
@@ -187,7 +236,8 @@ def text(record: Mapping[str, Any]) -> str:
     parts = [title(record), summary(record)]
     if requests:
         rows = [
-            [name, row["requests"], row["billed"], row["messages"], row["nbytes"]] for name, row in sorted(requests.items())
+            [name, row["requests"], row["billed"], row["messages"], row["nbytes"]]
+            for name, row in sorted(requests.items())
         ]
         parts.append(table(("operation", "requests", "billed", "messages", "bytes"), rows))
     parts.append(table(LAYER_HEADS, layer_rows(record)))

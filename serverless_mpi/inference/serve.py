@@ -89,15 +89,23 @@ def parse(line: bytes) -> Query | None:
     try:
         text = json.loads(line)
     except ValueError as error:
-        raise UsageError(f'a query is a line of JSON such as {{"images": "file.tsv"}}: {error}') from None
+        raise UsageError(
+            f'a query is a line of JSON such as {{"images": "file.tsv"}}: {error}'
+        ) from None
     if not isinstance(text, dict) or not text.keys() <= FIELDS:
         raise UsageError(f"a query is a JSON object with some of {', '.join(sorted(FIELDS))}")
     if text.get("status"):
         return None
     images, name, samples = (text.get(key) for key in ("images", "input", "samples"))
-    if not isinstance(images if name is None else name, str) or (images is not None and name is not None):
-        raise UsageError("a query has either images, a path or an s3:// URL, or input, the name of a stored input")
-    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+    if not isinstance(images if name is None else name, str) or (
+        images is not None and name is not None
+    ):
+        raise UsageError(
+            "a query has either images, a path or an s3:// URL, or input, the name of a stored input"
+        )
+    if samples is not None and (
+        not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
+    ):
         raise UsageError(f"samples is {samples!r}, not a whole number above 0")
     return Query(images, name, samples)
 
@@ -111,8 +119,13 @@ class Service:
     def __init__(self, comm: Any, options: argparse.Namespace, mine: sources.Model) -> None:
         self._comm, self._options, self._mine = comm, options, mine
         self._room = _room(options, mine, comm.size)
-        self.waiting: queue.Queue[Query | None] = queue.Queue(options.queue + options.lanes)  # the latter for ends of lanes
-        self._lanes = [threading.Thread(target=self._run, args=(comm.Dup(),), name=f"lane-{n}") for n in range(options.lanes)]
+        self.waiting: queue.Queue[Query | None] = queue.Queue(
+            options.queue + options.lanes
+        )  # the latter for ends of lanes
+        self._lanes = [
+            threading.Thread(target=self._run, args=(comm.Dup(),), name=f"lane-{n}")
+            for n in range(options.lanes)
+        ]
         self._lock = threading.Lock()
         self.stopping = False
         self.counts = {"answered": 0, "refused": 0, "failed": 0}
@@ -143,9 +156,14 @@ class Service:
         """What it is, and what it has done."""
         mine = self._mine
         return {
-            "model": mine.name, "neurons": mine.neurons, "layers": mine.layers, "workers": self._comm.size,
-            "lanes": len(self._lanes), "waiting": self.waiting.qsize(), **self.counts,
-        }  # fmt: skip
+            "model": mine.name,
+            "neurons": mine.neurons,
+            "layers": mine.layers,
+            "workers": self._comm.size,
+            "lanes": len(self._lanes),
+            "waiting": self.waiting.qsize(),
+            **self.counts,
+        }
 
     def stop(self) -> None:
         """At rank 0: refuse what waits, finish what runs, end the lanes everywhere."""
@@ -188,7 +206,11 @@ class Service:
             x = self._read(query)
         except FAULTS as error:
             return {"error": str(error)}
-        order = {"input": query.input, "samples": query.samples, "count": None if x is None else x.shape[1]}
+        order = {
+            "input": query.input,
+            "samples": query.samples,
+            "count": None if x is None else x.shape[1],
+        }
         lane.bcast(order)
         try:
             answer, count = self._work(lane, order, x)
@@ -196,25 +218,36 @@ class Service:
             return {"error": str(error)}
         assert answer is not None
         now = time.monotonic()
-        return {**answer.as_dict(), "images": count, "seconds": now - started, "waited": started - query.asked}
+        return {
+            **answer.as_dict(),
+            "images": count,
+            "seconds": now - started,
+            "waited": started - query.asked,
+        }
 
     def _read(self, query: Query) -> Floats | None:
         """Checked images of a file, or None where every rank loads its own rows."""
         if query.input is not None:
             if not self._options.store:
-                raise UsageError("this service has no store, so it has no stored inputs: send images")
+                raise UsageError(
+                    "this service has no store, so it has no stored inputs: send images"
+                )
             return None
         x = sources.read_images(self._options, str(query.images), self._mine.neurons, query.samples)
         store.check_images(x, self._mine.neurons)
         return x
 
-    def _work(self, lane: Any, order: Mapping[str, Any], whole: Floats | None) -> tuple[Answer | None, int]:
+    def _work(
+        self, lane: Any, order: Mapping[str, Any], whole: Floats | None
+    ) -> tuple[Answer | None, int]:
         """Every rank: run an order's images; (the answer at rank 0, images)."""
         mine, problem = self._mine, ""
         x = np.zeros((0, 0), np.float32)
         if order["count"] is None:
             try:
-                x = sources.stored_images(self._options, order["input"], lane.rank, order["samples"])
+                x = sources.stored_images(
+                    self._options, order["input"], lane.rank, order["samples"]
+                )
             except FAULTS as error:
                 problem = str(error)
             found = [text for text in lane.allgather(problem) if text]
@@ -223,7 +256,11 @@ class Service:
                     return None, 0
                 raise UsageError(found[0])
         else:
-            x = lane.scatter(None if whole is None else [_packed(whole[mine.first == part]) for part in range(lane.size)])
+            x = lane.scatter(
+                None
+                if whole is None
+                else [_packed(whole[mine.first == part]) for part in range(lane.size)]
+            )
             x = _unpacked(x, order["count"])
         answers = []
         for start in range(0, x.shape[1], self._room):
@@ -249,7 +286,9 @@ def _unpacked(rows: Floats | NDArray[np.uint8], samples: int) -> Floats:
 def _room(options: argparse.Namespace, mine: sources.Model, ranks: int) -> int:
     """Samples of a batch, so that the lanes' panels fit the worker's memory together."""
     place = plan.place(options.platform)
-    limit = options.memory or max(place.memory_sizes) // (ranks if options.platform == "local" else 1)
+    limit = options.memory or max(place.memory_sizes) // (
+        ranks if options.platform == "local" else 1
+    )
     work = plan.Work(mine.neurons, mine.layers, 1, mine.nonzeros, mine.nbytes)
     plan.check_memory(work, ranks, limit, place.base_mb)
     fixed = plan.worker_mb(work, ranks, 0, place.base_mb)
@@ -288,7 +327,9 @@ class _Client(socketserver.StreamRequestHandler):
         service = self.server.service
         while line := self.rfile.readline(MOST_LINE_BYTES + 1):
             if len(line) > MOST_LINE_BYTES:
-                self._say({"error": f"a query has at most {MOST_LINE_BYTES} bytes; name a file instead"})
+                self._say(
+                    {"error": f"a query has at most {MOST_LINE_BYTES} bytes; name a file instead"}
+                )
                 return
             try:
                 query = parse(line)
@@ -328,7 +369,9 @@ def listen(path: str) -> _Server:
     try:
         return _Server(path)
     except OSError as error:
-        raise UsageError(f"--socket {path}: {error.strerror or error}; name a new file in a folder of yours") from error
+        raise UsageError(
+            f"--socket {path}: {error.strerror or error}; name a new file in a folder of yours"
+        ) from error
     finally:
         os.umask(old)
 

@@ -70,16 +70,20 @@ def describe(options: argparse.Namespace, samples: int) -> tuple[plan.Work, int 
         place.close()
         make = plan.Work.radix if index.name == "radix" else plan.Work.random
         work = replace(
-            make(index.neurons, index.layers, samples), nonzeros=index.stored, weight_bytes=index.nbytes,
+            make(index.neurons, index.layers, samples),
+            nonzeros=index.stored,
+            weight_bytes=index.nbytes,
             rows={index.parts: index.rows / index.layers},
-        )  # fmt: skip
+        )
         return work, index.parts
     named = network(options)
     make = plan.Work.radix if options.net == "radix" else plan.Work.random
     work = make(options.neurons, options.layers, samples)
     if options.net not in MADE:
         sizes = [(matrix.nnz, matrix.nbytes) for matrix in named]
-        work = replace(work, nonzeros=sum(one for one, _ in sizes), weight_bytes=sum(one for _, one in sizes))
+        work = replace(
+            work, nonzeros=sum(one for one, _ in sizes), weight_bytes=sum(one for _, one in sizes)
+        )
     return work, None
 
 
@@ -95,27 +99,53 @@ def model(options: argparse.Namespace, parts: int, part: int) -> Model:
         place = opened(options, options.store)
         index = store.read_index(place)
         if index.parts != parts:
-            raise UsageError(f"{place.url} is in {index.parts} parts; start {index.parts} ranks a replica, not {parts}")
+            raise UsageError(
+                f"{place.url} is in {index.parts} parts; start {index.parts} ranks a replica, not {parts}"
+            )
         own = store.load_part(place, index, part)
         place.close()
         return Model(
-            index.name, index.neurons, index.layers, index.bias, index.cap, index.method, index.nonzeros, index.nbytes,
-            index.first, index.last, own,
-        )  # fmt: skip
+            index.name,
+            index.neurons,
+            index.layers,
+            index.bias,
+            index.cap,
+            index.method,
+            index.nonzeros,
+            index.nbytes,
+            index.first,
+            index.last,
+            own,
+        )
     made = network(options)
     cut = cut_of(options, made, parts)
     own = partition.build(made, cut, part)
     nbytes = sum(one.indptr.nbytes + one.indices.nbytes + one.values.nbytes for one in own) * parts
     nonzeros = sum(matrix.nnz for matrix in made)
     return Model(
-        made.name, made.neurons, made.layers, made.bias, CAP, cut.method, nonzeros, nbytes, cut.owners[0], cut.owners[-1], own
+        made.name,
+        made.neurons,
+        made.layers,
+        made.bias,
+        CAP,
+        cut.method,
+        nonzeros,
+        nbytes,
+        cut.owners[0],
+        cut.owners[-1],
+        own,
     )
 
 
 def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> partition.Partition:
     """The partition the command line names, a file's or a new one."""
     if not options.partition:
-        return partition.make(made, parts, options.method or ("block" if options.net == "random" else "greedy"), options.seed)
+        return partition.make(
+            made,
+            parts,
+            options.method or ("block" if options.net == "random" else "greedy"),
+            options.seed,
+        )
     cut = store.read_partition(options.partition, made)
     if cut.parts != parts:
         raise UsageError(f"{options.partition} has {cut.parts} parts, not {parts}")
@@ -184,7 +214,9 @@ def check_paths(options: argparse.Namespace) -> None:
             )
 
 
-def own_images(options: argparse.Namespace, mine: Model, part: int, replica: int) -> tuple[Floats, int]:
+def own_images(
+    options: argparse.Namespace, mine: Model, part: int, replica: int
+) -> tuple[Floats, int]:
     """(rows that the part owns of its replica's samples, samples of all replicas)."""
     if options.input:
         x = stored_images(options, options.input, part, options.samples)

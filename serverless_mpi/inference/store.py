@@ -94,7 +94,12 @@ def write_partition(path: str | Path, partition: Partition, network: Layers) -> 
         place.name,
         pack(
             "a partition",
-            {"model": fingerprint(network), "method": partition.method, "neurons": partition.neurons, "parts": partition.parts},
+            {
+                "model": fingerprint(network),
+                "method": partition.method,
+                "neurons": partition.neurons,
+                "parts": partition.parts,
+            },
             {
                 "which": np.array([kept[id(owners)] for owners in partition.owners], np.int64),
                 "owners": np.stack([arrays[key] for key in kept]).astype(np.uint16),
@@ -114,9 +119,16 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
     place = Path(path)
     facts, arrays = Folder(place.parent).read(place.name, "a partition")
     if facts["model"] != fingerprint(network):
-        raise StoreError(f"{path} is a partition of another model: make one with `smpi-infer partition` for this one")
+        raise StoreError(
+            f"{path} is a partition of another model: make one with `smpi-infer partition` for this one"
+        )
     owners = list(arrays["owners"])
-    return Partition(facts["neurons"], facts["parts"], facts["method"], tuple(owners[number] for number in arrays["which"]))
+    return Partition(
+        facts["neurons"],
+        facts["parts"],
+        facts["method"],
+        tuple(owners[number] for number in arrays["which"]),
+    )
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -128,9 +140,15 @@ def part_name(part: int) -> str:
 
 
 def write_model(
-    medium: Medium, network: Layers, partition: Partition, *, bias: float, cap: float = CAP, name: str = "network",
+    medium: Medium,
+    network: Layers,
+    partition: Partition,
+    *,
+    bias: float,
+    cap: float = CAP,
+    name: str = "network",
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Index:  # fmt: skip
+) -> Index:
     """Write a network in parts, over what the store held; progress is told how many parts of how many are written.
 
     Raises
@@ -165,10 +183,20 @@ def write_model(
             stored += sum(len(one.indices) for one in mine)
             progress(number + 1, partition.parts)
     facts = {
-        "name": name, "neurons": partition.neurons, "layers": len(partition.owners) - 1, "parts": partition.parts,
-        "method": partition.method, "bias": bias, "cap": cap, "nonzeros": nonzeros, "stored": stored, "nbytes": nbytes,
-        "rows": rows, "model": model, "layout": shape,
-    }  # fmt: skip
+        "name": name,
+        "neurons": partition.neurons,
+        "layers": len(partition.owners) - 1,
+        "parts": partition.parts,
+        "method": partition.method,
+        "bias": bias,
+        "cap": cap,
+        "nonzeros": nonzeros,
+        "stored": stored,
+        "nbytes": nbytes,
+        "rows": rows,
+        "model": model,
+        "layout": shape,
+    }
     arrays = {"first": partition.owners[0], "last": partition.owners[-1]}
     medium.put(INDEX, pack("a model's index", facts, arrays))
     return Index(**facts, **arrays)  # type: ignore[arg-type]
@@ -201,13 +229,19 @@ def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
     return list(_layers(f"{medium.url}/{part_name(part)}", arrays, facts["layers"]))
 
 
-def _mine(medium: Medium, index: Index, name: str, kind: str, part: int) -> tuple[dict[str, Any], dict[str, Array]]:
+def _mine(
+    medium: Medium, index: Index, name: str, kind: str, part: int
+) -> tuple[dict[str, Any], dict[str, Array]]:
     if not 0 <= part < index.parts:
-        raise UsageError(f"no part {part} in {medium.url}, which has {index.parts}: start that many ranks a replica")
+        raise UsageError(
+            f"no part {part} in {medium.url}, which has {index.parts}: start that many ranks a replica"
+        )
     facts, arrays = medium.read(name, kind)
     for fact, what in (("model", "model"), ("layout", "partition")):
         if fact in facts and facts[fact] != getattr(index, fact):
-            raise StoreError(f"{medium.url}/{name} is of another {what} than {INDEX}; write both again")
+            raise StoreError(
+                f"{medium.url}/{name} is of another {what} than {INDEX}; write both again"
+            )
     if facts["part"] != part:
         raise StoreError(f"{medium.url}/{name} is part {facts['part']}, under a wrong name")
     return facts, arrays
@@ -229,7 +263,9 @@ def _flat(layers: list[Part]) -> dict[str, Array]:
 def _layers(file: str, arrays: dict[str, Array], count: int) -> Iterator[Part]:
     missing = [name for name in _FIELDS if name not in arrays]
     if missing:
-        raise StoreError(f"{file} lacks {', '.join(missing)}: another version of the engine wrote it; write it again")
+        raise StoreError(
+            f"{file} lacks {', '.join(missing)}: another version of the engine wrote it; write it again"
+        )
     ends = {name: np.cumsum(arrays[name + _LENGTH]) for name in _FIELDS if name + _LENGTH in arrays}
     for layer in range(count):
         own: dict[str, Any] = {}
@@ -290,7 +326,9 @@ def check_images(x: Any, neurons: int) -> None:
     """Raise UsageError unless x is (neurons, samples) of finite float32 numbers."""
     if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype != np.float32:
         told = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise UsageError(f"images are a float32 matrix of {neurons} rows, one column a sample, not {told}")
+        raise UsageError(
+            f"images are a float32 matrix of {neurons} rows, one column a sample, not {told}"
+        )
     if x.shape[0] != neurons or not x.shape[1]:
         raise UsageError(
             f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of {neurons} pixels"

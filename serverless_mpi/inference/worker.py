@@ -28,9 +28,22 @@ from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
 ENV_TERMINAL = "SMPI_INFER_TERMINAL"  # device on which rank 0 draws its progress
-MEMBERS = ("compute_s", "send_s", "wait_s", "rows", "nonzeros", "nbytes", "messages", "living")  # of LayerStatistics
+MEMBERS = (
+    "compute_s",
+    "send_s",
+    "wait_s",
+    "rows",
+    "nonzeros",
+    "nbytes",
+    "messages",
+    "living",
+)  # of LayerStatistics
 EXIT_USAGE = 2
-FAULTS = (ValueError, OSError, ServerlessMPIError)  # of what the command line names; anything else is a bug
+FAULTS = (
+    ValueError,
+    OSError,
+    ServerlessMPIError,
+)  # of what the command line names; anything else is a bug
 
 
 @dataclass(frozen=True)
@@ -45,16 +58,22 @@ class Answer:
     def checksum(self) -> str:
         """16 hexadecimal digits over all of it."""
         whole = hashlib.sha256()
-        for array in (self.categories.astype("<i8"), self.scores.astype("<f4"), self.neurons.astype("<i8")):
+        for array in (
+            self.categories.astype("<i8"),
+            self.scores.astype("<f4"),
+            self.neurons.astype("<i8"),
+        ):
             whole.update(array.tobytes())
         return whole.hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "categories": self.categories.tolist(), "scores": self.scores.tolist(), "neurons": self.neurons.tolist(),
+            "categories": self.categories.tolist(),
+            "scores": self.scores.tolist(),
+            "neurons": self.neurons.tolist(),
             "checksum": self.checksum(),
-        }  # fmt: skip
+        }
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -129,7 +148,9 @@ def agree(comm: Any, problem: str) -> None:
     sys.exit(EXIT_USAGE)
 
 
-def answer(group: Any, mine: sources.Model, y: Floats, samples: NDArray[np.int64], part: int) -> Answer | None:
+def answer(
+    group: Any, mine: sources.Model, y: Floats, samples: NDArray[np.int64], part: int
+) -> Answer | None:
     """What a replica's parts found, put together at its rank 0; None at the others."""
     rows = np.flatnonzero(mine.last == part)
     best = y.argmax(axis=0) if y.size else np.zeros(len(samples), np.int64)
@@ -191,7 +212,14 @@ def run(comm: Any, options: argparse.Namespace) -> int:
     before, started = requests(), time.perf_counter()
     counted.begin()
     y, samples, taken = engine.infer(
-        group, mine.own, x, mine.bias, mine.cap, batches=batches, accumulate=options.accumulate, watch=watch
+        group,
+        mine.own,
+        x,
+        mine.bias,
+        mine.cap,
+        batches=batches,
+        accumulate=options.accumulate,
+        watch=watch,
     )
     layers = np.array([[getattr(layer, name) for layer in taken.layers] for name in MEMBERS])
     own_answer = answer(group, mine, y, samples, part)
@@ -226,16 +254,25 @@ def run(comm: Any, options: argparse.Namespace) -> int:
     return int(comm.bcast(code))
 
 
-def _difference(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+def _difference(
+    before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
     return {
-        name: {field: count - before.get(name, {}).get(field, 0) for field, count in row.items()} for name, row in after.items()
+        name: {field: count - before.get(name, {}).get(field, 0) for field, count in row.items()}
+        for name, row in after.items()
     }
 
 
 def _record(
-    comm: Any, mine: sources.Model, options: argparse.Namespace, total: int, batches: int, layers: NDArray[np.float64],
-    seconds: tuple[float, float], asked: dict[str, dict[str, int]],
-) -> dict[str, Any]:  # fmt: skip
+    comm: Any,
+    mine: sources.Model,
+    options: argparse.Namespace,
+    total: int,
+    batches: int,
+    layers: NDArray[np.float64],
+    seconds: tuple[float, float],
+    asked: dict[str, dict[str, int]],
+) -> dict[str, Any]:
     """What the run took, as `report` reads it; {} but at rank 0."""
     own = {
         "rank": comm.rank,
@@ -243,7 +280,9 @@ def _record(
         "seconds": seconds[1],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "requests": asked,
-        "layers": {name: row.tolist() for name, row in zip((*MEMBERS, "requests"), layers, strict=True)},
+        "layers": {
+            name: row.tolist() for name, row in zip((*MEMBERS, "requests"), layers, strict=True)
+        },
     }
     workers = comm.gather(own)
     if workers is None:
@@ -251,24 +290,45 @@ def _record(
     job = os.environ.get("SMPI_JOB")
     return {
         "format": 1,
-        "model": {"name": mine.name, "neurons": mine.neurons, "layers": mine.layers, "nonzeros": mine.nonzeros, "bias": mine.bias},
+        "model": {
+            "name": mine.name,
+            "neurons": mine.neurons,
+            "layers": mine.layers,
+            "nonzeros": mine.nonzeros,
+            "bias": mine.bias,
+        },
         "job": {
-            "ranks": comm.size, "replicas": options.replicas, "parts": comm.size // options.replicas, "method": mine.method,
-            "channel": json.loads(job)["channel"] if job else "MPI", "batches": batches, "samples": total,
-            "memory_mb": options.memory or int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 0)),
+            "ranks": comm.size,
+            "replicas": options.replicas,
+            "parts": comm.size // options.replicas,
+            "method": mine.method,
+            "channel": json.loads(job)["channel"] if job else "MPI",
+            "batches": batches,
+            "samples": total,
+            "memory_mb": options.memory
+            or int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 0)),
         },
         "workers": workers,
-    }  # fmt: skip
+    }
 
 
-def _tell(options: argparse.Namespace, result: Answer, record: dict[str, Any], wanted: NDArray[np.int64] | None) -> int:
+def _tell(
+    options: argparse.Namespace,
+    result: Answer,
+    record: dict[str, Any],
+    wanted: NDArray[np.int64] | None,
+) -> int:
     from serverless_mpi.inference import report
 
     record = report.priced(record, options.prices)
     job, net = record["job"], record["model"]
-    print(f"{net['name']} network of {net['neurons']} neurons, {net['layers']} layers; {job['samples']} images")
+    print(
+        f"{net['name']} network of {net['neurons']} neurons, {net['layers']} layers; {job['samples']} images"
+    )
     shown = " ".join(map(str, result.categories[:8].tolist()))
-    print(f"{len(result.categories)} images have an active output: {shown}{' ...' if len(result.categories) > 8 else ''}")
+    print(
+        f"{len(result.categories)} images have an active output: {shown}{' ...' if len(result.categories) > 8 else ''}"
+    )
     print(f"checksum {result.checksum()}")
     code = 0
     if wanted is not None:
@@ -289,7 +349,9 @@ def _tell(options: argparse.Namespace, result: Answer, record: dict[str, Any], w
     return code
 
 
-def _same(options: argparse.Namespace, mine: sources.Model, outputs: list[Floats], total: int) -> bool:
+def _same(
+    options: argparse.Namespace, mine: sources.Model, outputs: list[Floats], total: int
+) -> bool:
     """Whether the serial kernel gives the same bits; says so."""
     parts = len(outputs) // options.replicas
     whole = np.zeros((mine.neurons, total), np.float32)
@@ -297,7 +359,9 @@ def _same(options: argparse.Namespace, mine: sources.Model, outputs: list[Floats
         replica, part = divmod(rank, parts)
         start, stop = sources.share(total, options.replicas, replica)
         whole[mine.last == part, start:stop] = own
-    right = serial_forward(list(sources.network(options)), sources.images(options, mine.neurons), mine.bias, mine.cap)
+    right = serial_forward(
+        list(sources.network(options)), sources.images(options, mine.neurons), mine.bias, mine.cap
+    )
     same = bool(np.array_equal(whole, right))
     print(f"serial kernel: {'the same to the last bit' if same else 'DIFFERENT'}", flush=True)
     return same

@@ -56,10 +56,14 @@ class LambdaLauncher(Launcher):
         stack = Stack.find(plan.stack, plan.endpoint, plan.region)
         memory, function = stack.function(plan.memory_mb)
         if stack.version != __version__:
-            raise UsageError(f"stack {stack.name} runs serverless_mpi {stack.version}, this is {__version__}: `smpi deploy` brings it up to date")
+            raise UsageError(
+                f"stack {stack.name} runs serverless_mpi {stack.version}, this is {__version__}: `smpi deploy` brings it up to date"
+            )
         _check_quota(stack, plan.size)
         limit_s = min(plan.timeout_s or TIME_LIMIT_S, TIME_LIMIT_S)
-        _check_budget(plan, prices.lambda_usd(limit_s, memory / 1024, stack.arch) * plan.size, limit_s)
+        _check_budget(
+            plan, prices.lambda_usd(limit_s, memory / 1024, stack.arch) * plan.size, limit_s
+        )
         with Signals() as signals, contextlib.ExitStack() as undo:
             try:
                 job = Job(plan, stack, memory, function, limit_s, signals, undo)
@@ -78,23 +82,33 @@ class LambdaLauncher(Launcher):
                 signals.raising = False
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
-        raise UsageError("what jobs left in a stack is removed by `smpi clean`, the stack itself by `smpi destroy`")
+        raise UsageError(
+            "what jobs left in a stack is removed by `smpi clean`, the stack itself by `smpi destroy`"
+        )
 
 
 def _check(plan: Plan) -> None:
     if plan.channel in WITHOUT_PLATFORM:
-        raise UsageError(f"channel {plan.channel} does not work between functions; known there: queue, object, hybrid")
+        raise UsageError(
+            f"channel {plan.channel} does not work between functions; known there: queue, object, hybrid"
+        )
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
             f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
         )
     if plan.host is not None or plan.port is not None:
-        raise UsageError("--host and --port are of this machine; --platform lambda takes --endpoint for an emulator")
+        raise UsageError(
+            "--host and --port are of this machine; --platform lambda takes --endpoint for an emulator"
+        )
 
 
 def _check_quota(stack: Stack, size: int) -> None:
     with explained("ask for the quota of concurrent executions", stack.endpoint, stack.region):
-        limit = int(stack.client("lambda").get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"])
+        limit = int(
+            stack.client("lambda").get_account_settings()["AccountLimit"][
+                "UnreservedConcurrentExecutions"
+            ]
+        )
     if size > limit:
         raise UsageError(
             f"{size} ranks run at the same time, and this account has {limit} concurrent executions in {stack.region}:"
@@ -133,7 +147,14 @@ class Job:
     """A job on the platform, from the first upload to the last word."""
 
     def __init__(
-        self, plan: Plan, stack: Stack, memory: int, function: str, limit_s: float, signals: Signals, undo: contextlib.ExitStack
+        self,
+        plan: Plan,
+        stack: Stack,
+        memory: int,
+        function: str,
+        limit_s: float,
+        signals: Signals,
+        undo: contextlib.ExitStack,
     ) -> None:
         self._plan = plan
         self._stack = stack
@@ -146,7 +167,10 @@ class Job:
         self._sqs = stack.client("sqs")
         self._meter = metering.Meter()
         self._ranks = [_RankFacts() for _ in range(plan.size)]
-        self._writers = {console.OUT: LineWriter(1, plan.tag_output), console.ERR: LineWriter(2, plan.tag_output)}
+        self._writers = {
+            console.OUT: LineWriter(1, plan.tag_output),
+            console.ERR: LineWriter(2, plan.tag_output),
+        }
         self._ear = console.Ear()
         self._failure: tuple[int, str] | None = None
         self._lease: pool.Lease | None = None
@@ -178,7 +202,18 @@ class Job:
         self.spec = replace(self.spec, settings=settings)
         self._console = stack.console(lease.console)
         branching = plan.branching or tree.choose(plan.size)
-        order = Order(self.spec, tasks, self._function, branching, self._console, plan.timeout_s, plan.alias, site, plan.explain, plan.trace is not None)
+        order = Order(
+            self.spec,
+            tasks,
+            self._function,
+            branching,
+            self._console,
+            plan.timeout_s,
+            plan.alias,
+            site,
+            plan.explain,
+            plan.trace is not None,
+        )
         event = order.to_event()
         if len(event) > MAX_EVENT_BYTES:
             raise UsageError(
@@ -186,24 +221,37 @@ class Job:
                 " fewer ranks, shorter arguments or variables"
             )
         self._undo.callback(self._stop_if_unfinished)
-        self._put("job.json", {
-            "size": plan.size, "channel": plan.channel, "memory_mb": self._memory, "arch": stack.arch, "began": time.time(),
-            "until": time.time() + self._limit_s, "program": [list(program.argv) for program in plan.programs], "version": __version__,
-        })  # fmt: skip
+        self._put(
+            "job.json",
+            {
+                "size": plan.size,
+                "channel": plan.channel,
+                "memory_mb": self._memory,
+                "arch": stack.arch,
+                "began": time.time(),
+                "until": time.time() + self._limit_s,
+                "program": [list(program.argv) for program in plan.programs],
+                "version": __version__,
+            },
+        )
         self._until = time.time() + self._limit_s + pool.MARGIN_S / 2
         name, _, alias = self._function.partition(":")
         with explained(f"invoke function {self._function}", stack.endpoint, stack.region):
             self._meter.count("lambda", "Invoke", nbytes=len(event), messages=1)
             more = {"Qualifier": alias} if alias else {}
             self._invoked = True
-            stack.client("lambda").invoke(FunctionName=name, InvocationType="Event", Payload=event, **more)
+            stack.client("lambda").invoke(
+                FunctionName=name, InvocationType="Event", Payload=event, **more
+            )
 
     def _key(self, name: str) -> str:
         return f"jobs/{self.spec.job_id}/{name}"
 
     def _put(self, name: str, facts: dict[str, Any]) -> None:
         with explained("write to the bucket", self._stack.endpoint, self._stack.region):
-            self._s3.put_object(Bucket=self._stack.bucket, Key=self._key(name), Body=json.dumps(facts).encode())
+            self._s3.put_object(
+                Bucket=self._stack.bucket, Key=self._key(name), Body=json.dumps(facts).encode()
+            )
 
     def _send(self, bundle: Bundle) -> str | None:
         if not bundle.files:
@@ -214,7 +262,11 @@ class Job:
         """Put an object that is named by its content, unless it is there."""
         with explained("send the program", self._stack.endpoint, self._stack.region):
             found = self._s3.list_objects_v2(Bucket=self._stack.bucket, Prefix=key, MaxKeys=1)
-            fresh = [one for one in found.get("Contents", ()) if one["Key"] == key and time.time() - one["LastModified"].timestamp() < 80_000]
+            fresh = [
+                one
+                for one in found.get("Contents", ())
+                if one["Key"] == key and time.time() - one["LastModified"].timestamp() < 80_000
+            ]
             if not fresh:  # the bucket forgets after a day: what might go meanwhile is sent again
                 self._s3.put_object(Bucket=self._stack.bucket, Key=key, Body=make())
         return key
@@ -262,7 +314,10 @@ class Job:
         with explained("listen to the ranks", self._stack.endpoint, self._stack.region):
             # one request and its answer: a signal that comes meanwhile loses no word that was deleted
             answer = self._sqs.receive_message(
-                QueueUrl=self._console, MaxNumberOfMessages=MAX_ENTRIES, WaitTimeSeconds=LISTEN_S, MessageAttributeNames=[FRAME]
+                QueueUrl=self._console,
+                MaxNumberOfMessages=MAX_ENTRIES,
+                WaitTimeSeconds=LISTEN_S,
+                MessageAttributeNames=[FRAME],
             )
             messages = answer.get("Messages", [])
             self._meter.count("sqs", "ReceiveMessage", messages=len(messages))
@@ -273,7 +328,10 @@ class Job:
                 if word is not None:  # else it is of a job that had this console before
                     words += self._ear.hear(word)
             if messages:
-                entries = [{"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]} for n, one in enumerate(messages)]
+                entries = [
+                    {"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]}
+                    for n, one in enumerate(messages)
+                ]
                 self._meter.count("sqs", "DeleteMessageBatch")
                 self._sqs.delete_message_batch(QueueUrl=self._console, Entries=entries)
         return words
@@ -299,7 +357,10 @@ class Job:
         """A rank whose parent is up and that nobody has heard of."""
         if time.time() > self._until:
             number = next(number for number, rank in enumerate(self._ranks) if not rank.ended)
-            self._failure = (EXIT_TIMEOUT, f"rank {number} did not tell its end in the time that a function has; `smpi logs` may")
+            self._failure = (
+                EXIT_TIMEOUT,
+                f"rank {number} did not tell its end in the time that a function has; `smpi logs` may",
+            )
         if quiet_s < (APPEAR_S if self._plan.endpoint is None else EMULATOR_APPEAR_S):
             return
         branching = self._plan.branching or tree.choose(self.spec.size)
@@ -319,7 +380,9 @@ class Job:
         """Have all ranks stop; what a rank said first counts."""
         with contextlib.suppress(Exception):
             body = json.dumps({"reason": reason, "by": secrets.token_hex(4)}).encode()
-            self._s3.put_object(Bucket=self._stack.bucket, Key=self._key("stop"), Body=body, IfNoneMatch="*")
+            self._s3.put_object(
+                Bucket=self._stack.bucket, Key=self._key("stop"), Body=body, IfNoneMatch="*"
+            )
 
     def _stop_if_unfinished(self) -> None:
         """On every way out: a job that its launcher does not see to its end is stopped, and heard out for a moment."""
@@ -334,7 +397,15 @@ class Job:
         """End the lease, but for the queues of ranks that may still run."""
         if self._lease is None:
             return
-        unsure = [slot for slot, rank in zip(self._lease.slots, self._ranks, strict=False) if not rank.ended] if self._invoked else []
+        unsure = (
+            [
+                slot
+                for slot, rank in zip(self._lease.slots, self._ranks, strict=False)
+                if not rank.ended
+            ]
+            if self._invoked
+            else []
+        )
         runs = any(rank.up and not rank.ended for rank in self._ranks)
         with contextlib.suppress(ChannelError, UsageError):  # it ends by itself
             pool.give_back(self._stack, self.spec.job_id, unsure, None if runs else LATE_S)
@@ -343,7 +414,10 @@ class Job:
         """Delete the job's messages that are objects; what the bucket knows of the job itself goes after a day."""
         if self._plan.channel == "queue":
             return
-        with contextlib.suppress(ChannelError, UsageError), explained("remove the job's objects", self._stack.endpoint, self._stack.region):
+        with (
+            contextlib.suppress(ChannelError, UsageError),
+            explained("remove the job's objects", self._stack.endpoint, self._stack.region),
+        ):
             empty(self._s3, self._stack.bucket, f"{self.spec.job_id}/")
 
     # -- the bill
@@ -355,8 +429,12 @@ class Job:
         with tempfile.TemporaryDirectory(prefix="smpirun-") as folder:
             with explained("fetch the trace", self._stack.endpoint, self._stack.region):
                 for number in range(self.spec.size):
-                    with contextlib.suppress(self._s3.exceptions.NoSuchKey):  # a rank that did not finalize left none
-                        found = self._s3.get_object(Bucket=self._stack.bucket, Key=self._key(f"trace/{number}"))
+                    with contextlib.suppress(
+                        self._s3.exceptions.NoSuchKey
+                    ):  # a rank that did not finalize left none
+                        found = self._s3.get_object(
+                            Bucket=self._stack.bucket, Key=self._key(f"trace/{number}")
+                        )
                         with open(f"{folder}/trace-{number}.json", "wb") as out:
                             out.writelines(found["Body"].iter_chunks())
                 empty(self._s3, self._stack.bucket, self._key("trace/"))
@@ -366,17 +444,23 @@ class Job:
         """What it took: written to the bucket for `smpi cost`, and printed where it was asked for."""
         ranks, launcher = [rank.facts for rank in self._ranks], self._meter.snapshot()
         facts = {
-            "ranks": ranks, "launcher": launcher,
+            "ranks": ranks,
+            "launcher": launcher,
             "seconds": time.time() - self._began,
             "code": 0 if self._failure is None else self._failure[0],
             "reason": "" if self._failure is None else self._failure[1],
-        }  # fmt: skip
+        }
         with contextlib.suppress(ChannelError, UsageError):
             self._put("end.json", facts)
         if self._plan.explain:
             from serverless_mpi import explain
 
-            for line in explain.explain([rank.get("mpi") or {} for rank in ranks], self._plan.channel, self._plan.region, prices):
+            for line in explain.explain(
+                [rank.get("mpi") or {} for rank in ranks],
+                self._plan.channel,
+                self._plan.region,
+                prices,
+            ):
                 sys.stderr.write(line + "\n")
         if self._plan.stats == "none":
             return

@@ -22,7 +22,9 @@ from serverless_mpi.launch import order as kinds
 from serverless_mpi.launch.base import Program
 from serverless_mpi.launch.local import command
 
-MAX_BYTES = 200 << 20  # unpacked: a function's /tmp holds 512 MB by default, and the program wants some of it
+MAX_BYTES = (
+    200 << 20
+)  # unpacked: a function's /tmp holds 512 MB by default, and the program wants some of it
 LEFT_OUT = ("__pycache__", "node_modules")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the zip of the same files is the same bytes
 ON_PLATFORM = ("serverless_mpi", "numpy")  # what a deployed function can import
@@ -79,12 +81,16 @@ def pack(program: Program, with_requirements: bool) -> Bundle:
         path = Path(root, name).resolve()
         folder = root if program.folder is not None else path.parent
         if folder not in (path, *path.parents):
-            raise UsageError(f"{name} is outside --wdir {program.folder}; the platform gets that folder's files only")
+            raise UsageError(
+                f"{name} is outside --wdir {program.folder}; the platform gets that folder's files only"
+            )
         return Bundle(kinds.SCRIPT, (str(path.relative_to(folder)), *arguments), _files(folder))
     entry = _console_script(words[0])
     if entry is not None:
         module = entry.partition(":")[0]
-        return Bundle(kinds.ENTRY, (entry, *arguments), _module_files(module, root, with_requirements))
+        return Bundle(
+            kinds.ENTRY, (entry, *arguments), _module_files(module, root, with_requirements)
+        )
     path = Path(words[0])
     files = _files(root) if program.folder is not None else {}
     return Bundle(kinds.EXECUTABLE, (path.name, *arguments), {**files, path.name: path})
@@ -98,7 +104,9 @@ def _without_python(program: Program) -> Program:
     if rest[0] == "-m" and len(rest) > 1:
         return Program(tuple(rest[1:]), program.ranks, True, program.variables, program.folder)
     if rest[0].startswith("-"):
-        raise UsageError(f"{name} {rest[0]}: options of the interpreter are not passed on to the platform; write the program to a file")
+        raise UsageError(
+            f"{name} {rest[0]}: options of the interpreter are not passed on to the platform; write the program to a file"
+        )
     return Program(tuple(rest), program.ranks, False, program.variables, program.folder)
 
 
@@ -117,7 +125,10 @@ def _module_files(module: str, root: Path, with_requirements: bool) -> dict[str,
 
 def _console_script(path: str) -> str | None:
     """`module:function` of an installed console script, None for any other executable."""
-    if Path(path).parent.resolve() != Path(sys.executable).parent.resolve() and Path(path).parent != Path(sys.executable).parent:
+    if (
+        Path(path).parent.resolve() != Path(sys.executable).parent.resolve()
+        and Path(path).parent != Path(sys.executable).parent
+    ):
         return None
     for entry in importlib.metadata.entry_points(group="console_scripts", name=Path(path).name):
         return entry.value.partition("[")[0].strip()

@@ -49,51 +49,115 @@ def _parser() -> argparse.ArgumentParser:
     each = parser.add_argument_group("of each program")
     each.add_argument("-n", "-np", dest="ranks", metavar="N", help="number of ranks (default 1)")
     each.add_argument(
-        "-x", dest="variables", metavar="VAR[=V]", action="append", default=[], help="give the ranks a variable; its value is yours"
+        "-x",
+        dest="variables",
+        metavar="VAR[=V]",
+        action="append",
+        default=[],
+        help="give the ranks a variable; its value is yours",
     )
     each.add_argument("--wdir", "-wdir", dest="folder", metavar="D", help="working directory")
-    each.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="run a module, as python -m does")
+    each.add_argument(
+        "-m",
+        dest="module",
+        metavar="MODULE",
+        nargs=argparse.REMAINDER,
+        help="run a module, as python -m does",
+    )
     each.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     whole = parser.add_argument_group("of the job (before the first program)")
     whole.add_argument(
-        "--channel", metavar="NAME", help=f"{', '.join(channels.CHANNELS)} (default {channels.DEFAULT})"
+        "--channel",
+        metavar="NAME",
+        help=f"{', '.join(channels.CHANNELS)} (default {channels.DEFAULT})",
     )
-    whole.add_argument("--platform", metavar="NAME", help=f"{', '.join(launch.LAUNCHERS)} (default {launch.DEFAULT})")
-    whole.add_argument("--endpoint", metavar="URL", help="an AWS emulator that runs already")
-    whole.add_argument("--port", metavar="P", help="port of the emulator that is started (default: a free one)")
-    whole.add_argument("--host", metavar="ADDR", help="channel direct: the address to listen on by TCP (default: Unix sockets of this machine)")
-    whole.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
-    whole.add_argument("--no-alias", action="store_true", help="`from mpi4py import MPI` means the real mpi4py")
-    whole.add_argument("--tag-output", "-l", action="store_true", help="begin each line of output with its rank: [3] ...")
     whole.add_argument(
-        "--branching", metavar="B",
+        "--platform",
+        metavar="NAME",
+        help=f"{', '.join(launch.LAUNCHERS)} (default {launch.DEFAULT})",
+    )
+    whole.add_argument("--endpoint", metavar="URL", help="an AWS emulator that runs already")
+    whole.add_argument(
+        "--port", metavar="P", help="port of the emulator that is started (default: a free one)"
+    )
+    whole.add_argument(
+        "--host",
+        metavar="ADDR",
+        help="channel direct: the address to listen on by TCP (default: Unix sockets of this machine)",
+    )
+    whole.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
+    whole.add_argument(
+        "--no-alias", action="store_true", help="`from mpi4py import MPI` means the real mpi4py"
+    )
+    whole.add_argument(
+        "--tag-output",
+        "-l",
+        action="store_true",
+        help="begin each line of output with its rank: [3] ...",
+    )
+    whole.add_argument(
+        "--branching",
+        metavar="B",
         help="start ranks as a tree: each starts B others when it begins (default: none; on lambda chosen from -n)",
     )
-    whole.add_argument("--timeout", metavar="S", help="stop the job after S seconds, with exit code 124")
     whole.add_argument(
-        "--deadlock", metavar="S",
+        "--timeout", metavar="S", help="stop the job after S seconds, with exit code 124"
+    )
+    whole.add_argument(
+        "--deadlock",
+        metavar="S",
         help="when every rank has waited for S seconds and nothing is in flight, say where, and end with exit code 125"
         " (default 60; 0: never)",
-    )  # fmt: skip
+    )
     whole.add_argument(
         "--stats",
         metavar="|".join(STATS),
         help="requests, bytes and dollars at the end: a table on stderr, or one line of JSON, the last of stdout"
         " (default: text where stderr is a terminal, else none)",
     )
-    whole.add_argument("--prices", metavar="FILE", help="a price table like the package's prices.json")
-    cloud = parser.add_argument_group("of the job, with --platform lambda (`smpi deploy` makes the stack)")
-    cloud.add_argument("--stack", metavar="NAME", help="the deployed stack (default smpi)")
-    cloud.add_argument("--memory", metavar="MB", help="memory of each rank: one of the sizes that were deployed (default: the least)")
-    cloud.add_argument("--budget", metavar="USD", help="ask, or refuse, before a job that might cost more is started")
-    cloud.add_argument("--requirements", metavar="FILE", help="what the program imports beside numpy, as pip reads it; wheels only")
-    whole.add_argument("--explain", action="store_true", help="say at the end which algorithm each collective took, and its cost")
     whole.add_argument(
-        "--simulate", action="store_true", help="no job: what collectives of N ranks take, as in: --simulate -n 1000 allreduce:8MB barrier"
+        "--prices", metavar="FILE", help="a price table like the package's prices.json"
+    )
+    cloud = parser.add_argument_group(
+        "of the job, with --platform lambda (`smpi deploy` makes the stack)"
+    )
+    cloud.add_argument("--stack", metavar="NAME", help="the deployed stack (default smpi)")
+    cloud.add_argument(
+        "--memory",
+        metavar="MB",
+        help="memory of each rank: one of the sizes that were deployed (default: the least)",
+    )
+    cloud.add_argument(
+        "--budget",
+        metavar="USD",
+        help="ask, or refuse, before a job that might cost more is started",
+    )
+    cloud.add_argument(
+        "--requirements",
+        metavar="FILE",
+        help="what the program imports beside numpy, as pip reads it; wheels only",
+    )
+    whole.add_argument(
+        "--explain",
+        action="store_true",
+        help="say at the end which algorithm each collective took, and its cost",
+    )
+    whole.add_argument(
+        "--simulate",
+        action="store_true",
+        help="no job: what collectives of N ranks take, as in: --simulate -n 1000 allreduce:8MB barrier",
     )
     whole.add_argument("--latency", metavar="NAME", help="with --simulate: aws (default), emulator")
-    whole.add_argument("--trace", metavar="FILE", help="write what each rank did when, for Perfetto or chrome://tracing")
-    whole.add_argument("--cleanup", action="store_true", help="remove what dead jobs left behind (with --endpoint: all that no job of yours uses there), and end")
+    whole.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write what each rank did when, for Perfetto or chrome://tracing",
+    )
+    whole.add_argument(
+        "--cleanup",
+        action="store_true",
+        help="remove what dead jobs left behind (with --endpoint: all that no job of yours uses there), and end",
+    )
     return parser
 
 
@@ -128,7 +192,9 @@ def _program(options: argparse.Namespace, environ: Mapping[str, str]) -> Program
         if not name:
             raise UsageError(f"-x {given}: it takes VAR or VAR=value")
         if not equals and name not in environ:
-            raise UsageError(f"-x {name}: no such variable in the environment; -x {name}=value gives it one")
+            raise UsageError(
+                f"-x {name}: no such variable in the environment; -x {name}=value gives it one"
+            )
         variables[name] = value if equals else environ[name]
     argv = tuple(options.program if options.module is None else options.module)
     if not argv:
@@ -157,7 +223,9 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     for later in parsed[1:]:
         for name, value in vars(later).items():
             if name not in _OF_EACH and value:
-                raise UsageError(f"--{name.replace('_', '-')} is of the whole job: put it before the first program")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is of the whole job: put it before the first program"
+                )
     channel = job.channel or channels.DEFAULT
     if channel not in channels.CHANNELS:
         raise UsageError(f"unknown channel {channel!r}; known: {', '.join(channels.CHANNELS)}")
@@ -165,7 +233,13 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     if stats not in STATS:
         raise UsageError(f"--stats {stats}: known are {', '.join(STATS)}")
     timeout = None if job.timeout is None else _above_0(job.timeout, "--timeout", "seconds")
-    deadlock = 60.0 if job.deadlock is None else 0.0 if job.deadlock == "0" else _above_0(job.deadlock, "--deadlock", "seconds")
+    deadlock = (
+        60.0
+        if job.deadlock is None
+        else 0.0
+        if job.deadlock == "0"
+        else _above_0(job.deadlock, "--deadlock", "seconds")
+    )
     platform = job.platform or launch.DEFAULT
     if platform != "lambda":
         for name in _OF_LAMBDA:
@@ -209,7 +283,9 @@ def _simulate(options: argparse.Namespace) -> int:
     if ranks < 1:
         raise UsageError(f"-n {ranks}: a job needs at least 1 rank")
     channel, latency = options.channel or channels.DEFAULT, options.latency or "aws"
-    for line in explain.simulate(options.program, ranks, channel, latency, options.region or "us-east-1", prices):
+    for line in explain.simulate(
+        options.program, ranks, channel, latency, options.region or "us-east-1", prices
+    ):
         print(line, flush=True)
     return 0
 
@@ -222,7 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(first)
         if options.cleanup:
             platform = options.platform or launch.DEFAULT
-            for line in launch.load(platform)().cleanup(options.endpoint, options.region or "us-east-1"):
+            for line in launch.load(platform)().cleanup(
+                options.endpoint, options.region or "us-east-1"
+            ):
                 print(f"smpirun: {line}")
             return 0
         if options.simulate:

@@ -33,7 +33,9 @@ class Word:
 
 def encode(word: Word, job_id: str, key: bytes) -> bytes:
     """The message."""
-    head = json.dumps({"job": job_id, "rank": word.rank, "seq": word.seq, "kind": word.kind, "facts": word.facts}).encode()
+    head = json.dumps(
+        {"job": job_id, "rank": word.rank, "seq": word.seq, "kind": word.kind, "facts": word.facts}
+    ).encode()
     body = head + b"\n" + word.data
     return _tag(body, key) + body
 

@@ -31,7 +31,16 @@ ENDPOINT_S = 5.0  # how long an endpoint that the user names may take to answer
 INSTALL = 'pip install "serverless-mpi[local]"'
 
 # What the emulator inherits; everything else of the user's environment could change what it does.
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "VIRTUAL_ENV",
+)
 
 # The child's program, found by its path: what is installed where does not matter to it.
 _BOOT = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
@@ -103,7 +112,9 @@ class Emulator:
         Its AWS region.
     """
 
-    def __init__(self, folder: str | Path, port: int | None = None, region: str = "us-east-1") -> None:
+    def __init__(
+        self, folder: str | Path, port: int | None = None, region: str = "us-east-1"
+    ) -> None:
         self._folder = Path(folder)
         self._port = port
         self._region = region
@@ -124,7 +135,9 @@ class Emulator:
         if not all(map(importlib.util.find_spec, ("ministack", "uvicorn", "httptools"))):
             raise UsageError(f"emulator not installed: {INSTALL}")
         if self._port is not None and _in_use(self._port):
-            raise UsageError(f"port {self._port} of {HOST} is in use; name another, or leave it away to have a free one found")
+            raise UsageError(
+                f"port {self._port} of {HOST} is in use; name another, or leave it away to have a free one found"
+            )
         for _ in range(ATTEMPTS):
             port = self._port or free_port()
             if self._begin(port):
@@ -160,7 +173,9 @@ class Emulator:
                 if _answers(HOST, port, HEALTH, 1.0) and self._process.poll() is None:
                     return True
                 if time.monotonic() > deadline:
-                    raise JobError(f"the emulator did not answer within {START_S:.0f} s: {self._last_words()}")
+                    raise JobError(
+                        f"the emulator did not answer within {START_S:.0f} s: {self._last_words()}"
+                    )
                 time.sleep(POLL_S)
         except BaseException:
             self.stop()
@@ -208,5 +223,10 @@ class Emulator:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()

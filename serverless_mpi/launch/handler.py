@@ -38,8 +38,12 @@ TURN_S = 0.1  # how often memory is looked at
 LISTEN_S = 2.0  # between two looks for the job's end: a GET each, 0.02 cents a rank and hour
 SPEAK_S = 0.25  # the first pause between two words of output; it doubles to SPEAK_MOST_S while the program keeps printing
 SPEAK_MOST_S = 4.0
-WORD_BYTES = 128 << 10  # of output in a word; two billed chunks, and half of what the emulator's queues take
-LOGGED_BYTES = 1 << 20  # of a rank's output that goes to the function's log too, which costs 0.50 USD a GB
+WORD_BYTES = (
+    128 << 10
+)  # of output in a word; two billed chunks, and half of what the emulator's queues take
+LOGGED_BYTES = (
+    1 << 20
+)  # of a rank's output that goes to the function's log too, which costs 0.50 USD a GB
 LAST_S = 4.0  # before the platform's limit: time to stop the program, and to tell
 MEMORY_SHARE = 0.97  # of the function's memory: a program above it would be killed, with the function, by the platform
 EXIT_MEMORY = 137  # as a process that the kernel killed
@@ -75,9 +79,12 @@ def _about() -> dict[str, Any]:
     except ImportError:
         kernel = False
     return {
-        "version": __version__, "python": platform.python_version(), "machine": platform.machine(),
-        "numpy": numpy.__version__, "kernel": kernel,
-    }  # fmt: skip
+        "version": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "numpy": numpy.__version__,
+        "kernel": kernel,
+    }
 
 
 class Rank:
@@ -87,19 +94,26 @@ class Rank:
         spec = order.spec
         self._order = order
         self._began = time.monotonic()
-        begun_for_this = cold and os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") == "on-demand"
+        begun_for_this = (
+            cold and os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") == "on-demand"
+        )
         self._init_s = _seconds_alive() if begun_for_this else 0.0
         self._cold = cold
         self._limit = self._began + context.get_remaining_time_in_millis() / 1000
         self._memory = int(context.memory_limit_in_mb) << 20
         self._meter = Meter()
         credentials = Credentials(spec.endpoint)
-        self._clients = [Client(service, spec.region, spec.endpoint, credentials, self._meter) for service in ("s3", "sqs", "lambda")]
+        self._clients = [
+            Client(service, spec.region, spec.endpoint, credentials, self._meter)
+            for service in ("s3", "sqs", "lambda")
+        ]
         self._s3 = S3(self._clients[0], spec.settings["bucket"])
         self._sqs = Sqs(self._clients[1])
         self._functions = Functions(self._clients[2])
         self._seq = 0
-        self._said: list[tuple[str, bytearray]] = []  # output that the launcher has not been told yet
+        self._said: list[
+            tuple[str, bytearray]
+        ] = []  # output that the launcher has not been told yet
         self._logged = 0
         self._last_words = b""
 
@@ -126,7 +140,9 @@ class Rank:
 
     def _begin(self, folder: Path) -> tuple[int, str]:
         stopped = self._stopped()
-        if stopped is not None:  # a rank that begins late must not take the messages of who has its queue next
+        if (
+            stopped is not None
+        ):  # a rank that begins late must not take the messages of who has its queue next
             return 0, f"began when the job was over: {stopped}"
         self._start_children()
         self._speak(console.UP, {"cold": self._cold, "init_s": self._init_s})
@@ -153,9 +169,18 @@ class Rank:
         if task.bundle is not None:
             unpack(self._fetch(task.bundle), work)
         paths = [str(self._site(self._order.site))] if self._order.site is not None else []
-        paths += [entry for entry in sys.path if entry and Path(entry).is_dir()]  # for processes that the program starts
+        paths += [
+            entry for entry in sys.path if entry and Path(entry).is_dir()
+        ]  # for processes that the program starts
         (folder / "stats").mkdir()
-        child = Child(task.kind, task.argv, work, paths, self._variables(folder), f"{self._order.spec.job_id}.{self._order.spec.rank}")
+        child = Child(
+            task.kind,
+            task.argv,
+            work,
+            paths,
+            self._variables(folder),
+            f"{self._order.spec.job_id}.{self._order.spec.rank}",
+        )
         own = _resident_bytes()
         try:
             ending = self._watch(child, own)
@@ -171,14 +196,20 @@ class Rank:
         spec = replace(self._order.spec, stats_dir=str(folder / "stats"))
         asked = {ENV_EXPLAIN: self._order.explain, ENV_TRACE: self._order.trace}
         return {
-            "TMPDIR": str(folder), "HOME": str(folder), **{name: "1" for name, on in asked.items() if on},
-            **self._order.task.variables, **spec.to_env(), "SMPI_ALIAS": "1" if self._order.alias else "0",
-        }  # fmt: skip
+            "TMPDIR": str(folder),
+            "HOME": str(folder),
+            **{name: "1" for name, on in asked.items() if on},
+            **self._order.task.variables,
+            **spec.to_env(),
+            "SMPI_ALIAS": "1" if self._order.alias else "0",
+        }
 
     def _fetch(self, key: str) -> bytes:
         found = self._s3.get(key)
         if found is None:
-            raise ServerlessMPIError(f"the bucket has no {key}: it was removed while the job was being started")
+            raise ServerlessMPIError(
+                f"the bucket has no {key}: it was removed while the job was being started"
+            )
         return bytes(found[0])
 
     def _site(self, key: str) -> Path:
@@ -215,7 +246,10 @@ class Rank:
             if self._order.limit_s is not None and now - self._began > self._order.limit_s:
                 return EXIT_TIMEOUT, f"ran longer than --timeout {self._order.limit_s:g} s"
             if now > self._limit - LAST_S:
-                return EXIT_TIMEOUT, f"time-out: the function's time is over after {self._limit - self._began:.0f} s"
+                return (
+                    EXIT_TIMEOUT,
+                    f"time-out: the function's time is over after {self._limit - self._began:.0f} s",
+                )
         return None
 
     def _ended(self, child: Child, own: int) -> tuple[int, str]:
@@ -224,7 +258,10 @@ class Rank:
         if child.code == 0:
             return 0, ""
         if child.code == EXIT_MEMORY and child.peak_bytes + own > self._memory // 2:
-            return EXIT_MEMORY, f"was killed, perhaps for want of memory: it used {child.peak_bytes >> 20} MB of {self._memory >> 20} MB"
+            return (
+                EXIT_MEMORY,
+                f"was killed, perhaps for want of memory: it used {child.peak_bytes >> 20} MB of {self._memory >> 20} MB",
+            )
         if child.code > 128:
             return child.code, f"was killed by signal {child.code - 128}"
         return child.code, f"ended with exit code {child.code}{self._hint()}"
@@ -283,11 +320,15 @@ class Rank:
         if traced.exists():
             self._s3.put(self._key(f"trace/{spec.rank}"), (memoryview(traced.read_bytes()),))
         facts = {
-            "code": code, "reason": reason, "cold": self._cold, "init_s": self._init_s,
-            "seconds": time.monotonic() - self._began + self._init_s, "memory_mb": self._memory >> 20,
+            "code": code,
+            "reason": reason,
+            "cold": self._cold,
+            "init_s": self._init_s,
+            "seconds": time.monotonic() - self._began + self._init_s,
+            "memory_mb": self._memory >> 20,
             "peak_mb": getattr(self, "_peak", 0) >> 20,
             "mpi": json.loads(stats.read_text()) if stats.exists() else None,
-        }  # fmt: skip
+        }
         facts["platform"] = self._meter.snapshot()
         self._s3.put(self._key(f"rank/{spec.rank}"), (memoryview(json.dumps(facts).encode()),))
         self._speak(console.END, facts)
@@ -295,7 +336,9 @@ class Rank:
 
 def stop_all(s3: S3, job_id: str, reason: str) -> bool:
     """Have every rank of a job stop; the first reason counts."""
-    return s3.create(f"jobs/{job_id}/stop", json.dumps({"reason": reason, "by": secrets.token_hex(4)}).encode())
+    return s3.create(
+        f"jobs/{job_id}/stop", json.dumps({"reason": reason, "by": secrets.token_hex(4)}).encode()
+    )
 
 
 def report(event: Mapping[str, Any], context: Any) -> None:
@@ -309,9 +352,10 @@ def report(event: Mapping[str, Any], context: Any) -> None:
     code, reason = _why(event)
     meter = Meter()
     credentials = Credentials(spec.endpoint)
-    with _closing(Client("s3", spec.region, spec.endpoint, credentials, meter)) as to_s3, _closing(
-        Client("sqs", spec.region, spec.endpoint, credentials, meter)
-    ) as to_sqs:
+    with (
+        _closing(Client("s3", spec.region, spec.endpoint, credentials, meter)) as to_s3,
+        _closing(Client("sqs", spec.region, spec.endpoint, credentials, meter)) as to_sqs,
+    ):
         stop_all(S3(to_s3, spec.settings["bucket"]), spec.job_id, f"rank {spec.rank} {reason}")
         word = console.Word(spec.rank, -1, console.END, facts={"code": code, "reason": reason})
         Sqs(to_sqs).send(order.console, [console.encode(word, spec.job_id, spec.key)])
@@ -325,9 +369,15 @@ def _why(event: Mapping[str, Any]) -> tuple[int, str]:
     if "timed out" in text or kind == "Sandbox.Timedout":
         return EXIT_TIMEOUT, f"time-out: {text}"
     if "OutOfMemory" in kind or "signal: killed" in text:
-        return EXIT_MEMORY, f"out of memory: the platform killed the function ({kind} {text}); smpi deploy --memory makes larger ones"
+        return (
+            EXIT_MEMORY,
+            f"out of memory: the platform killed the function ({kind} {text}); smpi deploy --memory makes larger ones",
+        )
     if condition == "EventAgeExceeded" or "TooManyRequests" in kind or "Rate Exceeded" in text:
-        return 1, "was throttled: no function was free for it; fewer ranks, or a higher quota of concurrent executions (smpi doctor)"
+        return (
+            1,
+            "was throttled: no function was free for it; fewer ranks, or a higher quota of concurrent executions (smpi doctor)",
+        )
     return 1, f"failed on the platform: {kind} {text}"
 
 

@@ -10,12 +10,16 @@ from serverless_mpi import MPI
 def main() -> None:
     """Each rank gets the number before its own from its neighbour, and all agree on a sum."""
     comm = MPI.COMM_WORLD
-    before = comm.sendrecv(comm.rank, dest=(comm.rank + 1) % comm.size, source=(comm.rank - 1) % comm.size)
+    before = comm.sendrecv(
+        comm.rank, dest=(comm.rank + 1) % comm.size, source=(comm.rank - 1) % comm.size
+    )
     total = np.zeros(1)
     comm.Allreduce(np.array([float(comm.rank)]), total)
     if total[0] != comm.size * (comm.size - 1) / 2 or before != (comm.rank - 1) % comm.size:
         raise SystemExit(f"rank {comm.rank}: the sum is {total[0]}, the neighbour {before}")
-    print(f"rank {comm.rank} of {comm.size} greets, after rank {before}: Python {platform.python_version()} on {platform.machine()}")
+    print(
+        f"rank {comm.rank} of {comm.size} greets, after rank {before}: Python {platform.python_version()} on {platform.machine()}"
+    )
 
 
 if __name__ == "__main__":

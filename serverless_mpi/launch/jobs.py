@@ -31,8 +31,12 @@ from serverless_mpi import channels
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import KEY_BYTES, JobSpec
 
-ENV_LINEAGE = "SMPI_LINEAGE"  # ids of the job and of the jobs it was started in, with slashes between
-SWEEPS = 50  # a process may fork while it is being looked for; each sweep finds what the last one missed
+ENV_LINEAGE = (
+    "SMPI_LINEAGE"  # ids of the job and of the jobs it was started in, with slashes between
+)
+SWEEPS = (
+    50  # a process may fork while it is being looked for; each sweep finds what the last one missed
+)
 _DONE = b"d"
 
 
@@ -57,13 +61,19 @@ def _locked_state() -> Iterator[Path]:
         try:
             there = folder.lstat()
             if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
-                raise UsageError(f"{folder} is not a folder of this user; remove it, or set TMPDIR to a folder of yours")
+                raise UsageError(
+                    f"{folder} is not a folder of this user; remove it, or set TMPDIR to a folder of yours"
+                )
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # another job ended, and removed it, in between
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink and folder.exists() and os.path.samestat(os.fstat(fd), folder.stat()):
+            if (
+                os.fstat(fd).st_nlink
+                and folder.exists()
+                and os.path.samestat(os.fstat(fd), folder.stat())
+            ):
                 os.fchmod(fd, 0o700)
                 yield folder
                 with contextlib.suppress(OSError):  # not empty: other jobs run
@@ -155,7 +165,9 @@ class JobFolder:
         with _locked_state():
             if not self.keep:
                 shutil.rmtree(self.path, ignore_errors=True)
-        with contextlib.suppress(BrokenPipeError):  # whoever killed the ranks may have killed the guard as well
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # whoever killed the ranks may have killed the guard as well
             os.write(self._lifeline, _DONE)
         os.close(self._lifeline)
         os.waitpid(self._guard, 0)
@@ -179,7 +191,9 @@ class JobFolder:
             for fd in sorted((ours, self._lock)):
                 os.closerange(start, fd)
                 start = fd + 1
-            os.closerange(start, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 16 else 1 << 16)
+            os.closerange(
+                start, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 16 else 1 << 16
+            )
             if os.read(ours, 1) != _DONE:
                 clear(self.path)
                 with _locked_state():

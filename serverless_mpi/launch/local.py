@@ -28,7 +28,13 @@ from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.launch import tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
-from serverless_mpi.launch.jobs import ENV_LINEAGE, JobFolder, clear_dead_jobs, kill_processes_of, state_folder
+from serverless_mpi.launch.jobs import (
+    ENV_LINEAGE,
+    JobFolder,
+    clear_dead_jobs,
+    kill_processes_of,
+    state_folder,
+)
 from serverless_mpi.launch.output import LineWriter
 from serverless_mpi.launch.signals import Interrupted, Signals
 
@@ -40,8 +46,12 @@ READ_BYTES = 64 << 10
 LOOKS = 6  # how often within the limit of a deadlock the launcher looks for one
 SITE = Path(__file__).with_name("site")
 ENV_ALIAS = "SMPI_ALIAS"
-ENV_BEGUN = "SMPI_BEGUN"  # descriptor to which a rank of a tree writes its number (4 bytes, little endian)
-ENV_LOCAL_RANKS = "SMPI_LOCAL_RANKS"  # of this job on this machine; the kernel's threads share its processors
+ENV_BEGUN = (
+    "SMPI_BEGUN"  # descriptor to which a rank of a tree writes its number (4 bytes, little endian)
+)
+ENV_LOCAL_RANKS = (
+    "SMPI_LOCAL_RANKS"  # of this job on this machine; the kernel's threads share its processors
+)
 
 # A rank must not reach an account that its user did not name; boto3 reads these files and asks this service by itself.
 BLINDED = {
@@ -68,7 +78,11 @@ class _Rank:
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without what would name an AWS account, and without a proxy before this machine."""
-    clean = {name: value for name, value in environ.items() if not name.startswith("AWS_") and name != "BOTO_CONFIG"}
+    clean = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith("AWS_") and name != "BOTO_CONFIG"
+    }
     for name in ("no_proxy", "NO_PROXY"):
         clean[name] = ",".join(filter(None, (clean.get(name), LOOPBACK)))
     return clean
@@ -97,12 +111,19 @@ def command(program: Program) -> list[str]:
         if not path.exists():
             raise UsageError(f"no program {name} in {folder.resolve()}")
         if not os.access(path, os.X_OK) or path.is_dir():
-            raise UsageError(f"{name} cannot be executed; a Python program ends with .py, others need `chmod +x`")
-        return [os.path.abspath(path), *arguments]  # a link stays one: it is how a virtual environment is known
+            raise UsageError(
+                f"{name} cannot be executed; a Python program ends with .py, others need `chmod +x`"
+            )
+        return [
+            os.path.abspath(path),
+            *arguments,
+        ]  # a link stays one: it is how a virtual environment is known
     search = program.variables.get("PATH", os.environ.get("PATH", os.defpath))
     found = shutil.which(name, path=search)
     if found is None:
-        raise UsageError(f"no program {name}: neither a .py file in {folder.resolve()} nor a command in PATH")
+        raise UsageError(
+            f"no program {name}: neither a .py file in {folder.resolve()} nor a command in PATH"
+        )
     return [found, *arguments]
 
 
@@ -122,10 +143,14 @@ class LocalLauncher(Launcher):
 
     def run(self, plan: Plan) -> int:
         if plan.channel == "memory" and plan.size > 1:
-            raise UsageError("channel memory is for the threads of one process: -n 1, or another channel")
+            raise UsageError(
+                "channel memory is for the threads of one process: -n 1, or another channel"
+            )
         commands = [command(program) for program in plan.programs]
         if plan.branching is not None and any(argv[0] != sys.executable for argv in commands):
-            raise UsageError("--branching is for Python programs: another executable does not start its children")
+            raise UsageError(
+                "--branching is for Python programs: another executable does not start its children"
+            )
         prices = metering.Prices.load(plan.prices)
         channel = channels.load(plan.channel)
         _open_standard_files()
@@ -138,7 +163,9 @@ class LocalLauncher(Launcher):
             except BrokenPipeError:  # whoever read our output has left, as `head` does
                 return 128 + signal.SIGPIPE
             finally:
-                signals.raising = False  # from here on things are being removed, and that shall be finished
+                signals.raising = (
+                    False  # from here on things are being removed, and that shall be finished
+                )
 
     def _run(
         self,
@@ -193,7 +220,9 @@ class LocalLauncher(Launcher):
             channel.destroy(folder.recorded())
         except ChannelError as error:
             folder.keep = True
-            _say(f"job {folder.job_id} left things behind, `smpirun --cleanup` tries again: {error}")
+            _say(
+                f"job {folder.job_id} left things behind, `smpirun --cleanup` tries again: {error}"
+            )
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         from serverless_mpi.aws import control
@@ -202,10 +231,14 @@ class LocalLauncher(Launcher):
         if endpoint is not None:
             check_endpoint(endpoint)
         said = clear_dead_jobs()
-        if endpoint is not None:  # jobs that no folder here tells of: another machine's, or after a reboot
+        if (
+            endpoint is not None
+        ):  # jobs that no folder here tells of: another machine's, or after a reboot
             for job_id in control.leftovers(endpoint, region):
                 if not (state_folder() / job_id).exists():
-                    said.append(f"removed job {job_id} from {endpoint}: {control.remove(endpoint, region, job_id)} things")
+                    said.append(
+                        f"removed job {job_id} from {endpoint}: {control.remove(endpoint, region, job_id)} things"
+                    )
         return said
 
     @staticmethod
@@ -248,19 +281,30 @@ class Running:
         self._signals = signals
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals.fd, selectors.EVENT_READ, None)
-        self._writers = {"out": LineWriter(1, plan.tag_output), "err": LineWriter(2, plan.tag_output)}
+        self._writers = {
+            "out": LineWriter(1, plan.tag_output),
+            "err": LineWriter(2, plan.tag_output),
+        }
         self._muted = False  # nobody reads the output any more
         self._living: dict[int, _Rank] = {}
         self._pipes = 0
-        self._inherited = [fd for rank in range(spec.size) for fd in channel.inherited(spec.with_rank(rank))]
-        self._failure: tuple[int, str] | None = None  # exit code and story of the rank that failed first
+        self._inherited = [
+            fd for rank in range(spec.size) for fd in channel.inherited(spec.with_rank(rank))
+        ]
+        self._failure: tuple[int, str] | None = (
+            None  # exit code and story of the rank that failed first
+        )
         self._unstarted = [
             (number, program, argv)
             for number, (program, argv) in enumerate(
-                pair for pair in zip(plan.programs, commands, strict=True) for _ in range(pair[0].ranks)
+                pair
+                for pair in zip(plan.programs, commands, strict=True)
+                for _ in range(pair[0].ranks)
             )
         ]
-        self._begun: tuple[int, ...] = ()  # a pipe: ranks of a tree write their numbers when they begin
+        self._begun: tuple[
+            int, ...
+        ] = ()  # a pipe: ranks of a tree write their numbers when they begin
         self._stopping = False
 
     # -- beginning
@@ -320,7 +364,9 @@ class Running:
             for name in BLINDED:
                 del environ[name]
         environ.update(program.variables)
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), environ.get("PYTHONPATH"))))
+        environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(SITE), environ.get("PYTHONPATH")))
+        )
         environ[ENV_ALIAS] = "1" if self._plan.alias else "0"
         if self._begun:
             environ[ENV_BEGUN] = str(self._begun[1])
@@ -358,7 +404,14 @@ class Running:
         self.stop()
         if self._failure is not None:
             code, story = self._failure
-            _say(story + ("; the other ranks were stopped" if running and code not in (EXIT_TIMEOUT, EXIT_DEADLOCK) else ""))
+            _say(
+                story
+                + (
+                    "; the other ranks were stopped"
+                    if running and code not in (EXIT_TIMEOUT, EXIT_DEADLOCK)
+                    else ""
+                )
+            )
             return code
         if self._signals.noted:
             _say(str(Interrupted(self._signals.noted[0])))
@@ -373,8 +426,16 @@ class Running:
         lines = verdict(Path(self._spec.stats_dir), sorted(self._living), limit)
         if lines is None:
             return False
-        ended = [f"rank {number} has ended" for number in range(self._spec.size) if number not in self._living]
-        story = [f"deadlock: every rank has waited for {limit:g} s, and nothing is in flight", *lines, *ended]
+        ended = [
+            f"rank {number} has ended"
+            for number in range(self._spec.size)
+            if number not in self._living
+        ]
+        story = [
+            f"deadlock: every rank has waited for {limit:g} s, and nothing is in flight",
+            *lines,
+            *ended,
+        ]
         self._failure = (EXIT_DEADLOCK, "\n  ".join(story))
         return True
 
@@ -448,7 +509,11 @@ class Running:
         signals_seen = len(self._signals.noted)
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
-        while self._living and len(self._signals.noted) == signals_seen and (left := deadline - time.monotonic()) > 0:
+        while (
+            self._living
+            and len(self._signals.noted) == signals_seen
+            and (left := deadline - time.monotonic()) > 0
+        ):
             self._quiet_turn(left)
         self._signal(signal.SIGKILL)
         while self._living:
@@ -469,7 +534,9 @@ class Running:
 
     def _signal(self, number: int) -> None:
         for rank in self._living.values():
-            with contextlib.suppress(ProcessLookupError):  # ended, not yet reaped, and its group is empty
+            with contextlib.suppress(
+                ProcessLookupError
+            ):  # ended, not yet reaped, and its group is empty
                 os.killpg(rank.process.pid, number)
 
     def close(self) -> None:

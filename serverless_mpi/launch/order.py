@@ -93,13 +93,27 @@ class Order:
         """The payload of an invocation."""
         spec = self.spec
         public = {
-            "job_id": spec.job_id, "rank": spec.rank, "size": spec.size, "channel": spec.channel,
-            "endpoint": spec.endpoint, "region": spec.region, "settings": dict(spec.settings),
-        }  # fmt: skip
+            "job_id": spec.job_id,
+            "rank": spec.rank,
+            "size": spec.size,
+            "channel": spec.channel,
+            "endpoint": spec.endpoint,
+            "region": spec.region,
+            "settings": dict(spec.settings),
+        }
         rest = {
             name: getattr(self, name)
-            for name in ("function", "branching", "console", "limit_s", "alias", "site", "explain", "trace")
-        }  # fmt: skip
+            for name in (
+                "function",
+                "branching",
+                "console",
+                "limit_s",
+                "alias",
+                "site",
+                "explain",
+                "trace",
+            )
+        }
         tasks = [asdict(task) for task in self.tasks]
         return json.dumps({"job": public, "key": spec.key.hex(), "tasks": tasks, **rest}).encode()
 
@@ -113,9 +127,13 @@ class Order:
             It is none; whoever invoked the function is at fault.  The text does not quote it.
         """
         try:
-            rest = {name: value for name, value in event.items() if name not in ("job", "key", "tasks")}
+            rest = {
+                name: value for name, value in event.items() if name not in ("job", "key", "tasks")
+            }
             spec = JobSpec(key=bytes.fromhex(event["key"]), **event["job"])
             tasks = tuple(Task(**{**task, "argv": tuple(task["argv"])}) for task in event["tasks"])
             return cls(spec, tasks, **rest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise JobError(f"this event is no order of a launcher of this version ({type(error).__name__}); see smpi doctor") from None
+            raise JobError(
+                f"this event is no order of a launcher of this version ({type(error).__name__}); see smpi doctor"
+            ) from None

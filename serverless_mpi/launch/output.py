@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import select
 
-LINE_MAX = 1 << 20  # bytes of one line that are held back for its end; a longer line is written in pieces
+LINE_MAX = (
+    1 << 20
+)  # bytes of one line that are held back for its end; a longer line is written in pieces
 
 
 class LineWriter:
@@ -54,7 +56,10 @@ class LineWriter:
             tag = f"[{rank}] ".encode()
             *whole, rest = data.split(b"\n")
             lines = [line + b"\n" for line in whole] + ([rest] if rest else [])
-            data = b"".join(line if self._open == rank and i == 0 else tag + line for i, line in enumerate(lines))
+            data = b"".join(
+                line if self._open == rank and i == 0 else tag + line
+                for i, line in enumerate(lines)
+            )
         if self._open not in (-1, rank):
             data = b"\n" + data
         self._open = -1 if data.endswith(b"\n") else rank

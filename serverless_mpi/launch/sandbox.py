@@ -46,7 +46,13 @@ class Child:
     """
 
     def __init__(
-        self, kind: str, argv: Sequence[str], folder: Path, paths: Sequence[str], variables: dict[str, str], name: str
+        self,
+        kind: str,
+        argv: Sequence[str],
+        folder: Path,
+        paths: Sequence[str],
+        variables: dict[str, str],
+        name: str,
     ) -> None:
         """Start it in `folder`; paths: put first in sys.path; name: by which its processes are known."""
         self._name = name
@@ -57,7 +63,15 @@ class Child:
         (out, out_there), (err, err_there) = os.pipe(), os.pipe()
         self.pid = os.fork()
         if not self.pid:
-            _become(kind, list(argv), folder, paths, {**variables, ENV_LINEAGE: name}, out_there, err_there)
+            _become(
+                kind,
+                list(argv),
+                folder,
+                paths,
+                {**variables, ENV_LINEAGE: name},
+                out_there,
+                err_there,
+            )
         os.close(out_there)
         os.close(err_there)
         for fd, stream in ((out, "out"), (err, "err")):
@@ -139,7 +153,13 @@ def unpack(data: bytes, folder: Path) -> None:
 
 
 def _become(
-    kind: str, argv: list[str], folder: Path, paths: Sequence[str], variables: dict[str, str], out: int, err: int
+    kind: str,
+    argv: list[str],
+    folder: Path,
+    paths: Sequence[str],
+    variables: dict[str, str],
+    out: int,
+    err: int,
 ) -> NoReturn:
     """Be the program, to its end."""
     code = 1
@@ -158,7 +178,9 @@ def _become(
         sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
         logging.getLogger().handlers.clear()  # the platform's, which write to its log
         os.environ.update(variables)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SITE), *paths, os.environ.get("PYTHONPATH"))))
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(SITE), *paths, os.environ.get("PYTHONPATH")))
+        )
         os.chdir(folder)
         sys.path[:0] = [path for path in paths if path not in sys.path]
         code = _run(kind, argv, folder)

@@ -21,7 +21,9 @@ from typing import Any
 
 PROMPT_HEADER = (b"x-prompt-long-poll", b"1")  # read by aws/sqs.py
 LOOK_S = 0.5  # a poll looks so often for what it was not told of: a visibility timeout that ended, a delayed message
-_QUEUE = re.compile(rb'"QueueUrl"\s*:\s*"([^"]*)"')  # a quote within a JSON string is escaped, so this finds the key alone
+_QUEUE = re.compile(
+    rb'"QueueUrl"\s*:\s*"([^"]*)"'
+)  # a quote within a JSON string is escaped, so this finds the key alone
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -65,7 +67,12 @@ class Prompt:
             queue = request["QueueUrl"].encode()
             deadline = self._clock() + int(request.get("WaitTimeSeconds", 0))
             short = json.dumps({**request, "WaitTimeSeconds": 0}).encode()
-        except (ValueError, TypeError, KeyError, AttributeError):  # the emulator says what is wrong with it
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+        ):  # the emulator says what is wrong with it
             await self._app(scope, _again(body, receive), send)
             return
         headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
@@ -88,7 +95,9 @@ class Prompt:
                         return
                     if gone is None:
                         gone = asyncio.ensure_future(receive())
-                    await asyncio.wait((told, gone), timeout=min(left, LOOK_S), return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        (told, gone), timeout=min(left, LOOK_S), return_when=asyncio.FIRST_COMPLETED
+                    )
                     if gone.done():  # nobody is there any more to take a message
                         return
                 finally:
@@ -143,10 +152,21 @@ def main(host: str, port: str, lifeline: str) -> None:
     from ministack.app import app
 
     uvicorn.run(
-        Prompt(app), host=host, port=int(port), http="httptools", ws="none", loop="asyncio", lifespan="on",
-        log_level="warning", access_log=False, server_header=False, date_header=False, proxy_headers=False,
-        timeout_keep_alive=3600, timeout_graceful_shutdown=1,
-    )  # fmt: skip
+        Prompt(app),
+        host=host,
+        port=int(port),
+        http="httptools",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=3600,
+        timeout_graceful_shutdown=1,
+    )
 
 
 if __name__ == "__main__":

@@ -50,27 +50,66 @@ class Latency:
 # starts_per_10_s: 1,000 execution environments every 10 s and function ("Lambda scaling behavior"); start_s: half a second,
 #   an estimate with the imports of this package; AWS states none.
 AWS = Latency(
-    sqs_send_s=0.015, sqs_receive_s=0.015, sqs_Bps=25e6, sns_publish_s=0.025, sns_deliver_s=0.03, sns_per_s=30_000,
-    s3_put_s=0.1, s3_get_s=0.1, s3_Bps=9e7, s3_puts_per_s=3500, s3_gets_per_s=5500, pauses_s=object.AWS_PAUSES_S,
-    start_s=0.5, starts_per_10_s=1000, topic_entries=sns.MAX_ENTRIES, aws=True,
-)  # fmt: skip
+    sqs_send_s=0.015,
+    sqs_receive_s=0.015,
+    sqs_Bps=25e6,
+    sns_publish_s=0.025,
+    sns_deliver_s=0.03,
+    sns_per_s=30_000,
+    s3_put_s=0.1,
+    s3_get_s=0.1,
+    s3_Bps=9e7,
+    s3_puts_per_s=3500,
+    s3_gets_per_s=5500,
+    pauses_s=object.AWS_PAUSES_S,
+    start_s=0.5,
+    starts_per_10_s=1000,
+    topic_entries=sns.MAX_ENTRIES,
+    aws=True,
+)
 # The embedded emulator: about 0.4 ms a call, one at a time, as measured.
 EMULATOR = Latency(
-    sqs_send_s=0.0004, sqs_receive_s=0.0004, sqs_Bps=8e7, sns_publish_s=0.0004, sns_deliver_s=0.0, sns_per_s=2500,
-    s3_put_s=0.0004, s3_get_s=0.0004, s3_Bps=6.5e8, s3_puts_per_s=2500, s3_gets_per_s=2500, pauses_s=object.EMULATOR_PAUSES_S,
-    start_s=0.3, starts_per_10_s=0, topic_entries=queue.EMULATOR_TOPIC_ENTRIES, aws=False,
-)  # fmt: skip
+    sqs_send_s=0.0004,
+    sqs_receive_s=0.0004,
+    sqs_Bps=8e7,
+    sns_publish_s=0.0004,
+    sns_deliver_s=0.0,
+    sns_per_s=2500,
+    s3_put_s=0.0004,
+    s3_get_s=0.0004,
+    s3_Bps=6.5e8,
+    s3_puts_per_s=2500,
+    s3_gets_per_s=2500,
+    pauses_s=object.EMULATOR_PAUSES_S,
+    start_s=0.3,
+    starts_per_10_s=0,
+    topic_entries=queue.EMULATOR_TOPIC_ENTRIES,
+    aws=False,
+)
 LATENCIES = {"aws": AWS, "emulator": EMULATOR}
 
 # Messages a second that an account may publish to standard topics, Publish and PublishBatch together.
 # Source: "Amazon Simple Notification Service endpoints and quotas", Publish API throttling, AWS General Reference.
 SNS_PER_S = {
-    "us-east-1": 30_000, "us-west-2": 9_000, "eu-west-1": 9_000, "us-east-2": 1_500, "us-west-1": 1_500, "ap-south-1": 1_500,
-    "ap-northeast-1": 1_500, "ap-northeast-2": 1_500, "ap-southeast-1": 1_500, "ap-southeast-2": 1_500, "eu-central-1": 1_500,
-}  # fmt: skip
+    "us-east-1": 30_000,
+    "us-west-2": 9_000,
+    "eu-west-1": 9_000,
+    "us-east-2": 1_500,
+    "us-west-1": 1_500,
+    "ap-south-1": 1_500,
+    "ap-northeast-1": 1_500,
+    "ap-northeast-2": 1_500,
+    "ap-southeast-1": 1_500,
+    "ap-southeast-2": 1_500,
+    "eu-central-1": 1_500,
+}
 SNS_PER_S_ELSEWHERE = 300
 
 
 def in_region(latency: Latency, region: str) -> Latency:
     """The same with the quotas of an AWS region."""
-    return replace(latency, sns_per_s=SNS_PER_S.get(region, SNS_PER_S_ELSEWHERE)) if latency.aws else latency
+    return (
+        replace(latency, sns_per_s=SNS_PER_S.get(region, SNS_PER_S_ELSEWHERE))
+        if latency.aws
+        else latency
+    )

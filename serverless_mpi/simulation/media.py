@@ -122,14 +122,27 @@ class Direct(Medium):
         figures, found = self._figures, []
         for parcel in (single for parcel in parcels for single in parcel.singly()):
             for dest in parcel.dests:
-                self._free[rank] = max(now, self._free[rank]) + figures.put_s + parcel.nbytes / figures.bandwidth_Bps
+                self._free[rank] = (
+                    max(now, self._free[rank])
+                    + figures.put_s
+                    + parcel.nbytes / figures.bandwidth_Bps
+                )
                 self.meter.count("direct", "put", nbytes=parcel.nbytes, messages=1)
-                found.append((dest, Item(self._free[rank] + figures.latency_s, parcel.name.tag, parcel.nbytes)))
+                found.append(
+                    (
+                        dest,
+                        Item(self._free[rank] + figures.latency_s, parcel.name.tag, parcel.nbytes),
+                    )
+                )
         return found
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         for item in sorted(coming, key=_when):
-            since = max(since, item.when) + self._figures.get_s + item.nbytes / self._figures.bandwidth_Bps
+            since = (
+                max(since, item.when)
+                + self._figures.get_s
+                + item.nbytes / self._figures.bandwidth_Bps
+            )
         return since
 
 
@@ -161,8 +174,15 @@ class Queue(Medium):
             action = "Publish" if len(messages) == 1 else "PublishBatch"
             self.meter.count("sns", action, nbytes=nbytes, messages=len(messages))
             start = self._sns.enter(now, len(messages))
-            end = self._request(rank, start, latency.sns_publish_s + nbytes / latency.sqs_Bps) + latency.sns_deliver_s
-            found += [(dest, Item(end, slot[id(frame)], len(frame))) for frame, dests in messages for dest in dests]
+            end = (
+                self._request(rank, start, latency.sns_publish_s + nbytes / latency.sqs_Bps)
+                + latency.sns_deliver_s
+            )
+            found += [
+                (dest, Item(end, slot[id(frame)], len(frame)))
+                for frame, dests in messages
+                for dest in dests
+            ]
         return found
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
@@ -202,7 +222,10 @@ class Objects(Medium):
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
         requests, trips = (1, 1) if parts == 1 else (parts + 2, 3)
         self.meter.count("s3", "PUT", requests=requests, nbytes=nbytes, messages=1)
-        seconds = trips * self.latency.s3_put_s + nbytes / min(parts, REQUESTS_AT_ONCE) / self.latency.s3_Bps
+        seconds = (
+            trips * self.latency.s3_put_s
+            + nbytes / min(parts, REQUESTS_AT_ONCE) / self.latency.s3_Bps
+        )
         end = self._request(rank, self._puts.enter(now, requests), seconds)
         if not parcel.own:
             return [(dest, Item(end, parcel.name.tag, nbytes)) for dest in parcel.dests]
@@ -216,7 +239,9 @@ class Objects(Medium):
     def get_one(self, rank: int, now: float, item: Item) -> float:
         """What a reader reads of an object that is there; returns when he has it."""
         nbytes, requests = item.nbytes, max(1, -(-item.nbytes // PART_BYTES))
-        if item.start and not item.reference:  # first the table and what lies near it, then the rest
+        if (
+            item.start and not item.reference
+        ):  # first the table and what lies near it, then the rest
             rest = max(0, item.start + nbytes - max(item.start, object.GUESS_BYTES))
             nbytes, requests = object.GUESS_BYTES + rest, 1 + -(-rest // PART_BYTES)
         trips = min(2, requests)
@@ -235,9 +260,15 @@ class Objects(Medium):
                 at += 1
             if missing := len(left) - at:  # looked for in vain
                 self.meter.count("s3", "GET", requests=missing)
-                looked = self._gets.enter(now, missing) + -(-missing // REQUESTS_AT_ONCE) * self.latency.s3_get_s
+                looked = (
+                    self._gets.enter(now, missing)
+                    + -(-missing // REQUESTS_AT_ONCE) * self.latency.s3_get_s
+                )
             if at > begin:
-                now, pause = max(looked, *(self.get_one(rank, now, item) for item in left[begin:at])), first
+                now, pause = (
+                    max(looked, *(self.get_one(rank, now, item) for item in left[begin:at])),
+                    first,
+                )
             else:
                 now, pause = looked + pause, min(2 * pause, longest)
         return now
@@ -270,28 +301,52 @@ class Hybrid(Queue):
         found = super().put(rank, ready, small + references)
         for place, (dest, item) in enumerate(found):
             if objects := stored.get((dest, item.slot)):
-                found[place] = (dest, replace(objects.pop(0), when=item.when, reference=item.nbytes))
+                found[place] = (
+                    dest,
+                    replace(objects.pop(0), when=item.when, reference=item.nbytes),
+                )
         return found
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
-        queued = [replace(one, nbytes=one.reference, reference=0) if one.reference else one for one in coming]
+        queued = [
+            replace(one, nbytes=one.reference, reference=0) if one.reference else one
+            for one in coming
+        ]
         now = super().take(rank, since, queued)
-        return max([now, *(self._objects.get_one(rank, now, item) for item in coming if item.reference)])
+        return max(
+            [now, *(self._objects.get_one(rank, now, item) for item in coming if item.reference)]
+        )
 
 
 def _when(item: Item) -> float:
     return item.when
 
 
-def medium(channel: str, latency: Latency, meter: Meter, prices: Prices) -> tuple[Medium, Figures, int]:
+def medium(
+    channel: str, latency: Latency, meter: Meter, prices: Prices
+) -> tuple[Medium, Figures, int]:
     """(the model of a channel, its figures, its longest frame)."""
     if channel == "queue":
-        return Queue(latency, meter, prices), queue.AWS_FIGURES if latency.aws else queue.EMULATOR_FIGURES, queue.MAX_FRAME_BYTES
+        return (
+            Queue(latency, meter, prices),
+            queue.AWS_FIGURES if latency.aws else queue.EMULATOR_FIGURES,
+            queue.MAX_FRAME_BYTES,
+        )
     if channel == "object":
-        return Objects(latency, meter), object.AWS_FIGURES if latency.aws else object.EMULATOR_FIGURES, object.MAX_FRAME_BYTES
+        return (
+            Objects(latency, meter),
+            object.AWS_FIGURES if latency.aws else object.EMULATOR_FIGURES,
+            object.MAX_FRAME_BYTES,
+        )
     if channel == "hybrid":
-        return Hybrid(latency, meter, prices), hybrid.figures(latency.aws, hybrid.threshold(prices)), hybrid.MAX_FRAME_BYTES
+        return (
+            Hybrid(latency, meter, prices),
+            hybrid.figures(latency.aws, hybrid.threshold(prices)),
+            hybrid.MAX_FRAME_BYTES,
+        )
     if channel == "direct":
         figures = direct.DirectChannel.figures
         return Direct(latency, meter, figures), figures, direct.MAX_FRAME_BYTES
-    raise UsageError(f"channel {channel!r} cannot be simulated; known: hybrid, queue, object, direct")
+    raise UsageError(
+        f"channel {channel!r} cannot be simulated; known: hybrid, queue, object, direct"
+    )

@@ -44,9 +44,15 @@ class Forecast:
 
 
 def forecast(
-    operation: str, nbytes: int, size: int, channel: str, latency: Latency, prices: Prices, algorithm: Any = None,
+    operation: str,
+    nbytes: int,
+    size: int,
+    channel: str,
+    latency: Latency,
+    prices: Prices,
+    algorithm: Any = None,
     layout: Layout | None = None,
-) -> Forecast:  # fmt: skip
+) -> Forecast:
     """Run a call's generators on the model of a channel.
 
     nbytes: of a blob; algorithm: instead of the one that would be chosen; layout: see `collectives.simulate`.
@@ -61,7 +67,9 @@ def forecast(
     if operation not in TABLE:
         raise UsageError(f"no collective {operation!r}; known: {', '.join(TABLE)}")
     chosen = algorithm or select(operation, Facts(size, nbytes, figures))
-    ranks = members(operation, chosen, size, memoryview(bytes(nbytes)), Elementwise(keep_first, 1), layout)
+    ranks = members(
+        operation, chosen, size, memoryview(bytes(nbytes)), Elementwise(keep_first, 1), layout
+    )
     made = Forecast(operation, nbytes, size, name_of(chosen))
     _run(ranks, model, longest, made)
     model.close()
@@ -72,8 +80,12 @@ def forecast(
 
 def _run(ranks: Sequence[Algorithm], model: Medium, longest: int, made: Forecast) -> None:
     """Every rank to its end, the earliest first."""
-    mail: dict[tuple[int, int, int], tuple[memoryview, int, list[Item]]] = {}  # (source, slot, dest) -> data, round, frames
-    waiting: dict[int, tuple[list[Any], float, bool]] = {}  # rank -> its step, since when, whether it is a list
+    mail: dict[
+        tuple[int, int, int], tuple[memoryview, int, list[Item]]
+    ] = {}  # (source, slot, dest) -> data, round, frames
+    waiting: dict[
+        int, tuple[list[Any], float, bool]
+    ] = {}  # rank -> its step, since when, whether it is a list
     missing: dict[int, int] = {}  # rank -> how many messages it lacks
     lacked_by: dict[tuple[int, int, int], int] = {}
     rounds = [0] * len(ranks)
@@ -82,11 +94,18 @@ def _run(ranks: Sequence[Algorithm], model: Medium, longest: int, made: Forecast
     def put(rank: int, now: float, steps: list[Send | Deal]) -> None:
         parcels, contents = [], {}
         for step in steps:
-            blobs = [(dest, step.data) for dest in step.dests] if isinstance(step, Send) else list(step.blobs)
+            blobs = (
+                [(dest, step.data) for dest in step.dests]
+                if isinstance(step, Send)
+                else list(step.blobs)
+            )
             if not blobs:
                 continue
             made.messages += len(blobs)
-            made.sent += sum(sum(part.nbytes for part in data) for _, data in (blobs if isinstance(step, Deal) else blobs[:1]))
+            made.sent += sum(
+                sum(part.nbytes for part in data)
+                for _, data in (blobs if isinstance(step, Deal) else blobs[:1])
+            )
             shared = whole(step.data) if isinstance(step, Send) else None
             for dest, data in blobs:
                 contents[step.slot, dest] = shared if shared is not None else whole(data)
@@ -170,5 +189,6 @@ def _parcels(rank: int, step: Send | Deal, longest: int) -> list[Parcel]:
     for chunk in range(max(len(frames) for _, frames in cut)):
         own = [(dest, frames[chunk]) for dest, frames in cut if chunk < len(frames)]
         dests = tuple(dest for dest, _ in own)
-        parcels.append(Parcel(dests, name(EACH, chunk), (), tuple((Blank(nbytes),) for _, nbytes in own)))  # type: ignore[misc]
+        bodies: Any = tuple((Blank(nbytes),) for _, nbytes in own)
+        parcels.append(Parcel(dests, name(EACH, chunk), (), bodies))
     return parcels

@@ -9,8 +9,15 @@ from functools import cache
 from pathlib import Path
 
 # How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH, Intel MPI.
-LOCAL_RANKS = ("SMPI_LOCAL_RANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
-LAMBDA_MB_PER_CPU = 1769  # AWS: "Configure Lambda function memory": one vCPU's worth at 1,769 MB, in proportion
+LOCAL_RANKS = (
+    "SMPI_LOCAL_RANKS",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+)
+LAMBDA_MB_PER_CPU = (
+    1769  # AWS: "Configure Lambda function memory": one vCPU's worth at 1,769 MB, in proportion
+)
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -39,7 +46,9 @@ def threads_of(environ: Mapping[str, str], processors: int, allowed: float) -> i
     memory = environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
     if memory.isdecimal():
         allowed = min(allowed, int(memory) / LAMBDA_MB_PER_CPU)
-    ranks = next((int(value) for name in LOCAL_RANKS if (value := environ.get(name, "")).isdecimal()), 1)
+    ranks = next(
+        (int(value) for name in LOCAL_RANKS if (value := environ.get(name, "")).isdecimal()), 1
+    )
     return max(1, math.ceil(min(processors, allowed)) // max(1, ranks))
 
 
@@ -56,7 +65,10 @@ def quota(cgroup: Path) -> float:
         limit, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            limit, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            limit, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip()
+                for name in ("quota", "period")
+            )
         except OSError:
             return math.inf
     return int(limit) / int(period) if limit.isdecimal() and int(period) else math.inf

@@ -50,10 +50,23 @@ def layer(
 
 
 def multiply(
-    w: SparseRows, x: Activations, out: Activations | None = None, accumulate: bool = False, threads: int | None = None
+    w: SparseRows,
+    x: Activations,
+    out: Activations | None = None,
+    accumulate: bool = False,
+    threads: int | None = None,
 ) -> Activations:
     """y = w x, or y += w x: arguments and errors as in `layer`, which finishes what this begins."""
-    return _step(w, x, ffi.new("spdnn_step *", (int(accumulate), 0, 0.0, 0.0)), accumulate, out, None, threads, False)[0]
+    return _step(
+        w,
+        x,
+        ffi.new("spdnn_step *", (int(accumulate), 0, 0.0, 0.0)),
+        accumulate,
+        out,
+        None,
+        threads,
+        False,
+    )[0]
 
 
 def _step(
@@ -76,7 +89,9 @@ def _step(
         if y is None:
             y = Panels(w.n_rows, samples)
         elif not isinstance(y, Panels) or y.shape != (w.n_rows, samples):
-            raise ValueError(f"out must be Panels of shape {(w.n_rows, samples)}, as x is Panels, not {_told(y)}")
+            raise ValueError(
+                f"out must be Panels of shape {(w.n_rows, samples)}, as x is Panels, not {_told(y)}"
+            )
         run, from_x, to_y, shared = lib.spdnn_panels, x.c, y.c, np.may_share_memory(x.data, y.data)
     else:
         check("x", x, (w.n_cols, None))
@@ -90,8 +105,12 @@ def _step(
     if shared and y is not None:
         raise ValueError("out overlaps x")
     alive = np.empty(samples if finish else 0, np.bool_)
-    if counts is not None and (counts.dtype != np.uint32 or counts.shape != (w.n_rows,) or not counts.flags.c_contiguous):
-        raise ValueError(f"counts must be C-contiguous uint32 of shape ({w.n_rows},), not {counts.dtype} {counts.shape}")
+    if counts is not None and (
+        counts.dtype != np.uint32 or counts.shape != (w.n_rows,) or not counts.flags.c_contiguous
+    ):
+        raise ValueError(
+            f"counts must be C-contiguous uint32 of shape ({w.n_rows},), not {counts.dtype} {counts.shape}"
+        )
     flags = ffi.from_buffer("uint8_t[]", alive) if finish else ffi.NULL
     numbers = ffi.NULL if counts is None else _writable("counts", counts, "uint32_t[]")
     _check_memory(run(w.c, from_x, samples, to_y, step, flags, numbers, _threads(threads)))
@@ -99,7 +118,11 @@ def _step(
 
 
 def forward(
-    layers: Sequence[SparseRows], x: Floats, bias: float, cap: float = CAP, threads: int | None = None
+    layers: Sequence[SparseRows],
+    x: Floats,
+    bias: float,
+    cap: float = CAP,
+    threads: int | None = None,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """(y, living): a batch through all layers in one call; y has the columns of samples that live at the end alone.
 
@@ -116,7 +139,9 @@ def forward(
         raise ValueError("layers is empty")
     for number, (before, after) in enumerate(zip(layers, layers[1:]), 1):
         if before.n_rows != after.n_cols:
-            raise ValueError(f"layers[{number}] has {after.n_cols} columns; the layer before has {before.n_rows} rows")
+            raise ValueError(
+                f"layers[{number}] has {after.n_cols} columns; the layer before has {before.n_rows} rows"
+            )
     if bias != bias or not cap >= 0:
         raise ValueError(f"bias must be a number and cap at least 0, not {bias} and {cap}")
     check("x", x, (layers[0].n_cols, None))
@@ -125,13 +150,22 @@ def forward(
     ids = np.empty(samples, np.int64)
     matrices = ffi.new("spdnn_matrix[]", [one.c[0] for one in layers])
     living = lib.spdnn_forward(
-        matrices, len(layers), ffi.from_buffer("float[]", x), samples, y.c, ffi.from_buffer("int64_t[]", ids), bias, cap,
+        matrices,
+        len(layers),
+        ffi.from_buffer("float[]", x),
+        samples,
+        y.c,
+        ffi.from_buffer("int64_t[]", ids),
+        bias,
+        cap,
         _threads(threads),
-    )  # fmt: skip
+    )
     _check_memory(living)
     order = np.argsort(ids[:living])
     taken = np.empty((rows, living), np.float32)
-    lib.spdnn_gather(y.c, rows, ffi.from_buffer("int64_t[]", order), living, ffi.from_buffer("float[]", taken))
+    lib.spdnn_gather(
+        y.c, rows, ffi.from_buffer("int64_t[]", order), living, ffi.from_buffer("float[]", taken)
+    )
     return taken, ids[:living][order]
 
 
@@ -155,7 +189,9 @@ def serial_forward(
     return out
 
 
-def reference_layer(w: SparseRows, x: NDArray[Any], bias: float, cap: float = CAP) -> NDArray[np.float64]:
+def reference_layer(
+    w: SparseRows, x: NDArray[Any], bias: float, cap: float = CAP
+) -> NDArray[np.float64]:
     """The same layer in float64 by NumPy, for tests."""
     rows = np.repeat(np.arange(w.n_rows), np.diff(w.indptr))
     z = np.zeros((w.n_rows, x.shape[1]))
@@ -173,7 +209,9 @@ def path() -> str:
     """
     name = lib.spdnn_path()
     if name == ffi.NULL:
-        raise ValueError("SMPI_KERNEL names a path that this machine has not; unset it, or use plain")
+        raise ValueError(
+            "SMPI_KERNEL names a path that this machine has not; unset it, or use plain"
+        )
     return bytes(ffi.string(name)).decode()
 
 

@@ -38,7 +38,9 @@ class Panels:
         start = -memory.ctypes.data % ALIGNMENT // 4
         self.rows = rows
         self.samples = samples
-        self.data: Floats = memory[start : start + _floats_of(rows, samples)].reshape(-(-samples // WIDTH), rows, WIDTH)
+        self.data: Floats = memory[start : start + _floats_of(rows, samples)].reshape(
+            -(-samples // WIDTH), rows, WIDTH
+        )
         self.c: Any = ffi.from_buffer("float[]", self.data)
 
     @classmethod
@@ -77,7 +79,9 @@ class Panels:
         places = self._places(rows)
         check("x", x, (self.rows if places is None else len(places), self.samples))
         given = ffi.NULL if places is None else ffi.from_buffer("int64_t[]", places)
-        lib.spdnn_to_panels(ffi.from_buffer("float[]", x), len(x), self.samples, given, self.c, self.rows)
+        lib.spdnn_to_panels(
+            ffi.from_buffer("float[]", x), len(x), self.samples, given, self.c, self.rows
+        )
 
     def take(self, rows: ArrayLike | None = None) -> Floats:
         """A copy of those rows, or of all, in C order: (len(rows), samples).
@@ -90,7 +94,9 @@ class Panels:
         places = self._places(rows)
         x = np.empty((self.rows if places is None else len(places), self.samples), np.float32)
         given = ffi.NULL if places is None else ffi.from_buffer("int64_t[]", places)
-        lib.spdnn_from_panels(self.c, self.rows, self.samples, given, ffi.from_buffer("float[]", x), len(x))
+        lib.spdnn_from_panels(
+            self.c, self.rows, self.samples, given, ffi.from_buffer("float[]", x), len(x)
+        )
         return x
 
     def keep(self, samples: ArrayLike) -> None:
@@ -104,7 +110,9 @@ class Panels:
         wanted = np.asarray(samples)
         if wanted.dtype == np.bool_:
             if wanted.shape != (self.samples,):
-                raise ValueError(f"samples has shape {wanted.shape}; there are {self.samples} samples")
+                raise ValueError(
+                    f"samples has shape {wanted.shape}; there are {self.samples} samples"
+                )
             wanted = np.flatnonzero(wanted)
         numbers = _integers("samples", wanted, self.samples)
         if (np.diff(numbers) <= 0).any():
@@ -122,7 +130,11 @@ def _floats_of(rows: int, samples: int) -> int:
 
 def _integers(name: str, numbers: NDArray[Any], below: int) -> NDArray[np.int64]:
     whole = numbers.size == 0 or numbers.dtype.kind in "iu"
-    if numbers.ndim != 1 or not whole or (numbers.size and (numbers.min() < 0 or numbers.max() >= below)):
+    if (
+        numbers.ndim != 1
+        or not whole
+        or (numbers.size and (numbers.min() < 0 or numbers.max() >= below))
+    ):
         raise ValueError(f"{name} must be one-dimensional, integers in 0..{below - 1}")
     return np.ascontiguousarray(numbers, np.int64)
 
@@ -138,5 +150,11 @@ def check(name: str, array: NDArray[Any], shape: tuple[int, int | None]) -> None
         and shape[1] in (None, array.shape[1])
     )
     if not good:
-        told = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{name} must be a C-contiguous float32 array of shape {shape} (None: any), not {told}")
+        told = (
+            f"{array.dtype} {array.shape}"
+            if isinstance(array, np.ndarray)
+            else type(array).__name__
+        )
+        raise ValueError(
+            f"{name} must be a C-contiguous float32 array of shape {shape} (None: any), not {told}"
+        )

@@ -72,7 +72,9 @@ def _distinct(matrix: SparseRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     first: list[int] = []
     which = np.empty(matrix.n_rows, np.int64)
     for row, (start, stop) in enumerate(zip(matrix.indptr[:-1], matrix.indptr[1:])):
-        number = seen.setdefault((columns[start:stop].tobytes(), values[start:stop].tobytes()), len(seen))
+        number = seen.setdefault(
+            (columns[start:stop].tobytes(), values[start:stop].tobytes()), len(seen)
+        )
         if number == len(first):
             first.append(row)
         which[row] = number

@@ -20,7 +20,9 @@ class SparseRows:
     values: float32, or None where all are equal to `constant`. None of the arrays is copied if it has its type.
     """
 
-    def __init__(self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int) -> None:
+    def __init__(
+        self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int
+    ) -> None:
         """indptr: n_rows + 1 integers; indices: nnz columns below n_cols; values: nnz numbers, or one for all.
 
         Raises
@@ -40,7 +42,9 @@ class SparseRows:
             raise ValueError("indptr must begin with 0 and never fall")
         if columns.ndim != 1 or len(columns) != pointers[-1]:
             raise ValueError(f"indices has shape {columns.shape}; indptr ends with {pointers[-1]}")
-        if len(columns) and (columns.dtype.kind not in "iu" or columns.min() < 0 or columns.max() >= n_cols):
+        if len(columns) and (
+            columns.dtype.kind not in "iu" or columns.min() < 0 or columns.max() >= n_cols
+        ):
             raise ValueError(f"indices must be integers in 0..{n_cols - 1}")
         if weights.ndim and weights.shape != columns.shape:
             raise ValueError(f"values has shape {weights.shape}, indices {columns.shape}")
@@ -58,7 +62,9 @@ class SparseRows:
         self._give()
 
     @classmethod
-    def stored(cls, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int) -> SparseRows:
+    def stored(
+        cls, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int
+    ) -> SparseRows:
         """The same, but values are kept one by one even where all are equal: for measurements."""
         made = cls(indptr, indices, values, n_cols)
         if made.values is None:
@@ -81,7 +87,9 @@ class SparseRows:
                 "indptr": self._held[1] if self.degree is None else ffi.NULL,
                 "col16": ffi.NULL if wide else columns,
                 "col32": columns if wide else ffi.NULL,
-                "values": ffi.NULL if self.values is None else ffi.cast("float *", self.values.ctypes.data),
+                "values": ffi.NULL
+                if self.values is None
+                else ffi.cast("float *", self.values.ctypes.data),
                 "constant": self.constant or 0.0,
             },
         )
@@ -104,7 +112,12 @@ class SparseRows:
         lengths = np.diff(self.indptr)[rows]
         pointers = np.concatenate([[0], np.cumsum(lengths)])
         entries = np.repeat(self.indptr[rows] - pointers[:-1], lengths) + np.arange(pointers[-1])
-        return self._with(pointers, self.indices[entries], None if self.values is None else self.values[entries], self.n_cols)
+        return self._with(
+            pointers,
+            self.indices[entries],
+            None if self.values is None else self.values[entries],
+            self.n_cols,
+        )
 
     def renamed(self, names: NDArray[np.int64], n_cols: int) -> SparseRows:
         """The same rows over other columns: column c is names[c] of n_cols."""
@@ -118,7 +131,9 @@ class SparseRows:
         used, places = np.unique(self.indices, return_inverse=True)
         return self._with(self.indptr, places, self.values, len(used)), used.astype(np.int64)
 
-    def _with(self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike | None, n_cols: int) -> SparseRows:
+    def _with(
+        self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike | None, n_cols: int
+    ) -> SparseRows:
         if self.values is None:
             assert self.constant is not None
             return SparseRows(indptr, indices, self.constant, n_cols)
@@ -128,4 +143,8 @@ class SparseRows:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.indptr.nbytes + self.indices.nbytes + (0 if self.values is None else self.values.nbytes)
+        return (
+            self.indptr.nbytes
+            + self.indices.nbytes
+            + (0 if self.values is None else self.values.nbytes)
+        )

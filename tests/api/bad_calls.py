@@ -207,13 +207,25 @@ ANSWERS = [
     ("MPI.Datatype.Create_struct([-1],[0],[MPI.INT])", "ERR_COUNT"),
     ("MPI.Datatype.Create_struct([1],[0],[MPI.DATATYPE_NULL])", "ERR_TYPE"),
     ("MPI.INT.Create_subarray([4],[1],[-1])", "ERR_COUNT"),
-    ("MPI.INT.Create_darray(1,1,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])", "ERR_RANK"),
-    ("MPI.INT.Create_darray(1,-1,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])", "ERR_RANK"),
-    ("MPI.INT.Create_darray(0,0,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])", "ERR_RANK"),
+    (
+        "MPI.INT.Create_darray(1,1,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])",
+        "ERR_RANK",
+    ),
+    (
+        "MPI.INT.Create_darray(1,-1,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])",
+        "ERR_RANK",
+    ),
+    (
+        "MPI.INT.Create_darray(0,0,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1])",
+        "ERR_RANK",
+    ),
     ("MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_BLOCK],[0],[1])", "ERR_ARG"),
     ("MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_BLOCK],[2],[1])", "ERR_ARG"),
     ("MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_CYCLIC],[-3],[1])", "ERR_ARG"),
-    ("MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1],order=7)", "ERR_ARG"),
+    (
+        "MPI.INT.Create_darray(1,0,[4],[MPI.DISTRIBUTE_BLOCK],[MPI.DISTRIBUTE_DFLT_DARG],[1],order=7)",
+        "ERR_ARG",
+    ),
     ("MPI.DATATYPE_NULL.Create_resized(0,4)", "ERR_TYPE"),
     ("MPI.Datatype.Create_f90_complex(100,10000)", "ERR_OTHER"),
     ("MPI.INT.Pack_size(-1,c)", "ERR_COUNT"),
@@ -402,7 +414,9 @@ def answer(MPI: Any, c: Any, call: str) -> str:
         eval(call, names(MPI, c))
     except MPI.Exception as error:
         found = error.Get_error_class()
-        return next(name for name in vars(MPI) if name.startswith("ERR_") and getattr(MPI, name) == found)
+        return next(
+            name for name in vars(MPI) if name.startswith("ERR_") and getattr(MPI, name) == found
+        )
     return NONE
 
 

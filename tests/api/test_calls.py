@@ -23,7 +23,9 @@ def test_objects_and_arrays_keep_their_order_and_status() -> None:
         elif c.rank == 1:
             status = MPI.Status()
             assert [c.recv(source=0, tag=t)["i"] for t in (2, 1, 0)] == [2, 1, 0]
-            assert [c.recv(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG)["i"] for _ in range(17)] == list(range(3, 20))
+            assert [c.recv(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG)["i"] for _ in range(17)] == list(
+                range(3, 20)
+            )
             c.Probe(0, 9, status)
             assert (status.Get_source(), status.Get_tag(), status.Get_count(MPI.INT)) == (0, 9, 6)
             room = np.zeros(10, "i4")
@@ -51,16 +53,23 @@ def test_object_collectives(size: int) -> None:
         n, r, last = c.size, c.rank, c.size - 1
         assert c.bcast([r, "x"], root=last) == [last, "x"]
         assert c.gather(r * r, root=last) == ([i * i for i in range(n)] if r == last else None)
-        assert c.scatter([f"for {i}" for i in range(n)] if r == last else None, root=last) == f"for {r}"
+        assert (
+            c.scatter([f"for {i}" for i in range(n)] if r == last else None, root=last)
+            == f"for {r}"
+        )
         assert c.allgather((r,)) == [(i,) for i in range(n)]
         assert c.alltoall([(r, i) for i in range(n)]) == [(i, r) for i in range(n)]
         assert c.reduce(str(r), op=lambda a, b: a + b, root=last) == (
             "".join(map(str, range(n))) if r == last else None
         )
         assert c.allreduce(r) == sum(range(n))
-        assert c.allreduce((r % 2, r), op=MPI.MAXLOC) == max(((i % 2, -i) for i in range(n)))[:1] + (min(1, n - 1),)
+        assert c.allreduce((r % 2, r), op=MPI.MAXLOC) == max(((i % 2, -i) for i in range(n)))[
+            :1
+        ] + (min(1, n - 1),)
         assert c.scan(str(r), op=lambda a, b: a + b) == "".join(map(str, range(r + 1)))
-        assert c.exscan(str(r), op=lambda a, b: a + b) == ("".join(map(str, range(r))) if r else None)
+        assert c.exscan(str(r), op=lambda a, b: a + b) == (
+            "".join(map(str, range(r))) if r else None
+        )
         c.barrier()
 
     run(size, body)
@@ -91,10 +100,20 @@ def test_buffer_collectives(size: int) -> None:
         assert (pairs == np.repeat(np.arange(n) * 100 + r, 2)).all()
         c.Alltoall(MPI.IN_PLACE, pairs)
         assert (pairs == np.repeat(np.arange(n) + 100 * r, 2)).all()
-        for op, function in ((MPI.SUM, np.sum), (MPI.MAX, np.max), (MPI.PROD, np.prod), (MPI.MIN, np.min)):
+        for op, function in (
+            (MPI.SUM, np.sum),
+            (MPI.MAX, np.max),
+            (MPI.PROD, np.prod),
+            (MPI.MIN, np.min),
+        ):
             c.Allreduce(mine, got, op=op)
             assert (got == function(every, axis=0)).all()
-        c.Reduce(MPI.IN_PLACE if r == last else mine, mine.copy() if r == last else None, op=MPI.SUM, root=last)
+        c.Reduce(
+            MPI.IN_PLACE if r == last else mine,
+            mine.copy() if r == last else None,
+            op=MPI.SUM,
+            root=last,
+        )
         c.Scan(mine, got)
         assert (got == every[: r + 1].sum(axis=0)).all()
         got[:] = -1
@@ -134,7 +153,8 @@ def test_vector_collectives(size: int) -> None:
         square, turned = np.arange(n * n, dtype="f8").reshape(n, n) + 1000 * r, np.zeros((n, n))
         types = [column] * n
         c.Alltoallw(
-            [square, [1] * n, [8 * i for i in range(n)], types], [turned, [n] * n, [8 * n * i for i in range(n)], [MPI.DOUBLE] * n]
+            [square, [1] * n, [8 * i for i in range(n)], types],
+            [turned, [n] * n, [8 * n * i for i in range(n)], [MPI.DOUBLE] * n],
         )
         assert (turned == [np.arange(n) * n + r + 1000 * i for i in range(n)]).all()
 
@@ -185,7 +205,9 @@ def test_requests() -> None:
         status = MPI.Status()
         receives[3].wait(status)
         assert status.Is_cancelled()
-        assert MPI.Request.waitany(receives) == (MPI.UNDEFINED, None) and MPI.Request.waitsome(receives) == (None, None)
+        assert MPI.Request.waitany(receives) == (MPI.UNDEFINED, None) and MPI.Request.waitsome(
+            receives
+        ) == (None, None)
         both = [c.Ibarrier(), c.Ibcast(np.zeros(2), 0)]
         assert MPI.Request.Waitall(both)
 
@@ -227,7 +249,9 @@ def test_communicators() -> None:
         elif c.rank == 1:
             assert dup.recv(source=0) == "dup" and c.recv(source=0) == "world"
         half = c.Split(c.rank % 2, -c.rank)
-        assert half.allgather(c.rank) == sorted((r for r in range(5) if r % 2 == c.rank % 2), reverse=True)
+        assert half.allgather(c.rank) == sorted(
+            (r for r in range(5) if r % 2 == c.rank % 2), reverse=True
+        )
         assert not c.Split(MPI.UNDEFINED if c.rank else 0) or c.rank == 0
         low = c.Get_group().Incl([1, 0])
         made = c.Create(low)
@@ -257,7 +281,10 @@ def test_communicators() -> None:
         (lambda c: c.Send([np.zeros(2), MPI.DATATYPE_NULL], 0), ValueError),
         (lambda c: c.Send(np.zeros((4, 4))[:, 1], 0), BufferError),
         (lambda c: c.Recv(b"read-only", 0), BufferError),
-        (lambda c: c.Recv([np.zeros(2), 2, MPI.DOUBLE.Create_resized(0, 4).Commit()], 0), MPI.ERR_TYPE),
+        (
+            lambda c: c.Recv([np.zeros(2), 2, MPI.DOUBLE.Create_resized(0, 4).Commit()], 0),
+            MPI.ERR_TYPE,
+        ),
         (lambda c: c.send(threading.Lock(), 0), TypeError),  # what pickle says, as in mpi4py
         (lambda c: c.Allreduce(np.zeros(1), np.zeros(1), op=MPI.BAND), MPI.ERR_OP),
         (lambda c: c.Allreduce(np.zeros(1), np.zeros(1), op=MPI.OP_NULL), MPI.ERR_OP),

@@ -30,15 +30,24 @@ def test_two_groups_speak_with_each_other(size: int) -> None:
         if inter.rank < inter.remote_size:  # point-to-point ranks are the other group's
             status = MPI.Status()
             inter.send(("from", comm.rank), inter.rank, tag=1)
-            got = inter.recv(source=inter.rank, tag=1, status=status) if inter.rank < inter.remote_size else None
-            assert got == ("from", inter.rank if upper else inter.rank + low) and status.source == inter.rank
+            got = (
+                inter.recv(source=inter.rank, tag=1, status=status)
+                if inter.rank < inter.remote_size
+                else None
+            )
+            assert (
+                got == ("from", inter.rank if upper else inter.rank + low)
+                and status.source == inter.rank
+            )
         assert inter.allgather(comm.rank) == (list(range(low)) if upper else list(range(low, size)))
         total = np.zeros(3, int)
         inter.Allreduce(np.full(3, comm.rank), total)
         assert (total == sum(range(low)) if upper else total == sum(range(low, size))).all()
         for high_says in (False, True):
             merged = inter.Merge(high_says if upper else not high_says)
-            assert merged.rank == (comm.rank if high_says else (comm.rank - low if upper else comm.rank + high))
+            assert merged.rank == (
+                comm.rank if high_says else (comm.rank - low if upper else comm.rank + high)
+            )
             assert merged.allgather(comm.rank)[merged.rank] == comm.rank
         assert MPI.Comm.Compare(inter, inter.Dup()) == MPI.CONGRUENT
         alone = inter.Split(inter.rank, 0)
@@ -63,7 +72,12 @@ def test_a_leader_that_does_not_exist_is_told_to_the_whole_group() -> None:
 def test_a_handle_of_the_wrong_class_is_refused() -> None:
     def body(comm: Any) -> None:
         inter, cart = halves(comm), comm.Create_cart([2])
-        for kind, wrong in ((MPI.Intracomm, inter), (MPI.Intercomm, comm), (MPI.Graphcomm, cart), (MPI.Topocomm, comm)):
+        for kind, wrong in (
+            (MPI.Intracomm, inter),
+            (MPI.Intercomm, comm),
+            (MPI.Graphcomm, cart),
+            (MPI.Topocomm, comm),
+        ):
             with pytest.raises(TypeError):
                 kind(wrong)
         assert MPI.Cartcomm(cart) == cart and isinstance(cart.Dup(), MPI.Cartcomm)
@@ -90,18 +104,30 @@ def test_a_halo_of_a_grid_without_rings(start: str) -> None:
             request.Free()
         for direction in (0, 1):
             below, above = cart.Shift(direction, 1)
-            assert got[2 * direction] == (-1 if below == MPI.PROC_NULL else 10 * below + 2 * direction + 1)
-            assert got[2 * direction + 1] == (-1 if above == MPI.PROC_NULL else 10 * above + 2 * direction)
-        assert cart.neighbor_allgather(cart.rank) == [None if one == MPI.PROC_NULL else one for one in cart.inedges]
+            assert got[2 * direction] == (
+                -1 if below == MPI.PROC_NULL else 10 * below + 2 * direction + 1
+            )
+            assert got[2 * direction + 1] == (
+                -1 if above == MPI.PROC_NULL else 10 * above + 2 * direction
+            )
+        assert cart.neighbor_allgather(cart.rank) == [
+            None if one == MPI.PROC_NULL else one for one in cart.inedges
+        ]
 
     run(6, body)
 
 
 def test_a_distributed_graph_is_put_together_from_what_all_give() -> None:
     def body(comm: Any) -> None:
-        sources, degrees, dests, weights = ([0, 2], [2, 1], [1, 2, 0], [5, 6, 7]) if comm.rank == 1 else ([], [], [], [])
+        sources, degrees, dests, weights = (
+            ([0, 2], [2, 1], [1, 2, 0], [5, 6, 7]) if comm.rank == 1 else ([], [], [], [])
+        )
         graph = comm.Create_dist_graph(sources, degrees, dests, weights)
-        expected = {0: ([2], [1, 2], ([7], [5, 6])), 1: ([0], [], ([5], [])), 2: ([0], [0], ([6], [7]))}
+        expected = {
+            0: ([2], [1, 2], ([7], [5, 6])),
+            1: ([0], [], ([5], [])),
+            2: ([0], [0], ([6], [7])),
+        }
         assert graph.Get_dist_neighbors() == expected[comm.rank]
         assert graph.neighbor_alltoall([f"{comm.rank}>{dest}" for dest in graph.outedges]) == [
             f"{source}>{comm.rank}" for source in graph.inedges
@@ -145,7 +171,9 @@ def test_partitions_arrive_as_they_become_ready(cuts: tuple[int, int]) -> None:
                 request.Start()
                 for piece in reversed(range(cuts[0])):
                     length = total // cuts[0]
-                    data[piece * length : (piece + 1) * length] = np.arange(piece * length, (piece + 1) * length) + turn
+                    data[piece * length : (piece + 1) * length] = (
+                        np.arange(piece * length, (piece + 1) * length) + turn
+                    )
                     request.Pready(piece)
                     comm.barrier()
                     comm.barrier()
@@ -159,7 +187,9 @@ def test_partitions_arrive_as_they_become_ready(cuts: tuple[int, int]) -> None:
                 for piece in reversed(range(cuts[0])):
                     comm.barrier()
                     length, first = total // cuts[1], piece * total // cuts[0]
-                    for mine in range(cuts[1]):  # all that lie in what has been sent, and only those
+                    for mine in range(
+                        cuts[1]
+                    ):  # all that lie in what has been sent, and only those
                         sent = mine * length >= first
                         while sent and not request.Parrived(mine):
                             pass

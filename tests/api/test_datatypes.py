@@ -65,9 +65,24 @@ def types(draw: Any, depth: int = 2) -> Naive:
     if depth == 0 or draw(st.integers(0, 4)) == 0:
         return basic(draw(st.sampled_from(BASICS)))
     of = draw(types(depth - 1))
-    kind = draw(st.sampled_from(
-        ["contiguous", "vector", "hvector", "indexed", "hindexed", "indexed_block", "hindexed_block", "struct", "subarray", "darray", "resized", "dup"]
-    ))  # fmt: skip
+    kind = draw(
+        st.sampled_from(
+            [
+                "contiguous",
+                "vector",
+                "hvector",
+                "indexed",
+                "hindexed",
+                "indexed_block",
+                "hindexed_block",
+                "struct",
+                "subarray",
+                "darray",
+                "resized",
+                "dup",
+            ]
+        )
+    )
     return _MAKERS[kind](draw, of, depth)
 
 
@@ -84,7 +99,10 @@ def _vector(draw: Any, of: Naive, depth: int) -> Naive:
 
 def _hvector(draw: Any, of: Naive, depth: int) -> Naive:
     count, length, stride = draw(small), draw(small), draw(st.integers(-20, 40))
-    return _blocks(of.mpi.Create_hvector(count, length, stride), [(i * stride, length, of) for i in range(count)])
+    return _blocks(
+        of.mpi.Create_hvector(count, length, stride),
+        [(i * stride, length, of) for i in range(count)],
+    )
 
 
 def _indexed(draw: Any, of: Naive, depth: int) -> Naive:
@@ -95,12 +113,17 @@ def _indexed(draw: Any, of: Naive, depth: int) -> Naive:
 
 def _hindexed(draw: Any, of: Naive, depth: int) -> Naive:
     pairs = draw(st.lists(st.tuples(small, st.integers(-20, 40)), max_size=4))
-    return _blocks(of.mpi.Create_hindexed([c for c, _ in pairs], [d for _, d in pairs]), [(d, c, of) for c, d in pairs])
+    return _blocks(
+        of.mpi.Create_hindexed([c for c, _ in pairs], [d for _, d in pairs]),
+        [(d, c, of) for c, d in pairs],
+    )
 
 
 def _indexed_block(draw: Any, of: Naive, depth: int) -> Naive:
     length, at = draw(small), draw(st.lists(steps, max_size=4))
-    return _blocks(of.mpi.Create_indexed_block(length, at), [(d * of.extent, length, of) for d in at])
+    return _blocks(
+        of.mpi.Create_indexed_block(length, at), [(d * of.extent, length, of) for d in at]
+    )
 
 
 def _hindexed_block(draw: Any, of: Naive, depth: int) -> Naive:
@@ -111,26 +134,48 @@ def _hindexed_block(draw: Any, of: Naive, depth: int) -> Naive:
 def _struct(draw: Any, of: Naive, depth: int) -> Naive:
     fields = [of, *draw(st.lists(types(depth - 1), max_size=2))]
     blocks = [(draw(st.integers(-10, 60)), draw(small), field) for field in fields]
-    made = MPI.Datatype.Create_struct([c for _, c, _ in blocks], [d for d, _, _ in blocks], [field.mpi for field in fields])
+    made = MPI.Datatype.Create_struct(
+        [c for _, c, _ in blocks], [d for d, _, _ in blocks], [field.mpi for field in fields]
+    )
     naive = _blocks(made, blocks)
-    if len({id(field.mpi._ob) for _, count, field in blocks if count}) > 1 and naive.extent % naive.align:
+    if (
+        len({id(field.mpi._ob) for _, count, field in blocks if count}) > 1
+        and naive.extent % naive.align
+    ):
         naive.ub += naive.align - naive.extent % naive.align  # as a C compiler and MPICH pad it
     return naive
 
 
 def _subarray(draw: Any, of: Naive, depth: int) -> Naive:
-    dims = draw(st.lists(st.integers(1, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), min_size=1, max_size=3))
+    dims = draw(
+        st.lists(
+            st.integers(1, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))),
+            min_size=1,
+            max_size=3,
+        )
+    )
     starts = [draw(st.integers(0, n - b)) for n, b in dims]
     sizes, subsizes = [n for n, _ in dims], [b for _, b in dims]
     order = draw(st.sampled_from([MPI.ORDER_C, MPI.ORDER_F]))
     made = of.mpi.Create_subarray(sizes, subsizes, starts, order)
-    return _array(made, of, sizes, [range(s, s + b) for s, b in zip(starts, subsizes, strict=True)], order)
+    return _array(
+        made, of, sizes, [range(s, s + b) for s, b in zip(starts, subsizes, strict=True)], order
+    )
 
 
 def _darray(draw: Any, of: Naive, depth: int) -> Naive:
-    dims = draw(st.lists(st.tuples(
-        st.integers(1, 5), st.sampled_from([MPI.DISTRIBUTE_BLOCK, MPI.DISTRIBUTE_CYCLIC]), st.integers(1, 2), st.booleans()
-    ), min_size=1, max_size=2))  # fmt: skip
+    dims = draw(
+        st.lists(
+            st.tuples(
+                st.integers(1, 5),
+                st.sampled_from([MPI.DISTRIBUTE_BLOCK, MPI.DISTRIBUTE_CYCLIC]),
+                st.integers(1, 2),
+                st.booleans(),
+            ),
+            min_size=1,
+            max_size=2,
+        )
+    )
     grid = [processes for _, _, processes, _ in dims]
     size = int(np.prod(grid))
     rank = draw(st.integers(0, size - 1))
@@ -141,12 +186,16 @@ def _darray(draw: Any, of: Naive, depth: int) -> Naive:
         block = -(-length // processes) if how == MPI.DISTRIBUTE_BLOCK else 1
         arguments.append(MPI.DISTRIBUTE_DFLT_DARG if default else block)
         owned.append([i for i in range(length) if i // block % processes == mine])
-    made = of.mpi.Create_darray(size, rank, [n for n, *_ in dims], [how for _, how, *_ in dims], arguments, grid, order)
+    made = of.mpi.Create_darray(
+        size, rank, [n for n, *_ in dims], [how for _, how, *_ in dims], arguments, grid, order
+    )
     return _array(made, of, [n for n, *_ in dims], owned, order)
 
 
 def _array(made: Any, of: Naive, sizes: list[int], owned: list[Any], order: int) -> Naive:
-    index = np.arange(int(np.prod(sizes))).reshape(sizes, order="C" if order == MPI.ORDER_C else "F")
+    index = np.arange(int(np.prod(sizes))).reshape(
+        sizes, order="C" if order == MPI.ORDER_C else "F"
+    )
     if order == MPI.ORDER_C:
         chosen = [index[place] for place in itertools.product(*owned)]
     else:
@@ -167,19 +216,35 @@ def _dup(draw: Any, of: Naive, depth: int) -> Naive:
 
 
 _MAKERS = {
-    "contiguous": _contiguous, "vector": _vector, "hvector": _hvector, "indexed": _indexed, "hindexed": _hindexed,
-    "indexed_block": _indexed_block, "hindexed_block": _hindexed_block, "struct": _struct, "subarray": _subarray,
-    "darray": _darray, "resized": _resized, "dup": _dup,
-}  # fmt: skip
+    "contiguous": _contiguous,
+    "vector": _vector,
+    "hvector": _hvector,
+    "indexed": _indexed,
+    "hindexed": _hindexed,
+    "indexed_block": _indexed_block,
+    "hindexed_block": _hindexed_block,
+    "struct": _struct,
+    "subarray": _subarray,
+    "darray": _darray,
+    "resized": _resized,
+    "dup": _dup,
+}
 
-props = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+props = settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 
 def _memory(of: Naive, count: int) -> tuple[np.ndarray[Any, Any], int, list[int]]:
     """(memory that `count` elements fit in, where the first begins, the place of each of their bytes)."""
     places = [i * of.extent + byte for i in range(count) for byte in of.bytes]
     origin = -min([0, *places])
-    memory = np.random.default_rng(len(places)).integers(0, 256, origin + max([0, *places]) + 1, dtype=np.uint8)
+    memory = np.random.default_rng(len(places)).integers(
+        0, 256, origin + max([0, *places]) + 1, dtype=np.uint8
+    )
     return memory, origin, [origin + place for place in places]
 
 
@@ -203,7 +268,9 @@ def test_packing_takes_the_bytes_in_order(of: Naive, count: int) -> None:
 
 @props
 @given(types(), st.integers(0, 3), st.data())
-def test_unpacking_puts_them_back_and_touches_nothing_else(of: Naive, count: int, data: Any) -> None:
+def test_unpacking_puts_them_back_and_touches_nothing_else(
+    of: Naive, count: int, data: Any
+) -> None:
     memory, origin, places = _memory(of, count)
     layout = of.mpi.Commit()._ob.layout
     assert layout.overlaps(count) == (len(set(places)) < len(places))
@@ -236,7 +303,13 @@ def test_decode_and_pickle_make_the_same_type_again(of: Naive) -> None:
 def test_external32_gives_the_same_elements_back(of: Naive, count: int) -> None:
     memory, origin, places = _memory(of, count)
     layout = of.mpi.Commit()._ob.layout
-    if layout.overlaps(count) or of.lb != 0 or of.extent <= 0 or min(places, default=0) < 0 or max(of.bytes, default=0) >= of.extent:
+    if (
+        layout.overlaps(count)
+        or of.lb != 0
+        or of.extent <= 0
+        or min(places, default=0) < 0
+        or max(of.bytes, default=0) >= of.extent
+    ):
         return  # such elements do not tile a buffer that Pack counts them in
     source = np.zeros(of.extent * count, np.uint8)
     source[: min(len(source), len(memory))] = memory[: len(source)]
@@ -244,15 +317,20 @@ def test_external32_gives_the_same_elements_back(of: Naive, count: int) -> None:
     assert of.mpi.Pack_external("external32", source, packed, 0) == len(packed)
     target = np.zeros_like(source)
     assert of.mpi.Unpack_external("external32", packed, 0, target) == len(packed)
-    assert bytes(layout.pack(memoryview(target), 0, count)) == bytes(layout.pack(memoryview(source), 0, count))
+    assert bytes(layout.pack(memoryview(target), 0, count)) == bytes(
+        layout.pack(memoryview(source), 0, count)
+    )
 
 
 def test_external32_is_the_standards_bytes() -> None:
     cases = [
-        (MPI.INT, np.int32(1), "00000001"), (MPI.LONG, np.int64(-2), "fffffffe"), (MPI.DOUBLE, np.float64(1), "3ff0000000000000"),
-        (MPI.LONG_DOUBLE, np.longdouble(1), "3fff" + "0" * 28), (MPI.LONG_DOUBLE, np.longdouble(-1.5), "bfff8" + "0" * 27),
+        (MPI.INT, np.int32(1), "00000001"),
+        (MPI.LONG, np.int64(-2), "fffffffe"),
+        (MPI.DOUBLE, np.float64(1), "3ff0000000000000"),
+        (MPI.LONG_DOUBLE, np.longdouble(1), "3fff" + "0" * 28),
+        (MPI.LONG_DOUBLE, np.longdouble(-1.5), "bfff8" + "0" * 27),
         (MPI.C_FLOAT_COMPLEX, np.complex64(1), "3f80000000000000"),
-    ]  # fmt: skip
+    ]
     for datatype, value, wanted in cases:
         packed = bytearray(datatype.Pack_external_size("external32", 1))
         source = np.array([value])
@@ -301,7 +379,11 @@ def test_derived_types_travel() -> None:
             dense = np.zeros(4)
             c.Recv(dense, 0)
             wanted = np.arange(20.0).reshape(4, 5)
-            assert (field[:, :2] == wanted[:, :2]).all() and (field[:, 2:] == 0).all() and (dense == wanted[:, 3]).all()
+            assert (
+                (field[:, :2] == wanted[:, :2]).all()
+                and (field[:, 2:] == 0).all()
+                and (dense == wanted[:, 3]).all()
+            )
 
     run(2, body)
 

@@ -25,12 +25,26 @@ def raises(error_class: int, call: Any, *arguments: Any) -> None:
 # --- handles --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["INT", "DATATYPE_NULL", "SUM", "OP_NULL", "INFO_NULL", "GROUP_EMPTY", "REQUEST_NULL", "WIN_NULL"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "INT",
+        "DATATYPE_NULL",
+        "SUM",
+        "OP_NULL",
+        "INFO_NULL",
+        "GROUP_EMPTY",
+        "REQUEST_NULL",
+        "WIN_NULL",
+    ],
+)
 def test_a_constant_is_itself_wherever_it_goes(name: str) -> None:
     constant = getattr(MPI, name)
     assert pickle.loads(pickle.dumps(constant)) is constant
     copy = type(constant)(constant)
-    assert copy == constant and copy is not constant and pickle.loads(pickle.dumps(copy)) == constant
+    assert (
+        copy == constant and copy is not constant and pickle.loads(pickle.dumps(copy)) == constant
+    )
     assert type(constant).fromhandle(constant.handle) == constant
     copy.free()
     assert not copy and bool(constant) == (not name.endswith("NULL"))
@@ -53,7 +67,11 @@ def test_what_belongs_to_a_process_does_not_pickle() -> None:
 def test_an_info_is_a_mapping_of_text() -> None:
     info = MPI.Info.Create({"a": "1"})
     info.update([("b", "2")], c="3")
-    assert dict(info) == {"a": "1", "b": "2", "c": "3"} and info.Get_nthkey(1) == "b" and len(info) == 3
+    assert (
+        dict(info) == {"a": "1", "b": "2", "c": "3"}
+        and info.Get_nthkey(1) == "b"
+        and len(info) == 3
+    )
     copy = pickle.loads(pickle.dumps(info))
     del info["a"]
     assert copy["a"] == "1" and info.get("a") is None and info.Get("a") is None
@@ -70,7 +88,9 @@ def test_an_info_is_a_mapping_of_text() -> None:
 
 def test_attributes_are_copied_and_deleted_by_the_programs_functions() -> None:
     gone: list[Any] = []
-    key = MPI.Datatype.Create_keyval(lambda _, key, value: [*value, "copy"], lambda _, key, value: gone.append(value))
+    key = MPI.Datatype.Create_keyval(
+        lambda _, key, value: [*value, "copy"], lambda _, key, value: gone.append(value)
+    )
     datatype = MPI.INT.Dup()
     datatype.Set_attr(key, ["first"])
     twin = datatype.Dup()
@@ -86,7 +106,9 @@ def test_attributes_are_copied_and_deleted_by_the_programs_functions() -> None:
     raises(MPI.ERR_KEYVAL, MPI.COMM_SELF.Set_attr, MPI.TAG_UB, 1)
 
 
-def test_a_failing_callback_fails_the_call_and_tells_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_callback_fails_the_call_and_tells_why(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     key = MPI.Datatype.Create_keyval(None, lambda *_: 1 / 0)
     datatype = MPI.INT.Dup()
     datatype.Set_attr(key, "x")
@@ -125,7 +147,12 @@ def test_a_fatal_error_ends_the_job(tmp_path: Any) -> None:
         "try:\n    c.send(1, 9) if c.rank == 0 else c.recv()\nfinally:\n    print('not reached')\n"
     )
     done = smpirun("-n", 2, "--channel", "direct", program)
-    assert done.returncode != 0 and "fatal error" in done.stderr and "MPI_ERR_RANK" in done.stderr and "not reached" not in done.stdout
+    assert (
+        done.returncode != 0
+        and "fatal error" in done.stderr
+        and "MPI_ERR_RANK" in done.stderr
+        and "not reached" not in done.stdout
+    )
 
 
 def test_error_codes_of_the_program() -> None:
@@ -152,7 +179,12 @@ def test_a_request_of_the_program_is_completed_by_another_thread() -> None:
         status.Set_source(3)
         status.Set_elements(MPI.INT, 2)
 
-    request = MPI.Grequest.Start(query, lambda name: called.append(name), lambda done, name: called.append((done, name)), args=("x",))
+    request = MPI.Grequest.Start(
+        query,
+        lambda name: called.append(name),
+        lambda done, name: called.append((done, name)),
+        args=("x",),
+    )
     assert not request.Test() and not request.Get_status()
     request.Cancel()
     threading.Thread(target=request.complete, args=("result",)).start()
@@ -169,7 +201,12 @@ def test_a_status_can_be_looked_at_before_the_request_is_taken() -> None:
         request = c.Irecv(room, 0, 5)
         c.Send(np.arange(3, dtype="i4"), 0, 5)
         status = MPI.Status()
-        assert request.Get_status(status) and request and status.Get_count(MPI.INT) == 3 and status.tag == 5
+        assert (
+            request.Get_status(status)
+            and request
+            and status.Get_count(MPI.INT) == 3
+            and status.tag == 5
+        )
         statuses: list[Any] = []
         assert MPI.Request.Get_status_all([request], statuses) and statuses[0].tag == 5
         request.Wait()
@@ -185,7 +222,12 @@ def test_a_buffer_is_a_view() -> None:
     owner = bytearray(b"abcdef")
     view = MPI.buffer(owner)
     view[1:3] = b"XY"
-    assert owner == b"aXYdef" and view[1] == ord("X") and view[4:].tobytes() == b"ef" and view.obj is owner
+    assert (
+        owner == b"aXYdef"
+        and view[1] == ord("X")
+        and view[4:].tobytes() == b"ef"
+        and view.obj is owner
+    )
     assert np.frombuffer(view, "u1").tolist() == list(owner)
     same = MPI.buffer.fromaddress(view.address, 6, readonly=True)
     assert same.tobytes() == bytes(owner) and same.readonly
@@ -217,7 +259,12 @@ class _OnDevice:
     """An array as a GPU library describes it."""
 
     def __init__(self, address: int) -> None:
-        self.__cuda_array_interface__ = {"version": 3, "shape": (4,), "typestr": "<i4", "data": (address, False)}
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "shape": (4,),
+            "typestr": "<i4",
+            "data": (address, False),
+        }
 
 
 def test_memory_of_a_device_is_used_where_it_can_be_read() -> None:
@@ -287,14 +334,24 @@ def test_a_programs_operation_sees_derived_types_as_they_lie_in_memory() -> None
 
 
 def test_what_is_missing_says_so() -> None:
-    for call in (lambda: MPI.Win.Create(None), lambda: MPI.File.Open(MPI.COMM_SELF, "x"), MPI.Open_port, lambda: MPI.COMM_SELF.Spawn("x")):
+    for call in (
+        lambda: MPI.Win.Create(None),
+        lambda: MPI.File.Open(MPI.COMM_SELF, "x"),
+        MPI.Open_port,
+        lambda: MPI.COMM_SELF.Spawn("x"),
+    ):
         with pytest.raises(NotImplementedError) as caught:
             call()
-        assert isinstance(caught.value, MPI.Exception) and caught.value.Get_error_class() == MPI.ERR_UNSUPPORTED_OPERATION
+        assert (
+            isinstance(caught.value, MPI.Exception)
+            and caught.value.Get_error_class() == MPI.ERR_UNSUPPORTED_OPERATION
+        )
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_importing_is_cheap_in_memory() -> None:
     program = "from serverless_mpi import MPI; print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert int(done.stdout) < 45 * 1024  # kilobytes

@@ -26,7 +26,11 @@ HERE = _FOLDER is not None and (_FOLDER / "MPI.pyi").exists()
 pytestmark = pytest.mark.skipif(not HERE, reason="needs mpi4py's stubs: pip install mpi4py")
 
 _ABSENT = re.compile(r"^- `((?:MPI|futures)\.[^`]+)`: \S")
-ABSENT = [match[1] for line in (ROOT / "docs" / "conformance.md").read_text().splitlines() if (match := _ABSENT.match(line))]
+ABSENT = [
+    match[1]
+    for line in (ROOT / "docs" / "conformance.md").read_text().splitlines()
+    if (match := _ABSENT.match(line))
+]
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -37,7 +41,9 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield node
 
 
-def _declared(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | None]]:
+def _declared(
+    body: list[ast.stmt], prefix: str = ""
+) -> Iterator[tuple[str, ast.FunctionDef | None]]:
     """(dotted name, function or None) of each declaration."""
     for node in _statements(body):
         if isinstance(node, ast.FunctionDef):
@@ -65,18 +71,24 @@ def _public() -> dict[str, ast.FunctionDef | None]:
 
 def _is_public(name: str, room: str) -> bool:
     """`__init__` counts where mpi4py's class is written in Python: those of Cython have a `__new__` that says less."""
-    return not any(part.startswith("_") and (part, room) != ("__init__", "futures") for part in name.split("."))
+    return not any(
+        part.startswith("_") and (part, room) != ("__init__", "futures") for part in name.split(".")
+    )
 
 
 def _has_more_defaults(one: ast.FunctionDef | None, other: ast.FunctionDef | None) -> bool:
-    return one is not None and other is not None and len(one.args.defaults) > len(other.args.defaults)
+    return (
+        one is not None and other is not None and len(one.args.defaults) > len(other.args.defaults)
+    )
 
 
 def _find(name: str) -> Any:
     room, *parts = name.split(".")
     found: Any = ROOMS[room]
     for part in parts:
-        found = inspect.getattr_static(found, part) if inspect.isclass(found) else getattr(found, part)
+        found = (
+            inspect.getattr_static(found, part) if inspect.isclass(found) else getattr(found, part)
+        )
     return found
 
 
@@ -94,16 +106,26 @@ def _parameters(node: ast.FunctionDef) -> list[tuple[str, Any]]:
     defaults: list[Any] = [inspect.Parameter.empty] * (len(arguments) - len(node.args.defaults))
     defaults += [_default(one) for one in node.args.defaults]
     defaults += [inspect.Parameter.empty] * (node.args.vararg is not None)
-    defaults += [inspect.Parameter.empty if one is None else _default(one) for one in node.args.kw_defaults]
+    defaults += [
+        inspect.Parameter.empty if one is None else _default(one) for one in node.args.kw_defaults
+    ]
     defaults += [inspect.Parameter.empty] * (node.args.kwarg is not None)
-    arguments += [one for one in (node.args.vararg, *node.args.kwonlyargs, node.args.kwarg) if one is not None]
-    static = any(isinstance(one, ast.Name) and one.id == "staticmethod" for one in node.decorator_list)
+    arguments += [
+        one for one in (node.args.vararg, *node.args.kwonlyargs, node.args.kwarg) if one is not None
+    ]
+    static = any(
+        isinstance(one, ast.Name) and one.id == "staticmethod" for one in node.decorator_list
+    )
     bound = bool(arguments) and arguments[0].arg in ("self", "cls") and not static
     return [(one.arg, default) for one, default in zip(arguments, defaults, strict=True)][bound:]
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    return ours is theirs or (type(ours) is type(theirs) and bool(ours == theirs)) or theirs is Ellipsis
+    return (
+        ours is theirs
+        or (type(ours) is type(theirs) and bool(ours == theirs))
+        or theirs is Ellipsis
+    )
 
 
 @pytest.mark.parametrize("name", sorted(_public()) if HERE else [])
@@ -115,11 +137,18 @@ def test_a_name_is_there_with_its_parameters_and_defaults(name: str) -> None:
     if node is None:
         return
     if isinstance(found, property):  # a property of the stub is a field with a decorator
-        assert any(isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list)
+        assert any(
+            isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list
+        )
         return
     function = found.__func__ if isinstance(found, (classmethod, staticmethod)) else found
-    kinds = {one.id for one in node.decorator_list if isinstance(one, ast.Name)} & {"classmethod", "staticmethod"}
-    assert kinds == ({type(found).__name__} & {"classmethod", "staticmethod"}), f"{name} is no {kinds or 'plain function'}"
+    kinds = {one.id for one in node.decorator_list if isinstance(one, ast.Name)} & {
+        "classmethod",
+        "staticmethod",
+    }
+    assert kinds == ({type(found).__name__} & {"classmethod", "staticmethod"}), (
+        f"{name} is no {kinds or 'plain function'}"
+    )
     parameters = list(inspect.signature(function).parameters.values())
     if name.count(".") > 1 and not isinstance(found, staticmethod):
         parameters = parameters[1:]
@@ -127,7 +156,9 @@ def test_a_name_is_there_with_its_parameters_and_defaults(name: str) -> None:
     theirs = _parameters(node)
     assert [one for one, _ in ours] == [one for one, _ in theirs]
     for (parameter, mine), (_, wanted) in zip(ours, theirs, strict=True):
-        assert _same(mine, wanted), f"{name}: default of {parameter} is {mine!r}, mpi4py's is {wanted!r}"
+        assert _same(mine, wanted), (
+            f"{name}: default of {parameter} is {mine!r}, mpi4py's is {wanted!r}"
+        )
 
 
 @pytest.mark.parametrize("pattern", ABSENT)
@@ -143,7 +174,11 @@ def test_what_is_said_to_be_absent_is(pattern: str) -> None:
             function = found.fget
         else:
             function = found.__func__ if isinstance(found, (classmethod, staticmethod)) else found
-        needed = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty and one.kind < 2]
+        needed = [
+            one
+            for one in inspect.signature(function).parameters.values()
+            if one.default is one.empty and one.kind < 2
+        ]
         with pytest.raises(MissingError):
             function(*([None] * len(needed)))
 
@@ -151,7 +186,9 @@ def test_what_is_said_to_be_absent_is(pattern: str) -> None:
 def test_futures_offers_what_mpi4pys_does() -> None:
     assert _FOLDER is not None
     (names,) = [
-        one.value for one in ast.parse((_FOLDER / "futures" / "__init__.pyi").read_text()).body if isinstance(one, ast.AnnAssign)
+        one.value
+        for one in ast.parse((_FOLDER / "futures" / "__init__.pyi").read_text()).body
+        if isinstance(one, ast.AnnAssign)
     ]
     assert names is not None
     assert sorted(ast.literal_eval(names)) == sorted(futures.__all__)

@@ -12,7 +12,14 @@ import pytest
 from serverless_mpi.aws import connection as wire
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.http import Client
-from serverless_mpi.aws.retry import AGAIN, ATTEMPTS, MAX_PAUSE_S, REPEATABLE, Event, longest_pause_s
+from serverless_mpi.aws.retry import (
+    AGAIN,
+    ATTEMPTS,
+    MAX_PAUSE_S,
+    REPEATABLE,
+    Event,
+    longest_pause_s,
+)
 from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sns import Sns
 from serverless_mpi.aws.sqs import Sqs
@@ -35,7 +42,13 @@ class Bench:
         self.pauses: list[float] = []
         chance = random.Random(5)
         self.client = Client(
-            service, "us-east-1", self.server.url, Credentials(self.server.url), self.meter, self.pauses.append, chance.uniform
+            service,
+            "us-east-1",
+            self.server.url,
+            Credentials(self.server.url),
+            self.meter,
+            self.pauses.append,
+            chance.uniform,
         )
 
     def _next(self, request: Request) -> Reply:
@@ -82,7 +95,9 @@ def test_a_kept_connection_that_was_closed_is_replaced_at_once(bench: Open) -> N
     assert b.count("sqs.SendMessageBatch") == 3  # every attempt is on the bill
 
 
-def test_an_idle_connection_is_looked_at_first(bench: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_connection_is_looked_at_first(
+    bench: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wire, "IDLE_S", 0.0)
     b = bench(reply(connection="keep-alive"), DONE)
     b.client.request("DeleteMessageBatch", "POST", "/")
@@ -90,18 +105,26 @@ def test_an_idle_connection_is_looked_at_first(bench: Open, monkeypatch: pytest.
     deadline = time.monotonic() + 30
     while not b.client._idle[0].stale() and time.monotonic() < deadline:
         pass
-    b.client.request("CompleteMultipartUpload", "POST", "/")  # may not be sent twice, and need not be
+    b.client.request(
+        "CompleteMultipartUpload", "POST", "/"
+    )  # may not be sent twice, and need not be
     assert [request.connection for request in b.server.requests] == [0, 1]
 
 
 @pytest.mark.parametrize(
     "trouble",
     [
-        reply(503), reply(500), reply(502), reply(429), reply(400, b'{"__type":"com.amazonaws.sqs#RequestThrottled"}'),
-        reply(403, b"<Error><Code>RequestLimitExceeded</Code></Error>"), HangUp(),
-        HangUp("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"), HangUp("SSH-2.0-OpenSSH\r\n\r\n"),
+        reply(503),
+        reply(500),
+        reply(502),
+        reply(429),
+        reply(400, b'{"__type":"com.amazonaws.sqs#RequestThrottled"}'),
+        reply(403, b"<Error><Code>RequestLimitExceeded</Code></Error>"),
+        HangUp(),
+        HangUp("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"),
+        HangUp("SSH-2.0-OpenSSH\r\n\r\n"),
     ],
-)  # fmt: skip
+)
 def test_trouble_is_tried_again_after_a_random_pause(bench: Open, trouble: Reply) -> None:
     b = bench(trouble, trouble, trouble, DONE)
     Sqs(b.client).send(QUEUE, [b"frame"])
@@ -112,11 +135,16 @@ def test_trouble_is_tried_again_after_a_random_pause(bench: Open, trouble: Reply
 
 
 def test_pauses_grow_to_a_limit() -> None:
-    assert [longest_pause_s(n) for n in (1, 2, 3)] == [0.05, 0.1, 0.2] and longest_pause_s(20) == MAX_PAUSE_S
+    assert [longest_pause_s(n) for n in (1, 2, 3)] == [0.05, 0.1, 0.2] and longest_pause_s(
+        20
+    ) == MAX_PAUSE_S
 
 
 def test_it_gives_up(bench: Open) -> None:
-    b = bench(*[reply(503, b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>")] * ATTEMPTS)
+    b = bench(
+        *[reply(503, b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>")]
+        * ATTEMPTS
+    )
     with pytest.raises(ChannelError, match="8 attempts.*SlowDown Reduce your rate") as caught:
         Sqs(b.client).send(QUEUE, [b"frame"])
     assert caught.value.retryable and b.count("sqs.SendMessageBatch") == ATTEMPTS
@@ -125,7 +153,9 @@ def test_it_gives_up(bench: Open) -> None:
 def test_nobody_listens() -> None:
     with Server(lambda request: b"") as server:
         pass
-    client = Client("sqs", "us-east-1", server.url, Credentials(server.url), Meter(), lambda pause: None)
+    client = Client(
+        "sqs", "us-east-1", server.url, Credentials(server.url), Meter(), lambda pause: None
+    )
     with pytest.raises(ChannelError, match="ConnectionRefusedError"):
         Sqs(client).send(QUEUE, [b"frame"])
     assert client.meter.snapshot()["sqs.SendMessageBatch"]["requests"] == ATTEMPTS
@@ -158,7 +188,9 @@ def test_a_clock_that_is_wrong_is_corrected_once(bench: Open) -> None:
     b = bench(skewed, DONE, service="s3")
     b.client.request("PUT", "PUT", "/b/k")
     first, second = (request.headers["x-amz-date"] for request in b.server.requests)
-    began, corrected = (time.mktime(time.strptime(stamp, "%Y%m%dT%H%M%SZ")) for stamp in (first, second))
+    began, corrected = (
+        time.mktime(time.strptime(stamp, "%Y%m%dT%H%M%SZ")) for stamp in (first, second)
+    )
     assert 7190 < corrected - began < 7260
     b = bench(skewed, skewed, service="s3")
     with pytest.raises(ChannelError, match="clock is wrong"):
@@ -173,11 +205,15 @@ def test_keys_that_ended_are_renewed_once(tmp_path: Path) -> None:
     def answer(request: Request) -> Reply:
         keys.write_text("[default]\naws_access_key_id = NEW\naws_secret_access_key = s\n")
         good = "Credential=NEW/" in request.headers["authorization"]
-        return DONE if good else reply(403, b'{"__type":"#ExpiredToken","message":"The token ended"}')
+        return (
+            DONE if good else reply(403, b'{"__type":"#ExpiredToken","message":"The token ended"}')
+        )
 
     with Server(answer) as server:
         environ = {"AWS_SHARED_CREDENTIALS_FILE": str(keys), "AWS_CONFIG_FILE": "/dev/null"}
-        client = Client("sqs", "us-east-1", server.url, Credentials(None, environ), Meter(), lambda pause: None)
+        client = Client(
+            "sqs", "us-east-1", server.url, Credentials(None, environ), Meter(), lambda pause: None
+        )
         Sqs(client).send(QUEUE, [b"frame"])
         assert len(server.requests) == 2
         client.close()
@@ -186,22 +222,65 @@ def test_keys_that_ended_are_renewed_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "service, status, body, story",
     [
-        ("sqs", 400, b'{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"no queue"}',
-         "no queue; the job's queue is gone"),
-        ("sqs", 403, b'{"__type":"#InvalidClientTokenId","message":"bad"}', "does not know the access key"),
-        ("sns", 404, b"<ErrorResponse><Error><Code>NotFound</Code><Message>no topic</Message></Error></ErrorResponse>",
-         "topic is gone"),
-        ("sns", 403, b"<ErrorResponse><Error><Code>AuthorizationError</Code></Error></ErrorResponse>", "lack the permission"),
-        ("s3", 404, b"<Error><Code>NoSuchBucket</Code><Message>none</Message></Error>", "bucket is gone"),
-        ("s3", 301, b"<Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>", "is in region eu-west-1"),
-        ("s3", 400, b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>the region is wrong; "
-         b"expecting 'ap-south-1'</Message><Region>ap-south-1</Region></Error>", "is in region ap-south-1"),
-        ("s3", 403, b"<Error><Code>SignatureDoesNotMatch</Code></Error>", "secret key does not belong"),
+        (
+            "sqs",
+            400,
+            b'{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"no queue"}',
+            "no queue; the job's queue is gone",
+        ),
+        (
+            "sqs",
+            403,
+            b'{"__type":"#InvalidClientTokenId","message":"bad"}',
+            "does not know the access key",
+        ),
+        (
+            "sns",
+            404,
+            b"<ErrorResponse><Error><Code>NotFound</Code><Message>no topic</Message></Error></ErrorResponse>",
+            "topic is gone",
+        ),
+        (
+            "sns",
+            403,
+            b"<ErrorResponse><Error><Code>AuthorizationError</Code></Error></ErrorResponse>",
+            "lack the permission",
+        ),
+        (
+            "s3",
+            404,
+            b"<Error><Code>NoSuchBucket</Code><Message>none</Message></Error>",
+            "bucket is gone",
+        ),
+        (
+            "s3",
+            301,
+            b"<Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>",
+            "is in region eu-west-1",
+        ),
+        (
+            "s3",
+            400,
+            b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>the region is wrong; "
+            b"expecting 'ap-south-1'</Message><Region>ap-south-1</Region></Error>",
+            "is in region ap-south-1",
+        ),
+        (
+            "s3",
+            403,
+            b"<Error><Code>SignatureDoesNotMatch</Code></Error>",
+            "secret key does not belong",
+        ),
         ("s3", 418, b"a teapot", "HTTP 418.*a teapot"),
     ],
-)  # fmt: skip
-def test_a_refusal_says_what_would_work(bench: Open, service: str, status: int, body: bytes, story: str) -> None:
-    b = bench(reply(status, body, **({"x_amz_bucket_region": "eu-west-1"} if status == 301 else {})), service=service)
+)
+def test_a_refusal_says_what_would_work(
+    bench: Open, service: str, status: int, body: bytes, story: str
+) -> None:
+    b = bench(
+        reply(status, body, **({"x_amz_bucket_region": "eu-west-1"} if status == 301 else {})),
+        service=service,
+    )
     calls: dict[str, Callable[[], object]] = {
         "sqs": lambda: Sqs(b.client).send(QUEUE, [b"f"]),
         "sns": lambda: Sns(b.client).publish("arn", [(b"f", (1, 2))]),
@@ -217,7 +296,9 @@ def test_a_failed_entry_of_a_batch_is_sent_again_alone(bench: Open) -> None:
     b = bench(reply(body=half), DONE)
     Sqs(b.client).send(QUEUE, [b"first", b"second"])
     assert b.server.requests[1].body.count(b'"Id"') == 1
-    blamed = reply(body=b'{"Failed":[{"Id":"0","SenderFault":true,"Code":"InvalidMessageContents"}]}')
+    blamed = reply(
+        body=b'{"Failed":[{"Id":"0","SenderFault":true,"Code":"InvalidMessageContents"}]}'
+    )
     with pytest.raises(ChannelError, match="InvalidMessageContents"):
         Sqs(bench(blamed).client).send(QUEUE, [b"f"])
 
@@ -225,7 +306,10 @@ def test_a_failed_entry_of_a_batch_is_sent_again_alone(bench: Open) -> None:
 @pytest.mark.parametrize(
     "answer, body",
     [
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4;x=y\r\nabcd\r\n2\r\nef\r\n0\r\nT: x\r\n\r\n", b"abcdef"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4;x=y\r\nabcd\r\n2\r\nef\r\n0\r\nT: x\r\n\r\n",
+            b"abcdef",
+        ),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", b"abc"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
         (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nab", b"ab"),
@@ -245,10 +329,20 @@ def test_a_body_that_ends_with_its_connection(bench: Open) -> None:
 
 def test_a_large_body_goes_straight_into_its_memory(bench: Open) -> None:
     content = random.Random(1).randbytes(3 << 20)
-    b = bench(reply(body=content, content_range=f"bytes 0-9/{len(content)}"), reply(404), reply(416), service="s3")
+    b = bench(
+        reply(body=content, content_range=f"bytes 0-9/{len(content)}"),
+        reply(404),
+        reply(416),
+        service="s3",
+    )
     into = memoryview(bytearray(len(content) + 5))
     found = S3(b.client, "b").get("k", 0, len(content), into)
-    assert found is not None and found[0].obj is into.obj and found[0] == content and found[1] == len(content)
+    assert (
+        found is not None
+        and found[0].obj is into.obj
+        and found[0] == content
+        and found[1] == len(content)
+    )
     assert b.server.requests[0].headers["range"] == f"bytes=0-{len(content) - 1}"
     assert S3(b.client, "b").get("k") is None
     assert S3(b.client, "b").get("k", 0, 5) == (memoryview(b""), 0)
@@ -273,7 +367,9 @@ def upload(b: Bench) -> None:
     S3(b.client, "b").put_multipart("k", parts, lambda call, items: [call(item) for item in items])
 
 
-BEGUN = reply(body=b"<InitiateMultipartUploadResult><UploadId>u&amp;1</UploadId></InitiateMultipartUploadResult>")
+BEGUN = reply(
+    body=b"<InitiateMultipartUploadResult><UploadId>u&amp;1</UploadId></InitiateMultipartUploadResult>"
+)
 PART = reply(etag='"tag"')
 
 
@@ -281,20 +377,34 @@ def test_a_multipart_upload(bench: Open) -> None:
     b = bench(BEGUN, PART, PART, reply(), service="s3")
     upload(b)
     assert [request.target for request in b.server.requests] == [
-        "/b/k?uploads=", "/b/k?partNumber=1&uploadId=u%261", "/b/k?partNumber=2&uploadId=u%261", "/b/k?uploadId=u%261",
-    ]  # fmt: skip
+        "/b/k?uploads=",
+        "/b/k?partNumber=1&uploadId=u%261",
+        "/b/k?partNumber=2&uploadId=u%261",
+        "/b/k?uploadId=u%261",
+    ]
     row = b.meter.snapshot()["s3.PUT"]
     assert (row["requests"], row["nbytes"], row["messages"]) == (4, 15, 1)
 
 
 def test_an_upload_that_fails_is_removed(bench: Open) -> None:
-    b = bench(BEGUN, PART, reply(403, b"<Error><Code>AccessDenied</Code></Error>"), reply(204), service="s3")
+    b = bench(
+        BEGUN,
+        PART,
+        reply(403, b"<Error><Code>AccessDenied</Code></Error>"),
+        reply(204),
+        service="s3",
+    )
     with pytest.raises(ChannelError, match="AccessDenied"):
         upload(b)
-    assert (b.server.requests[-1].method, b.server.requests[-1].target) == ("DELETE", "/b/k?uploadId=u%261")
+    assert (b.server.requests[-1].method, b.server.requests[-1].target) == (
+        "DELETE",
+        "/b/k?uploadId=u%261",
+    )
 
 
-@pytest.mark.parametrize("trouble", [HangUp(), reply(200, b"<Error><Code>InternalError</Code></Error>")])
+@pytest.mark.parametrize(
+    "trouble", [HangUp(), reply(200, b"<Error><Code>InternalError</Code></Error>")]
+)
 def test_a_completion_nobody_heard_of_is_looked_for(bench: Open, trouble: Reply) -> None:
     gone = reply(404, b"<Error><Code>NoSuchUpload</Code></Error>")
     there = b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n"  # to a HEAD, so without a body
@@ -311,19 +421,27 @@ def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     context.load_cert_chain(bundle)
     with Server(lambda request: DONE, tls=context) as server:
         pauses: list[float] = []
-        stranger = Client("sqs", "us-east-1", server.url, Credentials(server.url), Meter(), pauses.append)
+        stranger = Client(
+            "sqs", "us-east-1", server.url, Credentials(server.url), Meter(), pauses.append
+        )
         with pytest.raises(ChannelError, match="not trusted.*AWS_CA_BUNDLE"):
             Sqs(stranger).send(QUEUE, [b"f"])
         assert pauses == [] and server.requests == []
         monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
-        client = Client("sqs", "us-east-1", server.url, Credentials(server.url), Meter(), pauses.append)
+        client = Client(
+            "sqs", "us-east-1", server.url, Credentials(server.url), Meter(), pauses.append
+        )
         for length in (10, 200_000):  # joined with its head, and on its own
             Sqs(client).send(QUEUE, [b"f" * length])
         assert [request.connection for request in server.requests] == [0, 0]
         client.close()
         other_name = server.url.replace("127.0.0.1", "localhost")
-        other = Client("sqs", "us-east-1", other_name, Credentials(other_name), Meter(), pauses.append)
-        with pytest.raises(ChannelError, match="not trusted"):  # the certificate is not for that name
+        other = Client(
+            "sqs", "us-east-1", other_name, Credentials(other_name), Meter(), pauses.append
+        )
+        with pytest.raises(
+            ChannelError, match="not trusted"
+        ):  # the certificate is not for that name
             Sqs(other).send(QUEUE, [b"f"])
 
 
@@ -347,7 +465,10 @@ def _certificate(folder: Path) -> Path:
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

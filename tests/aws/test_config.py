@@ -52,10 +52,16 @@ CASES: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("environ", CASES, ids=str)
-def test_as_botocore(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_botocore(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session_of = pytest.importorskip("botocore.session")
     (tmp_path / "config").write_text(CONFIG)
-    environ = {**environ, "AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none")}
+    environ = {
+        **environ,
+        "AWS_CONFIG_FILE": str(tmp_path / "config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+    }
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     config = Config(environ)
@@ -63,15 +69,25 @@ def test_as_botocore(environ: dict[str, str], tmp_path: Path, monkeypatch: pytes
     region = config.region()
     assert region == (session.get_config_variable("region") or "us-east-1")
     for service in ("sqs", "sns", "s3", "sts"):
-        client = session.create_client(service, region_name=region, aws_access_key_id="x", aws_secret_access_key="x")
-        theirs = client.meta.endpoint_url.replace("//s3.amazonaws.com", "//s3.us-east-1.amazonaws.com")  # ours is regional
+        client = session.create_client(
+            service, region_name=region, aws_access_key_id="x", aws_secret_access_key="x"
+        )
+        theirs = client.meta.endpoint_url.replace(
+            "//s3.amazonaws.com", "//s3.us-east-1.amazonaws.com"
+        )  # ours is regional
         assert config.endpoint(service, region) == theirs, service
 
 
 def test_a_region_is_there_without_any(tmp_path: Path) -> None:
-    none = {"AWS_CONFIG_FILE": str(tmp_path / "no"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no")}
+    none = {
+        "AWS_CONFIG_FILE": str(tmp_path / "no"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no"),
+    }
     assert Config(none).region() == "us-east-1"
-    assert Config({**none, "AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "x"}).region() == "eu-west-1"
+    assert (
+        Config({**none, "AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "x"}).region()
+        == "eu-west-1"
+    )
     assert Config(none).region("eu-north-1") == "eu-north-1"
 
 

@@ -55,7 +55,10 @@ def test_the_secret_is_not_shown() -> None:
 
 
 def test_environment_before_profile(environ: dict[str, str]) -> None:
-    files(environ, credentials="[default]\naws_access_key_id=P\naws_secret_access_key=p\naws_session_token=t\n")
+    files(
+        environ,
+        credentials="[default]\naws_access_key_id=P\naws_secret_access_key=p\naws_session_token=t\n",
+    )
     assert get(environ) == Keys("P", "p", "t")
     environ |= {"AWS_ACCESS_KEY_ID": "E", "AWS_SECRET_ACCESS_KEY": "e"}
     assert get(environ) == Keys("E", "e", None)
@@ -82,10 +85,22 @@ def test_credential_process(environ: dict[str, str], tmp_path: Path) -> None:
     program = tmp_path / "program.py"
 
     def says(text: str, code: int = 0) -> None:
-        program.write_text(f"import sys\nprint({text!r})\nsys.stderr.write('its story')\nsys.exit({code})")
+        program.write_text(
+            f"import sys\nprint({text!r})\nsys.stderr.write('its story')\nsys.exit({code})"
+        )
 
     files(environ, f"[default]\ncredential_process = {sys.executable} '{program}'\n")
-    says(json.dumps({"Version": 1, "AccessKeyId": "A", "SecretAccessKey": "S", "SessionToken": "T", "Expiration": HOUR}))
+    says(
+        json.dumps(
+            {
+                "Version": 1,
+                "AccessKeyId": "A",
+                "SecretAccessKey": "S",
+                "SessionToken": "T",
+                "Expiration": HOUR,
+            }
+        )
+    )
     assert get(environ) == Keys("A", "S", "T", AT_HOUR)
     says(json.dumps({"Version": 2}))
     refused(environ, "speaks version 2")
@@ -105,7 +120,10 @@ def sts(form: dict[str, str]) -> Callable[[Request], Reply]:
     def answer(request: Request) -> Reply:
         asked = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
         if {name: asked.get(name) for name in form} != form:
-            return reply(400, f"<Error><Code>ValidationError</Code><Message>{asked}</Message></Error>".encode())
+            return reply(
+                400,
+                f"<Error><Code>ValidationError</Code><Message>{asked}</Message></Error>".encode(),
+            )
         return reply(
             body=f"<R><Credentials><AccessKeyId>R</AccessKeyId><SecretAccessKey>r</SecretAccessKey><SessionToken>a&amp;b"
             f"</SessionToken><Expiration>{HOUR}</Expiration></Credentials></R>".encode()
@@ -151,7 +169,16 @@ sso_session = s
 """,
         "[base]\naws_access_key_id=B\naws_secret_access_key=b\n",
     )
-    with Server(sts({"Action": "AssumeRole", "RoleArn": "arn:one", "ExternalId": "x/1", "DurationSeconds": "3600"})) as server:
+    with Server(
+        sts(
+            {
+                "Action": "AssumeRole",
+                "RoleArn": "arn:one",
+                "ExternalId": "x/1",
+                "DurationSeconds": "3600",
+            }
+        )
+    ) as server:
         environ["AWS_ENDPOINT_URL_STS"] = server.url
         assert get({**environ, "AWS_PROFILE": "one"}) == Keys("R", "r", "a&b", AT_HOUR)
         assert "Credential=B/" in server.requests[0].headers["authorization"]
@@ -168,32 +195,50 @@ sso_session = s
             "env": "only one is set",
             "sso": "SSO.*export-credentials --profile sso",
         }.items():
-            refused({**environ, "AWS_PROFILE": profile, "AWS_ACCESS_KEY_ID": "E"} if profile == "env" else
-                    {**environ, "AWS_PROFILE": profile}, story)  # fmt: skip
+            refused(
+                {**environ, "AWS_PROFILE": profile, "AWS_ACCESS_KEY_ID": "E"}
+                if profile == "env"
+                else {**environ, "AWS_PROFILE": profile},
+                story,
+            )
         assert server.requests == []
 
 
 def test_a_web_identity(environ: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("web token\n")
-    form = {"Action": "AssumeRoleWithWebIdentity", "WebIdentityToken": "web token", "RoleSessionName": "me"}
+    form = {
+        "Action": "AssumeRoleWithWebIdentity",
+        "WebIdentityToken": "web token",
+        "RoleSessionName": "me",
+    }
     with Server(sts(form)) as server:
         environ |= {
-            "AWS_ENDPOINT_URL_STS": server.url, "AWS_ROLE_ARN": "arn:web", "AWS_ROLE_SESSION_NAME": "me",
+            "AWS_ENDPOINT_URL_STS": server.url,
+            "AWS_ROLE_ARN": "arn:web",
+            "AWS_ROLE_SESSION_NAME": "me",
             "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
-        }  # fmt: skip
+        }
         assert get(environ) == Keys("R", "r", "a&b", AT_HOUR)
         assert "authorization" not in server.requests[0].headers
-        refused({**environ, "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "none")}, "token file .*none cannot be read")
+        refused(
+            {**environ, "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "none")},
+            "token file .*none cannot be read",
+        )
 
 
-TEMPORARY = json.dumps({"AccessKeyId": "C", "SecretAccessKey": "c", "Token": "t", "Expiration": HOUR}).encode()
+TEMPORARY = json.dumps(
+    {"AccessKeyId": "C", "SecretAccessKey": "c", "Token": "t", "Expiration": HOUR}
+).encode()
 
 
 def test_a_container(environ: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("from the file")
 
     def answer(request: Request) -> Reply:
-        good = request.headers.get("authorization") == "from the file" and request.target == "/creds?id=1"
+        good = (
+            request.headers.get("authorization") == "from the file"
+            and request.target == "/creds?id=1"
+        )
         return reply(body=TEMPORARY) if good else reply(403, b"who?")
 
     with Server(answer) as server:
@@ -211,7 +256,10 @@ def test_an_instance(environ: dict[str, str]) -> None:
     steps: list[Reply] = []
 
     def answer(request: Request) -> Reply:
-        if request.method == "PUT" and request.headers["x-aws-ec2-metadata-token-ttl-seconds"] == "21600":
+        if (
+            request.method == "PUT"
+            and request.headers["x-aws-ec2-metadata-token-ttl-seconds"] == "21600"
+        ):
             return reply(body=b"session")
         if request.headers.get("x-aws-ec2-metadata-token") != "session":
             return reply(401)
@@ -259,8 +307,12 @@ def test_keys_are_renewed_before_they_end(environ: dict[str, str]) -> None:
         assert credentials.get().access == "1" and len(server.requests) == 1
         clock.now = AT_HOUR - RENEW_BEFORE_S
         broken = True
-        assert credentials.get().access == "1" and len(server.requests) == 2  # still good, so it serves
-        assert credentials.get().access == "1" and len(server.requests) == 2  # and is not asked for at every request
+        assert (
+            credentials.get().access == "1" and len(server.requests) == 2
+        )  # still good, so it serves
+        assert (
+            credentials.get().access == "1" and len(server.requests) == 2
+        )  # and is not asked for at every request
         clock.now += RENEW_PAUSE_S
         broken = False
         answers.pop(0)

@@ -18,17 +18,26 @@ words = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, 
 
 
 def botocores(
-    service: str, keys: Keys, method: str, url: str, query: dict[str, str], headers: dict[str, str], body: bytes,
+    service: str,
+    keys: Keys,
+    method: str,
+    url: str,
+    query: dict[str, str],
+    headers: dict[str, str],
+    body: bytes,
     monkeypatch: Any,
-) -> str:  # fmt: skip
+) -> str:
     from botocore import auth, compat
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
 
     where = auth if hasattr(auth, "get_current_datetime") else None
     if where is not None:
-        monkeypatch.setattr(auth, "get_current_datetime", lambda remove_tzinfo=True: MOMENT.replace(tzinfo=None))
+        monkeypatch.setattr(
+            auth, "get_current_datetime", lambda remove_tzinfo=True: MOMENT.replace(tzinfo=None)
+        )
     else:  # older botocore
+
         class Clock(datetime):
             @classmethod
             def utcnow(cls) -> datetime:
@@ -49,12 +58,21 @@ def botocores(
     method=st.sampled_from(["GET", "PUT", "POST", "DELETE"]),
     token=st.none() | words,
     query=st.dictionaries(words, st.text(max_size=8), max_size=3),
-    headers=st.dictionaries(st.sampled_from(["content-type", "x-amz-target", "range", "content-md5"]), words, max_size=3),
+    headers=st.dictionaries(
+        st.sampled_from(["content-type", "x-amz-target", "range", "content-md5"]), words, max_size=3
+    ),
     body=st.binary(max_size=100),
 )
-@example("s3", "GET", None, {"0": "", "00": ""}, {}, b"")  # names are sorted before "=" is put behind them
+@example(
+    "s3", "GET", None, {"0": "", "00": ""}, {}, b""
+)  # names are sorted before "=" is put behind them
 def test_it_signs_as_botocore(
-    service: str, method: str, token: str | None, query: dict[str, str], headers: dict[str, str], body: bytes
+    service: str,
+    method: str,
+    token: str | None,
+    query: dict[str, str],
+    headers: dict[str, str],
+    body: bytes,
 ) -> None:
     keys = Keys("AKID", "secret/+key", token)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -65,7 +83,14 @@ def test_it_signs_as_botocore(
         else:
             path = "/bucket/a%2520key"  # every service but S3 encodes the path once more; the data path uses "/" only
         got = Signer(service, "eu-west-1").headers(
-            keys, method, "host.example", path, query, headers, hashlib.sha256(body).hexdigest(), MOMENT.timestamp()
+            keys,
+            method,
+            "host.example",
+            path,
+            query,
+            headers,
+            hashlib.sha256(body).hexdigest(),
+            MOMENT.timestamp(),
         )
     assert got["authorization"] == expected
 

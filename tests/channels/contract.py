@@ -20,7 +20,9 @@ Make = Callable[[int], list[Channel]]  # number of ranks -> their channels
 def parcel(source: int, dests: Sequence[int], seq: int, body: bytes, context: int = 7) -> Parcel:
     """A frame to one rank, ordered, or to several, named."""
     alone = len(dests) == 1
-    name = FrameName(POINT if alone else STEP, context, source, dests[0] if alone else MANY, seq, 0, 0)
+    name = FrameName(
+        POINT if alone else STEP, context, source, dests[0] if alone else MANY, seq, 0, 0
+    )
     half = len(body) // 2
     return Parcel(tuple(dests), name, (memoryview(body[:half]), memoryview(body[half:])))
 
@@ -89,25 +91,34 @@ def every_frame_arrives_as_it_was(channels: list[Channel]) -> None:
     chance = random.Random(1)
     longest = min(a.limits.max_frame_bytes, 3 << 20)
     lengths = [0, 1, 100, 65_536, 100_000, *[50] * 21, longest - 10]
-    there = [parcel(0, (1,), seq, frame(0, seq, length, chance)) for seq, length in enumerate(lengths)]
+    there = [
+        parcel(0, (1,), seq, frame(0, seq, length, chance)) for seq, length in enumerate(lengths)
+    ]
     back = [parcel(1, (0,), seq, frame(1, seq, 200, chance)) for seq in range(5)]
     b.put(back)
     with putting(a, there):
         for channel, parcels in ((b, there), (a, back)):
             expected = sorted(b"".join(one.parts) for one in parcels)
-            assert sorted(collect(channel, len(parcels), [wanted(one) for one in parcels])) == expected
+            assert (
+                sorted(collect(channel, len(parcels), [wanted(one) for one in parcels])) == expected
+            )
 
 
 def one_put_reaches_any_subset(channels: list[Channel]) -> None:
     """A frame to several ranks reaches each of them, and nobody else."""
     chance = random.Random(2)
     both = parcel(0, (1, 2), 0, frame(0, 0, 1000, chance))
-    large = parcel(0, (1, 2), 1, frame(0, 1, min(channels[0].limits.max_frame_bytes, 1 << 20) - 10, chance))
+    large = parcel(
+        0, (1, 2), 1, frame(0, 1, min(channels[0].limits.max_frame_bytes, 1 << 20) - 10, chance)
+    )
     single = parcel(0, (2,), 2, frame(0, 2, 10, chance))
     with putting(channels[0], [both, large, single]):
         for rank, mine in ((1, [both, large]), (2, [both, large, single])):
             expected = sorted(b"".join(one.parts) for one in mine)
-            assert sorted(collect(channels[rank], len(mine), [wanted(one) for one in mine])) == expected
+            assert (
+                sorted(collect(channels[rank], len(mine), [wanted(one) for one in mine]))
+                == expected
+            )
 
 
 def dealt(source: int, seq: int, bodies: dict[int, bytes]) -> Parcel:
@@ -123,7 +134,10 @@ def each_reader_of_a_dealt_parcel_gets_its_own(channels: list[Channel]) -> None:
     expected: dict[int, list[bytes]] = {1: [], 2: []}
     parcels = []
     for seq, pair in enumerate(lengths):
-        bodies = {rank: frame(0, seq, min(n, 100_000) if rank == 1 else n, chance) for rank, n in zip((1, 2), pair)}
+        bodies = {
+            rank: frame(0, seq, min(n, 100_000) if rank == 1 else n, chance)
+            for rank, n in zip((1, 2), pair)
+        }
         parcels.append(dealt(0, seq, bodies))
         for rank in (1, 2):
             expected[rank].append(bodies[rank])

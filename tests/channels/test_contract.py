@@ -49,4 +49,10 @@ def test_on_ministack(name: str, ministack_endpoint: str) -> None:
 def test_on_moto(name: str, moto_endpoint: str) -> None:
     # moto 5.2 loses what is published with a String.Array and a binary attribute to a raw subscription with a
     # filter policy (boto3's own calls show it), so there the fan-out is checked on objects alone
-    check(name, moto_endpoint, () if name == "object" else ("one_put_reaches_any_subset", "each_reader_of_a_dealt_parcel_gets_its_own"))
+    check(
+        name,
+        moto_endpoint,
+        ()
+        if name == "object"
+        else ("one_put_reaches_any_subset", "each_reader_of_a_dealt_parcel_gets_its_own"),
+    )

@@ -17,7 +17,9 @@ READERS = (1, 2, 3)
 
 
 def dealt(*lengths: int) -> Parcel:
-    own = tuple((memoryview(bytes([rank]) * length),) for rank, length in zip(READERS, lengths, strict=True))
+    own = tuple(
+        (memoryview(bytes([rank]) * length),) for rank, length in zip(READERS, lengths, strict=True)
+    )
     return Parcel(READERS, FrameName(2, 7, 0, EACH, 5, 0, 0), (), own)
 
 
@@ -37,7 +39,9 @@ def test_the_table_names_each_readers_place() -> None:
         ("hybrid", (300, 200, 400), {"sqs.SendMessageBatch": 3}),
     ],
 )
-def test_requests(name: str, lengths: tuple[int, ...], expected: dict[str, int], ministack_endpoint: str) -> None:
+def test_requests(
+    name: str, lengths: tuple[int, ...], expected: dict[str, int], ministack_endpoint: str
+) -> None:
     kind = channels.load(name)
     spec = JobSpec.new(4, name, endpoint=ministack_endpoint)
     spec = replace(spec, settings=kind.provision(spec))
@@ -49,11 +53,18 @@ def test_requests(name: str, lengths: tuple[int, ...], expected: dict[str, int],
         for rank, length in zip(READERS, lengths, strict=True):
             (got,) = ranks[rank].get(30.0, lambda: [Wanted(2, 7, 0, EACH, 5, 0, 0)])
             assert bytes(got.data) == bytes([rank]) * length
-        counted = {key: row["requests"] for meter in meters for key, row in meter.snapshot().items()}
+        counted = {
+            key: row["requests"] for meter in meters for key, row in meter.snapshot().items()
+        }
         for meter in meters[1:]:
             assert not {"s3.PUT", "s3.LIST"} & set(meter.snapshot())
-        total = {key: sum(meter.snapshot().get(key, {}).get("requests", 0) for meter in meters) for key in counted}
-        assert {key: count for key, count in total.items() if key != "sqs.ReceiveMessage"} == expected
+        total = {
+            key: sum(meter.snapshot().get(key, {}).get("requests", 0) for meter in meters)
+            for key in counted
+        }
+        assert {
+            key: count for key, count in total.items() if key != "sqs.ReceiveMessage"
+        } == expected
     finally:
         for channel in ranks:
             channel.close()

@@ -71,7 +71,9 @@ def test_strangers_are_dropped(job: Make, host: str | None) -> None:
     for hello in (
         b"GET / HTTP/1.1\r\nHost: somebody else's\r\n\r\n",
         door.HELLO.pack(door.MAGIC, secrets.token_bytes(8), 0, 1, bytes(16)),  # another job
-        door.HELLO.pack(door.MAGIC, bytes.fromhex(spec.job_id), 0, 0, bytes(16)),  # for another rank
+        door.HELLO.pack(
+            door.MAGIC, bytes.fromhex(spec.job_id), 0, 0, bytes(16)
+        ),  # for another rank
         door.HELLO.pack(door.MAGIC, bytes.fromhex(spec.job_id), 9, 1, bytes(16)),  # from no rank
     ):
         with connect(address) as sock:
@@ -132,7 +134,9 @@ def test_a_peer_that_vanishes_is_named_and_one_that_ends_is_not(job: Make) -> No
 
 
 def test_an_address_that_is_not_here() -> None:
-    with pytest.raises(ChannelError, match="cannot listen on 203.0.113.1: .*--host takes an address"):
+    with pytest.raises(
+        ChannelError, match="cannot listen on 203.0.113.1: .*--host takes an address"
+    ):
         DirectChannel.provision(JobSpec.new(1, "direct", settings={"host": "203.0.113.1"}))
 
 

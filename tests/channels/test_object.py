@@ -36,13 +36,21 @@ def wanted(parcel: Parcel) -> Wanted:
 
 @pytest.mark.parametrize(
     "nbytes, puts, gets",
-    [(PART_BYTES, 1, 1), (PART_BYTES + 1, 1, 2), (2 * PART_BYTES + LEAF_BYTES + 1, 1, 3), (MULTIPART_BYTES, 7, 5)],
+    [
+        (PART_BYTES, 1, 1),
+        (PART_BYTES + 1, 1, 2),
+        (2 * PART_BYTES + LEAF_BYTES + 1, 1, 3),
+        (MULTIPART_BYTES, 7, 5),
+    ],
 )
 def test_a_long_frame(ranks: list[ObjectChannel], nbytes: int, puts: int, gets: int) -> None:
     a, b = ranks
     block = random.Random(nbytes).randbytes(1 << 20)
     body = (block * (nbytes // len(block) + 1))[:nbytes]
-    ends = [Endpoint(rank, bytes.fromhex(a.spec.job_id), a.spec.key, a.limits.max_frame_bytes, 1 << 31) for rank in range(2)]
+    ends = [
+        Endpoint(rank, bytes.fromhex(a.spec.job_id), a.spec.key, a.limits.max_frame_bytes, 1 << 31)
+        for rank in range(2)
+    ]
     (parcel,) = ends[0].send(7, 1, 3, [memoryview(body)])
     a.put([parcel])
     (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(parcel)])
@@ -53,12 +61,16 @@ def test_a_long_frame(ranks: list[ObjectChannel], nbytes: int, puts: int, gets: 
     assert receive.done and receive.data == body and ends[1].dropped == 0
     assert a.meter.snapshot()["s3.PUT"]["requests"] == puts
     assert b.meter.snapshot()["s3.GET"]["requests"] == gets
-    delivery.data[HEADER_BYTES + nbytes - 1] ^= 1  # after the digests were taken: the core goes by what the channel saw
+    delivery.data[HEADER_BYTES + nbytes - 1] ^= (
+        1  # after the digests were taken: the core goes by what the channel saw
+    )
     ends[1].receive(delivery.data, 0.0)
     assert ends[1].dropped == 1
 
 
-def test_keys_are_forgotten_when_they_are_deleted(ranks: list[ObjectChannel], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_forgotten_when_they_are_deleted(
+    ranks: list[ObjectChannel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("serverless_mpi.channels.object.MAX_DELETED", 2)
     a, b = ranks
     for seq in range(4):

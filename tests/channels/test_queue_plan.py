@@ -15,12 +15,18 @@ PRICES = Prices.load()
 
 def test_one_rank_alone_is_sent_straight_to_its_queue() -> None:
     chosen = plan([(b"x" * 100, (3,))] * 12, PRICES)
-    assert [(rank, len(batch)) for rank, batch in chosen.queue] == [(3, 10), (3, 2)] and not chosen.topic
+    assert [(rank, len(batch)) for rank, batch in chosen.queue] == [
+        (3, 10),
+        (3, 2),
+    ] and not chosen.topic
 
 
 def test_one_publish_reaches_many() -> None:
     chosen = plan([(b"x", (1, 2, 250))], PRICES)
-    assert not chosen.queue and [(topic, batch[0][1]) for topic, batch in chosen.topic] == [(0, [1, 2]), (1, [250])]
+    assert not chosen.queue and [(topic, batch[0][1]) for topic, batch in chosen.topic] == [
+        (0, [1, 2]),
+        (1, [250]),
+    ]
 
 
 def test_a_publish_of_everything_where_that_is_cheaper() -> None:
@@ -31,18 +37,33 @@ def test_a_publish_of_everything_where_that_is_cheaper() -> None:
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
-@given(st.lists(st.tuples(st.integers(0, MAX_FRAME_BYTES), st.sets(st.integers(0, 5), min_size=1)), max_size=25))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, MAX_FRAME_BYTES), st.sets(st.integers(0, 5), min_size=1)),
+        max_size=25,
+    )
+)
 def test_limits_hold_and_every_frame_reaches_its_ranks(sizes: list[tuple[int, set[int]]]) -> None:
     frames = [(bytes([i]) * max(1, n), sorted(dests)) for i, (n, dests) in enumerate(sizes)]
     chosen = plan(frames, PRICES)
     reached = [(frame, rank) for rank, batch in chosen.queue for frame in batch]
-    reached += [(frame, rank) for _, batch in chosen.topic for frame, ranks in batch for rank in ranks]
+    reached += [
+        (frame, rank) for _, batch in chosen.topic for frame, ranks in batch for rank in ranks
+    ]
     assert sorted(reached) == sorted((frame, rank) for frame, ranks in frames for rank in ranks)
     for _, batch in chosen.queue:
-        assert len(batch) <= 10 and sum(len(one) + sqs.ENVELOPE_BYTES for one in batch) <= sqs.MAX_BATCH_BYTES
+        assert (
+            len(batch) <= 10
+            and sum(len(one) + sqs.ENVELOPE_BYTES for one in batch) <= sqs.MAX_BATCH_BYTES
+        )
     for _, messages in chosen.topic:
-        assert len(messages) <= 10 and sum(sns.billed_bytes(*one) for one in messages) <= sns.MAX_BATCH_BYTES
-    everything_alone = sum(PRICES.of("sqs") * max(1, -(-len(f) // 65536)) for f, ranks in frames for _ in ranks)
+        assert (
+            len(messages) <= 10
+            and sum(sns.billed_bytes(*one) for one in messages) <= sns.MAX_BATCH_BYTES
+        )
+    everything_alone = sum(
+        PRICES.of("sqs") * max(1, -(-len(f) // 65536)) for f, ranks in frames for _ in ranks
+    )
     assert chosen.usd(PRICES) <= everything_alone * 1.5 + 1e-12
 
 

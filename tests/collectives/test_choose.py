@@ -19,11 +19,16 @@ PUBLISHED = Figures(0.1, 1e8, 4e-7, 8e-7, True, 10, ranges=True)
 DIRECT = Figures(3e-5, 2e9, 0.0, 0.0, False, 64, put_s=1e-5, get_s=1e-5)
 
 
-@pytest.mark.parametrize("operation, algorithm", ROWS, ids=lambda one: str(getattr(one, "__name__", one)))
+@pytest.mark.parametrize(
+    "operation, algorithm", ROWS, ids=lambda one: str(getattr(one, "__name__", one))
+)
 def test_formulas_count_as_the_generators_do(operation: str, algorithm: Callable[..., Any]) -> None:
     for size in (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17):
         blob = memoryview(bytes(48 * size))
-        ranks = [algorithm(r, size, *arguments(operation, r, size, blob, Elementwise(keep_first, 1))) for r in range(size)]
+        ranks = [
+            algorithm(r, size, *arguments(operation, r, size, blob, Elementwise(keep_first, 1)))
+            for r in range(size)
+        ]
         counted = run(ranks)[1]
         stated = cost(algorithm, Facts(size, 48 * size, PUBLISHED))
         # a formula's rounds are those of the worst case; a lone rank has none at all
@@ -62,14 +67,18 @@ def test_messages_beyond_a_length_have_other_figures() -> None:
         ("allreduce", 16, None, DIRECT, reduce.allreduce_doubling),
     ],
 )
-def test_what_is_chosen(operation: str, size: int, nbytes: int | None, figures: Figures, expected: Any) -> None:
+def test_what_is_chosen(
+    operation: str, size: int, nbytes: int | None, figures: Figures, expected: Any
+) -> None:
     assert select(operation, Facts(size, nbytes, figures)) is expected
 
 
 @pytest.mark.parametrize("figures", [PUBLISHED, DIRECT])
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 17, 1000])
 @pytest.mark.parametrize("nbytes", [None, 0, 8, 65536, 1 << 23])
-def test_the_choice_is_the_cheapest_of_the_fastest(figures: Figures, size: int, nbytes: int | None) -> None:
+def test_the_choice_is_the_cheapest_of_the_fastest(
+    figures: Figures, size: int, nbytes: int | None
+) -> None:
     facts = Facts(size, nbytes, figures)
     for operation, rows in TABLE.items():
         chosen = select(operation, facts)

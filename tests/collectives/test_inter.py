@@ -28,7 +28,9 @@ def concatenate(a: memoryview, b: memoryview) -> memoryview:
     return memoryview(bytes(a) + bytes(b))
 
 
-def play(seed: int, sizes: tuple[int, int], make: Callable[[int, int, inter.Groups], Any]) -> tuple[list[Any], list[Any]]:
+def play(
+    seed: int, sizes: tuple[int, int], make: Callable[[int, int, inter.Groups], Any]
+) -> tuple[list[Any], list[Any]]:
     """The results of both groups; make(group, rank, groups)."""
     chance = random.Random(seed)
     low, high = range(sizes[0]), range(sizes[0], sum(sizes))
@@ -55,7 +57,9 @@ def place(sizes: tuple[int, int], group: int, rank: int) -> int:
 
 @SETTINGS
 @given(sizes=SIZES, seed=SEEDS)
-def test_barrier_lets_nobody_go_before_the_other_group_has_come(sizes: tuple[int, int], seed: int) -> None:
+def test_barrier_lets_nobody_go_before_the_other_group_has_come(
+    sizes: tuple[int, int], seed: int
+) -> None:
     came = [0, 0]
 
     def member(group: int, rank: int, groups: inter.Groups) -> Any:
@@ -98,13 +102,17 @@ def test_gather_scatter_and_reduce(sizes: tuple[int, int], seed: int) -> None:
         return member
 
     gathered = play(seed, sizes, make(inter.gather_flat))[side]
-    assert [plain(one) for one in gathered] == [plain(given_) if rank == root else None for rank in range(sizes[side])]
+    assert [plain(one) for one in gathered] == [
+        plain(given_) if rank == root else None for rank in range(sizes[side])
+    ]
     reduced = play(seed, sizes, make(inter.reduce_flat, concatenate))[side]
     assert plain(reduced[root]) == b"".join(given_)
 
     def scatter(group: int, rank: int, groups: inter.Groups) -> Any:
         number = place(sizes, side, root) if group != side or rank == root else None
-        return inter.scatter_packed(rank, groups, number, given_ if group == side and rank == root else None)
+        return inter.scatter_packed(
+            rank, groups, number, given_ if group == side and rank == root else None
+        )
 
     assert [plain(one) for one in play(seed, sizes, scatter)[1 - side]] == plain(given_)
 
@@ -113,12 +121,23 @@ def test_gather_scatter_and_reduce(sizes: tuple[int, int], seed: int) -> None:
 @given(sizes=SIZES, seed=SEEDS)
 def test_allgather_and_alltoall(sizes: tuple[int, int], seed: int) -> None:
     items = data(seed, sizes)
-    results = play(seed, sizes, lambda group, rank, groups: inter.allgather_fan(rank, groups, items[group][rank]))
+    results = play(
+        seed,
+        sizes,
+        lambda group, rank, groups: inter.allgather_fan(rank, groups, items[group][rank]),
+    )
     for group in (0, 1):
         assert [plain(one) for one in results[group]] == [plain(items[1 - group])] * sizes[group]
     chance = random.Random(seed)
-    table = [[[blob(chance) for _ in range(sizes[1 - group])] for _ in range(sizes[group])] for group in (0, 1)]
-    results = play(seed, sizes, lambda group, rank, groups: inter.alltoall_packed(rank, groups, table[group][rank]))
+    table = [
+        [[blob(chance) for _ in range(sizes[1 - group])] for _ in range(sizes[group])]
+        for group in (0, 1)
+    ]
+    results = play(
+        seed,
+        sizes,
+        lambda group, rank, groups: inter.alltoall_packed(rank, groups, table[group][rank]),
+    )
     for group in (0, 1):
         for rank in range(sizes[group]):
             assert plain(results[group][rank]) == [bytes(row[rank]) for row in table[1 - group]]
@@ -129,7 +148,11 @@ def test_allgather_and_alltoall(sizes: tuple[int, int], seed: int) -> None:
 @given(sizes=SIZES, seed=SEEDS)
 def test_allreduce(algorithm: Callable[..., Any], sizes: tuple[int, int], seed: int) -> None:
     items = data(seed, sizes)
-    results = play(seed, sizes, lambda group, rank, groups: algorithm(rank, groups, items[group][rank], concatenate))
+    results = play(
+        seed,
+        sizes,
+        lambda group, rank, groups: algorithm(rank, groups, items[group][rank], concatenate),
+    )
     for group in (0, 1):
         assert [plain(one) for one in results[group]] == [b"".join(items[1 - group])] * sizes[group]
 
@@ -144,16 +167,22 @@ def test_reduce_scatter(sizes: tuple[int, int], seed: int) -> None:
     chance = random.Random(seed)
     total = chance.randrange(30)
     vectors = [[chance.randbytes(total) for _ in range(size)] for size in sizes]
-    cuts = [sorted([0, total, *(chance.randint(0, total) for _ in range(size - 1))]) for size in sizes]
+    cuts = [
+        sorted([0, total, *(chance.randint(0, total) for _ in range(size - 1))]) for size in sizes
+    ]
 
     def make(group: int, rank: int, groups: inter.Groups) -> Any:
         vector, cut = memoryview(vectors[group][rank]), cuts[group]
-        return inter.reduce_scatter_leaders(rank, groups, [vector[a:b] for a, b in zip(cut, cut[1:])], add)
+        return inter.reduce_scatter_leaders(
+            rank, groups, [vector[a:b] for a, b in zip(cut, cut[1:])], add
+        )
 
     results = play(seed, sizes, make)
     for group in (0, 1):
         other = bytes(sum(column) % 256 for column in zip(*vectors[1 - group], strict=True))
-        assert [plain(one) for one in results[group]] == [other[a:b] for a, b in zip(cuts[group], cuts[group][1:])]
+        assert [plain(one) for one in results[group]] == [
+            other[a:b] for a, b in zip(cuts[group], cuts[group][1:])
+        ]
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 5), (8, 3)])
@@ -162,12 +191,20 @@ def test_costs_are_what_the_docstrings_say(sizes: tuple[int, int]) -> None:
     both = sum(sizes)
 
     def count(make: Callable[[int, inter.Groups], Any]) -> Any:
-        members = [make(rank, (low, high)) for rank in low] + [make(rank, (high, low)) for rank in range(sizes[1])]
+        members = [make(rank, (low, high)) for rank in low] + [
+            make(rank, (high, low)) for rank in range(sizes[1])
+        ]
         return run(members)[1]
 
     barrier = count(inter.barrier_leaders)
     assert barrier.rounds <= 3 and barrier.messages == 2 * (both - 2) + 2
     gathered = count(lambda rank, groups: inter.allgather_fan(rank, groups, item))
-    assert gathered.rounds == 1 and gathered.sends == [1] * both and gathered.messages == 2 * sizes[0] * sizes[1]
-    reduced = count(lambda rank, groups: inter.allreduce_leaders(rank, groups, item, lambda a, b: a))
+    assert (
+        gathered.rounds == 1
+        and gathered.sends == [1] * both
+        and gathered.messages == 2 * sizes[0] * sizes[1]
+    )
+    reduced = count(
+        lambda rank, groups: inter.allreduce_leaders(rank, groups, item, lambda a, b: a)
+    )
     assert reduced.messages == 2 * both - 2 and reduced.rounds <= 1 + 2 * ceil(log2(max(sizes)))

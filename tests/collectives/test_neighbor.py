@@ -24,14 +24,21 @@ def exchange(shapes: list[Any], seed: int) -> tuple[list[list[bytes]], list[list
     chance = random.Random(seed)
     size = len(shapes)
     edges = [shape.edges(rank) for rank, shape in enumerate(shapes)]
-    items = [[b"%d.%d" % (rank, place) for place in range(len(out))] for rank, (out, _) in enumerate(edges)]
+    items = [
+        [b"%d.%d" % (rank, place) for place in range(len(out))]
+        for rank, (out, _) in enumerate(edges)
+    ]
     members = [
         neighbor.alltoall_direct(rank, size, out, into, [memoryview(item) for item in items[rank]])
         for rank, (out, into) in enumerate(edges)
     ]
-    got = [[None if one is None else bytes(one) for one in result] for result in run(members, chance.randrange)[0]]
+    got = [
+        [None if one is None else bytes(one) for one in result]
+        for result in run(members, chance.randrange)[0]
+    ]
     members = [
-        neighbor.allgather_fan(rank, size, out, into, memoryview(b"%d" % rank)) for rank, (out, into) in enumerate(edges)
+        neighbor.allgather_fan(rank, size, out, into, memoryview(b"%d" % rank))
+        for rank, (out, into) in enumerate(edges)
     ]
     for (_, into), result in zip(edges, run(members, chance.randrange)[0], strict=True):
         assert [None if one is None else bytes(one) for one in result] == [
@@ -51,15 +58,22 @@ def test_what_goes_down_comes_in_from_above(dims: list[int], rings: int, seed: i
         for direction in range(len(dims)):
             below, above = cart.shift(rank, direction, 1)
             # my neighbour below sent upwards (its second block of the dimension) what I get from below
-            assert got[rank][2 * direction] == (None if below == PROC_NULL else items[below][2 * direction + 1])
-            assert got[rank][2 * direction + 1] == (None if above == PROC_NULL else items[above][2 * direction])
+            assert got[rank][2 * direction] == (
+                None if below == PROC_NULL else items[below][2 * direction + 1]
+            )
+            assert got[rank][2 * direction + 1] == (
+                None if above == PROC_NULL else items[above][2 * direction]
+            )
 
 
 @SETTINGS
 @given(size=st.integers(1, 6), seed=SEEDS)
 def test_any_graph_even_with_several_edges_between_two_ranks(size: int, seed: int) -> None:
     chance = random.Random(seed)
-    edges = [(chance.randrange(size), chance.randrange(size), 1) for _ in range(chance.randrange(3 * size))]
+    edges = [
+        (chance.randrange(size), chance.randrange(size), 1)
+        for _ in range(chance.randrange(3 * size))
+    ]
     shapes = [Dist.collected(rank, size, edges, False) for rank in range(size)]
     items, got = exchange(shapes, seed)
     for rank, shape in enumerate(shapes):
@@ -75,8 +89,13 @@ def test_any_graph_even_with_several_edges_between_two_ranks(size: int, seed: in
 def test_a_graph_that_everybody_knows(size: int, seed: int) -> None:
     chance = random.Random(seed)
     pairs = [(a, b) for a in range(size) for b in range(a + 1) if chance.random() < 0.5]
-    near = [[b for a, b in pairs if a == rank] + [a for a, b in pairs if b == rank and a != b] for rank in range(size)]
-    index = [sum(len(some) for some in near[:rank]) for rank in range(size + 1)]  # mpi4py takes it with its leading 0
+    near = [
+        [b for a, b in pairs if a == rank] + [a for a, b in pairs if b == rank and a != b]
+        for rank in range(size)
+    ]
+    index = [
+        sum(len(some) for some in near[:rank]) for rank in range(size + 1)
+    ]  # mpi4py takes it with its leading 0
     links = [other for some in near for other in some]
     graph = Graph.made(index, links, size)
     assert [graph.of(rank) for rank in range(size)] == near

@@ -28,13 +28,36 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code 0: every case that the real MPI passes in a promised module passes here, or stands in docs/conformance.md.",
     )
     parser.add_argument("--np", default="1,2,3,4,5", help="numbers of ranks (default %(default)s)")
-    parser.add_argument("--channel", default="direct", help="direct, hybrid, queue or object (default %(default)s)")
-    parser.add_argument("--modules", default="promised", help="names with commas; promised (default) or all")
-    parser.add_argument("--cases", default="*", metavar="PATTERN", help="only cases whose full name matches, as *Datatype*")
-    parser.add_argument("--limit", type=float, help="seconds after which a case hangs (default 120 over direct, else 1800)")
-    parser.add_argument("--no-mpich", action="store_true", help="leave the comparison out: every case of this package must pass")
-    parser.add_argument("--cached-mpich", action="store_true", help="use the real MPI's outcomes of an earlier run, if there are any")
-    parser.add_argument("-v", "--verbose", action="store_true", help="print what failing cases had to say")
+    parser.add_argument(
+        "--channel", default="direct", help="direct, hybrid, queue or object (default %(default)s)"
+    )
+    parser.add_argument(
+        "--modules", default="promised", help="names with commas; promised (default) or all"
+    )
+    parser.add_argument(
+        "--cases",
+        default="*",
+        metavar="PATTERN",
+        help="only cases whose full name matches, as *Datatype*",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        help="seconds after which a case hangs (default 120 over direct, else 1800)",
+    )
+    parser.add_argument(
+        "--no-mpich",
+        action="store_true",
+        help="leave the comparison out: every case of this package must pass",
+    )
+    parser.add_argument(
+        "--cached-mpich",
+        action="store_true",
+        help="use the real MPI's outcomes of an earlier run, if there are any",
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="print what failing cases had to say"
+    )
     return parser
 
 
@@ -44,7 +67,9 @@ def _modules(text: str) -> list[str]:
     names = [name if name.startswith("test_") else f"test_{name}" for name in text.split(",")]
     unknown = set(names) - set(suite.modules())
     if unknown:
-        raise SystemExit(f"no such module in mpi4py's tests: {', '.join(sorted(unknown))}; known: {', '.join(suite.modules())}")
+        raise SystemExit(
+            f"no such module in mpi4py's tests: {', '.join(sorted(unknown))}; known: {', '.join(suite.modules())}"
+        )
     return names
 
 
@@ -69,7 +94,11 @@ def _owed(here: dict[str, Outcome], real: dict[str, Outcome] | None) -> list[str
     if real is None:
         return [case for case, outcome in here.items() if outcome.kind == "fail"]
     missing = Outcome("fail", "it did not run")
-    return [case for case, outcome in real.items() if outcome.kind == "pass" and here.get(case, missing).kind != "pass"]
+    return [
+        case
+        for case, outcome in real.items()
+        if outcome.kind == "pass" and here.get(case, missing).kind != "pass"
+    ]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -89,14 +118,20 @@ def main(words: Sequence[str] | None = None) -> int:
             stack.callback(emulator.stop)
             endpoint = emulator.start()
         launcher: Launcher = jobs.smpirun(asked.channel, endpoint)
-        print(f"{'module':24}{'np':>3}{launcher.name:>9}{'mpich':>9}{'skipped':>9}{'not here':>10}{'listed':>8}{'s':>8}{'mpich s':>9}")
+        print(
+            f"{'module':24}{'np':>3}{launcher.name:>9}{'mpich':>9}{'skipped':>9}{'not here':>10}{'listed':>8}{'s':>8}{'mpich s':>9}"
+        )
         for module in modules:
             for size in sizes:
                 start = time.monotonic()
                 excused_here = [line.pattern for line in listed if line.at(size)]
                 here = jobs.run(launcher, size, module, limit, asked.cases, excused_here)
                 middle = time.monotonic()
-                real = None if asked.no_mpich else _real(size, module, limit, asked.cases, asked.cached_mpich)
+                real = (
+                    None
+                    if asked.no_mpich
+                    else _real(size, module, limit, asked.cases, asked.cached_mpich)
+                )
                 end = time.monotonic()
                 owed = _owed(here, real)
                 for line in listed:
@@ -112,7 +147,10 @@ def main(words: Sequence[str] | None = None) -> int:
                 totals[2] += len(excused)
                 row = f"{module:24}{size:>3}{passed:>9}{known or '-':>9}{_count(here, 'skip'):>9}{len(faults):>10}{len(excused):>8}"
                 promised = module in suite.PROMISED
-                print(f"{row}{middle - start:>8.1f}{end - middle:>9.1f}{'' if promised else '  not promised'}", flush=True)
+                print(
+                    f"{row}{middle - start:>8.1f}{end - middle:>9.1f}{'' if promised else '  not promised'}",
+                    flush=True,
+                )
                 broken = [case for case in here if case.startswith("(")]
                 for case in broken or faults:
                     outcome = here.get(case, Outcome("missing", "it did not run"))

@@ -39,5 +39,11 @@ def read(page: Path = PAGE) -> list[Listed]:
     for line in page.read_text(encoding="utf-8").splitlines():
         if match := _LINE.match(line):
             pattern, sizes, reason = match.groups()
-            found.append(Listed(pattern, frozenset(map(int, sizes.split(", "))) if sizes else frozenset(), reason))
+            found.append(
+                Listed(
+                    pattern,
+                    frozenset(map(int, sizes.split(", "))) if sizes else frozenset(),
+                    reason,
+                )
+            )
     return found

@@ -15,7 +15,9 @@ from tests.conformance import suite
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parent.parent.parent
-MOST_SECONDS = 6 * 3600.0  # of a module: the ranks end hanging cases themselves, so this is never reached
+MOST_SECONDS = (
+    6 * 3600.0
+)  # of a module: the ranks end hanging cases themselves, so this is never reached
 _WORST = ("fail", "skip", "pass")
 
 
@@ -47,11 +49,18 @@ def smpirun(channel: str, endpoint: str | None) -> Launcher:
 
 def mpiexec() -> Launcher:
     """The real MPI of the mpich wheel."""
-    return Launcher("mpich", (str(Path(sys.executable).parent / "mpiexec"), "-n", "{n}", sys.executable))
+    return Launcher(
+        "mpich", (str(Path(sys.executable).parent / "mpiexec"), "-n", "{n}", sys.executable)
+    )
 
 
 def run(
-    launcher: Launcher, size: int, module: str, limit: float, pattern: str = "*", excused: Sequence[str] = ()
+    launcher: Launcher,
+    size: int,
+    module: str,
+    limit: float,
+    pattern: str = "*",
+    excused: Sequence[str] = (),
 ) -> dict[str, Outcome]:
     """Outcome of each case of a module on `size` ranks; a key without a case's name is what broke the module as a whole.
 
@@ -61,13 +70,38 @@ def run(
     first = 0
     while first is not None:
         with tempfile.TemporaryDirectory() as out:
-            words = [str(WORKER), str(suite.folder()), out, module, str(first), str(limit), pattern, *excused]
-            environ = {name: value for name, value in os.environ.items() if not name.startswith(("SMPI_JOB", "PMI_"))}
+            words = [
+                str(WORKER),
+                str(suite.folder()),
+                out,
+                module,
+                str(first),
+                str(limit),
+                pattern,
+                *excused,
+            ]
+            environ = {
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("SMPI_JOB", "PMI_"))
+            }
             done = subprocess.run(
-                [*launcher.command(size), *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                timeout=MOST_SECONDS, cwd=ROOT, env=environ,
-            )  # fmt: skip
-            first = _read(Path(out), size, outcomes, first, f"exit code {done.returncode}\n{done.stderr[-4000:]}")
+                [*launcher.command(size), *words],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=MOST_SECONDS,
+                cwd=ROOT,
+                env=environ,
+            )
+            first = _read(
+                Path(out),
+                size,
+                outcomes,
+                first,
+                f"exit code {done.returncode}\n{done.stderr[-4000:]}",
+            )
     return outcomes
 
 
@@ -77,18 +111,24 @@ def _read(out: Path, size: int, outcomes: dict[str, Outcome], first: int, story:
     ended = all(records and records[-1]["outcome"] == "end" for records in ranks)
     stop = None
     if not ended:
-        stopped = [records[-1] for records in ranks if records and records[-1]["outcome"] == "begun"]
+        stopped = [
+            records[-1] for records in ranks if records and records[-1]["outcome"] == "begun"
+        ]
         if not stopped:
             outcomes[f"(from case {first} on)"] = Outcome("fail", story)
             return None
         culprit = min(stopped, key=lambda record: record["number"])
         stop = culprit["number"]
         traces = [f"--- rank {rank}\n{_text(out / f'rank-{rank}.trace')}" for rank in range(size)]
-        outcomes[culprit["case"]] = Outcome("fail", "\n".join([f"hung, or ended a rank: {story}", *traces]))
+        outcomes[culprit["case"]] = Outcome(
+            "fail", "\n".join([f"hung, or ended a rank: {story}", *traces])
+        )
     seen: dict[str, list[tuple[int, str, str]]] = {}
     for rank, records in enumerate(ranks):
         for record in records:
-            if record["outcome"] not in ("begun", "end") and (stop is None or record["number"] < stop):
+            if record["outcome"] not in ("begun", "end") and (
+                stop is None or record["number"] < stop
+            ):
                 kind = "fail" if record["outcome"] == "broken" else record["outcome"]
                 seen.setdefault(record["case"], []).append((rank, kind, record["detail"]))
     for case, parts in seen.items():

@@ -41,8 +41,18 @@ def folder() -> Path:
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
             # only mpi4py itself from source: what its build needs may come as wheels, which takes seconds instead of minutes
-            pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
-            subprocess.run([*pip, "--no-binary", "mpi4py", "-d", scratch, f"mpi4py=={VERSION}"], check=True)
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--disable-pip-version-check",
+                "--no-deps",
+            ]
+            subprocess.run(
+                [*pip, "--no-binary", "mpi4py", "-d", scratch, f"mpi4py=={VERSION}"], check=True
+            )
             (archive,) = Path(scratch).glob("*.tar.gz")
             with tarfile.open(archive) as tar:
                 if hasattr(tarfile, "data_filter"):

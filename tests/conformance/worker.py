@@ -44,7 +44,9 @@ class Recorder(unittest.TestResult):
         self._outcome = ("pass", "")
         self.write(number=self.numbers[test.id()], case=test.id(), outcome="begun")
         short = any(fnmatch.fnmatchcase(test.id(), pattern) for pattern in self._excused)
-        faulthandler.dump_traceback_later(self._limit / 10 if short else self._limit, exit=True, file=self._traces)
+        faulthandler.dump_traceback_later(
+            self._limit / 10 if short else self._limit, exit=True, file=self._traces
+        )
 
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
@@ -79,10 +81,16 @@ class Recorder(unittest.TestResult):
 
 def cases(suite: Any) -> list[unittest.TestCase]:
     """The cases of a suite, in the order they run in."""
-    return [suite] if isinstance(suite, unittest.TestCase) else [case for part in suite for case in cases(part)]
+    return (
+        [suite]
+        if isinstance(suite, unittest.TestCase)
+        else [case for part in suite for case in cases(part)]
+    )
 
 
-def main(tests: str, out: str, module: str, first: str, limit: str, pattern: str, *excused: str) -> None:
+def main(
+    tests: str, out: str, module: str, first: str, limit: str, pattern: str, *excused: str
+) -> None:
     sys.path.insert(0, tests)
     sys.dont_write_bytecode = True
     # as the suite's own main does by default: arrays of these only on demand, for they need a GPU

@@ -56,7 +56,9 @@ def test_shuffled_and_duplicated_frames_keep_the_order(
     chance.shuffle(frames)
 
     def post() -> list[tuple[int, int, bytes, Receive]]:
-        return [(source, tag, data, receiver.post(7, source, tag)) for source, tag, data in messages]
+        return [
+            (source, tag, data, receiver.post(7, source, tag)) for source, tag, data in messages
+        ]
 
     receives = post() if post_first else []
     for now, frame in enumerate(frames):
@@ -65,7 +67,11 @@ def test_shuffled_and_duplicated_frames_keep_the_order(
     for source, tag, data, receive in receives:
         assert got(receive) == data
         assert receive.envelope is not None
-        assert (receive.envelope.source, receive.envelope.tag, receive.envelope.nbytes) == (source, tag, len(data))
+        assert (receive.envelope.source, receive.envelope.tag, receive.envelope.nbytes) == (
+            source,
+            tag,
+            len(data),
+        )
     assert receiver.held_bytes == 0
     assert receiver.dropped == 0
     assert receiver.next_deadline() is None
@@ -245,7 +251,9 @@ def land(receiver: Endpoint, parcel: Parcel) -> memoryview | None:
 
 @SETTINGS
 @given(st.binary(min_size=1, max_size=60), st.integers(1, 20), st.booleans(), st.integers(0, 2**32))
-def test_bodies_land_in_the_receivers_memory_in_any_order(data: bytes, body: int, posted: bool, seed: int) -> None:
+def test_bodies_land_in_the_receivers_memory_in_any_order(
+    data: bytes, body: int, posted: bool, seed: int
+) -> None:
     sender, receiver = guarded(0, body), guarded(1, body)
     into = bytearray(len(data))
     parcels = sender.send(7, 1, 3, view(data))
@@ -255,7 +263,12 @@ def test_bodies_land_in_the_receivers_memory_in_any_order(data: bytes, body: int
     if posted:
         assert all(place is not None and place.obj is into for place in places)
     receive = receive or receiver.post(7, 0, 3, memoryview(into))
-    assert receive.landed and into == data and receiver.held_bytes == 0 and receiver.next_deadline() is None
+    assert (
+        receive.landed
+        and into == data
+        and receiver.held_bytes == 0
+        and receiver.next_deadline() is None
+    )
 
 
 def test_a_landing_keeps_its_receive() -> None:
@@ -270,21 +283,32 @@ def test_a_landing_keeps_its_receive() -> None:
     assert not receive.done and into == bytes(4)
     landing.memory[:] = b"long"
     receiver.landed(landing)
-    assert receive.landed and into == b"long" and receive.envelope is not None and receive.envelope.source == 0
+    assert (
+        receive.landed
+        and into == b"long"
+        and receive.envelope is not None
+        and receive.envelope.source == 0
+    )
     assert got(receiver.post(7, 2, 3)) == b"shor"
 
 
 def test_what_cannot_land_goes_the_ordinary_way() -> None:
     sender, receiver = guarded(0), guarded(1)
     (parcel,) = sender.send(7, 1, 0, view(b"once"))
-    assert land(receiver, parcel) is not None and land(receiver, parcel) is None and receiver.duplicates == 1
+    assert (
+        land(receiver, parcel) is not None
+        and land(receiver, parcel) is None
+        and receiver.duplicates == 1
+    )
     (step,) = sender.publish(7, 0, 0, (1,), view(b"step"))
     assert land(receiver, step) is None and got(receiver.expect(7, 0, 0, 0)) == b"step"
     forged = bytearray(raw(parcel))
     forged[70] ^= 1
     assert receiver.land(memoryview(forged)[:HEADER_BYTES], 4, 0.0) is None
     receiver.post(7, 0, 0, memoryview(bytearray(2)))
-    assert land(receiver, sender.send(7, 1, 0, view(b"too long"))[0]) is not None  # in memory of its own
+    assert (
+        land(receiver, sender.send(7, 1, 0, view(b"too long"))[0]) is not None
+    )  # in memory of its own
 
 
 def test_what_is_awaited_is_told_in_words() -> None:
@@ -293,7 +317,10 @@ def test_what_is_awaited_is_told_in_words() -> None:
     receiver.receive(raw(first), 0.0)
     receiver.post(7, 0, 9)
     assert receiver.awaits()
-    assert receiver.awaited() == [("a message from", 7, 0, 9), ("the rest of a message from", 7, 0, None)]
+    assert receiver.awaited() == [
+        ("a message from", 7, 0, 9),
+        ("the rest of a message from", 7, 0, None),
+    ]
     for parcel in rest:
         receiver.receive(raw(parcel), 0.0)
     assert receiver.awaited() == [("a message from", 7, 0, 9)]

@@ -83,7 +83,9 @@ class AgainstNaive(RuleBasedStateMachine):
 
 
 TestAgainstNaive = AgainstNaive.TestCase
-TestAgainstNaive.settings = settings(derandomize=True, deadline=None, max_examples=150, stateful_step_count=40)
+TestAgainstNaive.settings = settings(
+    derandomize=True, deadline=None, max_examples=150, stateful_step_count=40
+)
 
 
 def test_patterns_are_exactly_what_matches() -> None:

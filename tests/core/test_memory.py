@@ -23,7 +23,9 @@ def test_a_hundred_thousand_messages_leave_nothing() -> None:
     def some(count: int) -> None:
         nonlocal collective
         for number in range(count // 10):
-            for tag in range(8):  # unexpected ones, posted ones, wildcards; tags that never come again
+            for tag in range(
+                8
+            ):  # unexpected ones, posted ones, wildcards; tags that never come again
                 posted = receiver.post(7, 0, number) if tag % 2 else None
                 for parcel in sender.send(7, 1, number, long if tag == 3 else data):
                     receiver.receive(memoryview(b"".join(parcel.parts)), 0.0)

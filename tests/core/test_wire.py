@@ -25,13 +25,32 @@ KEY = bytes(range(32))
 
 FRAMES = st.builds(
     lambda kind, flags, context, source, dest, tag, seq, chunk, more, offset, body, rest: Frame(
-        kind, flags, context, source, dest, tag, seq, chunk, chunk + 1 + more, offset, offset + len(body) + rest,
+        kind,
+        flags,
+        context,
+        source,
+        dest,
+        tag,
+        seq,
+        chunk,
+        chunk + 1 + more,
+        offset,
+        offset + len(body) + rest,
         memoryview(body),
     ),
-    st.sampled_from(Kind), st.integers(0, 255).filter(lambda flags: not flags & FLAG_GUARDED), st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1),
-    st.integers(-1, 2**31 - 1), st.integers(-(2**31), 2**31 - 1), st.integers(0, 2**62), st.integers(0, 2**20),
-    st.integers(0, 2**20), st.integers(0, 2**40), st.binary(max_size=200), st.integers(0, 2**40),
-)  # fmt: skip
+    st.sampled_from(Kind),
+    st.integers(0, 255).filter(lambda flags: not flags & FLAG_GUARDED),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**31 - 1),
+    st.integers(-1, 2**31 - 1),
+    st.integers(-(2**31), 2**31 - 1),
+    st.integers(0, 2**62),
+    st.integers(0, 2**20),
+    st.integers(0, 2**20),
+    st.integers(0, 2**40),
+    st.binary(max_size=200),
+    st.integers(0, 2**40),
+)
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=200)
 
 
@@ -71,7 +90,9 @@ def test_another_job_or_key_is_refused(job: bytes, key: bytes) -> None:
 
 def test_a_body_in_parts_is_the_body() -> None:
     frame = Frame(Kind.POINT, 0, 1, 0, 1, 2, 3, 0, 1, 0, 4, memoryview(b"body"))
-    parts = encode(*frame[:-1], (memoryview(b"bo"), memoryview(b""), memoryview(b"dy")), 4, JOB, KEY)
+    parts = encode(
+        *frame[:-1], (memoryview(b"bo"), memoryview(b""), memoryview(b"dy")), 4, JOB, KEY
+    )
     assert b"".join(parts) == whole(frame)
     assert parts[0].nbytes == HEADER_BYTES
 

@@ -21,7 +21,9 @@ from tests.launch.lambda_stack import Deployed, smpi
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     with Emulator(tmp_path_factory.mktemp("ministack")) as emulator:
-        done = smpi("deploy", "--endpoint", emulator.url, "--stack", "other", "--ranks", 4, "--jobs", 2)
+        done = smpi(
+            "deploy", "--endpoint", emulator.url, "--stack", "other", "--ranks", 4, "--jobs", 2
+        )
         assert done.returncode == 0, done.stderr
         yield Deployed(emulator.url, "other")
 
@@ -33,13 +35,22 @@ def _on(deployed: Deployed, *words: object) -> subprocess.CompletedProcess[str]:
 def test_doctor_hello_jobs_logs_and_cost(deployed: Deployed) -> None:
     done = _on(deployed, "doctor")
     assert done.returncode == 0 and "WRONG" not in done.stdout, done.stdout + done.stderr
-    for word in ("credentials of", "clock:", "concurrent executions", "stack other", "with the C kernel", "sns"):
+    for word in (
+        "credentials of",
+        "clock:",
+        "concurrent executions",
+        "stack other",
+        "with the C kernel",
+        "sns",
+    ):
         assert word in done.stdout
 
     done = _on(deployed, "hello", "-n", 3)
     assert done.returncode == 0 and "GB-s" in done.stderr, done.stderr
     greetings = sorted(done.stdout.splitlines())
-    assert [line.partition(" greets")[0] for line in greetings] == [f"rank {rank} of 3" for rank in range(3)]
+    assert [line.partition(" greets")[0] for line in greetings] == [
+        f"rank {rank} of 3" for rank in range(3)
+    ]
 
     done = _on(deployed, "jobs")
     assert done.returncode == 0 and "-n 3 hybrid" in done.stdout and "ended with 0" in done.stdout
@@ -47,7 +58,10 @@ def test_doctor_hello_jobs_logs_and_cost(deployed: Deployed) -> None:
     done = _on(deployed, "logs", job_id)
     assert sorted(line.partition(": ")[2] for line in done.stdout.splitlines()) == greetings
     done = _on(deployed, "logs", job_id, "--rank", 1, "--follow")
-    assert done.stdout.startswith("rank 1 out: rank 1 of 3 greets") and len(done.stdout.splitlines()) == 1
+    assert (
+        done.stdout.startswith("rank 1 out: rank 1 of 3 greets")
+        and len(done.stdout.splitlines()) == 1
+    )
     done = _on(deployed, "cost", job_id, "--json")
     found = json.loads(done.stdout)
     assert found["ranks"] == found["heard"] == 3 and found["usd"] > 0
@@ -58,11 +72,30 @@ def test_doctor_hello_jobs_logs_and_cost(deployed: Deployed) -> None:
     assert _on(deployed, "cost", job_id).returncode == 2
 
 
-def test_a_job_whose_launcher_was_killed_is_stopped_by_clean(deployed: Deployed, tmp_path: Path) -> None:
+def test_a_job_whose_launcher_was_killed_is_stopped_by_clean(
+    deployed: Deployed, tmp_path: Path
+) -> None:
     prog = tmp_path / "prog.py"
-    prog.write_text("from mpi4py import MPI\nc = MPI.COMM_WORLD\nprint('up', flush=True)\nc.recv(source=c.rank)\n")
-    words = ["--platform", "lambda", "--endpoint", deployed.endpoint, "--stack", deployed.name, "-n", "2", str(prog)]
-    with subprocess.Popen([sys.executable, "-m", "serverless_mpi.launch", *words], stdout=subprocess.PIPE, text=True, cwd=ROOT) as job:
+    prog.write_text(
+        "from mpi4py import MPI\nc = MPI.COMM_WORLD\nprint('up', flush=True)\nc.recv(source=c.rank)\n"
+    )
+    words = [
+        "--platform",
+        "lambda",
+        "--endpoint",
+        deployed.endpoint,
+        "--stack",
+        deployed.name,
+        "-n",
+        "2",
+        str(prog),
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "serverless_mpi.launch", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as job:
         assert job.stdout is not None
         assert [job.stdout.readline() for _ in range(2)] == ["up\n"] * 2
         job.kill()
@@ -76,7 +109,11 @@ def test_a_job_whose_launcher_was_killed_is_stopped_by_clean(deployed: Deployed,
     done = _on(deployed, "clean", "--all")
     assert done.returncode == 0 and "stopped" in done.stderr, done.stderr
     assert time.monotonic() - began < 30
-    assert not pool.held(deployed.stack) and not History(deployed.stack).jobs() and not deployed.job_keys()
+    assert (
+        not pool.held(deployed.stack)
+        and not History(deployed.stack).jobs()
+        and not deployed.job_keys()
+    )
 
 
 def test_what_is_not_there_is_told(deployed: Deployed) -> None:

@@ -19,10 +19,26 @@ from tests.harness import ROOT
 WHOLE = Layout(memory_mb=(512, 1769), ranks=8, jobs=2)
 # what `sam validate` imports and the tests' environment lacks; without dependencies, whose pins are not ours
 SAM = (
-    "aws-sam-cli", "chevron", "cookiecutter", "aws-sam-translator", "aws-lambda-builders", "dateparser", "tzlocal", "ruamel-yaml",
-    "tomlkit", "watchdog", "rich", "pyopenssl", "binaryornot", "python-slugify", "arrow", "text-unidecode", "markdown-it-py", "mdurl",
+    "aws-sam-cli",
+    "chevron",
+    "cookiecutter",
+    "aws-sam-translator",
+    "aws-lambda-builders",
+    "dateparser",
+    "tzlocal",
+    "ruamel-yaml",
+    "tomlkit",
+    "watchdog",
+    "rich",
+    "pyopenssl",
+    "binaryornot",
+    "python-slugify",
+    "arrow",
+    "text-unidecode",
+    "markdown-it-py",
+    "mdurl",
     "pytz",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +48,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     kinds = {
         "bucket": template.build(WHOLE, only_bucket=True),
         "whole": template.build(WHOLE),
-        "snapstart": template.build(Layout(ranks=2, jobs=1, arch="arm64", python="3.12", snapstart=True), release="abc"),
+        "snapstart": template.build(
+            Layout(ranks=2, jobs=1, arch="arm64", python="3.12", snapstart=True), release="abc"
+        ),
     }
     for name, made in kinds.items():
         (folder / f"{name}.json").write_text(json.dumps(made))
@@ -40,20 +58,55 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_cfn_lint_finds_nothing(written: list[Path]) -> None:
-    command = [str(Path(sys.executable).with_name("cfn-lint")), "-r", "us-east-1", "-t", *map(str, written)]
+    command = [
+        str(Path(sys.executable).with_name("cfn-lint")),
+        "-r",
+        "us-east-1",
+        "-t",
+        *map(str, written),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_sam_validates(written: list[Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--target", str(tmp_path / "sam"), *SAM]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "sam"),
+        *SAM,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"the package index gives no aws-sam-cli: {done.stderr[-200:]}")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "sam"), "HOME": str(tmp_path), "SAM_CLI_TELEMETRY": "0", "SAM_CLI_CHECK_UPDATES": "0"}
-    command = [sys.executable, "-m", "samcli", "validate", "--lint", "--region", "us-east-1", "-t", str(written[-1])]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path / "sam"),
+        "HOME": str(tmp_path),
+        "SAM_CLI_TELEMETRY": "0",
+        "SAM_CLI_CHECK_UPDATES": "0",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "samcli",
+        "validate",
+        "--lint",
+        "--region",
+        "us-east-1",
+        "-t",
+        str(written[-1]),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
-    assert done.returncode == 0 and "is a valid SAM Template" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "is a valid SAM Template" in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def _statements(made: dict[str, Any], role: str) -> list[dict[str, Any]]:
@@ -65,7 +118,9 @@ def _statements(made: dict[str, Any], role: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("role", ["RankRole", "ReportRole"])
 def test_a_role_may_touch_the_stack_and_nothing_else(role: str) -> None:
     for statement in _statements(template.build(WHOLE), role):
-        assert statement["Effect"] == "Allow" and not any("*" in action for action in statement["Action"])
+        assert statement["Effect"] == "Allow" and not any(
+            "*" in action for action in statement["Action"]
+        )
         resources = statement["Resource"]
         for resource in resources if isinstance(resources, list) else [resources]:
             text = json.dumps(resource)
@@ -78,15 +133,27 @@ def test_what_holds_data_is_encrypted_private_and_short_lived() -> None:
     for name, resource in resources.items():
         properties = resource["Properties"]
         if resource["Type"] == "AWS::SQS::Queue":
-            assert properties["SqsManagedSseEnabled"] and properties["MessageRetentionPeriod"] <= 3600, name
+            assert (
+                properties["SqsManagedSseEnabled"] and properties["MessageRetentionPeriod"] <= 3600
+            ), name
         if resource["Type"] == "AWS::Logs::LogGroup":
             assert properties["RetentionInDays"] <= 7, name
         if resource["Type"] == "AWS::Lambda::EventInvokeConfig":
-            assert properties["MaximumRetryAttempts"] == 0 and properties["DestinationConfig"]["OnFailure"], name
+            assert (
+                properties["MaximumRetryAttempts"] == 0
+                and properties["DestinationConfig"]["OnFailure"]
+            ), name
     bucket = resources["Bucket"]["Properties"]
-    assert all(bucket["PublicAccessBlockConfiguration"].values()) and len(bucket["PublicAccessBlockConfiguration"]) == 4
+    assert (
+        all(bucket["PublicAccessBlockConfiguration"].values())
+        and len(bucket["PublicAccessBlockConfiguration"]) == 4
+    )
     assert bucket["LifecycleConfiguration"]["Rules"][0]["ExpirationInDays"] == 1
-    policies = {resource["Type"] for resource in resources.values() if "aws:SecureTransport" in json.dumps(resource)}
+    policies = {
+        resource["Type"]
+        for resource in resources.values()
+        if "aws:SecureTransport" in json.dumps(resource)
+    }
     assert policies == {"AWS::S3::BucketPolicy", "AWS::SQS::QueuePolicy", "AWS::SNS::TopicPolicy"}
 
 
@@ -96,8 +163,13 @@ def test_every_slot_is_subscribed_to_the_topic_of_its_number() -> None:
     assert len(resources) <= 500  # CloudFormation's quota
     for slot in range(MAX_RANKS):
         properties = resources[f"Subscription{slot}"]["Properties"]
-        assert properties["TopicArn"] == {"Ref": f"Topic{slot // 200}"} and properties["FilterPolicy"] == {"t": [str(slot)]}
-        assert properties["Endpoint"] == {"Fn::GetAtt": [f"Queue{slot}", "Arn"]} and properties["RawMessageDelivery"]
+        assert properties["TopicArn"] == {"Ref": f"Topic{slot // 200}"} and properties[
+            "FilterPolicy"
+        ] == {"t": [str(slot)]}
+        assert (
+            properties["Endpoint"] == {"Fn::GetAtt": [f"Queue{slot}", "Arn"]}
+            and properties["RawMessageDelivery"]
+        )
     assert len(json.dumps(made)) < 1_000_000
 
 

@@ -15,7 +15,9 @@ SMALL = {
     "master_worker.py": ["--limit", "5000"],
     "sparse_dnn.py": ["--layers", "12", "--samples", "200"],
 }
-needs_mpi = pytest.mark.skipif(mpirun() is None, reason="the real MPI is not installed: pip install 'serverless-mpi[mpi]'")
+needs_mpi = pytest.mark.skipif(
+    mpirun() is None, reason="the real MPI is not installed: pip install 'serverless-mpi[mpi]'"
+)
 
 
 @needs_mpi
@@ -39,9 +41,22 @@ def test_the_same_output_over_every_channel(name: str, channel: str) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_a_random_network_gives_the_serial_bits_on_any_number_of_ranks(ranks: int) -> None:
     done = smpirun(
-        "-n", ranks, "--channel", "direct", "examples/sparse_dnn.py", "--net", "random", "--neurons", 64, "--layers", 6,
-        "--samples", 90, "--seed", 3,
-    )  # fmt: skip
+        "-n",
+        ranks,
+        "--channel",
+        "direct",
+        "examples/sparse_dnn.py",
+        "--net",
+        "random",
+        "--neurons",
+        64,
+        "--layers",
+        6,
+        "--samples",
+        90,
+        "--seed",
+        3,
+    )
     assert done.returncode == 0, done.stderr
     assert "the same to the last bit" in done.stdout
 
@@ -49,10 +64,16 @@ def test_a_random_network_gives_the_serial_bits_on_any_number_of_ranks(ranks: in
 @pytest.mark.skipif(not DATA.exists(), reason=f"no real data at {DATA}")
 def test_the_official_categories() -> None:
     done = smpirun(
-        "-n", 2, "--channel", "direct", "examples/sparse_dnn.py",
-        "--images", DATA / "graphchallenge_images_1024_first10k.npz",
-        "--categories", DATA / "graphchallenge_categories_1024_120_first10k.txt",
-    )  # fmt: skip
+        "-n",
+        2,
+        "--channel",
+        "direct",
+        "examples/sparse_dnn.py",
+        "--images",
+        DATA / "graphchallenge_images_1024_first10k.npz",
+        "--categories",
+        DATA / "graphchallenge_categories_1024_120_first10k.txt",
+    )
     assert done.returncode == 0, done.stderr
     assert "official categories: the same (337)" in done.stdout
 
@@ -69,4 +90,9 @@ def test_the_official_categories() -> None:
 def test_bad_input_is_one_line(words: list[str], told: str) -> None:
     done = smpirun("-n", 2, "--channel", "direct", "examples/sparse_dnn.py", *words)
     said = [line for line in done.stderr.splitlines() if line.startswith("sparse_dnn:")]
-    assert done.returncode == 2 and len(said) == 1 and told in said[0] and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and len(said) == 1
+        and told in said[0]
+        and "Traceback" not in done.stderr
+    )

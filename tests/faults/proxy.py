@@ -12,7 +12,9 @@ from collections import Counter
 from urllib.parse import urlsplit
 
 HARMS = ("refuse", "break before", "break after", "break within", "throttle")
-_REFUSED = b"HTTP/1.1 503 Slow Down\r\ncontent-length: 39\r\n\r\n<Error><Code>SlowDown</Code></Error>   "
+_REFUSED = (
+    b"HTTP/1.1 503 Slow Down\r\ncontent-length: 39\r\n\r\n<Error><Code>SlowDown</Code></Error>   "
+)
 _THROTTLED = b'HTTP/1.1 400 Bad Request\r\ncontent-length: 40\r\n\r\n{"__type":"x#ThrottlingException"}      '
 
 
@@ -67,7 +69,9 @@ class Proxy:
                     server.sendall(request)
                     head = b"HEAD " if request.startswith(b"HEAD ") else b""
                     answer = _message(from_server, bodyless=bool(head))
-                    if answer is None or harm == "break after":  # it is done, and nobody hears of it
+                    if (
+                        answer is None or harm == "break after"
+                    ):  # it is done, and nobody hears of it
                         return
                     if harm == "break within":
                         client.sendall(answer[: len(answer) // 2])

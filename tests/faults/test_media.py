@@ -38,7 +38,9 @@ class Chaos(MemoryChannel):
         for delivery in come:
             times = self._chance.choice((1, 1, 2, 3))
             self.repeated += times - 1
-            self._held += [Delivery(memoryview(bytearray(delivery.data)), None) for _ in range(times)]
+            self._held += [
+                Delivery(memoryview(bytearray(delivery.data)), None) for _ in range(times)
+            ]
         self._chance.shuffle(self._held)
         if come:  # some wait for what comes later; what is left alone goes out
             keep = self._chance.randrange(len(self._held) + 1)
@@ -72,7 +74,10 @@ def test_frames_twice_late_and_in_any_order(
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 @pytest.mark.parametrize("name", ["queue", "object", "hybrid"])
 def test_a_service_that_fails_one_request_in_ten(
-    name: str, program: Callable[[Intracomm], None], ministack_endpoint: str, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    program: Callable[[Intracomm], None],
+    ministack_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # what an answer that was lost has taken comes again at once, and not after a minute
     monkeypatch.setattr("serverless_mpi.aws.control.VISIBILITY_S", 1)
@@ -90,8 +95,12 @@ def test_a_service_that_fails_one_request_in_ten(
             for end in ends:
                 end.join()
             assert sum(proxy.harmed[harm] for harm in HARMS) > 0
-            metered = sum(row["requests"] for runtime in runtimes for row in runtime.meter.snapshot().values())
-            assert metered == sum(proxy.seen.values())  # every attempt is on the bill, and nothing else
+            metered = sum(
+                row["requests"] for runtime in runtimes for row in runtime.meter.snapshot().values()
+            )
+            assert metered == sum(
+                proxy.seen.values()
+            )  # every attempt is on the bill, and nothing else
     finally:
         kind.destroy(spec)
 

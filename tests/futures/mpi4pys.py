@@ -65,7 +65,10 @@ aplus: Any = ModuleType("mpi4py.futures.aplus")
 aplus.ThenableFuture = futures.Future
 sys.modules["mpi4py.futures.aplus"] = aplus
 _core = SimpleNamespace(
-    SharedPool=pool.shared, MAIN_RUN_NAME=worker.WORKER_NAME, RemoteTraceback=worker.RemoteTraceback, comm_split=_split
+    SharedPool=pool.shared,
+    MAIN_RUN_NAME=worker.WORKER_NAME,
+    RemoteTraceback=worker.RemoteTraceback,
+    comm_split=_split,
 )
 futures._core = _core  # type: ignore[attr-defined]
 _file = Path(os.environ["SMPI_TEST_FUTURES"])

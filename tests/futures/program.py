@@ -64,7 +64,9 @@ def check(executor: Any, size: int, workers: bool) -> None:
     assert sorted(executor.map(nap, [0.03, 0.02, 0.01], unordered=True)) == [0.01, 0.02, 0.03]
     assert (executor.submit(square, np.arange(100_000)).result()[-1]) == 99_999**2
     error = executor.submit(fail, "x").exception()
-    assert isinstance(error, KeyError) and error.args == ("x",) and "in fail" in str(error.__cause__)
+    assert (
+        isinstance(error, KeyError) and error.args == ("x",) and "in fail" in str(error.__cause__)
+    )
     if workers:  # threads need no pickles
         assert isinstance(executor.submit(make_awkward).exception(), TypeError)
         assert executor.submit(crew).result() == size
@@ -98,10 +100,22 @@ def main() -> None:
                 print("held")
         return
     check(futures.MPIPoolExecutor(), size, True)
-    with futures.MPIPoolExecutor(1, initializer=choose, initargs=(7,)) as one, futures.MPIPoolExecutor() as other:
-        assert one.num_workers == 1 and one.submit(chosen).result() == 7 and other.submit(square, 2).result() == 4
-    with futures.MPIPoolExecutor(globals={"EXTRA": 5}, env={"SMPI_TEST": "yes"}, path=["/nowhere"]) as executor:
-        assert list(executor.bootup().map(setting, ["EXTRA"] * 2 * size)) == [(5, "yes", True)] * 2 * size
+    with (
+        futures.MPIPoolExecutor(1, initializer=choose, initargs=(7,)) as one,
+        futures.MPIPoolExecutor() as other,
+    ):
+        assert (
+            one.num_workers == 1
+            and one.submit(chosen).result() == 7
+            and other.submit(square, 2).result() == 4
+        )
+    with futures.MPIPoolExecutor(
+        globals={"EXTRA": 5}, env={"SMPI_TEST": "yes"}, path=["/nowhere"]
+    ) as executor:
+        assert (
+            list(executor.bootup().map(setting, ["EXTRA"] * 2 * size))
+            == [(5, "yes", True)] * 2 * size
+        )
     executor = futures.MPIPoolExecutor(initializer=fail, initargs=("bad",))
     try:
         executor.submit(square, 1).result()
@@ -111,7 +125,13 @@ def main() -> None:
         raise AssertionError("not broken")
     assert executor.num_workers == 0
     with futures.ThreadPoolExecutor(3, initializer=lambda: None) as threads:
-        assert threads.num_workers == 3 and list(threads.map(lambda x: x + 1, range(5))) == [1, 2, 3, 4, 5]
+        assert threads.num_workers == 3 and list(threads.map(lambda x: x + 1, range(5))) == [
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
     try:
         futures.ProcessPoolExecutor()
     except NotImplementedError as error:

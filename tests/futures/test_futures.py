@@ -16,7 +16,9 @@ PROGRAM = Path(__file__).with_name("program.py")
 
 @pytest.mark.parametrize("channel, size", [("direct", 4), ("direct", 2), ("queue", 3)])
 def test_ranks_serve_the_program_of_rank_0(channel: str, size: int) -> None:
-    job = smpirun("-n", size, "--channel", channel, "-m", "serverless_mpi.futures", PROGRAM, size - 1, "pool")
+    job = smpirun(
+        "-n", size, "--channel", channel, "-m", "serverless_mpi.futures", PROGRAM, size - 1, "pool"
+    )
     assert (job.returncode, job.stdout) == (0, "held\n"), job.stderr
 
 
@@ -33,10 +35,25 @@ def test_an_executor_without_workers_says_how_to_get_some() -> None:
 
 def test_the_command_line_of_the_module() -> None:
     assert smpirun("--channel", "direct", "-m", "serverless_mpi.futures").returncode == 2
-    assert "usage" in smpirun("--channel", "direct", "-m", "serverless_mpi.futures", "--help").stdout
-    job = smpirun("-n", 2, "--channel", "direct", "-m", "serverless_mpi.futures", "-c", "import sys; print(sys.argv); sys.exit(3)", "a")
+    assert (
+        "usage" in smpirun("--channel", "direct", "-m", "serverless_mpi.futures", "--help").stdout
+    )
+    job = smpirun(
+        "-n",
+        2,
+        "--channel",
+        "direct",
+        "-m",
+        "serverless_mpi.futures",
+        "-c",
+        "import sys; print(sys.argv); sys.exit(3)",
+        "a",
+    )
     assert (job.returncode, job.stdout) == (3, "['-c', 'a']\n")
-    assert "no program" in smpirun("--channel", "direct", "-m", "serverless_mpi.futures", "nowhere.py").stderr
+    assert (
+        "no program"
+        in smpirun("--channel", "direct", "-m", "serverless_mpi.futures", "nowhere.py").stderr
+    )
 
 
 def test_collect_and_compose() -> None:
@@ -71,6 +88,9 @@ def test_collect_and_compose() -> None:
 
 @pytest.mark.parametrize("words", [(3,), (3, "-m", "serverless_mpi.futures")])
 def test_mpi4pys_own_tests_of_its_futures(words: tuple[object, ...]) -> None:
-    environ = {**os.environ, "SMPI_TEST_FUTURES": str(suite.folder().parent / "demo" / "futures" / "test_futures.py")}
+    environ = {
+        **os.environ,
+        "SMPI_TEST_FUTURES": str(suite.folder().parent / "demo" / "futures" / "test_futures.py"),
+    }
     job = smpirun("--channel", "direct", "-n", *words, PROGRAM.with_name("mpi4pys.py"), env=environ)
     assert job.returncode == 0 and "OK" in job.stderr, job.stderr

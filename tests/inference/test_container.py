@@ -76,7 +76,9 @@ def test_later_versions_and_other_kinds_are_refused() -> None:
     with pytest.raises(StoreError, match="x holds a thing, not a part"):
         unpack("x", memoryview(bytes(data)), "a part")
     struct.pack_into("<I", data, 8, 7)
-    with pytest.raises(StoreError, match="x has format 7, of a later serverless_mpi; this one reads up to 1"):
+    with pytest.raises(
+        StoreError, match="x has format 7, of a later serverless_mpi; this one reads up to 1"
+    ):
         unpack("x", memoryview(bytes(data)), "a thing")
 
 
@@ -101,7 +103,9 @@ def test_files_are_put_and_got(place) -> None:  # type: ignore[no-untyped-def]
     assert bytes(place.get("a")) == b"three"
 
 
-def test_a_large_object_comes_in_ranges(ministack_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_object_comes_in_ranges(
+    ministack_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     control.client("s3", ministack_endpoint, "us-east-1").create_bucket(Bucket="ranges")
     monkeypatch.setattr("serverless_mpi.inference.container.PART_BYTES", 1000)
     opened = medium("s3://ranges/p", ministack_endpoint)
@@ -113,7 +117,9 @@ def test_a_large_object_comes_in_ranges(ministack_endpoint: str, monkeypatch: py
     opened.close()
 
 
-def test_a_missing_bucket_and_a_bad_place_are_named(ministack_endpoint: str, tmp_path: Path) -> None:
+def test_a_missing_bucket_and_a_bad_place_are_named(
+    ministack_endpoint: str, tmp_path: Path
+) -> None:
     opened = medium("s3://no-such-bucket/x", ministack_endpoint)
     with pytest.raises(StoreError, match="no bucket 'no-such-bucket' at http"):
         opened.get("a")

@@ -24,7 +24,10 @@ def test_all_published_runs_are_reproduced() -> None:
     for run in runs:
         bill = PaperModel().bill(published(metrics[run["config"]], float(run["lambda_mb"])))
         for name in ("lambda_usd", "sns_usd", "sqs_usd", "s3_usd", "total_usd"):
-            assert getattr(bill, name) == pytest.approx(float(run[name] or 0), rel=1e-3), (run["config"], name)
+            assert getattr(bill, name) == pytest.approx(float(run[name] or 0), rel=1e-3), (
+                run["config"],
+                name,
+            )
 
 
 def test_the_papers_formula_by_hand() -> None:
@@ -44,7 +47,10 @@ def test_the_papers_formula_by_hand() -> None:
 
 def test_every_billed_request_counts() -> None:
     prices = Prices(
-        "2026-01-01", "nowhere", {"sqs": 1.0, "sns": 2.0, "s3.PUT": 4.0, "s3.DELETE": 0.0, "lambda": 8.0}, {"arm64": 16.0}
+        "2026-01-01",
+        "nowhere",
+        {"sqs": 1.0, "sns": 2.0, "s3.PUT": 4.0, "s3.DELETE": 0.0, "lambda": 8.0},
+        {"arm64": 16.0},
     )
     meter = Meter()
     meter.count("sqs", "ReceiveMessage", 1, 0)  # an empty receive
@@ -55,7 +61,12 @@ def test_every_billed_request_counts() -> None:
     meter.count("s3", "DELETE", 3)
     meter.count("direct", "frame", 3, 100)  # no service of AWS
     bill = BilledModel(prices, "arm64").bill(Use(2, 512, 3.0, meter.snapshot()))
-    assert (bill.sqs_usd, bill.sns_usd, bill.s3_usd, bill.lambda_usd) == (4, 8, 12, 2 * 8 + 3 * 0.5 * 16)
+    assert (bill.sqs_usd, bill.sns_usd, bill.s3_usd, bill.lambda_usd) == (
+        4,
+        8,
+        12,
+        2 * 8 + 3 * 0.5 * 16,
+    )
 
 
 def test_a_row_that_is_no_run_is_refused() -> None:

@@ -18,7 +18,9 @@ def test_radixnet_has_the_challenges_shape() -> None:
         assert (np.bincount(one.indices, minlength=1024) == 32).all() and one.constant == 1 / 16
         if number < 6:
             shift = inputs[:, :] % 64
-            assert {tuple(sorted(set(row))) for row in shift[:1].tolist()} == {tuple(sorted({0, 2**number}))}
+            assert {tuple(sorted(set(row))) for row in shift[:1].tolist()} == {
+                tuple(sorted({0, 2**number}))
+            }
 
 
 def test_a_network_is_made_anew_by_each_reader_one_layer_at_a_time() -> None:
@@ -26,9 +28,16 @@ def test_a_network_is_made_anew_by_each_reader_one_layer_at_a_time() -> None:
     layers = iter(network)
     first = [next(layers).indices for _ in range(8)]
     again = [matrix.indices for matrix, _ in zip(network, range(8))]
-    assert len(network) == 1920 and all((one == other).all() for one, other in zip(first, again, strict=True))
-    assert all((one.indices == other.indices).all() for one, other in zip(networks.random(100, 3, 1), networks.random(100, 3, 1)))
-    assert (networks.randomnet(100, 1, 1)[0].indices != networks.randomnet(100, 1, 2)[0].indices).any()
+    assert len(network) == 1920 and all(
+        (one == other).all() for one, other in zip(first, again, strict=True)
+    )
+    assert all(
+        (one.indices == other.indices).all()
+        for one, other in zip(networks.random(100, 3, 1), networks.random(100, 3, 1))
+    )
+    assert (
+        networks.randomnet(100, 1, 1)[0].indices != networks.randomnet(100, 1, 2)[0].indices
+    ).any()
 
 
 @pytest.mark.parametrize("neurons, layers", [(1000, 3), (1024, 0)])
@@ -47,7 +56,10 @@ def test_the_official_categories_of_real_images() -> None:
 
 @pytest.mark.parametrize("suffix", dataset.SUFFIXES)
 def test_a_network_comes_back_from_its_files(tmp_path: Path, suffix: str) -> None:
-    for network in (networks.randomnet(50, 3, seed=2), [SparseRows([0, 0, 2, 3], [0, 2, 1], [0.5, -1e-30, 3.0], 3)]):
+    for network in (
+        networks.randomnet(50, 3, seed=2),
+        [SparseRows([0, 0, 2, 3], [0, 2, 1], [0.5, -1e-30, 3.0], 3)],
+    ):
         neurons = network[0].n_cols
         dataset.write_network(tmp_path, network, suffix)
         read = dataset.read_network(tmp_path, neurons, len(network), bias=-0.5)
@@ -68,7 +80,9 @@ def test_scipy_reads_what_is_written_and_writes_what_is_read(tmp_path: Path) -> 
     assert abs(scipy_io.mmread(tmp_path / "a.mtx").tocsr() - dense).max() == 0
     for kind in ("csr", "csc", "coo"):
         sparse.save_npz(tmp_path / f"{kind}.npz", dense.asformat(kind))
-        assert (dataset.read_layer(tmp_path / f"{kind}.npz", 40).all_values() == matrix.all_values()).all()
+        assert (
+            dataset.read_layer(tmp_path / f"{kind}.npz", 40).all_values() == matrix.all_values()
+        ).all()
     scipy_io.mmwrite(tmp_path / "b.mtx", dense.tocoo(), precision=9)
     assert (dataset.read_layer(tmp_path / "b.mtx", 40).all_values() == matrix.all_values()).all()
 
@@ -112,8 +126,14 @@ def test_a_bad_line_is_named_in_any_block(tmp_path: Path, monkeypatch: pytest.Mo
         ("%%MatrixMarket matrix array real general\n", "line 1"),
         ("%%MatrixMarket matrix coordinate real symmetric\n", "line 1"),
         ("%%MatrixMarket matrix coordinate real general\n% made by hand\n3 3\n", "line 3"),
-        ("%%MatrixMarket matrix coordinate real general\n4 3 1\n1 1 1\n", "shape .4, 3.; wanted .3, 3."),
-        ("%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 1\n", "1 entries; its line 2 says 2"),
+        (
+            "%%MatrixMarket matrix coordinate real general\n4 3 1\n1 1 1\n",
+            "shape .4, 3.; wanted .3, 3.",
+        ),
+        (
+            "%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 1\n",
+            "1 entries; its line 2 says 2",
+        ),
         ("%%MatrixMarket matrix coordinate pattern general\n3 3 1\n1 4\n", "line 3"),
     ],
 )
@@ -152,7 +172,11 @@ def test_images_come_back_from_every_format(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(b"PK and no more")
     np.savez(tmp_path / "other.npz", something=images)
     np.savez(tmp_path / "nan.npz", images=np.full((2, 64), np.nan))
-    for name, told in (("broken.npz", "is no npz"), ("other.npz", "neither 'bits' nor 'images'"), ("nan.npz", "NaN")):
+    for name, told in (
+        ("broken.npz", "is no npz"),
+        ("other.npz", "neither 'bits' nor 'images'"),
+        ("nan.npz", "NaN"),
+    ):
         with pytest.raises(ValueError, match=told):
             dataset.read_images(tmp_path / name, 64)
 
@@ -171,6 +195,11 @@ def test_categories_come_back_and_a_bad_line_is_named(tmp_path: Path) -> None:
 def test_pictures_are_enlarged_point_by_point() -> None:
     small = np.arange(8, dtype=np.float32).reshape(4, 2)
     large = dataset.enlarged(small, 16)
-    assert large[:, 0].reshape(4, 4).tolist() == [[0, 0, 2, 2], [0, 0, 2, 2], [4, 4, 6, 6], [4, 4, 6, 6]]
+    assert large[:, 0].reshape(4, 4).tolist() == [
+        [0, 0, 2, 2],
+        [0, 0, 2, 2],
+        [4, 4, 6, 6],
+        [4, 4, 6, 6],
+    ]
     with pytest.raises(ValueError, match="cannot be enlarged to 25"):
         dataset.enlarged(small, 25)

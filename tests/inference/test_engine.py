@@ -13,7 +13,6 @@ from serverless_mpi.inference import codec, engine, networks, partition
 from serverless_mpi.sparse import SparseRows, serial_forward
 from tests.harness import run
 
-
 NETWORK = networks.randomnet(96, 7, seed=4)
 BIAS = -0.15
 
@@ -24,12 +23,16 @@ def images(samples: int = 130) -> Any:
     return x
 
 
-def inferred(owners: partition.Partition, network: Any, x: Any, bias: float, **options: Any) -> tuple[Any, Any, Any]:
+def inferred(
+    owners: partition.Partition, network: Any, x: Any, bias: float, **options: Any
+) -> tuple[Any, Any, Any]:
     """(the whole output over the living samples, those, statistics by rank) of a job of threads."""
 
     def body(comm: Any) -> Any:
         parts = partition.build(network, owners, comm.rank)
-        return engine.infer(comm, parts, np.ascontiguousarray(x[owners.rows(0, comm.rank)]), bias, **options)
+        return engine.infer(
+            comm, parts, np.ascontiguousarray(x[owners.rows(0, comm.rank)]), bias, **options
+        )
 
     results = run(owners.parts, body)
     samples = results[0][1]
@@ -70,11 +73,15 @@ def test_batches_in_flight_together_give_what_one_gives(batches: int, accumulate
     one = inferred(owners, NETWORK, x, BIAS, accumulate=accumulate)
     many = inferred(owners, NETWORK, x, BIAS, batches=batches, accumulate=accumulate)
     assert (one[1] == many[1]).all() and one[0].tobytes() == many[0].tobytes()
-    assert [one.living for one in one[2][0].layers][:1] == [one.living for one in many[2][0].layers][:1]
+    assert [one.living for one in one[2][0].layers][:1] == [
+        one.living for one in many[2][0].layers
+    ][:1]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
-def test_accumulating_gives_the_bits_of_the_serial_kernel_over_the_same_order_of_entries(ranks: int) -> None:
+def test_accumulating_gives_the_bits_of_the_serial_kernel_over_the_same_order_of_entries(
+    ranks: int,
+) -> None:
     """Own entries first, then each sender's, in the order of the ranks."""
     x = images()
     owners = partition.make(NETWORK, ranks, "random", seed=2)
@@ -84,7 +91,9 @@ def test_accumulating_gives_the_bits_of_the_serial_kernel_over_the_same_order_of
         source = owners.owners[number][matrix.indices].astype(int)
         source[source == owners.owners[number + 1][row]] = -1
         order = np.lexsort((source, row))
-        ordered.append(SparseRows(matrix.indptr, matrix.indices[order], matrix.all_values()[order], 96))
+        ordered.append(
+            SparseRows(matrix.indptr, matrix.indices[order], matrix.all_values()[order], 96)
+        )
     found = inferred(owners, NETWORK, x, BIAS, accumulate=True)
     same_as_serial(found, ordered, x, BIAS)
     exact = inferred(owners, NETWORK, x, BIAS)
@@ -93,10 +102,14 @@ def test_accumulating_gives_the_bits_of_the_serial_kernel_over_the_same_order_of
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("x", [images(1), images(2)[:, 1:], np.zeros((96, 5), np.float32), np.zeros((96, 0), np.float32)])
+@pytest.mark.parametrize(
+    "x", [images(1), images(2)[:, 1:], np.zeros((96, 5), np.float32), np.zeros((96, 0), np.float32)]
+)
 def test_one_sample_dead_samples_and_none(x: Any, accumulate: bool) -> None:
     x = np.ascontiguousarray(x)
-    found = inferred(partition.make(NETWORK, 3, "greedy"), NETWORK, x, BIAS, batches=2, accumulate=accumulate)
+    found = inferred(
+        partition.make(NETWORK, 3, "greedy"), NETWORK, x, BIAS, batches=2, accumulate=accumulate
+    )
     if not accumulate:
         same_as_serial(found, NETWORK, x, BIAS)
     assert found[0].shape == (96, len(found[1]))
@@ -104,10 +117,20 @@ def test_one_sample_dead_samples_and_none(x: Any, accumulate: bool) -> None:
 
 def test_ranks_without_neurons_and_rows_without_entries() -> None:
     matrix = SparseRows([0, 0, 3, 3, 4], [3, 0, 1, 2], [0.5, -1.0, 2.0, 1.0], 4)
-    owners = (np.array([2, 2, 0, 0], np.uint16), np.array([0, 2, 2, 0], np.uint16), np.array([2, 0, 0, 2], np.uint16))
+    owners = (
+        np.array([2, 2, 0, 0], np.uint16),
+        np.array([0, 2, 2, 0], np.uint16),
+        np.array([2, 0, 0, 2], np.uint16),
+    )
     x = np.arange(20, dtype=np.float32).reshape(4, 5)
     for accumulate in (False, True):
-        found = inferred(partition.Partition(4, 3, "by hand", owners), [matrix, matrix], x, 0.0, accumulate=accumulate)
+        found = inferred(
+            partition.Partition(4, 3, "by hand", owners),
+            [matrix, matrix],
+            x,
+            0.0,
+            accumulate=accumulate,
+        )
         same_as_serial(found, [matrix, matrix], x, 0.0)
 
 
@@ -117,13 +140,23 @@ def test_statistics_count_what_was_sent() -> None:
     for one in taken:
         assert len(one.layers) == 7 and all(layer.messages == 1 for layer in one.layers)
         assert one.total().rows == 7 * 48 and one.total().nbytes > one.total().nonzeros > 0
-        assert one.layers[0].living == np.count_nonzero((images() != 0).any(axis=0)) or one.layers[0].living > 0
+        assert (
+            one.layers[0].living == np.count_nonzero((images() != 0).any(axis=0))
+            or one.layers[0].living > 0
+        )
 
 
 def test_layers_are_told_to_who_watches() -> None:
     seen: list[tuple[int, int]] = []
     owners = partition.make(NETWORK, 1, "block")
-    inferred(owners, NETWORK, images(), BIAS, batches=1, watch=lambda batch, layer: seen.append((batch, layer)))
+    inferred(
+        owners,
+        NETWORK,
+        images(),
+        BIAS,
+        batches=1,
+        watch=lambda batch, layer: seen.append((batch, layer)),
+    )
     assert seen == [(0, layer) for layer in range(8)]
 
 
@@ -142,19 +175,29 @@ def test_input_that_cannot_be_is_refused(x: Any, told: str) -> None:
 
 
 def test_a_peer_with_another_partition_is_named() -> None:
-    made = [partition.make(NETWORK, 2, "block"), partition.Partition(96, 2, "by hand", (np.arange(96, dtype=np.uint16) // 60,) * 8)]
+    made = [
+        partition.make(NETWORK, 2, "block"),
+        partition.Partition(96, 2, "by hand", (np.arange(96, dtype=np.uint16) // 60,) * 8),
+    ]
 
     def body(comm: Any) -> Any:
         owners = made[comm.rank]
         parts = partition.build(NETWORK, owners, comm.rank)
-        return engine.infer(comm, parts, np.ascontiguousarray(images()[owners.rows(0, comm.rank)]), BIAS)
+        return engine.infer(
+            comm, parts, np.ascontiguousarray(images()[owners.rows(0, comm.rank)]), BIAS
+        )
 
     with pytest.raises(ValueError, match="rank . sent what does not fit"):
         run(2, body)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
-@given(st.integers(0, 9), st.integers(0, 400), st.sampled_from(["zero", "constant", "mixed", "rare", "many", "repeated", "floats"]), st.integers(0, 2**32))
+@given(
+    st.integers(0, 9),
+    st.integers(0, 400),
+    st.sampled_from(["zero", "constant", "mixed", "rare", "many", "repeated", "floats"]),
+    st.integers(0, 2**32),
+)
 def test_the_codec_is_exact(rows: int, samples: int, kind: str, seed: int) -> None:
     chance = np.random.default_rng(seed)
     values = {
@@ -192,7 +235,9 @@ def test_bytes_that_are_cut_or_changed_never_crash() -> None:
 def test_what_is_alike_costs_next_to_nothing() -> None:
     floats = np.random.default_rng(1).random((1, 10000)).astype(np.float32)
     assert len(codec.encode(np.full((64, 10000), 32, np.float32))) < 16
-    assert len(codec.encode(np.repeat(floats, 64, axis=0))) < len(codec.encode(floats)) + 100 < 40000
+    assert (
+        len(codec.encode(np.repeat(floats, 64, axis=0))) < len(codec.encode(floats)) + 100 < 40000
+    )
     few = np.random.default_rng(1).choice([0, 1.5, 2], (64, 10000)).astype(np.float32)
     assert len(codec.encode(few)) < few.nbytes / 10
 

@@ -12,11 +12,15 @@ from serverless_mpi.inference import networks, partition
 from serverless_mpi.sparse import SparseRows
 
 METHODS = [
-    pytest.param(name, marks=pytest.mark.skipif(
-        name == "hypergraph" and importlib.util.find_spec("mtkahypar") is None, reason="pip install 'serverless-mpi[hypergraph]'"
-    ))
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name == "hypergraph" and importlib.util.find_spec("mtkahypar") is None,
+            reason="pip install 'serverless-mpi[hypergraph]'",
+        ),
+    )
     for name in partition.METHODS
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -29,7 +33,9 @@ def test_every_neuron_has_an_owner_and_parts_are_even(parts: int, method: str) -
         assert owners.shape == (96,) and owners.dtype == np.uint16 and owners.max() < parts
         rows = [made.rows(boundary, part) for part in range(parts)]
         assert sorted(np.concatenate(rows).tolist()) == list(range(96))
-    assert max(made.report(network).load) <= max(1.06, 2 * parts / 96)  # 62 parts have one row or two
+    assert max(made.report(network).load) <= max(
+        1.06, 2 * parts / 96
+    )  # 62 parts have one row or two
     again = partition.make(network, parts, method, seed=5)
     assert all((one == other).all() for one, other in zip(made.owners, again.owners, strict=True))
 
@@ -39,7 +45,9 @@ def test_the_report_counts_what_is_sent() -> None:
     matrix = SparseRows([0, 1, 2, 4, 5], [3, 1, 0, 1, 1], 1.0, 4)
     made = partition.make([matrix], 2, "block")
     report = made.report([matrix])
-    assert report.rows == (3,) and report.pairs == (2,) and report.messages == 2  # rows 0 and 1 there, row 3 back
+    assert (
+        report.rows == (3,) and report.pairs == (2,) and report.messages == 2
+    )  # rows 0 and 1 there, row 3 back
     assert report.nnz == (5,) and report.load == (3 / 2.5,)
 
 
@@ -73,7 +81,9 @@ def test_what_does_not_fit_is_named() -> None:
 
 def test_the_partitioner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mtkahypar", None)
-    with pytest.raises(ValueError, match=r"pip install 'serverless-mpi\[hypergraph\]'; or use greedy"):
+    with pytest.raises(
+        ValueError, match=r"pip install 'serverless-mpi\[hypergraph\]'; or use greedy"
+    ):
         partition.make(networks.random(64, 1), 2, "hypergraph")
 
 
@@ -82,6 +92,17 @@ def test_twins_are_computed_once_and_sent_once() -> None:
     made = partition.make(network, 8, "greedy")
     for rank in (0, 5):
         parts = partition.build(network, made, rank)
-        assert [part.rows for part in parts] == [8, 8, 8, 8, 8, 4, 8, 8]  # of 128 neurons; in layer 5, class c is c + 32's twin
+        assert [part.rows for part in parts] == [
+            8,
+            8,
+            8,
+            8,
+            8,
+            4,
+            8,
+            8,
+        ]  # of 128 neurons; in layer 5, class c is c + 32's twin
         assert all((part.expand < 8).all() and len(part.expand) == 128 for part in parts)
-        assert max(len(part.give) for part in parts) <= 128 and all(len(part.give) <= 56 for part in parts[1:])
+        assert max(len(part.give) for part in parts) <= 128 and all(
+            len(part.give) <= 56 for part in parts[1:]
+        )

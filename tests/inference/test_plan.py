@@ -40,10 +40,20 @@ def test_more_samples_are_dealt_out_and_too_large_a_model_is_cut() -> None:
 def test_a_slower_exchange_is_seen() -> None:
     work = Work.random(4096, 120, 10_000)
     fast, slow = (
-        plan.predict(work, replace(LAMBDA, channels={**LAMBDA.channels, "object": replace(LAMBDA.channels["object"], latency_s=s)}),
-                     Way(1, 8, "object", 3538), MODEL)
+        plan.predict(
+            work,
+            replace(
+                LAMBDA,
+                channels={
+                    **LAMBDA.channels,
+                    "object": replace(LAMBDA.channels["object"], latency_s=s),
+                },
+            ),
+            Way(1, 8, "object", 3538),
+            MODEL,
+        )
         for s in (0.05, 0.5)
-    )  # fmt: skip
+    )
     assert fast is not None and slow is not None
     assert slow.exchange_s - fast.exchange_s > 120 * 0.4 and slow.bill.s3_usd == fast.bill.s3_usd
 
@@ -68,7 +78,12 @@ def test_hybrid_is_not_dearer_than_both() -> None:
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
-@given(st.sampled_from([1024, 16384, 65536]), st.integers(1, 2000), st.integers(1, 8), st.integers(128, 10240))
+@given(
+    st.sampled_from([1024, 16384, 65536]),
+    st.integers(1, 2000),
+    st.integers(1, 8),
+    st.integers(128, 10240),
+)
 def test_the_parts_that_would_fit_fit(neurons: int, layers: int, parts: int, memory: int) -> None:
     work = Work.random(neurons, layers, 1000)
     try:
@@ -81,7 +96,9 @@ def test_the_parts_that_would_fit_fit(neurons: int, layers: int, parts: int, mem
             assert fitting > parts and f"{fitting} parts would fit" in str(error)
             plan.check_memory(work, fitting, memory)
     else:
-        found = plan.predict(work, replace(LAMBDA, limit_s=float("inf")), Way(1, parts, "queue", memory), MODEL)
+        found = plan.predict(
+            work, replace(LAMBDA, limit_s=float("inf")), Way(1, parts, "queue", memory), MODEL
+        )
         assert found is not None
         assert plan.worker_mb(work, parts, -(-1000 // found.batches), LAMBDA.base_mb) <= memory + 1
 
@@ -93,4 +110,9 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="no channel 'direct' on lambda; known: queue"):
         advice.survey(Work.radix(1024, 120, 10), LAMBDA, MODEL, channels=["direct"])
     with pytest.raises(UsageError, match="900 s"):
-        advice.survey(replace(Work.random(65536, 1920, 2_000_000), weight_bytes=10**6), LAMBDA, MODEL, max_workers=1)
+        advice.survey(
+            replace(Work.random(65536, 1920, 2_000_000), weight_bytes=10**6),
+            LAMBDA,
+            MODEL,
+            max_workers=1,
+        )

@@ -34,7 +34,9 @@ LIVING = (np.flatnonzero((WHOLE != 0).any(axis=0)) + 1).tolist()
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve")
-    index = store.write_model(Folder(folder), NETWORK, partition.make(NETWORK, 3, "random", 1), bias=BIAS, name="random")
+    index = store.write_model(
+        Folder(folder), NETWORK, partition.make(NETWORK, 3, "random", 1), bias=BIAS, name="random"
+    )
     store.write_inputs(Folder(folder), index, "some", IMAGES)
     np.savez(folder / "images.npz", images=IMAGES.T)
     np.savez(folder / "grey.npz", images=IMAGES.T * np.float32(0.5))
@@ -110,7 +112,7 @@ def test_lanes_answer_at_the_same_time_and_end_together(place: Path, path: str) 
 
 def test_more_than_the_queue_holds_is_refused_and_what_waits_is_told_at_the_end(
     place: Path, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     entered, go, real = threading.Semaphore(0), threading.Event(), engine.infer
 
     def slow(*arguments: Any, **more: Any) -> Any:
@@ -161,10 +163,27 @@ def test_more_than_the_queue_holds_is_refused_and_what_waits_is_told_at_the_end(
     run(1, body)
 
 
-@pytest.fixture(params=[("-n", "3", "--channel", "queue"), ("-n", "3", "--channel", "direct")], ids=["queue", "direct"])
-def service(request: pytest.FixtureRequest, place: Path, path: str) -> Iterator[subprocess.Popen[str]]:
-    words = [sys.executable, "-m", "serverless_mpi.inference", "serve", "--store", str(place), "--socket", path, *request.param]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
+@pytest.fixture(
+    params=[("-n", "3", "--channel", "queue"), ("-n", "3", "--channel", "direct")],
+    ids=["queue", "direct"],
+)
+def service(
+    request: pytest.FixtureRequest, place: Path, path: str
+) -> Iterator[subprocess.Popen[str]]:
+    words = [
+        sys.executable,
+        "-m",
+        "serverless_mpi.inference",
+        "serve",
+        "--store",
+        str(place),
+        "--socket",
+        path,
+        *request.param,
+    ]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as running:
         assert running.stdout is not None and running.stderr is not None
         ready = running.stdout.readline()
         assert "on 3 workers: ready at" in ready, running.stderr.read()
@@ -174,31 +193,72 @@ def service(request: pytest.FixtureRequest, place: Path, path: str) -> Iterator[
 
 def query(path: str, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "serverless_mpi.inference", "query", "--socket", path, *map(str, words)], capture_output=True,
-        text=True, timeout=GIVE_UP_S, cwd=ROOT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "serverless_mpi.inference",
+            "query",
+            "--socket",
+            path,
+            *map(str, words),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+        cwd=ROOT,
+    )
 
 
-def test_a_service_from_its_start_to_its_end(service: subprocess.Popen[str], place: Path, path: str) -> None:
+def test_a_service_from_its_start_to_its_end(
+    service: subprocess.Popen[str], place: Path, path: str
+) -> None:
     assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
     done = query(
-        path, "--json", place / "images.npz", place / "text.tsv", place / "narrow.npz", place / "gone.tsv", "--input", "some"
+        path,
+        "--json",
+        place / "images.npz",
+        place / "text.tsv",
+        place / "narrow.npz",
+        place / "gone.tsv",
+        "--input",
+        "some",
     )
     assert done.returncode == 1
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one["categories"] for one in answers] == [LIVING, LIVING] and answers[0]["checksum"] == answers[1]["checksum"]
-    for name, told in (("text.tsv", "line 1"), ("narrow.npz", "(samples, 96)"), ("gone.tsv", "No such file")):
+    assert [one["categories"] for one in answers] == [LIVING, LIVING] and answers[0][
+        "checksum"
+    ] == answers[1]["checksum"]
+    for name, told in (
+        ("text.tsv", "line 1"),
+        ("narrow.npz", "(samples, 96)"),
+        ("gone.tsv", "No such file"),
+    ):
         assert any(name in line and told in line for line in done.stderr.splitlines()), done.stderr
-    with socket.socket(socket.AF_UNIX) as raw:  # one connection, several lines; a bad one does not end it
+    with socket.socket(
+        socket.AF_UNIX
+    ) as raw:  # one connection, several lines; a bad one does not end it
         raw.settimeout(GIVE_UP_S)
         raw.connect(path)
-        raw.sendall(b"rubbish\n" + json.dumps({"input": "some", "samples": 9}).encode() + b'\n{"status": true}\n')
-        bad, good, status = (json.loads(line) for _, line in zip(range(3), raw.makefile("rb"), strict=False))
-        assert "line of JSON" in bad["error"] and good["images"] == 9 and status["workers"] == 3 and status["answered"] == 3
+        raw.sendall(
+            b"rubbish\n"
+            + json.dumps({"input": "some", "samples": 9}).encode()
+            + b'\n{"status": true}\n'
+        )
+        bad, good, status = (
+            json.loads(line) for _, line in zip(range(3), raw.makefile("rb"), strict=False)
+        )
+        assert (
+            "line of JSON" in bad["error"]
+            and good["images"] == 9
+            and status["workers"] == 3
+            and status["answered"] == 3
+        )
         assert "listens there already" in listen_twice(path)
         service.send_signal(signal.SIGTERM)
         out, err = service.communicate(timeout=GIVE_UP_S)  # although that connection is open
-    assert service.returncode == 143 and "smpi-infer: stopping" in err and "Traceback" not in err, err
+    assert service.returncode == 143 and "smpi-infer: stopping" in err and "Traceback" not in err, (
+        err
+    )
     assert not Path(path).exists()
     done = query(path, "--status")
     assert done.returncode == 2 and "no service listens at" in done.stderr
@@ -226,6 +286,9 @@ def test_what_cannot_serve_is_told(place: Path, path: str) -> None:
         (("--memory", "10"), "no number of parts fits"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "serverless_mpi.inference", *words, *more], capture_output=True, text=True, cwd=ROOT
+            [sys.executable, "-m", "serverless_mpi.inference", *words, *more],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
         )
         assert done.returncode == 2 and told in done.stderr, done.stderr

@@ -36,7 +36,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Medium]:
     opened.close()
 
 
-def written(place: Medium, parts: int = 3, method: str = "random", net: Any = NETWORK) -> store.Index:
+def written(
+    place: Medium, parts: int = 3, method: str = "random", net: Any = NETWORK
+) -> store.Index:
     return store.write_model(place, net, partition.make(net, parts, method, 1), bias=BIAS)
 
 
@@ -54,7 +56,9 @@ def test_parts_come_back_and_run(place: Medium) -> None:
                 one, other = getattr(got, field.name), getattr(wanted, field.name)
                 assert np.array_equal(one, other) and type(one) is type(other), field.name
                 assert not isinstance(one, np.ndarray) or one.dtype == other.dtype, field.name
-        return engine.infer(comm, parts, store.load_inputs(place, mine, "images", comm.rank), mine.bias, mine.cap)
+        return engine.infer(
+            comm, parts, store.load_inputs(place, mine, "images", comm.rank), mine.bias, mine.cap
+        )
 
     results = run(3, body)
     whole = serial_forward(NETWORK, IMAGES, BIAS)
@@ -74,15 +78,24 @@ def test_inputs_of_any_values(tmp_path: Path) -> None:
     ):
         store.write_inputs(place, index, name, x)
         for part in range(3):
-            assert store.load_inputs(place, index, name, part).tobytes() == x[index.first == part].tobytes()
-    sizes = {path.name.split("-")[1]: path.stat().st_size for path in tmp_path.glob("input-*-00000.smpi")}
+            assert (
+                store.load_inputs(place, index, name, part).tobytes()
+                == x[index.first == part].tobytes()
+            )
+    sizes = {
+        path.name.split("-")[1]: path.stat().st_size for path in tmp_path.glob("input-*-00000.smpi")
+    }
     assert sizes["bits"] < 2000 and sizes["grey"] < 2000
 
 
 def test_constant_weights_are_not_stored(tmp_path: Path) -> None:
     net = networks.radix(1024, 12)
     index = written(Folder(tmp_path), 4, "block", net)
-    entries = sum(len(part.indices) for number in range(4) for part in store.load_part(Folder(tmp_path), index, number))
+    entries = sum(
+        len(part.indices)
+        for number in range(4)
+        for part in store.load_part(Folder(tmp_path), index, number)
+    )
     assert index.nbytes < 3 * entries + 12 * 4 * 4000 and index.nonzeros == 12 * 32 * 1024
 
 
@@ -110,13 +123,21 @@ def test_files_of_different_models_and_partitions_do_not_mix(tmp_path: Path) -> 
     written(c, method="block")
     store.write_inputs(c, store.read_index(c), "x", IMAGES)
     for other, what in (("b", "model"), ("c", "partition")):
-        (tmp_path / "a" / "part-00002.smpi").write_bytes((tmp_path / other / "part-00002.smpi").read_bytes())
-        with pytest.raises(StoreError, match=f"part-00002.smpi is of another {what} than index.smpi"):
+        (tmp_path / "a" / "part-00002.smpi").write_bytes(
+            (tmp_path / other / "part-00002.smpi").read_bytes()
+        )
+        with pytest.raises(
+            StoreError, match=f"part-00002.smpi is of another {what} than index.smpi"
+        ):
             store.load_part(a, index, 2)
-    (tmp_path / "a" / "input-x-00000.smpi").write_bytes((tmp_path / "c" / "input-x-00000.smpi").read_bytes())
+    (tmp_path / "a" / "input-x-00000.smpi").write_bytes(
+        (tmp_path / "c" / "input-x-00000.smpi").read_bytes()
+    )
     with pytest.raises(StoreError, match="input-x-00000.smpi is of another partition"):
         store.load_inputs(a, index, "x", 0)
-    (tmp_path / "a" / "part-00000.smpi").write_bytes((tmp_path / "a" / "part-00001.smpi").read_bytes())
+    (tmp_path / "a" / "part-00000.smpi").write_bytes(
+        (tmp_path / "a" / "part-00001.smpi").read_bytes()
+    )
     with pytest.raises(StoreError, match="is part 1, under a wrong name"):
         store.load_part(a, index, 0)
 

@@ -27,12 +27,19 @@ def main() -> None:
         parts = partition.build(network, owners, comm.rank)
         share = x[owners.rows(0, comm.rank)]
         for batches, accumulate in ((1, False), (3, False), (1, True)):
-            y, samples, _ = engine.infer(comm, parts, share, BIAS, batches=batches, accumulate=accumulate)
+            y, samples, _ = engine.infer(
+                comm, parts, share, BIAS, batches=batches, accumulate=accumulate
+            )
             right = whole[owners.rows(LAYERS, comm.rank)][:, living]
-            same = np.array_equal(samples, living) and (accumulate or y.tobytes() == right.tobytes())
+            same = np.array_equal(samples, living) and (
+                accumulate or y.tobytes() == right.tobytes()
+            )
             close = y.shape == right.shape and np.allclose(y, right, rtol=1e-4, atol=1e-4)
             if comm.allreduce(int(not (same and close))) == 0 and comm.rank == 0:
-                print(f"{size} ranks, {batches} batches, {'accumulating' if accumulate else 'exact'}: right", flush=True)
+                print(
+                    f"{size} ranks, {batches} batches, {'accumulating' if accumulate else 'exact'}: right",
+                    flush=True,
+                )
         comm.Free()
 
 

@@ -29,6 +29,17 @@ def said(*words: object) -> str:
 @pytest.mark.skipif(CMAKE is None, reason="no cmake: pip install cmake")
 def test_the_c_test_under_sanitizers(tmp_path: Path) -> None:
     assert CMAKE is not None
-    said(CMAKE, "-S", ROOT, "-B", tmp_path, "-DSPDNN_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_C_FLAGS=-O1")
+    said(
+        CMAKE,
+        "-S",
+        ROOT,
+        "-B",
+        tmp_path,
+        "-DSPDNN_SANITIZE=address,undefined",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_C_FLAGS=-O1",
+    )
     said(CMAKE, "--build", tmp_path, "--parallel", 2)
-    assert "100% tests passed" in said(Path(CMAKE).with_name("ctest"), "--test-dir", tmp_path, "--output-on-failure")
+    assert "100% tests passed" in said(
+        Path(CMAKE).with_name("ctest"), "--test-dir", tmp_path, "--output-on-failure"
+    )

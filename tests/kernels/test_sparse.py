@@ -21,20 +21,30 @@ from tests.harness import DATA, ROOT
 
 def random_rows(chance: np.random.Generator, rows: int, cols: int, constant: bool) -> SparseRows:
     counts = chance.integers(0, min(cols, 6) + 1, rows)
-    columns = np.concatenate([np.sort(chance.choice(cols, n, replace=False)) for n in counts] or [np.empty(0, int)])
+    columns = np.concatenate(
+        [np.sort(chance.choice(cols, n, replace=False)) for n in counts] or [np.empty(0, int)]
+    )
     values = 0.25 if constant else chance.normal(size=len(columns)).astype(np.float32)
-    return SparseRows(np.concatenate([[0], np.cumsum(counts)]), columns.astype(np.int64), values, cols)
+    return SparseRows(
+        np.concatenate([[0], np.cumsum(counts)]), columns.astype(np.int64), values, cols
+    )
 
 
 SHAPES = given(
-    st.integers(0, 40), st.integers(1, 40), st.sampled_from([0, 1, 31, 32, 33, 70]), st.booleans(), st.integers(0, 2**32)
+    st.integers(0, 40),
+    st.integers(1, 40),
+    st.sampled_from([0, 1, 31, 32, 33, 70]),
+    st.booleans(),
+    st.integers(0, 2**32),
 )
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=80)
 
 
 @SETTINGS
 @SHAPES
-def test_a_layer_is_the_reference(rows: int, cols: int, samples: int, constant: bool, seed: int) -> None:
+def test_a_layer_is_the_reference(
+    rows: int, cols: int, samples: int, constant: bool, seed: int
+) -> None:
     chance = np.random.default_rng(seed)
     w = random_rows(chance, rows, cols, constant)
     x = chance.choice([0.0, -0.0, 1e-40, 1.5, -2.0, 32.0], (cols, samples)).astype(np.float32)
@@ -50,7 +60,9 @@ def test_a_layer_is_the_reference(rows: int, cols: int, samples: int, constant: 
 
 @SETTINGS
 @SHAPES
-def test_any_block_of_rows_has_the_bits_of_the_whole(rows: int, cols: int, samples: int, constant: bool, seed: int) -> None:
+def test_any_block_of_rows_has_the_bits_of_the_whole(
+    rows: int, cols: int, samples: int, constant: bool, seed: int
+) -> None:
     chance = np.random.default_rng(seed)
     w = random_rows(chance, rows, cols, constant)
     x = chance.normal(size=(cols, samples)).astype(np.float32)
@@ -86,7 +98,9 @@ def test_a_sum_that_is_continued_has_the_bits_of_one_that_is_not(
         if number < 2:
             sparse.multiply(part, Panels.of(piece), panels, number > 0)
     counts[:] = 99
-    _, alive = sparse.layer(parts[2], Panels.of(pieces[2]), -0.1, out=panels, accumulate=True, counts=counts, threads=3)
+    _, alive = sparse.layer(
+        parts[2], Panels.of(pieces[2]), -0.1, out=panels, accumulate=True, counts=counts, threads=3
+    )
     assert panels.take().tobytes() == whole.tobytes()
     assert (alive == living).all() and (counts == np.count_nonzero(whole, axis=1)).all()
 
@@ -95,7 +109,9 @@ def column_block(w: SparseRows, start: int, stop: int) -> SparseRows:
     """Columns start..stop-1 of w."""
     here = (w.indices >= start) & (w.indices < stop)
     indptr = np.concatenate([[0], np.cumsum(here)])[w.indptr]
-    return SparseRows(indptr, w.indices[here].astype(np.int64) - start, w.all_values()[here], max(stop - start, 0))
+    return SparseRows(
+        indptr, w.indices[here].astype(np.int64) - start, w.all_values()[here], max(stop - start, 0)
+    )
 
 
 @SETTINGS
@@ -104,7 +120,11 @@ def test_panels_are_the_array(rows: int, samples: int, seed: int) -> None:
     chance = np.random.default_rng(seed)
     x = chance.normal(size=(rows, samples)).astype(np.float32)
     panels = Panels.of(x)
-    assert panels.shape == x.shape and (panels.take() == x).all() and not (samples and panels.data.ctypes.data % 64)
+    assert (
+        panels.shape == x.shape
+        and (panels.take() == x).all()
+        and not (samples and panels.data.ctypes.data % 64)
+    )
     some = chance.integers(0, rows, 5)
     assert (panels.take(some) == x[some]).all()
     distinct = chance.permutation(rows)[: rows // 2]
@@ -122,29 +142,45 @@ def test_panels_are_the_array(rows: int, samples: int, seed: int) -> None:
 
 
 @SETTINGS
-@given(st.integers(1, 5), st.integers(1, 200), st.booleans(), st.integers(1, 3), st.integers(0, 2**32))
-def test_other_networks_with_the_same_answer(depth: int, samples: int, constant: bool, threads: int, seed: int) -> None:
+@given(
+    st.integers(1, 5), st.integers(1, 200), st.booleans(), st.integers(1, 3), st.integers(0, 2**32)
+)
+def test_other_networks_with_the_same_answer(
+    depth: int, samples: int, constant: bool, threads: int, seed: int
+) -> None:
     chance = np.random.default_rng(seed)
     layers = []
     width = inputs = 12
     for _ in range(depth):
         rows = int(chance.integers(8, 16))
-        layers.append(random_rows(chance, rows, width, constant).chosen(chance.integers(0, rows, rows)))  # some rows are equal
+        layers.append(
+            random_rows(chance, rows, width, constant).chosen(chance.integers(0, rows, rows))
+        )  # some rows are equal
         width = rows
     x = (chance.random((inputs, samples)) > 0.6).astype(np.float32)
     expected, living = sparse.forward(layers, x, -0.05)
-    for other in (sparse.relabelled(layers), sparse.merged(layers), sparse.relabelled(sparse.merged(layers))):
+    for other in (
+        sparse.relabelled(layers),
+        sparse.merged(layers),
+        sparse.relabelled(sparse.merged(layers)),
+    ):
         y, alive = sparse.forward(other, x, -0.05, threads=threads)
         assert (alive == living).all() and y.tobytes() == expected.tobytes()
     y = x
     for one in layers:
         y, _ = sparse.layer(one, y, -0.05)
-    assert y[:, living].tobytes() == expected.tobytes() and np.count_nonzero(y) == np.count_nonzero(expected)
+    assert y[:, living].tobytes() == expected.tobytes() and np.count_nonzero(y) == np.count_nonzero(
+        expected
+    )
 
 
 def test_merging_leaves_one_of_equal_rows() -> None:
     layers = sparse.merged(networks.radixnet(1024, 8))
-    assert [one.n_rows for one in layers] == [64] * 5 + [32, 64, 1024]  # 16 of each; 32 where the stride is half the classes
+    assert [one.n_rows for one in layers] == [64] * 5 + [
+        32,
+        64,
+        1024,
+    ]  # 16 of each; 32 where the stride is half the classes
 
 
 def test_all_layers_at_once_have_the_bits_of_one_by_one() -> None:
@@ -165,11 +201,15 @@ def test_every_path_gives_the_same_bits() -> None:
     )
     said = {
         subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, "SMPI_KERNEL": path}, cwd=ROOT, capture_output=True,
-            text=True, check=True,
+            [sys.executable, "-c", program],
+            env={**os.environ, "SMPI_KERNEL": path},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
         for path in ("plain", "avx2", "avx512", "neon")
-    }  # fmt: skip
+    }
     assert len(said - {"absent"}) == 1
 
 
@@ -178,7 +218,9 @@ def test_the_official_categories() -> None:
     images = dataset.read_images(DATA / "graphchallenge_images_1024_first10k.npz", 1024)
     y = sparse.serial_forward(networks.radixnet(1024, 120), images, networks.BIAS[1024])
     right = dataset.read_categories(DATA / "graphchallenge_categories_1024_120_first10k.txt")
-    assert (np.flatnonzero((y != 0).any(axis=0)) + 1).tolist() == right.tolist() and len(right) == 337
+    assert (np.flatnonzero((y != 0).any(axis=0)) + 1).tolist() == right.tolist() and len(
+        right
+    ) == 337
 
 
 def test_a_random_network_is_what_scipy_says() -> None:
@@ -187,7 +229,12 @@ def test_a_random_network_is_what_scipy_says() -> None:
     x = (np.random.default_rng(2).random((128, 50)) > 0.7).astype(np.float32)
     y = x.astype(np.float64)
     for one in layers:
-        z = scipy_sparse.csr_matrix((one.all_values(), one.indices, one.indptr), (one.n_rows, one.n_cols)) @ y
+        z = (
+            scipy_sparse.csr_matrix(
+                (one.all_values(), one.indices, one.indptr), (one.n_rows, one.n_cols)
+            )
+            @ y
+        )
         y = np.clip(np.where(z != 0, z - 0.02, 0), 0, 32)
     got = sparse.serial_forward(layers, x, -0.02)
     assert 0 < np.count_nonzero(y) < y.size and len(np.unique(got)) > 100  # it does not saturate
@@ -276,7 +323,13 @@ def test_the_quota_of_both_versions_of_cgroups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "x",
-    [np.zeros((5, 3)), np.zeros((4, 3), "f4"), np.zeros(5, "f4"), np.zeros((3, 5), "f4").T, [[0.0]] * 5],
+    [
+        np.zeros((5, 3)),
+        np.zeros((4, 3), "f4"),
+        np.zeros(5, "f4"),
+        np.zeros((3, 5), "f4").T,
+        [[0.0]] * 5,
+    ],
 )
 def test_bad_arrays_are_refused(x: Any) -> None:
     with pytest.raises(ValueError, match="x must be a C-contiguous float32 array"):

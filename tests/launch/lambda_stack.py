@@ -17,10 +17,14 @@ RANKS = 16
 SIZES = (512, 1024)
 
 
-def smpi(*words: object, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def smpi(
+    *words: object, stdin: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The command, to its end."""
     command = [sys.executable, "-m", "serverless_mpi.deploy.cli", *map(str, words)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT, env=env)
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT, env=env
+    )
 
 
 class Deployed:
@@ -37,7 +41,16 @@ class Deployed:
 
     def run(self, *words: object, **more: Any) -> subprocess.CompletedProcess[str]:
         """smpirun on it."""
-        return smpirun("--platform", "lambda", "--endpoint", self.endpoint, "--stack", self.name, *words, **more)
+        return smpirun(
+            "--platform",
+            "lambda",
+            "--endpoint",
+            self.endpoint,
+            "--stack",
+            self.name,
+            *words,
+            **more,
+        )
 
     def job_keys(self) -> list[str]:
         """Objects that are a job's messages: whatever is not code, a program, the leases, or what is kept of jobs for a day."""
@@ -56,9 +69,11 @@ class Deployed:
         bundle = pack(Program(("prog.py",), size, folder=str(folder)), False)
         stack.client("s3").put_object(Bucket=stack.bucket, Key=bundle.key, Body=bundle.zipped())
         settings = {
-            "bucket": stack.bucket, "slots": str(list(lease.slots)), "topics": str(stack.topics()).replace("'", '"'),
+            "bucket": stack.bucket,
+            "slots": str(list(lease.slots)),
+            "topics": str(stack.topics()).replace("'", '"'),
             "queues": str([stack.queue(slot) for slot in lease.slots]).replace("'", '"'),
-        }  # fmt: skip
+        }
         made = JobSpec.new(size, "hybrid", endpoint=self.endpoint, settings=settings)
         spec = JobSpec(lease.job_id, 0, size, "hybrid", made.key, self.endpoint, settings=settings)
         task = Task(bundle.kind, bundle.argv, size, bundle.key)
@@ -70,10 +85,17 @@ class Deployed:
         words: list[console.Word] = []
         for _ in range(100):
             answer = sqs.receive_message(
-                QueueUrl=order.console, MaxNumberOfMessages=10, WaitTimeSeconds=1, MessageAttributeNames=["f"]
+                QueueUrl=order.console,
+                MaxNumberOfMessages=10,
+                WaitTimeSeconds=1,
+                MessageAttributeNames=["f"],
             )
             for message in answer.get("Messages", []):
-                word = console.decode(message["MessageAttributes"]["f"]["BinaryValue"], order.spec.job_id, order.spec.key)
+                word = console.decode(
+                    message["MessageAttributes"]["f"]["BinaryValue"],
+                    order.spec.job_id,
+                    order.spec.key,
+                )
                 assert word is not None
                 words.append(word)
                 sqs.delete_message(QueueUrl=order.console, ReceiptHandle=message["ReceiptHandle"])

@@ -37,13 +37,27 @@ class Room:
     """Where a function runs: the package, unpacked as Lambda does it, a bare interpreter, and the emulator's binary."""
 
     def __init__(self, folder: Path) -> None:
-        self.binary = folder / "samcli" / "local" / "rapid" / f"aws-lambda-rie-{ARCH[platform.machine()]}"
+        self.binary = (
+            folder / "samcli" / "local" / "rapid" / f"aws-lambda-rie-{ARCH[platform.machine()]}"
+        )
         wheels = folder / "wheels"
         for words in (["--no-deps", "aws-sam-cli"], ["awslambdaric"]):
             done = subprocess.run(
-                [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--only-binary=:all:", "-d", str(wheels), *words],
-                capture_output=True, text=True,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "-q",
+                    "--disable-pip-version-check",
+                    "--only-binary=:all:",
+                    "-d",
+                    str(wheels),
+                    *words,
+                ],
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 pytest.skip(f"the package index gives no {words[-1]}: {done.stderr[-200:]}")
         for wheel in wheels.glob("*.whl"):
@@ -60,7 +74,9 @@ class Room:
                 archive.extractall(folder / name)
         venv.create(folder / "bare", with_pip=False)
         self.python = folder / "bare" / "bin" / "python"
-        self.path = os.pathsep.join(str(folder / name) for name in ("runtime", "task", "opt/python"))
+        self.path = os.pathsep.join(
+            str(folder / name) for name in ("runtime", "task", "opt/python")
+        )
         self.folder = folder
 
 
@@ -71,20 +87,37 @@ class Instance:
         self.port = free_port()
         self.busy = threading.Lock()
         env = {
-            "PATH": os.environ["PATH"], "PYTHONPATH": room.path, "HOME": str(room.folder), "TMPDIR": str(room.folder),
-            "LAMBDA_TASK_ROOT": str(room.folder / "task"), "AWS_LAMBDA_FUNCTION_TIMEOUT": str(timeout_s),
-            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(memory_mb), "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        }  # fmt: skip
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": room.path,
+            "HOME": str(room.folder),
+            "TMPDIR": str(room.folder),
+            "LAMBDA_TASK_ROOT": str(room.folder / "task"),
+            "AWS_LAMBDA_FUNCTION_TIMEOUT": str(timeout_s),
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(memory_mb),
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
         self.log = room.folder / f"rie-{self.port}.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [
-                    str(room.binary), "--runtime-interface-emulator-address", f"{HOST}:{self.port}",
-                    "--runtime-api-address", f"{HOST}:{free_port()}",
-                    str(room.python), "-m", "awslambdaric", "serverless_mpi.launch.function.handler",
+                    str(room.binary),
+                    "--runtime-interface-emulator-address",
+                    f"{HOST}:{self.port}",
+                    "--runtime-api-address",
+                    f"{HOST}:{free_port()}",
+                    str(room.python),
+                    "-m",
+                    "awslambdaric",
+                    "serverless_mpi.launch.function.handler",
                 ],
-                env=env, cwd=room.folder / "task", stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                env=env,
+                cwd=room.folder / "task",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError):
@@ -126,7 +159,9 @@ class Front:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 if self.path.endswith("/invocations"):
                     with lock:
-                        instance = free.pop() if free else instances[json.loads(body)["job"]["rank"]]
+                        instance = (
+                            free.pop() if free else instances[json.loads(body)["job"]["rank"]]
+                        )
 
                     def run() -> None:
                         answers.append(instance.invoke(body))
@@ -135,15 +170,27 @@ class Front:
                     threads[-1].start()
                     status, headers, data = 202, {}, b""
                 else:
-                    request = urllib.request.Request(behind + self.path, body or None, dict(self.headers), method=self.command)
+                    request = urllib.request.Request(
+                        behind + self.path, body or None, dict(self.headers), method=self.command
+                    )
                     try:
                         with urllib.request.urlopen(request, timeout=60) as answer:
-                            status, headers, data = answer.status, dict(answer.headers), answer.read()
+                            status, headers, data = (
+                                answer.status,
+                                dict(answer.headers),
+                                answer.read(),
+                            )
                     except urllib.error.HTTPError as error:
                         status, headers, data = error.code, dict(error.headers), error.read()
                 self.send_response(status)
                 for name, value in headers.items():
-                    if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                    if name.lower() not in (
+                        "content-length",
+                        "transfer-encoding",
+                        "connection",
+                        "date",
+                        "server",
+                    ):
                         self.send_header(name, value)
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()

@@ -44,13 +44,26 @@ def test_a_deadlock_is_told_rank_by_rank(tmp_path: Path, channel: str) -> None:
     job = smpirun("-n", 4, "--channel", channel, "--deadlock", 1, program)
     assert job.returncode == 125, job.stderr
     assert "every rank has waited for 1 s" in job.stderr
-    lines = {line.strip().split(" waits")[0]: line for line in job.stderr.splitlines() if " waits in " in line}
+    lines = {
+        line.strip().split(" waits")[0]: line
+        for line in job.stderr.splitlines()
+        if " waits in " in line
+    }
     assert sorted(lines) == ["rank 0", "rank 1", "rank 2"]
-    assert "Intracomm.recv(source=1, tag=7) on MPI_COMM_WORLD at" in lines["rank 0"] and "stuck.py:5" in lines["rank 0"]
+    assert (
+        "Intracomm.recv(source=1, tag=7) on MPI_COMM_WORLD at" in lines["rank 0"]
+        and "stuck.py:5" in lines["rank 0"]
+    )
     assert "a message from rank 1 with tag 7 on MPI_COMM_WORLD" in lines["rank 0"]
-    assert "Intracomm.barrier() on MPI_COMM_WORLD at" in lines["rank 1"] and "stuck.py:7" in lines["rank 1"]
+    assert (
+        "Intracomm.barrier() on MPI_COMM_WORLD at" in lines["rank 1"]
+        and "stuck.py:7" in lines["rank 1"]
+    )
     assert "the collective call of rank" in lines["rank 1"]
-    assert "Request.wait() at" in lines["rank 2"] and "a message from rank 0 with tag 3 on second" in lines["rank 2"]
+    assert (
+        "Request.wait() at" in lines["rank 2"]
+        and "a message from rank 0 with tag 3 on second" in lines["rank 2"]
+    )
     assert "rank 3 has ended" in job.stderr
 
 
@@ -75,6 +88,7 @@ def test_the_verdict_needs_every_rank_to_confirm_after_the_last_frame(tmp_path: 
     assert verdict(tmp_path, [0, 1], 60.0) is None  # rank 0 may have gone on meanwhile
     tell(0, at=110.0, since=10.0)
     assert verdict(tmp_path, [0, 1], 60.0) == [
-        "rank 0 waits in recv 0, for a message", "rank 1 waits in recv 1, for a message",
-    ]  # fmt: skip
+        "rank 0 waits in recv 0, for a message",
+        "rank 1 waits in recv 1, for a message",
+    ]
     assert verdict(tmp_path, [], 60.0) is None

@@ -31,18 +31,35 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     emulator = Emulator(tmp_path_factory.mktemp("ministack"))
     try:
         made = Deployed(emulator.start())
-        done = smpi("deploy", "--endpoint", made.endpoint, "--ranks", RANKS, "--memory", ",".join(map(str, SIZES)))
+        done = smpi(
+            "deploy",
+            "--endpoint",
+            made.endpoint,
+            "--ranks",
+            RANKS,
+            "--memory",
+            ",".join(map(str, SIZES)),
+        )
         assert done.returncode == 0 and "ready" in done.stderr, done.stderr
         yield made
         stack = made.stack
         done = smpi("destroy", "--endpoint", made.endpoint)
         assert done.returncode == 0 and "nothing of it is left" in done.stderr, done.stderr
         for service, call, field in (
-            ("sqs", "list_queues", "QueueUrls"), ("sns", "list_topics", "Topics"), ("sns", "list_subscriptions", "Subscriptions"),
-            ("s3", "list_buckets", "Buckets"), ("lambda", "list_functions", "Functions"), ("lambda", "list_layers", "Layers"),
-            ("iam", "list_roles", "Roles"), ("logs", "describe_log_groups", "logGroups"),
-        ):  # fmt: skip
-            left = [one for one in getattr(stack.client(service), call)().get(field) or () if "smpi" in str(one)]
+            ("sqs", "list_queues", "QueueUrls"),
+            ("sns", "list_topics", "Topics"),
+            ("sns", "list_subscriptions", "Subscriptions"),
+            ("s3", "list_buckets", "Buckets"),
+            ("lambda", "list_functions", "Functions"),
+            ("lambda", "list_layers", "Layers"),
+            ("iam", "list_roles", "Roles"),
+            ("logs", "describe_log_groups", "logGroups"),
+        ):
+            left = [
+                one
+                for one in getattr(stack.client(service), call)().get(field) or ()
+                if "smpi" in str(one)
+            ]
             assert not left, f"{service}: {left}"
     finally:
         emulator.stop()
@@ -64,9 +81,15 @@ def test_hello_on_16_ranks_with_its_bill(deployed: Deployed) -> None:
     *lines, last = done.stdout.splitlines()
     assert sorted(lines) == sorted(f"hello from rank {rank} of {RANKS}" for rank in range(RANKS))
     bill = json.loads(last)
-    assert bill["ranks"] == bill["heard"] == RANKS and bill["memory_mb"] == min(SIZES) and 1 <= bill["cold"] <= RANKS
+    assert (
+        bill["ranks"] == bill["heard"] == RANKS
+        and bill["memory_mb"] == min(SIZES)
+        and 1 <= bill["cold"] <= RANKS
+    )
     assert bill["operations"]["lambda.Invoke"]["requests"] == RANKS
-    assert bill["usd"] == pytest.approx(bill["lambda_usd"] + bill["requests_usd"]) and bill["usd"] > 0
+    assert (
+        bill["usd"] == pytest.approx(bill["lambda_usd"] + bill["requests_usd"]) and bill["usd"] > 0
+    )
     assert not pool.held(deployed.stack) and not deployed.job_keys()
 
 
@@ -75,7 +98,10 @@ def test_smpiruns_cleanup_leaves_a_stack_alone(deployed: Deployed) -> None:
 
 
 def test_what_ranks_did_is_told_and_drawn(deployed: Deployed, script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    program = script(HELLO + "c.sendrecv(c.rank, (c.rank + 1) % c.size, source=(c.rank - 1) % c.size)\nc.allreduce(1)\n")
+    program = script(
+        HELLO
+        + "c.sendrecv(c.rank, (c.rank + 1) % c.size, source=(c.rank - 1) % c.size)\nc.allreduce(1)\n"
+    )
     file = tmp_path / "trace.json"
     done = deployed.run("-n", 3, "--explain", "--trace", file, program)
     assert done.returncode == 0 and "a trace of 3 ranks" in done.stderr, done.stderr
@@ -83,11 +109,15 @@ def test_what_ranks_did_is_told_and_drawn(deployed: Deployed, script, tmp_path: 
     assert row[0] == "1" and row[2:4] == ["3", "allreduce_fan"] and float(row[-1]) > 0
     events = json.loads(file.read_text())["traceEvents"]
     assert {(event["pid"], event["name"]) for event in events if event["ph"] == "X"} >= {
-        (rank, name) for rank in range(3) for name in ("sendrecv", "allreduce", "channel.get", "sqs.receive")
+        (rank, name)
+        for rank in range(3)
+        for name in ("sendrecv", "allreduce", "channel.get", "sqs.receive")
     }
     ends = {(event["ph"], event["pid"]) for event in events if event["name"] == "message"}
     assert ends == {(end, rank) for end in "sf" for rank in range(3)}
-    found = deployed.stack.client("s3").list_objects_v2(Bucket=deployed.stack.bucket, Prefix="jobs/")["Contents"]
+    found = deployed.stack.client("s3").list_objects_v2(
+        Bucket=deployed.stack.bucket, Prefix="jobs/"
+    )["Contents"]
     assert not [one["Key"] for one in found if "/trace/" in one["Key"]]
     failing = script(HELLO + "import os\nos._exit(3 if c.rank else 0)\n", "failing.py")
     done = deployed.run("-n", 2, "--trace", file, failing)  # whose ranks leave none
@@ -97,12 +127,26 @@ def test_what_ranks_did_is_told_and_drawn(deployed: Deployed, script, tmp_path: 
 @pytest.mark.parametrize("channel", ["queue", "object", "hybrid"])
 def test_collectives(deployed: Deployed, channel: str) -> None:
     size = RANKS if channel == "hybrid" else 4
-    done = deployed.run("-n", size, "--channel", channel, "--branching", 3, "examples/sample_sort.py")
+    done = deployed.run(
+        "-n", size, "--channel", channel, "--branching", 3, "examples/sample_sort.py"
+    )
     assert done.returncode == 0, done.stderr
     local = subprocess.run(
-        [sys.executable, "-m", "serverless_mpi.launch", "-n", str(size), "--channel", "direct", "examples/sample_sort.py"],
-        capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "serverless_mpi.launch",
+            "-n",
+            str(size),
+            "--channel",
+            "direct",
+            "examples/sample_sort.py",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+        cwd=ROOT,
+    )
     assert done.stdout == local.stdout and local.returncode == 0
     assert not pool.held(deployed.stack) and not deployed.job_keys()
 
@@ -112,7 +156,15 @@ def test_the_sparse_dnn_is_right_to_the_last_bit(deployed: Deployed, tmp_path: P
     rng = np.random.default_rng(7)
     np.savez(tmp_path / "images.npz", images=(rng.random((40, 1024)) < 0.2).astype(np.float32))
     done = deployed.run(
-        "-n", RANKS, tmp_path / "sparse_dnn.py", "--net", "random", "--layers", 6, "--images", "images.npz"
+        "-n",
+        RANKS,
+        tmp_path / "sparse_dnn.py",
+        "--net",
+        "random",
+        "--layers",
+        6,
+        "--images",
+        "images.npz",
     )
     assert done.returncode == 0, done.stderr
     assert "serial kernel: the same to the last bit" in done.stdout
@@ -127,30 +179,78 @@ def test_smpi_infer_answers_as_here(deployed: Deployed, tmp_path: Path, channel:
     there, ranks = ("--endpoint", deployed.endpoint), 1 if channel == "serial" else 3
     images = (np.random.default_rng(4).random((130, 96)) > 0.9).astype(np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
-    network = ("--net", "random", "--neurons", 96, "--layers", 7, "--bias", -0.15, "--images", tmp_path / "images.npz")
+    network = (
+        "--net",
+        "random",
+        "--neurons",
+        96,
+        "--layers",
+        7,
+        "--bias",
+        -0.15,
+        "--images",
+        tmp_path / "images.npz",
+    )
     place = f"s3://{deployed.stack.bucket}/code/{channel}"
     stored = infer("store", place, *network, "-n", ranks, "--input", "some", *there)
     assert stored.returncode == 0, stored.stderr
     done = infer(
-        "run", "--platform", "lambda", "--channel", "hybrid" if channel == "serial" else channel, "--store", place, "--input", "some", *there,
-        "--report", f"{place}/report.json",
-    )  # fmt: skip
+        "run",
+        "--platform",
+        "lambda",
+        "--channel",
+        "hybrid" if channel == "serial" else channel,
+        "--store",
+        place,
+        "--input",
+        "some",
+        *there,
+        "--report",
+        f"{place}/report.json",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == infer("run", *network).stdout
-    record = json.loads(deployed.stack.client("s3").get_object(Bucket=deployed.stack.bucket, Key=f"code/{channel}/report.json")["Body"].read())
+    record = json.loads(
+        deployed.stack.client("s3")
+        .get_object(Bucket=deployed.stack.bucket, Key=f"code/{channel}/report.json")["Body"]
+        .read()
+    )
     assert record["job"]["ranks"] == ranks and record["job"]["memory_mb"] == min(SIZES)
     assert not pool.held(deployed.stack) and not deployed.job_keys()
 
 
-def test_programs_modules_scripts_and_executables(deployed: Deployed, script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_programs_modules_scripts_and_executables(
+    deployed: Deployed, script, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     script(HELLO + "import sys, data\nprint('module', c.rank, data.X, sys.argv[1:])\n", "mod.py")
     script("X = open('data.txt').read()\n", "data.py")
     (tmp_path / "data.txt").write_text("5")
-    other = script(HELLO + "import os\nprint('script', c.rank, c.size, os.environ['GIVEN'])\n", "other.py")
-    shell = script('#!/bin/sh\necho "shell $SMPI_RANK"\npython3 -c "import serverless_mpi" || python -c "import serverless_mpi"\n', "run.sh")
+    other = script(
+        HELLO + "import os\nprint('script', c.rank, c.size, os.environ['GIVEN'])\n", "other.py"
+    )
+    shell = script(
+        '#!/bin/sh\necho "shell $SMPI_RANK"\npython3 -c "import serverless_mpi" || python -c "import serverless_mpi"\n',
+        "run.sh",
+    )
     shell.chmod(0o755)
     done = deployed.run(
-        "-n", 1, "--wdir", tmp_path, "-m", "mod", "a", ":", "-n", 1, "-x", "GIVEN=g", other, ":", "-n", 1, shell
+        "-n",
+        1,
+        "--wdir",
+        tmp_path,
+        "-m",
+        "mod",
+        "a",
+        ":",
+        "-n",
+        1,
+        "-x",
+        "GIVEN=g",
+        other,
+        ":",
+        "-n",
+        1,
+        shell,
     )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["module 0 5 ['a']", "script 1 3 g", "shell 2"]
@@ -163,12 +263,18 @@ def test_programs_modules_scripts_and_executables(deployed: Deployed, script, tm
         ("raise ValueError('mine')", 1, "rank 1 ended with exit code 1"),
         ("c.Abort(5)", 5, "exit code 5"),
         ("os.kill(os.getpid(), 9)", 137, "rank 1"),
-        ("os.kill(os.getppid(), 9)", 1, "rank 1 failed on the platform"),  # the function itself, not the program
+        (
+            "os.kill(os.getppid(), 9)",
+            1,
+            "rank 1 failed on the platform",
+        ),  # the function itself, not the program
         ("x = [bytearray(b'x' * (64 << 20)) for _ in range(64)]", 137, "rank 1 out of memory"),
         ("import nowhere", 1, "--requirements"),
     ],
 )
-def test_the_first_failing_rank_ends_the_job(deployed: Deployed, script, ending: str, code: int, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_first_failing_rank_ends_the_job(
+    deployed: Deployed, script, ending: str, code: int, told: str
+) -> None:  # type: ignore[no-untyped-def]
     prog = script(HELLO + f"import os, sys\nif c.rank == 1: {ending}\nc.recv(source=1)\n")
     began = time.monotonic()
     done = deployed.run("-n", 3, prog)
@@ -176,7 +282,9 @@ def test_the_first_failing_rank_ends_the_job(deployed: Deployed, script, ending:
     assert "the other ranks are stopped" in done.stderr
     assert time.monotonic() - began < 60  # and not after the 900 s of a function
     if "mine" in ending:
-        assert "prog.py" in done.stderr and "sandbox.py" not in done.stderr  # the traceback is the program's own
+        assert (
+            "prog.py" in done.stderr and "sandbox.py" not in done.stderr
+        )  # the traceback is the program's own
     assert not pool.held(deployed.stack)
 
 
@@ -193,7 +301,10 @@ def test_a_time_out_of_the_platform(deployed: Deployed, script) -> None:  # type
     function = deployed.stack.functions[SIZES[1]]
     client.update_function_configuration(FunctionName=function, Timeout=10)
     try:
-        prog = script(HELLO + "import os, signal\nif c.rank == 1: os.kill(os.getppid(), signal.SIGSTOP)\nc.recv(source=1)\n")
+        prog = script(
+            HELLO
+            + "import os, signal\nif c.rank == 1: os.kill(os.getppid(), signal.SIGSTOP)\nc.recv(source=1)\n"
+        )
         done = deployed.run("-n", 2, "--memory", SIZES[1], prog)
         assert done.returncode == 124 and "time-out" in done.stderr, done.stderr
         prog = script(HELLO + "c.recv(source=c.rank)\n")  # and one that the rank sees coming
@@ -209,25 +320,48 @@ def test_ctrl_c_stops_every_rank(deployed: Deployed, script) -> None:  # type: i
     assert not pool.held(deployed.stack)
 
 
-def test_duplicated_and_retried_events_run_a_rank_once_and_the_key_stays_in_them(deployed: Deployed, tmp_path: Path) -> None:
+def test_duplicated_and_retried_events_run_a_rank_once_and_the_key_stays_in_them(
+    deployed: Deployed, tmp_path: Path
+) -> None:
     stack = deployed.stack
     lease = pool.take(stack, secrets.token_hex(8), 3, 60.0)
-    order = deployed.order(tmp_path, HELLO + "print('sum', c.allreduce(c.rank))\nif c.rank == 2: raise SystemExit(3)\n", 3, lease)
+    order = deployed.order(
+        tmp_path,
+        HELLO + "print('sum', c.allreduce(c.rank))\nif c.rank == 2: raise SystemExit(3)\n",
+        3,
+        lease,
+    )
     client = stack.client("lambda")
 
     def ends(words: list[console.Word]) -> bool:
         return {word.rank for word in words if word.kind == console.END} == {0, 1, 2}
 
     try:
-        for rank in (0, 0, 1, 2, 0):  # the launcher's, delivered three times, and those that rank 0 sends, once more
-            client.invoke(FunctionName=order.function, InvocationType="Event", Payload=order.for_rank(rank).to_event())
+        for rank in (
+            0,
+            0,
+            1,
+            2,
+            0,
+        ):  # the launcher's, delivered three times, and those that rank 0 sends, once more
+            client.invoke(
+                FunctionName=order.function,
+                InvocationType="Event",
+                Payload=order.for_rank(rank).to_event(),
+            )
         words = deployed.hear(order, ends)
-        late = client.invoke(FunctionName=order.function, Payload=order.for_rank(1).to_event())  # a retry, after the end
+        late = client.invoke(
+            FunctionName=order.function, Payload=order.for_rank(1).to_event()
+        )  # a retry, after the end
         assert json.loads(late["Payload"].read()) == {"rank": 1, "claimed": False}
         for kind in (console.UP, console.END):
             assert sorted(word.rank for word in words if word.kind == kind) == [0, 1, 2]
         assert b"".join(word.data for word in words if word.kind == console.OUT) == b"sum 3\n" * 3
-        assert {word.rank: word.facts["code"] for word in words if word.kind == console.END} == {0: 0, 1: 0, 2: 3}
+        assert {word.rank: word.facts["code"] for word in words if word.kind == console.END} == {
+            0: 0,
+            1: 0,
+            2: 3,
+        }
     finally:
         pool.give_back(stack, lease.job_id)
 
@@ -240,9 +374,13 @@ def test_duplicated_and_retried_events_run_a_rank_once_and_the_key_stays_in_them
         for event in logs.filter_log_events(logGroupName=group["logGroupName"])["events"]:
             seen.append(event["message"].encode())
     for url in sqs.list_queues()["QueueUrls"]:
-        for message in sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]).get("Messages", []):
+        for message in sqs.receive_message(
+            QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+        ).get("Messages", []):
             seen.append(json.dumps(message, default=repr).encode())
-    assert any(b"sum 3" in text for text in seen)  # the log is there, so the search can find something
+    assert any(
+        b"sum 3" in text for text in seen
+    )  # the log is there, so the search can find something
     assert not any(order.spec.key.hex().encode() in text or order.spec.key in text for text in seen)
 
 
@@ -252,8 +390,18 @@ def test_leftovers_of_an_earlier_job_are_dropped_and_counted(deployed: Deployed,
     sqs = deployed.stack.client("sqs")
     attribute = {FRAME: {"DataType": "Binary", "BinaryValue": b"sM" + bytes(range(120))}}
     for slot in range(2):
-        sqs.send_message(QueueUrl=deployed.stack.queue(slot), MessageBody=BODY, MessageAttributes=attribute)
-    done = deployed.run("-n", 2, "--channel", "queue", "--stats", "json", script(HELLO + "print(c.allreduce(1))\nc.Barrier()\n"))
+        sqs.send_message(
+            QueueUrl=deployed.stack.queue(slot), MessageBody=BODY, MessageAttributes=attribute
+        )
+    done = deployed.run(
+        "-n",
+        2,
+        "--channel",
+        "queue",
+        "--stats",
+        "json",
+        script(HELLO + "print(c.allreduce(1))\nc.Barrier()\n"),
+    )
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
     assert lines == ["2", "2"] and json.loads(last)["dropped"] == 2
@@ -274,23 +422,42 @@ def test_leftovers_of_an_earlier_job_are_dropped_and_counted(deployed: Deployed,
         (["missing.py"], "no program missing.py"),
         (["-m", "no_such_module"], "neither in"),
         (["--requirements", "missing.txt", "examples/hello.py"], "missing.txt"),
-        (["-x", "LONG=" + "x" * 120_000, "examples/hello.py"] , ""),
+        (["-x", "LONG=" + "x" * 120_000, "examples/hello.py"], ""),
     ],
-)  # fmt: skip
+)
 def test_bad_words_are_told_in_one_line(deployed: Deployed, words: list[str], told: str) -> None:
     if not told:  # a payload that is too large: nine variables, since one word of a command line has at most 128 KiB
-        words = [word for number in range(9) for word in ("-x", f"V{number}={'x' * 120_000}")] + ["examples/hello.py"]
+        words = [word for number in range(9) for word in ("-x", f"V{number}={'x' * 120_000}")] + [
+            "examples/hello.py"
+        ]
         told = "an asynchronous invocation takes 1,048,576"
     done = deployed.run(*words)
-    assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1, (
+        done.stderr
+    )
     assert not pool.held(deployed.stack)
 
 
 def test_no_credentials_is_told(deployed: Deployed) -> None:
     env = {**os.environ, "HOME": "/nonexistent"}
-    words = [sys.executable, "-m", "serverless_mpi.launch", "--platform", "lambda", "--region", "us-east-1", "examples/hello.py"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT, env=env)
-    assert done.returncode == 2 and "no AWS credentials" in done.stderr and len(done.stderr.splitlines()) == 1
+    words = [
+        sys.executable,
+        "-m",
+        "serverless_mpi.launch",
+        "--platform",
+        "lambda",
+        "--region",
+        "us-east-1",
+        "examples/hello.py",
+    ]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT, env=env
+    )
+    assert (
+        done.returncode == 2
+        and "no AWS credentials" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_a_requirement_is_fetched_once(deployed: Deployed, script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -300,9 +467,13 @@ def test_a_requirement_is_fetched_once(deployed: Deployed, script, tmp_path: Pat
     info = tmp_path / "wheels" / "smpi_sample-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smpi-sample\nVersion: 1.0\n")
-    (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    (info / "WHEEL").write_text(
+        "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
     (info / "RECORD").write_text("")
-    wheel = shutil.make_archive(str(tmp_path / "smpi_sample-1.0-py3-none-any"), "zip", tmp_path / "wheels")
+    wheel = shutil.make_archive(
+        str(tmp_path / "smpi_sample-1.0-py3-none-any"), "zip", tmp_path / "wheels"
+    )
     Path(wheel).rename(tmp_path / "smpi_sample-1.0-py3-none-any.whl")
     (tmp_path / "needed.txt").write_text(f"{tmp_path}/smpi_sample-1.0-py3-none-any.whl\n")
     (tmp_path / "src").mkdir()

@@ -30,9 +30,18 @@ KEY = bytes(range(32))
 JOB = "00112233445566aa"
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), max_size=60), st.randoms(use_true_random=False))
-def test_words_are_heard_in_order_and_once_whatever_the_queue_does(more: list[tuple[int, int]], random: Any) -> None:
-    said = [console.Word(rank, seq, console.OUT, bytes([rank, seq])) for rank in range(4) for seq in range(21)]
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), max_size=60),
+    st.randoms(use_true_random=False),
+)
+def test_words_are_heard_in_order_and_once_whatever_the_queue_does(
+    more: list[tuple[int, int]], random: Any
+) -> None:
+    said = [
+        console.Word(rank, seq, console.OUT, bytes([rank, seq]))
+        for rank in range(4)
+        for seq in range(21)
+    ]
     arriving = said + [said[rank * 21 + seq] for rank, seq in more]  # some twice
     random.shuffle(arriving)
     ear = console.Ear()
@@ -43,7 +52,9 @@ def test_words_are_heard_in_order_and_once_whatever_the_queue_does(more: list[tu
 
 def test_a_word_of_another_job_or_key_is_not_heard() -> None:
     message = console.encode(console.Word(1, 2, console.ERR, b"\xff\n\0", {"a": 1}), JOB, KEY)
-    assert console.decode(message, JOB, KEY) == console.Word(1, 2, console.ERR, b"\xff\n\0", {"a": 1})
+    assert console.decode(message, JOB, KEY) == console.Word(
+        1, 2, console.ERR, b"\xff\n\0", {"a": 1}
+    )
     assert console.decode(message, "00112233445566bb", KEY) is None
     assert console.decode(message, JOB, bytes(32)) is None
     assert console.decode(b"", JOB, KEY) is None
@@ -66,10 +77,45 @@ def test_an_order_survives_its_event_and_a_broken_one_does_not_tell_the_key() ->
 @pytest.mark.parametrize(
     "record, code, told",
     [
-        ({"responsePayload": {"errorMessage": "2026-01-01T00:00:00Z 1-2 Task timed out after 900.00 seconds"}}, 124, "time-out"),
-        ({"responsePayload": {"errorType": "Sandbox.Timedout", "errorMessage": "Error: Task timed out"}}, 124, "time-out"),
-        ({"responsePayload": {"errorType": "Runtime.OutOfMemory", "errorMessage": "signal: killed"}}, 137, "--memory"),
-        ({"responsePayload": {"errorType": "Runtime.ExitError", "errorMessage": "RequestId: 1 Error: Runtime exited"}}, 1, "ExitError"),
+        (
+            {
+                "responsePayload": {
+                    "errorMessage": "2026-01-01T00:00:00Z 1-2 Task timed out after 900.00 seconds"
+                }
+            },
+            124,
+            "time-out",
+        ),
+        (
+            {
+                "responsePayload": {
+                    "errorType": "Sandbox.Timedout",
+                    "errorMessage": "Error: Task timed out",
+                }
+            },
+            124,
+            "time-out",
+        ),
+        (
+            {
+                "responsePayload": {
+                    "errorType": "Runtime.OutOfMemory",
+                    "errorMessage": "signal: killed",
+                }
+            },
+            137,
+            "--memory",
+        ),
+        (
+            {
+                "responsePayload": {
+                    "errorType": "Runtime.ExitError",
+                    "errorMessage": "RequestId: 1 Error: Runtime exited",
+                }
+            },
+            1,
+            "ExitError",
+        ),
         ({"requestContext": {"condition": "EventAgeExceeded"}}, 1, "quota"),
         ({}, 1, "failed on the platform"),
     ],
@@ -80,17 +126,34 @@ def test_the_platforms_records_become_words(record: dict[str, Any], code: int, t
 
 
 def test_a_bundle_is_the_programs_folder_without_what_nobody_imports(tmp_path: Path) -> None:
-    for name in ("prog.py", "data.txt", "sub/mod.py", ".git/x", "__pycache__/a.pyc", "env/pyvenv.cfg", "env/lib.py"):
+    for name in (
+        "prog.py",
+        "data.txt",
+        "sub/mod.py",
+        ".git/x",
+        "__pycache__/a.pyc",
+        "env/pyvenv.cfg",
+        "env/lib.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     bundle = pack(Program((str(tmp_path / "prog.py"), "a")), False)
-    assert (bundle.kind, bundle.argv, sorted(bundle.files)) == ("script", ("prog.py", "a"), ["data.txt", "prog.py", "sub/mod.py"])
+    assert (bundle.kind, bundle.argv, sorted(bundle.files)) == (
+        "script",
+        ("prog.py", "a"),
+        ["data.txt", "prog.py", "sub/mod.py"],
+    )
     key, data = bundle.key, bundle.zipped()
     os.utime(tmp_path / "data.txt", (0, 0))
-    assert (pack(Program((str(tmp_path / "prog.py"),)), False).key, bundle.zipped()) == (key, data)  # by content
+    assert (pack(Program((str(tmp_path / "prog.py"),)), False).key, bundle.zipped()) == (
+        key,
+        data,
+    )  # by content
     (tmp_path / "data.txt").write_text("2")
     assert pack(Program((str(tmp_path / "prog.py"),)), False).key != key
-    assert pack(Program(("python", "sub/mod.py"), folder=str(tmp_path)), False).argv == ("sub/mod.py",)
+    assert pack(Program(("python", "sub/mod.py"), folder=str(tmp_path)), False).argv == (
+        "sub/mod.py",
+    )
     assert pack(Program(("python3", "-m", "sub.mod"), folder=str(tmp_path)), False).kind == "module"
     with pytest.raises(UsageError, match="outside --wdir"):
         pack(Program((str(tmp_path / "prog.py"),), folder=str(tmp_path / "sub")), False)
@@ -103,7 +166,11 @@ def test_what_is_deployed_is_not_sent_again() -> None:
     assert (bundle.kind, bundle.files) == ("module", {})
     script = Path(sys.executable).with_name("smpi-infer")
     bundle = pack(Program((str(script), "run")), False)
-    assert (bundle.kind, bundle.argv, bundle.files) == ("entry", ("serverless_mpi.inference.cli:main", "run"), {})
+    assert (bundle.kind, bundle.argv, bundle.files) == (
+        "entry",
+        ("serverless_mpi.inference.cli:main", "run"),
+        {},
+    )
 
 
 class _Bucket:
@@ -121,7 +188,9 @@ class _Bucket:
             raise self.exceptions.NoSuchKey
         return {"Body": io.BytesIO(self.body), "ETag": str(self.version)}
 
-    def put_object(self, Body: bytes, IfMatch: str | None = None, IfNoneMatch: str | None = None, **_: Any) -> None:
+    def put_object(
+        self, Body: bytes, IfMatch: str | None = None, IfNoneMatch: str | None = None, **_: Any
+    ) -> None:
         self.meddle()
         if (IfMatch is not None and IfMatch != str(self.version)) or (IfNoneMatch and self.version):
             error = RuntimeError("changed")
@@ -134,7 +203,21 @@ class _Bucket:
 def stack(monkeypatch: pytest.MonkeyPatch) -> Stack:
     bucket = _Bucket()
     monkeypatch.setattr(Stack, "client", lambda self, service: bucket)
-    return Stack("s", "http://x", "r", "b", "0", "3.13", "x86_64", {}, 4, 2, "s-q-0000", "s-c-0000", "s-t-0000")
+    return Stack(
+        "s",
+        "http://x",
+        "r",
+        "b",
+        "0",
+        "3.13",
+        "x86_64",
+        {},
+        4,
+        2,
+        "s-q-0000",
+        "s-c-0000",
+        "s-t-0000",
+    )
 
 
 def test_leases_are_disjoint_and_end(stack: Stack) -> None:
@@ -179,14 +262,22 @@ def made() -> package.Package:
     return package.build(package.Target.of_this_interpreter())
 
 
-def test_the_package_is_small_has_byte_code_and_the_kernel_and_no_boto3(made: package.Package) -> None:
+def test_the_package_is_small_has_byte_code_and_the_kernel_and_no_boto3(
+    made: package.Package,
+) -> None:
     assert made.unpacked_bytes < package.UNPACKED_BYTES and not made.notes
-    function, layer = (zipfile.ZipFile(io.BytesIO(data)).namelist() for data in (made.function, made.layer))
+    function, layer = (
+        zipfile.ZipFile(io.BytesIO(data)).namelist() for data in (made.function, made.layer)
+    )
     assert "serverless_mpi/_spdnn.abi3.so" in function and "serverless_mpi/prices.json" in function
     for names in (function, layer):
         assert not [name for name in names if "boto" in name]
         sources = {name for name in names if name.endswith(".py")}
-        compiled = {name.replace("__pycache__/", "").split(".cpython")[0] + ".py" for name in names if name.endswith(".pyc")}
+        compiled = {
+            name.replace("__pycache__/", "").split(".cpython")[0] + ".py"
+            for name in names
+            if name.endswith(".pyc")
+        }
         assert not {name for name in sources - compiled if "test" not in name}
     assert not [name for name in function if name.startswith("serverless_mpi/deploy/")]
 
@@ -212,7 +303,12 @@ def test_another_architecture_needs_a_wheel_and_says_so() -> None:
     with tempfile.TemporaryDirectory() as folder:
         package._own(Path(folder), package.Target("3.13", other), None, notes)
         with pytest.raises(UsageError, match="no wheel of serverless_mpi"):
-            package._own(Path(folder) / "x", package.Target("3.13", other), "serverless_mpi-1-cp313-win_amd64.whl", notes)
+            package._own(
+                Path(folder) / "x",
+                package.Target("3.13", other),
+                "serverless_mpi-1-cp313-win_amd64.whl",
+                notes,
+            )
     assert "no C kernel" in notes[0] and "--wheel" in notes[0]
 
 
@@ -240,7 +336,9 @@ class LateChild:
         pass
 
 
-def test_last_words_that_come_after_the_end_are_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_words_that_come_after_the_end_are_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Context:
         memory_limit_in_mb = 512
 
@@ -248,7 +346,15 @@ def test_last_words_that_come_after_the_end_are_heeded(tmp_path: Path, monkeypat
             return 900_000
 
     monkeypatch.setattr(handler, "Child", LateChild)
-    spec = JobSpec(JOB, 0, 1, "object", KEY, endpoint="http://127.0.0.1:9", settings={"bucket": "b"})
-    rank = handler.Rank(Order(spec, (Task("script", ("a.py",), 1, None),), "f", 2, "url"), Context(), False)
+    spec = JobSpec(
+        JOB, 0, 1, "object", KEY, endpoint="http://127.0.0.1:9", settings={"bucket": "b"}
+    )
+    rank = handler.Rank(
+        Order(spec, (Task("script", ("a.py",), 1, None),), "f", 2, "url"), Context(), False
+    )
     code, reason = rank._run_program(tmp_path)
-    assert code == 1 and reason.startswith("ended with exit code 1 (ModuleNotFoundError") and "--requirements" in reason
+    assert (
+        code == 1
+        and reason.startswith("ended with exit code 1 (ModuleNotFoundError")
+        and "--requirements" in reason
+    )

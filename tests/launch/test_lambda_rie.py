@@ -66,20 +66,34 @@ def _ended(words: list[console.Word]) -> bool:
     return sum(word.kind == console.END for word in words) == 4
 
 
-def test_four_ranks_start_each_other_and_a_second_event_leaves(deployed: Deployed, room: Room, tmp_path: Path) -> None:
+def test_four_ranks_start_each_other_and_a_second_event_leaves(
+    deployed: Deployed, room: Room, tmp_path: Path
+) -> None:
     order = deployed.order(tmp_path, SUM, 4, _lease())
     with functions(room, 4, deployed.endpoint, 60) as front:
         order = replace(order, spec=replace(order.spec, endpoint=front.url))
         words: list[console.Word] = []
         for _ in range(2):  # the second is a duplicate
-            urllib.request.urlopen(f"{front.url}/2015-03-31/functions/{order.function}/invocations", order.to_event())
+            urllib.request.urlopen(
+                f"{front.url}/2015-03-31/functions/{order.function}/invocations", order.to_event()
+            )
             words = words or deployed.hear(order, _ended)
             front.join()
     answers = [json.loads(answer) for answer in front.answers]
-    assert sorted(answer["rank"] for answer in answers if answer.get("code") == 0) == [0, 1, 2, 3], answers
-    assert [answer for answer in answers if not answer["claimed"]] == [{"rank": 0, "claimed": False}]
+    assert sorted(answer["rank"] for answer in answers if answer.get("code") == 0) == [
+        0,
+        1,
+        2,
+        3,
+    ], answers
+    assert [answer for answer in answers if not answer["claimed"]] == [
+        {"rank": 0, "claimed": False}
+    ]
     assert b"".join(word.data for word in words if word.kind == console.ERR) == b""
-    assert b"".join(word.data for word in words if word.kind == console.OUT) == b"sum 6.0 [0, 1, 2, 3]\n" * 4
+    assert (
+        b"".join(word.data for word in words if word.kind == console.OUT)
+        == b"sum 6.0 [0, 1, 2, 3]\n" * 4
+    )
     up = [word.facts for word in words if word.kind == console.UP]
     assert len(up) == 4 and all(facts["cold"] and facts["init_s"] > 0 for facts in up)
 
@@ -91,19 +105,30 @@ def test_a_killed_rank_and_a_time_out(deployed: Deployed, room: Room, tmp_path: 
         ("", 124, "time is over", 8),
     ):
         lease = _lease()
-        order = deployed.order(tmp_path, f"from mpi4py import MPI\nc = MPI.COMM_WORLD\n{ending}c.recv(source=c.rank)\n", 4, lease)
+        order = deployed.order(
+            tmp_path,
+            f"from mpi4py import MPI\nc = MPI.COMM_WORLD\n{ending}c.recv(source=c.rank)\n",
+            4,
+            lease,
+        )
         began = time.monotonic()
         with functions(room, 4, deployed.endpoint, limit_s) as front:
             order = replace(order, spec=replace(order.spec, endpoint=front.url))
-            urllib.request.urlopen(f"{front.url}/2015-03-31/functions/{order.function}/invocations", order.to_event())
+            urllib.request.urlopen(
+                f"{front.url}/2015-03-31/functions/{order.function}/invocations", order.to_event()
+            )
             words = deployed.hear(order, _ended)
             front.join()
         ends = [word.facts for word in words if word.kind == console.END]
-        assert code in [facts["code"] for facts in ends] and any(reason in facts["reason"] for facts in ends), ends
+        assert code in [facts["code"] for facts in ends] and any(
+            reason in facts["reason"] for facts in ends
+        ), ends
         assert time.monotonic() - began < 45
 
 
-def test_the_platform_ends_a_function_that_does_not_end_itself(deployed: Deployed, room: Room, tmp_path: Path) -> None:
+def test_the_platform_ends_a_function_that_does_not_end_itself(
+    deployed: Deployed, room: Room, tmp_path: Path
+) -> None:
     """Its answer is what the failure record has in it, from which `report` makes the reason."""
     from serverless_mpi.launch.handler import _why
 
@@ -123,7 +148,9 @@ def test_the_platform_ends_a_function_that_does_not_end_itself(deployed: Deploye
         instance = Instance(room, 6)
         try:
             answer = instance.invoke(order.to_event())
-            said = json.loads(answer) if answer.startswith(b"{") else {"errorMessage": answer.decode()}  # as the record has it
+            said = (
+                json.loads(answer) if answer.startswith(b"{") else {"errorMessage": answer.decode()}
+            )  # as the record has it
             got, told = _why({"responsePayload": said})
             assert got == code and word in told, answer
         finally:

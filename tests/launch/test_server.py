@@ -46,7 +46,10 @@ class Queues:
             else:
                 assert int(dict(scope["headers"])[b"content-length"]) == len(body)
                 assert request["WaitTimeSeconds"] == 0
-                found, self.messages[request["QueueUrl"]] = self.messages.get(request["QueueUrl"], []), []
+                found, self.messages[request["QueueUrl"]] = (
+                    self.messages.get(request["QueueUrl"], []),
+                    [],
+                )
                 answer = {"Messages": found} if found else {}
                 if self.while_asked is not None:
                     meanwhile, self.while_asked = self.while_asked, None
@@ -59,8 +62,16 @@ class Queues:
         elif body == b"publish":
             for queue in ("a", "b"):
                 self.messages.setdefault(queue, []).append("published")
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
-        await send({"type": "http.response.body", "body": json.dumps(answer).encode(), "more_body": False})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-type", b"application/json")],
+            }
+        )
+        await send(
+            {"type": "http.response.body", "body": json.dumps(answer).encode(), "more_body": False}
+        )
 
 
 class Caller:
@@ -69,7 +80,11 @@ class Caller:
     def __init__(self, app: Prompt, target: str, body: bytes, authorization: bytes = b"") -> None:
         self.answer: list[Message] = []
         self.gone = asyncio.Event()
-        headers = [(b"x-amz-target", target.encode()), (b"content-length", str(len(body)).encode()), (b"authorization", authorization)]
+        headers = [
+            (b"x-amz-target", target.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"authorization", authorization),
+        ]
         self._body: list[Message] = [  # in two pieces, as a long one comes
             {"type": "http.request", "body": body[:5], "more_body": True},
             {"type": "http.request", "body": body[5:], "more_body": False},
@@ -93,11 +108,17 @@ class Caller:
 
 
 def receive(app: Prompt, queue: str = "a", wait_s: int = 20) -> Caller:
-    return Caller(app, "AmazonSQS.ReceiveMessage", json.dumps({"WaitTimeSeconds": wait_s, "QueueUrl": queue}).encode())
+    return Caller(
+        app,
+        "AmazonSQS.ReceiveMessage",
+        json.dumps({"WaitTimeSeconds": wait_s, "QueueUrl": queue}).encode(),
+    )
 
 
 def send(app: Prompt, queue: str, text: str) -> Caller:
-    return Caller(app, "AmazonSQS.SendMessage", json.dumps({"MessageBody": text, "QueueUrl": queue}).encode())
+    return Caller(
+        app, "AmazonSQS.SendMessage", json.dumps({"MessageBody": text, "QueueUrl": queue}).encode()
+    )
 
 
 def run(test: Callable[[Queues, Prompt], Coroutine[Any, Any, None]]) -> None:
@@ -185,6 +206,8 @@ def test_what_is_no_request_is_the_emulators_to_refuse() -> None:
     async def test(queues: Queues, app: Prompt) -> None:
         caller = Caller(app, "AmazonSQS.ReceiveMessage", b"{no json")
         await caller.done()
-        assert caller.answer[0]["status"] == 400 and queues.seen == [("AmazonSQS.ReceiveMessage", b"{no json")]
+        assert caller.answer[0]["status"] == 400 and queues.seen == [
+            ("AmazonSQS.ReceiveMessage", b"{no json")
+        ]
 
     run(test)

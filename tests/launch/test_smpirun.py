@@ -33,7 +33,10 @@ def script(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def test_lines_are_whole_and_tagged(script) -> None:  # type: ignore[no-untyped-def]
-    prog = script(HELLO + "import sys\nfor i in range(50): print('line', i); print('error', i, file=sys.stderr)\n")
+    prog = script(
+        HELLO
+        + "import sys\nfor i in range(50): print('line', i); print('error', i, file=sys.stderr)\n"
+    )
     done = smpirun("-n", 3, *DIRECT, "--tag-output", prog)
     assert done.returncode == 0
     for text, word in ((done.stdout, "line"), (done.stderr, "error")):
@@ -59,8 +62,13 @@ def test_programs_that_import_mpi4py_run_unchanged(script, alias: bool) -> None:
 
 def test_module_executable_and_several_programs(script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     script(HELLO + "import sys\nprint('mod', c.rank, c.size, sys.argv[1:])\n", "mod.py")
-    a, b = script(HELLO + "print('a', c.rank, c.size)\n", "a.py"), script(HELLO + "print('b', c.rank, c.size)\n", "b.py")
-    assert smpirun("-n", 1, *DIRECT, "--wdir", tmp_path, "-m", "mod", "x").stdout == "mod 0 1 ['x']\n"
+    a, b = (
+        script(HELLO + "print('a', c.rank, c.size)\n", "a.py"),
+        script(HELLO + "print('b', c.rank, c.size)\n", "b.py"),
+    )
+    assert (
+        smpirun("-n", 1, *DIRECT, "--wdir", tmp_path, "-m", "mod", "x").stdout == "mod 0 1 ['x']\n"
+    )
     both = smpirun("-n", 1, *DIRECT, a, ":", "-n", 2, sys.executable, b)
     assert sorted(both.stdout.splitlines()) == ["a 0 3", "b 1 3", "b 2 3"]
 
@@ -102,8 +110,12 @@ def test_ctrl_c_stops_everything(script, tmp_path: Path) -> None:  # type: ignor
 
 @pytest.mark.parametrize("channel", ["queue", "object", "hybrid"])
 @pytest.mark.parametrize("crash", [False, True])
-def test_no_queue_topic_or_bucket_is_left(script, ministack_endpoint: str, channel: str, crash: bool, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    prog = script(HELLO + ("import os\nif c.rank: os._exit(3)\n" if crash else "") + "print(c.allreduce(1))\n")
+def test_no_queue_topic_or_bucket_is_left(
+    script, ministack_endpoint: str, channel: str, crash: bool, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    prog = script(
+        HELLO + ("import os\nif c.rank: os._exit(3)\n" if crash else "") + "print(c.allreduce(1))\n"
+    )
     env = {**os.environ, "TMPDIR": str(tmp_path)}  # apart from the jobs of others
     done = smpirun("-n", 2, "--channel", channel, "--endpoint", ministack_endpoint, prog, env=env)
     assert done.returncode == (3 if crash else 0), done.stderr
@@ -112,7 +124,9 @@ def test_no_queue_topic_or_bucket_is_left(script, ministack_endpoint: str, chann
 
 
 def test_ambient_credentials_are_not_seen(script) -> None:  # type: ignore[no-untyped-def]
-    prog = script("import os\nprint(sorted(n for n in os.environ if 'KEY_ID' in n or 'PROFILE' in n or n == 'AWS_REGION'))\n")
+    prog = script(
+        "import os\nprint(sorted(n for n in os.environ if 'KEY_ID' in n or 'PROFILE' in n or n == 'AWS_REGION'))\n"
+    )
     env = {**os.environ, "AWS_ACCESS_KEY_ID": "real", "AWS_PROFILE": "p", "AWS_REGION": "eu-west-1"}
     assert smpirun("-n", 1, *DIRECT, prog, env=env).stdout == "[]\n"
     assert smpirun("-n", 1, *DIRECT, "-x", "AWS_REGION", prog, env=env).stdout == "['AWS_REGION']\n"
@@ -181,10 +195,20 @@ class _NoAws(http.server.BaseHTTPRequestHandler):
 
 
 def test_an_endpoint_that_is_no_aws_is_told_in_one_line(tmp_path: Path) -> None:
-    env = {**os.environ, "TMPDIR": str(tmp_path)}  # the job is remembered for --cleanup, and forgotten with the folder
+    env = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+    }  # the job is remembered for --cleanup, and forgotten with the folder
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NoAws) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = smpirun("-n", 2, "--endpoint", f"http://127.0.0.1:{server.server_port}", "examples/hello.py", env=env)
+        done = smpirun(
+            "-n",
+            2,
+            "--endpoint",
+            f"http://127.0.0.1:{server.server_port}",
+            "examples/hello.py",
+            env=env,
+        )
         server.shutdown()
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and all(line.startswith("smpirun: ") for line in lines)
@@ -192,7 +216,9 @@ def test_an_endpoint_that_is_no_aws_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_prices_of_another_region_are_told() -> None:
-    done = smpirun("-n", 1, *DIRECT, "--region", "eu-west-1", "--stats", "text", "examples/hello.py")
+    done = smpirun(
+        "-n", 1, *DIRECT, "--region", "eu-west-1", "--stats", "text", "examples/hello.py"
+    )
     assert done.returncode == 0 and "not the prices of eu-west-1" in done.stderr
 
 

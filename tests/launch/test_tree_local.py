@@ -33,9 +33,12 @@ def script(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(
-    "size, branching, channel", [(7, 2, "direct"), (6, 1, "direct"), (5, 8, "direct"), (6, 2, "queue"), (1, 3, "direct")]
+    "size, branching, channel",
+    [(7, 2, "direct"), (6, 1, "direct"), (5, 8, "direct"), (6, 2, "queue"), (1, 3, "direct")],
 )
-def test_children_start_after_their_parents(script, size: int, branching: int, channel: str) -> None:  # type: ignore[no-untyped-def]
+def test_children_start_after_their_parents(
+    script, size: int, branching: int, channel: str
+) -> None:  # type: ignore[no-untyped-def]
     done = smpirun("-n", size, "--channel", channel, "--branching", branching, script(STARTS))
     assert done.returncode == 0, done.stderr
     started = json.loads(done.stdout)
@@ -43,14 +46,23 @@ def test_children_start_after_their_parents(script, size: int, branching: int, c
         parent = tree.parent(rank, branching)
         assert parent is not None and started[parent] <= started[rank]
     deepest = size - 1
-    assert size == 1 or started[0] < started[deepest]  # an interpreter takes more than a tick to begin
+    assert (
+        size == 1 or started[0] < started[deepest]
+    )  # an interpreter takes more than a tick to begin
 
 
 def test_ranks_that_end_at_once_leave_no_child_behind(script) -> None:  # type: ignore[no-untyped-def]
     done = smpirun(
-        "-n", 7, *DIRECT, "--branching", 2, script("import os\nprint(os.environ['SMPI_RANK'], 'SMPI_BEGUN' in os.environ)\n")
+        "-n",
+        7,
+        *DIRECT,
+        "--branching",
+        2,
+        script("import os\nprint(os.environ['SMPI_RANK'], 'SMPI_BEGUN' in os.environ)\n"),
     )
-    assert done.returncode == 0 and sorted(done.stdout.splitlines()) == [f"{rank} False" for rank in range(7)]
+    assert done.returncode == 0 and sorted(done.stdout.splitlines()) == [
+        f"{rank} False" for rank in range(7)
+    ]
 
 
 @pytest.mark.parametrize("failing", [0, 2, 6])

@@ -17,18 +17,40 @@ from pathlib import Path
 
 from tests.conformance import suite
 
-PACKAGES = ("schwimmbad==0.4.2", "emcee==3.1.6", "mpipartition==1.5.0", "mpipool==2.2.1", "distwq==1.3.3")
+PACKAGES = (
+    "schwimmbad==0.4.2",
+    "emcee==3.1.6",
+    "mpipartition==1.5.0",
+    "mpipool==2.2.1",
+    "distwq==1.3.3",
+)
 OWN = Path(__file__).with_name("programs")
 LIMIT_S = 180.0
 FUTURES = Path(__file__).resolve().parent.parent / "futures" / "mpi4pys.py"
 FUTURES_SAY = {
     "cpi": ("pi: 3.14159", "4 workers"),
     "hello": tuple(f"I am worker {rank} of 4" for rank in range(4)),
-    "primes": ("112272535095293 is prime: True", "115797848077099 is prime: True", "117450548693743 is prime: True"),
+    "primes": (
+        "112272535095293 is prime: True",
+        "115797848077099 is prime: True",
+        "117450548693743 is prime: True",
+    ),
     "julia": ("Julia Set 1600x1200",),
     "mandelbrot": ("Mandelbrot Set 750x500",),
 }
-OSU = ("allgather", "alltoall", "alltoallv", "barrier", "bcast", "bibw", "bw", "gather", "latency", "multi_lat", "scatter")
+OSU = (
+    "allgather",
+    "alltoall",
+    "alltoallv",
+    "barrier",
+    "bcast",
+    "bibw",
+    "bw",
+    "gather",
+    "latency",
+    "multi_lat",
+    "scatter",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,16 @@ def packages() -> Path:
     """The folder where pip has put the packages and what they need."""
     home = suite.cache() / ("thirdparty-" + "-".join(one.replace("==", "") for one in PACKAGES))
     if not (home / "complete").exists():
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(home)]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "--target",
+            str(home),
+        ]
         subprocess.run([*pip, *PACKAGES], check=True)
         (home / "complete").touch()
     return home
@@ -62,38 +93,119 @@ def jobs() -> list[Job]:
         Job("mpipartition", 4, ("mpipartition_square.py",), OWN, ("held",)),
         Job("mpipool", 4, ("mpipool_map.py",), OWN, ("held",)),
         Job("distwq", 4, ("distwq_sum.py",), OWN, ("held",)),
-        Job("helloworld", 3, ("helloworld.py",), demo, tuple(f"I am process {rank} of 3" for rank in range(3))),
-        Job("compute-pi", 4, ("cpi-cco.py",), demo / "compute-pi", ("pi is approximately 3.14", "error is 0.0000083333"), "100\n"),
+        Job(
+            "helloworld",
+            3,
+            ("helloworld.py",),
+            demo,
+            tuple(f"I am process {rank} of 3" for rank in range(3)),
+        ),
+        Job(
+            "compute-pi",
+            4,
+            ("cpi-cco.py",),
+            demo / "compute-pi",
+            ("pi is approximately 3.14", "error is 0.0000083333"),
+            "100\n",
+        ),
         Job("reductions", 4, ("test_reductions.py", "-q"), demo / "reductions", ("OK",)),
-        Job("sequential", 4, ("test_seq.py",), demo / "sequential", tuple(f"I am process {rank} of 4" for rank in range(4))),
+        Job(
+            "sequential",
+            4,
+            ("test_seq.py",),
+            demo / "sequential",
+            tuple(f"I am process {rank} of 4" for rank in range(4)),
+        ),
         Job("nxtval-threads", 4, ("nxtval-threads.py",), demo / "nxtval"),
         Job("threads", 1, ("sendrecv.py",), demo / "threads"),
-        Job("futures-test", 3, ("-m", "mpi4py.futures", "test_futures.py"), demo / "futures", ("OK",)),
-        Job("futures-test-1", 1, ("-m", "mpi4py.futures", "test_futures.py"), demo / "futures", ("OK",)),
+        Job(
+            "futures-test",
+            3,
+            ("-m", "mpi4py.futures", "test_futures.py"),
+            demo / "futures",
+            ("OK",),
+        ),
+        Job(
+            "futures-test-1",
+            1,
+            ("-m", "mpi4py.futures", "test_futures.py"),
+            demo / "futures",
+            ("OK",),
+        ),
     ]
-    for ranks in (1, 2, 3):  # on this package's futures, with the executors of rank 0 and with MPICommExecutor
+    for ranks in (
+        1,
+        2,
+        3,
+    ):  # on this package's futures, with the executors of rank 0 and with MPICommExecutor
         for kind, words in (("", ("-m", "serverless_mpi.futures")), ("comm-", ())):
-            found.append(Job(f"own-futures-test-{kind}{ranks}", ranks, (*words, str(FUTURES)), demo / "futures", ("OK",)))
+            found.append(
+                Job(
+                    f"own-futures-test-{kind}{ranks}",
+                    ranks,
+                    (*words, str(FUTURES)),
+                    demo / "futures",
+                    ("OK",),
+                )
+            )
     for name, says in FUTURES_SAY.items():
-        found.append(Job(f"futures-{name}", 5, ("-m", "mpi4py.futures", f"run_{name}.py"), demo / "futures", says))
-        found.append(Job(f"own-futures-{name}", 5, ("-m", "serverless_mpi.futures", f"run_{name}.py"), demo / "futures", says))
+        found.append(
+            Job(
+                f"futures-{name}",
+                5,
+                ("-m", "mpi4py.futures", f"run_{name}.py"),
+                demo / "futures",
+                says,
+            )
+        )
+        found.append(
+            Job(
+                f"own-futures-{name}",
+                5,
+                ("-m", "serverless_mpi.futures", f"run_{name}.py"),
+                demo / "futures",
+                says,
+            )
+        )
     for name in ("julia", "mandelbrot"):  # with MPICommExecutor
-        found.append(Job(f"futures-comm-{name}", 5, (f"run_{name}.py",), demo / "futures", FUTURES_SAY[name]))
+        found.append(
+            Job(f"futures-comm-{name}", 5, (f"run_{name}.py",), demo / "futures", FUTURES_SAY[name])
+        )
     for path in sorted((demo / "mpi-ref-v1").glob("ex-*.py")):
         found.append(Job(f"mpi-ref-v1-{path.stem}", 4, (path.name,), path.parent))
     for name in OSU:
         ranks = 4 if name == "multi_lat" else 2
-        found.append(Job(f"osu-{name}", ranks, ("osu.py", str(demo), f"osu_{name}"), OWN, ("# ", "16384" if name != "barrier" else "# MPI Barrier")))
+        found.append(
+            Job(
+                f"osu-{name}",
+                ranks,
+                ("osu.py", str(demo), f"osu_{name}"),
+                OWN,
+                ("# ", "16384" if name != "barrier" else "# MPI Barrier"),
+            )
+        )
     return found
 
 
 def run(job: Job, channel: str, path: Path) -> tuple[str, float]:
     """(what went wrong or "", seconds)."""
     demo = suite.folder().parent / "demo" / "futures" / "test_futures.py"
-    smpirun = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(job.ranks), "--channel", channel, "--timeout", str(LIMIT_S)]
+    smpirun = [
+        sys.executable,
+        "-m",
+        "serverless_mpi.launch",
+        "-n",
+        str(job.ranks),
+        "--channel",
+        channel,
+        "--timeout",
+        str(LIMIT_S),
+    ]
     words = [*smpirun, "-x", f"PYTHONPATH={path}", "-x", f"SMPI_TEST_FUTURES={demo}", *job.words]
     began = time.monotonic()
-    done = subprocess.run(words, cwd=job.folder, input=job.stdin, capture_output=True, text=True, timeout=2 * LIMIT_S)
+    done = subprocess.run(
+        words, cwd=job.folder, input=job.stdin, capture_output=True, text=True, timeout=2 * LIMIT_S
+    )
     wrong = ""
     if done.returncode:
         wrong = f"exit code {done.returncode}"
@@ -104,9 +216,13 @@ def run(job: Job, channel: str, path: Path) -> tuple[str, float]:
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m tests.thirdparty", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.thirdparty", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--channel", default="direct")
-    parser.add_argument("words", nargs="*", help="run only programs whose name has one of these in it")
+    parser.add_argument(
+        "words", nargs="*", help="run only programs whose name has one of these in it"
+    )
     options = parser.parse_args()
     path = packages()
     failed = []
@@ -114,7 +230,10 @@ def main() -> int:
         if options.words and not any(word in job.name for word in options.words):
             continue
         wrong, seconds = run(job, options.channel, path)
-        print(f"{job.name:24} {job.ranks} ranks {seconds:6.1f} s  {'ok' if not wrong else wrong.splitlines()[0]}", flush=True)
+        print(
+            f"{job.name:24} {job.ranks} ranks {seconds:6.1f} s  {'ok' if not wrong else wrong.splitlines()[0]}",
+            flush=True,
+        )
         if wrong:
             failed.append(job.name)
             print("    " + "\n    ".join(wrong.splitlines()[-12:]), flush=True)

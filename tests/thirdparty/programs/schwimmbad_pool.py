@@ -16,6 +16,8 @@ with MPIPool() as pool:
         sys.exit(0)
     tasks = [(n, n + 1) for n in range(200)]
     seen = []
-    assert list(pool.map(worker, tasks, callback=seen.append)) == [n * n + n + 1 for n in range(200)]
+    assert list(pool.map(worker, tasks, callback=seen.append)) == [
+        n * n + n + 1 for n in range(200)
+    ]
     assert sorted(seen) == [n * n + n + 1 for n in range(200)]
 print("schwimmbad: held")
