@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.collectives.choose import TABLE, name_of
-from serverless_mpi.collectives.simulate import BETWEEN, NEIGHBORLY
+from serverless_mpi.collectives.choose import find
+from serverless_mpi.collectives.operations import OPERATIONS
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.metering import Prices
 from serverless_mpi.simulation import AWS, LATENCIES, Forecast, forecast, in_region
@@ -65,8 +65,8 @@ def simulate(
         found = _CALL.fullmatch(call)
         if (
             found is None
-            or found.group(1).lower() not in TABLE
-            or found.group(1).lower().startswith((BETWEEN, *NEIGHBORLY))
+            or found.group(1).lower() not in OPERATIONS
+            or not OPERATIONS[found.group(1).lower()].modelled
         ):
             raise UsageError(
                 f"--simulate {call}: not a collective and the bytes of a blob, as allreduce:8MB. It plays the communication of"
@@ -115,7 +115,7 @@ def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _C
             "collectives", ()
         ):
             about: Any = None if layout is None else tuple(layout)
-            if operation in NEIGHBORLY:
+            if OPERATIONS[operation].neighbours:
                 about, rank, *edges = layout
                 found[operation, size, nbytes, algorithm, about].edges[rank] = edges
             one = found[operation, size, nbytes, algorithm, about]
@@ -141,11 +141,10 @@ def explain(
         rows, key=lambda row: row[:5]
     ):
         label, times = f"{operation}:{shown_size(blob)}", f"{count:>8,} "
-        known = {name_of(row): row for _, row in TABLE[operation]}
         try:
             if size > _LARGEST_RUN:
                 raise UsageError("too large to be played through after a job")
-            if operation in NEIGHBORLY:
+            if OPERATIONS[operation].neighbours:
                 layout = tuple(one.edges.get(rank, ([], [])) for rank in range(size))
             made = forecast(
                 operation,
@@ -154,7 +153,7 @@ def explain(
                 channel,
                 in_region(AWS, region),
                 prices,
-                known[algorithm],
+                find(operation, algorithm),
                 layout,
             )
             yield times + _row(made, label)

@@ -21,6 +21,7 @@ MAY: dict[str, set[str]] = {
     "channels": {"channels.base", "core", "aws", "errors", "job", "metering"},
     "aws": {"errors", "metering", "job"},
     "collectives": {"channels.base", "errors"},
+    "testing": {"collectives", "channels.base", "errors"},
     "deadlock": set(),
     "trace": {"core"},
     "simulation": {"channels", "channels.base", "collectives", "core", "aws", "metering", "errors"},
