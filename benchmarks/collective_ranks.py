@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from serverless_mpi import MPI
-from serverless_mpi.collectives.choose import Facts, select
+from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, select
+from serverless_mpi.collectives.operations import example_calls
+from serverless_mpi.collectives.steps import Elementwise
 
 DIVIDED = ("gather", "scatter", "allgather", "alltoall")  # a blob is the P-th part of the vector
 HOPELESS = (

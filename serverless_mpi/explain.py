@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.collectives.choose import find
+from serverless_mpi.collectives.choose import Algorithm, find
 from serverless_mpi.collectives.operations import OPERATIONS
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.metering import Prices
@@ -44,7 +44,13 @@ def _row(one: Forecast, label: str) -> str:
 
 
 def simulate(
-    calls: Sequence[str], ranks: int, channel: str, latency: str, region: str, prices: Prices
+    calls: Sequence[str],
+    ranks: int,
+    channel: str,
+    latency: str,
+    region: str,
+    prices: Prices,
+    algorithms: Mapping[str, Algorithm],
 ) -> Iterable[str]:
     """Lines that say what each of `calls` ("allreduce:8MB") takes.
 
@@ -86,7 +92,7 @@ def simulate(
         yield f"start of {ranks} functions: about {10 * waves + model.start_s:.1f} s, {usd:.6f} USD, and their seconds by memory"
     yield _HEAD
     for call, operation, nbytes in asked:
-        one = forecast(operation, nbytes, ranks, channel, model, prices)
+        one = forecast(operation, nbytes, ranks, channel, model, prices, algorithms.get(operation))
         yield _row(one, call)
         for name, row in sorted(one.requests.items()):
             yield f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed{row['messages']:>12,} messages"

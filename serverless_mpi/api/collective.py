@@ -31,7 +31,10 @@ class Collective(Plans):
     def _steps(self, plan: Plan) -> Steps:
         """This rank's part of a call."""
         operation, size = self._kind + plan.operation, len(self._ranks)
-        algorithm = select(operation, Facts(size, plan.nbytes, self._runtime.figures))
+        facts = Facts(size, plan.nbytes, self._runtime.figures)
+        algorithm = self._runtime.algorithms.get(operation)
+        if algorithm is None or not algorithm.condition(facts):
+            algorithm = select(operation, facts)
         arguments = plan.arguments()
         chosen = self._runtime.chosen
         if (

@@ -20,7 +20,7 @@ names of plug-in modules to all ranks).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from serverless_mpi.collectives.operations import OPERATIONS
 from serverless_mpi.collectives.steps import Steps
 from serverless_mpi.errors import UsageError
 
-__all__ = ["ALGORITHMS", "Algorithm", "Facts", "algorithm", "find", "select"]
+__all__ = ["ALGORITHMS", "Algorithm", "Facts", "algorithm", "find", "forced", "select"]
 
 EQUALLY_FAST = 1.1  # formulas are no better than this: seconds within this factor count as equal
 
@@ -168,6 +168,17 @@ def find(operation: str, name: str) -> Algorithm:
             return row
     names = ", ".join(row.name for row in ALGORITHMS[operation])
     raise UsageError(f"{operation} has no algorithm {name!r}; known: {names}")
+
+
+def forced(algorithms: Mapping[str, str]) -> dict[str, Algorithm]:
+    """Return the algorithms that a user chose: operation -> algorithm.
+
+    Raises
+    ------
+    UsageError
+        No such operation or algorithm.
+    """
+    return {operation: find(operation, name) for operation, name in algorithms.items()}
 
 
 @lru_cache(4096)
