@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from serverless_mpi.collectives.choose import Algorithm, find
@@ -50,7 +51,7 @@ def simulate(
     latency: str,
     region: str,
     prices: Prices,
-    algorithms: Mapping[str, Algorithm],
+    algorithms: Mapping[str, Algorithm] = MappingProxyType({}),
 ) -> Iterable[str]:
     """Lines that say what each of `calls` ("allreduce:8MB") takes.
 

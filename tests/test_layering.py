@@ -22,7 +22,7 @@ MAY: dict[str, set[str]] = {
     "channels": {"plugins", "channels.base", "core", "aws", "errors", "job", "metering"},
     "aws": {"errors", "metering", "job"},
     "collectives": {"channels.base", "errors"},
-    "testing": {"collectives", "channels.base", "errors"},
+    "testing": {"plugins", "collectives", "channels.base", "errors"},
     "deadlock": set(),
     "trace": {"core"},
     "simulation": {"channels", "channels.base", "collectives", "core", "aws", "metering", "errors"},

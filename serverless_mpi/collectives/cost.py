@@ -1,13 +1,16 @@
-"""What each algorithm costs on a medium, as a formula of the ranks P, the blob's bytes n and the channel's figures.
+"""Cost formulas: what a collective algorithm takes on a medium, by the LogGP-like figures of its channel.
 
-A formula says the critical path (puts, hops and gets that wait for each other)
-and the work of all ranks together; `choose.py` compares them.  Where ranks
-share a machine or a server, the work of all counts as much as the path.  Only
-the four operations + - * / on numbers all ranks share are used, so every rank
-computes the same bits.  The dry run in `simulate.py` counts the real
-generators; tests hold the messages and puts of these formulas to it.
-Source of the bound for ranks that share `lanes`: R. L. Graham, "Bounds for
-Certain Multiprocessing Anomalies", 1966: path + (work - path) / lanes.
+A formula is a function of a `Tally`.  It states two things: the critical path
+(the puts, hops and gets that wait for each other) with `step`, and the work of
+all ranks together with `all`.  `choose.select` compares the resulting `Cost`s.
+
+Where ranks share processors or a server, work off the critical path counts
+too.  The bound for ranks that share p processors is path + (work - path) / p:
+R. L. Graham, "Bounds for Certain Multiprocessing Anomalies", 1966.
+
+Invariant: formulas use only + - * / on numbers that all ranks share, so every
+rank computes the same bits and makes the same choice.  The contract suite
+holds the messages, puts and rounds of each formula to a run of the generator.
 """
 
 from __future__ import annotations
@@ -17,17 +20,23 @@ from dataclasses import dataclass
 
 from serverless_mpi.channels.base import Figures
 
-FRESH_BPS = 1.2e9  # what is received, combined or joined goes to fresh memory, which takes longer than the copying
-UNKNOWN_BYTES = 1024  # taken for the length of an object, which ranks do not share
-PACK_BYTES = 8  # of length before each packed blob
+FRESH_BPS = 1.2e9  # bytes per second written to fresh memory: page faults cost more than the copy
+UNKNOWN_BYTES = 1024  # assumed length of a pickled object, which ranks do not share
+PACK_BYTES = 8  # length field before each blob that `steps.pack` joins
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What all ranks know of a call.
+    """What all ranks of a call know.
 
-    size: ranks; nbytes: of one blob, None where ranks may differ (objects, vectors);
-    figures: the channel's.
+    Attributes
+    ----------
+    size
+        Number of ranks.
+    nbytes
+        Bytes of one blob; None where ranks may differ (pickled objects, v-variants).
+    figures
+        Cost parameters of the channel.
     """
 
     size: int
@@ -36,13 +45,13 @@ class Facts:
 
     @property
     def length(self) -> int:
-        """nbytes, or a guess."""
+        """Return nbytes, or an assumed length where it is unknown."""
         return UNKNOWN_BYTES if self.nbytes is None else self.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Seconds that ranks are busy, dollars, puts and messages."""
+    """Work of one or several ranks: busy seconds, dollars, puts and messages."""
 
     seconds: float = 0.0
     usd: float = 0.0
@@ -65,7 +74,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """A call's cost: seconds until the last rank has it, dollars, rounds, and puts and messages of all ranks."""
+    """Cost of a call: seconds until the last rank is done, rounds; dollars, puts, messages of all."""
 
     seconds: float
     usd: float
@@ -75,7 +84,15 @@ class Cost:
 
 
 class Tally:
-    """Sums up one algorithm."""
+    """Accumulates the steps and the work of one call.
+
+    Attributes
+    ----------
+    size
+        Number of ranks, P.
+    n
+        Bytes of one blob.
+    """
 
     def __init__(self, facts: Facts) -> None:
         self.size = facts.size
@@ -91,7 +108,7 @@ class Tally:
         return self._figures if beyond is None or nbytes <= beyond[0] else beyond[1]
 
     def put(self, nbytes: int, sends: int = 1, copies: int = 1) -> Work:
-        """`sends` Sends, which `copies` ranks read in all."""
+        """Return the work of `sends` Sends of `nbytes`, which `copies` ranks read in all."""
         one = self._of(nbytes)
         count = sends if one.fanout else copies
         return Work(
@@ -102,7 +119,7 @@ class Tally:
         )
 
     def deal(self, nbytes: int, readers: int) -> Work:
-        """One Deal of `nbytes` to each of `readers`."""
+        """Return the work of one Deal: `nbytes` for each of `readers` ranks."""
         one = self._of(nbytes)
         small = (
             one.beyond is not None
@@ -112,7 +129,7 @@ class Tally:
         return Work(one.put_s + readers * nbytes / one.bandwidth_Bps, one.put_usd, 1, readers)
 
     def get(self, nbytes: int, folded: int = 0) -> Work:
-        """One Recv, and combining or joining of `folded` bytes."""
+        """Return the work of one Recv of `nbytes`, and of combining or joining `folded` bytes."""
         one = self._of(nbytes)
         seconds = one.get_s + nbytes / one.bandwidth_Bps + (nbytes + folded) / FRESH_BPS
         return Work(seconds, one.get_usd * self._bills(one, nbytes))
@@ -122,17 +139,20 @@ class Tally:
         return 1 if not one.billed_bytes else max(1, -(-nbytes // one.billed_bytes))
 
     def step(self, nbytes: int, path: Work, times: int = 1) -> None:
-        """`times` rounds, in each of which the rank on the critical path does that and a message of `nbytes` travels."""
+        """Add `times` rounds to the critical path.
+
+        In each, one rank does the work `path` and a message of `nbytes` travels.
+        """
         self.rounds += times
         self._path += times * (self._of(nbytes).latency_s + path.seconds)
         self._busy += times * path.seconds
 
     def all(self, work: Work) -> None:
-        """What ranks do together."""
+        """Add work of all ranks together, that on the critical path included."""
         self._total = self._total + work
 
     def cost(self) -> Cost:
-        """The sum."""
+        """Return the cost of the call."""
         lanes = self._figures.lanes
         elsewhere = max(0.0, self._total.seconds - self._busy) / lanes if lanes else 0.0
         return Cost(
