@@ -15,6 +15,7 @@ from typing import NoReturn
 from serverless_mpi import channels, launch
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
+from serverless_mpi.launch.output import printable, say
 
 STATS = ("text", "json", "none")
 
@@ -162,7 +163,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _OF_EACH = {"ranks", "variables", "folder", "module", "program"}
-_OF_LAMBDA = ("stack", "memory", "budget", "requirements")
 
 
 def _number(text: str, option: str) -> int:
@@ -229,7 +229,10 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     channel = job.channel or channels.DEFAULT
     if channel not in channels.CHANNELS:
         raise UsageError(f"unknown channel {channel!r}; known: {', '.join(channels.CHANNELS)}")
-    stats = job.stats or ("text" if sys.stderr is not None and sys.stderr.isatty() else "none")
+    platform = job.platform or launch.DEFAULT
+    launcher = launch.load(platform)
+    quiet = "stats" not in launcher.honors or sys.stderr is None or not sys.stderr.isatty()
+    stats = job.stats or ("none" if quiet else "text")
     if stats not in STATS:
         raise UsageError(f"--stats {stats}: known are {', '.join(STATS)}")
     timeout = None if job.timeout is None else _above_0(job.timeout, "--timeout", "seconds")
@@ -240,11 +243,6 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         if job.deadlock == "0"
         else _above_0(job.deadlock, "--deadlock", "seconds")
     )
-    platform = job.platform or launch.DEFAULT
-    if platform != "lambda":
-        for name in _OF_LAMBDA:
-            if getattr(job, name) is not None:
-                raise UsageError(f"--{name} is for --platform lambda")
     branching = None if job.branching is None else _number(job.branching, "--branching")
     if branching is not None and branching < 1:
         raise UsageError(f"--branching {branching}: a rank starts at least 1 other")
@@ -257,7 +255,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         endpoint=job.endpoint,
         port=port,
         host=job.host,
-        region=job.region or ("" if platform == "lambda" else "us-east-1"),
+        region=job.region or launcher.region,
         alias=not job.no_alias,
         tag_output=job.tag_output,
         timeout_s=timeout,
@@ -272,6 +270,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         budget_usd=None if job.budget is None else _above_0(job.budget, "--budget", "dollars"),
         requirements=job.requirements,
     )
+    launcher.check(made, platform)
     return made, platform
 
 
@@ -301,14 +300,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in launch.load(platform)().cleanup(
                 options.endpoint, options.region or "us-east-1"
             ):
-                print(f"smpirun: {line}")
+                print(printable(f"smpirun: {line}"))
             return 0
         if options.simulate:
             return _simulate(options)
         made, platform = plan(arguments, os.environ)
         return launch.load(platform)().run(made)
     except (ServerlessMPIError, MPIException) as error:
-        print(f"smpirun: {error}", file=sys.stderr)
+        say(str(error))
         return EXIT_USAGE if isinstance(error, UsageError) else 1
 
 
