@@ -226,7 +226,11 @@ class LocalLauncher(Launcher):
         if outlives:
             folder.record(spec)
             undo.callback(self._destroy, channel, folder)
-        spec = replace(spec, settings=channel.provision(spec))
+        try:
+            spec = replace(spec, settings=channel.provision(spec))
+        except ChannelError as error:
+            end = None if emulator is None else emulator.ended()
+            raise (error if end is None else JobError(end)) from error
         if outlives:
             folder.record(spec)
         job = Running(plan, commands, channel, spec, environ, signals, emulator)

@@ -18,9 +18,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
 from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotoCredentials
+from uvicorn.server import ServerState
 
 from serverless_mpi.aws import control
 from serverless_mpi.aws.credentials import DUMMY, Credentials, emulator_keys
@@ -406,6 +408,48 @@ def test_the_oldest_of_too_many_strangers_goes() -> None:
     strangers.accepted("b")
     strangers.come("d", lambda: closed.append("d"))
     assert closed == ["a"]
+
+
+def test_the_server_counts_its_strangers() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/good":
+            strangers.accepted(scope["client"])
+        await server._refuse(send, Refusal("done"))
+
+    async def main() -> None:
+        config = uvicorn.Config(app, log_level="critical")
+        config.load()
+        made = server._protocol(strangers)
+        listening = await asyncio.get_running_loop().create_server(
+            lambda: made(config, ServerState(), {}), "127.0.0.1", 0
+        )
+        port = listening.sockets[0].getsockname()[1]
+
+        async def connect(head: bytes) -> asyncio.StreamReader:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writers.append(writer)
+            writer.write(head)
+            return reader
+
+        writers: list[asyncio.StreamWriter] = []
+        idle = await connect(b"GET /good HTT")
+        while not strangers._open:
+            await asyncio.sleep(0)
+        refused = await connect(b"GET /bad HTTP/1.1\r\n\r\n")
+        assert b" 403 " in await refused.read()
+        accepted = await connect(b"GET /good HTTP/1.1\r\n\r\n")
+        assert b" 403 " in await accepted.readline() and len(strangers._open) == 1
+        for _ in range(STRANGER_S + 1):
+            strangers.tick()
+        with contextlib.suppress(ConnectionResetError):
+            assert await idle.read() == b""
+        assert not strangers._open
+        for writer in writers:
+            writer.close()
+        listening.close()
+
+    strangers = Strangers()
+    asyncio.run(asyncio.wait_for(main(), GIVE_UP_S))
 
 
 # -- the port, and the end
