@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 
-from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.credentials import Credentials, emulator_keys
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
 from serverless_mpi.aws.workers import Workers
@@ -125,7 +125,8 @@ class Store:
     """A job's objects: put in parts and got in ranges, several requests at a time."""
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
-        self._client = Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint), meter)
+        credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
+        self._client = Client("s3", spec.region, spec.endpoint, credentials, meter)
         self._s3 = S3(self._client, spec.settings["bucket"])
         self._pool = Workers(REQUESTS_AT_ONCE)  # whole objects
         self._ranges = Workers(
@@ -262,6 +263,9 @@ class Store:
 
 class ObjectChannel(Channel):
     """Frames as objects."""
+
+    services = frozenset({"s3"})
+    contained = True
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
+from serverless_mpi.launch.output import printable, printable_lines
 
 if TYPE_CHECKING:
     from serverless_mpi.deploy.history import History
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done: int = globals()[f"_{options.command}"](options)
         return done
     except (ServerlessMPIError, MPIException) as error:
-        print(f"smpi: {error}", file=sys.stderr)
+        _say(str(error))
         return EXIT_USAGE if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"smpi: {text}", file=sys.stderr, flush=True)
+    print(printable(f"smpi: {text}"), file=sys.stderr, flush=True)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
@@ -238,7 +239,7 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in doctor.examine(
         options.stack, options.endpoint, own_region(options.region, options.endpoint)
     ):
-        print(finding, flush=True)
+        print(printable_lines(str(finding)), flush=True)
         wrong = wrong or finding.good is False
     return 1 if wrong else 0
 
@@ -273,9 +274,8 @@ def _jobs(options: argparse.Namespace) -> int:
     for job in jobs:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start["began"]))
         programs = " : ".join(" ".join(words) for words in job.start["program"])
-        print(
-            f"{job.job_id}  {began}  -n {job.start['size']} {job.start['channel']} {job.start['memory_mb']} MB  {programs}\n    {job.state}"
-        )
+        line = f"{job.job_id}  {began}  -n {job.start['size']} {job.start['channel']} {job.start['memory_mb']} MB  {programs}"
+        print(f"{printable(line)}\n    {printable(job.state)}")
     if not jobs:
         _say(f"stack {options.stack} ran no job in the last day")
     return 0
@@ -286,7 +286,7 @@ def _cost(options: argparse.Namespace) -> int:
     from serverless_mpi.metering import Prices
 
     found = _history(options).bill(options.job, Prices.load(options.prices))
-    print(json.dumps(found) if options.json else bill.render(found))
+    print(json.dumps(found) if options.json else printable_lines(bill.render(found)))
     return 0
 
 

@@ -31,7 +31,7 @@ from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan
 from serverless_mpi.launch.bundle import Bundle, pack
 from serverless_mpi.launch.emulator import check_endpoint
 from serverless_mpi.launch.order import Order, Task
-from serverless_mpi.launch.output import LineWriter
+from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 
 WITHOUT_PLATFORM = ("direct", "memory")  # a function takes no connections, and shares no memory
@@ -45,6 +45,26 @@ LAST_WORDS_S = 20.0  # for the other ranks to see that the job is over (2 s), st
 
 class LambdaLauncher(Launcher):
     """Invocations of a stack's functions."""
+
+    honors = frozenset(
+        {
+            "endpoint",
+            "region",
+            "alias",
+            "tag_output",
+            "timeout_s",
+            "stats",
+            "prices",
+            "explain",
+            "trace",
+            "stack",
+            "memory_mb",
+            "branching",
+            "budget_usd",
+            "requirements",
+        }
+    )
+    region = ""  # that of AWS's own settings
 
     def run(self, plan: Plan) -> int:
         if plan.endpoint is not None:
@@ -74,7 +94,7 @@ class LambdaLauncher(Launcher):
                 job.report(prices)
                 return code
             except Interrupted as stop:
-                _say(f"{stop}; the ranks stop within seconds")
+                say(f"{stop}; the ranks stop within seconds")
                 return 128 + stop.number
             except BrokenPipeError:
                 return 128 + signal.SIGPIPE
@@ -95,10 +115,6 @@ def _check(plan: Plan) -> None:
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
             f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
-        )
-    if plan.host is not None or plan.port is not None:
-        raise UsageError(
-            "--host and --port are of this machine; --platform lambda takes --endpoint for an emulator"
         )
 
 
@@ -296,7 +312,7 @@ class Job:
         if self._failure is not None:
             story = self._failure[1]
             self._stop(story)
-            _say(story + ("; the other ranks are stopped" if self.spec.size > 1 else ""))
+            say(story + ("; the other ranks are stopped" if self.spec.size > 1 else ""))
             self._hear_out()
         for writer in self._writers.values():
             for number in range(self.spec.size):
@@ -438,7 +454,7 @@ class Job:
                         with open(f"{folder}/trace-{number}.json", "wb") as out:
                             out.writelines(found["Body"].iter_chunks())
                 empty(self._s3, self._stack.bucket, self._key("trace/"))
-            trace.save(Path(folder), self._plan.trace, _say)
+            trace.save(Path(folder), self._plan.trace, say)
 
     def report(self, prices: metering.Prices) -> None:
         """What it took: written to the bucket for `smpi cost`, and printed where it was asked for."""
@@ -461,20 +477,13 @@ class Job:
                 self._plan.region,
                 prices,
             ):
-                sys.stderr.write(line + "\n")
+                sys.stderr.write(printable_lines(line) + "\n")
         if self._plan.stats == "none":
             return
         from serverless_mpi.deploy import bill
 
         summary = bill.summary(ranks, [launcher], self._memory, self._stack.arch, prices)
         if self._plan.stats == "json":
-            sys.stdout.write(json.dumps(summary) + "\n")
-            sys.stdout.flush()
+            LineWriter(1, tagged=False).feed(0, json.dumps(summary).encode() + b"\n")
         else:
-            sys.stderr.write(bill.render(summary) + "\n")
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"smpirun: {text}\n")
-        sys.stderr.flush()
+            sys.stderr.write(printable_lines(bill.render(summary)) + "\n")

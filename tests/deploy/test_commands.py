@@ -15,12 +15,12 @@ from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.history import History
 from serverless_mpi.launch.emulator import Emulator
 from tests.harness import GIVE_UP_S, ROOT
-from tests.launch.lambda_stack import Deployed, smpi
+from tests.launch.lambda_stack import SERVICES, Deployed, smpi
 
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    with Emulator(tmp_path_factory.mktemp("ministack")) as emulator:
+    with Emulator(tmp_path_factory.mktemp("ministack"), services=SERVICES) as emulator:
         done = smpi(
             "deploy", "--endpoint", emulator.url, "--stack", "other", "--ranks", 4, "--jobs", 2
         )

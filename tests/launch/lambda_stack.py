@@ -27,6 +27,10 @@ def smpi(
     )
 
 
+# of AWS, what a stack and its jobs take; CloudFormation makes what belongs to all of them
+SERVICES = ("cloudformation", "iam", "lambda", "logs", "s3", "sns", "sqs", "sts")
+
+
 class Deployed:
     """A stack at an emulator."""
 

@@ -20,7 +20,7 @@ from serverless_mpi.deploy import pool
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
 from tests.harness import GIVE_UP_S, ROOT, interrupt
-from tests.launch.lambda_stack import RANKS, SIZES, Deployed, smpi
+from tests.launch.lambda_stack import RANKS, SERVICES, SIZES, Deployed, smpi
 
 HELLO = "from mpi4py import MPI\nc = MPI.COMM_WORLD\n"
 
@@ -28,7 +28,7 @@ HELLO = "from mpi4py import MPI\nc = MPI.COMM_WORLD\n"
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     """`smpi deploy` at the start, `smpi destroy` at the end, which leaves nothing."""
-    emulator = Emulator(tmp_path_factory.mktemp("ministack"))
+    emulator = Emulator(tmp_path_factory.mktemp("ministack"), services=SERVICES)
     try:
         made = Deployed(emulator.start())
         done = smpi(
