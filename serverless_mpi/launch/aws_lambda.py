@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.layout import TIME_LIMIT_S
 from serverless_mpi.deploy.stack import Stack, empty, explained, own_region
 from serverless_mpi.errors import ChannelError, UsageError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import JobSpec, frames_prefix
 from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan
 from serverless_mpi.launch.bundle import Bundle, pack
@@ -33,11 +31,14 @@ from serverless_mpi.launch.emulator import check_endpoint
 from serverless_mpi.launch.order import Order, Task
 from serverless_mpi.launch.output import LineWriter
 from serverless_mpi.launch.signals import Interrupted, Signals
+from serverless_mpi.stack import bucket
 
 WITHOUT_PLATFORM = ("direct", "memory")  # a function takes no connections, and shares no memory
 NEEDS_QUEUES = ("queue", "hybrid")
 LISTEN_S = 2  # of one request: a signal is answered after it
-APPEAR_S = 30.0  # no rank came up for this long, and some are missing: they never will
+APPEAR_S = (
+    75.0  # no rank came up for this long, and some are missing: Lambda gives an event up after 60 s
+)
 EMULATOR_APPEAR_S = 180.0  # its functions begin on the cores of this machine, all at once
 LATE_S = 75.0  # an event that no function was free for is given up after 60 s; a rank that begins late sees that the job is over
 LAST_WORDS_S = 20.0  # for the other ranks to see that the job is over (2 s), stop (3 s) and say so
@@ -230,10 +231,17 @@ class Job:
                 "arch": stack.arch,
                 "began": time.time(),
                 "until": time.time() + self._limit_s,
-                "program": [list(program.argv) for program in plan.programs],
+                # without arguments, which may hold secrets: every job of the stack may read this
+                "program": [Path(program.argv[0]).name for program in plan.programs],
                 "version": __version__,
             },
         )
+        with explained("write to the bucket", stack.endpoint, stack.region):
+            self._s3.put_object(
+                Bucket=stack.bucket,
+                Key=bucket.stop_for_clean_key(self.spec.job_id),
+                Body=bucket.stop_message(self.spec.job_id, self.spec.key, "smpi clean"),
+            )
         self._until = time.time() + self._limit_s + pool.MARGIN_S / 2
         name, _, alias = self._function.partition(":")
         with explained(f"invoke function {self._function}", stack.endpoint, stack.region):
@@ -245,7 +253,7 @@ class Job:
             )
 
     def _key(self, name: str) -> str:
-        return f"jobs/{self.spec.job_id}/{name}"
+        return bucket.job_key(self.spec.job_id, name)
 
     def _put(self, name: str, facts: dict[str, Any]) -> None:
         with explained("write to the bucket", self._stack.endpoint, self._stack.region):
@@ -256,27 +264,43 @@ class Job:
     def _send(self, bundle: Bundle) -> str | None:
         if not bundle.files:
             return None
-        return self._send_once(bundle.key, bundle.zipped)
+        if not self._has(bundle.key, bundle.etag):
+            self._put_zip(bundle.key, bundle.zipped)
+        return bundle.key
 
-    def _send_once(self, key: str, make: Callable[[], bytes]) -> str:
-        """Put an object that is named by its content, unless it is there."""
-        with explained("send the program", self._stack.endpoint, self._stack.region):
+    def _has(self, key: str, etag: str) -> bool:
+        """Whether the bucket has what was sent under that key, for long enough.
+
+        etag: S3's of it, the MD5.  It spares a job that would refuse what somebody else put there; ranks compare the
+        SHA-256.
+        """
+        with explained("look for the program", self._stack.endpoint, self._stack.region):
             found = self._s3.list_objects_v2(Bucket=self._stack.bucket, Prefix=key, MaxKeys=1)
-            fresh = [
-                one
-                for one in found.get("Contents", ())
-                if one["Key"] == key and time.time() - one["LastModified"].timestamp() < 80_000
-            ]
-            if not fresh:  # the bucket forgets after a day: what might go meanwhile is sent again
-                self._s3.put_object(Bucket=self._stack.bucket, Key=key, Body=make())
-        return key
+        return any(
+            one["Key"] == key
+            and one["ETag"].strip('"') == etag
+            # the bucket forgets after a day: what might go meanwhile is sent again
+            and time.time() - one["LastModified"].timestamp() < 80_000
+            for one in found.get("Contents", ())
+        )
+
+    def _put_zip(self, key: str, data: bytes) -> None:
+        with explained("send the program", self._stack.endpoint, self._stack.region):
+            self._s3.put_object(Bucket=self._stack.bucket, Key=key, Body=data)
 
     def _send_requirements(self) -> str | None:
         if self._plan.requirements is None:
             return None
         from serverless_mpi.deploy import requirements
 
-        return self._send_once(*requirements.prepare(self._plan.requirements, self._stack))
+        wanted = requirements.Wanted.read(self._plan.requirements, self._stack)
+        known = wanted.known()
+        if known is not None and self._has(*known):
+            return known[0]
+        data = wanted.fetch()
+        key, _ = wanted.remember(data)
+        self._put_zip(key, data)
+        return key
 
     # -- listening
 
@@ -377,12 +401,12 @@ class Job:
     # -- ending
 
     def _stop(self, reason: str) -> None:
-        """Have all ranks stop; what a rank said first counts."""
-        with contextlib.suppress(Exception):
-            body = json.dumps({"reason": reason, "by": secrets.token_hex(4)}).encode()
-            self._s3.put_object(
-                Bucket=self._stack.bucket, Key=self._key("stop"), Body=body, IfNoneMatch="*"
-            )
+        """Have all ranks stop.  It replaces what is there: a rank's own message, or what another job put there."""
+        message = bucket.stop_message(self.spec.job_id, self.spec.key, reason)
+        try:
+            self._s3.put_object(Bucket=self._stack.bucket, Key=self._key(bucket.STOP), Body=message)
+        except Exception as error:  # boto3 has no common class of what a request may raise
+            _say(f"the ranks could not be told to stop, and run to their limit: {error}")
 
     def _stop_if_unfinished(self) -> None:
         """On every way out: a job that its launcher does not see to its end is stopped, and heard out for a moment."""
@@ -418,7 +442,7 @@ class Job:
             contextlib.suppress(ChannelError, UsageError),
             explained("remove the job's objects", self._stack.endpoint, self._stack.region),
         ):
-            empty(self._s3, self._stack.bucket, f"{self.spec.job_id}/")
+            empty(self._s3, self._stack.bucket, frames_prefix(self.spec.job_id))
 
     # -- the bill
 
@@ -433,11 +457,11 @@ class Job:
                         self._s3.exceptions.NoSuchKey
                     ):  # a rank that did not finalize left none
                         found = self._s3.get_object(
-                            Bucket=self._stack.bucket, Key=self._key(f"trace/{number}")
+                            Bucket=self._stack.bucket, Key=self._key(f"{bucket.TRACE}{number}")
                         )
                         with open(f"{folder}/trace-{number}.json", "wb") as out:
                             out.writelines(found["Body"].iter_chunks())
-                empty(self._s3, self._stack.bucket, self._key("trace/"))
+                empty(self._s3, self._stack.bucket, self._key(bucket.TRACE))
             trace.save(Path(folder), self._plan.trace, _say)
 
     def report(self, prices: metering.Prices) -> None:
