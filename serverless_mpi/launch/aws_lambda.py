@@ -19,13 +19,14 @@ from typing import Any
 from serverless_mpi import __version__, metering, trace
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
+from serverless_mpi.deadlock import judge
 from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.layout import TIME_LIMIT_S
 from serverless_mpi.deploy.stack import Stack, empty, explained, own_region
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import JobSpec, frames_prefix
 from serverless_mpi.launch import console, tree
-from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan
+from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan
 from serverless_mpi.launch.bundle import Bundle, pack
 from serverless_mpi.launch.emulator import check_endpoint
 from serverless_mpi.launch.order import Order, Task
@@ -40,6 +41,12 @@ APPEAR_S = (
     75.0  # no rank came up for this long, and some are missing: Lambda gives an event up after 60 s
 )
 EMULATOR_APPEAR_S = 180.0  # its functions begin on the cores of this machine, all at once
+# Least limit of a deadlock on AWS: a message whose receive was lost comes again after 60 s (the queues' visibility
+# time-out), and the long poll that finds it takes up to 20 s.
+LEAST_DEADLOCK_S = 90.0
+SETTLE_S = (
+    6.0  # a rank's report comes within this: a turn of the rank, SQS, two receives of the launcher
+)
 LATE_S = 75.0  # an event that no function was free for is given up after 60 s; a rank that begins late sees that the job is over
 LAST_WORDS_S = 20.0  # for the other ranks to see that the job is over (2 s), stop (3 s) and say so
 
@@ -173,11 +180,22 @@ class Job:
             console.ERR: LineWriter(2, plan.tag_output),
         }
         self._ear = console.Ear()
+        self._waits: dict[int, dict[str, Any]] = {}  # of ranks that have waited long
+        self._deadlocked_since: float | None = None
         self._failure: tuple[int, str] | None = None
         self._lease: pool.Lease | None = None
         self._invoked = False
         self._began = time.time()
-        self.spec = JobSpec.new(plan.size, plan.channel, region=plan.region, endpoint=plan.endpoint)
+        deadlock_s = plan.deadlock_s
+        if deadlock_s and plan.endpoint is None:
+            deadlock_s = max(deadlock_s, LEAST_DEADLOCK_S)
+        self.spec = JobSpec.new(
+            plan.size,
+            plan.channel,
+            region=plan.region,
+            endpoint=plan.endpoint,
+            deadlock_s=deadlock_s,
+        )
 
     # -- beginning
 
@@ -316,11 +334,14 @@ class Job:
             if self._signals.noted:
                 raise Interrupted(self._signals.noted[0])
             if self._failure is None:
+                self._look_for_a_deadlock()
+            if self._failure is None:
                 self._look_for_the_missing(time.monotonic() - quiet_since)
         if self._failure is not None:
             story = self._failure[1]
             self._stop(story)
-            _say(story + ("; the other ranks are stopped" if self.spec.size > 1 else ""))
+            others = self.spec.size > 1 and self._failure[0] != EXIT_DEADLOCK
+            _say(story + ("; the other ranks are stopped" if others else ""))
             self._hear_out()
         for writer in self._writers.values():
             for number in range(self.spec.size):
@@ -365,6 +386,11 @@ class Job:
         if word.kind == console.UP:
             rank.up = True
             rank.facts.update(word.facts)
+        elif word.kind == console.WAITS:
+            if word.facts:
+                self._waits[word.rank] = word.facts
+            else:
+                self._waits.pop(word.rank, None)
         elif word.kind == console.END:
             rank.up = True
             if not rank.ended:
@@ -376,6 +402,27 @@ class Job:
                     self._failure = (word.facts["code"], f"rank {word.rank} {word.facts['reason']}")
         else:
             self._writers[word.kind].feed(word.rank, word.data)
+
+    def _look_for_a_deadlock(self) -> None:
+        """Whether every rank that runs waits for another; what each waits in is the job's failure then.
+
+        A rank reports a wait after a third of the limit, and that it goes on; the verdict counts once it has stood
+        long enough for that last report to come.
+        """
+        limit_s = self.spec.deadlock_s
+        running = [number for number, rank in enumerate(self._ranks) if not rank.ended]
+        lines = judge({number: self._waits.get(number) for number in running}, limit_s)
+        if not limit_s or lines is None:
+            self._deadlocked_since = None
+            return
+        now = time.monotonic()
+        if self._deadlocked_since is None:
+            self._deadlocked_since = now
+        if now - self._deadlocked_since < SETTLE_S:
+            return
+        ended = [f"rank {n} has ended" for n, rank in enumerate(self._ranks) if rank.ended]
+        story = f"deadlock: every rank has waited for {limit_s:g} s, and nothing is in flight"
+        self._failure = (EXIT_DEADLOCK, "\n  ".join([story, *lines, *ended]))
 
     def _look_for_the_missing(self, quiet_s: float) -> None:
         """A rank whose parent is up and that nobody has heard of."""

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from serverless_mpi import __version__
+from serverless_mpi import __version__, deadlock
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.functions import Functions
 from serverless_mpi.aws.http import Client
@@ -46,6 +46,7 @@ LOGGED_BYTES = (
     1 << 20
 )  # of a rank's output that goes to the function's log too, which costs 0.50 USD a GB
 LAST_S = 4.0  # before the platform's limit: time to stop the program, and to tell
+WAITS_TOLD, WAIT_CHARS = 16, 300  # of a report of waits: threads, and characters of each
 MEMORY_SHARE = 0.97  # of the function's memory: a program above it would be killed, with the function, by the platform
 EXIT_MEMORY = 137  # as a process that the kernel killed
 
@@ -117,6 +118,7 @@ class Rank:
         ] = []  # output that the launcher has not been told yet
         self._logged = 0
         self._last_words = b""
+        self._waits: dict[str, Any] | None = None  # as the launcher was told last
 
     def run(self) -> dict[str, Any]:
         """From the claim to the end."""
@@ -190,7 +192,7 @@ class Rank:
         )
         own = _resident_bytes()
         try:
-            ending = self._watch(child, own)
+            ending = self._watch(child, own, folder / "stats")
         finally:
             child.stop(self._take)
             child.close()
@@ -227,10 +229,10 @@ class Rank:
         bucket.check_zip(key, data)
         return data
 
-    def _watch(self, child: Child, own: int) -> tuple[int, str] | None:
+    def _watch(self, child: Child, own: int, stats: Path) -> tuple[int, str] | None:
         """Exit code and reason where the program is to be ended, None once it has ended.
 
-        own: bytes of the function itself.
+        own: bytes of the function itself; stats: the folder in which the program's MPI reports.
         """
         listen, pause = time.monotonic() + LISTEN_S, SPEAK_S
         speak = time.monotonic() + pause
@@ -241,6 +243,7 @@ class Rank:
                 pause = min(2 * pause, SPEAK_MOST_S) if self._said else SPEAK_S
                 self._flush()
                 speak = now + pause
+            self._tell_waits(stats)
             if now >= listen:
                 if (reason := self._stopped()) is not None:
                     return 0, f"stopped: {reason}"
@@ -306,6 +309,15 @@ class Rank:
         if sum(len(part) for _, part in self._said) >= 4 * WORD_BYTES:
             self._flush()
 
+    def _tell_waits(self, stats: Path) -> None:
+        """Pass on what the program reports of a long wait, and that it waits no longer."""
+        if not self._order.spec.deadlock_s:
+            return
+        record = deadlock.read(stats, self._order.spec.rank)
+        if record != self._waits:
+            self._waits = record
+            self._speak(console.WAITS, {} if record is None else _by_wall_clock(record))
+
     def _flush(self) -> None:
         for stream, data in self._said:
             for start in range(0, len(data), WORD_BYTES):
@@ -352,6 +364,19 @@ def _counters(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _by_wall_clock(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A report of waits as the launcher compares it: ranks are on different machines, whose wall clocks agree."""
+    ahead = time.time() - time.monotonic()
+    return {
+        "at": record["at"] + ahead,
+        "since": record["since"] + ahead,
+        **{
+            name: [text[:WAIT_CHARS] for text in record[name][:WAITS_TOLD]]
+            for name in ("waits", "awaited")
+        },
+    }
 
 
 def stop_all(s3: S3, spec: JobSpec, reason: str) -> bool:

@@ -269,6 +269,24 @@ def test_programs_modules_scripts_and_executables(
     assert not any(b"secret-word" in text or b"GIVEN" in text for text in told)
 
 
+def test_a_deadlock_is_told_rank_by_rank(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
+    prog = script(
+        HELLO + "if c.rank == 0: c.recv(source=1, tag=7)\nelif c.rank == 1: c.barrier()\n"
+    )
+    done = deployed.run("-n", 3, "--deadlock", 2, prog)
+    assert done.returncode == 125, done.stderr
+    assert "deadlock: every rank has waited for 2 s, and nothing is in flight" in done.stderr
+    lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("  rank ")]
+    assert [line[:15] for line in lines] == [
+        "rank 0 waits in",
+        "rank 1 waits in",
+        "rank 2 has ende",
+    ]
+    assert "recv(source=1, tag=7) on MPI_COMM_WORLD at" in lines[0] and "prog.py:3" in lines[0]
+    assert "a message from rank 1 with tag 7" in lines[0] and "barrier() on" in lines[1]
+    assert not pool.held(deployed.stack)
+
+
 def test_a_program_that_was_replaced_in_the_bucket_does_not_run(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
     from serverless_mpi.launch.base import Program
     from serverless_mpi.launch.bundle import pack

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from serverless_mpi.errors import JobError, ServerlessMPIError
 from serverless_mpi.job import JobSpec
-from serverless_mpi.launch import aws_lambda, handler, sandbox
+from serverless_mpi.launch import aws_lambda, console, handler, sandbox
 from serverless_mpi.launch.base import Plan, Program
 from serverless_mpi.launch.bundle import Bundle
 from serverless_mpi.launch.order import Order, Task
@@ -400,6 +400,83 @@ def test_the_function_refuses_what_is_no_order(event: Any) -> None:
 def test_a_failure_record_without_an_order_is_an_error(record: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="not an order"):
         handler.report(record, None)
+
+
+# -- deadlocks
+
+
+def _waits(at: float, since: float) -> dict[str, Any]:
+    return {"at": at, "since": since, "waits": ["recv(source=1)"], "awaited": ["a message"]}
+
+
+def test_a_rank_passes_on_that_it_waits_and_that_it_goes_on(
+    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoken: list[tuple[str, dict[str, Any]]] = []
+    made, _ = rank()
+    monkeypatch.setattr(made, "_speak", lambda kind, facts: spoken.append((kind, facts)))
+    file = tmp_path / "waits-0.json"
+    file.write_text(json.dumps(_waits(100.0, 40.0)))
+    made._tell_waits(tmp_path)
+    assert not spoken  # --deadlock 0
+    monkeypatch.setattr(made, "_order", Order(_spec(deadlock_s=60.0), (), "f", 2, "http://q"))
+    for _ in range(3):
+        made._tell_waits(tmp_path)
+    file.unlink()
+    for _ in range(3):
+        made._tell_waits(tmp_path)
+    ((_, told), over) = spoken
+    assert over == (console.WAITS, {})
+    assert told["at"] - told["since"] == pytest.approx(60.0)
+    assert told["at"] - 100.0 == pytest.approx(time.time() - time.monotonic(), abs=5)
+    file.write_text(json.dumps({**_waits(1.0, 1.0), "waits": ["x" * 10**6] * 100}))
+    made._tell_waits(tmp_path)
+    assert len(json.dumps(spoken[-1])) < 10_000
+
+
+def test_a_deadlock_is_a_failure_once_it_has_stood_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(aws_lambda.time, "monotonic", lambda: now)
+    job = _job(FakeBoto(), 3, deadlock_s=60.0)
+
+    def take(rank: int, kind: str, facts: dict[str, Any]) -> None:
+        job._take(console.Word(rank, 0, kind, facts=facts))
+        job._look_for_a_deadlock()
+
+    take(0, console.WAITS, _waits(100.0, 40.0))
+    take(1, console.WAITS, _waits(110.0, 50.0))
+    assert job._deadlocked_since is None  # rank 2 computes
+    take(2, console.END, {"code": 0})
+    assert job._deadlocked_since is None  # rank 1 heard something 50 s before rank 0 reported last
+    take(0, console.WAITS, _waits(110.0, 40.0))
+    assert job._deadlocked_since == now and job._failure is None
+    now += aws_lambda.SETTLE_S / 2
+    take(1, console.WAITS, {})
+    assert job._deadlocked_since is None  # it went on
+    take(1, console.WAITS, _waits(120.0, 50.0))
+    now += aws_lambda.SETTLE_S
+    job._look_for_a_deadlock()
+    assert job._failure is not None
+    code, story = job._failure
+    assert code == 125 and story.splitlines() == [
+        "deadlock: every rank has waited for 60 s, and nothing is in flight",
+        "  rank 0 waits in recv(source=1), for a message",
+        "  rank 1 waits in recv(source=1), for a message",
+        "  rank 2 has ended",
+    ]
+
+
+def test_the_limit_of_a_deadlock_on_aws_is_longer_than_a_lost_answer() -> None:
+    def limit(endpoint: str | None, deadlock_s: float) -> float:
+        return _job(FakeBoto(), endpoint=endpoint, deadlock_s=deadlock_s).spec.deadlock_s
+
+    assert limit("http://e", 1.0) == 1.0
+    assert limit(None, 1.0) == limit(None, 60.0) == 90.0 and limit(None, 200.0) == 200.0
+    assert limit(None, 0.0) == 0.0
 
 
 # -- warm environments
