@@ -33,7 +33,7 @@ from serverless_mpi.channels.space import space
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.parcel import cut
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import JobSpec, frames_prefix
 from serverless_mpi.metering import Meter
 
 MAX_FRAME_BYTES = 1 << 30  # S3 takes 5 GiB in a PUT; a frame is held in memory twice for a moment
@@ -137,7 +137,7 @@ class Store:
         )  # told what is deleted for good
         self._deleted: list[str] = []
         self._deleting: list[Future[None]] = []
-        self.prefix = f"{spec.job_id}/"
+        self.prefix = frames_prefix(spec.job_id)
 
     def each(self, call: Callable[..., object], items: Sequence[object]) -> list[object]:
         """[call(item) for item in items], several at a time."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import sys
 import time
@@ -173,9 +174,10 @@ def _deploy(options: argparse.Namespace) -> int:
         made.key(made.function, "function"): made.function,
         made.key(made.layer, "layer"): made.layer,
     }
-    whole = template.build(layout, release=next(iter(code)).rpartition("-")[2].partition(".")[0])
+    release = hashlib.sha256(" ".join(code).encode()).hexdigest()[:16]  # of both zips
+    whole = template.build(layout, release=release)
     if options.emit:
-        return _emit(Path(options.emit), whole, made, layout)
+        return _emit(Path(options.emit), whole, code, layout)
     Deployment(options.stack, options.endpoint, region, _say).deploy(
         layout, template.build(layout, only_bucket=True), whole, code
     )
@@ -183,19 +185,21 @@ def _deploy(options: argparse.Namespace) -> int:
     return 0
 
 
-def _emit(folder: Path, whole: dict[str, object], made: object, layout: names.Layout) -> int:
-    from serverless_mpi.deploy.package import Package
-
-    assert isinstance(made, Package)
+def _emit(
+    folder: Path, whole: dict[str, object], code: dict[str, bytes], layout: names.Layout
+) -> int:
+    """Write the template and the zips, which are named by content: CloudFormation sees a change by the name only."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "template.json").write_text(json.dumps(whole, indent=1) + "\n")
-    (folder / "function.zip").write_bytes(made.function)
-    (folder / "layer.zip").write_bytes(made.layer)
+    zips = [key.rpartition("/")[2] for key in code]
+    for name, data in zip(zips, code.values(), strict=True):
+        (folder / name).write_bytes(data)
+    copies = " && ".join(f"aws s3 cp {folder}/{name} s3://BUCKET/" for name in zips)
     print(
-        f"{folder} has template.json, function.zip and layer.zip; in a bucket of yours in the stack's region:\n"
-        f"  aws s3 cp {folder}/function.zip s3://BUCKET/ && aws s3 cp {folder}/layer.zip s3://BUCKET/\n"
+        f"{folder} has template.json, {zips[0]} and {zips[1]}; in a bucket of yours in the stack's region:\n"
+        f"  {copies}\n"
         f"  aws cloudformation deploy --template-file {folder}/template.json --stack-name {layout.name} --capabilities CAPABILITY_IAM"
-        f" --s3-bucket BUCKET --parameter-overrides CodeBucket=BUCKET FunctionKey=function.zip LayerKey=layer.zip"
+        f" --s3-bucket BUCKET --parameter-overrides CodeBucket=BUCKET FunctionKey={zips[0]} LayerKey={zips[1]}"
     )
     return 0
 
@@ -265,7 +269,7 @@ def _hello(options: argparse.Namespace) -> int:
 def _logs(options: argparse.Namespace) -> int:
     rank = None if options.rank is None else _numbers(options.rank, "--rank")[0]
     for line in _history(options).logs(options.job, rank, options.follow):
-        print(line, flush=True)
+        print(printable(line), flush=True)
     return 0
 
 
@@ -273,9 +277,14 @@ def _jobs(options: argparse.Namespace) -> int:
     jobs = _history(options).jobs()
     for job in jobs:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start["began"]))
-        programs = " : ".join(" ".join(words) for words in job.start["program"])
-        line = f"{job.job_id}  {began}  -n {job.start['size']} {job.start['channel']} {job.start['memory_mb']} MB  {programs}"
-        print(f"{printable(line)}\n    {printable(job.state)}")
+        start, programs = job.start, " : ".join(job.start["program"])
+        print(
+            printable(
+                f"{job.job_id}  {began}  -n {start['size']} {start['channel']} {start['memory_mb']} MB  {programs}"
+            )
+        )
+        for line in job.state.splitlines():
+            print(printable(f"    {line}"))
     if not jobs:
         _say(f"stack {options.stack} ran no job in the last day")
     return 0
