@@ -393,6 +393,7 @@ class ObjectChannel(Channel):
         # from the caller, and then it has to come again.
         self._fetched: set[str] = set()
         self._store.gone = self._fetched.difference_update
+        self._given: set[str] = set()  # shared objects that the last `get` returned
         self._usual_s = 0.0  # between asking and getting
         self._woken = threading.Event()
         self._closed = False
@@ -416,7 +417,8 @@ class ObjectChannel(Channel):
         deadline = time.monotonic() + max_wait_s
         pause, longest = self._pauses
         # every miss is billed, so the first look is put off by half of what waiting has taken of late
-        if self._woken.wait(min(self._usual_s / 2, longest, max_wait_s)):
+        first = longest if self._refused(wanted) else self._usual_s / 2
+        if self._woken.wait(min(first, longest, max_wait_s)):
             self._woken.clear()
             return []
         while True:
@@ -440,6 +442,13 @@ class ObjectChannel(Channel):
                 self._woken.clear()
                 return []
             pause = min(2 * pause, longest)
+
+    def _refused(self, wanted: Callable[[], list[Wanted]]) -> bool:
+        """Whether a shared object that was just given is still waited for: it is not a frame, and is not asked for at once."""
+        if not self._given:
+            return False
+        given, self._given = self._given, set()
+        return any(one.source != ANY_SOURCE and one.name().key() in given for one in wanted())
 
     def _look(self, wanted: list[Wanted]) -> tuple[list[Delivery], Busy | None]:
         """What is there of `wanted`, and that the service was too busy to say of all whether it is."""
@@ -475,6 +484,8 @@ class ObjectChannel(Channel):
                 if keys[key] not in (MANY, EACH):
                     if delivery.receipt is None:  # damaged, and for nobody else
                         delivery = replace(delivery, receipt=ReadObject(key, 0))
+                else:
+                    self._given.add(key)
                 found.append(delivery)
         return found, busy
 

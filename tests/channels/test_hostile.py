@@ -139,6 +139,19 @@ def test_objects_of_a_wrong_length(cloud: Cloud, name: FrameName, body: bytes) -
     assert len(cloud.objects) == (1 if name.dest < 0 else 0)  # what is this rank's alone is deleted
 
 
+def test_a_shared_object_that_is_no_frame_is_not_asked_for_without_a_pause(cloud: Cloud) -> None:
+    (reader,) = ranks("object", 2)[1:]
+    good, bad = (NAMES[1]._replace(seq=seq) for seq in range(2))
+    for name in (good, bad):
+        cloud.store(f"{reader.spec.job_id}/{name.key()}", b"something else")
+    pauses: list[float] = []
+    reader._woken.wait = lambda pause: pauses.append(pause)
+    for name in (good, bad, bad, bad):  # the frame of `good` was taken, that of `bad` is refused
+        reader.get(30.0, lambda name=name: [Wanted(*name)])
+    assert pauses == [0.0, 0.0, object.EMULATOR_PAUSES_S[1], object.EMULATOR_PAUSES_S[1]]
+    reader.close()
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=100), count=st.integers(0, 4), rows=st.binary(max_size=48))
 def test_no_object_raises(cloud: Cloud, body: bytes, count: int, rows: bytes) -> None:
