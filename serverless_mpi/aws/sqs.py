@@ -9,11 +9,13 @@ Source: Amazon SQS API Reference.
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serverless_mpi.aws.connection import file_of, raised_by
 from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.retry import BUDGET_S
 from serverless_mpi.errors import ChannelError
@@ -78,7 +80,9 @@ class Sqs:
             return {}
         try:
             fields = json.loads(answer.body.tobytes())
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            if not raised_by(error, _JSON_FILES):  # a signal handler's
+                raise
             fields = None
         if not isinstance(fields, dict):
             raise self._client.garbled(f"{action} on {queue}", answer.body)
@@ -180,12 +184,22 @@ def frames_of(messages: Sequence[Any]) -> list[Received]:
         if not attributes and message.get("Body") == BODY:
             received.append(Received(None, handle))
             continue
-        try:
-            frame = bytearray(base64.b64decode(attributes[FRAME]["BinaryValue"]))
-        except (TypeError, LookupError, ValueError):  # no attribute, a text, broken base64
-            frame = bytearray()
-        received.append(Received(memoryview(frame), handle))
+        attribute = attributes.get(FRAME) if isinstance(attributes, dict) else None
+        value = attribute.get("BinaryValue") if isinstance(attribute, dict) else None
+        received.append(Received(memoryview(_decoded(value)), handle))
     return received
+
+
+def _decoded(value: Any) -> bytearray:
+    """The bytes of a binary attribute; none if `value` is not the base64 form of any."""
+    if not isinstance(value, str):
+        return bytearray()
+    try:
+        return bytearray(binascii.a2b_base64(value))
+    except ValueError as error:
+        if not raised_by(error, _JSON_FILES):  # a signal handler's
+            raise
+        return bytearray()
 
 
 def _message(name: str, frame: bytes) -> bytes:
@@ -196,3 +210,9 @@ def _message(name: str, frame: bytes) -> bytes:
         b'{"Id":"%b","MessageBody":"%b","MessageAttributes":{"%b":{"DataType":"Binary","BinaryValue":"%b"}}}'
         % (name.encode(), BODY.encode(), FRAME.encode(), base64.b64encode(frame))
     )
+
+
+# whose exceptions say that a text is not JSON or base64
+_JSON_FILES = tuple(
+    file_of(function) for function in (_message, json.loads, json.JSONDecoder.decode)
+)

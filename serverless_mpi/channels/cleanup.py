@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 
+from serverless_mpi.aws.http import Busy
 from serverless_mpi.aws.retry import Patience
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.metering import Meter
@@ -84,6 +85,7 @@ class Deletions:
         self._since = 0.0
         self._failed: list[str] = []
         self._not_before = 0.0  # when what failed may be tried again
+        self._worth_another = True  # not if the service cannot be reached, or refuses
         self._running: set[Future[None]] = set()
         self.forgotten = 0  # names that failed and are not tried again
         self.trouble: Exception | None = None  # the last one
@@ -120,6 +122,7 @@ class Deletions:
         with self._lock:
             if failed:
                 self.trouble = trouble or self.trouble
+                self._worth_another = trouble is None or isinstance(trouble, Busy)
                 self._failed += failed
                 over = max(0, len(self._failed) - MOST_FAILED)
                 del self._failed[:over]
@@ -134,7 +137,7 @@ class Deletions:
         """Delete what is left, wait for it, and say how many names could not be deleted."""
         self.add((), flush=True)
         wait(tuple(self._running))
-        if self._failed:  # once more, whatever the pause
+        if self._failed and self._worth_another:  # once more, whatever the pause
             self._not_before = 0.0
             self.add((), flush=True)
             wait(tuple(self._running))

@@ -11,6 +11,7 @@ import pytest
 from serverless_mpi.aws.connection import Connection
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.sqs import Sqs
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.metering import Meter
 from tests.aws.server import Reply, Request, Server, reply
@@ -137,3 +138,19 @@ def test_a_call_is_not_made_twice_when_a_handler_raises(
     monkeypatch.undo()
     workers.submit(made.append, 2)  # the pool takes nothing any more
     assert made == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["json.loads", "binascii.a2b_base64"])
+def test_an_exception_of_a_handler_is_not_taken_for_a_bad_message(
+    alarm: Callable[[BaseException], Alarm], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ValueError("raised by the handler")
+    ring = alarm(error).ring
+    monkeypatch.setattr(name, lambda text: ring())
+    body = b'{"Messages":[{"ReceiptHandle":"h","MessageAttributes":{"f":{"BinaryValue":"AAAA"}}}]}'
+    with Server(lambda request: reply(body=body)) as server:
+        client = Client("sqs", "us-east-1", server.url, Credentials(server.url), Meter())
+        with pytest.raises(ValueError, match="raised by the handler") as caught:
+            Sqs(client).receive("queue", 0)
+        assert caught.value is error
+        client.close()

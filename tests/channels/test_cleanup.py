@@ -113,7 +113,21 @@ def test_deletes_that_never_succeed_raise_nothing_and_are_counted(error: Excepti
     for _ in range(5):
         scene.deletions.add("abc")
         scene.now += 100
+    asked = len(scene.asked)
     assert scene.deletions.close() == 15 and scene.deletions.trouble is error and not scene.gone
+    assert len(scene.asked) <= asked + 5  # each at most once more
+
+
+@pytest.mark.parametrize(
+    "error, times", [(None, 2), (busy("delete", "x"), 2), (denied("d", "x"), 1)]
+)
+def test_the_last_attempt_is_made_again_where_that_may_help(
+    error: Exception | None, times: int
+) -> None:
+    scene = Scene()
+    scene.error, scene.fails = error, {"a"}
+    scene.deletions.add("a")
+    assert scene.deletions.close() == 1 and len(scene.asked) == times
 
 
 def test_names_that_fail_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
