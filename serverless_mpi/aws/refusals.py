@@ -68,7 +68,7 @@ def code_of(answer: Answer) -> tuple[str, str]:
     if text.lstrip().startswith("{"):
         try:
             fields: dict[str, Any] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return "", text[:300]
         name = str(fields.get("__type") or fields.get("code") or "").rpartition("#")[2]
         return name.partition(":")[0], str(fields.get("message") or fields.get("Message") or "")
