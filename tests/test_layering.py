@@ -45,6 +45,7 @@ MAY: dict[str, set[str]] = {
     "alias": {"__init__"},
     "futures": {"MPI", "alias", "errors"},
     "launch": {
+        "core",
         "deadlock",
         "job",
         "channels",
