@@ -109,7 +109,8 @@ class Connection:
     ) -> Answer:
         """Send a request and take its answer, in `into` if it succeeds and fits.
 
-        into: memory, or what names it when the answer's headers are here; come: told how many bytes of it are filled.
+        into: memory, or what names it when the answer's headers are here; come: told how many bytes of it are filled,
+        first that none is, so that it drops what an earlier attempt filled.
 
         Raises
         ------
@@ -117,6 +118,8 @@ class Connection:
             The connection broke, or what came is not HTTP; it is closed then.
         """
         sent = False
+        if come is not None:
+            come(0)
         try:
             if sum(len(part) for part in body) <= JOINED_BYTES:
                 sent = True
