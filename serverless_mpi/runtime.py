@@ -29,7 +29,7 @@ from serverless_mpi.deadlock import Teller
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.metering import Meter
-from serverless_mpi.operation import Operation, any_done
+from serverless_mpi.operation import Operation, Payload, any_done
 from serverless_mpi.outgoing import Outgoing
 
 LONG_POLL_S = (
@@ -103,12 +103,11 @@ class Runtime:
         data: Sequence[memoryview],
         *,
         sync: bool = False,
-        copy: bool = True,
+        payload: Payload = Payload.BORROWED,
     ) -> Operation:
         """Start sending `data` to world rank `dest`.
 
-        With `copy` a small payload is copied, so the caller's memory is free
-        when the call returns; otherwise it is free when the operation is done.
+        payload: when the caller may change the memory of `data`.
         """
         operation = Operation()
         with self._inside:
@@ -118,7 +117,7 @@ class Runtime:
                 on_matched = operation._release
             parcels = self._endpoint.send(context, dest, tag, data, on_matched, time.monotonic())
             if self._outgoing.background:
-                self._outgoing.add(parcels, operation, copy)
+                self._outgoing.add(parcels, operation, payload)
             elif parcels:
                 self._outgoing.put(parcels)
             operation._release()
@@ -300,7 +299,7 @@ class Runtime:
                     dests = [ranks[dest] for dest in one.dests]
                     if dests:
                         parcels = self._endpoint.publish(context, seq, one.slot, dests, one.data)
-                        self._outgoing.add(parcels, operation, copy=True)
+                        self._outgoing.add(parcels, operation)
                     receives.append(None)
                 elif isinstance(one, Deal):
                     blobs = [(ranks[dest], data) for dest, data in one.blobs]
@@ -308,7 +307,7 @@ class Runtime:
                         parcels = self._endpoint.deal(context, seq, one.slot, blobs)
                         if not self.figures.ranges:
                             parcels = [single for parcel in parcels for single in parcel.singly()]
-                        self._outgoing.add(parcels, operation, copy=True)
+                        self._outgoing.add(parcels, operation)
                     receives.append(None)
                 else:
                     receive = self._endpoint.expect(
