@@ -7,6 +7,7 @@ is sent goes by `outgoing.py`.
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import sys
@@ -80,6 +81,9 @@ class Runtime:
         self.communicators: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
         )  # by context
+        self._over: collections.deque[int] = (
+            collections.deque()
+        )  # contexts without an owner, to be freed
         self._teller = None
         if spec.deadlock_s and spec.stats_dir is not None:
             self._teller = Teller(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
@@ -288,6 +292,7 @@ class Runtime:
             except (
                 Exception
             ) as error:  # the caller's operation or datatype failed; the call that waits raises it
+                self._endpoint.retire(context, seq)
                 operation._end(error)
                 return
             several = isinstance(step, (list, tuple))
@@ -334,6 +339,22 @@ class Runtime:
                     receive.on_done = arrived
                 return
             value = values()
+
+    # --- contexts ------------------------------------------------------------
+
+    def own(self, owner: object, context: int) -> None:
+        """Keep the state of `context` as long as `owner`, without which nothing on it can be begun."""
+        weakref.finalize(owner, self._over.append, context).atexit = False
+        with self._lock:
+            self._free_contexts()
+
+    def _free_contexts(self) -> None:
+        """Under the lock: free the contexts that have lost their owners.
+
+        An owner can vanish at any moment, also with the lock held: the garbage collector decides.
+        """
+        while self._over:
+            self._endpoint.free(self._over.popleft())
 
     # --- waiting -------------------------------------------------------------
 
@@ -418,6 +439,8 @@ class Runtime:
 
     def _pump(self, max_wait_s: float, predicate: Callable[[], bool]) -> None:
         """Under the lock: feed the endpoint once, or wait while another thread does."""
+        if self._over:
+            self._free_contexts()
         if self._pumping:
             if max_wait_s > 0:
                 self._sleep(max_wait_s)

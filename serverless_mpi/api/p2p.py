@@ -143,10 +143,12 @@ class PointToPoint:
         return value(operation)
 
     def _received(self, operation: Operation, value: Callable[[Operation], Any]) -> Request:
+        places = self._places  # the communicator may be freed before the receive is done
+
         def finish(operation: Operation, status: Status) -> Any:
             envelope = operation.envelope
             assert envelope is not None
-            self._status(envelope, status)
+            status._fill(places[envelope.source], envelope.tag, envelope.nbytes)
             return value(operation)
 
         return Request._of(self._runtime, operation, finish)
