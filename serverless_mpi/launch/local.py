@@ -274,7 +274,6 @@ class Running:
         signals: Signals,
     ) -> None:
         self._plan = plan
-        self._commands = commands
         self._channel = channel
         self._spec = spec
         self._environ = environ
