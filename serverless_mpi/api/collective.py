@@ -19,6 +19,7 @@ from serverless_mpi.collectives.choose import Facts, name_of, select
 from serverless_mpi.collectives.simulate import Layout, given
 from serverless_mpi.collectives.steps import Algorithm, whole
 from serverless_mpi.operation import Operation
+from serverless_mpi.signals import uninterrupted
 
 
 class Collective(Plans):
@@ -65,6 +66,7 @@ class Collective(Plans):
         """Start a call under a number that all ranks give it."""
         return self._runtime.icollective(context, number, self._steps(plan), self._ranks)
 
+    @uninterrupted
     def _start(self, plan: Plan) -> Request:
         running = self._run(plan, self._context, next(self._calls))
         return Request._of(self._runtime, running, finishing(plan))
