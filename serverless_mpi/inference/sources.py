@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi import job
 from serverless_mpi.errors import StoreError, UsageError
 from serverless_mpi.inference import container, dataset, networks, partition, plan, store
 from serverless_mpi.inference.engine import Part
@@ -55,8 +55,9 @@ def network(options: argparse.Namespace) -> networks.Network:
 def opened(options: argparse.Namespace, url: str) -> container.Medium:
     """A store at `url`; in a function of AWS that is AWS, unless the job says otherwise."""
     endpoint = options.endpoint
-    if endpoint is None and url.startswith("s3://") and "SMPI_JOB" in os.environ:
-        endpoint = json.loads(os.environ["SMPI_JOB"])["endpoint"]
+    spec = job.current_spec(os.environ)
+    if endpoint is None and url.startswith("s3://") and spec is not None:
+        endpoint = spec.endpoint
         if endpoint is None and "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
             endpoint = container.AWS
     return container.medium(url, endpoint, options.region)

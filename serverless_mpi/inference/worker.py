@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi import job
 from serverless_mpi.errors import ServerlessMPIError, UsageError
 from serverless_mpi.inference import dataset, engine, sources
 from serverless_mpi.sparse import serial_forward
@@ -175,7 +176,7 @@ def joined(answers: Sequence[tuple[int, Answer]]) -> Answer:
 
 def requests() -> dict[str, dict[str, int]]:
     """What this rank's channel has asked for so far; nothing under a real MPI."""
-    if os.environ.get("SMPI_JOB") is None:
+    if job.current_spec(os.environ) is None:
         return {}
     from serverless_mpi.runtime import get_runtime
 
@@ -287,7 +288,7 @@ def _record(
     workers = comm.gather(own)
     if workers is None:
         return {}
-    job = os.environ.get("SMPI_JOB")
+    spec = job.current_spec(os.environ)
     return {
         "format": 1,
         "model": {
@@ -302,7 +303,7 @@ def _record(
             "replicas": options.replicas,
             "parts": comm.size // options.replicas,
             "method": mine.method,
-            "channel": json.loads(job)["channel"] if job else "MPI",
+            "channel": spec.channel if spec else "MPI",
             "batches": batches,
             "samples": total,
             "memory_mb": options.memory
@@ -321,9 +322,9 @@ def _tell(
     from serverless_mpi.inference import report
 
     record = report.priced(record, options.prices)
-    job, net = record["job"], record["model"]
+    facts, net = record["job"], record["model"]
     print(
-        f"{net['name']} network of {net['neurons']} neurons, {net['layers']} layers; {job['samples']} images"
+        f"{net['name']} network of {net['neurons']} neurons, {net['layers']} layers; {facts['samples']} images"
     )
     shown = " ".join(map(str, result.categories[:8].tolist()))
     print(
@@ -332,7 +333,7 @@ def _tell(
     print(f"checksum {result.checksum()}")
     code = 0
     if wanted is not None:
-        wanted = wanted[wanted <= job["samples"]]
+        wanted = wanted[wanted <= facts["samples"]]
         same = np.array_equal(result.categories, wanted)
         print(f"{options.categories}: {'the same' if same else 'DIFFERENT'} ({len(wanted)})")
         code = 0 if same else 1
