@@ -16,14 +16,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.errors import ServerlessMPIError, UsageError
-from serverless_mpi.inference import dataset, engine, sources
+from serverless_mpi.inference import dataset, engine, files, sources
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
@@ -382,4 +381,5 @@ def deliver(options: argparse.Namespace, path: str, data: bytes) -> None:
         place.put(name, [memoryview(data)])
         place.close()
     else:
-        Path(path).write_bytes(data)
+        with files.replacing(path) as file:
+            file.write(data)
