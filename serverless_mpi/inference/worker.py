@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from serverless_mpi import job
 from serverless_mpi.errors import ServerlessMPIError, UsageError
-from serverless_mpi.inference import dataset, engine, sources
+from serverless_mpi.inference import dataset, engine, files, sources
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
@@ -383,4 +382,5 @@ def deliver(options: argparse.Namespace, path: str, data: bytes) -> None:
         place.put(name, [memoryview(data)])
         place.close()
     else:
-        Path(path).write_bytes(data)
+        with files.replacing(path) as file:
+            file.write(data)
