@@ -299,7 +299,7 @@ def _images(into: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--images",
         metavar="FILE",
-        help="Graph Challenge TSV, or npz (default: scikit-learn's digits)",
+        help="Graph Challenge TSV, or npz (default: the bundled handwritten digits)",
     )
     group.add_argument("--samples", type=_above(1), metavar="S", help="only the first S")
     if not any(action.dest == "store" and not action.option_strings for action in into._actions):
