@@ -1,4 +1,4 @@
-"""Making and removing the queues, topics and buckets of a job: the one place that uses boto3.
+"""Making and removing the queues, topics and buckets of a job: the one place that makes botocore clients.
 
 Everything is named after the job, `smpi-<job id>...`, so that leftovers can be found.
 """
@@ -28,9 +28,12 @@ _ERROR_CHARACTERS = 300
 
 
 def client(service: str, endpoint: str | None, region: str) -> Any:
-    """A boto3 client; with an endpoint its credentials are dummies."""
-    import boto3
+    """Make a botocore client; with an endpoint its credentials are dummies.
+
+    boto3 would add nothing here, and every release of it needs one release of botocore, which the emulator pins.
+    """
     from botocore.config import Config
+    from botocore.session import get_session
 
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
@@ -42,7 +45,9 @@ def client(service: str, endpoint: str | None, region: str) -> Any:
         if endpoint is None
         else {"aws_access_key_id": DUMMY.access, "aws_secret_access_key": DUMMY.secret}
     )
-    return boto3.client(service, endpoint_url=endpoint, region_name=region, config=config, **keys)
+    return get_session().create_client(
+        service, endpoint_url=endpoint, region_name=region, config=config, **keys
+    )
 
 
 def _all(call: Any, items: Iterable[Any]) -> list[Any]:

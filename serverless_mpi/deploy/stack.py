@@ -1,6 +1,6 @@
 """A deployed stack: found, made, changed and removed, by CloudFormation.
 
-Here is also what is said when AWS says no: boto3's errors become words with a remedy.
+Here is also what is said when AWS says no: botocore's errors become words with a remedy.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ def own_region(region: str, endpoint: str | None) -> str:
         return region
     if endpoint is not None:
         return "us-east-1"
-    import boto3
+    from botocore.session import get_session
 
     with explained("find the region", endpoint, "?"):
-        found = boto3.Session().region_name
+        found = get_session().get_config_variable("region")
     if not found:
         raise UsageError("no AWS region: --region, AWS_REGION, or `aws configure` names one")
     return str(found)
