@@ -88,6 +88,7 @@ MAY: dict[str, set[str]] = {
         "aws",
         "job",
         "runtime",
+        "__init__",
     },
 }
 
