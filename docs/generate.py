@@ -59,8 +59,8 @@ def commands() -> str:
         "# Commands",
         "",
         "Generated from the commands' own parsers; `--help` prints the same. "
-        "`python -m tests.conformance`, `python -m tests.thirdparty` and `python -m benchmarks` "
-        "have `--help`, too.",
+        "`python -m tests.conformance` and `python -m tests.thirdparty` "
+        "have `--help`, too; `python -m benchmarks NAME` runs one benchmark.",
     ]
     for name, parser in _parsers():
         usage = " ".join(parser.format_usage().split()).removeprefix("usage: ")
