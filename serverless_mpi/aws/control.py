@@ -6,17 +6,21 @@ Everything is named after the job, `smpi-<job id>...`, so that leftovers can be 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serverless_mpi.aws.credentials import DUMMY
 from serverless_mpi.aws.sns import FILTERS_PER_TOPIC, TO
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
+
+if TYPE_CHECKING:
+    from botocore.session import Session
 
 PREFIX = "smpi-"
 _OF_JOB = re.compile(PREFIX + r"([0-9a-f]{16})(?:-|$)")
@@ -27,13 +31,21 @@ _CONNECT_TIMEOUT_S = 5
 _ERROR_CHARACTERS = 300
 
 
+@functools.cache
+def _session() -> Session:
+    """Return the process's session, which caches descriptions: 3 ms a client instead of 50."""
+    from botocore.session import get_session
+
+    return get_session()
+
+
 def client(service: str, endpoint: str | None, region: str) -> Any:
     """Make a botocore client; with an endpoint its credentials are dummies.
 
-    boto3 would add nothing here, and every release of it needs one release of botocore, which the emulator pins.
+    boto3 would add nothing here, and each release of it requires one release of botocore, which
+    the emulator pins.
     """
     from botocore.config import Config
-    from botocore.session import get_session
 
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
@@ -45,7 +57,7 @@ def client(service: str, endpoint: str | None, region: str) -> Any:
         if endpoint is None
         else {"aws_access_key_id": DUMMY.access, "aws_secret_access_key": DUMMY.secret}
     )
-    return get_session().create_client(
+    return _session().create_client(
         service, endpoint_url=endpoint, region_name=region, config=config, **keys
     )
 
