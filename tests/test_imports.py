@@ -35,3 +35,10 @@ def test_started_plainly_it_is_a_job_of_one() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout == "0 1 ['x']\n" and done.stderr == ""
+
+
+def test_nothing_of_the_package_needs_boto3() -> None:
+    """It is not a dependency: its releases need one release of botocore each, and the emulator pins another."""
+    for path in (ROOT / "serverless_mpi").rglob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert not line.strip().startswith(("import boto3", "from boto3")), path
