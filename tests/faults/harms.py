@@ -22,13 +22,19 @@ from typing import Any
 
 Forward = Callable[[bytes], bytes]
 PROXY_HANDLE = "smpi-fault-"  # handles of messages that the emulator does not have
+HELD_PAUSE_S = 0.02  # of a receive while messages are held back
 SHARE = 0.25  # of messages and requests that a fault strikes
 DATA_PATH = re.compile(r"sqs\.(SendMessageBatch|ReceiveMessage|DeleteMessageBatch)|sns\.Publish|s3")
 _KEY = re.compile(rb"^[A-Z]+ /[^/ ?]+/([^ ?]+)[^ ]* HTTP")
 
 
 class NoHarm:
-    """Passes everything on; the base of all faults.  injected: how many faults there have been."""
+    """Passes everything on; the base of all faults.
+
+    injected: how many faults there have been; channel: of the job, set before it begins.
+    """
+
+    channel = ""
 
     def __init__(self, seed: int, window_s: float = 0.0) -> None:
         self.seed = seed
@@ -60,7 +66,12 @@ class Messages(NoHarm):
 
     def exchange(self, kind: str, request: bytes, forward: Forward) -> bytes | None:
         if kind == "sqs.ReceiveMessage":
-            queue = str(json.loads(_body(request))["QueueUrl"])
+            asked = json.loads(_body(request))
+            queue = str(asked["QueueUrl"])
+            if self.holds(queue):  # the emulator's long poll does not know of what is held here
+                asked["WaitTimeSeconds"] = 0
+                request = _with_body(request, json.dumps(asked).encode())
+                time.sleep(HELD_PAUSE_S)
             answer = forward(request)
             fields = _fields(answer)
             if not _succeeded(answer) or fields is None:
@@ -76,6 +87,10 @@ class Messages(NoHarm):
             if b"list-type=2" in request.split(b" ", 2)[1]:
                 return self.listing(request, forward(request))
         return forward(request)
+
+    def holds(self, queue: str) -> bool:
+        """Whether messages of `queue` are held back."""
+        return False
 
     def received(self, queue: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What a receive of `queue` returns in place of `messages`."""
@@ -96,6 +111,9 @@ class Duplicated(Messages):
     def __init__(self, seed: int, window_s: float = 0.0) -> None:
         super().__init__(seed, window_s)
         self._again: dict[str, list[dict[str, Any]]] = {}
+
+    def holds(self, queue: str) -> bool:
+        return bool(self._again.get(queue))
 
     def received(self, queue: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with self._lock:
@@ -127,6 +145,9 @@ class Reordered(Messages):
         super().__init__(seed, window_s)
         self._held: dict[str, list[dict[str, Any]]] = {}
 
+    def holds(self, queue: str) -> bool:
+        return bool(self._held.get(queue))
+
     def received(self, queue: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         chance = self.chance(queue)
         with self._lock:
@@ -142,6 +163,10 @@ class Reordered(Messages):
     def listing(self, request: bytes, answer: bytes) -> bytes:
         """A LIST that does not show every object yet."""
         body = _body(answer)
+        if not re.search(
+            rb"[?&]prefix=[^& ]*%2Fr%2F|[?&]prefix=[^& ]*/r/", request.split(b"\r\n")[0]
+        ):
+            return answer  # not a rank's
         keys = re.findall(rb"<Contents>.*?</Contents>", body, re.DOTALL)
         chance = self.chance("list")
         hidden = [key for key in keys if chance.random() < SHARE]
@@ -173,6 +198,9 @@ class Delayed(Messages):
             return self.window_s
         return chance.uniform(0.0, min(1.0, self.window_s)) if chance.random() < SHARE else 0.0
 
+    def holds(self, queue: str) -> bool:
+        return bool(self._held.get(queue))
+
     def received(self, queue: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         now = time.monotonic()
         result = []
@@ -192,7 +220,8 @@ class Delayed(Messages):
 
     def object(self, key: str, request: bytes, forward: Forward) -> bytes | None:
         answer = forward(request)
-        if not request.startswith(b"GET ") or not _succeeded(answer):
+        # the reference to an object of the hybrid channel is sent when the object is there for all: S3 is consistent
+        if self.channel == "hybrid" or not request.startswith(b"GET ") or not _succeeded(answer):
             return answer
         now = time.monotonic()
         with self._lock:
@@ -313,7 +342,7 @@ class Foreign(Messages):
         chance = self.chance(key)
         found = re.fullmatch(r"(.*/r/.*/)([0-9a-f]{12})(\.\d+)", key)
         if request.startswith(b"PUT ") and found and chance.random() < SHARE:
-            other = f"{found[1]}{int(found[2], 16) + chance.choice((1, 1000)):012x}{found[3]}"
+            other = f"{found[1]}{int(found[2], 16) + 1000:012x}{found[3]}"
             head = request.partition(b"\r\n\r\n")[0].replace(key.encode(), other.encode())
             self.strike()
             forward(_with_body(head + b"\r\n\r\n", chance.randbytes(chance.choice((0, 84, 300)))))

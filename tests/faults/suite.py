@@ -332,6 +332,7 @@ def run(combination: Combination, seed: int, bench: Bench) -> Result:
         harm, proxy = None, None
         if fault.harm is not None and endpoint is not None:
             harm = fault.harm(seed, window_s)
+            harm.channel = combination.channel
             proxy = stack.enter_context(Proxy(endpoint, seed, harm=harm))
         plan: dict[str, Any] = {
             "program": combination.program, "fault": fault.name, "seed": seed, "size": SIZE,
