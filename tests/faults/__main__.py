@@ -162,10 +162,6 @@ def main() -> int:
     rows = table(results)
     print("\n" + text(rows))
     print(f"seed {options.seed}, {time.monotonic() - began:.0f} s")
-    for result in results:
-        if not result.good:
-            print(f"\n{result.combination} --seed {options.seed}")
-            print("\n".join(f"  {note}" for note in result.notes))
     if options.markdown:
         options.markdown.write_text(markdown(rows))
     return 0 if all(result.good for result in results) else 1

@@ -358,10 +358,10 @@ class Swapped(Damaged):
     def received(self, queue: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         result = []
         for message in messages:
-            with self._lock:
-                self._counts[queue] += 1
-                third = self._counts[queue] == 3
             frame = _frame(message)
+            with self._lock:
+                self._counts[queue] += bool(frame)
+                third = self._counts[queue] == 3
             if frame and third:
                 self.strike()
                 damaged = _message(self.damage(frame, random.Random(0)), 0)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 CHILD_S = 20.0  # a forked child or a subprocess that has not ended by then hangs
 NOISE_LINES, NOISE_WIDTH = 300, 400  # of each rank at each step, for a reader that is slow
@@ -136,6 +137,22 @@ def _subprocess() -> None:
         report("wrong", text=f"a subprocess takes itself for a rank: size {done.stdout.strip()}")
 
 
+def _last_words(comm: Any, course: Any) -> None:
+    """Send a small message when the emulator is gone: it cannot be sent any more, and the job must not end well."""
+    comm.Barrier()
+    if comm.rank == 0:
+        report("struck")
+    place = urlsplit(json.loads(os.environ["SMPI_JOB"])["endpoint"])
+    deadline = time.monotonic() + CHILD_S
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((place.hostname, place.port), 1.0).close()
+        except OSError:
+            break
+        time.sleep(0.05)
+    comm.send(b"last words", (comm.rank + 1) % comm.size, 77)
+
+
 def main(plan: dict[str, Any]) -> int:
     fault, seed = plan["fault"], plan["seed"]
     if plan.get("relay"):
@@ -150,7 +167,7 @@ def main(plan: dict[str, Any]) -> int:
     victim, at = common.randrange(plan["size"]), common.randrange(1, 3)
     try:
         comm = MPI.COMM_WORLD
-        if _rank == victim:
+        if _rank == victim and fault != "emulator gone at the end":
             course.strike_at = at
             course.strike = lambda: strike(fault, comm, chance, plan["stop_s"])
         if fault == "interrupted":
@@ -164,6 +181,8 @@ def main(plan: dict[str, Any]) -> int:
             course.noise = noise
         report("began", job=json.loads(os.environ.get("SMPI_JOB", "{}")).get("job_id"))
         PROGRAMS[plan["program"]](comm, course)
+        if fault == "emulator gone at the end":
+            _last_words(comm, course)
     except (MPIException, ServerlessMPIError) as error:
         report("error", kind=type(error).__name__, text=str(error))
         if not sys.stderr.closed:

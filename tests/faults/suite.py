@@ -36,6 +36,7 @@ CHANNELS = ("direct", "queue", "object", "hybrid")
 PROGRAMS = ("ring", "mix", "large", "dnn")
 REGION = "us-east-1"
 START_S = 30.0  # of a job, on a machine that is busy with other jobs
+FILLER = "fills-the-disk"
 SETTLE_S = 5.0  # for processes that were killed to be gone
 VISIBILITY_S, QUICK_VISIBILITY_S = 60, 2
 DEADLOCK_S, QUICK_DEADLOCK_S = 60, 12
@@ -45,6 +46,7 @@ GIVE_UP_S = (
     90.0  # of a request, after which a client must have reported that a service does not answer
 )
 
+LAST_WORDS = "emulator gone at the end"  # when the program has nothing left to do but a small send
 STREAM = "a stream neither repeats nor reorders; the faults of relayed streams stand for it"
 QUEUES = "the channel does not use that service"
 KEPT = "an object stays until it is deleted, so nothing has to come again"
@@ -146,6 +148,8 @@ FAULTS = {
         ),
         Fault("emulator restarted", None, _not_on(NO_SERVICE, "direct")),
         Fault("emulator gone", None, _not_on(NO_SERVICE, "direct")),
+        Fault("own emulator killed", None, _not_on(NO_SERVICE, "direct")),
+        Fault(LAST_WORDS, None, _not_on(NO_SERVICE, "direct")),
         Fault("killed"),
         Fault("stopped", survives=True, takes_s=STOP_S, quick_s=QUICK_STOP_S),
         Fault("slow rank", survives=True, takes_s=10.0, quick_s=2.0),
@@ -319,7 +323,11 @@ def run(combination: Combination, seed: int, bench: Bench) -> Result:
     mark = f"{os.getpid()}-{folder.name}"
 
     def struck() -> None:
-        if fault.name.startswith("emulator"):
+        if fault.name == "own emulator killed":
+            for pid in _processes(str(temporary).encode()):
+                if b"server.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+        elif fault.name.startswith("emulator"):
             bench.stop_emulator()
             if fault.name == "emulator restarted":
                 bench.endpoint()
@@ -345,7 +353,7 @@ def run(combination: Combination, seed: int, bench: Bench) -> Result:
             relay = stack.enter_context(Relay(_RELAYS[fault.name], seed, SIZE, folder))
             plan.update(relay=relay.ports, folder=str(folder))
             words += ["--host", "127.0.0.1"]
-        if endpoint is not None:
+        if endpoint is not None and fault.name != "own emulator killed":
             words += ["--endpoint", endpoint if proxy is None else proxy.url]
         words += [str(ROOT / "tests" / "faults" / "rank.py"), json.dumps(plan)]
         environ = {
@@ -363,7 +371,7 @@ def run(combination: Combination, seed: int, bench: Bench) -> Result:
         result.seconds = time.monotonic() - began
         if isinstance(harm, harms.Window):
             time.sleep(harm.left_s())
-        if fault.name == "emulator gone":
+        if emulated:  # where it was stopped
             bench.endpoint()
         if "left things behind" in err:  # as documented where the service cannot be reached
             words = ["--cleanup", *(("--endpoint", bench.endpoint()) if emulated else ())]
@@ -461,10 +469,10 @@ def _small_disk(folder: Path) -> Iterator[list[str]]:
         return
     try:
         with contextlib.suppress(OSError):  # fill it
-            (folder / "full").write_bytes(bytes(4096))
+            (folder / FILLER).write_bytes(bytes(4096))
         yield []
         with contextlib.suppress(OSError):
-            (folder / "full").unlink()
+            (folder / FILLER).unlink()
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
@@ -497,8 +505,11 @@ def _judge(result: Result, fault: Fault, code: int, out: str, err: str, reports:
         if "\n" in record["text"]:
             result.blame("wrong", f"rank {record['rank']}: an error of several lines")
     if "Traceback" in err and not reports.of("foreign error"):
-        where = err.index("Traceback")
-        result.blame("wrong", "a traceback: " + err[where:].strip().rpartition("\n")[2][:200])
+        lines = err[err.index("Traceback") :].splitlines()[1:]
+        last = next((line for line in lines if line[:1] not in (" ", "")), "without an end")
+        result.blame("wrong", f"a traceback: {last[:200]}")
+    if code == 0 and fault.name == LAST_WORDS:
+        result.blame("lost", "exit code 0, but the last messages could not be sent", SIZE)
     if code == 0:
         result.ended = "right"
         if len(done) < SIZE:
@@ -520,9 +531,9 @@ def _judge(result: Result, fault: Fault, code: int, out: str, err: str, reports:
 
 
 def _count_leftovers(result: Result, mark: str, temporary: Path) -> None:
-    needle = f"SMPI_FAULT_RUN={mark}".encode()
+    needles = f"SMPI_FAULT_RUN={mark}".encode(), str(temporary).encode()
     deadline = time.monotonic() + SETTLE_S
-    while left := _processes(needle):
+    while left := _processes(*needles):
         if time.monotonic() > deadline:
             result.blame("left", f"processes {left}", len(left))
             for pid in left:
@@ -530,17 +541,23 @@ def _count_leftovers(result: Result, mark: str, temporary: Path) -> None:
                     os.kill(pid, signal.SIGKILL)
             break
         time.sleep(0.05)
-    files = [str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()]
+    files = [str(path.relative_to(temporary)) for path in temporary.rglob("*")]
+    files = [name for name in files if (temporary / name).is_file() and name != FILLER]
     if files:
         result.blame("left", f"files {files[:5]}", len(files))
 
 
-def _processes(needle: bytes) -> list[int]:
+def _processes(*needles: bytes) -> list[int]:
+    """Processes with one of `needles` in their environment or command line, but those that only sleep."""
     found = []
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if needle in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                    if "sleep" not in Path(entry.path, "comm").read_text():
-                        found.append(int(entry.name))
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            told = (
+                Path(entry.path, "environ").read_bytes() + Path(entry.path, "cmdline").read_bytes()
+            )
+            if any(needle in told for needle in needles):
+                if "sleep" not in Path(entry.path, "comm").read_text():
+                    found.append(int(entry.name))
     return found
