@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from serverless_mpi import MPI
-from serverless_mpi.collectives.choose import TABLE, Facts, name_of, select
-from serverless_mpi.collectives.cost import FORMULAS, cost
-from serverless_mpi.collectives.simulate import arguments
+from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, select
+from serverless_mpi.collectives.operations import example_calls
 from serverless_mpi.collectives.steps import Elementwise
 
 DIVIDED = ("gather", "scatter", "allgather", "alltoall")  # a blob is the P-th part of the vector
@@ -37,9 +36,7 @@ def add(a: memoryview, b: memoryview) -> memoryview:
     return memoryview(np.add(np.frombuffer(a, np.float64), np.frombuffer(b, np.float64))).cast("B")
 
 
-def timed(
-    comm: Any, algorithm: Any, operation: str, blob: memoryview, margin: list[float]
-) -> float:
+def timed(comm: Any, algorithm: Algorithm, blob: memoryview, margin: list[float]) -> float:
     """Seconds from the common beginning until the last rank was done."""
     runtime = comm._runtime
     while True:
@@ -47,11 +44,10 @@ def timed(
         late = time.monotonic() > start
         while (left := start - time.monotonic()) > 0:
             time.sleep(left)
-        steps = algorithm(
-            comm.rank,
-            comm.size,
-            *arguments(operation, comm.rank, comm.size, blob, Elementwise(add, 8)),
+        calls = example_calls(
+            algorithm.operation, algorithm.generator, comm.size, blob, Elementwise(add, 8)
         )
+        steps = calls[comm.rank]
         running = runtime.icollective(comm._context, next(comm._calls), steps, comm._ranks)
         runtime.wait([running])
         ended = time.monotonic()
@@ -74,13 +70,15 @@ def main(wish: dict[str, Any]) -> None:
             blob = memoryview(bytearray(blob_bytes(operation, comm.size, nbytes)))
             facts = Facts(comm.size, blob.nbytes, comm._runtime.figures)
             algorithms = [
-                row for condition, row in TABLE[operation] if row in FORMULAS and condition(facts)
+                row
+                for row in ALGORITHMS[operation]
+                if row.formula is not None and row.condition(facts)
             ]
-            best = min(cost(algorithm, facts).seconds for algorithm in algorithms)
-            taken: dict[Any, list[float]] = {
+            best = min(algorithm.cost(facts).seconds for algorithm in algorithms)
+            taken: dict[Algorithm, list[float]] = {
                 algorithm: []
                 for algorithm in algorithms
-                if nbytes <= 65536 or cost(algorithm, facts).seconds <= HOPELESS * best
+                if nbytes <= 65536 or algorithm.cost(facts).seconds <= HOPELESS * best
             }
             began = time.monotonic()
             for turn in range(wish["reps"]):
@@ -88,18 +86,18 @@ def main(wish: dict[str, Any]) -> None:
                     algorithm,
                     samples,
                 ) in taken.items():  # in turns, so that a busy moment of the machine meets all
-                    samples.append(timed(comm, algorithm, operation, blob, margin))
+                    samples.append(timed(comm, algorithm, blob, margin))
                 if comm.bcast(time.monotonic() - began > wish["budget_s"]):
                     break
             for algorithm, samples in taken.items():
-                stated = cost(algorithm, facts)
+                stated = algorithm.cost(facts)
                 rows.append(
                     {
                         "operation": operation,
                         "nbytes": nbytes,
                         "ranks": comm.size,
                         "blob": blob.nbytes,
-                        "algorithm": name_of(algorithm),
+                        "algorithm": algorithm.name,
                         "seconds": samples,
                         "predicted": stated.seconds,
                         "usd": stated.usd,

@@ -6,10 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from serverless_mpi.collectives.choose import TABLE, name_of
-from serverless_mpi.collectives.simulate import BETWEEN, NEIGHBORLY
+from serverless_mpi.collectives.choose import Algorithm, find
+from serverless_mpi.collectives.operations import OPERATIONS
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.metering import Prices
 from serverless_mpi.simulation import AWS, LATENCIES, Forecast, forecast, in_region
@@ -44,7 +45,13 @@ def _row(one: Forecast, label: str) -> str:
 
 
 def simulate(
-    calls: Sequence[str], ranks: int, channel: str, latency: str, region: str, prices: Prices
+    calls: Sequence[str],
+    ranks: int,
+    channel: str,
+    latency: str,
+    region: str,
+    prices: Prices,
+    algorithms: Mapping[str, Algorithm] = MappingProxyType({}),
 ) -> Iterable[str]:
     """Lines that say what each of `calls` ("allreduce:8MB") takes.
 
@@ -65,8 +72,8 @@ def simulate(
         found = _CALL.fullmatch(call)
         if (
             found is None
-            or found.group(1).lower() not in TABLE
-            or found.group(1).lower().startswith((BETWEEN, *NEIGHBORLY))
+            or found.group(1).lower() not in OPERATIONS
+            or not OPERATIONS[found.group(1).lower()].modelled
         ):
             raise UsageError(
                 f"--simulate {call}: not a collective and the bytes of a blob, as allreduce:8MB. It plays the communication of"
@@ -86,7 +93,7 @@ def simulate(
         yield f"start of {ranks} functions: about {10 * waves + model.start_s:.1f} s, {usd:.6f} USD, and their seconds by memory"
     yield _HEAD
     for call, operation, nbytes in asked:
-        one = forecast(operation, nbytes, ranks, channel, model, prices)
+        one = forecast(operation, nbytes, ranks, channel, model, prices, algorithms.get(operation))
         yield _row(one, call)
         for name, row in sorted(one.requests.items()):
             yield f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed{row['messages']:>12,} messages"
@@ -115,7 +122,7 @@ def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _C
             "collectives", ()
         ):
             about: Any = None if layout is None else tuple(layout)
-            if operation in NEIGHBORLY:
+            if OPERATIONS[operation].neighbours:
                 about, rank, *edges = layout
                 found[operation, size, nbytes, algorithm, about].edges[rank] = edges
             one = found[operation, size, nbytes, algorithm, about]
@@ -141,11 +148,10 @@ def explain(
         rows, key=lambda row: row[:5]
     ):
         label, times = f"{operation}:{shown_size(blob)}", f"{count:>8,} "
-        known = {name_of(row): row for _, row in TABLE[operation]}
         try:
             if size > _LARGEST_RUN:
                 raise UsageError("too large to be played through after a job")
-            if operation in NEIGHBORLY:
+            if OPERATIONS[operation].neighbours:
                 layout = tuple(one.edges.get(rank, ([], [])) for rank in range(size))
             made = forecast(
                 operation,
@@ -154,7 +160,7 @@ def explain(
                 channel,
                 in_region(AWS, region),
                 prices,
-                known[algorithm],
+                find(operation, algorithm),
                 layout,
             )
             yield times + _row(made, label)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from serverless_mpi.errors import JobError
 
@@ -26,6 +27,20 @@ MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 def is_rank(environ: Mapping[str, str]) -> bool:
     """Whether a launcher, smpirun or a real MPI's, started a process with that environment as a rank."""
     return ENV_JOB in environ or any(name in environ for name in MPI_LAUNCHER_VARIABLES)
+
+
+_PUBLIC_TYPES: dict[str, type | tuple[type, ...]] = {
+    "job_id": str,
+    "size": int,
+    "channel": str,
+    "endpoint": (str, type(None)),
+    "region": str,
+    "settings": dict,
+    "stats_dir": (str, type(None)),
+    "deadlock_s": (int, float),
+    "plugins": list,
+    "algorithms": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,10 @@ class JobSpec:
     deadlock_s
         A rank that waits long tells of it in that folder, so that the launcher can end a job in which every
         rank has waited for this many seconds; 0 for never.
+    plugins
+        Modules that register collective algorithms; every rank imports them before its first call.
+    algorithms
+        Operation -> name of the algorithm that every call of it uses, where the user chose one.
     """
 
     job_id: str
@@ -63,6 +82,8 @@ class JobSpec:
     settings: Mapping[str, str] = field(default_factory=dict)
     stats_dir: str | None = None
     deadlock_s: float = 0.0
+    plugins: tuple[str, ...] = ()
+    algorithms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -87,9 +108,9 @@ class JobSpec:
         """The same job seen from another rank."""
         return replace(self, rank=rank)
 
-    def to_env(self) -> dict[str, str]:
-        """Environment variables from which `from_env` rebuilds this spec."""
-        public = {
+    def public(self) -> dict[str, Any]:
+        """Return everything but the rank and the key as JSON values, for `from_public`."""
+        return {
             "job_id": self.job_id,
             "size": self.size,
             "channel": self.channel,
@@ -98,8 +119,42 @@ class JobSpec:
             "settings": dict(self.settings),
             "stats_dir": self.stats_dir,
             "deadlock_s": self.deadlock_s,
+            "plugins": list(self.plugins),
+            "algorithms": dict(self.algorithms),
         }
-        return {ENV_JOB: json.dumps(public), ENV_RANK: str(self.rank), ENV_KEY: self.key.hex()}
+
+    @classmethod
+    def from_public(cls, public: Mapping[str, Any], rank: int, key: bytes) -> JobSpec:
+        """Rebuild a spec from what `public` returned.
+
+        Raises
+        ------
+        JobError
+            A field is unknown, missing, or of another type.
+        """
+        if not isinstance(public, Mapping):
+            raise JobError(f"a job is described by a JSON object, not by {type(public).__name__}")
+        for name, kind in _PUBLIC_TYPES.items():
+            if name in public and not isinstance(public[name], kind):
+                raise JobError(f"{name} of a job cannot be {public[name]!r}")
+        for name in ("settings", "algorithms"):
+            if not all(isinstance(value, str) for value in public.get(name, {}).values()):
+                raise JobError(f"{name} of a job has values that are not strings")
+        if not all(isinstance(module, str) for module in public.get("plugins", ())):
+            raise JobError("plugins of a job has names that are not strings")
+        unknown = set(public) - set(_PUBLIC_TYPES)
+        if unknown or not {"job_id", "size", "channel"} <= set(public):
+            raise JobError(f"a job has the fields {', '.join(_PUBLIC_TYPES)}, not {sorted(public)}")
+        fields = {**public, "plugins": tuple(public.get("plugins", ()))}
+        return cls(rank=rank, key=key, **fields)
+
+    def to_env(self) -> dict[str, str]:
+        """Return environment variables from which `from_env` rebuilds this spec."""
+        return {
+            ENV_JOB: json.dumps(self.public()),
+            ENV_RANK: str(self.rank),
+            ENV_KEY: self.key.hex(),
+        }
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> JobSpec | None:
@@ -114,8 +169,9 @@ class JobSpec:
             return None
         try:
             public = json.loads(environ[ENV_JOB])
-            return cls(rank=int(environ[ENV_RANK]), key=bytes.fromhex(environ[ENV_KEY]), **public)
-        except (KeyError, ValueError, TypeError) as error:
+            rank, key = int(environ[ENV_RANK]), bytes.fromhex(environ[ENV_KEY])
+            return cls.from_public(public, rank, key)
+        except (KeyError, ValueError, RecursionError, JobError) as error:
             raise JobError(
                 f"{ENV_JOB}, {ENV_RANK} and {ENV_KEY} do not describe a job ({error}); start programs with smpirun"
             ) from error

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from serverless_mpi import channels
+from serverless_mpi import channels, plugins
 from serverless_mpi.channels.base import Channel
+from serverless_mpi.collectives import choose
 from serverless_mpi.collectives.steps import Deal, Recv, Send
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.endpoint import Endpoint, Landing, Receive
@@ -52,6 +53,8 @@ class Runtime:
         self.spec = spec
         self.rank = spec.rank
         self.size = spec.size
+        plugins.import_algorithms(spec.plugins)
+        self.algorithms = choose.forced(spec.algorithms)
         self.meter = Meter()
         self._started = time.monotonic()
         self._channel: Channel = channels.load(spec.channel)(spec, self.meter)

@@ -13,9 +13,9 @@ import pytest
 from serverless_mpi import channels
 from serverless_mpi.api.shapes import Cart
 from serverless_mpi.collectives import allgather, reduce
-from serverless_mpi.collectives.choose import TABLE, Facts, select
-from serverless_mpi.collectives.simulate import BETWEEN, NEIGHBORLY, Layout, keep_first, members
-from serverless_mpi.collectives.steps import Deal, Elementwise, Recv, Send
+from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, always, select
+from serverless_mpi.collectives.operations import OPERATIONS, Layout, example_calls, keep_first
+from serverless_mpi.collectives.steps import Deal, Recv, Send
 from serverless_mpi.errors import UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Prices, Snapshot, merge
@@ -41,9 +41,9 @@ GRID = Cart.made([4, 2], [True, False], SIZE)
 
 def layout(operation: str) -> Layout | None:
     """Three ranks and five of which the last but one is the root; or a grid that is a ring one way."""
-    if operation in NEIGHBORLY:
+    if OPERATIONS[operation].neighbours:
         return tuple(GRID.edges(rank) for rank in range(SIZE))
-    return (3, 6) if operation.startswith(BETWEEN) else None
+    return (3, 6) if OPERATIONS[operation].between else None
 
 
 def mix(rank: int, size: int, blob: memoryview) -> Any:
@@ -62,9 +62,8 @@ def mix(rank: int, size: int, blob: memoryview) -> Any:
         yield Recv(4, 5, dealt=True)
 
 
-CALLS = [(operation, row) for operation, rows in TABLE.items() for _, row in rows] + [
-    ("allgather", mix)
-]
+MIX = Algorithm("allgather", "mix", mix, None, always)
+CALLS = [*(row for rows in ALGORITHMS.values() for row in rows), MIX]
 
 
 class Ranks:
@@ -75,14 +74,16 @@ class Ranks:
         self.spec = JobSpec.new(SIZE, channel, endpoint=endpoint)
         self.spec = replace(self.spec, settings=self.kind.provision(self.spec))
 
-    def count(self, operation: str, algorithm: Any, nbytes: int, context: int) -> Snapshot:
-        blob, combine = memoryview(bytearray(nbytes)), Elementwise(keep_first, 1)
+    def count(self, algorithm: Algorithm, nbytes: int, context: int) -> Snapshot:
+        blob = memoryview(bytearray(nbytes))
+        operation, generator = algorithm.operation, algorithm.generator
         runtimes = [Runtime(self.spec.with_rank(rank)) for rank in range(SIZE)]
         errors: list[BaseException] = []
 
         def run(rank: int) -> None:
             try:
-                steps = members(operation, algorithm, SIZE, blob, combine, layout(operation))[rank]
+                calls = example_calls(operation, generator, SIZE, blob, layout=layout(operation))
+                steps = calls[rank]
                 running = runtimes[rank].icollective(context, 0, steps, range(SIZE))
                 assert runtimes[rank].wait([running], timeout=60.0) and running.error is None
                 runtimes[rank].finalize()
@@ -130,29 +131,30 @@ def exact(counts: Snapshot, channel: str) -> dict[str, int]:
 @pytest.mark.parametrize("nbytes", [24, 300_000])
 def test_the_model_counts_what_the_emulator_counts(ranks: Ranks, nbytes: int) -> None:
     wrong = {}
-    for context, (operation, algorithm) in enumerate(CALLS, 10):
+    for context, algorithm in enumerate(CALLS, 10):
+        operation = algorithm.operation
         if nbytes > 1000 and (
-            ranks.spec.channel == "queue" or operation not in LARGE and algorithm is not mix
+            ranks.spec.channel == "queue" or operation not in LARGE and algorithm is not MIX
         ):
             continue
         if (
-            nbytes < 1000 and ranks.spec.channel == "hybrid" and algorithm is not mix
+            nbytes < 1000 and ranks.spec.channel == "hybrid" and algorithm is not MIX
         ):  # small frames are the queue's
             continue
         channel = ranks.spec.channel
-        measured = exact(ranks.count(operation, algorithm, nbytes, context), channel)
+        measured = exact(ranks.count(algorithm, nbytes, context), channel)
         predicted = exact(
             forecast(
                 operation, nbytes, SIZE, channel, EMULATOR, PRICES, algorithm, layout(operation)
             ).requests,
             channel,
         )
-        if algorithm in JOINED:
+        if algorithm.generator in JOINED:
             for field in ("requests", "billed"):
                 name = f"sqs.SendMessageBatch {field}"
                 assert measured.pop(name, 0) <= predicted.pop(name, 0)
         if measured != predicted:
-            wrong[operation, getattr(algorithm, "__name__", algorithm)] = (measured, predicted)
+            wrong[operation, algorithm.name] = (measured, predicted)
     assert not wrong
 
 
@@ -176,11 +178,12 @@ def test_point_to_point_is_what_the_model_takes_it_for(ranks: Ranks) -> None:
     def program(rank: int, size: int, blob: memoryview) -> Any:
         far, near = (rank + 3) % size, (rank - 3) % size
         yield [Send((far,), (blob[:24],), BEFORE), Recv(near, BEFORE)]
-        yield from allreduce(rank, size, blob[:24], Elementwise(keep_first, 8))
+        yield from allreduce.generator(rank, size, blob[:24], keep_first)
         yield [Send((near,), (blob,), AFTER), Recv(far, AFTER)]
 
+    played = Algorithm("allgather", "program", program, None, always)
     channel = ranks.spec.channel
-    predicted = forecast("allgather", LENGTH, SIZE, channel, EMULATOR, PRICES, program)
+    predicted = forecast("allgather", LENGTH, SIZE, channel, EMULATOR, PRICES, played)
     counts = merge([runtime.meter.snapshot() for runtime in runtimes])
     deleted = counts.pop(
         "s3.DELETE", None

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from serverless_mpi.api.datatype import Datatype
-from serverless_mpi.api.layout import Layout
-from serverless_mpi.api.memory import IN_PLACE, BottomType, InPlaceType, as_bytes, at_address
-from serverless_mpi.api.types import BYTE, of_code
+from serverless_mpi.api.layout import Layout, too_long
+from serverless_mpi.api.memory import IN_PLACE, BottomType, InPlaceType, as_bytes, at_address, plain
+from serverless_mpi.api.types import BYTE, OF_CHARACTER, of_code
 from serverless_mpi.errors import ERR_BUFFER, ERR_COUNT, ERR_TRUNCATE, ERR_TYPE, MPIException
 
 _NO_BYTES = memoryview(bytearray())
@@ -211,6 +211,71 @@ class Message:
         return view[offset : offset + self.nbytes]
 
 
+class Contiguous:
+    """A `Message` of a C-contiguous array of numbers in native byte order: its bytes are the message.
+
+    Most buffers are of this kind, and nothing of their datatype needs to be looked at.  Made by
+    `block`, which fills the slots itself: a constructor would be one more Python call.
+    """
+
+    __slots__ = ("count", "nbytes", "datatype", "_array", "_view")
+
+    count: int
+    nbytes: int
+    datatype: Datatype
+    _array: np.ndarray[Any, Any]
+    _view: memoryview
+
+    def pack(self, block: int = 0) -> memoryview:
+        """Return the bytes of a block, borrowed from the array."""
+        return self._view[block * self.nbytes : (block + 1) * self.nbytes]
+
+    def unpack(self, data: memoryview, block: int = 0) -> None:
+        """Copy received bytes into a block; ERR_TRUNCATE if they are too many."""
+        if data.nbytes > self.nbytes:
+            raise too_long(data.nbytes, self.nbytes)
+        start = block * self.nbytes
+        self._view[start : start + data.nbytes] = data
+
+    def pack_all(self, blocks: int) -> memoryview:
+        """Return the bytes of all blocks together, borrowed from the array."""
+        return self._view[: blocks * self.nbytes]
+
+    def address(self, block: int = 0) -> int | None:
+        """Return where a block lies in memory; None for one without elements."""
+        if not self.nbytes:
+            return None
+        base: int = self._array.__array_interface__["data"][0]
+        return base + block * self.nbytes
+
+    def landing(self) -> memoryview | None:
+        """Return the memory that a payload can be received into directly."""
+        return self._view[: self.nbytes] if self.count else None
+
+
+def block(spec: Any, readonly: bool, blocks: int = 1) -> Message | Contiguous:
+    """Parse a specification of one block, or of `blocks` equal ones.
+
+    Parameters
+    ----------
+    spec
+        As the head of this module says; the memory is borrowed.
+    readonly
+        Whether it is only read.
+    blocks
+        How many equal blocks the buffer holds.
+    """
+    view = plain(spec, readonly)
+    if view is None or spec.size % blocks:
+        return Message(spec, readonly, blocks)
+    made = Contiguous.__new__(Contiguous)
+    made.count = spec.size // blocks
+    made.nbytes = view.nbytes // blocks
+    made.datatype = OF_CHARACTER[spec.dtype.char]
+    made._array, made._view = spec, view
+    return made
+
+
 class VMessage:
     """A block for each of `size` ranks, of its own count and displacement (in elements)."""
 
@@ -322,4 +387,13 @@ def check_length(data: memoryview, nbytes: int, who: str) -> None:
         )
 
 
-__all__ = ["IN_PLACE", "InPlaceType", "Message", "VMessage", "WMessage", "check_length"]
+__all__ = [
+    "Contiguous",
+    "IN_PLACE",
+    "InPlaceType",
+    "Message",
+    "VMessage",
+    "WMessage",
+    "block",
+    "check_length",
+]

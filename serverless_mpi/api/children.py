@@ -55,7 +55,7 @@ class Children(Attributed):
     def _agree(self, value: Any) -> list[Any]:
         state = self._state
         size = len(state.everyone)
-        algorithm = select("allgather", Facts(size, None, state.runtime.figures))
+        algorithm = select("allgather", Facts(size, None, state.runtime.figures)).generator
         steps = algorithm(state.everyone.index(state.runtime.rank), size, encode(value))
         operation = state.runtime.icollective(
             state.context, next(state.calls), steps, state.everyone

@@ -15,23 +15,26 @@ from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.plan import Plan, Plans, nothing, of_objects
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
-from serverless_mpi.collectives.choose import Facts, name_of, select
-from serverless_mpi.collectives.simulate import Layout, given
-from serverless_mpi.collectives.steps import Algorithm, whole
+from serverless_mpi.collectives.choose import Algorithm, Facts, select
+from serverless_mpi.collectives.operations import OPERATIONS, Layout
+from serverless_mpi.collectives.steps import Steps, whole
 from serverless_mpi.operation import Operation
+
+MOST_CHOICES = 1024  # that a communicator keeps: one for each operation and length that it met
 
 
 class Collective(Plans):
     """What all ranks of a communicator call together.  `Comm` gives the context, the ranks and the runtime."""
 
     _calls: itertools.count[int]
+    _state: Any
 
     _kind = ""  # before the name of an operation in the table
 
-    def _steps(self, plan: Plan) -> Algorithm:
+    def _steps(self, plan: Plan) -> Steps:
         """This rank's part of a call."""
         operation, size = self._kind + plan.operation, len(self._ranks)
-        algorithm = select(operation, Facts(size, plan.nbytes, self._runtime.figures))
+        algorithm = self._choose(operation, size, plan.nbytes)
         arguments = plan.arguments()
         chosen = self._runtime.chosen
         if (
@@ -40,18 +43,26 @@ class Collective(Plans):
             known = (
                 None if self._kind else plan.nbytes
             )  # between two groups some ranks have no part, and do not know it
-            call = (
-                operation,
-                size,
-                known,
-                name_of(algorithm),
-                self._layout(plan.operation, arguments),
-            )
-            lengths = given(operation, arguments)
+            call = (operation, size, known, algorithm.name, self._layout(plan.operation, arguments))
+            lengths = OPERATIONS[operation].blob_lengths(arguments)
             calls, blobs, nbytes = chosen.get(call, (0, 0, 0))
             chosen[call] = (calls + 1, blobs + len(lengths), nbytes + sum(lengths))
-        steps: Algorithm = algorithm(*self._place(), *arguments)
+        steps: Steps = algorithm.generator(*self._place(), *arguments)
         return steps
+
+    def _choose(self, operation: str, size: int, nbytes: int | None) -> Algorithm:
+        """Return the algorithm of a call; every rank of the call chooses the same one."""
+        choices: dict[Any, Algorithm] = self._state.choices
+        algorithm = choices.get((operation, nbytes))
+        if algorithm is None:
+            facts = Facts(size, nbytes, self._runtime.figures)
+            algorithm = self._runtime.algorithms.get(operation)
+            if algorithm is None or not algorithm.condition(facts):
+                algorithm = select(operation, facts)
+            if len(choices) == MOST_CHOICES:
+                choices.clear()
+            choices[operation, nbytes] = algorithm
+        return algorithm
 
     def _place(self) -> tuple[Any, ...]:
         """What an algorithm is told first: who this rank is, and among whom."""

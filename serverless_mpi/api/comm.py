@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import cached_property
+from operator import attrgetter
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from serverless_mpi.api.bsend import OF_PROCESS, Attached
@@ -94,12 +96,14 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
     @_ob.setter
     def _ob(self, state: State | None) -> None:
         self._made = state
+        self.__dict__.pop("_state", None)
         if state is None:
             self._maker = None
 
-    @property
+    @cached_property
     def _state(self) -> State:
-        state = self._made or self._ob
+        """What the handle refers to.  Cached in the instance: the calls below read it several times each."""
+        state = self._ob
         if state is None:
             raise MPIException(ERR_COMM, "the communicator is null")
         return state
@@ -114,15 +118,16 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
         self._live()
         return self._state.attributes
 
-    _runtime = property(lambda self: self._state.runtime)
-    _context = property(lambda self: self._state.context)
-    _ranks = property(lambda self: self._state.everyone)
-    _peers = property(lambda self: self._state.peers)
-    _places = property(lambda self: self._state.places)
-    _rank = property(lambda self: self._state.rank)
-    _calls = property(lambda self: self._state.calls)
-    _requests = property(lambda self: self._state.requests)
-    _pairs = property(lambda self: self._state.count)
+    # read in every call: attrgetter is C, a lambda would be one more Python call each
+    _runtime = property(attrgetter("_state.runtime"))
+    _context = property(attrgetter("_state.context"))
+    _ranks = property(attrgetter("_state.everyone"))
+    _peers = property(attrgetter("_state.peers"))
+    _places = property(attrgetter("_state.places"))
+    _rank = property(attrgetter("_state.rank"))
+    _calls = property(attrgetter("_state.calls"))
+    _requests = property(attrgetter("_state.requests"))
+    _pairs = property(attrgetter("_state.count"))
 
     def __bool__(self) -> bool:
         return (self._maker is not None or self._made is not None) and not self._state.freed
@@ -228,7 +233,7 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
         self._delete_attributes()
         self._state.freed = True
         forget(self._state)
-        self._made = None
+        self._ob = None
 
     def Disconnect(self) -> None:
         """`Free`, when all that it carries is done."""

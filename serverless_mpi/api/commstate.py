@@ -51,6 +51,7 @@ class State:
             Counter()
         )  # how often a thing has been made that only some ranks make
         self.lock = threading.Lock()
+        self.choices: dict[Any, Any] = {}  # (operation, bytes) -> algorithm; see collective.py
         self.internal: State | None = None  # see internal()
         self.internal_tags = itertools.count()
         self.locks: dict[Any, threading.Lock] = {}  # for programs, see _comm_lock

@@ -15,7 +15,7 @@ from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm, from_nothing
-from serverless_mpi.collectives.simulate import BETWEEN, ROOTED, Layout
+from serverless_mpi.collectives.operations import BETWEEN, OPERATIONS, Layout
 from serverless_mpi.core.envelope import PROC_NULL, ROOT, derive_context
 from serverless_mpi.errors import ERR_ARG, ERR_BUFFER, ERR_GROUP, ERR_ROOT, MPIException
 from serverless_mpi.runtime import get_runtime
@@ -136,7 +136,7 @@ class Intercomm(Comm):
     def _layout(self, operation: str, arguments: tuple[Any, ...]) -> Layout:
         mine, theirs = self._groups()
         first = mine if mine[0] == 0 else theirs
-        if operation not in ROOTED:
+        if not OPERATIONS[operation].rooted:
             return len(first), 0
         # who has no part in a call gives None for the root, and is of its group
         return len(first), (theirs if arguments[0] in theirs else mine)[0]

@@ -221,9 +221,7 @@ class Layout:
         """
         room = count * self.size
         if data.nbytes > room:
-            raise MPIException(
-                ERR_TRUNCATE, f"a message of {data.nbytes} bytes does not fit in {room} bytes"
-            )
+            raise too_long(data.nbytes, room)
         if self.is_dense(count):
             buf[offset : offset + data.nbytes] = data
             return
@@ -235,6 +233,11 @@ class Layout:
                 ERR_TYPE, f"a message of {data.nbytes} bytes ends inside a number of the datatype"
             )
         _in_units(buf, unit)[index[: data.nbytes // unit]] = np.frombuffer(data, f"V{unit}")
+
+
+def too_long(nbytes: int, room: int) -> MPIException:
+    """Return the error of a message that is longer than its buffer."""
+    return MPIException(ERR_TRUNCATE, f"a message of {nbytes} bytes does not fit in {room} bytes")
 
 
 def _in_units(buf: memoryview, unit: int) -> np.ndarray[Any, Any]:

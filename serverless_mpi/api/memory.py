@@ -16,7 +16,7 @@ from serverless_mpi.errors import ERR_ARG, ERR_NO_MEM, MPIException
 
 _NO_BYTES = memoryview(bytearray())
 _NATIVE = "<" if sys.byteorder == "little" else ">"
-_CASTABLE = frozenset("?bBhHiIlLqQfd")  # formats that memoryview.cast turns to bytes
+CASTABLE = frozenset("?bBhHiIlLqQfd")  # formats that memoryview.cast turns to bytes
 
 
 class _Constant:
@@ -301,7 +301,7 @@ def plain(obj: Any, readonly: bool) -> memoryview | None:
     if type(obj) is np.ndarray and obj.size:
         dtype, flags = obj.dtype, obj.flags
         if (
-            dtype.char in _CASTABLE
+            dtype.char in CASTABLE
             and dtype.isnative
             and flags.c_contiguous
             and (readonly or flags.writeable)
@@ -313,7 +313,7 @@ def plain(obj: Any, readonly: bool) -> memoryview | None:
 def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
     dtype = array.dtype
     char = dtype.char
-    if char in _CASTABLE and dtype.isnative:
+    if char in CASTABLE and dtype.isnative:
         code = char
     elif dtype.kind in "SU" and dtype.isnative:
         code = f"{dtype.itemsize // (1 if dtype.kind == 'S' else 4)}{'s' if dtype.kind == 'S' else 'w'}"
@@ -329,7 +329,7 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
                 f"an array with strides {array.strides} is not contiguous; send numpy.ascontiguousarray(array)"
             )
         array = array.T
-    if char in _CASTABLE and dtype.isnative:
+    if char in CASTABLE and dtype.isnative:
         return array.data.cast("B"), code
     if dtype.hasobject:
         raise BufferError(
@@ -346,7 +346,7 @@ def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
         return _NO_BYTES, code
     if not view.c_contiguous:
         view = memoryview(np.asarray(view).T)
-    if code in _CASTABLE or code == "c":
+    if code in CASTABLE or code == "c":
         return view.cast("B"), code
     return np.asarray(view).reshape(-1).view(np.uint8).data, code
 

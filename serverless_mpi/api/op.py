@@ -75,6 +75,8 @@ class _State:
         )
         self.user = user
         self.constant: Op | None = None
+        # state of a predefined datatype -> how its elements are combined; see plan.py
+        self.combiners: dict[Any, Any] = {}
 
 
 class Op(Handle):

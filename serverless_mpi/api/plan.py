@@ -12,14 +12,23 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from serverless_mpi.api.buffers import InPlaceType, VMessage, WMessage, check_length
-from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.buffers import (
+    Contiguous,
+    InPlaceType,
+    Message,
+    VMessage,
+    WMessage,
+    block,
+    check_length,
+)
 from serverless_mpi.api.datatype import Datatype
 from serverless_mpi.api.op import Op
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.collectives.steps import Combine, Elementwise, whole
 from serverless_mpi.errors import ERR_BUFFER, ERR_ROOT, MPIException
 from serverless_mpi.runtime import Runtime
+
+Block = Message | Contiguous
 
 
 class Plan(NamedTuple):
@@ -46,10 +55,17 @@ def of_objects(op: Callable[[Any, Any], Any]) -> Combine:
 
 
 def _of_elements(op: Op, datatype: Datatype) -> Combine:
-    op.check(datatype)
-    # a function of the user may take the whole buffer for one thing, as a matrix
-    grain = max(1, datatype.size) if op.is_predefined else 0
-    return Elementwise(lambda a, b: op.combine(a, b, datatype), grain)
+    """Return how packed elements of a datatype are combined; kept with the operation, if both are predefined."""
+    kept: dict[Any, Combine] = op._live.combiners
+    combine = kept.get(datatype._ob)
+    if combine is None:
+        op.check(datatype)
+        # a function of the user may take the whole buffer for one thing, as a matrix
+        grain = max(1, datatype.size) if op.is_predefined else 0
+        combine = Elementwise(lambda a, b: op.combine(a, b, datatype), grain)
+        if op.is_predefined and datatype.is_predefined:
+            kept[datatype._ob] = combine
+    return combine
 
 
 def nothing(_: Any) -> None:
@@ -99,7 +115,7 @@ class Plans:
         place = self._number(root)
         if not (mine or peer):
             return Plan("bcast", None, lambda: (place, None), nothing)
-        spec = Spec(buf, readonly=mine)
+        spec = block(buf, readonly=mine)
 
         def finish(got: Any) -> None:
             if not mine:
@@ -111,7 +127,7 @@ class Plans:
     def _gather(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
         mine, peer = self._role(root)
         place = self._number(root)
-        room = Spec(recvbuf, readonly=False, blocks=len(self._peers)) if mine else None
+        room = block(recvbuf, readonly=False, blocks=len(self._peers)) if mine else None
         nbytes, give = self._block(sendbuf, room, mine) if peer else (None, None)
         return Plan("gather", nbytes, lambda: (place, give() if give else None), _fill_blocks(room))
 
@@ -125,7 +141,7 @@ class Plans:
     def _scatter(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
         mine, peer = self._role(root)
         return self._deal(
-            Spec(sendbuf, readonly=True, blocks=len(self._peers)) if mine else None,
+            block(sendbuf, readonly=True, blocks=len(self._peers)) if mine else None,
             recvbuf,
             root,
             peer,
@@ -140,10 +156,10 @@ class Plans:
             peer,
         )
 
-    def _deal(self, blocks: Spec | VMessage | None, recvbuf: Any, root: int, peer: bool) -> Plan:
+    def _deal(self, blocks: Block | VMessage | None, recvbuf: Any, root: int, peer: bool) -> Plan:
         place, size = self._number(root), len(self._peers)
         keep = not peer or self._in_place(recvbuf, blocks is not None)
-        room = None if keep else Spec(recvbuf, readonly=False)
+        room = None if keep else block(recvbuf, readonly=False)
         if room is not None and blocks is not None:
             self._check_apart(blocks, self._rank, room, 0)
 
@@ -161,7 +177,7 @@ class Plans:
 
     def _allgather(self, sendbuf: Any, recvbuf: Any) -> Plan:
         self._live()
-        room = Spec(recvbuf, readonly=False, blocks=len(self._peers))
+        room = block(recvbuf, readonly=False, blocks=len(self._peers))
         nbytes, give = self._block(sendbuf, room, True)
         return Plan("allgather", nbytes, lambda: (give(),), _fill_blocks(room))
 
@@ -176,18 +192,20 @@ class Plans:
         return nbytes
 
     def _block(
-        self, sendbuf: Any, room: Spec | VMessage | None, may_be_in_place: bool
+        self, sendbuf: Any, room: Block | VMessage | None, may_be_in_place: bool
     ) -> tuple[int | None, Callable[[], memoryview]]:
         """What this rank gives (its length, if all ranks give as much): its send buffer, or in place its own block."""
         if self._in_place(sendbuf, may_be_in_place) and room is not None:
-            return room.nbytes if isinstance(room, Spec) else None, lambda: room.pack(self._rank)
-        spec = Spec(sendbuf, readonly=True)
+            return room.nbytes if not isinstance(room, VMessage) else None, lambda: room.pack(
+                self._rank
+            )
+        spec = block(sendbuf, readonly=True)
         if room is not None:
             self._check_apart(spec, 0, room, self._rank)
         return self._common(spec.nbytes), spec.pack
 
     def _check_apart(
-        self, give: Spec | VMessage, from_block: int, room: Spec | VMessage, to_block: int
+        self, give: Block | VMessage, from_block: int, room: Block | VMessage, to_block: int
     ) -> None:
         """What is sent must not lie where the same is received; between two groups nobody sends to himself."""
         if self._peers is not self._ranks:
@@ -202,8 +220,8 @@ class Plans:
     def _alltoall(self, sendbuf: Any, recvbuf: Any) -> Plan:
         self._live()
         size = len(self._peers)
-        room = Spec(recvbuf, readonly=False, blocks=size)
-        give = None if self._in_place(sendbuf) else Spec(sendbuf, readonly=True, blocks=size)
+        room = block(recvbuf, readonly=False, blocks=size)
+        give = None if self._in_place(sendbuf) else block(sendbuf, readonly=True, blocks=size)
         if give is not None:
             self._check_apart(give, 0, room, 0)
         return Plan(
@@ -233,7 +251,7 @@ class Plans:
     def _reduce(self, sendbuf: Any, recvbuf: Any, op: Op, root: int) -> Plan:
         mine, peer = self._role(root)
         place = self._number(root)
-        room = Spec(recvbuf, readonly=False) if mine else None
+        room = block(recvbuf, readonly=False) if mine else None
         give = self._operand(sendbuf, room, op) if peer else None
         known = give or room
         combine = None if known is None else _of_elements(op, known.datatype)
@@ -253,22 +271,22 @@ class Plans:
 
     def _reduce_to_all(self, operation: str, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
         self._live()
-        room = Spec(recvbuf, readonly=False)
+        room = block(recvbuf, readonly=False)
         give = self._operand(sendbuf, room, op)
         combine = _of_elements(op, give.datatype)
         return Plan(operation, give.nbytes, lambda: (give.pack(), combine), _fill(room))
 
-    def _operand(self, sendbuf: Any, room: Spec | None, op: Op) -> Spec:
+    def _operand(self, sendbuf: Any, room: Block | None, op: Op) -> Block:
         if self._in_place(sendbuf, room is not None) and room is not None:
             return room
-        give = Spec(sendbuf, readonly=True)
+        give = block(sendbuf, readonly=True)
         if room is not None:
             _check_same(give.datatype, room.datatype)
             if give.count != room.count:
                 raise ValueError(
                     f"mismatch in send count {give.count} and receive count {room.count}"
                 )
-            op.check(give.datatype)
+            _of_elements(op, give.datatype)
             self._check_apart(give, 0, room, 0)
         return give
 
@@ -276,16 +294,16 @@ class Plans:
         self._live()
         size = self._get_size()
         if self._in_place(sendbuf):
-            give = room = Spec(recvbuf, readonly=False, blocks=size)
+            give = room = block(recvbuf, readonly=False, blocks=size)
         else:
-            room = Spec(recvbuf, readonly=False)
-            give = Spec(sendbuf, readonly=True, blocks=size)
+            room = block(recvbuf, readonly=False)
+            give = block(sendbuf, readonly=True, blocks=size)
             _check_same(give.datatype, room.datatype)
             if give.count != room.count:
                 raise ValueError(
                     f"mismatch in send count {give.count} and receive count {room.count}"
                 )
-            op.check(give.datatype)
+            _of_elements(op, give.datatype)
             self._check_apart(give, 0, room, 0)
         combine = _of_elements(op, give.datatype)
         return Plan(
@@ -300,8 +318,8 @@ class Plans:
     ) -> Plan:
         self._live()
         size = self._get_size()
-        room = Spec(recvbuf, readonly=False)
-        give = room if self._in_place(sendbuf) else Spec(sendbuf, readonly=True)
+        room = block(recvbuf, readonly=False)
+        give = room if self._in_place(sendbuf) else block(sendbuf, readonly=True)
         if recvcounts is None:
             if give is room or self._peers is not self._ranks:
                 raise TypeError("recvcounts are needed IN_PLACE and on an intercommunicator")
@@ -316,12 +334,11 @@ class Plans:
             raise ValueError(
                 f"mismatch in receive count {room.count} and counts[{self._rank}] {counts[self._rank]}"
             )
+        combine = _of_elements(op, give.datatype)
         if give is not room:
-            op.check(give.datatype)
             self._check_apart(give, 0, room, 0)
         width = give.datatype.size
         ends = list(itertools.accumulate(counts))
-        combine = _of_elements(op, give.datatype)
 
         def arguments() -> tuple[Any, ...]:
             data = give.pack()
@@ -341,7 +358,7 @@ class Plans:
 
 
 def _check_same(a: Datatype, b: Datatype) -> None:
-    if a != b:
+    if a is not b and a != b:
         raise ValueError("mismatch in send and receive MPI datatypes")
 
 
@@ -352,7 +369,7 @@ def _blocks(give: Any, room: Any, size: int) -> list[memoryview]:
     return [give.pack(rank) for rank in range(size)]
 
 
-def _fill_blocks(room: Spec | None) -> Callable[[Any], None]:
+def _fill_blocks(room: Block | None) -> Callable[[Any], None]:
     def finish(blobs: Any) -> None:
         if room is not None:
             for rank, blob in enumerate(blobs):
@@ -374,7 +391,7 @@ def _fill_each(room: VMessage | WMessage | None) -> Callable[[Any], None]:
     return finish
 
 
-def _fill(room: Spec | None) -> Callable[[Any], None]:
+def _fill(room: Block | None) -> Callable[[Any], None]:
     def finish(got: Any) -> None:
         if room is not None and got is not None:
             room.unpack(whole(got))

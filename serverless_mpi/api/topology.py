@@ -20,7 +20,7 @@ from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.plan import Plan
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.shapes import UNWEIGHTED, WEIGHTS_EMPTY, Cart, Dist, Graph, Shape, shape_of
-from serverless_mpi.collectives.simulate import NEIGHBORLY, Layout
+from serverless_mpi.collectives.operations import OPERATIONS, Layout
 from serverless_mpi.errors import ERR_TOPOLOGY, MPIException
 
 
@@ -78,7 +78,7 @@ class Topocomm(Intracomm):
     # --- neighbourhood collectives -------------------------------------------
 
     def _layout(self, operation: str, arguments: tuple[Any, ...]) -> Layout | None:
-        if operation not in NEIGHBORLY:
+        if not OPERATIONS[operation].neighbours:
             return super()._layout(operation, arguments)
         out, into, _ = arguments
         return self._context, self._rank, tuple(out), tuple(into)

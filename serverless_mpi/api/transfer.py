@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.buffers import block
 from serverless_mpi.api.memory import plain
 from serverless_mpi.api.pickling import decode
 from serverless_mpi.api.request import Request
@@ -39,7 +40,7 @@ def into(buf: Any) -> Callable[[Operation], Any]:
     def finish(operation: Operation) -> None:
         assert operation.data is not None
         if not operation.landed:
-            spec = buf if isinstance(buf, Spec) else Spec(buf, readonly=False)
+            spec = buf if isinstance(buf, Spec) else block(buf, readonly=False)
             spec.unpack(operation.data)
 
     return finish

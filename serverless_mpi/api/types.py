@@ -8,7 +8,7 @@ import numpy as np
 
 from serverless_mpi.api.datatype import DATATYPE_NULL, Datatype
 from serverless_mpi.api.layout import Layout
-from serverless_mpi.api.memory import native
+from serverless_mpi.api.memory import CASTABLE, native
 from serverless_mpi.api.typestate import COMBINER_F90_COMPLEX, COMBINER_NAMED, TypeState
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_OTHER, MPIException
@@ -254,6 +254,10 @@ _SIZED = {
     TYPECLASS_COMPLEX: (COMPLEX8, COMPLEX16, COMPLEX32),
 }
 _f90_made: dict[tuple[int, int, int], Datatype] = {}
+
+
+# NumPy's character of a number in native byte order -> its datatype
+OF_CHARACTER: dict[str, Datatype] = {char: _typedict[char] for char in CASTABLE}
 
 
 def of_code(code: str) -> Datatype:

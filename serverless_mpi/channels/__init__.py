@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-
+from serverless_mpi import plugins
 from serverless_mpi.channels.base import Channel
-from serverless_mpi.errors import UsageError
 
 CHANNELS: dict[str, str] = {
     "hybrid": "serverless_mpi.channels.hybrid:HybridChannel",
@@ -25,8 +23,5 @@ def load(name: str) -> type[Channel]:
     UsageError
         No such channel; the message names the known ones.
     """
-    if name not in CHANNELS:
-        raise UsageError(f"unknown channel {name!r}; known: {', '.join(CHANNELS)}")
-    module, _, attribute = CHANNELS[name].partition(":")
-    channel: type[Channel] = getattr(importlib.import_module(module), attribute)
+    channel: type[Channel] = plugins.load(plugins.CHANNELS, CHANNELS, name, "channel")
     return channel

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from serverless_mpi.collectives.steps import NOTHING, Algorithm, Recv, Send
+from serverless_mpi.collectives.choose import algorithm
+from serverless_mpi.collectives.cost import Tally, log2_rounds
+from serverless_mpi.collectives.steps import NOTHING, Recv, Send, Steps
 
 
-def dissemination(rank: int, size: int) -> Algorithm:
+def _fan_cost(t: Tally) -> None:
+    others = t.size - 1
+    t.step(0, t.put(0) + t.get(0) * others)
+    t.step(0, t.put(0, 1, others) + t.get(0))
+    t.all((t.put(0) + t.get(0) * 2) * others + t.put(0, 1, others))
+
+
+@algorithm("barrier", cost=_fan_cost)
+def fan(rank: int, size: int) -> Steps:
+    """2 rounds: P-1 messages to rank 0, then one to everybody."""
+    if rank:
+        yield [Send((0,), (NOTHING,)), Recv(0)]
+    elif size > 1:
+        yield [Recv(source) for source in range(1, size)]
+        yield Send(tuple(range(1, size)), (NOTHING,))
+
+
+def _dissemination_cost(t: Tally) -> None:
+    one = t.put(0) + t.get(0)
+    t.step(0, one, log2_rounds(t.size))
+    t.all(one * (t.size * log2_rounds(t.size)))
+
+
+@algorithm("barrier", cost=_dissemination_cost)
+def dissemination(rank: int, size: int) -> Steps:
     """ceil(log2 P) rounds; as many messages of 0 bytes per rank."""
     distance, slot = 1, 0
     while distance < size:
@@ -14,12 +40,3 @@ def dissemination(rank: int, size: int) -> Algorithm:
             Recv((rank - distance) % size, slot),
         ]
         distance, slot = 2 * distance, slot + 1
-
-
-def fan(rank: int, size: int) -> Algorithm:
-    """2 rounds: P-1 messages to rank 0, then one to everybody."""
-    if rank:
-        yield [Send((0,), (NOTHING,)), Recv(0)]
-    elif size > 1:
-        yield [Recv(source) for source in range(1, size)]
-        yield Send(tuple(range(1, size)), (NOTHING,))

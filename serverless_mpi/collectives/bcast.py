@@ -5,10 +5,19 @@ P ranks, blobs of n bytes.
 
 from __future__ import annotations
 
-from serverless_mpi.collectives.steps import Algorithm, Blob, Recv, Send, parts
+from serverless_mpi.collectives.choose import algorithm
+from serverless_mpi.collectives.cost import Formula, Tally, log2_rounds
+from serverless_mpi.collectives.steps import Blob, Recv, Send, Steps, parts
 
 
-def fan_out(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
+def fan_out_cost(t: Tally) -> None:
+    others = t.size - 1
+    t.step(t.n, t.put(t.n, 1, others) + t.get(t.n))
+    t.all(t.put(t.n, 1, others) + t.get(t.n) * others)
+
+
+@algorithm("bcast", cost=fan_out_cost)
+def fan_out(rank: int, size: int, root: int, data: Blob | None) -> Steps:
     """1 round; the root sends 1 message of n bytes that P-1 ranks read."""
     if rank == root:
         assert data is not None
@@ -18,7 +27,13 @@ def fan_out(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
     return (yield Recv(root))
 
 
-def binomial(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
+def _binomial_cost(t: Tally) -> None:
+    t.step(t.n, t.put(t.n) + t.get(t.n), log2_rounds(t.size))
+    t.all(t.put(t.n, t.size // 2, t.size - 1) + t.get(t.n) * (t.size - 1))
+
+
+@algorithm("bcast", cost=_binomial_cost)
+def binomial(rank: int, size: int, root: int, data: Blob | None) -> Steps:
     """At most ceil(log2 P) rounds; each rank sends at most 1 message of n bytes, which at most ceil(log2 P) ranks read."""
     relative = (rank - root) % size
     reach = 1  # of the subtree below this rank: relative .. relative + reach - 1
@@ -34,7 +49,20 @@ def binomial(rank: int, size: int, root: int, data: Blob | None) -> Algorithm:
     return (yield from _give(data, children))
 
 
-def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) -> Algorithm:
+def _tree_cost(arity: int) -> Formula:
+    def formula(t: Tally) -> None:
+        reached, level, rounds = 1, 1, 0
+        while reached < t.size:
+            level, rounds = level * arity, rounds + 1
+            reached += level
+        t.step(t.n, t.put(t.n, 1, min(arity, t.size - 1)) + t.get(t.n), rounds)
+        t.all(t.put(t.n, -(-(t.size - 1) // arity), t.size - 1) + t.get(t.n) * (t.size - 1))
+
+    return formula
+
+
+@algorithm("bcast", cost=_tree_cost(4), name="tree_4", arity=4)
+def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) -> Steps:
     """Rounds as deep as a complete tree of that arity; each rank sends at most 1 message of n bytes, to `arity` ranks."""
     relative = (rank - root) % size
     if relative:
@@ -47,7 +75,7 @@ def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) 
     )
 
 
-def _give(data: Blob | None, children: list[int]) -> Algorithm:
+def _give(data: Blob | None, children: list[int]) -> Steps:
     assert data is not None
     if children:
         yield Send(tuple(children), parts(data))

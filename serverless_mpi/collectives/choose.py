@@ -1,132 +1,193 @@
-"""THE table: operation -> [(condition, algorithm)]; of the rows whose condition holds, the best by its formula in cost.py.
+"""The registry of collective algorithms, and the choice among them.
 
-The best is the cheapest of the fastest, and the first of several as good or
-where no formula is known: simple ones stand before others.
+An algorithm is registered once, beside its generator:
 
-Conditions see only facts that every rank of a call shares: two ranks must never choose differently.
+    @algorithm("bcast", cost=chain_cost)
+    def chain(rank, size, root, data): ...
+
+From then on it is chosen where it is the best, and `--explain`, `--simulate`,
+`--algorithm` and the contract suite (`serverless_mpi.testing`) know it.
+
+Of the algorithms whose condition holds, `select` takes the cheapest of the
+fastest by their cost formulas; among equals, the one registered first.  So
+within a file, simple algorithms stand before elaborate ones.
+
+Invariant: two ranks of one call must choose the same algorithm.  Conditions
+and formulas therefore see only `Facts`, which all ranks of a call share, and
+every rank must have registered the same algorithms (a launcher passes the
+names of plug-in modules to all ranks).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
-from serverless_mpi.collectives import (
-    allgather,
-    alltoall,
-    barrier,
-    bcast,
-    gather,
-    inter,
-    neighbor,
-    reduce,
-    scan,
-)
-from serverless_mpi.collectives.cost import FORMULAS, Facts, bcast_tree4, cost
-from serverless_mpi.collectives.steps import Algorithm
+from serverless_mpi.collectives.cost import Cost, Facts, Formula, Tally
+from serverless_mpi.collectives.operations import OPERATIONS
+from serverless_mpi.collectives.steps import Steps
+from serverless_mpi.errors import UsageError
 
-__all__ = ["TABLE", "Facts", "name_of", "select"]
+__all__ = ["ALGORITHMS", "Algorithm", "Facts", "algorithm", "find", "forced", "select"]
+
+EQUALLY_FAST = 1.1  # formulas are no better than this: seconds within this factor count as equal
 
 Condition = Callable[[Facts], bool]
-Choice = Callable[..., Algorithm]
+G = TypeVar("G", bound=Callable[..., Steps])
 
 
-def _always(_: Facts) -> bool:
+@dataclass(frozen=True, eq=False)
+class Algorithm:
+    """One registered algorithm.
+
+    Attributes
+    ----------
+    operation
+        Its key in `operations.OPERATIONS`.
+    name
+        Unique within the operation; shown by ``--explain``, taken by ``--algorithm``.
+    generator
+        Makes the steps of one rank: generator(rank, size, *arguments of the operation).
+    formula
+        What a call costs; None only for operations whose cost cannot be modelled.
+    condition
+        Whether it can serve a call at all.
+    """
+
+    operation: str
+    name: str
+    generator: Callable[..., Steps]
+    formula: Formula | None
+    condition: Condition
+
+    def cost(self, facts: Facts) -> Cost:
+        """Evaluate the formula for one call."""
+        assert self.formula is not None, f"{self.operation} has no cost model"
+        tally = Tally(facts)
+        self.formula(tally)
+        return tally.cost()
+
+
+# operation -> its algorithms, in the order of registration
+ALGORITHMS: dict[str, list[Algorithm]] = {operation: [] for operation in OPERATIONS}
+
+
+def always(_: Facts) -> bool:
+    """Hold for every call."""
     return True
 
 
-def _fanout(facts: Facts) -> bool:
+def fanout(facts: Facts) -> bool:
+    """Hold where one put reaches many ranks at one price."""
     return facts.figures.fanout
 
 
-def _ranges(facts: Facts) -> bool:
-    """One put can carry a part for each rank."""
+def ranges(facts: Facts) -> bool:
+    """Hold where one put can carry a part for each rank."""
     return facts.figures.ranges
 
 
-def _known(facts: Facts) -> bool:
-    """Every rank knows the blobs' length, as of buffers: vectors, which can be cut, too."""
+def known_length(facts: Facts) -> bool:
+    """Hold where all ranks know the length of a blob, as of buffers; such blobs are vectors that can be cut."""
     return facts.nbytes is not None
 
 
-def _few(facts: Facts) -> bool:
-    """So few ranks that one of them can do the work of all in the time of a tree's rounds."""
-    return facts.size <= 4
+def fanout_or_few_ranks(facts: Facts) -> bool:
+    """Hold where one put reaches many ranks, or where puts to all take no longer than a tree's rounds."""
+    return facts.figures.fanout or facts.size <= 4
 
 
-TABLE: dict[str, list[tuple[Condition, Choice]]] = {
-    "barrier": [(_always, barrier.fan), (_always, barrier.dissemination)],
-    "bcast": [(_always, bcast.fan_out), (_always, bcast.binomial), (_always, bcast_tree4)],
-    "gather": [(_always, gather.gather_flat), (_always, gather.gather_binomial)],
-    "scatter": [
-        (_ranges, gather.scatter_packed),
-        (_always, gather.scatter_flat),
-        (_always, gather.scatter_binomial),
-    ],
-    "allgather": [
-        (_always, allgather.fan_out),
-        (_always, allgather.bruck),
-        (_always, allgather.ring),
-    ],
-    "alltoall": [
-        (_ranges, alltoall.packed),
-        (_always, alltoall.pairwise),
-        (_known, alltoall.bruck),
-    ],
-    "reduce": [
-        (_always, reduce.reduce_flat),
-        (_always, reduce.reduce_binomial),
-        (_known, reduce.reduce_shares),
-    ],
-    "allreduce": [
-        (_always, reduce.allreduce_fan),
-        (_always, reduce.allreduce_doubling),
-        (_known, reduce.allreduce_shares),
-        (_known, reduce.allreduce_rabenseifner),
-    ],
-    "reduce_scatter": [(_ranges, reduce.reduce_scatter_packed), (_always, reduce.reduce_scatter)],
-    "scan": [(_always, scan.scan), (_fanout, scan.scan_fan_out)],
-    "exscan": [(_always, scan.exscan), (_fanout, scan.exscan_fan_out)],
-    "neighbor_allgather": [(_always, neighbor.allgather_fan)],
-    "neighbor_alltoall": [(_always, neighbor.alltoall_direct)],
-    # between two groups; size is that of both together
-    "inter_barrier": [(_always, inter.barrier_leaders)],
-    "inter_bcast": [
-        (_fanout, inter.bcast_fan),
-        (_few, inter.bcast_fan),
-        (_always, inter.bcast_leader),
-    ],
-    "inter_gather": [(_always, inter.gather_flat)],
-    "inter_scatter": [(_always, inter.scatter_packed)],
-    "inter_allgather": [(_always, inter.allgather_fan)],
-    "inter_alltoall": [(_always, inter.alltoall_packed)],
-    "inter_reduce": [(_always, inter.reduce_flat)],
-    "inter_allreduce": [
-        (_fanout, inter.allreduce_fan),
-        (_few, inter.allreduce_fan),
-        (_always, inter.allreduce_leaders),
-    ],
-    "inter_reduce_scatter": [(_always, inter.reduce_scatter_leaders)],
-}
+def algorithm(
+    operation: str,
+    *,
+    cost: Formula | None = None,
+    condition: Condition = always,
+    name: str | None = None,
+    **fixed: Any,
+) -> Callable[[G], G]:
+    """Register the decorated generator as an algorithm of `operation`.
 
-AS_FAST = 1.1  # seconds within this of the least count as equal: formulas are no better than that
+    Parameters
+    ----------
+    operation
+        A key of `operations.OPERATIONS`, such as "bcast".
+    cost
+        Formula of the call's cost: it takes a `cost.Tally` and states steps and work on it.
+        Required unless the operation is one whose cost cannot be modelled (between two
+        groups, along the edges of a topology).
+    condition
+        Whether the algorithm can serve a call; it sees only what all ranks share.
+    name
+        Shown by ``--explain``; by default the function's name.
+    **fixed
+        Keyword arguments of the generator that are fixed for this registration.
+
+    Returns
+    -------
+    The decorator, which returns the generator function unchanged.
+
+    Raises
+    ------
+    UsageError
+        The operation does not exist, the name is taken, or the cost is missing.
+    """
+    if operation not in OPERATIONS:
+        raise UsageError(f"no collective {operation!r}; known: {', '.join(OPERATIONS)}")
+
+    def register(generator: G) -> G:
+        title = name or generator.__name__
+        if OPERATIONS[operation].modelled and cost is None:
+            raise UsageError(
+                f"{operation} algorithm {title!r} states no cost: pass cost=, a function of a"
+                " serverless_mpi.collectives.cost.Tally"
+            )
+        if any(row.name == title for row in ALGORITHMS[operation]):
+            raise UsageError(f"{operation} has an algorithm {title!r} already; pass another name=")
+        made = partial(generator, **fixed) if fixed else generator
+        ALGORITHMS[operation].append(Algorithm(operation, title, made, cost, condition))
+        select.cache_clear()
+        return generator
+
+    return register
+
+
+def find(operation: str, name: str) -> Algorithm:
+    """Return the algorithm of that name.
+
+    Raises
+    ------
+    UsageError
+        No such operation or algorithm; the message names the known ones.
+    """
+    if operation not in ALGORITHMS:
+        raise UsageError(f"no collective {operation!r}; known: {', '.join(ALGORITHMS)}")
+    for row in ALGORITHMS[operation]:
+        if row.name == name:
+            return row
+    names = ", ".join(row.name for row in ALGORITHMS[operation])
+    raise UsageError(f"{operation} has no algorithm {name!r}; known: {names}")
+
+
+def forced(algorithms: Mapping[str, str]) -> dict[str, Algorithm]:
+    """Return the algorithms that a user chose: operation -> algorithm.
+
+    Raises
+    ------
+    UsageError
+        No such operation or algorithm.
+    """
+    return {operation: find(operation, name) for operation, name in algorithms.items()}
 
 
 @lru_cache(4096)
-def select(operation: str, facts: Facts) -> Callable[..., Any]:
-    """The algorithm for a call; the same on every rank."""
-    rows = [algorithm for condition, algorithm in TABLE[operation] if condition(facts)]
-    if len(rows) == 1 or rows[0] not in FORMULAS:
+def select(operation: str, facts: Facts) -> Algorithm:
+    """Choose the algorithm of a call; every rank that has the same facts chooses the same one."""
+    rows = [row for row in ALGORITHMS[operation] if row.condition(facts)]
+    if len(rows) == 1 or not OPERATIONS[operation].modelled:
         return rows[0]
-    costs = [cost(algorithm, facts) for algorithm in rows]
-    fastest = min(one.seconds for one in costs)
-    able = [place for place, one in enumerate(costs) if one.seconds <= AS_FAST * fastest]
-    return rows[min(able, key=lambda place: (costs[place].usd, place))]
-
-
-def name_of(algorithm: Choice) -> str:
-    """An algorithm's name, and its arguments if they are fixed."""
-    fixed = getattr(algorithm, "keywords", {})
-    name: str = getattr(algorithm, "func", algorithm).__name__
-    return name + "".join(f"_{value}" for value in fixed.values())
+    costs = [row.cost(facts) for row in rows]
+    fastest = min(cost.seconds for cost in costs)
+    able = [index for index, cost in enumerate(costs) if cost.seconds <= EQUALLY_FAST * fastest]
+    return rows[min(able, key=lambda index: (costs[index].usd, index))]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from serverless_mpi.collectives.choose import algorithm, ranges
+from serverless_mpi.collectives.cost import PACK_BYTES, Tally, log2_rounds
 from serverless_mpi.collectives.steps import (
-    Algorithm,
     Blob,
     Deal,
     Recv,
     Send,
+    Steps,
     pack,
     parts,
     unpack,
@@ -17,7 +19,14 @@ from serverless_mpi.collectives.steps import (
 )
 
 
-def gather_flat(rank: int, size: int, root: int, data: Blob) -> Algorithm:
+def _gather_flat_cost(t: Tally) -> None:
+    others = t.size - 1
+    t.step(t.n, t.put(t.n) + t.get(t.n) * others)
+    t.all((t.put(t.n) + t.get(t.n)) * others)
+
+
+@algorithm("gather", cost=_gather_flat_cost)
+def gather_flat(rank: int, size: int, root: int, data: Blob) -> Steps:
     """1 round; each rank but the root sends 1 message of its n bytes."""
     if rank != root:
         yield Send((root,), parts(data))
@@ -28,7 +37,21 @@ def gather_flat(rank: int, size: int, root: int, data: Blob) -> Algorithm:
     return blobs
 
 
-def gather_binomial(rank: int, size: int, root: int, data: Blob) -> Algorithm:
+def _binomial_cost(t: Tally) -> None:
+    for level in range(log2_rounds(t.size)):
+        span = 1 << level
+        full, last = divmod(
+            t.size - 1 - span, 2 * span
+        )  # who sends at this level: ranks span, 3 span, 5 span, ...
+        for count, blobs in ((full, span), (1, min(span, last + 1))):
+            nbytes = blobs * (t.n + PACK_BYTES)
+            t.all((t.put(nbytes) + t.get(nbytes)) * count)
+        nbytes = min(span, t.size - span) * (t.n + PACK_BYTES)
+        t.step(nbytes, t.put(nbytes) + t.get(nbytes))
+
+
+@algorithm("gather", cost=_binomial_cost)
+def gather_binomial(rank: int, size: int, root: int, data: Blob) -> Steps:
     """At most ceil(log2 P) rounds; each rank but the root sends 1 message with its subtree's blobs, packed."""
     relative = (rank - root) % size
     mine: list[Blob] = [data]  # blobs of relative ranks relative .. relative + len(mine) - 1
@@ -44,17 +67,14 @@ def gather_binomial(rank: int, size: int, root: int, data: Blob) -> Algorithm:
     return [whole(mine[(other - root) % size]) for other in range(size)]
 
 
-def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Algorithm:
-    """1 round; the root sends P-1 messages of n bytes each."""
-    if rank != root:
-        return (yield Recv(root, rank))
-    assert blobs is not None
-    if size > 1:
-        yield [Send((dest,), parts(blobs[dest]), dest) for dest in range(size) if dest != root]
-    return blobs[root]
+def _scatter_packed_cost(t: Tally) -> None:
+    others = t.size - 1
+    t.step(t.n, t.deal(t.n, others) + t.get(t.n))
+    t.all(t.deal(t.n, others) + t.get(t.n) * others)
 
 
-def scatter_packed(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Algorithm:
+@algorithm("scatter", cost=_scatter_packed_cost, condition=ranges)
+def scatter_packed(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
     """1 round; the root deals its P-1 blobs: one put, of which each reader takes its own range (else P-1 messages)."""
     if rank != root:
         return (yield Recv(root, dealt=True))
@@ -64,7 +84,25 @@ def scatter_packed(rank: int, size: int, root: int, blobs: Sequence[Blob] | None
     return blobs[root]
 
 
-def scatter_binomial(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Algorithm:
+def _scatter_flat_cost(t: Tally) -> None:
+    others = t.size - 1
+    t.step(t.n, t.put(t.n) * others + t.get(t.n))
+    t.all((t.put(t.n) + t.get(t.n)) * others)
+
+
+@algorithm("scatter", cost=_scatter_flat_cost)
+def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
+    """1 round; the root sends P-1 messages of n bytes each."""
+    if rank != root:
+        return (yield Recv(root, rank))
+    assert blobs is not None
+    if size > 1:
+        yield [Send((dest,), parts(blobs[dest]), dest) for dest in range(size) if dest != root]
+    return blobs[root]
+
+
+@algorithm("scatter", cost=_binomial_cost)
+def scatter_binomial(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
     """At most ceil(log2 P) rounds; P-1 messages in all, each with its subtree's blobs, packed."""
     relative = (rank - root) % size
     distance = 1

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serverless_mpi.collectives import bcast, gather, reduce
+from serverless_mpi.collectives.choose import algorithm, fanout_or_few_ranks
 from serverless_mpi.collectives.steps import (
     NOTHING,
-    Algorithm,
     Blob,
     Combine,
     Deal,
     Recv,
     Send,
+    Steps,
     fold,
     parts,
     whole,
@@ -30,7 +31,8 @@ Groups = tuple[range, range]
 FIRST, LEADERS, LAST = 0, 1 << 14, 1 << 15
 
 
-def barrier_leaders(rank: int, groups: Groups) -> Algorithm:
+@algorithm("inter_barrier")
+def barrier_leaders(rank: int, groups: Groups) -> Steps:
     """3 rounds: to the leader of one's group, between the leaders, and back; 2 (P-2) + 2 messages of 0 bytes."""
     mine, _ = groups
     yield from within(mine, gather.gather_flat(rank, len(mine), 0, NOTHING), FIRST)
@@ -38,7 +40,7 @@ def barrier_leaders(rank: int, groups: Groups) -> Algorithm:
     yield from within(mine, bcast.fan_out(rank, len(mine), 0, NOTHING if rank == 0 else None), LAST)
 
 
-def _leaders(rank: int, groups: Groups, data: Blob | None) -> Algorithm:
+def _leaders(rank: int, groups: Groups, data: Blob | None) -> Steps:
     """What the other group's leader has, on the leader of mine; None elsewhere."""
     if rank:
         return None
@@ -48,7 +50,8 @@ def _leaders(rank: int, groups: Groups, data: Blob | None) -> Algorithm:
     return got
 
 
-def bcast_fan(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Algorithm:
+@algorithm("inter_bcast", condition=fanout_or_few_ranks)
+def bcast_fan(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Steps:
     """1 round; the root sends 1 message of n bytes that every rank of the other group reads."""
     mine, theirs = groups
     if root is None:
@@ -60,7 +63,8 @@ def bcast_fan(rank: int, groups: Groups, root: int | None, data: Blob | None) ->
     return data
 
 
-def bcast_leader(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Algorithm:
+@algorithm("inter_bcast")
+def bcast_leader(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Steps:
     """At most 1 + ceil(log2 Q) rounds for Q receivers: to their leader, and down a binomial tree; Q messages of n bytes."""
     mine, theirs = groups
     if root is None:
@@ -73,7 +77,8 @@ def bcast_leader(rank: int, groups: Groups, root: int | None, data: Blob | None)
     return (yield from within(mine, bcast.binomial(rank, len(mine), 0, first), LAST))
 
 
-def gather_flat(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Algorithm:
+@algorithm("inter_gather")
+def gather_flat(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Steps:
     """1 round; each rank of the other group sends 1 message of its n bytes to the root."""
     mine, theirs = groups
     if root is None:
@@ -85,9 +90,10 @@ def gather_flat(rank: int, groups: Groups, root: int | None, data: Blob | None) 
     return None
 
 
+@algorithm("inter_scatter")
 def scatter_packed(
     rank: int, groups: Groups, root: int | None, blobs: Sequence[Blob] | None
-) -> Algorithm:
+) -> Steps:
     """1 round; the root deals n bytes to each rank of the other group."""
     mine, theirs = groups
     if root is None:
@@ -99,33 +105,38 @@ def scatter_packed(
     return None
 
 
-def allgather_fan(rank: int, groups: Groups, data: Blob) -> Algorithm:
+@algorithm("inter_allgather")
+def allgather_fan(rank: int, groups: Groups, data: Blob) -> Steps:
     """1 round; each rank sends 1 message of its n bytes that every rank of the other group reads."""
     _, theirs = groups
     return (yield [Send(tuple(theirs), parts(data)), *(Recv(source) for source in theirs)])[1:]
 
 
-def alltoall_packed(rank: int, groups: Groups, blobs: Sequence[Blob]) -> Algorithm:
+@algorithm("inter_alltoall")
+def alltoall_packed(rank: int, groups: Groups, blobs: Sequence[Blob]) -> Steps:
     """1 round; each rank deals n bytes to each rank of the other group."""
     _, theirs = groups
     deal = Deal(tuple((dest, parts(blob)) for dest, blob in zip(theirs, blobs, strict=True)))
     return (yield [deal, *(Recv(source, dealt=True) for source in theirs)])[1:]
 
 
+@algorithm("inter_reduce")
 def reduce_flat(
     rank: int, groups: Groups, root: int | None, data: Blob | None, combine: Combine
-) -> Algorithm:
+) -> Steps:
     """1 round; each rank of the other group sends n bytes to the root, which folds them from their rank 0 up."""
     blobs = yield from gather_flat(rank, groups, root, data)
     return None if blobs is None else fold(blobs, combine)
 
 
-def allreduce_fan(rank: int, groups: Groups, data: Blob, combine: Combine) -> Algorithm:
+@algorithm("inter_allreduce", condition=fanout_or_few_ranks)
+def allreduce_fan(rank: int, groups: Groups, data: Blob, combine: Combine) -> Steps:
     """1 round; each rank sends 1 message of n bytes that every rank of the other group reads, and folds what it gets."""
     return fold((yield from allgather_fan(rank, groups, data)), combine)
 
 
-def allreduce_leaders(rank: int, groups: Groups, data: Blob, combine: Combine) -> Algorithm:
+@algorithm("inter_allreduce")
+def allreduce_leaders(rank: int, groups: Groups, data: Blob, combine: Combine) -> Steps:
     """At most 1 + 2 ceil(log2 P) rounds: to the leader, between the leaders, and back; 2 P - 2 messages of n bytes."""
     mine, _ = groups
     total = yield from within(
@@ -135,9 +146,10 @@ def allreduce_leaders(rank: int, groups: Groups, data: Blob, combine: Combine) -
     return (yield from within(mine, bcast.binomial(rank, len(mine), 0, got), LAST))
 
 
+@algorithm("inter_reduce_scatter")
 def reduce_scatter_leaders(
     rank: int, groups: Groups, blobs: Sequence[Blob], combine: Combine
-) -> Algorithm:
+) -> Steps:
     """3 rounds: folded at the leader, exchanged by the leaders, dealt out in pieces as long as `blobs` are."""
     mine, _ = groups
     data = [piece for blob in blobs for piece in parts(blob)]

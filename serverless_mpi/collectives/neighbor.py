@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serverless_mpi.collectives.steps import Algorithm, Blob, Recv, Send, parts, whole
+from serverless_mpi.collectives.choose import algorithm
+from serverless_mpi.collectives.steps import Blob, Recv, Send, Steps, parts, whole
 
 Edge = tuple[int, int] | None
 
 
+@algorithm("neighbor_allgather")
 def allgather_fan(
     rank: int, size: int, out: Sequence[Edge], into: Sequence[Edge], data: Blob
-) -> Algorithm:
+) -> Steps:
     """1 round; 1 message of n bytes that all one's destinations read.  Returns a blob for each edge of `into`."""
     dests = tuple(dict.fromkeys(edge[0] for edge in out if edge is not None and edge[0] != rank))
     sources = list(dict.fromkeys(edge[0] for edge in into if edge is not None and edge[0] != rank))
@@ -28,9 +30,10 @@ def allgather_fan(
     return [None if edge is None else blobs[edge[0]] for edge in into]
 
 
+@algorithm("neighbor_alltoall")
 def alltoall_direct(
     rank: int, size: int, out: Sequence[Edge], into: Sequence[Edge], blobs: Sequence[Blob]
-) -> Algorithm:
+) -> Steps:
     """1 round; a message along each edge.  Returns a blob for each edge of `into`."""
     steps: list[Send | Recv] = []
     mine: dict[int, memoryview] = {}  # edges to oneself

@@ -19,7 +19,7 @@ Blob = memoryview | Sequence[memoryview]  # bytes, gathered on the wire if sever
 Combine = Callable[
     [memoryview, memoryview], memoryview
 ]  # (lower ranks' operand, higher ranks' operand)
-Algorithm = Generator[Any, Any, Any]
+Steps = Generator[Any, Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def unpack(data: memoryview, count: int) -> list[memoryview]:
     return blobs
 
 
-def within(members: Sequence[int], steps: Algorithm, slot: int = 0) -> Algorithm:
+def within(members: Sequence[int], steps: Steps, slot: int = 0) -> Steps:
     """An algorithm of some ranks as a part of one of more: its rank r is rank members[r] here.
 
     slot: added to its slots, so that they are not those of another part.

@@ -5,9 +5,7 @@ The table: a platform's name and where its launcher is, imported on first use.
 
 from __future__ import annotations
 
-import importlib
-
-from serverless_mpi.errors import UsageError
+from serverless_mpi import plugins
 from serverless_mpi.launch.base import Launcher
 
 LAUNCHERS: dict[str, str] = {
@@ -25,8 +23,5 @@ def load(name: str) -> type[Launcher]:
     UsageError
         No such platform; the message names the known ones.
     """
-    if name not in LAUNCHERS:
-        raise UsageError(f"unknown platform {name!r}; known: {', '.join(LAUNCHERS)}")
-    module, _, attribute = LAUNCHERS[name].partition(":")
-    launcher: type[Launcher] = getattr(importlib.import_module(module), attribute)
+    launcher: type[Launcher] = plugins.load(plugins.LAUNCHERS, LAUNCHERS, name, "platform")
     return launcher

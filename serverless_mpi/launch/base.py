@@ -69,6 +69,8 @@ class Plan:
         File of a price table; None for the package's.
     explain
         Whether it is said at the end which algorithm each collective took, and what it costs.
+    algorithms
+        Operation -> name of the algorithm that its calls use where it can serve them.
     trace
         File for a trace of what each rank did when; None for none.
     stack
@@ -96,6 +98,7 @@ class Plan:
     stats: str = "none"
     prices: str | None = None
     explain: bool = False
+    algorithms: Mapping[str, str] = field(default_factory=dict)
     trace: str | None = None
     stack: str = "smpi"
     memory_mb: int | None = None

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from serverless_mpi import channels, launch
+from serverless_mpi import channels, launch, plugins
+from serverless_mpi.collectives import choose
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
 
@@ -143,6 +144,14 @@ def _parser() -> argparse.ArgumentParser:
         help="say at the end which algorithm each collective took, and its cost",
     )
     whole.add_argument(
+        "--algorithm",
+        dest="algorithms",
+        metavar="OP=NAME",
+        action="append",
+        default=[],
+        help="use this algorithm for a collective where it can serve the call, as in: bcast=binomial",
+    )
+    whole.add_argument(
         "--simulate",
         action="store_true",
         help="no job: what collectives of N ranks take, as in: --simulate -n 1000 allreduce:8MB barrier",
@@ -180,6 +189,19 @@ def _above_0(text: str, option: str, unit: str) -> float:
     if not 0 < number < float("inf"):
         raise UsageError(f"{option} {text}: not a number of {unit} above 0")
     return number
+
+
+def _algorithms(given: Sequence[str]) -> dict[str, str]:
+    """Return operation -> name of its algorithm; extensions are registered first."""
+    plugins.import_algorithms(plugins.algorithm_modules())
+    chosen = {}
+    for text in given:
+        operation, equals, name = text.partition("=")
+        if not equals:
+            raise UsageError(f"--algorithm {text}: it takes OP=NAME, as in bcast=binomial")
+        chosen[operation] = name
+    choose.forced(chosen)
+    return chosen
 
 
 def _program(options: argparse.Namespace, environ: Mapping[str, str]) -> Program:
@@ -227,8 +249,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
                     f"--{name.replace('_', '-')} is of the whole job: put it before the first program"
                 )
     channel = job.channel or channels.DEFAULT
-    if channel not in channels.CHANNELS:
-        raise UsageError(f"unknown channel {channel!r}; known: {', '.join(channels.CHANNELS)}")
+    channels.load(channel)
     stats = job.stats or ("text" if sys.stderr is not None and sys.stderr.isatty() else "none")
     if stats not in STATS:
         raise UsageError(f"--stats {stats}: known are {', '.join(STATS)}")
@@ -257,6 +278,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         endpoint=job.endpoint,
         port=port,
         host=job.host,
+        algorithms=_algorithms(job.algorithms),
         region=job.region or ("" if platform == "lambda" else "us-east-1"),
         alias=not job.no_alias,
         tag_output=job.tag_output,
@@ -283,8 +305,10 @@ def _simulate(options: argparse.Namespace) -> int:
     if ranks < 1:
         raise UsageError(f"-n {ranks}: a job needs at least 1 rank")
     channel, latency = options.channel or channels.DEFAULT, options.latency or "aws"
+    algorithms = choose.forced(_algorithms(options.algorithms))
+    region = options.region or "us-east-1"
     for line in explain.simulate(
-        options.program, ranks, channel, latency, options.region or "us-east-1", prices
+        options.program, ranks, channel, latency, region, prices, algorithms
     ):
         print(line, flush=True)
     return 0

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serverless_mpi import channels, metering, trace
+from serverless_mpi import channels, metering, plugins, trace
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
 from serverless_mpi.errors import ChannelError, UsageError
@@ -192,7 +192,14 @@ class LocalLauncher(Launcher):
             undo.callback(emulator.stop)
             endpoint = emulator.start()
         spec = replace(
-            JobSpec.new(plan.size, plan.channel, region=plan.region, endpoint=endpoint),
+            JobSpec.new(
+                plan.size,
+                plan.channel,
+                region=plan.region,
+                endpoint=endpoint,
+                plugins=plugins.algorithm_modules(),
+                algorithms=plan.algorithms,
+            ),
             job_id=folder.job_id,
             settings={} if plan.host is None else {"host": plan.host},
             stats_dir=str(folder.stats),

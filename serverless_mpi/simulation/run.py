@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serverless_mpi.channels.base import EACH, MANY, FrameName, Parcel
-from serverless_mpi.collectives.choose import TABLE, Facts, name_of, select
-from serverless_mpi.collectives.simulate import Layout, keep_first, members
-from serverless_mpi.collectives.steps import Algorithm, Deal, Elementwise, Recv, Send, whole
+from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, select
+from serverless_mpi.collectives.operations import Layout, example_calls
+from serverless_mpi.collectives.steps import Deal, Recv, Send, Steps, whole
 from serverless_mpi.core.wire import HEADER_BYTES, Kind
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.metering import Meter, Prices
@@ -50,12 +50,12 @@ def forecast(
     channel: str,
     latency: Latency,
     prices: Prices,
-    algorithm: Any = None,
+    algorithm: Algorithm | None = None,
     layout: Layout | None = None,
 ) -> Forecast:
     """Run a call's generators on the model of a channel.
 
-    nbytes: of a blob; algorithm: instead of the one that would be chosen; layout: see `collectives.simulate`.
+    nbytes: of a blob; algorithm: instead of the one that would be chosen; layout: see `collectives.operations`.
 
     Raises
     ------
@@ -64,13 +64,13 @@ def forecast(
     """
     meter = Meter()
     model, figures, longest = medium(channel, latency, meter, prices)
-    if operation not in TABLE:
-        raise UsageError(f"no collective {operation!r}; known: {', '.join(TABLE)}")
+    if operation not in ALGORITHMS:
+        raise UsageError(f"no collective {operation!r}; known: {', '.join(ALGORITHMS)}")
     chosen = algorithm or select(operation, Facts(size, nbytes, figures))
-    ranks = members(
-        operation, chosen, size, memoryview(bytes(nbytes)), Elementwise(keep_first, 1), layout
+    ranks = example_calls(
+        operation, chosen.generator, size, memoryview(bytes(nbytes)), layout=layout
     )
-    made = Forecast(operation, nbytes, size, name_of(chosen))
+    made = Forecast(operation, nbytes, size, chosen.name)
     _run(ranks, model, longest, made)
     model.close()
     made.requests = meter.snapshot()
@@ -78,7 +78,7 @@ def forecast(
     return made
 
 
-def _run(ranks: Sequence[Algorithm], model: Medium, longest: int, made: Forecast) -> None:
+def _run(ranks: Sequence[Steps], model: Medium, longest: int, made: Forecast) -> None:
     """Every rank to its end, the earliest first."""
     mail: dict[
         tuple[int, int, int], tuple[memoryview, int, list[Item]]

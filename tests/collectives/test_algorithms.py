@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-import random
-from array import array
 from collections.abc import Callable
 from functools import partial
-from functools import reduce as fold_all
 from math import ceil, log2
 from typing import Any
 
@@ -17,258 +13,89 @@ from hypothesis import strategies as st
 
 from serverless_mpi.channels.base import Figures
 from serverless_mpi.collectives import allgather, alltoall, barrier, bcast, gather, reduce, scan
-from serverless_mpi.collectives.choose import TABLE, Facts, select
-from serverless_mpi.collectives.simulate import Count, run
-from serverless_mpi.collectives.steps import Elementwise, Recv, Send, pack, unpack, whole
+from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, always, select
+from serverless_mpi.collectives.cost import Tally
+from serverless_mpi.collectives.steps import (
+    Elementwise,
+    Recv,
+    Send,
+    Steps,
+    fold,
+    pack,
+    unpack,
+    whole,
+)
 from serverless_mpi.errors import JobError
+from serverless_mpi.testing import check_algorithm
+from serverless_mpi.testing.algorithms import registered
+from serverless_mpi.testing.dry_run import Count, run
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
-SIZES = st.integers(1, 17)
-SEEDS = st.integers(0, 2**32)
-
-
-def blob(chance: random.Random) -> memoryview:
-    return memoryview(chance.randbytes(chance.choice((0, 1, 5, 40))))
-
-
-def concatenate(a: memoryview, b: memoryview) -> memoryview:
-    """Associative, not commutative: any wrong order shows."""
-    return memoryview(bytes(a) + bytes(b))
-
-
-def matrices(a: memoryview, b: memoryview) -> memoryview:
-    """Products of 2 x 2 matrices modulo 251, 4 bytes each: element by element, associative, not commutative."""
-    product = bytearray()
-    for at in range(0, len(a), 4):
-        (p, q, r, s), (t, u, v, w) = a[at : at + 4], b[at : at + 4]
-        product += bytes(
-            x % 251 for x in (p * t + q * v, p * u + q * w, r * t + s * v, r * u + s * w)
-        )
-    return memoryview(product)
-
-
-def play(seed: int, algorithms: list[Any]) -> list[Any]:
-    chance = random.Random(seed)
-    return run(algorithms, chance.randrange)[0]
-
-
-def same(got: Any, expected: Any) -> bool:
-    if expected is None or got is None:
-        return got is expected
-    if isinstance(expected, list):
-        return [bytes(whole(one)) for one in got] == [bytes(one) for one in expected]
-    return bytes(whole(got)) == bytes(expected)
-
-
-@pytest.mark.parametrize("algorithm", [barrier.dissemination, barrier.fan])
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_barrier_lets_nobody_go_before_all_have_come(
-    algorithm: Callable[..., Any], size: int, seed: int
-) -> None:
-    came: list[int] = []
-
-    def member(rank: int) -> Any:
-        came.append(rank)
-        yield from algorithm(rank, size)
-        return len(came)
-
-    assert play(seed, [member(rank) for rank in range(size)]) == [size] * size
 
 
 @pytest.mark.parametrize(
-    "algorithm",
+    "algorithm", list(registered()), ids=lambda one: f"{one.operation}-{one.name}"
+)
+def test_every_registered_algorithm_holds_the_contract(algorithm: Algorithm) -> None:
+    check_algorithm(algorithm, calls=30)
+
+
+@pytest.mark.parametrize("arity", [1, 2, 3])
+def test_a_tree_of_any_arity_holds_the_contract(arity: int) -> None:
+    tree = Algorithm("bcast", "tree", partial(bcast.tree, arity=arity), None, always)
+    check_algorithm(tree, calls=30)
+
+
+def zeros(rank: int, size: int, root: int, data: Any) -> Steps:
+    result = yield from bcast.binomial(rank, size, root, data)
+    return memoryview(bytes(whole(result).nbytes))
+
+
+def keeps_to_itself(rank: int, size: int, root: int, data: Any) -> Steps:
+    yield from ()
+    return data
+
+
+def unread(rank: int, size: int, root: int, data: Any) -> Steps:
+    if rank == root and size > 1:
+        yield Send(((root + 1) % size,), (memoryview(b"x"),), 77)
+    return (yield from bcast.binomial(rank, size, root, data))
+
+
+def backwards(rank: int, size: int, data: Any, combine: Any) -> Steps:
+    return (yield from reduce.allreduce_fan(rank, size, data, lambda a, b: combine(b, a)))
+
+
+def different_roundings(rank: int, size: int, data: Any, combine: Any) -> Steps:
+    blobs = yield from allgather.fan_out(rank, size, data)
+    half = rank % (size + 1)
+    low, high = blobs[:half], blobs[half:]
+    sides = [fold(side, combine) for side in (low, high) if side]
+    return fold(sides, combine)
+
+
+@pytest.mark.parametrize(
+    "operation, wrong, error",
     [
-        bcast.fan_out,
-        bcast.binomial,
-        bcast.tree,
-        partial(bcast.tree, arity=2),
-        partial(bcast.tree, arity=1),
+        ("bcast", zeros, "the operation defines"),
+        ("bcast", keeps_to_itself, "'NoneType' object is not|returned None"),
+        ("bcast", unread, "nobody received"),
+        ("allreduce", backwards, "the operation defines"),
+        ("allreduce", different_roundings, "different roundings"),
     ],
 )
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_bcast(algorithm: Callable[..., Any], size: int, seed: int) -> None:
-    chance = random.Random(seed)
-    root, data = chance.randrange(size), blob(chance)
-    results = play(
-        seed,
-        [algorithm(rank, size, root, [data] if rank == root else None) for rank in range(size)],
-    )
-    assert all(same(result, data) for result in results)
+def test_a_wrong_algorithm_does_not_pass(operation: str, wrong: Any, error: str) -> None:
+    with pytest.raises((AssertionError, JobError), match=error):
+        check_algorithm(Algorithm(operation, wrong.__name__, wrong, None, always))
 
 
-@pytest.mark.parametrize("algorithm", [gather.gather_flat, gather.gather_binomial])
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_gather(algorithm: Callable[..., Any], size: int, seed: int) -> None:
-    chance = random.Random(seed)
-    root, data = chance.randrange(size), [blob(chance) for _ in range(size)]
-    results = play(seed, [algorithm(rank, size, root, data[rank]) for rank in range(size)])
-    assert all(same(result, data if rank == root else None) for rank, result in enumerate(results))
+def test_a_cost_that_does_not_count_all_messages_does_not_pass() -> None:
+    def understated(tally: Tally) -> None:
+        tally.step(tally.n, tally.put(tally.n) + tally.get(tally.n))
 
-
-@pytest.mark.parametrize(
-    "algorithm", [gather.scatter_flat, gather.scatter_packed, gather.scatter_binomial]
-)
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_scatter(algorithm: Callable[..., Any], size: int, seed: int) -> None:
-    chance = random.Random(seed)
-    root, data = chance.randrange(size), [blob(chance) for _ in range(size)]
-    results = play(
-        seed, [algorithm(rank, size, root, data if rank == root else None) for rank in range(size)]
-    )
-    assert all(same(result, data[rank]) for rank, result in enumerate(results))
-
-
-@pytest.mark.parametrize("algorithm", [allgather.fan_out, allgather.ring, allgather.bruck])
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_allgather(algorithm: Callable[..., Any], size: int, seed: int) -> None:
-    chance = random.Random(seed)
-    data = [blob(chance) for _ in range(size)]
-    results = play(seed, [algorithm(rank, size, data[rank]) for rank in range(size)])
-    assert all(same(result, data) for result in results)
-
-
-@pytest.mark.parametrize("algorithm", [alltoall.pairwise, alltoall.packed, alltoall.bruck])
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_alltoall(algorithm: Callable[..., Any], size: int, seed: int) -> None:
-    chance = random.Random(seed)
-    data = [[blob(chance) for _ in range(size)] for _ in range(size)]
-    results = play(seed, [algorithm(rank, size, data[rank]) for rank in range(size)])
-    assert all(
-        same(result, [data[other][rank] for other in range(size)])
-        for rank, result in enumerate(results)
-    )
-
-
-@pytest.mark.parametrize("algorithm", [reduce.reduce_flat, reduce.reduce_binomial])
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_reduce(algorithm: Callable[..., Any], size: int, seed: int) -> None:
-    chance = random.Random(seed)
-    root, data = chance.randrange(size), [blob(chance) for _ in range(size)]
-    results = play(
-        seed, [algorithm(rank, size, root, data[rank], concatenate) for rank in range(size)]
-    )
-    total = b"".join(data)
-    assert all(same(result, total if rank == root else None) for rank, result in enumerate(results))
-
-
-@pytest.mark.parametrize("algorithm", [reduce.allreduce_fan, reduce.allreduce_doubling])
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_allreduce(algorithm: Callable[..., Any], size: int, seed: int) -> None:
-    chance = random.Random(seed)
-    data = [blob(chance) for _ in range(size)]
-    results = play(seed, [algorithm(rank, size, data[rank], concatenate) for rank in range(size)])
-    assert all(same(result, b"".join(data)) for result in results)
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    [reduce.reduce_shares, reduce.reduce_flat, reduce.reduce_binomial],
-    ids=lambda a: a.__name__,
-)
-@SETTINGS
-@given(size=SIZES, seed=SEEDS, elements=st.integers(0, 40))
-def test_reduce_of_vectors(
-    algorithm: Callable[..., Any], size: int, seed: int, elements: int
-) -> None:
-    chance = random.Random(seed)
-    root, data = (
-        chance.randrange(size),
-        [memoryview(chance.randbytes(4 * elements)) for _ in range(size)],
-    )
-    results = play(
-        seed,
-        [algorithm(rank, size, root, data[rank], Elementwise(matrices, 4)) for rank in range(size)],
-    )
-    total = fold_all(matrices, data)
-    assert all(same(result, total if rank == root else None) for rank, result in enumerate(results))
-
-
-@pytest.mark.parametrize("algorithm", [reduce.allreduce_rabenseifner, reduce.allreduce_shares])
-@SETTINGS
-@given(size=SIZES, seed=SEEDS, elements=st.integers(0, 40), grain=st.sampled_from((4, 8, 0)))
-def test_allreduce_of_vectors(
-    algorithm: Callable[..., Any], size: int, seed: int, elements: int, grain: int
-) -> None:
-    chance = random.Random(seed)
-    data = [memoryview(chance.randbytes(4 * elements)) for _ in range(size)]
-    elements -= elements % 2 if grain == 8 else 0
-    data = [one[: 4 * elements] for one in data]
-    results = play(
-        seed,
-        [algorithm(rank, size, data[rank], Elementwise(matrices, grain)) for rank in range(size)],
-    )
-    assert all(same(result, fold_all(matrices, data)) for result in results)
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        reduce.allreduce_fan,
-        reduce.allreduce_doubling,
-        reduce.allreduce_rabenseifner,
-        reduce.allreduce_shares,
-    ],
-)
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_every_rank_of_an_allreduce_gets_the_same_bits(
-    algorithm: Callable[..., Any], size: int, seed: int
-) -> None:
-    chance = random.Random(seed)
-    data = [
-        memoryview(
-            array(
-                "d", [chance.uniform(-1, 1) * 10.0 ** chance.randrange(20) for _ in range(7)]
-            ).tobytes()
-        )
-        for _ in range(size)
-    ]
-
-    def add(a: memoryview, b: memoryview) -> memoryview:
-        return memoryview(array("d", map(operator.add, a.cast("d"), b.cast("d"))).tobytes())
-
-    results = play(
-        seed, [algorithm(rank, size, data[rank], Elementwise(add, 8)) for rank in range(size)]
-    )
-    assert len({bytes(result) for result in results}) == 1
-
-
-@pytest.mark.parametrize("algorithm", [reduce.reduce_scatter, reduce.reduce_scatter_packed])
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_reduce_scatter(algorithm: Callable[..., Any], size: int, seed: int) -> None:
-    chance = random.Random(seed)
-    data = [[blob(chance) for _ in range(size)] for _ in range(size)]
-    results = play(seed, [algorithm(rank, size, data[rank], concatenate) for rank in range(size)])
-    assert all(
-        same(got, b"".join(data[other][rank] for other in range(size)))
-        for rank, got in enumerate(results)
-    )
-
-
-@pytest.mark.parametrize(
-    "scan, exscan", [(scan.scan, scan.exscan), (scan.scan_fan_out, scan.exscan_fan_out)]
-)
-@SETTINGS
-@given(size=SIZES, seed=SEEDS)
-def test_scan_and_exscan(
-    scan: Callable[..., Any], exscan: Callable[..., Any], size: int, seed: int
-) -> None:
-    chance = random.Random(seed)
-    data = [blob(chance) for _ in range(size)]
-    up_to = play(seed, [scan(rank, size, data[rank], concatenate) for rank in range(size)])
-    below = play(seed, [exscan(rank, size, data[rank], concatenate) for rank in range(size)])
-    for rank in range(size):
-        assert same(up_to[rank], b"".join(data[: rank + 1]))
-        assert same(below[rank], b"".join(data[:rank]) if rank else None)
+    ring = Algorithm("allgather", "ring", allgather.ring, understated, always)
+    with pytest.raises(AssertionError, match="states 0 messages; a run takes 2"):
+        check_algorithm(ring)
 
 
 def cost(size: int, make: Callable[[int], Any]) -> Count:
@@ -416,5 +243,5 @@ def test_every_call_finds_an_algorithm(
     put_usd: float, fanout: bool, size: int, nbytes: int | None
 ) -> None:
     facts = Facts(size, nbytes, Figures(1e-3, 1e8, put_usd, put_usd, fanout, 10))
-    for operation in TABLE:
+    for operation in ALGORITHMS:
         assert select(operation, facts) is select(operation, facts)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from serverless_mpi.api.shapes import Cart, Dist, Graph
 from serverless_mpi.collectives import neighbor
-from serverless_mpi.collectives.simulate import run
 from serverless_mpi.core.envelope import PROC_NULL
+from serverless_mpi.testing.dry_run import run
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=80)
 SEEDS = st.integers(0, 2**32)

@@ -1,0 +1,139 @@
+"""calls: Python calls before the first byte leaves, counted, so that a regression is found without a clock.
+
+A call is one entry of a Python function, of whatever thread of the rank; calls into C do not
+count.  Counting ends when the frame is handed to the operating system.  Every count is of the
+tenth call of its kind: imports, caches and connections are there.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from benchmarks.canned import server
+from benchmarks.table import Row
+from serverless_mpi import channels
+from serverless_mpi.api.intracomm import world_of
+from serverless_mpi.job import JobSpec
+from serverless_mpi.runtime import Runtime
+
+WARM = 9
+ALLREDUCE_CALLS, SEND_CALLS = 60, 45  # targets
+LEAVES = ("sendmsg", "sendall", "send")  # C methods of a socket
+
+
+class Counting:
+    """Counts Python calls of every thread that it is installed in, until the first byte leaves."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.result = 0
+        self.counting = False
+        self.left = threading.Event()
+
+    def profile(self, frame: FrameType, event: str, argument: Any) -> None:
+        """Take an event of sys.setprofile."""
+        if not self.counting:
+            return
+        if event == "call":
+            code = frame.f_code
+            self.calls[f"{code.co_filename.rsplit('/', 2)[-1]}:{code.co_qualname}"] += 1
+        elif event == "c_call" and argument.__name__ in LEAVES:
+            if isinstance(argument.__self__, socket.socket):
+                self.counting = False
+                self.left.set()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Install it in this thread and in threads that start meanwhile."""
+        threading.setprofile(self.profile)
+        sys.setprofile(self.profile)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+
+    def count(self, call: Callable[[], Any], idle: Callable[[], bool] = lambda: True) -> int:
+        """Return the Python calls that `call` makes before a byte leaves; between calls wait until `idle`."""
+        for _ in range(WARM):
+            call()
+            while not idle():
+                time.sleep(0.001)
+        self.calls.clear()
+        self.counting = True
+        call()
+        assert self.left.wait(10.0), "no byte left"
+        return self.calls.total() - 1  # without `call` itself
+
+
+def allreduce_calls() -> Counting:
+    """Count `Allreduce` of 8 KB between two ranks on `direct`."""
+    spec = JobSpec.new(2, "direct")
+    spec = replace(spec, settings=channels.load("direct").provision(spec))
+    counting = Counting()
+    array, result = np.ones(1024), np.empty(1024)
+
+    def other() -> None:
+        comm = world_of(Runtime(spec.with_rank(1)))
+        for call in range(WARM + 1):
+            if call == WARM:  # so that nothing of this rank is there when the other one counts
+                counting.left.wait(10.0)
+            comm.Allreduce(array, np.empty(1024))
+
+    thread = threading.Thread(target=other, daemon=True)
+    thread.start()
+    runtime = Runtime(spec.with_rank(0))
+    comm = world_of(runtime)
+    with counting.installed():
+        counting.result = counting.count(lambda: comm.Allreduce(array, result))
+    thread.join()
+    return counting
+
+
+def send_calls() -> Counting:
+    """Count `send` of a small object on `hybrid`, the sender thread's calls included."""
+    answer = b'{"Successful": [{"Id": "0"}]}'
+    counting = Counting()
+    with server(answer, "application/x-amz-json-1.0") as url, counting.installed():
+        queues = f'["{url}/q/0", "{url}/q/1"]'
+        settings = {"queues": queues, "topics": f'["{url}/t"]', "bucket": "bucket"}
+        runtime = Runtime(JobSpec.new(2, "hybrid", endpoint=url, settings=settings))
+        runtime._outgoing.alone = False  # as on AWS, where the sender thread puts
+        comm = world_of(runtime)
+        outgoing = runtime._outgoing
+
+        def idle() -> bool:
+            return not outgoing.queued and not outgoing.putting
+
+        counting.result = counting.count(lambda: comm.send({"a": 1}, 1), idle)
+    return counting
+
+
+def run() -> list[Row]:
+    """Count and compare with the targets."""
+    return [
+        _row("Allreduce of 8 KB on direct", allreduce_calls().result, ALLREDUCE_CALLS),
+        _row("send of a small object on hybrid, both threads", send_calls().result, SEND_CALLS),
+    ]
+
+
+def _row(what: str, calls: int, most: int) -> Row:
+    return Row(what, calls, "calls", target=f"{most}", met=calls <= most)
+
+
+if __name__ == "__main__":
+    for counted in (allreduce_calls(), send_calls()):
+        print(counted.result)
+        for name, times in counted.calls.most_common():
+            print(f"{times:4} {name}")

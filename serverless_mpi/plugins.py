@@ -1,0 +1,100 @@
+"""Extensions from other distributions: channels, launchers and algorithms, found by entry point.
+
+A distribution names what it brings in its metadata:
+
+    [project.entry-points."serverless_mpi.channels"]
+    folder = "folder_channel:FolderChannel"
+
+    [project.entry-points."serverless_mpi.launchers"]
+    bare = "bare_launcher:BareLauncher"
+
+    [project.entry-points."serverless_mpi.algorithms"]
+    chain = "chain_bcast"
+
+Reading metadata takes 10 ms and more, which every start on Lambda would pay.
+So it is read only where a name is not the package's own, and for algorithms by
+the launcher alone: it passes the names of their modules to the ranks in the
+job, which also makes sure that all ranks register the same algorithms.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from serverless_mpi.errors import JobError, UsageError
+
+CHANNELS = "serverless_mpi.channels"
+LAUNCHERS = "serverless_mpi.launchers"
+ALGORITHMS = "serverless_mpi.algorithms"
+
+
+@cache
+def targets(group: str) -> Mapping[str, str]:
+    """Return the entry points of a group: name -> "module:attribute", or "module" for algorithms."""
+    from importlib.metadata import entry_points  # 10 ms of import that ranks do not need
+
+    return {entry.name: entry.value for entry in entry_points(group=group)}
+
+
+def names(group: str, own: Mapping[str, str]) -> list[str]:
+    """Return all names of a group, the package's own first."""
+    return [*own, *(name for name in sorted(targets(group)) if name not in own)]
+
+
+def load(group: str, own: Mapping[str, str], name: str, what: str) -> Any:
+    """Import the object of that name.
+
+    Parameters
+    ----------
+    group
+        Group of entry points.
+    own
+        The package's own: name -> "module:attribute".  An entry point cannot replace one.
+    name
+        What the user asked for.
+    what
+        Word for the error text: "channel", "platform".
+
+    Raises
+    ------
+    UsageError
+        No such name; the message lists the known ones.  Or its module cannot be imported.
+    """
+    target = own.get(name) or targets(group).get(name)
+    if target is None:
+        raise UsageError(f"unknown {what} {name!r}; known: {', '.join(names(group, own))}")
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in own:
+            raise
+        raise UsageError(
+            f"{what} {name!r} is an extension ({target}) that cannot be imported: {error}"
+        ) from error
+
+
+def algorithm_modules() -> tuple[str, ...]:
+    """Return the modules whose import registers algorithms, in an order that all processes share."""
+    return tuple(sorted(set(targets(ALGORITHMS).values())))
+
+
+def import_algorithms(modules: Iterable[str]) -> None:
+    """Import modules that register algorithms.
+
+    Raises
+    ------
+    JobError
+        A module cannot be imported here, although the launcher found it.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise JobError(
+                f"this rank cannot import {module}, which the launcher found as an extension with"
+                f" collective algorithms ({error}); install it for the ranks too"
+            ) from error

@@ -1,0 +1,14 @@
+"""Contract suites for extensions: what every algorithm, channel and launcher must hold.
+
+Each suite is a function that raises AssertionError at the first broken
+promise.  The package's own tests run them over everything that is registered,
+and so can an extension's:
+
+    from serverless_mpi.collectives.choose import find
+    from serverless_mpi.testing import check_algorithm
+
+    def test_chain():
+        check_algorithm(find("bcast", "chain"))
+"""
+
+from serverless_mpi.testing.algorithms import check_algorithm as check_algorithm

@@ -1,0 +1,448 @@
+"""The contract of a collective algorithm, held against the definition of its operation.
+
+`check_algorithm` plays calls of any size, root, blob lengths and order of
+delivery in one process and compares what every rank returns with what the MPI
+standard says it gets.  It also holds the cost formula to the messages, puts
+and rounds that a run really takes.  An algorithm that loses a blob, returns
+zeros, folds in another order, deadlocks, or understates its cost fails.
+
+The definitions (`_Call` and the functions below it) are written from MPI 4.1,
+chapter 6 and section 8.6, and share nothing with the algorithms.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from serverless_mpi.channels.base import Figures
+from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm
+from serverless_mpi.collectives.cost import Facts
+from serverless_mpi.collectives.operations import BETWEEN, OPERATIONS, example_calls
+from serverless_mpi.collectives.steps import Combine, Elementwise, Steps, whole
+from serverless_mpi.testing import dry_run
+
+__all__ = ["SIZES", "check_algorithm", "registered"]
+
+SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17)
+_LENGTHS = (0, 1, 5, 40)  # bytes of a blob
+_COST_BLOB = 48  # bytes for each rank: divisible by every size below 17 that formulas halve
+
+# media on which an algorithm may be allowed: with and without fan-out and ranges
+_MEDIA = tuple(
+    Figures(0.1, 1e8, 4e-7, 8e-7, fanout, 10, ranges=ranges)
+    for fanout in (True, False)
+    for ranges in (True, False)
+)
+
+
+def registered() -> Iterable[Algorithm]:
+    """Yield every registered algorithm, those of imported plug-ins included."""
+    for rows in ALGORITHMS.values():
+        yield from rows
+
+
+def check_algorithm(
+    algorithm: Algorithm, *, sizes: Sequence[int] = SIZES, calls: int = 6, seed: int = 0
+) -> None:
+    """Check an algorithm against the definition of its operation and against its cost formula.
+
+    Parameters
+    ----------
+    algorithm
+        As registered; see `choose.find`.
+    sizes
+        Numbers of ranks to try; between two groups, each splits in all ways that leave
+        at least one rank in either group, up to seven.
+    calls
+        Random calls per size.
+    seed
+        Of the calls: equal seeds make equal calls.
+
+    Raises
+    ------
+    AssertionError
+        A rank returned something else than the operation defines, or the formula's
+        messages, puts or rounds are not those of a run.
+    JobError
+        The algorithm deadlocks, or sends what nobody receives.
+    """
+    operation = OPERATIONS[algorithm.operation]
+    for size in sizes:
+        for number in range(calls):
+            chance = random.Random(f"{seed} {algorithm.operation} {algorithm.name} {size} {number}")
+            if operation.neighbours:
+                call = _neighbour_call(algorithm, size, chance)
+            elif operation.between:
+                call = _two_group_call(algorithm, min(size, 7), chance.randint(1, 7), chance)
+            else:
+                call = _one_group_call(algorithm, size, chance)
+            got, _ = dry_run.run(call.ranks, chance.randrange)
+            for rank, expected in enumerate(call.expected):
+                if expected is ANYTHING:
+                    continue
+                returned = _plain(got[rank], expected)
+                assert returned == expected, (
+                    f"{algorithm.operation} by {algorithm.name!r} on {len(call.ranks)} ranks:"
+                    f" rank {rank} returned {_shown(returned)},"
+                    f" the operation defines {_shown(expected)}"
+                )
+        if algorithm.operation == "allreduce":
+            _check_equal_bits(algorithm, size, random.Random(f"{seed} {size}"))
+        if algorithm.formula is not None:
+            _check_cost(algorithm, size)
+
+
+def _check_cost(algorithm: Algorithm, size: int) -> None:
+    """Hold the formula's messages, puts and rounds to a run."""
+    nbytes = _COST_BLOB * size
+    figures = next(one for one in _MEDIA if algorithm.condition(Facts(size, nbytes, one)))
+    calls = example_calls(algorithm.operation, algorithm.generator, size, memoryview(bytes(nbytes)))
+    _, counted = dry_run.run(calls)
+    stated = algorithm.cost(Facts(size, nbytes, figures))
+    name = f"the cost of {algorithm.operation} by {algorithm.name!r} on {size} ranks"
+    if size == 1:
+        assert counted.messages == 0, f"{name}: a lone rank sends {counted.messages} messages"
+        return
+    assert stated.messages == counted.messages, (
+        f"{name} states {stated.messages} messages; a run takes {counted.messages}"
+    )
+    assert stated.puts == sum(counted.sends), (
+        f"{name} states {stated.puts} puts; a run takes {sum(counted.sends)}"
+    )
+    # the formula speaks of the worst root and the worst order
+    assert counted.rounds <= stated.rounds <= counted.rounds + 1, (
+        f"{name} states {stated.rounds} rounds; a run takes {counted.rounds}"
+    )
+
+
+def _check_equal_bits(algorithm: Algorithm, size: int, chance: random.Random) -> None:
+    """Hold an allreduce to one result: rounding must not make ranks differ."""
+
+    def add(a: memoryview, b: memoryview) -> memoryview:
+        return memoryview(array("d", map(operator.add, a.cast("d"), b.cast("d"))).tobytes())
+
+    operands = [
+        array("d", [chance.uniform(-1, 1) * 10.0 ** chance.randrange(20) for _ in range(7)])
+        for _ in range(size)
+    ]
+    ranks = [
+        algorithm.generator(rank, size, memoryview(operand.tobytes()), Elementwise(add, 8))
+        for rank, operand in enumerate(operands)
+    ]
+    got, _ = dry_run.run(ranks, chance.randrange)
+    assert len({bytes(whole(one)) for one in got}) == 1, (
+        f"allreduce by {algorithm.name!r} on {size} ranks: ranks returned different roundings"
+    )
+
+
+# --- example calls and what they must return -----------------------------------------------
+
+
+class _Anything:
+    """What a rank may return where the operation defines nothing."""
+
+
+ANYTHING = _Anything()
+
+
+@dataclass
+class _Call:
+    """The generators of all ranks, and what each must return."""
+
+    ranks: list[Steps]
+    expected: list[Any]
+
+
+def _concatenate(a: memoryview, b: memoryview) -> memoryview:
+    """Combine in an associative, not commutative way: any wrong order shows."""
+    return memoryview(bytes(a) + bytes(b))
+
+
+def _matrix_product(a: memoryview, b: memoryview) -> memoryview:
+    """Multiply 2 x 2 matrices modulo 251, 4 bytes each: by elements, associative, not commutative."""
+    product = bytearray()
+    for at in range(0, len(a), 4):
+        (p, q, r, s), (t, u, v, w) = a[at : at + 4], b[at : at + 4]
+        product += bytes(
+            x % 251 for x in (p * t + q * v, p * u + q * w, r * t + s * v, r * u + s * w)
+        )
+    return memoryview(product)
+
+
+def _add(a: memoryview, b: memoryview) -> memoryview:
+    """Add bytes modulo 256."""
+    return memoryview(bytes((x + y) % 256 for x, y in zip(a, b, strict=True)))
+
+
+def _blob(chance: random.Random) -> memoryview:
+    return memoryview(chance.randbytes(chance.choice(_LENGTHS)))
+
+
+def _needs_equal_lengths(algorithm: Algorithm, size: int) -> bool:
+    """Whether the algorithm serves only calls whose blobs are vectors of one known length."""
+    return not any(algorithm.condition(Facts(size, None, figures)) for figures in _MEDIA)
+
+
+def _operands(
+    algorithm: Algorithm, size: int, chance: random.Random
+) -> tuple[list[memoryview], Combine]:
+    """Return one operand for each rank, and an operator that shows any wrong order."""
+    if not _needs_equal_lengths(algorithm, size):
+        return [_blob(chance) for _ in range(size)], _concatenate
+    grain = chance.choice((4, 8, 0))
+    elements = 2 * chance.randrange(20)
+    operands = [memoryview(chance.randbytes(4 * elements)) for _ in range(size)]
+    return operands, Elementwise(_matrix_product, grain)
+
+
+def _fold(operands: Sequence[memoryview], combine: Callable[[Any, Any], Any]) -> bytes:
+    return bytes(reduce(combine, operands))
+
+
+def _one_group_call(algorithm: Algorithm, size: int, chance: random.Random) -> _Call:
+    """Make a call among all ranks (MPI 4.1, chapter 6)."""
+    make, name = algorithm.generator, algorithm.operation
+    root = chance.randrange(size)
+    if name == "barrier":
+        return _barrier_call(size, lambda rank: make(rank, size))
+    if name in ("reduce", "allreduce", "scan", "exscan"):
+        operands, combine = _operands(algorithm, size, chance)
+        total = _fold(operands, combine)
+        if name == "reduce":
+            ranks = [make(rank, size, root, operands[rank], combine) for rank in range(size)]
+            return _Call(ranks, [total if rank == root else None for rank in range(size)])
+        ranks = [make(rank, size, operands[rank], combine) for rank in range(size)]
+        if name == "allreduce":
+            return _Call(ranks, [total] * size)
+        if name == "scan":
+            return _Call(ranks, [_fold(operands[: rank + 1], combine) for rank in range(size)])
+        below = [_fold(operands[:rank], combine) if rank else None for rank in range(size)]
+        return _Call(ranks, below)
+    equal = chance.choice(_LENGTHS) if _needs_equal_lengths(algorithm, size) else None
+
+    def blob() -> memoryview:
+        return _blob(chance) if equal is None else memoryview(chance.randbytes(equal))
+
+    if name in ("alltoall", "reduce_scatter"):
+        table = [[blob() for _ in range(size)] for _ in range(size)]
+        columns = [[table[source][rank] for source in range(size)] for rank in range(size)]
+        if name == "alltoall":
+            ranks = [make(rank, size, table[rank]) for rank in range(size)]
+            return _Call(ranks, [[bytes(one) for one in column] for column in columns])
+        ranks = [make(rank, size, table[rank], _concatenate) for rank in range(size)]
+        return _Call(ranks, [_fold(column, _concatenate) for column in columns])
+    blobs = [blob() for _ in range(size)]
+    plain = [bytes(one) for one in blobs]
+    if name == "bcast":
+        cut = len(blobs[root]) // 2
+        pieces = [blobs[root][:cut], blobs[root][cut:]]  # a blob may come in several pieces
+        ranks = [make(rank, size, root, pieces if rank == root else None) for rank in range(size)]
+        return _Call(ranks, [plain[root]] * size)
+    if name == "gather":
+        ranks = [make(rank, size, root, blobs[rank]) for rank in range(size)]
+        return _Call(ranks, [plain if rank == root else None for rank in range(size)])
+    if name == "scatter":
+        ranks = [make(rank, size, root, blobs if rank == root else None) for rank in range(size)]
+        return _Call(ranks, plain)
+    assert name == "allgather", f"the contract has no definition of {name}"
+    return _Call([make(rank, size, blobs[rank]) for rank in range(size)], [plain] * size)
+
+
+def _barrier_call(size: int, member: Callable[[int], Steps]) -> _Call:
+    """Make a call in which each rank returns how many had come when it left."""
+    come: list[int] = []
+
+    def rank_steps(rank: int) -> Steps:
+        come.append(rank)
+        yield from member(rank)
+        return b"%d" % len(come)
+
+    return _Call([rank_steps(rank) for rank in range(size)], [b"%d" % size] * size)
+
+
+def _two_group_call(algorithm: Algorithm, low: int, high: int, chance: random.Random) -> _Call:
+    """Make a call between groups of `low` and `high` ranks (MPI 4.1, section 6.2.3)."""
+    make, name = algorithm.generator, algorithm.operation.removeprefix(BETWEEN)
+    sizes = (low, high)
+    numbers = (range(low), range(low, low + high))
+    side = chance.randrange(2)  # the root's group
+    root = chance.randrange(sizes[side])
+    root_number = numbers[side][root]
+    members = [(group, rank) for group in (0, 1) for rank in range(sizes[group])]
+
+    def groups(group: int) -> tuple[range, range]:
+        return numbers[group], numbers[1 - group]
+
+    def root_argument(group: int, rank: int) -> int | None:
+        return root_number if group != side or rank == root else None
+
+    if name == "barrier":
+        return _two_group_barrier(make, sizes, groups, members)
+    blobs = [[_blob(chance) for _ in range(size)] for size in sizes]
+    plain = [[bytes(one) for one in group] for group in blobs]
+    if name == "bcast":
+        item = blobs[side][root]
+        ranks = [
+            make(
+                rank,
+                groups(group),
+                root_argument(group, rank),
+                item if (group, rank) == (side, root) else None,
+            )
+            for group, rank in members
+        ]
+        return _Call(ranks, [bytes(item) if group != side else ANYTHING for group, _ in members])
+    if name in ("gather", "reduce"):
+        extra = () if name == "gather" else (_concatenate,)
+        ranks = [
+            make(
+                rank,
+                groups(group),
+                root_argument(group, rank),
+                blobs[group][rank] if group != side else None,
+                *extra,
+            )
+            for group, rank in members
+        ]
+        remote = plain[1 - side]
+        result: Any = remote if name == "gather" else b"".join(remote)
+        return _Call(ranks, [result if one == (side, root) else None for one in members])
+    if name == "scatter":
+        given = blobs[1 - side]
+        ranks = [
+            make(
+                rank,
+                groups(group),
+                root_argument(group, rank),
+                given if (group, rank) == (side, root) else None,
+            )
+            for group, rank in members
+        ]
+        expected = [bytes(given[rank]) if group != side else ANYTHING for group, rank in members]
+        return _Call(ranks, expected)
+    if name == "allgather":
+        ranks = [make(rank, groups(group), blobs[group][rank]) for group, rank in members]
+        return _Call(ranks, [plain[1 - group] for group, _ in members])
+    if name == "allreduce":
+        ranks = [
+            make(rank, groups(group), blobs[group][rank], _concatenate) for group, rank in members
+        ]
+        return _Call(ranks, [b"".join(plain[1 - group]) for group, _ in members])
+    if name == "alltoall":
+        table = [
+            [[_blob(chance) for _ in range(sizes[1 - group])] for _ in range(sizes[group])]
+            for group in (0, 1)
+        ]
+        ranks = [make(rank, groups(group), table[group][rank]) for group, rank in members]
+        columns = [[bytes(row[rank]) for row in table[1 - group]] for group, rank in members]
+        return _Call(ranks, columns)
+    assert name == "reduce_scatter", f"the contract has no definition of {name}"
+    return _two_group_reduce_scatter(make, sizes, groups, members, chance)
+
+
+def _two_group_barrier(
+    make: Callable[..., Steps],
+    sizes: tuple[int, int],
+    groups: Callable[[int], tuple[range, range]],
+    members: Sequence[tuple[int, int]],
+) -> _Call:
+    come = [0, 0]
+
+    def rank_steps(group: int, rank: int) -> Steps:
+        come[group] += 1
+        yield from make(rank, groups(group))
+        return b"%d" % come[1 - group]
+
+    ranks = [rank_steps(group, rank) for group, rank in members]
+    return _Call(ranks, [b"%d" % sizes[1 - group] for group, _ in members])
+
+
+def _two_group_reduce_scatter(
+    make: Callable[..., Steps],
+    sizes: tuple[int, int],
+    groups: Callable[[int], tuple[range, range]],
+    members: Sequence[tuple[int, int]],
+    chance: random.Random,
+) -> _Call:
+    """Each rank gives a vector as long in both groups, and gets its piece of the other group's sum."""
+    total = chance.randrange(30)
+    vectors = [[memoryview(chance.randbytes(total)) for _ in range(size)] for size in sizes]
+    cuts = [
+        sorted([0, total, *(chance.randint(0, total) for _ in range(size - 1))]) for size in sizes
+    ]
+    ranks = [
+        make(
+            rank,
+            groups(group),
+            [vectors[group][rank][a:b] for a, b in zip(cuts[group], cuts[group][1:])],
+            _add,
+        )
+        for group, rank in members
+    ]
+    sums = [_fold(vectors[1 - group], _add) for group in (0, 1)]
+    return _Call(
+        ranks, [sums[group][cuts[group][rank] : cuts[group][rank + 1]] for group, rank in members]
+    )
+
+
+def _neighbour_call(algorithm: Algorithm, size: int, chance: random.Random) -> _Call:
+    """Make a call along the edges of a random graph, with borders and several edges between two ranks."""
+    edges = [
+        (chance.randrange(size), chance.randrange(size)) for _ in range(chance.randrange(4 * size))
+    ]
+    out: list[list[Any]] = [[] for _ in range(size)]
+    into: list[list[Any]] = [[] for _ in range(size)]
+    blob_of: dict[tuple[int, int], bytes] = {}
+    for source, dest in edges:
+        name = len(out[source])  # unique among what the source sends
+        out[source].append((dest, name))
+        into[dest].append((source, name))
+        blob_of[source, name] = b"%d.%d" % (source, name)
+    for lists in (out, into):
+        for row in lists:
+            if chance.random() < 0.3:  # a border: no neighbour in this place
+                row.insert(chance.randrange(len(row) + 1), None)
+    make = algorithm.generator
+    if algorithm.operation == "neighbor_allgather":
+        blobs = [memoryview(b"%d" % rank) for rank in range(size)]
+        ranks = [make(rank, size, out[rank], into[rank], blobs[rank]) for rank in range(size)]
+        expected = [
+            [None if edge is None else b"%d" % edge[0] for edge in into[rank]]
+            for rank in range(size)
+        ]
+        return _Call(ranks, expected)
+    assert algorithm.operation == "neighbor_alltoall"
+    ranks = [
+        make(
+            rank,
+            size,
+            out[rank],
+            into[rank],
+            [memoryview(b"" if edge is None else blob_of[rank, edge[1]]) for edge in out[rank]],
+        )
+        for rank in range(size)
+    ]
+    expected = [
+        [None if edge is None else blob_of[edge] for edge in into[rank]] for rank in range(size)
+    ]
+    return _Call(ranks, expected)
+
+
+def _plain(value: Any, expected: Any) -> Any:
+    """Return blobs as bytes: one blob, or a list of them where that is expected."""
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(expected, list):
+        return [None if blob is None else bytes(whole(blob)) for blob in value]
+    return bytes(whole(value))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."

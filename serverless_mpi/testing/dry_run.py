@@ -1,0 +1,155 @@
+"""Run the generators of all ranks in one process, without a network, and count.
+
+The run is exact: it delivers what each Send and Scatter carries, in an order
+that the caller may pick, and refuses what no channel could serve: a deadlock,
+a message that nobody receives, two messages under one name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serverless_mpi.collectives.steps import Deal, Recv, Send, Steps
+from serverless_mpi.errors import JobError
+
+__all__ = ["Count", "run"]
+
+_Step = Send | Deal | Recv
+
+
+@dataclass
+class Count:
+    """What a call cost.
+
+    Attributes
+    ----------
+    rounds
+        Length of the longest chain of messages, each of which waits for the one before.
+    messages
+        Reads by all ranks.
+    sends
+        For each rank, its Sends and Deals; one that many ranks read counts once.
+    nbytes
+        For each rank, the bytes of those, counted likewise.
+    """
+
+    rounds: int = 0
+    messages: int = 0
+    sends: list[int] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+
+
+def run(
+    ranks: Sequence[Steps], pick: Callable[[int], int] = lambda ready: 0
+) -> tuple[list[Any], Count]:
+    """Run one generator per rank to its end.
+
+    Parameters
+    ----------
+    ranks
+        The generators, by rank.
+    pick
+        Given the number of ranks that can go on, the index of the one that goes next;
+        a test passes a random choice to try any order.
+
+    Returns
+    -------
+    The ranks' results, and what the call cost.
+
+    Raises
+    ------
+    JobError
+        A deadlock (the text names who waits for whom), a message that nobody received,
+        two messages under one name, or a rank that sends to itself.
+    """
+    return _DryRun(ranks).run(pick)
+
+
+class _DryRun:
+    """State of one run.
+
+    `_mail` holds what was sent and not yet received, by (source, slot, reader, dealt);
+    `_waiting` the step at which each unfinished rank stands.
+    """
+
+    def __init__(self, ranks: Sequence[Steps]) -> None:
+        self._ranks = ranks
+        self._mail: dict[tuple[int, int, int, bool], tuple[memoryview, int]] = {}
+        self._used: set[tuple[int, int]] = set()
+        self._round = [0] * len(ranks)
+        self._waiting: dict[int, Any] = dict.fromkeys(range(len(ranks)))
+        self._count = Count(sends=[0] * len(ranks), nbytes=[0] * len(ranks))
+
+    def run(self, pick: Callable[[int], int]) -> tuple[list[Any], Count]:
+        results: list[Any] = [None] * len(self._ranks)
+        while self._waiting:
+            able = [rank for rank in self._waiting if self._can_go_on(rank)]
+            if not able:
+                stuck = {
+                    rank: [step for step in _group(waiting) if isinstance(step, Recv)]
+                    for rank, waiting in self._waiting.items()
+                }
+                raise JobError(f"deadlock: {stuck}")
+            rank = able[pick(len(able))]
+            value = self._receive(rank, self._waiting.pop(rank))
+            try:
+                following = self._ranks[rank].send(value)
+            except StopIteration as stop:
+                results[rank] = stop.value
+                continue
+            for step in _group(following):
+                if not isinstance(step, Recv):
+                    self._send(rank, step)
+            self._waiting[rank] = following
+        if self._mail:
+            raise JobError(f"nobody received {sorted(self._mail)}")
+        return results, self._count
+
+    def _can_go_on(self, rank: int) -> bool:
+        return all(
+            (step.source, step.slot, rank, step.dealt) in self._mail
+            for step in _group(self._waiting[rank])
+            if isinstance(step, Recv)
+        )
+
+    def _receive(self, rank: int, yielded: Any) -> Any:
+        """Return what the generator is sent for the step that it yielded last."""
+        values: list[Any] = []
+        for step in _group(yielded):
+            if isinstance(step, Recv):
+                data, sent_in = self._mail.pop((step.source, step.slot, rank, step.dealt))
+                self._round[rank] = max(self._round[rank], sent_in)
+                values.append(data)
+            else:
+                values.append(None)
+        if yielded is None:
+            return None
+        return values if isinstance(yielded, (list, tuple)) else values[0]
+
+    def _send(self, rank: int, step: Send | Deal) -> None:
+        if isinstance(step, Send):
+            blob = memoryview(bytearray().join(step.data))
+            given = dict.fromkeys(step.dests, blob)
+            nbytes = blob.nbytes
+        else:
+            given = {dest: memoryview(bytearray().join(data)) for dest, data in step.blobs}
+            nbytes = sum(blob.nbytes for blob in given.values())
+        if (rank, step.slot) in self._used or rank in given:
+            raise JobError(f"rank {rank} sends twice under slot {step.slot}, or to itself")
+        self._used.add((rank, step.slot))
+        self._count.nbytes[rank] += nbytes
+        self._count.sends[rank] += 1
+        for dest, blob in given.items():
+            name = rank, step.slot, dest, isinstance(step, Deal)
+            self._mail[name] = blob, self._round[rank] + 1
+            self._count.messages += 1
+            self._count.rounds = max(self._count.rounds, self._round[rank] + 1)
+
+
+def _group(step: Any) -> Sequence[_Step]:
+    """Return the steps that a generator yielded together."""
+    if step is None:
+        return ()
+    return step if isinstance(step, (list, tuple)) else (step,)
