@@ -125,6 +125,19 @@ def text(rows: list[list[str]]) -> str:
     )
 
 
+def interrupts(count: int, seed: int) -> list[str]:
+    """Signal handlers that raise, `count` times on each rank, on each channel; a line for each channel that failed."""
+    from tests.faults.interrupts import CHANNELS, job
+
+    failed = []
+    for channel in CHANNELS:
+        done = job(channel, count, seed)
+        print(f"{channel}: {count:,} interrupts a rank, exit code {done.returncode}", flush=True)
+        if done.returncode:
+            failed.append(f"{channel}: {done.stderr.strip().rpartition(chr(10))[2]}")
+    return failed
+
+
 def _matches(combination: Combination, pattern: str) -> bool:
     words = pattern.split(":")
     names = (combination.fault, combination.channel, combination.program)
@@ -158,13 +171,17 @@ def main() -> int:
         return 0
     began = time.monotonic()
     quick = options.quick or options.sample
+    failed: list[str] = []
     results = run_all(chosen, options.seed, quick, options.workers)
     rows = table(results)
     print("\n" + text(rows))
     print(f"seed {options.seed}, {time.monotonic() - began:.0f} s")
     if options.markdown:
         options.markdown.write_text(markdown(rows))
-    return 0 if all(result.good for result in results) else 1
+    if not options.only and not options.sample:
+        failed = interrupts(500 if quick else 10_000, options.seed)
+        print("\n".join(failed))
+    return 0 if all(result.good for result in results) and not failed else 1
 
 
 if __name__ == "__main__":

@@ -221,6 +221,8 @@ def in_child(name: str, inputs: int, seconds: float, seed: int) -> Report:
 def _child(words: list[Any]) -> None:
     name, inputs, seconds, seed, first, path = words
     target = load()[name]
+    out = os.fdopen(os.dup(1), "w")  # what a target prints is not the report
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     limit = size + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -230,7 +232,8 @@ def _child(words: list[Any]) -> None:
             memory[:] = number.to_bytes(8, "little")
 
         report = fuzz(target, inputs, seconds, seed, first, now)
-    sys.__stdout__.write("PART " + json.dumps(vars(report)))  # type: ignore[union-attr]
+    out.write("PART " + json.dumps(vars(report)))
+    out.close()
 
 
 if __name__ == "__main__":
