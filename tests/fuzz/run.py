@@ -33,6 +33,7 @@ INPUT_S = 5.0  # what one input may take
 MEMORY_EVERY = 50  # inputs, of one of which the memory is measured
 ADDRESS_SPACE = 2 << 30  # bytes that a target may map beyond what it has at its beginning
 KINDS_KEPT = 20  # kinds of failures of which each is reported
+_PLACE = struct.Struct("<QQ")  # which target, which input
 CRASHES = 5  # after which a target is given up
 
 
@@ -185,23 +186,15 @@ def in_child(name: str, inputs: int, seconds: float, seed: int) -> Report:
     refused: Counter[str] = Counter()
     first, left_s, crashes = 0, seconds, 0
     while first < inputs and left_s > 0:
-        with tempfile.NamedTemporaryFile() as place:
-            place.write(bytes(8))
-            place.flush()
-            words = [name, inputs - first, left_s, seed, first, place.name]
-            command = [sys.executable, "-m", "tests.fuzz.run", json.dumps(words)]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-            place.seek(0)
-            (number,) = struct.unpack("<Q", place.read(8))
-        if done.returncode == 0:
-            part = Report(**json.loads(done.stdout.rpartition("PART ")[2]))
-        else:
+        parts, crash = _run_child([name], inputs - first, left_s, seed, first)
+        if crash is not None:
+            _, number, words = crash
             part = Report(name, number - first + 1, seconds=left_s / 10)
             target = load()[name]
-            data = make_input(target, target.corpus(), seed, number)
-            part.fail(
-                number, f"the process ended with {done.returncode}: {done.stderr[-300:]}", data
-            )
+            part.fail(number, words, "", make_input(target, target.corpus(), seed, number))
+            crashes += 1
+        else:
+            (part,) = parts
         total.inputs += part.inputs
         total.seconds += part.seconds
         total.accepted += part.accepted
@@ -211,28 +204,59 @@ def in_child(name: str, inputs: int, seconds: float, seed: int) -> Report:
             total.failures[kind] = (before + count, example)
         total.worst_bytes = max(total.worst_bytes, part.worst_bytes)
         refused.update(part.refused)
-        if done.returncode == 0 or crashes >= CRASHES:
+        if crash is None or crashes >= CRASHES:
             break
         first, left_s = number + 1, left_s - part.seconds
     total.refused = dict(refused)
     return total
 
 
+def all_in_child(names: Sequence[str], inputs: int, seconds: float, seed: int) -> list[Report]:
+    """`fuzz` for several targets in one process; at a crash the others are left out."""
+    parts, crash = _run_child(names, inputs, seconds, seed, 0)
+    if crash is not None:
+        name, number, words = crash
+        report = Report(name)
+        report.fail(number, words, "", b"")
+        return [report]
+    return parts
+
+
+def _run_child(
+    names: Sequence[str], inputs: int, seconds: float, seed: int, first: int
+) -> tuple[list[Report], tuple[str, int, str] | None]:
+    """(a report for each target, None), or in place of None which target, which input, and how the process ended."""
+    with tempfile.NamedTemporaryFile() as place:
+        place.write(bytes(_PLACE.size))
+        place.flush()
+        words = [list(names), inputs, seconds, seed, first, place.name]
+        command = [sys.executable, "-m", "tests.fuzz.run", json.dumps(words)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        place.seek(0)
+        which, number = _PLACE.unpack(place.read(_PLACE.size))
+    if done.returncode:
+        story = done.stderr.strip().rpartition("\n")[2][:200]
+        return [], (names[which], number, f"the process ended with {done.returncode}: {story}")
+    return [Report(**part) for part in json.loads(done.stdout)], None
+
+
 def _child(words: list[Any]) -> None:
-    name, inputs, seconds, seed, first, path = words
-    target = load()[name]
+    names, inputs, seconds, seed, first, path = words
+    targets = load()
     out = os.fdopen(os.dup(1), "w")  # what a target prints is not the report
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     limit = size + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8) as memory:
+    reports = []
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), _PLACE.size) as memory:
+        for which, name in enumerate(names):
 
-        def now(number: int) -> None:
-            memory[:] = number.to_bytes(8, "little")
+            def now(number: int, which: int = which) -> None:
+                _PLACE.pack_into(memory, 0, which, number)
 
-        report = fuzz(target, inputs, seconds, seed, first, now)
-    out.write("PART " + json.dumps(vars(report)))
+            reports.append(vars(fuzz(targets[name], inputs, seconds, seed, first, now)))
+    json.dump(reports, out)
     out.close()
 
 
