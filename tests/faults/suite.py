@@ -36,6 +36,8 @@ CHANNELS = ("direct", "queue", "object", "hybrid")
 PROGRAMS = ("ring", "mix", "large", "dnn")
 REGION = "us-east-1"
 START_S = 30.0  # of a job, on a machine that is busy with other jobs
+PAGE_BYTES = 4096
+DISK_BYTES = 4 * PAGE_BYTES
 FILLER = "fills-the-disk"
 SETTLE_S = 5.0  # for processes that were killed to be gone
 VISIBILITY_S, QUICK_VISIBILITY_S = 60, 2
@@ -457,19 +459,23 @@ def _no_files() -> None:
 
 @contextlib.contextmanager
 def _small_disk(folder: Path) -> Iterator[list[str]]:
-    """A full file system at `folder`, if this is root; else the launcher's files are limited to 0 bytes."""
+    """A file system with a page left at `folder`, if this is root; else the launcher's files are limited to 0 bytes.
+
+    With no page left, Python would take another folder for temporary files.
+    """
     if os.geteuid():
         yield ["not root: RLIMIT_FSIZE in place of a full file system"]
         return
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(folder)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(folder)],
+        capture_output=True,
     )
     if done.returncode:
         yield ["no file system can be mounted: the fault was left out"]
         return
     try:
         with contextlib.suppress(OSError):  # fill it
-            (folder / FILLER).write_bytes(bytes(4096))
+            (folder / FILLER).write_bytes(bytes(DISK_BYTES - PAGE_BYTES))
         yield []
         with contextlib.suppress(OSError):
             (folder / FILLER).unlink()
