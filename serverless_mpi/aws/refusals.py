@@ -63,12 +63,17 @@ ADVICE_OF: dict[str, dict[str, str]] = {
 
 
 def code_of(answer: Answer) -> tuple[str, str]:
-    """(code, message) of an error answer; ("", the text) where it has none."""
+    """(code, message) of an error answer, each in one line; ("", the text) where it has none."""
+    code, message = _code_of(answer)
+    return " ".join(code.split()), " ".join(message.split())
+
+
+def _code_of(answer: Answer) -> tuple[str, str]:
     text = bytes(answer.body[:_ENOUGH]).decode(errors="replace")
     if text.lstrip().startswith("{"):
         try:
             fields: dict[str, Any] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return "", text[:300]
         name = str(fields.get("__type") or fields.get("code") or "").rpartition("#")[2]
         return name.partition(":")[0], str(fields.get("message") or fields.get("Message") or "")

@@ -28,7 +28,10 @@ from typing import Any
 from tests.fuzz.mutate import mutate
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("tests.fuzz.targets", "tests.fuzz.targets_store", "tests.fuzz.targets_inference")
+MODULES = ("tests.fuzz.targets", "tests.fuzz.targets_store")
+INFERENCE = (
+    "tests.fuzz.targets_inference"  # whose targets catch the errors that are documented themselves
+)
 INPUT_S = 5.0  # what one input may take
 MEMORY_EVERY = 50  # inputs, of one of which the memory is measured
 ADDRESS_SPACE = 2 << 30  # bytes that a target may map beyond what it has at its beginning
@@ -97,6 +100,14 @@ def load() -> dict[str, Target]:
         if importlib.util.find_spec(name) is not None:
             for target in importlib.import_module(name).TARGETS:
                 targets[target.name] = target
+    with contextlib.suppress(ImportError):
+        inference = importlib.import_module(INFERENCE)
+        for name, (parse, corpus) in inference.TARGETS.items():
+
+            def seeds(corpus: Sequence[bytes] = corpus) -> Sequence[bytes]:
+                return corpus
+
+            targets[name] = Target(name, seeds, parse, bytes_constant=2 * inference.LIMIT)
     return targets
 
 

@@ -8,16 +8,19 @@ import io
 import json
 import struct
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES, Purpose, make
+
 from serverless_mpi import metering
 from serverless_mpi.aws import retry
 from serverless_mpi.aws.connection import AHEAD_BYTES, Answer, Connection, Lost
+from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sns import Sns
 from serverless_mpi.aws.sqs import Sqs
@@ -45,8 +48,11 @@ from serverless_mpi.metering import Meter
 from tests.fuzz.run import Target
 
 JOB, KEY = bytes(range(8)), bytes(range(32))
-SPEC = JobSpec(JOB.hex(), 1, 3, "hybrid", KEY, "http://127.0.0.1:1", settings={"bucket": "b"})
+SETTINGS = {"bucket": "b", "queues": json.dumps(["q"] * 3), "topics": json.dumps(["t"])}
+SPEC = JobSpec(JOB.hex(), 1, 3, "hybrid", KEY, "http://127.0.0.1:1", settings=SETTINGS)
+FAREWELL = bytes(range(TAG_BYTES))
 HELD_BYTES = 1 << 20
+_CREDENTIALS = Credentials(SPEC.endpoint)
 LOOPS = 200  # an answer that asks for more requests, or for the rest of a list, ends by then
 
 
@@ -147,21 +153,10 @@ class _Objects:
         self._body = memoryview(body)
 
     def get(
-        self,
-        key: str,
-        start: int = 0,
-        length: int | None = None,
-        into: Any = None,
-        come: Any = None,
+        self, key: str, start: int = 0, length: int | None = None, into: Any = None, **more: Any
     ) -> tuple[memoryview, int] | None:
         part = self._body[start : None if length is None else start + length]
         return memoryview(bytearray(part)), self._body.nbytes
-
-
-def _store(body: bytes) -> Store:
-    store = Store(SPEC, Meter())
-    store._s3 = _Objects(body)  # type: ignore[assignment]
-    return store
 
 
 def _dealt() -> Parcel:
@@ -179,24 +174,20 @@ def _get_dealt(data: bytes) -> object:
 
 
 class _Cache:
-    """Things that are costly to make, with the input put in."""
+    """Channels, which are costly to make, with the input as their objects."""
 
     def __init__(self) -> None:
-        self._store: Store | None = None
         self._channel: HybridChannel | None = None
 
     def store(self, body: bytes) -> Store:
-        if self._store is None:
-            self._store = _store(body)
-        self._store._s3 = _Objects(body)  # type: ignore[assignment]
-        return self._store
+        store = self.channel()._store
+        store._s3 = _Objects(body)  # type: ignore[assignment]
+        return store
 
     def channel(self) -> HybridChannel:
         if self._channel is None:
-            channel = HybridChannel.__new__(HybridChannel)
-            channel.spec = SPEC
-            channel._store = self.store(bytes(500))
-            self._channel = channel
+            self._channel = HybridChannel(SPEC, Meter())
+            self.store(bytes(500))
         return self._channel
 
 
@@ -216,7 +207,7 @@ def _references() -> list[bytes]:
 def retag_reference(data: bytes) -> bytes:
     """The same reference with the tag it should have."""
     magic, text = data[:2], data[18:]
-    return magic + _CACHE.channel()._tag(magic + text) + text
+    return magic + make(KEY, Purpose.REFERENCE, magic + text) + text
 
 
 def _resolve(data: bytes) -> object:
@@ -262,7 +253,7 @@ class _Stream:
 def _streams() -> list[bytes]:
     one, two, *_ = frames()
     pack = direct.LENGTH.pack
-    goodbye = pack(direct.GOODBYE)
+    goodbye = pack(direct.GOODBYE) + FAREWELL
     long = _frame(0, 0, 1, 0, bytes(70_000))
     return [
         pack(len(one)) + one + pack(len(two)) + two + goodbye,
@@ -272,7 +263,7 @@ def _streams() -> list[bytes]:
 
 
 def _read_stream(data: bytes) -> object:
-    incoming = direct._Incoming(_Stream(data), 2)  # type: ignore[arg-type]
+    incoming = direct._Incoming(_Stream(data), 2, FAREWELL)  # type: ignore[arg-type]
     inbox: deque[Delivery] = deque()
     for _ in range(LOOPS):
         if not incoming.read(inbox, None):
@@ -287,7 +278,7 @@ class _NoSelector:
 
 def _hellos() -> list[bytes]:
     hello = door.HELLO.pack(door.MAGIC, JOB, 2, 1, bytes(16))
-    return [hello + bytes(door.MAC_BYTES)]
+    return [hello + bytes(PROOF_BYTES)]
 
 
 def _accept(data: bytes) -> object:
@@ -295,7 +286,7 @@ def _accept(data: bytes) -> object:
     keeper = door.Doorkeeper.__new__(door.Doorkeeper)
     admitted: list[int] = []
     stranger = door._Stranger(_Stream(data), 0.0)  # type: ignore[arg-type]
-    keeper._spec, keeper._admit = SPEC, lambda sock, rank: admitted.append(rank)
+    keeper._spec, keeper._admit = SPEC, lambda sock, rank, farewell: admitted.append(rank)
     keeper._selector = _NoSelector()  # type: ignore[assignment]
     keeper._strangers = {stranger.sock: stranger}
     for _ in range(LOOPS):
@@ -312,7 +303,7 @@ def _introduce(data: bytes) -> object:
 
         def send(hello: bytes) -> int:
             nonce = data[1:17].ljust(16)
-            proof = door._mac(KEY, b"accept", hello, nonce)
+            proof = make(KEY, Purpose.ACCEPT, hello + nonce, PROOF_BYTES)
             stream._data = memoryview(nonce + proof + data[49:])[: len(data)]
             return len(hello)
 
@@ -356,35 +347,38 @@ def _exchange(data: bytes) -> object:
     return retry.event_of(answer)
 
 
-class _Client:
-    """Answers each request of a service by the input: its first line has status and headers, the rest is the body."""
+class _Client(Client):
+    """Answers each request of a service by the input: its first line has status and headers, the rest is the body.
 
-    def __init__(self, data: bytes) -> None:
+    Pauses take no time, and are as long as they may be.
+    """
+
+    def __init__(self, service: str, data: bytes) -> None:
+        passed = [0.0]
+
+        def sleep(seconds: float) -> None:
+            passed[0] += seconds
+
+        super().__init__(
+            service, "us-east-1", SPEC.endpoint, _CREDENTIALS, Meter(), sleep,
+            lambda low, high: high, lambda: passed[0],
+        )  # fmt: skip
         head, _, body = data.partition(b"\n")
         status, _, headers = head.decode("latin-1").partition(" ")
-        self.status = int(status) if status.isdecimal() and len(status) == 3 else 200
-        self.headers = dict(
-            pair.partition("=")[::2]
-            for pair in headers.split(" ")
-            if pair  # type: ignore[misc]
-        )
-        self.body = body
-        self.meter = Meter()
-        self.requests = 0
-        self.service = "sqs"
+        self._status = int(status) if len(status) == 3 and status.isdecimal() else 200
+        self._headers = {
+            name: value for name, _, value in (pair.partition("=") for pair in headers.split(" "))
+        }
+        self._body = body
+        self._requests = 0
 
     def request(self, action: str, *words: Any, into: Any = None, **more: Any) -> Answer:
-        self.requests += 1
-        if self.requests > LOOPS:
+        self._requests += 1
+        if self._requests > LOOPS:
             raise AssertionError("requests without end")
         if callable(into):
-            into(self.headers)
-        return Answer(self.status, memoryview(bytearray(self.body)), self.headers)
-
-    def refused(self, what: str, answer: Answer) -> ChannelError:
-        from serverless_mpi.aws.refusals import refused
-
-        return refused(self.service, what, answer)
+            into(self._headers)
+        return Answer(self._status, memoryview(bytearray(self._body)), self._headers)
 
 
 def _received() -> list[bytes]:
@@ -415,29 +409,8 @@ def _sent() -> list[bytes]:
     ]
 
 
-@contextlib.contextmanager
-def _no_pauses() -> Any:
-    """Retries without their pauses: an answer that never changes would be asked for during a minute."""
-    real_sleep, real_clock = time.sleep, time.monotonic
-    passed = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal passed
-        passed += seconds
-
-    time.sleep, time.monotonic = sleep, lambda: real_clock() + passed
-    try:
-        yield
-    finally:
-        time.sleep, time.monotonic = real_sleep, real_clock
-
-
 def _sqs(call: Callable[[Sqs], object]) -> Callable[[bytes], object]:
-    def parse(data: bytes) -> object:
-        with _no_pauses():
-            return call(Sqs(_Client(data)))  # type: ignore[arg-type]
-
-    return parse
+    return lambda data: call(Sqs(_Client("sqs", data)))
 
 
 def _published() -> list[bytes]:
@@ -453,8 +426,7 @@ def _published() -> list[bytes]:
 
 
 def _publish(data: bytes) -> object:
-    with _no_pauses():
-        Sns(_Client(data)).publish("topic", [(b"frame", [0, 1]), (b"other", [1])])  # type: ignore[arg-type]
+    Sns(_Client("sns", data)).publish("topic", [(b"frame", [0, 1]), (b"other", [1])])
     return True
 
 
@@ -484,11 +456,8 @@ def _s3(data: bytes) -> object:
         lambda s3: s3.put_multipart("key", [[memoryview(b"1")]], lambda call, items: list(map(call, items))),
     )  # fmt: skip
     for call in calls:
-        client = _Client(data)
-        client.service = "s3"
         try:
-            with _no_pauses():
-                call(S3(client, "bucket"))  # type: ignore[arg-type]
+            call(S3(_Client("s3", data), "bucket"))
         except ChannelError as error:
             refusal = error
     if refusal is not None:
@@ -509,7 +478,7 @@ def _words() -> list[bytes]:
 
 
 def _retag_word(data: bytes) -> bytes:
-    return console._tag(data[16:], KEY) + data[16:]
+    return make(KEY, Purpose.CONSOLE, data[TAG_BYTES:]) + data[TAG_BYTES:]
 
 
 def _hear(data: bytes) -> object:
