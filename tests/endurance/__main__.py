@@ -81,7 +81,7 @@ def endure(run: Run, quick: bool) -> Outcome:
             emulator = Emulator(folder)
             stack.callback(emulator.stop)
             words += ["--endpoint", emulator.start()]
-            pid = emulator._process.pid  # type: ignore[union-attr]
+            pid = emulator.pid
         words += [str(ROOT / "tests" / "endurance" / "rank.py"), run.program, str(outcome.count)]
         began = time.monotonic()
         environ = {

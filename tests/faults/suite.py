@@ -25,7 +25,7 @@ from typing import Any
 
 from serverless_mpi.aws import control
 from serverless_mpi.errors import ChannelError
-from serverless_mpi.launch.emulator import Emulator, free_port
+from serverless_mpi.launch.emulator import Emulator
 from tests.faults import harms
 from tests.faults.proxy import Proxy
 from tests.faults.relay import Relay
@@ -245,6 +245,12 @@ class Result:
         self.notes.append(note)
 
 
+def _free_port() -> int:
+    """A port that nobody listens on now; a restarted emulator takes it again."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 class Bench:
     """Where runs take place, one after the other: an emulator that is kept, and the settings of the quick form."""
 
@@ -255,7 +261,7 @@ class Bench:
         self.deadlock_s = QUICK_DEADLOCK_S if quick else DEADLOCK_S
         self.stop_s = QUICK_STOP_S if quick else STOP_S
         self._emulator: Emulator | None = None
-        self._port = free_port()
+        self._port = _free_port()
 
     def endpoint(self) -> str:
         """The URL of a running emulator."""
@@ -268,7 +274,7 @@ class Bench:
                     break
                 except Exception:  # another worker took the port
                     self._emulator = None
-                    self._port = free_port()
+                    self._port = _free_port()
             assert self._emulator is not None, "the emulator does not start"
         return self._emulator.url
 
