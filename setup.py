@@ -7,6 +7,7 @@ the kernel is compiled (that is CMakeLists.txt) or what the package needs (that 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,7 @@ class CMakeBuild(build_ext):
             "-DCMAKE_BUILD_TYPE=" + ("Debug" if self.debug else "Release"),
             "-DSPDNN_PYTHON=ON",
             "-DSPDNN_TEST=OFF",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSPDNN_MODULE_DIR={module.parent}",
             f"-DSPDNN_MODULE_NAME={module.name}",

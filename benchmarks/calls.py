@@ -39,7 +39,9 @@ class Counting:
         self.calls: Counter[str] = Counter()
         self.result = 0
         self.counting = False
-        self.left = threading.Event()
+        self.left = threading.Lock()  # held until a byte has left; waiting for it is no Python call
+        self.left.acquire()
+        self.on_left: Callable[[], None] = lambda: None
 
     def profile(self, frame: FrameType, event: str, argument: Any) -> None:
         """Take an event of sys.setprofile."""
@@ -51,7 +53,8 @@ class Counting:
         elif event == "c_call" and argument.__name__ in LEAVES:
             if isinstance(argument.__self__, socket.socket):
                 self.counting = False
-                self.left.set()
+                self.left.release()
+                self.on_left()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -73,7 +76,7 @@ class Counting:
         self.calls.clear()
         self.counting = True
         call()
-        assert self.left.wait(10.0), "no byte left"
+        assert self.left.acquire(timeout=10.0), "no byte left"
         return self.calls.total() - 1  # without `call` itself
 
 
@@ -83,12 +86,14 @@ def allreduce_calls() -> Counting:
     spec = replace(spec, settings=channels.load("direct").provision(spec))
     counting = Counting()
     array, result = np.ones(1024), np.empty(1024)
+    go_on = threading.Event()
+    counting.on_left = go_on.set
 
     def other() -> None:
         comm = world_of(Runtime(spec.with_rank(1)))
         for call in range(WARM + 1):
             if call == WARM:  # so that nothing of this rank is there when the other one counts
-                counting.left.wait(10.0)
+                go_on.wait(10.0)
             comm.Allreduce(array, np.empty(1024))
 
     thread = threading.Thread(target=other, daemon=True)

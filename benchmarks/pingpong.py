@@ -155,8 +155,7 @@ def rank() -> None:
 def job(module: str, ranks: int, channel: str, *words: str) -> Any:
     """The JSON that rank 0 of a benchmark's job prints last."""
     with tempfile.TemporaryDirectory() as folder, Emulator(folder) as emulator:
-        assert emulator._process is not None
-        calm(emulator._process.pid)
+        calm(emulator.pid)
         launcher = [
             sys.executable,
             "-m",

@@ -17,9 +17,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 OWN_THREADS = "smpi-"  # names of threads that never begin a communication begin so
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -106,22 +107,32 @@ def _where(frame: FrameType | None) -> str:
     return f"{text} at {frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+def read(folder: Path, rank: int) -> dict[str, Any] | None:
+    """What a rank tells of its long waits, or None while it does not wait long."""
+    try:
+        found: dict[str, Any] = json.loads(_path(folder, rank).read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
 def verdict(folder: Path, ranks: Sequence[int], limit_s: float) -> list[str] | None:
     """A line for each of the `ranks` that still run, if they wait for each other forever; else None."""
-    records = []
-    for rank in ranks:
-        try:
-            records.append(json.loads(_path(folder, rank).read_text()))
-        except (OSError, ValueError):
-            return None
+    return judge({rank: read(folder, rank) for rank in ranks}, limit_s)
+
+
+def judge(told: Mapping[int, dict[str, Any] | None], limit_s: float) -> list[str] | None:
+    """The verdict on what each of the ranks that still run has told last, by clocks that agree."""
+    records = [record for record in told.values() if record is not None]
     if (
         not records
+        or len(records) < len(told)
         or min(record["at"] for record in records)
         < max(record["since"] for record in records) + limit_s
     ):
         return None
     lines = []
-    for rank, record in zip(ranks, records, strict=True):
+    for rank, record in zip(told, records, strict=True):
         waits, awaited = "; ".join(record["waits"]), "; ".join(record["awaited"])
         lines.append(f"rank {rank} waits in {waits}" + (f", for {awaited}" if awaited else ""))
     return lines

@@ -296,5 +296,7 @@ def save(folder: Path, file: str, say: Callable[[str], None]) -> None:
             ranks = merge(folder, out)
     except OSError as error:
         say(f"--trace {file}: {error.strerror}; there is no trace")
+    except (ValueError, KeyError, TypeError, IndexError):  # a rank's file is cut off
+        say(f"--trace {file}: what a rank left is damaged; there is no trace")
     else:
         say(f"a trace of {ranks} ranks is in {file}; https://ui.perfetto.dev shows it")

@@ -88,10 +88,10 @@ class Pickle:
 
         protocol = (
             5
-            if self.PROTOCOL is None
-            else max(self.PROTOCOL, 5)
-            if self.PROTOCOL >= 0
-            else self.PROTOCOL
+            if self._protocol is None
+            else max(self._protocol, 5)
+            if self._protocol >= 0
+            else self._protocol
         )
         return self._dumps(obj, protocol, buffer_callback=keep), buffers
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from serverless_mpi.aws.credentials import DUMMY
+from serverless_mpi.aws.credentials import DUMMY, emulator_keys
+from serverless_mpi.aws.sigv4 import Keys
 from serverless_mpi.aws.sns import FILTERS_PER_TOPIC, TO
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
@@ -27,8 +28,8 @@ _CONNECT_TIMEOUT_S = 5
 _ERROR_CHARACTERS = 300
 
 
-def client(service: str, endpoint: str | None, region: str) -> Any:
-    """A boto3 client; with an endpoint its credentials are dummies."""
+def client(service: str, endpoint: str | None, region: str, keys: Keys = DUMMY) -> Any:
+    """A boto3 client; with an endpoint its credentials are `keys`."""
     import boto3
     from botocore.config import Config
 
@@ -37,12 +38,30 @@ def client(service: str, endpoint: str | None, region: str) -> Any:
         retries={"max_attempts": 3, "mode": "standard"},
         s3={"addressing_style": "path"},
     )
-    keys = (
-        {}
-        if endpoint is None
-        else {"aws_access_key_id": DUMMY.access, "aws_secret_access_key": DUMMY.secret}
+    if endpoint is None:
+        return boto3.client(service, region_name=region, config=config)
+    made = boto3.client(
+        service,
+        endpoint_url=endpoint,
+        region_name=region,
+        config=config,
+        aws_access_key_id=keys.access,
+        aws_secret_access_key=keys.secret,
     )
-    return boto3.client(service, endpoint_url=endpoint, region_name=region, config=config, **keys)
+    if service != "s3":  # which does it by itself
+        made.meta.events.register(f"before-sign.{service}", _state_payload_hash)
+    return made
+
+
+def _state_payload_hash(request: Any, **_: Any) -> None:
+    """Send the body's hash in a header, so that an emulator can check the signature before it reads the body."""
+    from botocore.auth import SigV4Auth
+
+    request.headers["X-Amz-Content-SHA256"] = SigV4Auth(None, "", "").payload(request)
+
+
+def _of_job(service: str, spec: JobSpec) -> Any:
+    return client(service, spec.endpoint, spec.region, emulator_keys(spec.key))
 
 
 def _all(call: Any, items: Iterable[Any]) -> list[Any]:
@@ -76,7 +95,7 @@ def _line(error: Exception) -> str:
 def make_queues(spec: JobSpec) -> dict[str, str]:
     """A queue for each rank, and topics that serve 200 ranks each; returns their addresses as settings."""
     try:
-        sqs, sns = (client(service, spec.endpoint, spec.region) for service in ("sqs", "sns"))
+        sqs, sns = (_of_job(service, spec) for service in ("sqs", "sns"))
         attributes = {
             "VisibilityTimeout": str(VISIBILITY_S),
             "MessageRetentionPeriod": str(RETENTION_S),
@@ -158,7 +177,7 @@ def _remove_queues(endpoint: str | None, region: str, prefix: str) -> int:
 def make_bucket(spec: JobSpec) -> dict[str, str]:
     """A bucket for the job's objects."""
     try:
-        s3 = client("s3", spec.endpoint, spec.region)
+        s3 = _of_job("s3", spec)
         bucket = f"{PREFIX}{spec.job_id}"
         where = (
             {}

@@ -1,6 +1,7 @@
 """Whose requests these are: `SOURCES`, in botocore's order.
 
-With an emulator's endpoint the keys are dummies: ambient credentials are never sent there.  Keys that end are renewed
+With an endpoint that is not AWS's, ambient credentials are never sent: the secret key there is derived from the job's
+key, so that the launcher's own emulator serves nobody else; another emulator checks none.  Keys that end are renewed
 before; while a renewal fails, the old ones serve as long as they are good.
 Sources: "Credentials" in the boto3 documentation; "Container credential provider" and "IMDS credential provider",
 AWS SDKs and Tools Reference Guide; "Sourcing credentials with an external process".
@@ -14,6 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,16 +40,22 @@ ROLE_S = 3600  # what AssumeRole grants unless the profile says duration_seconds
 # besides loopback and https, where a container's credentials may come from (ECS, EKS)
 CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23")
 
-DUMMY = Keys("smpi", "smpi")  # an emulator checks none
+DUMMY = Keys("smpi", "smpi")  # an emulator that the user started checks none
 _EXPORT = (
     "`aws configure export-credentials --profile {name} --format env` prints keys to set instead"
 )
 
 
+def emulator_keys(job_key: bytes) -> Keys:
+    """The keys of a job at an emulator that the launcher started for it."""
+    secret = blake2b(key=job_key, digest_size=32, person=b"smpi-emulator").hexdigest()
+    return Keys(DUMMY.access, secret)
+
+
 class Credentials:
     """Keys that are found at first use and renewed before they end.  Safe for threads.
 
-    endpoint: an emulator's URL, which gets dummies; clock: seconds of the epoch.
+    endpoint: an emulator's URL, where `fixed` are the keys; clock: seconds of the epoch.
     """
 
     def __init__(
@@ -55,12 +63,14 @@ class Credentials:
         endpoint: str | None,
         environ: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
+        fixed: Keys = DUMMY,
     ) -> None:
         self._environ = os.environ if environ is None else environ
         self._config = Config(environ)
         self._clock = clock
         self._lock = threading.Lock()
-        self._keys: Keys | None = DUMMY if endpoint is not None else None
+        self._fixed = endpoint is not None
+        self._keys: Keys | None = fixed if self._fixed else None
         self._renew_at = float("inf")
 
     def get(self) -> Keys:
@@ -82,7 +92,7 @@ class Credentials:
     def renew(self) -> None:
         """The service says that the keys have ended: find new ones at the next use."""
         with self._lock:
-            if self._keys is not DUMMY:
+            if not self._fixed:
                 self._config = Config(self._environ)  # files may have changed
                 self._keys = None
 

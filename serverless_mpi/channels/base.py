@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted
 from serverless_mpi.job import JobSpec
@@ -96,8 +96,19 @@ class Channel(ABC):
 
     `put` and `wake` may be called from any thread, also while `get` runs;
     `get` and `ack` are called by one thread at a time.
+
+    services: what it needs of AWS, by the names of boto3's clients; a launcher
+    starts an emulator of them where no endpoint is given.
+    contained: `provision` and the ranks make things at `services` only. An
+    emulator that ends with the job takes them along, so `destroy` is not called
+    then; for any other channel a launcher always calls it.
+    options: settings of the user's that `provision` takes, by their names on the
+    command line.
     """
 
+    services: ClassVar[frozenset[str]] = frozenset()
+    contained: ClassVar[bool] = False
+    options: ClassVar[frozenset[str]] = frozenset()
     limits: Limits
     figures: Figures
     # Set by the runtime of a guarded channel: given a frame's first 84 bytes and the length of the rest, it names memory
@@ -118,7 +129,10 @@ class Channel(ABC):
 
     @classmethod
     def destroy(cls, spec: JobSpec) -> None:
-        """Remove everything `provision` and the ranks made; may be called again."""
+        """Remove everything `provision` and the ranks made; may be called again.
+
+        `spec.settings` is what `provision` returned, or what it was given if it failed. The key is not the job's.
+        """
 
     @classmethod
     def inherited(cls, spec: JobSpec) -> tuple[int, ...]:

@@ -161,6 +161,7 @@ class DirectChannel(Channel):
 
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False)
     figures = FIGURES
+    options = frozenset({"host"})
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

@@ -94,6 +94,9 @@ def figures(aws: bool, limit: int) -> Figures:
 class HybridChannel(Channel):
     """The queue and the object channel together."""
 
+    services = QueueChannel.services | ObjectChannel.services
+    contained = True
+
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
         self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 
-from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.credentials import Credentials, emulator_keys
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
 from serverless_mpi.aws.workers import Workers
@@ -33,7 +33,7 @@ from serverless_mpi.channels.space import space
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.parcel import cut
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import JobSpec, frames_prefix
 from serverless_mpi.metering import Meter
 
 MAX_FRAME_BYTES = 1 << 30  # S3 takes 5 GiB in a PUT; a frame is held in memory twice for a moment
@@ -125,7 +125,8 @@ class Store:
     """A job's objects: put in parts and got in ranges, several requests at a time."""
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
-        self._client = Client("s3", spec.region, spec.endpoint, Credentials(spec.endpoint), meter)
+        credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
+        self._client = Client("s3", spec.region, spec.endpoint, credentials, meter)
         self._s3 = S3(self._client, spec.settings["bucket"])
         self._pool = Workers(REQUESTS_AT_ONCE)  # whole objects
         self._ranges = Workers(
@@ -136,7 +137,7 @@ class Store:
         )  # told what is deleted for good
         self._deleted: list[str] = []
         self._deleting: list[Future[None]] = []
-        self.prefix = f"{spec.job_id}/"
+        self.prefix = frames_prefix(spec.job_id)
 
     def each(self, call: Callable[..., object], items: Sequence[object]) -> list[object]:
         """[call(item) for item in items], several at a time."""
@@ -262,6 +263,9 @@ class Store:
 
 class ObjectChannel(Channel):
     """Frames as objects."""
+
+    services = frozenset({"s3"})
+    contained = True
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from serverless_mpi.aws import sns, sqs
-from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.credentials import Credentials, emulator_keys
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
@@ -153,11 +153,14 @@ def _batches(
 class QueueChannel(Channel):
     """Frames through SQS and SNS."""
 
+    services = frozenset({"sqs", "sns"})
+    contained = True
+
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
         self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
-        credentials = Credentials(spec.endpoint)
+        credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
         self._clients = [
             Client(service, spec.region, spec.endpoint, credentials, meter)
             for service in ("sqs", "sns")

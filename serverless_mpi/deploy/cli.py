@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
+from serverless_mpi.launch.output import printable, printable_lines
 
 if TYPE_CHECKING:
     from serverless_mpi.deploy.history import History
@@ -118,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done: int = globals()[f"_{options.command}"](options)
         return done
     except (ServerlessMPIError, MPIException) as error:
-        print(f"smpi: {error}", file=sys.stderr)
+        _say(str(error))
         return EXIT_USAGE if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
@@ -127,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"smpi: {text}", file=sys.stderr, flush=True)
+    print(printable(f"smpi: {text}"), file=sys.stderr, flush=True)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
@@ -172,9 +174,10 @@ def _deploy(options: argparse.Namespace) -> int:
         made.key(made.function, "function"): made.function,
         made.key(made.layer, "layer"): made.layer,
     }
-    whole = template.build(layout, release=next(iter(code)).rpartition("-")[2].partition(".")[0])
+    release = hashlib.sha256(" ".join(code).encode()).hexdigest()[:16]  # of both zips
+    whole = template.build(layout, release=release)
     if options.emit:
-        return _emit(Path(options.emit), whole, made, layout)
+        return _emit(Path(options.emit), whole, code, layout)
     Deployment(options.stack, options.endpoint, region, _say).deploy(
         layout, template.build(layout, only_bucket=True), whole, code
     )
@@ -182,19 +185,21 @@ def _deploy(options: argparse.Namespace) -> int:
     return 0
 
 
-def _emit(folder: Path, whole: dict[str, object], made: object, layout: names.Layout) -> int:
-    from serverless_mpi.deploy.package import Package
-
-    assert isinstance(made, Package)
+def _emit(
+    folder: Path, whole: dict[str, object], code: dict[str, bytes], layout: names.Layout
+) -> int:
+    """Write the template and the zips, which are named by content: CloudFormation sees a change by the name only."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "template.json").write_text(json.dumps(whole, indent=1) + "\n")
-    (folder / "function.zip").write_bytes(made.function)
-    (folder / "layer.zip").write_bytes(made.layer)
+    zips = [key.rpartition("/")[2] for key in code]
+    for name, data in zip(zips, code.values(), strict=True):
+        (folder / name).write_bytes(data)
+    copies = " && ".join(f"aws s3 cp {folder}/{name} s3://BUCKET/" for name in zips)
     print(
-        f"{folder} has template.json, function.zip and layer.zip; in a bucket of yours in the stack's region:\n"
-        f"  aws s3 cp {folder}/function.zip s3://BUCKET/ && aws s3 cp {folder}/layer.zip s3://BUCKET/\n"
+        f"{folder} has template.json, {zips[0]} and {zips[1]}; in a bucket of yours in the stack's region:\n"
+        f"  {copies}\n"
         f"  aws cloudformation deploy --template-file {folder}/template.json --stack-name {layout.name} --capabilities CAPABILITY_IAM"
-        f" --s3-bucket BUCKET --parameter-overrides CodeBucket=BUCKET FunctionKey=function.zip LayerKey=layer.zip"
+        f" --s3-bucket BUCKET --parameter-overrides CodeBucket=BUCKET FunctionKey={zips[0]} LayerKey={zips[1]}"
     )
     return 0
 
@@ -238,7 +243,7 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in doctor.examine(
         options.stack, options.endpoint, own_region(options.region, options.endpoint)
     ):
-        print(finding, flush=True)
+        print(printable_lines(str(finding)), flush=True)
         wrong = wrong or finding.good is False
     return 1 if wrong else 0
 
@@ -264,7 +269,7 @@ def _hello(options: argparse.Namespace) -> int:
 def _logs(options: argparse.Namespace) -> int:
     rank = None if options.rank is None else _numbers(options.rank, "--rank")[0]
     for line in _history(options).logs(options.job, rank, options.follow):
-        print(line, flush=True)
+        print(printable(line), flush=True)
     return 0
 
 
@@ -272,10 +277,14 @@ def _jobs(options: argparse.Namespace) -> int:
     jobs = _history(options).jobs()
     for job in jobs:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start["began"]))
-        programs = " : ".join(" ".join(words) for words in job.start["program"])
+        start, programs = job.start, " : ".join(job.start["program"])
         print(
-            f"{job.job_id}  {began}  -n {job.start['size']} {job.start['channel']} {job.start['memory_mb']} MB  {programs}\n    {job.state}"
+            printable(
+                f"{job.job_id}  {began}  -n {start['size']} {start['channel']} {start['memory_mb']} MB  {programs}"
+            )
         )
+        for line in job.state.splitlines():
+            print(printable(f"    {line}"))
     if not jobs:
         _say(f"stack {options.stack} ran no job in the last day")
     return 0
@@ -286,7 +295,7 @@ def _cost(options: argparse.Namespace) -> int:
     from serverless_mpi.metering import Prices
 
     found = _history(options).bill(options.job, Prices.load(options.prices))
-    print(json.dumps(found) if options.json else bill.render(found))
+    print(json.dumps(found) if options.json else printable_lines(bill.render(found)))
     return 0
 
 

@@ -13,11 +13,16 @@ from typing import Any
 from serverless_mpi.deploy import bill, pool
 from serverless_mpi.deploy.stack import Stack, empty, explained
 from serverless_mpi.errors import UsageError
+from serverless_mpi.job import frames_prefix
 from serverless_mpi.metering import Prices
+from serverless_mpi.stack import bucket
 
 FOLLOW_S = 2.0
+OBJECT_BYTES = 16 << 20  # the most that is read of an object about a job
 STOP_S = 20.0  # for ranks to see that they are to stop (2 s), to stop, and to say so
 _JOB = re.compile(r"[0-9a-f]{16}")
+_JOB_JSON = re.compile(re.escape(bucket.JOBS) + r"([0-9a-f]{16})/job\.json")
+_RANK = re.compile(re.escape(bucket.RANK) + r"([0-9]{1,6})")
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,18 @@ class History:
         return [one["Key"] for page in pages for one in page.get("Contents", ())]
 
     def _read(self, key: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            self._s3.get_object(Bucket=self._stack.bucket, Key=key)["Body"].read()
-        )
+        body = self._s3.get_object(Bucket=self._stack.bucket, Key=key)["Body"]
+        found = json.loads(body.read(OBJECT_BYTES))
+        if not isinstance(found, dict):
+            raise ValueError(f"{key} in bucket {self._stack.bucket} is damaged")
         return found
 
     def jobs(self) -> list[Job]:
         """Those of the last day, the oldest first."""
         with self._explained("list jobs"):
-            ids = {key.split("/")[1] for key in self._keys("jobs/") if key.endswith("/job.json")}
-            return sorted(
-                (self._job(job_id) for job_id in ids), key=lambda job: float(job.start["began"])
-            )
+            found = (_JOB_JSON.fullmatch(key) for key in self._keys(bucket.JOBS))
+            jobs = [self._job(match[1]) for match in found if match]
+            return sorted(jobs, key=lambda job: float(job.start["began"]))
 
     def job(self, job_id: str) -> Job:
         """One of them.
@@ -86,23 +91,26 @@ class History:
             The bucket knows no such job (any more).
         """
         with self._explained(f"read job {job_id}"):
-            if not _JOB.fullmatch(job_id) or f"jobs/{job_id}/job.json" not in self._keys(
-                f"jobs/{job_id}/"
-            ):
+            start = bucket.job_key(job_id, "job.json")
+            if not _JOB.fullmatch(job_id) or start not in self._keys(start):
                 raise UsageError(
                     f"stack {self._stack.name} knows no job {job_id!r}; `smpi jobs` lists those of the last day"
                 )
             return self._job(job_id)
 
     def _job(self, job_id: str) -> Job:
+        """What the launcher wrote, and what ranks did, as far as it can be read: any job of the stack may write there."""
         ranks, end = {}, None
-        for key in self._keys(f"jobs/{job_id}/"):
-            name = key.removeprefix(f"jobs/{job_id}/")
-            if name.startswith("rank/"):
-                ranks[int(name[5:])] = self._read(key)
+        below = bucket.job_key(job_id, "")
+        start = self._read(below + "job.json")
+        for key in self._keys(below):
+            name = key.removeprefix(below)
+            if match := _RANK.fullmatch(name):
+                with contextlib.suppress(ValueError):  # as if the rank had not reported
+                    ranks[int(match[1])] = self._read(key)
             elif name == "end.json":
                 end = self._read(key)
-        return Job(job_id, self._read(f"jobs/{job_id}/job.json"), end, ranks)
+        return Job(job_id, start, end, {n: ranks[n] for n in sorted(ranks) if n < start["size"]})
 
     def bill(self, job_id: str, prices: Prices) -> dict[str, Any]:
         """Of a job, as far as its ranks told."""
@@ -155,11 +163,16 @@ class History:
         job = self.job(job_id)
         with (
             self._explained(f"stop job {job_id}"),
-            contextlib.suppress(self._s3.exceptions.ClientError),
+            # a job that ended before its launcher could leave one, or was cleaned before
+            contextlib.suppress(self._s3.exceptions.NoSuchKey),
         ):
-            body = json.dumps({"reason": "smpi clean", "by": "smpi"}).encode()
+            there = self._s3.get_object(
+                Bucket=self._stack.bucket, Key=bucket.stop_for_clean_key(job_id)
+            )
             self._s3.put_object(
-                Bucket=self._stack.bucket, Key=f"jobs/{job_id}/stop", Body=body, IfNoneMatch="*"
+                Bucket=self._stack.bucket,
+                Key=bucket.job_key(job_id, bucket.STOP),
+                Body=there["Body"].read(),
             )
         deadline = time.monotonic() + STOP_S
         while (left := self._running(job)) and time.monotonic() < deadline:
@@ -181,5 +194,9 @@ class History:
         with self._explained(f"remove job {job_id}"):
             return sum(
                 empty(self._s3, self._stack.bucket, prefix)
-                for prefix in (f"{job_id}/", f"jobs/{job_id}/")
+                for prefix in (
+                    frames_prefix(job_id),
+                    bucket.job_key(job_id, ""),
+                    bucket.stop_for_clean_key(job_id),
+                )
             )

@@ -29,6 +29,14 @@ from serverless_mpi.errors import UsageError
 UNPACKED_BYTES = 250 << 20  # function and layers together, unpacked ("Lambda quotas")
 PACKAGES = ("numpy", "cffi")  # and nothing more: boto3 is for who deploys
 GLIBC = (2, 34)  # of Amazon Linux 2023, which the runtimes of Python 3.12 and later stand on
+ON_LAMBDA = {  # shared libraries (package table of "AL2023 Minimal container image", Amazon Linux 2023 User Guide)
+    "libc.so.6",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libgcc_s.so.1",
+}
 MANYLINUX = ("2_34", "2_31", "2_28", "2_27", "2_24", "2_17", "2014", "2_12", "2010", "2_5", "1")
 NOT_SHIPPED = ("tests", "__pycache__", "include", "deploy")
 NOT_SHIPPED_SUFFIXES = (".pyi", ".pyc", ".a", ".h", ".typed", ".pxd")
@@ -106,8 +114,8 @@ def build(target: Target, wheel: str | None = None) -> Package:
         else:
             install([*PACKAGES], target, layer / "python", no_deps=True)
         _strip(layer)
-        for tree in (function, layer):
-            _compile(tree, target, notes)
+        compile_modules(function, target, notes, "/var/task")
+        compile_modules(layer, target, notes, "/opt")
         size = sum(path.stat().st_size for path in _walk(folder))
         if size > UNPACKED_BYTES:
             raise UsageError(
@@ -161,12 +169,19 @@ def _own(folder: Path, target: Target, wheel: str | None, notes: list[str]) -> N
         if target.arch == machine():
             spec = importlib.util.find_spec("serverless_mpi._spdnn")
             if spec is not None and spec.origin is not None:
-                _check_glibc(Path(spec.origin), target)
-                shutil.copy(spec.origin, folder / "serverless_mpi" / "_spdnn.abi3.so")
+                module = Path(spec.origin)
+                _check_glibc(module, target)
+                if missing := _not_on_lambda(module, target):
+                    notes.append(
+                        f"the C kernel of this installation needs {', '.join(missing)}, which Lambda does not have: it is left out"
+                    )
+                else:
+                    shutil.copy(module, folder / "serverless_mpi" / "_spdnn.abi3.so")
         if not list((folder / "serverless_mpi").glob("_spdnn*.so")):
             notes.append(
                 f"no C kernel for {target.arch} in this package: MPI programs run, sparse inference does not;"
-                f" `pip wheel --no-deps .` on a machine with {target.arch} makes a wheel for --wheel, and the Dockerfile an image"
+                f" `CMAKE_ARGS=-DSPDNN_OPENMP=OFF pip wheel --no-deps .` on a machine with {target.arch} makes a wheel for --wheel,"
+                " and the Dockerfile an image"
             )
     _strip(folder)
 
@@ -184,6 +199,12 @@ def _from_wheel(wheel: str, folder: Path, target: Target) -> None:
         raise UsageError(f"--wheel {wheel}: {error}") from error
     for module in (folder / "serverless_mpi").glob("_spdnn.*.so"):
         _check_glibc(module, target)
+        bundled = {path.name for path in folder.rglob("*.so*")}
+        if missing := [name for name in _not_on_lambda(module, target) if name not in bundled]:
+            raise UsageError(
+                f"--wheel {wheel}: its C kernel needs {', '.join(missing)}, which Lambda does not have;"
+                " CMAKE_ARGS=-DSPDNN_OPENMP=OFF builds one that does not"
+            )
         module.rename(module.with_name("_spdnn.abi3.so"))
 
 
@@ -202,6 +223,16 @@ def _check_glibc(module: Path, target: Target) -> None:
             f"the C kernel of this installation needs glibc {needed[0]}.{needed[1]}, Lambda has {GLIBC[0]}.{GLIBC[1]};"
             " build a wheel on an older system (manylinux_2_28) and name it with --wheel"
         )
+
+
+def _not_on_lambda(module: Path, target: Target) -> list[str]:
+    """Shared libraries that a module needs and the runtimes, minimal images of Amazon Linux 2023, do not have."""
+    if target.here:
+        return []
+    named = {
+        name.decode() for name in re.findall(rb"lib[\w+-]+\.so(?:\.\d+)*", module.read_bytes())
+    }
+    return sorted(named - ON_LAMBDA)
 
 
 def _copy_installed(name: str, folder: Path) -> None:
@@ -224,7 +255,11 @@ def _strip(folder: Path) -> None:
             path.unlink()
 
 
-def _compile(folder: Path, target: Target, notes: list[str]) -> None:
+def compile_modules(folder: Path, target: Target, notes: list[str], there: str) -> None:
+    """Make byte code of every module; there: the folder's path on the platform, which the byte code has in it.
+
+    With this machine's path instead, the same files would not make the same bytes.
+    """
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     interpreter = sys.executable if target.python == running else _other(target.python)
     if interpreter is None:
@@ -243,6 +278,10 @@ def _compile(folder: Path, target: Target, notes: list[str]) -> None:
             "unchecked-hash",
             "-j",
             "0",
+            "-s",
+            str(folder),
+            "-p",
+            there,
             str(folder),
         ],
         capture_output=True,

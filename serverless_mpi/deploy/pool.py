@@ -8,6 +8,8 @@ Source: "Conditional writes", Amazon S3 User Guide.
 from __future__ import annotations
 
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,10 +103,31 @@ def _read(stack: Stack, s3: Any, clock: Callable[[], float]) -> tuple[Held, dict
             answer = s3.get_object(Bucket=stack.bucket, Key=KEY)
         except s3.exceptions.NoSuchKey:
             return {}, {"IfNoneMatch": "*"}
-        leases: Held = json.loads(answer["Body"].read())
+        leases = _checked(answer["Body"].read(), stack)
         return {job: one for job, one in leases.items() if one["until"] > clock()}, {
             "IfMatch": answer["ETag"]
         }
+
+
+def _checked(text: bytes, stack: Stack) -> Held:
+    """The leases in an object; a damaged one would give one queue to two jobs, or none to anybody."""
+    try:
+        leases: Held = json.loads(text)
+        good = all(
+            re.fullmatch("[0-9a-z]{1,16}", job)
+            and all(type(slot) is int and 0 <= slot for slot in one["slots"])
+            and type(one["console"]) is int
+            and 0 <= float(one["until"]) < math.inf
+            for job, one in leases.items()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        good = False
+    if not good:
+        raise ChannelError(
+            f"{KEY} in bucket {stack.bucket}, which says who has the queues, is damaged: when no job of stack"
+            f" {stack.name} runs, `aws s3 rm s3://{stack.bucket}/{KEY}` frees them all"
+        )
+    return leases
 
 
 def _change(stack: Stack, change: Callable[[Held], Any], clock: Callable[[], float]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from serverless_mpi.aws import control
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import ChannelError, ServerlessMPIError, UsageError
+from serverless_mpi.stack.bucket import CODE
 
 POLL_S = 2.0  # between two looks at a stack that is being made, on AWS
 EMULATOR_POLL_S = 0.1
@@ -247,6 +248,15 @@ class Deployment:
         """
         with explained(f"deploy stack {self._name}", self._endpoint, self._region):
             there = describe(self._name, self._endpoint, self._region)
+            if there is not None and there["StackStatus"].endswith("_IN_PROGRESS"):
+                self._say(f"waiting for what is under way ({there['StackStatus']})")
+                self._wait()
+                there = describe(self._name, self._endpoint, self._region)
+            if there is not None and there["StackStatus"] == "UPDATE_ROLLBACK_FAILED":
+                raise UsageError(
+                    f"stack {self._name} is UPDATE_ROLLBACK_FAILED, which no update can change:"
+                    f" `smpi destroy --stack {self._name}` and `smpi deploy` make it anew"
+                )
             if there is not None and there["StackStatus"] in (
                 "ROLLBACK_COMPLETE",
                 "ROLLBACK_FAILED",
@@ -280,6 +290,8 @@ class Deployment:
                 [{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()],
                 layout,
             )
+            # only now: an update that fails is rolled back to the zips of the last one
+            empty(s3, bucket, CODE, keep=code)
 
     def _apply(
         self, call: str, body: dict[str, str], parameters: list[dict[str, str]], layout: Layout
@@ -320,9 +332,8 @@ class Deployment:
     def _reason(self, cloud: Any) -> str:
         """The first thing that went wrong in the last operation."""
         failed = "no reason was given"
-        for event in cloud.describe_stack_events(StackName=self._name)[
-            "StackEvents"
-        ]:  # newest first
+        pages = cloud.get_paginator("describe_stack_events").paginate(StackName=self._name)
+        for event in (event for page in pages for event in page["StackEvents"]):  # newest first
             status, reason = event["ResourceStatus"], event.get("ResourceStatusReason", "")
             if status.endswith("_FAILED") and "cancelled" not in reason:
                 failed = f"{event['LogicalResourceId']} ({event['ResourceType']}): {reason}"
@@ -371,13 +382,24 @@ class Deployment:
             return True
 
 
-def empty(s3: Any, bucket: str, prefix: str = "") -> int:
-    """Delete a bucket's objects below `prefix`; how many there were."""
+def empty(s3: Any, bucket: str, prefix: str = "", keep: Container[str] = ()) -> int:
+    """Delete a bucket's objects below `prefix` but those to `keep`; how many there were.
+
+    Raises
+    ------
+    ChannelError
+        S3 did not delete one of them.
+    """
     count = 0
     with contextlib.suppress(s3.exceptions.NoSuchBucket):
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            keys = [{"Key": one["Key"]} for one in page.get("Contents", ())]
+            found = [one["Key"] for one in page.get("Contents", ())]
+            keys = [{"Key": key} for key in found if key not in keep]
             if keys:
-                s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+                answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+                for error in answer.get("Errors") or ():
+                    raise ChannelError(
+                        f"S3 did not delete {error.get('Key')} of bucket {bucket}: {error.get('Code')}"
+                    )
                 count += len(keys)
     return count

@@ -14,6 +14,9 @@ from serverless_mpi import __version__
 from serverless_mpi.aws.sns import TO
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.deploy.layout import Layout
+from serverless_mpi.errors import UsageError
+from serverless_mpi.job import FRAMES
+from serverless_mpi.stack import bucket
 
 HANDLER = "serverless_mpi.launch.function.handler"
 REPORTER = "serverless_mpi.launch.handler.report"
@@ -23,6 +26,7 @@ EVENT_AGE_S = (
     60  # an event that no function was free for is given up after this, the least AWS allows
 )
 REPORT_MB = 256
+MAX_RESOURCES = 500  # of a template (CloudFormation quota)
 
 Resource = dict[str, Any]
 
@@ -41,6 +45,11 @@ def build(layout: Layout, only_bucket: bool = False, release: str = "") -> dict[
     only_bucket: of the stack's first minute, when there is nowhere to put its code yet; release: letters and digits
     that change with the package, so that a new version of each function is published for its snapshot.
     Parameters of the template: CodeBucket, FunctionKey and LayerKey name the two zips.
+
+    Raises
+    ------
+    UsageError
+        The layout needs more resources than a stack may have.
     """
     template: dict[str, Any] = {
         "AWSTemplateFormatVersion": "2010-09-09",
@@ -62,6 +71,11 @@ def build(layout: Layout, only_bucket: bool = False, release: str = "") -> dict[
         {**_queues(layout), **_roles(layout), **_functions(layout, release)}
     )
     template["Outputs"].update(_outputs(layout))
+    if len(template["Resources"]) > MAX_RESOURCES:
+        raise UsageError(
+            f"--ranks {layout.ranks} --jobs {layout.jobs} with {len(layout.memory_mb)} sizes of memory need"
+            f" {len(template['Resources'])} resources, and a stack has at most {MAX_RESOURCES}: fewer ranks or jobs"
+        )
     return template
 
 
@@ -82,12 +96,17 @@ def _tls_only(resource: Any, action: str) -> dict[str, Any]:
 
 def _bucket(layout: Layout) -> dict[str, Resource]:
     arn = {"Fn::GetAtt": ["Bucket", "Arn"]}
-    day = {
-        "Id": "day",
-        "Status": "Enabled",
-        "ExpirationInDays": 1,
-        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
-    }
+    # not code/: CloudFormation reads the zips of the last deploy again if it must roll an update back
+    days = [
+        {
+            "Id": prefix.rstrip("/"),
+            "Status": "Enabled",
+            "Prefix": prefix,
+            "ExpirationInDays": 1,
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+        }
+        for prefix in bucket.SHORT_LIVED
+    ]
     return {
         "Bucket": {
             "Type": "AWS::S3::Bucket",
@@ -106,7 +125,7 @@ def _bucket(layout: Layout) -> dict[str, Resource]:
                     "RestrictPublicBuckets": True,
                 },
                 "OwnershipControls": {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]},
-                "LifecycleConfiguration": {"Rules": [day]},
+                "LifecycleConfiguration": {"Rules": days},
                 "Tags": _tags(layout),
             },
         },
@@ -152,23 +171,24 @@ def _queues(layout: Layout) -> dict[str, Resource]:
                 "Tags": _tags(layout),
             },
         }
-    made["TopicPolicy"] = {
-        "Type": "AWS::SNS::TopicPolicy",
-        "Properties": {
-            "Topics": [{"Ref": f"Topic{number}"} for number in range(layout.topics)],
-            "PolicyDocument": {
-                "Version": "2012-10-17",
-                "Statement": [
-                    _tls_only(_arn("sns", names.topic_name(stack, 0)[:-4] + "*"), "sns:Publish")
-                ],
+        # one for each: a topic's policy may name no other resource than its topic, and no pattern
+        made[f"Topic{number}Policy"] = {
+            "Type": "AWS::SNS::TopicPolicy",
+            "Properties": {
+                "Topics": [{"Ref": f"Topic{number}"}],
+                "PolicyDocument": {
+                    "Version": "2012-10-17",
+                    "Statement": [_tls_only({"Ref": f"Topic{number}"}, "sns:Publish")],
+                },
             },
-        },
-    }
+        }
     for slot in range(layout.ranks):
         topic = {"Ref": f"Topic{slot // names.FILTERS_PER_TOPIC}"}
         made[f"Queue{slot}"] = _queue(layout, _sub(names.queue_name(stack, slot)))  # type: ignore[arg-type]
         made[f"Subscription{slot}"] = {
             "Type": "AWS::SNS::Subscription",
+            # what a topic sends to a queue that does not allow it yet is lost without a word
+            "DependsOn": ["QueuePolicy"],
             "Properties": {
                 "TopicArn": topic,
                 "Protocol": "sqs",
@@ -248,23 +268,27 @@ def _role(layout: Layout, function: str, statements: list[dict[str, Any]]) -> Re
 
 
 def _roles(layout: Layout) -> dict[str, Resource]:
-    """What functions may do: touch what the stack owns, and nothing else."""
+    """What functions may do: touch what the stack owns, and of its bucket what `stack/bucket.py` says.
+
+    One role serves every job of a stack, so jobs of one stack can reach each other's queues and objects.
+    """
     stack = "${AWS::StackName}"
-    bucket = {"Fn::GetAtt": ["Bucket", "Arn"]}
+    arn = {"Fn::GetAtt": ["Bucket", "Arn"]}
 
     def allow(actions: list[str], *resources: Any) -> dict[str, Any]:
         return {"Effect": "Allow", "Action": actions, "Resource": list(resources)}
 
-    def below(prefix: str) -> dict[str, Any]:
-        return {"Fn::Join": ["", [bucket, f"/{prefix}*"]]}
+    def below(*prefixes: str) -> list[dict[str, Any]]:
+        return [{"Fn::Join": ["", [arn, f"/{prefix}*"]]} for prefix in prefixes]
 
     queues, consoles = (_arn("sqs", f"{stack}-{kind}-*") for kind in (names.QUEUE, names.CONSOLE))
+    of_ranks = [f"{bucket.JOBS}*/{name}" for name in (bucket.RANK, bucket.TRACE, bucket.STOP)]
     ranks = [
-        allow(
-            ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
-            below(""),
-        ),
-        allow(["s3:ListBucket"], bucket),
+        allow(["s3:GetObject"], *below(FRAMES, bucket.PROGRAMS, bucket.DATA, *of_ranks)),
+        allow(["s3:PutObject"], *below(FRAMES, bucket.DATA, *of_ranks)),
+        allow(["s3:DeleteObject", "s3:AbortMultipartUpload"], *below(FRAMES, bucket.DATA)),
+        # of the whole bucket: with a condition on the prefix a missing object would be 403 and not 404
+        allow(["s3:ListBucket"], arn),
         allow(["sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage"], queues),
         allow(["sqs:SendMessage"], consoles),
         allow(["sns:Publish"], _arn("sns", f"{stack}-{names.TOPIC}-*")),
@@ -275,7 +299,7 @@ def _roles(layout: Layout) -> dict[str, Resource]:
         ),
     ]
     reports = [
-        allow(["s3:GetObject", "s3:PutObject"], below("jobs/")),
+        allow(["s3:GetObject", "s3:PutObject"], *below(f"{bucket.JOBS}*/{bucket.STOP}")),
         allow(["sqs:SendMessage"], consoles),
     ]
     return {

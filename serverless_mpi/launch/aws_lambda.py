@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,30 +19,61 @@ from typing import Any
 from serverless_mpi import __version__, metering, trace
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
+from serverless_mpi.deadlock import judge
 from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.layout import TIME_LIMIT_S
 from serverless_mpi.deploy.stack import Stack, empty, explained, own_region
 from serverless_mpi.errors import ChannelError, UsageError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import JobSpec, frames_prefix
 from serverless_mpi.launch import console, tree
-from serverless_mpi.launch.base import EXIT_TIMEOUT, Launcher, Plan
+from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan
 from serverless_mpi.launch.bundle import Bundle, pack
 from serverless_mpi.launch.emulator import check_endpoint
 from serverless_mpi.launch.order import Order, Task
-from serverless_mpi.launch.output import LineWriter
+from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
+from serverless_mpi.stack import bucket
 
 WITHOUT_PLATFORM = ("direct", "memory")  # a function takes no connections, and shares no memory
 NEEDS_QUEUES = ("queue", "hybrid")
 LISTEN_S = 2  # of one request: a signal is answered after it
-APPEAR_S = 30.0  # no rank came up for this long, and some are missing: they never will
+APPEAR_S = (
+    75.0  # no rank came up for this long, and some are missing: Lambda gives an event up after 60 s
+)
 EMULATOR_APPEAR_S = 180.0  # its functions begin on the cores of this machine, all at once
+# Least limit of a deadlock on AWS: a message whose receive was lost comes again after 60 s (the queues' visibility
+# time-out), and the long poll that finds it takes up to 20 s.
+LEAST_DEADLOCK_S = 90.0
+SETTLE_S = (
+    6.0  # a rank's report comes within this: a turn of the rank, SQS, two receives of the launcher
+)
 LATE_S = 75.0  # an event that no function was free for is given up after 60 s; a rank that begins late sees that the job is over
 LAST_WORDS_S = 20.0  # for the other ranks to see that the job is over (2 s), stop (3 s) and say so
 
 
 class LambdaLauncher(Launcher):
     """Invocations of a stack's functions."""
+
+    honors = frozenset(
+        {
+            "endpoint",
+            "region",
+            "alias",
+            "tag_output",
+            "timeout_s",
+            "deadlock_s",
+            "stats",
+            "prices",
+            "explain",
+            "trace",
+            "stack",
+            "memory_mb",
+            "branching",
+            "budget_usd",
+            "requirements",
+        }
+    )
+    region = ""  # that of AWS's own settings
 
     def run(self, plan: Plan) -> int:
         if plan.endpoint is not None:
@@ -74,7 +103,7 @@ class LambdaLauncher(Launcher):
                 job.report(prices)
                 return code
             except Interrupted as stop:
-                _say(f"{stop}; the ranks stop within seconds")
+                say(f"{stop}; the ranks stop within seconds")
                 return 128 + stop.number
             except BrokenPipeError:
                 return 128 + signal.SIGPIPE
@@ -95,10 +124,6 @@ def _check(plan: Plan) -> None:
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
             f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
-        )
-    if plan.host is not None or plan.port is not None:
-        raise UsageError(
-            "--host and --port are of this machine; --platform lambda takes --endpoint for an emulator"
         )
 
 
@@ -172,11 +197,22 @@ class Job:
             console.ERR: LineWriter(2, plan.tag_output),
         }
         self._ear = console.Ear()
+        self._waits: dict[int, dict[str, Any]] = {}  # of ranks that have waited long
+        self._deadlocked_since: float | None = None
         self._failure: tuple[int, str] | None = None
         self._lease: pool.Lease | None = None
         self._invoked = False
         self._began = time.time()
-        self.spec = JobSpec.new(plan.size, plan.channel, region=plan.region, endpoint=plan.endpoint)
+        deadlock_s = plan.deadlock_s
+        if deadlock_s and plan.endpoint is None:
+            deadlock_s = max(deadlock_s, LEAST_DEADLOCK_S)
+        self.spec = JobSpec.new(
+            plan.size,
+            plan.channel,
+            region=plan.region,
+            endpoint=plan.endpoint,
+            deadlock_s=deadlock_s,
+        )
 
     # -- beginning
 
@@ -230,10 +266,17 @@ class Job:
                 "arch": stack.arch,
                 "began": time.time(),
                 "until": time.time() + self._limit_s,
-                "program": [list(program.argv) for program in plan.programs],
+                # without arguments, which may hold secrets: every job of the stack may read this
+                "program": [Path(program.argv[0]).name for program in plan.programs],
                 "version": __version__,
             },
         )
+        with explained("write to the bucket", stack.endpoint, stack.region):
+            self._s3.put_object(
+                Bucket=stack.bucket,
+                Key=bucket.stop_for_clean_key(self.spec.job_id),
+                Body=bucket.stop_message(self.spec.job_id, self.spec.key, "smpi clean"),
+            )
         self._until = time.time() + self._limit_s + pool.MARGIN_S / 2
         name, _, alias = self._function.partition(":")
         with explained(f"invoke function {self._function}", stack.endpoint, stack.region):
@@ -245,7 +288,7 @@ class Job:
             )
 
     def _key(self, name: str) -> str:
-        return f"jobs/{self.spec.job_id}/{name}"
+        return bucket.job_key(self.spec.job_id, name)
 
     def _put(self, name: str, facts: dict[str, Any]) -> None:
         with explained("write to the bucket", self._stack.endpoint, self._stack.region):
@@ -256,27 +299,43 @@ class Job:
     def _send(self, bundle: Bundle) -> str | None:
         if not bundle.files:
             return None
-        return self._send_once(bundle.key, bundle.zipped)
+        if not self._has(bundle.key, bundle.etag):
+            self._put_zip(bundle.key, bundle.zipped)
+        return bundle.key
 
-    def _send_once(self, key: str, make: Callable[[], bytes]) -> str:
-        """Put an object that is named by its content, unless it is there."""
-        with explained("send the program", self._stack.endpoint, self._stack.region):
+    def _has(self, key: str, etag: str) -> bool:
+        """Whether the bucket has what was sent under that key, for long enough.
+
+        etag: S3's of it, the MD5.  It spares a job that would refuse what somebody else put there; ranks compare the
+        SHA-256.
+        """
+        with explained("look for the program", self._stack.endpoint, self._stack.region):
             found = self._s3.list_objects_v2(Bucket=self._stack.bucket, Prefix=key, MaxKeys=1)
-            fresh = [
-                one
-                for one in found.get("Contents", ())
-                if one["Key"] == key and time.time() - one["LastModified"].timestamp() < 80_000
-            ]
-            if not fresh:  # the bucket forgets after a day: what might go meanwhile is sent again
-                self._s3.put_object(Bucket=self._stack.bucket, Key=key, Body=make())
-        return key
+        return any(
+            one["Key"] == key
+            and one["ETag"].strip('"') == etag
+            # the bucket forgets after a day: what might go meanwhile is sent again
+            and time.time() - one["LastModified"].timestamp() < 80_000
+            for one in found.get("Contents", ())
+        )
+
+    def _put_zip(self, key: str, data: bytes) -> None:
+        with explained("send the program", self._stack.endpoint, self._stack.region):
+            self._s3.put_object(Bucket=self._stack.bucket, Key=key, Body=data)
 
     def _send_requirements(self) -> str | None:
         if self._plan.requirements is None:
             return None
         from serverless_mpi.deploy import requirements
 
-        return self._send_once(*requirements.prepare(self._plan.requirements, self._stack))
+        wanted = requirements.Wanted.read(self._plan.requirements, self._stack)
+        known = wanted.known()
+        if known is not None and self._has(*known):
+            return known[0]
+        data = wanted.fetch()
+        key, _ = wanted.remember(data)
+        self._put_zip(key, data)
+        return key
 
     # -- listening
 
@@ -292,11 +351,14 @@ class Job:
             if self._signals.noted:
                 raise Interrupted(self._signals.noted[0])
             if self._failure is None:
+                self._look_for_a_deadlock()
+            if self._failure is None:
                 self._look_for_the_missing(time.monotonic() - quiet_since)
         if self._failure is not None:
             story = self._failure[1]
             self._stop(story)
-            _say(story + ("; the other ranks are stopped" if self.spec.size > 1 else ""))
+            others = self.spec.size > 1 and self._failure[0] != EXIT_DEADLOCK
+            say(story + ("; the other ranks are stopped" if others else ""))
             self._hear_out()
         for writer in self._writers.values():
             for number in range(self.spec.size):
@@ -341,6 +403,11 @@ class Job:
         if word.kind == console.UP:
             rank.up = True
             rank.facts.update(word.facts)
+        elif word.kind == console.WAITS:
+            if word.facts:
+                self._waits[word.rank] = word.facts
+            else:
+                self._waits.pop(word.rank, None)
         elif word.kind == console.END:
             rank.up = True
             if not rank.ended:
@@ -352,6 +419,27 @@ class Job:
                     self._failure = (word.facts["code"], f"rank {word.rank} {word.facts['reason']}")
         else:
             self._writers[word.kind].feed(word.rank, word.data)
+
+    def _look_for_a_deadlock(self) -> None:
+        """Whether every rank that runs waits for another; what each waits in is the job's failure then.
+
+        A rank reports a wait after a third of the limit, and that it goes on; the verdict counts once it has stood
+        long enough for that last report to come.
+        """
+        limit_s = self.spec.deadlock_s
+        running = [number for number, rank in enumerate(self._ranks) if not rank.ended]
+        lines = judge({number: self._waits.get(number) for number in running}, limit_s)
+        if not limit_s or lines is None:
+            self._deadlocked_since = None
+            return
+        now = time.monotonic()
+        if self._deadlocked_since is None:
+            self._deadlocked_since = now
+        if now - self._deadlocked_since < SETTLE_S:
+            return
+        ended = [f"rank {n} has ended" for n, rank in enumerate(self._ranks) if rank.ended]
+        story = f"deadlock: every rank has waited for {limit_s:g} s, and nothing is in flight"
+        self._failure = (EXIT_DEADLOCK, "\n  ".join([story, *lines, *ended]))
 
     def _look_for_the_missing(self, quiet_s: float) -> None:
         """A rank whose parent is up and that nobody has heard of."""
@@ -377,12 +465,12 @@ class Job:
     # -- ending
 
     def _stop(self, reason: str) -> None:
-        """Have all ranks stop; what a rank said first counts."""
-        with contextlib.suppress(Exception):
-            body = json.dumps({"reason": reason, "by": secrets.token_hex(4)}).encode()
-            self._s3.put_object(
-                Bucket=self._stack.bucket, Key=self._key("stop"), Body=body, IfNoneMatch="*"
-            )
+        """Have all ranks stop.  It replaces what is there: a rank's own message, or what another job put there."""
+        message = bucket.stop_message(self.spec.job_id, self.spec.key, reason)
+        try:
+            self._s3.put_object(Bucket=self._stack.bucket, Key=self._key(bucket.STOP), Body=message)
+        except Exception as error:  # boto3 has no common class of what a request may raise
+            say(f"the ranks could not be told to stop, and run to their limit: {error}")
 
     def _stop_if_unfinished(self) -> None:
         """On every way out: a job that its launcher does not see to its end is stopped, and heard out for a moment."""
@@ -418,7 +506,7 @@ class Job:
             contextlib.suppress(ChannelError, UsageError),
             explained("remove the job's objects", self._stack.endpoint, self._stack.region),
         ):
-            empty(self._s3, self._stack.bucket, f"{self.spec.job_id}/")
+            empty(self._s3, self._stack.bucket, frames_prefix(self.spec.job_id))
 
     # -- the bill
 
@@ -433,12 +521,12 @@ class Job:
                         self._s3.exceptions.NoSuchKey
                     ):  # a rank that did not finalize left none
                         found = self._s3.get_object(
-                            Bucket=self._stack.bucket, Key=self._key(f"trace/{number}")
+                            Bucket=self._stack.bucket, Key=self._key(f"{bucket.TRACE}{number}")
                         )
                         with open(f"{folder}/trace-{number}.json", "wb") as out:
                             out.writelines(found["Body"].iter_chunks())
-                empty(self._s3, self._stack.bucket, self._key("trace/"))
-            trace.save(Path(folder), self._plan.trace, _say)
+                empty(self._s3, self._stack.bucket, self._key(bucket.TRACE))
+            trace.save(Path(folder), self._plan.trace, say)
 
     def report(self, prices: metering.Prices) -> None:
         """What it took: written to the bucket for `smpi cost`, and printed where it was asked for."""
@@ -461,20 +549,13 @@ class Job:
                 self._plan.region,
                 prices,
             ):
-                sys.stderr.write(line + "\n")
+                sys.stderr.write(printable_lines(line) + "\n")
         if self._plan.stats == "none":
             return
         from serverless_mpi.deploy import bill
 
         summary = bill.summary(ranks, [launcher], self._memory, self._stack.arch, prices)
         if self._plan.stats == "json":
-            sys.stdout.write(json.dumps(summary) + "\n")
-            sys.stdout.flush()
+            LineWriter(1, tagged=False).feed(0, json.dumps(summary).encode() + b"\n")
         else:
-            sys.stderr.write(bill.render(summary) + "\n")
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"smpirun: {text}\n")
-        sys.stderr.flush()
+            sys.stderr.write(printable_lines(bill.render(summary)) + "\n")

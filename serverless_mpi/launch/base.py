@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from typing import ClassVar
+
+from serverless_mpi.errors import UsageError
 
 EXIT_USAGE = 2  # the command line cannot work
 EXIT_TIMEOUT = 124  # as timeout(1) says it
@@ -112,8 +115,47 @@ class Plan:
         return sum(program.ranks for program in self.programs)
 
 
+# How the command line names a field of `Plan`, where it is not the field's own name.
+OPTIONS = {
+    "algorithms": "--algorithm",
+    "alias": "--no-alias",
+    "timeout_s": "--timeout",
+    "deadlock_s": "--deadlock",
+    "memory_mb": "--memory",
+    "budget_usd": "--budget",
+}
+EVERY = frozenset({"programs", "channel"})  # fields that mean something on every platform
+
+
 class Launcher(ABC):
-    """Runs plans on one platform."""
+    """Runs plans on one platform.
+
+    honors: the fields of `Plan`, beside `EVERY`, that have an effect on this
+    platform; the command line refuses the others.
+    region: the AWS region of a plan that names none.
+    """
+
+    honors: ClassVar[frozenset[str]] = frozenset()
+    region: ClassVar[str] = "us-east-1"
+
+    @classmethod
+    def check(cls, plan: Plan, platform: str) -> None:
+        """See that everything the plan asks for is done on this platform.
+
+        Raises
+        ------
+        UsageError
+            A field that it does not honor has not its default.
+        """
+        for one in fields(plan):
+            if one.name in EVERY or one.name in cls.honors:
+                continue
+            default: object = cls.region if one.name == "region" else one.default
+            if one.default_factory is not MISSING:
+                default = one.default_factory()
+            if getattr(plan, one.name) != default:
+                option = OPTIONS.get(one.name, f"--{one.name.replace('_', '-')}")
+                raise UsageError(f"{option} has no effect with --platform {platform}: omit it")
 
     @abstractmethod
     def run(self, plan: Plan) -> int:

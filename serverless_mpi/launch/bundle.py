@@ -1,13 +1,13 @@
 """A program's files: what goes to the platform, found by content.
 
-The folder that a program would be run in goes as one zip whose name is the hash of what is in it, so a program that
-has not changed is not sent again.  Left out is what no program imports: hidden files, byte code, virtual
+The folder that a program would be run in goes as one zip whose name is its SHA-256: a program that has not changed is
+not sent again, and a rank runs nothing else.  Left out is what no program imports: hidden files, byte code, virtual
 environments.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import importlib.metadata
 import io
 import os
@@ -21,10 +21,9 @@ from serverless_mpi.errors import UsageError
 from serverless_mpi.launch import order as kinds
 from serverless_mpi.launch.base import Program
 from serverless_mpi.launch.local import command
+from serverless_mpi.stack import bucket
+from serverless_mpi.stack.bucket import MAX_FILES, PROGRAM_BYTES
 
-MAX_BYTES = (
-    200 << 20
-)  # unpacked: a function's /tmp holds 512 MB by default, and the program wants some of it
 LEFT_OUT = ("__pycache__", "node_modules")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the zip of the same files is the same bytes
 ON_PLATFORM = ("serverless_mpi", "numpy")  # what a deployed function can import
@@ -41,14 +40,16 @@ class Bundle:
     @property
     def key(self) -> str:
         """The object's key, by content."""
-        digest = hashlib.sha256()
-        for name, path in sorted(self.files.items()):
-            data = path.read_bytes()
-            digest.update(f"{name}\0{_mode(path):o}\0{len(data)}\0".encode() + data)
-        return f"programs/{digest.hexdigest()[:32]}.zip"
+        return bucket.zip_key(self.zipped)
 
+    @property
+    def etag(self) -> str:
+        """S3's tag of the object."""
+        return bucket.etag(self.zipped)
+
+    @functools.cached_property
     def zipped(self) -> bytes:
-        """The zip."""
+        """The zip; the same files make the same bytes."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for name, path in sorted(self.files.items()):
@@ -141,9 +142,9 @@ def _files(folder: Path) -> dict[str, Path]:
     for path in _walk(folder):
         files[path.relative_to(folder).as_posix()] = path
         total += path.stat().st_size
-        if total > MAX_BYTES:
+        if total > PROGRAM_BYTES or len(files) > MAX_FILES:
             raise UsageError(
-                f"the files of {folder} are more than {MAX_BYTES >> 20} MB, and the platform gets all of a program's folder;"
+                f"the files of {folder} are more than {PROGRAM_BYTES >> 20} MB or {MAX_FILES:,}, and the platform gets all of a program's folder;"
                 " put the program in a folder of its own, and large data in the bucket"
             )
     return files

@@ -16,6 +16,7 @@ from serverless_mpi import channels, launch, plugins
 from serverless_mpi.collectives import choose
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
+from serverless_mpi.launch.output import printable, say
 
 STATS = ("text", "json", "none")
 
@@ -171,7 +172,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _OF_EACH = {"ranks", "variables", "folder", "module", "program"}
-_OF_LAMBDA = ("stack", "memory", "budget", "requirements")
 
 
 def _number(text: str, option: str) -> int:
@@ -250,7 +250,10 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
                 )
     channel = job.channel or channels.DEFAULT
     channels.load(channel)
-    stats = job.stats or ("text" if sys.stderr is not None and sys.stderr.isatty() else "none")
+    platform = job.platform or launch.DEFAULT
+    launcher = launch.load(platform)
+    quiet = "stats" not in launcher.honors or sys.stderr is None or not sys.stderr.isatty()
+    stats = job.stats or ("none" if quiet else "text")
     if stats not in STATS:
         raise UsageError(f"--stats {stats}: known are {', '.join(STATS)}")
     timeout = None if job.timeout is None else _above_0(job.timeout, "--timeout", "seconds")
@@ -261,11 +264,6 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         if job.deadlock == "0"
         else _above_0(job.deadlock, "--deadlock", "seconds")
     )
-    platform = job.platform or launch.DEFAULT
-    if platform != "lambda":
-        for name in _OF_LAMBDA:
-            if getattr(job, name) is not None:
-                raise UsageError(f"--{name} is for --platform lambda")
     branching = None if job.branching is None else _number(job.branching, "--branching")
     if branching is not None and branching < 1:
         raise UsageError(f"--branching {branching}: a rank starts at least 1 other")
@@ -279,7 +277,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         port=port,
         host=job.host,
         algorithms=_algorithms(job.algorithms),
-        region=job.region or ("" if platform == "lambda" else "us-east-1"),
+        region=job.region or launcher.region,
         alias=not job.no_alias,
         tag_output=job.tag_output,
         timeout_s=timeout,
@@ -294,6 +292,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         budget_usd=None if job.budget is None else _above_0(job.budget, "--budget", "dollars"),
         requirements=job.requirements,
     )
+    launcher.check(made, platform)
     return made, platform
 
 
@@ -325,14 +324,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in launch.load(platform)().cleanup(
                 options.endpoint, options.region or "us-east-1"
             ):
-                print(f"smpirun: {line}")
+                print(printable(f"smpirun: {line}"))
             return 0
         if options.simulate:
             return _simulate(options)
         made, platform = plan(arguments, os.environ)
         return launch.load(platform)().run(made)
     except (ServerlessMPIError, MPIException) as error:
-        print(f"smpirun: {error}", file=sys.stderr)
+        say(str(error))
         return EXIT_USAGE if isinstance(error, UsageError) else 1
 
 

@@ -1,4 +1,4 @@
-"""What ranks say to their launcher: they are up, what they print, how they ended.
+"""What ranks say to their launcher: they are up, what they print, that they have waited long, how they ended.
 
 A word is a message of a queue: a tag made with the job's key, a head in JSON, the bytes that were printed.  Queues
 reorder and duplicate; each rank numbers its words, and the launcher hears them in order, once.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-UP, OUT, ERR, END = "up", "out", "err", "end"
+UP, OUT, ERR, WAITS, END = "up", "out", "err", "waits", "end"
 _TAG_BYTES = 16
 
 
@@ -21,7 +21,8 @@ _TAG_BYTES = 16
 class Word:
     """One thing a rank says.
 
-    rank, seq: who says it, and its number from 0; kind: UP, OUT, ERR or END; data: what was printed; facts: of UP and END.
+    rank, seq: who says it, and its number from 0; kind: UP, OUT, ERR, WAITS or END; data: what was printed;
+    facts: of UP, WAITS and END.
     """
 
     rank: int

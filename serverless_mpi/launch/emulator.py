@@ -2,31 +2,39 @@
 
 Nothing outside this file and `server.py` knows which emulator it is. It keeps everything in
 memory, binds no other interface, sees no credential of the user and no Docker
-daemon, and dies with the process that started it.
+daemon, and dies with the process that started it. It has only the services that it is asked to have, and with `keys`
+it serves nobody else (`server.py`).
+
+This process binds the socket and keeps it open until `stop`: between finding a port and serving on it nobody can take
+it, nor after the emulator's death. So a request is never sent to somebody else's server, but after such a death it
+waits; whoever holds an `Emulator` looks at `ended`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import importlib.util
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from serverless_mpi.aws.sigv4 import Keys
 from serverless_mpi.errors import JobError, UsageError
 
 HOST = "127.0.0.1"
-HEALTH = "/_ministack/health"
 START_S = 30.0  # it takes 0.3 s on an idle machine
 STOP_S = 3.0  # then it is killed: its state is in memory, so nothing is lost
-POLL_S = 0.02
-ATTEMPTS = 5  # a free port may be taken between being found and being bound
+ANSWER_S = 1.0  # until an answer that does not come is asked for again, while it starts
 ENDPOINT_S = 5.0  # how long an endpoint that the user names may take to answer
 INSTALL = 'pip install "serverless-mpi[local]"'
 
@@ -47,21 +55,23 @@ _BOOT = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')
 _SERVER = Path(__file__).with_name("server.py")
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def _listen(port: int) -> socket.socket:
+    """A listening socket on `port` of 127.0.0.1, 0 for a free one.
 
-
-def _in_use(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return True
-    return False
+    Raises
+    ------
+    UsageError
+        The port is in use, or is not for this user.
+    """
+    try:
+        return socket.create_server((HOST, port), backlog=2048)
+    except OSError as error:
+        what = (
+            "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        )
+        raise UsageError(
+            f"port {port} of {HOST} {what}; name another, or omit --port to have a free one found"
+        ) from error
 
 
 def _answers(host: str, port: int, path: str, timeout_s: float, tls: bool = False) -> bool:
@@ -91,11 +101,11 @@ def check_endpoint(url: str) -> None:
     except ValueError:
         parts, port = urlsplit(""), 0
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"endpoint {url!r} is no URL; it looks like http://127.0.0.1:4566")
+        raise UsageError(f"endpoint {url!r} is not a URL; it looks like http://127.0.0.1:4566")
     if not _answers(parts.hostname, port, "/", ENDPOINT_S, parts.scheme == "https"):
         raise UsageError(
             f"endpoint {url} does not answer (tried for at most {ENDPOINT_S:.0f} s);"
-            " start it, or leave --endpoint away to have an emulator started"
+            " start it, or omit --endpoint to have an emulator started"
         )
 
 
@@ -110,17 +120,34 @@ class Emulator:
         None for a free one.
     region
         Its AWS region.
+    services
+        Names of the services that it has, as its own settings name them.
+    keys
+        Requests must be signed with them. None: whoever reaches the port is served, which is for tests.
     """
 
     def __init__(
-        self, folder: str | Path, port: int | None = None, region: str = "us-east-1"
+        self,
+        folder: str | Path,
+        port: int | None = None,
+        region: str = "us-east-1",
+        services: Iterable[str] = ("s3", "sqs", "sns"),
+        keys: Keys | None = None,
     ) -> None:
         self._folder = Path(folder)
         self._port = port
         self._region = region
+        self._services = sorted(services)
+        self._keys = keys
+        self._listener: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline = -1
         self.url = ""
+
+    @property
+    def pid(self) -> int:
+        """The number of its process, which runs."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> str:
         """Start it and wait until it answers; returns its URL.
@@ -134,60 +161,66 @@ class Emulator:
         """
         if not all(map(importlib.util.find_spec, ("ministack", "uvicorn", "httptools"))):
             raise UsageError(f"emulator not installed: {INSTALL}")
-        if self._port is not None and _in_use(self._port):
-            raise UsageError(
-                f"port {self._port} of {HOST} is in use; name another, or leave it away to have a free one found"
-            )
-        for _ in range(ATTEMPTS):
-            port = self._port or free_port()
-            if self._begin(port):
-                self.url = f"http://{HOST}:{port}"
-                return self.url
-            if self._port is not None:
-                break
-        raise JobError(f"the emulator ended before it answered: {self._last_words()}")
-
-    def _begin(self, port: int) -> bool:
-        ours, theirs = os.pipe()[::-1]
+        self._listener = _listen(self._port or 0)
         try:
-            with open(self._folder / "emulator.log", "wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, str(_SERVER), HOST, str(port), str(theirs)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    cwd=self._folder,
-                    env=self._environment(port),
-                    pass_fds=(theirs,),
-                    start_new_session=True,
-                )
-        except BaseException:
-            os.close(ours)
-            raise
-        finally:
-            os.close(theirs)
-        self._lifeline = ours
-        try:
+            port = self._listener.getsockname()[1]
+            self._process = self._spawn(self._listener)
             deadline = time.monotonic() + START_S
-            while self._process.poll() is None:
-                if _answers(HOST, port, HEALTH, 1.0) and self._process.poll() is None:
-                    return True
+            while not _answers(HOST, port, "/", ANSWER_S) or self.ended() is not None:
+                if (end := self.ended()) is not None:
+                    raise JobError(f"{end} before it answered")
                 if time.monotonic() > deadline:
                     raise JobError(
                         f"the emulator did not answer within {START_S:.0f} s: {self._last_words()}"
                     )
-                time.sleep(POLL_S)
         except BaseException:
             self.stop()
             raise
-        self.stop()
-        return False
+        self.url = f"http://{HOST}:{port}"
+        return self.url
+
+    def _spawn(self, listener: socket.socket) -> subprocess.Popen[bytes]:
+        """Its process, which reads its settings from its standard input and ends when that does."""
+        with open(self._folder / "emulator.log", "wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, str(_SERVER), str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder,
+                env=self._environment(listener.getsockname()[1]),
+                pass_fds=(listener.fileno(),),
+                start_new_session=True,
+            )
+        settings = {
+            "region": self._region,
+            "services": self._services,
+            "access": self._keys and self._keys.access,
+            "secret": self._keys and self._keys.secret,
+        }
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it ended: `start` sees it
+            process.stdin.write(json.dumps(settings).encode() + b"\n")
+            process.stdin.flush()
+        return process
+
+    def ended(self) -> str | None:
+        """How its process ended, None while it runs."""
+        code = None if self._process is None else self._process.poll()
+        if self._process is None or code is None:
+            return None
+        how = f"ended with exit code {code}"
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                how = f"was killed by {signal.Signals(-code).name}"
+        return f"the emulator (process {self._process.pid}) {how}: {self._last_words()}"
 
     def _environment(self, port: int) -> dict[str, str]:
         environ = {name: os.environ[name] for name in KEPT if name in os.environ}
         environ.update(
             GATEWAY_PORT=str(port),
             MINISTACK_REGION=self._region,
+            SERVICES=",".join(self._services),
             IOT_MTLS_ENABLED="0",
             SFTP_ENABLED="0",
             LOG_LEVEL="WARNING",
@@ -203,7 +236,7 @@ class Emulator:
             for line in reversed(lines):
                 if line.strip():
                     return line.strip()
-        return "it said nothing"
+        return "its log is empty"
 
     def stop(self) -> None:
         """Stop it; may be called again."""
@@ -215,9 +248,12 @@ class Emulator:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
 
     def __enter__(self) -> Emulator:
         self.start()

@@ -20,19 +20,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from serverless_mpi import __version__
+from serverless_mpi import __version__, deadlock
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.functions import Functions
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sqs import Sqs
 from serverless_mpi.errors import ServerlessMPIError
-from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE
+from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_TIMEOUT
 from serverless_mpi.launch.order import Order
 from serverless_mpi.launch.sandbox import Child, unpack
 from serverless_mpi.metering import Meter
+from serverless_mpi.stack import bucket
 
 TURN_S = 0.1  # how often memory is looked at
 LISTEN_S = 2.0  # between two looks for the job's end: a GET each, 0.02 cents a rank and hour
@@ -45,6 +46,7 @@ LOGGED_BYTES = (
     1 << 20
 )  # of a rank's output that goes to the function's log too, which costs 0.50 USD a GB
 LAST_S = 4.0  # before the platform's limit: time to stop the program, and to tell
+WAITS_TOLD, WAIT_CHARS = 16, 300  # of a report of waits: threads, and characters of each
 MEMORY_SHARE = 0.97  # of the function's memory: a program above it would be killed, with the function, by the platform
 EXIT_MEMORY = 137  # as a process that the kernel killed
 
@@ -65,7 +67,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     """What the platform calls.  Returns facts that hold no secret; raises only where nobody could be told."""
     global _cold
     cold, _cold = _cold, False
-    if "ping" in event:
+    if isinstance(event, Mapping) and "ping" in event:
         return _about()
     return Rank(Order.from_event(event), context, cold).run()
 
@@ -116,12 +118,13 @@ class Rank:
         ] = []  # output that the launcher has not been told yet
         self._logged = 0
         self._last_words = b""
+        self._waits: dict[str, Any] | None = None  # as the launcher was told last
 
     def run(self) -> dict[str, Any]:
         """From the claim to the end."""
         spec = self._order.spec
         try:
-            if not self._s3.create(self._key(f"rank/{spec.rank}"), self._claim()):
+            if not self._s3.create(self._key(f"{bucket.RANK}{spec.rank}"), self._claim()):
                 return {"rank": spec.rank, "claimed": False}
             # no TemporaryDirectory: its finalizer would run at the exit of the forked program too
             folder = Path(tempfile.mkdtemp(prefix=f"smpi-{spec.job_id}-{spec.rank}-"))
@@ -149,7 +152,7 @@ class Rank:
         return self._run_program(folder)
 
     def _key(self, name: str) -> str:
-        return f"jobs/{self._order.spec.job_id}/{name}"
+        return bucket.job_key(self._order.spec.job_id, name)
 
     def _claim(self) -> bytes:
         return json.dumps({"claim": secrets.token_hex(8), "since": time.time()}).encode()
@@ -167,8 +170,14 @@ class Rank:
         work.mkdir()
         task = self._order.task
         if task.bundle is not None:
-            unpack(self._fetch(task.bundle), work)
-        paths = [str(self._site(self._order.site))] if self._order.site is not None else []
+            unpack(self._fetch(task.bundle, bucket.PROGRAM_BYTES), work, bucket.PROGRAM_BYTES)
+        paths = []
+        if self._order.site is not None:
+            # anew for every rank: what an earlier program could write to is not imported from
+            site = folder / "site"
+            site.mkdir()
+            unpack(self._fetch(self._order.site, bucket.SITE_BYTES), site, bucket.SITE_BYTES)
+            paths.append(str(site))
         paths += [
             entry for entry in sys.path if entry and Path(entry).is_dir()
         ]  # for processes that the program starts
@@ -183,7 +192,7 @@ class Rank:
         )
         own = _resident_bytes()
         try:
-            ending = self._watch(child, own)
+            ending = self._watch(child, own, folder / "stats")
         finally:
             child.stop(self._take)
             child.close()
@@ -204,27 +213,27 @@ class Rank:
             "SMPI_ALIAS": "1" if self._order.alias else "0",
         }
 
-    def _fetch(self, key: str) -> bytes:
-        found = self._s3.get(key)
+    def _fetch(self, key: str, most_bytes: int) -> memoryview:
+        """A zip, if it is the one that the launcher sent; most_bytes: it may have unpacked."""
+        most_bytes += most_bytes // 8  # what does not compress grows a little
+        found = self._s3.get(key, 0, most_bytes)
         if found is None:
             raise ServerlessMPIError(
                 f"the bucket has no {key}: it was removed while the job was being started"
             )
-        return bytes(found[0])
+        data, size = found
+        if size > most_bytes:
+            raise ServerlessMPIError(
+                f"{key} in the bucket has {size:,} bytes; a function takes {most_bytes:,}"
+            )
+        bucket.check_zip(key, data)
+        return data
 
-    def _site(self, key: str) -> Path:
-        """The folder of the installed requirements; unpacked once in an environment."""
-        folder = Path(tempfile.gettempdir()) / f"smpi-{Path(key).stem}"
-        if not folder.exists():
-            draft = Path(tempfile.mkdtemp(prefix="smpi-draft-"))
-            unpack(self._fetch(key), draft)
-            with contextlib.suppress(OSError):  # another environment on the same machine was faster
-                draft.rename(folder)
-            shutil.rmtree(draft, ignore_errors=True)
-        return folder
+    def _watch(self, child: Child, own: int, stats: Path) -> tuple[int, str] | None:
+        """Exit code and reason where the program is to be ended, None once it has ended.
 
-    def _watch(self, child: Child, own: int) -> tuple[int, str] | None:
-        """Exit code and reason where the program is to be ended, None once it has ended.  own: bytes of the function itself."""
+        own: bytes of the function itself; stats: the folder in which the program's MPI reports.
+        """
         listen, pause = time.monotonic() + LISTEN_S, SPEAK_S
         speak = time.monotonic() + pause
         while child.code is None:
@@ -234,6 +243,7 @@ class Rank:
                 pause = min(2 * pause, SPEAK_MOST_S) if self._said else SPEAK_S
                 self._flush()
                 speak = now + pause
+            self._tell_waits(stats)
             if now >= listen:
                 if (reason := self._stopped()) is not None:
                     return 0, f"stopped: {reason}"
@@ -268,8 +278,9 @@ class Rank:
 
     def _stopped(self) -> str | None:
         """Why the job is over, or None while it is not."""
-        found = self._s3.get(self._key("stop"))
-        return None if found is None else str(json.loads(bytes(found[0]))["reason"])
+        spec = self._order.spec
+        found = self._s3.get(self._key(bucket.STOP), 0, bucket.STOP_BYTES)
+        return None if found is None else bucket.stop_reason(found[0], spec.job_id, spec.key)
 
     def _hint(self) -> str:
         """What would help a program that does not import."""
@@ -298,6 +309,15 @@ class Rank:
         if sum(len(part) for _, part in self._said) >= 4 * WORD_BYTES:
             self._flush()
 
+    def _tell_waits(self, stats: Path) -> None:
+        """Pass on what the program reports of a long wait, and that it waits no longer."""
+        if not self._order.spec.deadlock_s:
+            return
+        record = deadlock.read(stats, self._order.spec.rank)
+        if record != self._waits:
+            self._waits = record
+            self._speak(console.WAITS, {} if record is None else _by_wall_clock(record))
+
     def _flush(self) -> None:
         for stream, data in self._said:
             for start in range(0, len(data), WORD_BYTES):
@@ -313,12 +333,14 @@ class Rank:
     def _end(self, code: int, reason: str, folder: Path) -> None:
         spec = self._order.spec
         if code:
-            stop_all(self._s3, spec.job_id, f"rank {spec.rank} {reason}")
+            stop_all(self._s3, spec, f"rank {spec.rank} {reason}")
         self._flush()
         stats = folder / "stats" / f"rank-{spec.rank}.json"
         traced = folder / "stats" / f"trace-{spec.rank}.json"
         if traced.exists():
-            self._s3.put(self._key(f"trace/{spec.rank}"), (memoryview(traced.read_bytes()),))
+            self._s3.put(
+                self._key(f"{bucket.TRACE}{spec.rank}"), (memoryview(traced.read_bytes()),)
+            )
         facts = {
             "code": code,
             "reason": reason,
@@ -327,18 +349,47 @@ class Rank:
             "seconds": time.monotonic() - self._began + self._init_s,
             "memory_mb": self._memory >> 20,
             "peak_mb": getattr(self, "_peak", 0) >> 20,
-            "mpi": json.loads(stats.read_text()) if stats.exists() else None,
+            "mpi": _counters(stats),
         }
         facts["platform"] = self._meter.snapshot()
-        self._s3.put(self._key(f"rank/{spec.rank}"), (memoryview(json.dumps(facts).encode()),))
+        self._s3.put(
+            self._key(f"{bucket.RANK}{spec.rank}"), (memoryview(json.dumps(facts).encode()),)
+        )
         self._speak(console.END, facts)
 
 
-def stop_all(s3: S3, job_id: str, reason: str) -> bool:
-    """Have every rank of a job stop; the first reason counts."""
-    return s3.create(
-        f"jobs/{job_id}/stop", json.dumps({"reason": reason, "by": secrets.token_hex(4)}).encode()
-    )
+def _counters(path: Path) -> Any:
+    """What the program's MPI counted; None if it left nothing that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _by_wall_clock(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A report of waits as the launcher compares it: ranks are on different machines, whose wall clocks agree."""
+    ahead = time.time() - time.monotonic()
+    return {
+        "at": record["at"] + ahead,
+        "since": record["since"] + ahead,
+        **{
+            name: [text[:WAIT_CHARS] for text in record[name][:WAITS_TOLD]]
+            for name in ("waits", "awaited")
+        },
+    }
+
+
+def stop_all(s3: S3, spec: JobSpec, reason: str) -> bool:
+    """Have every rank of a job stop; whether this call did it: the first reason counts."""
+    key = bucket.job_key(spec.job_id, bucket.STOP)
+    message = bucket.stop_message(spec.job_id, spec.key, reason)
+    if s3.create(key, message):
+        return True
+    there = s3.get(key, 0, bucket.STOP_BYTES)
+    if there is not None and bucket.stop_reason(there[0], spec.job_id, spec.key) is not None:
+        return False
+    s3.put(key, (memoryview(message),))  # what is there is not of this job's ranks
+    return True
 
 
 def report(event: Mapping[str, Any], context: Any) -> None:
@@ -347,7 +398,7 @@ def report(event: Mapping[str, Any], context: Any) -> None:
     The event is the record of an asynchronous invocation, with the rank's order in it.
     Source: "Retaining records of asynchronous invocations", AWS Lambda Developer Guide.
     """
-    order = Order.from_event(event["requestPayload"])
+    order = Order.from_event(event.get("requestPayload", {}))
     spec = order.spec
     code, reason = _why(event)
     meter = Meter()
@@ -356,16 +407,18 @@ def report(event: Mapping[str, Any], context: Any) -> None:
         _closing(Client("s3", spec.region, spec.endpoint, credentials, meter)) as to_s3,
         _closing(Client("sqs", spec.region, spec.endpoint, credentials, meter)) as to_sqs,
     ):
-        stop_all(S3(to_s3, spec.settings["bucket"]), spec.job_id, f"rank {spec.rank} {reason}")
+        stop_all(S3(to_s3, spec.settings["bucket"]), spec, f"rank {spec.rank} {reason}")
         word = console.Word(spec.rank, -1, console.END, facts={"code": code, "reason": reason})
         Sqs(to_sqs).send(order.console, [console.encode(word, spec.job_id, spec.key)])
 
 
 def _why(event: Mapping[str, Any]) -> tuple[int, str]:
     """Exit code and reason of a failed invocation."""
-    answer = event.get("responsePayload") or {}
+    answer, context = event.get("responsePayload"), event.get("requestContext")
+    if not isinstance(answer, Mapping):
+        answer = {"errorMessage": "" if answer is None else str(answer)[:1000]}
     kind, text = str(answer.get("errorType", "")), str(answer.get("errorMessage", ""))
-    condition = event.get("requestContext", {}).get("condition", "")
+    condition = context.get("condition", "") if isinstance(context, Mapping) else ""
     if "timed out" in text or kind == "Sandbox.Timedout":
         return EXIT_TIMEOUT, f"time-out: {text}"
     if "OutOfMemory" in kind or "signal: killed" in text:

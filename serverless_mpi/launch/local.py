@@ -16,14 +16,16 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from serverless_mpi import channels, metering, plugins, trace
+from serverless_mpi.aws.credentials import emulator_keys
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
-from serverless_mpi.errors import ChannelError, UsageError
+from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.launch import tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
@@ -35,14 +37,15 @@ from serverless_mpi.launch.jobs import (
     kill_processes_of,
     state_folder,
 )
-from serverless_mpi.launch.output import LineWriter
+from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 
-WITHOUT_AWS = frozenset({"direct", "memory"})  # channels that need no service
+EXIT_EMULATOR = 1  # of a job whose emulator ended before it
 GRACE_S = 3.0  # between SIGTERM and SIGKILL
 DRAIN_S = 2.0  # for output that is still in the pipes when every process is dead
 REAP_S = 0.05  # how often ends are looked for where the kernel cannot tell (no pidfd)
 READ_BYTES = 64 << 10
+SHOWN_RANKS = 8  # of those that a line names
 LOOKS = 6  # how often within the limit of a deadlock the launcher looks for one
 SITE = Path(__file__).with_name("site")
 ENV_ALIAS = "SMPI_ALIAS"
@@ -132,14 +135,27 @@ def _restore(environ: Mapping[str, str]) -> None:
     os.environ.update(environ)
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody can be told
-        sys.stderr.write(f"smpirun: {text}\n")
-        sys.stderr.flush()
-
-
 class LocalLauncher(Launcher):
     """Processes on this machine."""
+
+    honors = frozenset(
+        {
+            "endpoint",
+            "port",
+            "host",
+            "region",
+            "alias",
+            "tag_output",
+            "timeout_s",
+            "deadlock_s",
+            "stats",
+            "prices",
+            "algorithms",
+            "explain",
+            "trace",
+            "branching",
+        }
+    )
 
     def run(self, plan: Plan) -> int:
         if plan.channel == "memory" and plan.size > 1:
@@ -153,15 +169,23 @@ class LocalLauncher(Launcher):
             )
         prices = metering.Prices.load(plan.prices)
         channel = channels.load(plan.channel)
+        if plan.host is not None and "host" not in channel.options:
+            raise UsageError(f"--host: channel {plan.channel} does not listen; channel direct does")
+        if plan.port is not None and (plan.endpoint is not None or not channel.services):
+            raise UsageError(
+                "--port is of the emulator that smpirun starts, and this job starts none"
+            )
         _open_standard_files()
         with Signals() as signals, contextlib.ExitStack() as undo:
             try:
                 return self._run(plan, commands, channel, prices, signals, undo)
             except Interrupted as stop:
-                _say(str(stop))
+                say(str(stop))
                 return 128 + stop.number
             except BrokenPipeError:  # whoever read our output has left, as `head` does
                 return 128 + signal.SIGPIPE
+            except OSError as error:  # a full disk, no more processes or descriptors
+                raise JobError(f"this machine cannot run the job: {error}") from error
             finally:
                 signals.raising = (
                     False  # from here on things are being removed, and that shall be finished
@@ -184,19 +208,12 @@ class LocalLauncher(Launcher):
         _restore(environ)
         undo.callback(kill_processes_of, folder.job_id)
         environ[ENV_LINEAGE] = "/".join(filter(None, (environ.get(ENV_LINEAGE), folder.job_id)))
-        endpoint = plan.endpoint
-        if endpoint is not None:
-            check_endpoint(endpoint)
-        elif plan.channel not in WITHOUT_AWS:
-            emulator = Emulator(folder.path, plan.port, plan.region)
-            undo.callback(emulator.stop)
-            endpoint = emulator.start()
         spec = replace(
             JobSpec.new(
                 plan.size,
                 plan.channel,
                 region=plan.region,
-                endpoint=endpoint,
+                endpoint=plan.endpoint,
                 plugins=plugins.algorithm_modules(),
                 algorithms=plan.algorithms,
             ),
@@ -205,19 +222,32 @@ class LocalLauncher(Launcher):
             stats_dir=str(folder.stats),
             deadlock_s=plan.deadlock_s,
         )
-        if plan.endpoint is not None:  # what an emulator of our own holds goes with it
+        emulator: Emulator | None = None
+        if plan.endpoint is not None:
+            check_endpoint(plan.endpoint)
+        elif channel.services:
+            keys = emulator_keys(spec.key)
+            emulator = Emulator(folder.path, plan.port, plan.region, channel.services, keys)
+            undo.callback(emulator.stop)
+            spec = replace(spec, endpoint=emulator.start())
+        outlives = emulator is None or not channel.contained
+        if outlives:
             folder.record(spec)
             undo.callback(self._destroy, channel, folder)
-        spec = replace(spec, settings=channel.provision(spec))
-        if plan.endpoint is not None:
+        try:
+            spec = replace(spec, settings=channel.provision(spec))
+        except ChannelError as error:
+            end = None if emulator is None else emulator.ended()
+            raise (error if end is None else JobError(end)) from error
+        if outlives:
             folder.record(spec)
-        job = Running(plan, commands, channel, spec, environ, signals)
+        job = Running(plan, commands, channel, spec, environ, signals, emulator)
         undo.callback(job.close)
         job.start()
         signals.raising = False
         code = job.watch()
         if plan.trace is not None:
-            trace.save(folder.stats, plan.trace, _say)
+            trace.save(folder.stats, plan.trace, say)
         self._report(plan, folder.stats, prices)
         return code
 
@@ -227,9 +257,7 @@ class LocalLauncher(Launcher):
             channel.destroy(folder.recorded())
         except ChannelError as error:
             folder.keep = True
-            _say(
-                f"job {folder.job_id} left things behind, `smpirun --cleanup` tries again: {error}"
-            )
+            say(f"job {folder.job_id} left things behind, `smpirun --cleanup` tries again: {error}")
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         from serverless_mpi.aws import control
@@ -250,22 +278,52 @@ class LocalLauncher(Launcher):
 
     @staticmethod
     def _report(plan: Plan, stats: Path, prices: metering.Prices) -> None:
-        records = [json.loads(path.read_text()) for path in sorted(stats.glob("rank-*.json"))]
+        if plan.stats == "none" and not plan.explain:
+            return
+        records = _records(stats, plan.size, prices)
         if plan.explain:
             from serverless_mpi import explain
 
             for line in explain.explain(records, plan.channel, plan.region, prices):
-                sys.stderr.write(line + "\n")
+                sys.stderr.write(printable_lines(line) + "\n")
         if plan.stats == "none":
             return
         summary = metering.report(records, prices)
         if plan.stats == "json":
-            sys.stdout.write(json.dumps(summary) + "\n")
-            sys.stdout.flush()
+            LineWriter(1, tagged=False).feed(0, json.dumps(summary).encode() + b"\n")
         elif summary["ranks"]:
-            sys.stderr.write(metering.render(summary) + "\n")
+            sys.stderr.write(printable_lines(metering.render(summary)) + "\n")
             if plan.region != prices.region:
-                _say(f"these are not the prices of {plan.region}; --prices FILE gives its own")
+                say(f"these are not the prices of {plan.region}; --prices FILE gives its own")
+
+
+def _records(stats: Path, size: int, prices: metering.Prices) -> list[dict[str, Any]]:
+    """Return the counters that ranks left, and say whose are missing.
+
+    A job in which no rank left any (its programs do not use MPI) is not worth a word.
+    """
+    records, missing, damaged = [], [], []
+    for rank in range(size):
+        try:
+            record = json.loads((stats / f"rank-{rank}.json").read_text())
+            metering.report([record], prices)  # everything that is read of it is there
+        except OSError:
+            missing.append(rank)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            damaged.append(rank)
+        else:
+            records.append(record)
+    if damaged:
+        say(f"the statistics of {_ranks(damaged)} are damaged, and not counted")
+    if missing and (records or damaged):
+        say(f"{_ranks(missing)} left no statistics; the figures are of the others")
+    return records
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:SHOWN_RANKS]))
+    more = f" and {len(numbers) - SHOWN_RANKS} more" if len(numbers) > SHOWN_RANKS else ""
+    return f"rank{'s' if len(numbers) > 1 else ''} {shown}{more}"
 
 
 class Running:
@@ -279,15 +337,19 @@ class Running:
         spec: JobSpec,
         environ: Mapping[str, str],
         signals: Signals,
+        emulator: Emulator | None,
     ) -> None:
         self._plan = plan
-        self._commands = commands
         self._channel = channel
         self._spec = spec
         self._environ = environ
         self._signals = signals
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals.fd, selectors.EVENT_READ, None)
+        self._emulator = emulator
+        self._emulator_fd = None if emulator is None else _pidfd(emulator.pid)
+        if self._emulator_fd is not None:  # its end is seen at once
+            self._selector.register(self._emulator_fd, selectors.EVENT_READ, ("emulator", None))
         self._writers = {
             "out": LineWriter(1, plan.tag_output),
             "err": LineWriter(2, plan.tag_output),
@@ -298,9 +360,8 @@ class Running:
         self._inherited = [
             fd for rank in range(spec.size) for fd in channel.inherited(spec.with_rank(rank))
         ]
-        self._failure: tuple[int, str] | None = (
-            None  # exit code and story of the rank that failed first
-        )
+        # exit code and story (a line, and more of it) of the rank that failed first
+        self._failure: tuple[int, tuple[str, ...]] | None = None
         self._unstarted = [
             (number, program, argv)
             for number, (program, argv) in enumerate(
@@ -397,33 +458,39 @@ class Running:
         deadline = None if self._plan.timeout_s is None else time.monotonic() + self._plan.timeout_s
         while self._living and self._failure is None and not self._signals.noted:
             left = None if deadline is None else deadline - time.monotonic()
-            if self._deadlocked():
+            if self._without_emulator() or self._deadlocked():
                 break
             if left is not None and left <= 0:
                 self._failure = (
                     EXIT_TIMEOUT,
-                    f"the job ran longer than --timeout {self._plan.timeout_s:g} s; all ranks were stopped",
+                    (
+                        f"the job ran longer than --timeout {self._plan.timeout_s:g} s; all ranks were stopped",
+                    ),
                 )
                 break
             tick = self._plan.deadlock_s / LOOKS or None
             self._turn(tick if left is None else left if tick is None else min(left, tick))
         running = len(self._living)
+        self._without_emulator()  # a rank may have failed because of it, and been seen first
         self.stop()
         if self._failure is not None:
-            code, story = self._failure
-            _say(
-                story
-                + (
-                    "; the other ranks were stopped"
-                    if running and code not in (EXIT_TIMEOUT, EXIT_DEADLOCK)
-                    else ""
-                )
-            )
+            code, (first, *more) = self._failure
+            if running and code not in (EXIT_TIMEOUT, EXIT_DEADLOCK):
+                first += "; the other ranks were stopped"
+            say(first, *more)
             return code
         if self._signals.noted:
-            _say(str(Interrupted(self._signals.noted[0])))
+            say(str(Interrupted(self._signals.noted[0])))
             return 128 + self._signals.noted[0]
         return 0
+
+    def _without_emulator(self) -> bool:
+        """Whether the emulator has ended before the ranks: that is the job's failure then."""
+        end = None if self._emulator is None else self._emulator.ended()
+        if end is None or not (self._living or self._failure) or self._signals.noted:
+            return False
+        self._failure = (EXIT_EMULATOR, (end,))
+        return True
 
     def _deadlocked(self) -> bool:
         """Whether every rank that lives waits for another; what each waits in is the job's failure then."""
@@ -443,12 +510,12 @@ class Running:
             *lines,
             *ended,
         ]
-        self._failure = (EXIT_DEADLOCK, "\n  ".join(story))
+        self._failure = (EXIT_DEADLOCK, tuple(story))
         return True
 
     def _turn(self, left: float | None) -> None:
         """Wait for something to happen, for at most `left` seconds, and see to it."""
-        blind = any(rank.pidfd is None for rank in self._living.values())
+        blind = any(rank.pidfd is None for rank in self._living.values())  # then so is the emulator
         if blind:
             left = REAP_S if left is None else min(left, REAP_S)
         for key, _ in self._selector.select(left):
@@ -460,6 +527,8 @@ class Running:
             if name == "begun":
                 for (number,) in struct.iter_unpack("<I", os.read(key.fd, READ_BYTES)):
                     self._grow(number)
+            elif name == "emulator":
+                self._selector.unregister(key.fd)  # `watch` looks at it after each turn
             elif name == "end":
                 self._reap(rank)
             else:
@@ -487,7 +556,7 @@ class Running:
                 writer.feed(rank.number, data)
             else:
                 writer.finish(rank.number)
-        except BrokenPipeError:
+        except (BrokenPipeError, JobError):
             self._muted = True
             raise
 
@@ -504,9 +573,9 @@ class Running:
         if code == 0:
             self._grow(rank.number)  # it may have been quicker than we read
         if code < 0:
-            self._failure = (128 - code, f"{rank.told} was killed by {_signal_name(-code)}")
+            self._failure = (128 - code, (f"{rank.told} was killed by {_signal_name(-code)}",))
         elif code > 0:
-            self._failure = (code, f"{rank.told} ended with exit code {code}")
+            self._failure = (code, (f"{rank.told} ended with exit code {code}",))
 
     # -- ending
 
@@ -530,13 +599,13 @@ class Running:
         while self._pipes and (left := deadline - time.monotonic()) > 0:
             self._quiet_turn(left)
         if not self._muted:
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError, JobError):
                 for writer in self._writers.values():
                     for number in range(self._spec.size):
                         writer.finish(number)
 
     def _quiet_turn(self, left: float | None) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, JobError):
             self._turn(left)
 
     def _signal(self, number: int) -> None:
@@ -554,6 +623,9 @@ class Running:
             if key.data is not None and key.data[1] is not None:
                 key.fileobj.close()  # type: ignore[union-attr]  # a pipe that an escaped process holds open
         self._selector.close()
+        if self._emulator_fd is not None:
+            os.close(self._emulator_fd)
+            self._emulator_fd = None
         for fd in self._begun:
             os.close(fd)
         self._begun = ()

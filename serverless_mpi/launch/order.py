@@ -7,12 +7,20 @@ may log one.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from serverless_mpi.errors import JobError
 from serverless_mpi.job import JobSpec
+from serverless_mpi.stack import bucket
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_JOB_ID = re.compile(r"[0-9a-f]{16}")
+_FUNCTION = re.compile(r"[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_-]{1,128})?")
+_URL = re.compile(r"https?://[^\s]{1,2000}")
 
 # how a program is started
 SCRIPT, MODULE, ENTRY, EXECUTABLE = "script", "module", "entry", "executable"
@@ -28,7 +36,8 @@ class Task:
     ranks
         How many ranks run it.
     bundle
-        Key of the zip of its files, which is the working directory; None for an empty one.
+        Key of the zip of its files, which is the working directory; None for an empty one.  The key has the zip's
+        SHA-256 in it, so what lies in the bucket is compared with what the launcher sent.
     variables
         Environment variables that the user gave.
     """
@@ -59,7 +68,7 @@ class Order:
     alias
         Programs that say `from mpi4py import MPI` get this package.
     site
-        Key of the zip of the installed requirements; None for none.
+        Key of the zip of the installed requirements, with its SHA-256 in it; None for none.
     explain, trace
         Whether the rank notes which algorithms were chosen, and leaves a trace below the job's key in the bucket.
     """
@@ -100,6 +109,7 @@ class Order:
             "endpoint": spec.endpoint,
             "region": spec.region,
             "settings": dict(spec.settings),
+            "deadlock_s": spec.deadlock_s,
         }
         rest = {
             name: getattr(self, name)
@@ -124,16 +134,134 @@ class Order:
         Raises
         ------
         JobError
-            It is none; whoever invoked the function is at fault.  The text does not quote it.
+            It is not one; whoever invoked the function is at fault.  The text names the first odd field and
+            quotes nothing of the event, which holds the key.
         """
+        checked = _Fields(event, "event")
+        job = _Fields(checked.take("job", dict), "job")
+        tasks = tuple(
+            _task(one, f"tasks[{n}]") for n, one in enumerate(checked.take("tasks", list))
+        )
+        key = checked.take("key", str)
         try:
-            rest = {
-                name: value for name, value in event.items() if name not in ("job", "key", "tasks")
-            }
-            spec = JobSpec(key=bytes.fromhex(event["key"]), **event["job"])
-            tasks = tuple(Task(**{**task, "argv": tuple(task["argv"])}) for task in event["tasks"])
-            return cls(spec, tasks, **rest)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise JobError(
-                f"this event is no order of a launcher of this version ({type(error).__name__}); see smpi doctor"
-            ) from None
+            spec = JobSpec(
+                job_id=job.matching("job_id", _JOB_ID),
+                rank=job.take("rank", int),
+                size=job.take("size", int),
+                channel=job.matching("channel", _NAME),
+                key=bytes.fromhex(key),
+                endpoint=job.url("endpoint", none=True),
+                region=job.take("region", str),
+                settings=job.texts("settings"),
+                deadlock_s=job.seconds("deadlock_s"),
+            )
+        except ValueError:
+            raise _odd("key") from None
+        job.end()
+        order = cls(
+            spec,
+            tasks,
+            function=checked.matching("function", _FUNCTION),
+            branching=checked.take("branching", int),
+            console=checked.url("console"),
+            limit_s=checked.seconds("limit_s", none=True),
+            alias=checked.take("alias", bool),
+            site=checked.zip("site"),
+            explain=checked.take("explain", bool),
+            trace=checked.take("trace", bool),
+        )
+        checked.end()
+        if order.branching < 1:
+            raise _odd("branching")
+        if sum(task.ranks for task in tasks) != spec.size:
+            raise _odd("tasks")
+        return order
+
+
+def _odd(field: str) -> JobError:
+    return JobError(
+        f"this event is not an order of a launcher of this version ({field}); see smpi doctor"
+    )
+
+
+def _task(event: Any, name: str) -> Task:
+    task = _Fields(event, name)
+    made = Task(
+        kind=task.take("kind", str),
+        argv=tuple(task.take("argv", list)),
+        ranks=task.take("ranks", int),
+        bundle=task.zip("bundle"),
+        variables=task.texts("variables"),
+    )
+    task.end()
+    if made.kind not in (SCRIPT, MODULE, ENTRY, EXECUTABLE):
+        raise _odd(f"{name}.kind")
+    if not made.argv or not all(isinstance(word, str) and "\0" not in word for word in made.argv):
+        raise _odd(f"{name}.argv")
+    if made.ranks < 1:
+        raise _odd(f"{name}.ranks")
+    for variable, value in made.variables.items():
+        if not variable or "=" in variable or "\0" in variable + value:
+            raise _odd(f"{name}.variables")
+    return made
+
+
+class _Fields:
+    """An object of an event, read field by field; errors name the field and never its value."""
+
+    def __init__(self, event: Any, name: str) -> None:
+        if not isinstance(event, Mapping):
+            raise _odd(name)
+        self._left = dict(event)
+        self._name = name
+
+    def _path(self, name: str) -> str:
+        return name if self._name == "event" else f"{self._name}.{name}"
+
+    def take(self, name: str, kind: type) -> Any:
+        """A field of that type; true is not a number."""
+        value = self._left.pop(name, None)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise _odd(self._path(name))
+        return value
+
+    def texts(self, name: str) -> dict[str, str]:
+        """A table of texts."""
+        found: dict[str, str] = self.take(name, dict)
+        if not all(isinstance(value, str) for value in found.values()):
+            raise _odd(self._path(name))
+        return found
+
+    def seconds(self, name: str, none: bool = False) -> Any:
+        """A time that is neither negative nor endless."""
+        value = self._left.pop(name, math.nan)
+        if none and value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise _odd(self._path(name))
+        return float(value)
+
+    def matching(self, name: str, pattern: re.Pattern[str]) -> str:
+        """A text of that form."""
+        value: str = self.take(name, str)
+        if not pattern.fullmatch(value):
+            raise _odd(self._path(name))
+        return value
+
+    def url(self, name: str, none: bool = False) -> Any:
+        """An http(s) URL."""
+        if none and self._left.get(name, "") is None:
+            return self._left.pop(name)
+        return self.matching(name, _URL)
+
+    def zip(self, name: str) -> str | None:
+        """A key that names its content, or None."""
+        value = self._left.pop(name, None)
+        if value is not None and not bucket.is_zip_key(value):
+            raise _odd(self._path(name))
+        return None if value is None else str(value)
+
+    def end(self) -> None:
+        """All fields have been taken."""
+        if self._left:
+            raise _odd(f"{self._name} has more fields")

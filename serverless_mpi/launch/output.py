@@ -1,4 +1,8 @@
-"""Many processes' output, put together line by line.
+"""What a command writes: many processes' output, put together line by line, and its own words.
+
+The output of programs is passed on as it is, terminal sequences included, as `mpiexec` does. Everything else that the
+user reads (`say`, `printable`) may contain text that somebody else chose: the name of a communicator, a file's name, an
+object in a bucket that another job wrote. So no control character of it reaches the terminal.
 
 Here is only the cutting into lines and the tags; where bytes come from is the
 launcher's, so this is tested without a process.
@@ -6,12 +10,37 @@ launcher's, so this is tested without a process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import sys
+
+from serverless_mpi.errors import JobError
 
 LINE_MAX = (
     1 << 20
 )  # bytes of one line that are held back for its end; a longer line is written in pieces
+
+
+def printable(text: str) -> str:
+    """Return the text as one line without control or formatting characters, which become escapes as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines with each line made `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def say(text: str, *more: str) -> None:
+    """Write a line of smpirun's own to standard error, and `more` lines that belong to it."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+        sys.stderr.write("\n  ".join(map(printable, (f"smpirun: {text}", *more))) + "\n")
+        sys.stderr.flush()
 
 
 class LineWriter:
@@ -34,6 +63,8 @@ class LineWriter:
         ------
         BrokenPipeError
             Nobody reads the output any more.
+        JobError
+            It cannot be written, as when a disk is full.
         """
         held = self._held.setdefault(rank, bytearray())
         held += data
@@ -69,3 +100,8 @@ class LineWriter:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:  # whoever gave us the descriptor made it non-blocking
                 select.select([], [self._fd], [])
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                stream = {1: "standard output", 2: "standard error"}.get(self._fd, "the output")
+                raise JobError(f"{stream} cannot be written: {error.strerror}") from error

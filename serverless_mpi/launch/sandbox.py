@@ -22,20 +22,52 @@ import threading
 import time
 import traceback
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import NoReturn
 
+from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import ENV_TRACE
 from serverless_mpi.launch import order as kinds
 from serverless_mpi.launch.jobs import ENV_LINEAGE, kill_processes_of
+from serverless_mpi.stack.bucket import MAX_FILES
 
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
 DRAIN_S = 1.0  # for output that is still in the pipes when the program is dead
 READ_BYTES = 64 << 10
-PR_SET_PDEATHSIG = 1  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # prctl(2)
+SWEEPS = 50  # a process may start others while it is being ended
 SITE = Path(__file__).with_name("site")
+
+
+def seal() -> None:
+    """Prepare a function's process, once: programs of one job after another run as its user.
+
+    No process of that user may then read or write its memory, its environment or its descriptors, and what a program
+    leaves behind, wherever it hides, becomes this process's child, which `Child.stop` ends.
+    """
+    _prctl(PR_SET_DUMPABLE, 0)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value)
+
+
+def _children() -> set[int]:
+    """Process ids of this process's children."""
+    found = set()
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
+            pid = int(entry.name)
+            if (
+                int(Path(entry.path, "stat").read_text().rpartition(")")[2].split()[1])
+                == os.getpid()
+            ):
+                found.add(pid)
+    return found
 
 
 class Child:
@@ -60,6 +92,7 @@ class Child:
         self.code: int | None = None
         self.peak_bytes = 0
         self._open = 2
+        self._others = _children()
         (out, out_there), (err, err_there) = os.pipe(), os.pipe()
         self.pid = os.fork()
         if not self.pid:
@@ -125,9 +158,22 @@ class Child:
         while self.code is None:
             self.turn(0.05, take)
         kill_processes_of(self._name)  # what left the group
+        self._end_orphans()
         deadline = time.monotonic() + DRAIN_S
         while self._open and time.monotonic() < deadline:
             self.turn(0.05, take)
+
+    def _end_orphans(self) -> None:
+        """End what left the group and the environment by which it was known; a sealed process gets it as a child."""
+        for _ in range(SWEEPS):
+            orphans = _children() - self._others
+            if not orphans:
+                return
+            for pid in orphans:
+                os.kill(
+                    pid, signal.SIGKILL
+                )  # at worst a zombie: nobody else waits for our children
+                os.waitpid(pid, 0)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -140,13 +186,35 @@ class Child:
         self._selector.close()
 
 
-def unpack(data: bytes, folder: Path) -> None:
-    """Put a zip's files below `folder`."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for entry in archive.infolist():
-            path = Path(archive.extract(entry, folder))
-            if not entry.is_dir():
-                path.chmod(0o755 if entry.external_attr >> 16 & 0o100 else 0o644)
+def unpack(data: bytes | memoryview, folder: Path, most_bytes: int) -> None:
+    """Put a zip's files below `folder`, which is empty; nothing but plain files and folders comes of it.
+
+    Raises
+    ------
+    ServerlessMPIError
+        It is no zip, has more than `most_bytes` unpacked or too many files, or names one outside the folder.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            # no more than an entry's stated size is read of it, so the sum bounds what is written
+            nbytes = sum(entry.file_size for entry in entries)
+            if nbytes > most_bytes or len(entries) > MAX_FILES:
+                raise ServerlessMPIError(
+                    f"a zip of this job has {len(entries):,} files of {nbytes >> 20} MB;"
+                    f" a function takes {MAX_FILES:,} of {most_bytes >> 20} MB"
+                )
+            for entry in entries:
+                parts = PurePosixPath(entry.filename).parts
+                if not parts or entry.filename.startswith("/") or ".." in parts:
+                    raise ServerlessMPIError(
+                        "a zip of this job names a file outside its folder; it was not unpacked any further"
+                    )
+                path = Path(archive.extract(entry, folder))
+                if not entry.is_dir():
+                    path.chmod(0o755 if entry.external_attr >> 16 & 0o100 else 0o644)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ServerlessMPIError(f"a zip of this job is damaged: {error}") from error
 
 
 # -- in the child
@@ -166,7 +234,8 @@ def _become(
     try:
         os.setsid()
         # a function that is killed takes its program along; on the platform the whole environment goes
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl(PR_SET_DUMPABLE, 1)  # as any process; the function's own stays as `seal` made it
         null = os.open(os.devnull, os.O_RDONLY)
         for fd, place in ((null, 0), (out, 1), (err, 2)):
             os.dup2(fd, place)

@@ -7,14 +7,54 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from serverless_mpi.channels.base import EACH, MANY, Channel, Delivery, FrameName, Parcel, Wanted
 from serverless_mpi.core.envelope import ANY_SOURCE
+from serverless_mpi.job import JobSpec
+from serverless_mpi.metering import Meter
 
 POINT, STEP = 0, 2
 GIVE_UP_S = 30.0  # only reached by a failure
 
 Make = Callable[[int], list[Channel]]  # number of ranks -> their channels
+
+
+@contextlib.contextmanager
+def provisioned(
+    kind: type[Channel], endpoint: str | None, left: Callable[[JobSpec], Sequence[object]]
+) -> Iterator[Make]:
+    """Make channels as a launcher does, and destroy what they made as a launcher does.
+
+    Parameters
+    ----------
+    kind
+        The channel's class; `channel` of its specs is its class's name, so it needs no entry in the table.
+    endpoint
+        Of an emulator, None for none.
+    left
+        What there still is of a job.
+    """
+    before: list[JobSpec] = []
+    after: list[JobSpec] = []
+
+    def make(size: int) -> list[Channel]:
+        before.append(JobSpec.new(size, kind.__name__, endpoint=endpoint))
+        after.append(replace(before[-1], settings=kind.provision(before[-1])))
+        return [kind(after[-1].with_rank(rank), Meter()) for rank in range(size)]
+
+    try:
+        yield make
+    finally:
+        for spec in after:
+            kind.destroy(spec)
+        remains = {spec.job_id: found for spec in after if (found := list(left(spec)))}
+        assert not remains, f"destroy left {remains}"
+        for spec in (
+            *after,
+            *before,
+        ):  # again, and after a `provision` that did not come to its end
+            kind.destroy(spec)
 
 
 def parcel(source: int, dests: Sequence[int], seq: int, body: bytes, context: int = 7) -> Parcel:

@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from serverless_mpi import channels
 from serverless_mpi.aws import control
-from serverless_mpi.channels.base import Channel
+from serverless_mpi.channels.memory import MemoryChannel
 from serverless_mpi.job import JobSpec
-from serverless_mpi.metering import Meter
-from tests.channels.contract import check_channel
+from tests.channels.contract import check_channel, provisioned
 
 
 def check(name: str, endpoint: str | None, without: Sequence[str] = ()) -> None:
-    kind = channels.load(name)
-    specs: list[JobSpec] = []
+    def left(spec: JobSpec) -> list[str]:
+        found = [] if endpoint is None else control.leftovers(endpoint, spec.region)
+        return [job_id for job_id in found if job_id == spec.job_id]
 
-    def make(size: int) -> list[Channel]:
-        spec = JobSpec.new(size, name, endpoint=endpoint)
-        specs.append(spec)
-        spec = replace(spec, settings=kind.provision(spec))
-        return [kind(spec.with_rank(rank), Meter()) for rank in range(size)]
-
-    try:
+    with provisioned(channels.load(name), endpoint, left) as make:
         check_channel(make, without)
-    finally:
-        for spec in specs:
-            kind.destroy(spec)
-            kind.destroy(spec)  # again does nothing
-    if endpoint is not None:
-        assert not {spec.job_id for spec in specs} & set(control.leftovers(endpoint, "us-east-1"))
+
+
+class Mailboxes(MemoryChannel):
+    """A channel whose things have names of their own, which only `provision` tells."""
+
+    root: ClassVar[Path]
+
+    @classmethod
+    def provision(cls, spec: JobSpec) -> dict[str, str]:
+        return {"folder": tempfile.mkdtemp(dir=cls.root)}
+
+    @classmethod
+    def destroy(cls, spec: JobSpec) -> None:
+        if "folder" in spec.settings:
+            shutil.rmtree(spec.settings["folder"], ignore_errors=True)
+
+
+def test_what_provision_names_is_destroyed(tmp_path: Path) -> None:
+    Mailboxes.root = tmp_path
+    with provisioned(Mailboxes, None, lambda spec: list(tmp_path.iterdir())) as make:
+        for channel in make(2):
+            channel.close()
+        assert list(tmp_path.iterdir())
+
+
+def test_what_destroy_leaves_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mailboxes, "destroy", lambda spec: None)
+    Mailboxes.root = tmp_path
+    with (
+        pytest.raises(AssertionError, match="destroy left"),
+        provisioned(Mailboxes, None, lambda spec: list(tmp_path.iterdir())) as make,
+    ):
+        for channel in make(2):
+            channel.close()
 
 
 @pytest.mark.parametrize("name", ["memory", "direct"])

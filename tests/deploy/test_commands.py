@@ -15,12 +15,12 @@ from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.history import History
 from serverless_mpi.launch.emulator import Emulator
 from tests.harness import GIVE_UP_S, ROOT
-from tests.launch.lambda_stack import Deployed, smpi
+from tests.launch.lambda_stack import SERVICES, Deployed, smpi
 
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    with Emulator(tmp_path_factory.mktemp("ministack")) as emulator:
+    with Emulator(tmp_path_factory.mktemp("ministack"), services=SERVICES) as emulator:
         done = smpi(
             "deploy", "--endpoint", emulator.url, "--stack", "other", "--ranks", 4, "--jobs", 2
         )
@@ -66,6 +66,19 @@ def test_doctor_hello_jobs_logs_and_cost(deployed: Deployed) -> None:
     found = json.loads(done.stdout)
     assert found["ranks"] == found["heard"] == 3 and found["usd"] > 0
     assert "3 ranks of 1769 MB" in _on(deployed, "cost", job_id).stdout
+    s3 = deployed.stack.client("s3")
+    for key, body in (  # what another job of the stack could write
+        (f"jobs/{job_id}/rank/x", b"{}"),
+        (f"jobs/{job_id}/rank/0", b"\xff"),
+        (f"jobs/{job_id}/rank/1", b"[]"),
+        (f"jobs/{job_id}/rank/99", b"{}"),
+        ("jobs/\x1b[2J/job.json", b"{}"),
+        (f"jobs/{'0' * 16}/rank/0/job.json", b"{}"),
+    ):
+        s3.put_object(Bucket=deployed.stack.bucket, Key=key, Body=body)
+    done = _on(deployed, "jobs")
+    assert done.returncode == 0 and done.stdout.count("-n 3 hybrid") == 1, done.stderr
+    assert "\x1b" not in done.stdout
     done = _on(deployed, "clean")
     assert done.returncode == 0 and f"job {job_id}" in done.stderr and "removed" in done.stderr
     assert "no job in the last day" in _on(deployed, "jobs").stderr

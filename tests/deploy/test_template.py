@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import subprocess
@@ -128,6 +129,104 @@ def test_a_role_may_touch_the_stack_and_nothing_else(role: str) -> None:
             assert "${AWS::StackName}-" in text or '"Bucket", "Arn"' in text, text
 
 
+def _pattern(resource: Any) -> str:
+    """A resource of the bucket as the pattern of a key, "" for the bucket itself."""
+    if resource == {"Fn::GetAtt": ["Bucket", "Arn"]}:
+        return ""
+    _, (arn, below) = resource["Fn::Join"]
+    assert arn == {"Fn::GetAtt": ["Bucket", "Arn"]}
+    return str(below).removeprefix("/")
+
+
+def _may(role: str, action: str, key: str) -> bool:
+    return any(
+        action in statement["Action"] and fnmatch.fnmatchcase(key, _pattern(resource))
+        for statement in _statements(template.build(WHOLE), role)
+        if statement["Action"][0].startswith("s3:")
+        for resource in statement["Resource"]
+    )
+
+
+JOB = "0123456789abcdef"
+CHANGE = ("s3:PutObject", "s3:DeleteObject")
+
+
+@pytest.mark.parametrize(
+    "key, read, write, delete",
+    [
+        (f"f/{JOB}/r/000001/x", True, True, True),
+        (f"jobs/{JOB}/rank/7", True, True, False),
+        (f"jobs/{JOB}/trace/7", True, True, False),
+        (f"jobs/{JOB}/stop", True, True, False),
+        (f"jobs/{JOB}/job.json", False, False, False),
+        (f"jobs/{JOB}/end.json", False, False, False),
+        (f"stops/{JOB}", False, False, False),
+        ("programs/" + "0" * 64 + ".zip", True, False, False),
+        ("code/function-0.zip", False, False, False),
+        ("code/template.json", False, False, False),
+        ("pool.json", False, False, False),
+        ("data/net/index.json", True, True, True),
+    ],
+)
+def test_a_rank_writes_frames_and_its_own_end_and_nothing_that_others_run(
+    key: str, read: bool, write: bool, delete: bool
+) -> None:
+    assert _may("RankRole", "s3:GetObject", key) is read
+    assert tuple(_may("RankRole", action, key) for action in CHANGE) == (write, delete)
+    stop = key.endswith("/stop")
+    assert _may("ReportRole", "s3:GetObject", key) is stop
+    assert tuple(_may("ReportRole", action, key) for action in CHANGE) == (stop, False)
+
+
+def test_a_rank_does_to_queues_and_functions_what_its_data_path_calls_and_no_more() -> None:
+    """Who may receive from a console could swallow the output of other jobs."""
+    granted = {
+        (action, json.dumps(resource).partition("${AWS::StackName}-")[2].partition("*")[0])
+        for statement in _statements(template.build(WHOLE), "RankRole")
+        for action in statement["Action"]
+        for resource in (
+            statement["Resource"]
+            if isinstance(statement["Resource"], list)
+            else [statement["Resource"]]
+        )
+        if not action.startswith(("s3:", "logs:"))
+    }
+    assert {(action, name.strip('"} -')) for action, name in granted} == {
+        ("sqs:SendMessage", "q"),
+        ("sqs:ReceiveMessage", "q"),
+        ("sqs:DeleteMessage", "q"),
+        ("sqs:SendMessage", "c"),
+        ("sns:Publish", "t"),
+        ("lambda:InvokeFunction", "rank"),
+        ("lambda:InvokeFunction", "report"),
+    }
+
+
+def test_the_policy_of_a_topic_names_that_topic_alone() -> None:
+    """SNS: a policy covers one topic, and no pattern; cfn-lint and SAM do not know it."""
+    resources = template.build(Layout(ranks=MAX_RANKS))["Resources"]
+    topics = [name for name, one in resources.items() if one["Type"] == "AWS::SNS::Topic"]
+    covered = []
+    for one in resources.values():
+        if one["Type"] == "AWS::SNS::TopicPolicy":
+            (topic,) = one["Properties"]["Topics"]
+            covered.append(topic["Ref"])
+            for statement in one["Properties"]["PolicyDocument"]["Statement"]:
+                assert statement["Resource"] == topic
+    assert covered == topics and len(topics) == 2
+
+
+def test_subscriptions_wait_for_the_queues_permission() -> None:
+    for one in template.build(WHOLE)["Resources"].values():
+        if one["Type"] == "AWS::SNS::Subscription":
+            assert one["DependsOn"] == ["QueuePolicy"]
+
+
+def test_a_layout_with_too_many_resources_is_refused() -> None:
+    with pytest.raises(UsageError, match="at most 500"):
+        template.build(Layout(ranks=MAX_RANKS, jobs=50))
+
+
 def test_what_holds_data_is_encrypted_private_and_short_lived() -> None:
     resources = template.build(WHOLE)["Resources"]
     for name, resource in resources.items():
@@ -148,7 +247,10 @@ def test_what_holds_data_is_encrypted_private_and_short_lived() -> None:
         all(bucket["PublicAccessBlockConfiguration"].values())
         and len(bucket["PublicAccessBlockConfiguration"]) == 4
     )
-    assert bucket["LifecycleConfiguration"]["Rules"][0]["ExpirationInDays"] == 1
+    rules = {one["Prefix"]: one for one in bucket["LifecycleConfiguration"]["Rules"]}
+    # what a failed update goes back to must be there: code/ has no rule
+    assert set(rules) == {"f/", "jobs/", "programs/", "stops/", "data/"}
+    assert all(one["ExpirationInDays"] == 1 for one in rules.values())
     policies = {
         resource["Type"]
         for resource in resources.values()

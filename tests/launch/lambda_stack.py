@@ -27,6 +27,10 @@ def smpi(
     )
 
 
+# of AWS, what a stack and its jobs take; CloudFormation makes what belongs to all of them
+SERVICES = ("cloudformation", "iam", "lambda", "logs", "s3", "sns", "sqs", "sts")
+
+
 class Deployed:
     """A stack at an emulator."""
 
@@ -56,7 +60,7 @@ class Deployed:
         """Objects that are a job's messages: whatever is not code, a program, the leases, or what is kept of jobs for a day."""
         s3 = self.stack.client("s3")
         found = s3.list_objects_v2(Bucket=self.stack.bucket).get("Contents", [])
-        kept = ("code/", "programs/", "jobs/", "pool.json")
+        kept = ("code/", "programs/", "jobs/", "stops/", "data/", "pool.json")
         return [one["Key"] for one in found if not one["Key"].startswith(kept)]
 
     def order(self, folder: Path, text: str, size: int, lease: Any) -> Order:
@@ -67,7 +71,7 @@ class Deployed:
         stack = self.stack
         (folder / "prog.py").write_text(text)
         bundle = pack(Program(("prog.py",), size, folder=str(folder)), False)
-        stack.client("s3").put_object(Bucket=stack.bucket, Key=bundle.key, Body=bundle.zipped())
+        stack.client("s3").put_object(Bucket=stack.bucket, Key=bundle.key, Body=bundle.zipped)
         settings = {
             "bucket": stack.bucket,
             "slots": str(list(lease.slots)),

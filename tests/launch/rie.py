@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import threading
@@ -26,11 +27,16 @@ from pathlib import Path
 import pytest
 
 from serverless_mpi.deploy import package
-from serverless_mpi.launch.emulator import free_port
 
 HOST = "127.0.0.1"
 FUNCTION = "/2015-03-31/functions/function/invocations"
 ARCH = {"x86_64": "x86_64", "aarch64": "arm64"}
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.create_server((HOST, 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 class Room:

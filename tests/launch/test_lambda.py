@@ -20,7 +20,7 @@ from serverless_mpi.deploy import pool
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
 from tests.harness import GIVE_UP_S, ROOT, interrupt
-from tests.launch.lambda_stack import RANKS, SIZES, Deployed, smpi
+from tests.launch.lambda_stack import RANKS, SERVICES, SIZES, Deployed, smpi
 
 HELLO = "from mpi4py import MPI\nc = MPI.COMM_WORLD\n"
 
@@ -28,7 +28,7 @@ HELLO = "from mpi4py import MPI\nc = MPI.COMM_WORLD\n"
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     """`smpi deploy` at the start, `smpi destroy` at the end, which leaves nothing."""
-    emulator = Emulator(tmp_path_factory.mktemp("ministack"))
+    emulator = Emulator(tmp_path_factory.mktemp("ministack"), services=SERVICES)
     try:
         made = Deployed(emulator.start())
         done = smpi(
@@ -69,6 +69,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 def script(tmp_path: Path):  # type: ignore[no-untyped-def]
     def write(text: str, name: str = "prog.py") -> Path:
         path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         return path
 
@@ -191,7 +192,7 @@ def test_smpi_infer_answers_as_here(deployed: Deployed, tmp_path: Path, channel:
         "--images",
         tmp_path / "images.npz",
     )
-    place = f"s3://{deployed.stack.bucket}/code/{channel}"
+    place = f"s3://{deployed.stack.bucket}/data/{channel}"
     stored = infer("store", place, *network, "-n", ranks, "--input", "some", *there)
     assert stored.returncode == 0, stored.stderr
     done = infer(
@@ -212,7 +213,7 @@ def test_smpi_infer_answers_as_here(deployed: Deployed, tmp_path: Path, channel:
     assert done.stdout == infer("run", *network).stdout
     record = json.loads(
         deployed.stack.client("s3")
-        .get_object(Bucket=deployed.stack.bucket, Key=f"code/{channel}/report.json")["Body"]
+        .get_object(Bucket=deployed.stack.bucket, Key=f"data/{channel}/report.json")["Body"]
         .read()
     )
     assert record["job"]["ranks"] == ranks and record["job"]["memory_mb"] == min(SIZES)
@@ -240,7 +241,7 @@ def test_programs_modules_scripts_and_executables(
         tmp_path,
         "-m",
         "mod",
-        "a",
+        "secret-word",
         ":",
         "-n",
         1,
@@ -253,7 +254,53 @@ def test_programs_modules_scripts_and_executables(
         shell,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["module 0 5 ['a']", "script 1 3 g", "shell 2"]
+    assert sorted(done.stdout.splitlines()) == [
+        "module 0 5 ['secret-word']",
+        "script 1 3 g",
+        "shell 2",
+    ]
+    s3 = deployed.stack.client("s3")
+    told = [  # what every job of the stack may read
+        s3.get_object(Bucket=deployed.stack.bucket, Key=one["Key"])["Body"].read()
+        for one in s3.list_objects_v2(Bucket=deployed.stack.bucket)["Contents"]
+        if one["Key"].startswith(("jobs/", "stops/"))
+    ]
+    assert any(b'["mod", "other.py", "run.sh"]' in text for text in told)
+    assert not any(b"secret-word" in text or b"GIVEN" in text for text in told)
+
+
+def test_a_deadlock_is_told_rank_by_rank(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
+    prog = script(
+        HELLO + "if c.rank == 0: c.recv(source=1, tag=7)\nelif c.rank == 1: c.barrier()\n"
+    )
+    done = deployed.run("-n", 3, "--deadlock", 2, prog)
+    assert done.returncode == 125, done.stderr
+    assert "deadlock: every rank has waited for 2 s, and nothing is in flight" in done.stderr
+    lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("  rank ")]
+    assert [line[:15] for line in lines] == [
+        "rank 0 waits in",
+        "rank 1 waits in",
+        "rank 2 has ende",
+    ]
+    assert "recv(source=1, tag=7) on MPI_COMM_WORLD at" in lines[0] and "prog.py:3" in lines[0]
+    assert "a message from rank 1 with tag 7" in lines[0] and "barrier() on" in lines[1]
+    assert not pool.held(deployed.stack)
+
+
+def test_a_program_that_was_replaced_in_the_bucket_does_not_run(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
+    from serverless_mpi.launch.base import Program
+    from serverless_mpi.launch.bundle import pack
+
+    prog = script(HELLO + "print('mine')\n")
+    theirs = script("print('theirs')\n", "theirs/prog.py")
+    words = ("-n", 1, prog)
+    assert deployed.run(*words).stdout == "mine\n"
+    key = pack(Program((str(prog),)), False).key
+    deployed.stack.client("s3").put_object(
+        Bucket=deployed.stack.bucket, Key=key, Body=pack(Program((str(theirs),)), False).zipped
+    )
+    done = deployed.run(*words)
+    assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -478,7 +525,8 @@ def test_a_requirement_is_fetched_once(deployed: Deployed, script, tmp_path: Pat
     (tmp_path / "needed.txt").write_text(f"{tmp_path}/smpi_sample-1.0-py3-none-any.whl\n")
     (tmp_path / "src").mkdir()
     prog = script(HELLO + "import smpi_sample\nprint(smpi_sample.WORD)\n", "src/prog.py")
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     for fetched in (True, False):
-        done = deployed.run("-n", 2, "--requirements", tmp_path / "needed.txt", prog)
+        done = deployed.run("-n", 2, "--requirements", tmp_path / "needed.txt", prog, env=env)
         assert done.returncode == 0 and done.stdout == "sample\nsample\n", done.stderr
         assert ("fetching wheels" in done.stderr) is fetched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -9,15 +10,17 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serverless_mpi.deploy import package, pool
-from serverless_mpi.deploy.stack import Stack
-from serverless_mpi.errors import JobError, UsageError
+from serverless_mpi.deploy import cli, package, pool, requirements
+from serverless_mpi.deploy.layout import Layout
+from serverless_mpi.deploy.stack import Stack, empty
+from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import console, handler
 from serverless_mpi.launch.base import Program
@@ -28,6 +31,7 @@ from tests.harness import ROOT
 
 KEY = bytes(range(32))
 JOB = "00112233445566aa"
+ZIP = "programs/" + "0f" * 32 + ".zip"
 
 
 @given(
@@ -63,8 +67,8 @@ def test_a_word_of_another_job_or_key_is_not_heard() -> None:
 
 def test_an_order_survives_its_event_and_a_broken_one_does_not_tell_the_key() -> None:
     spec = JobSpec(JOB, 0, 3, "queue", KEY, settings={"bucket": "b"})
-    tasks = (Task("script", ("a.py", "x"), 1, "k"), Task("module", ("m",), 2, None, {"V": "1"}))
-    order = Order(spec, tasks, "f:live", 2, "url", 4.0, False, "site")
+    tasks = (Task("script", ("a.py", "x"), 1, ZIP), Task("module", ("m",), 2, None, {"V": "1"}))
+    order = Order(spec, tasks, "f:live", 2, "http://q", 4.0, False, ZIP)
     assert Order.from_event(json.loads(order.to_event())) == order
     assert [order.for_rank(rank).task.kind for rank in range(3)] == ["script", "module", "module"]
     broken = json.loads(order.to_event())
@@ -143,12 +147,11 @@ def test_a_bundle_is_the_programs_folder_without_what_nobody_imports(tmp_path: P
         ("prog.py", "a"),
         ["data.txt", "prog.py", "sub/mod.py"],
     )
-    key, data = bundle.key, bundle.zipped()
+    key, data = bundle.key, bundle.zipped
     os.utime(tmp_path / "data.txt", (0, 0))
-    assert (pack(Program((str(tmp_path / "prog.py"),)), False).key, bundle.zipped()) == (
-        key,
-        data,
-    )  # by content
+    again = pack(Program((str(tmp_path / "prog.py"),)), False)
+    assert (again.key, again.zipped) == (key, data)  # by content
+    assert key == f"programs/{hashlib.sha256(data).hexdigest()}.zip"
     (tmp_path / "data.txt").write_text("2")
     assert pack(Program((str(tmp_path / "prog.py"),)), False).key != key
     assert pack(Program(("python", "sub/mod.py"), folder=str(tmp_path)), False).argv == (
@@ -257,6 +260,119 @@ def test_two_launchers_at_the_same_moment_get_different_queues(stack: Stack) -> 
     assert sorted([*held["other"]["slots"], *mine.slots]) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"a": 1}',
+        b'{"a": {"slots": "0", "console": 0, "until": 9e9}}',
+        b'{"a": {"slots": [-1], "console": 0, "until": 9e9}}',
+        b'{"a": {"slots": [0], "console": 0, "until": NaN}}',
+        b'{"a": {"slots": [0], "console": 0, "until": Infinity}}',
+        b'{"\\u001b[2J": {"slots": [], "console": 0, "until": 9e9}}',
+    ],
+)
+def test_damaged_leases_are_told_and_how_to_end_that(stack: Stack, text: bytes) -> None:
+    bucket: Any = stack.client("s3")
+    bucket.body, bucket.version = text, 1
+    for call in (lambda: pool.held(stack), lambda: pool.take(stack, "b", 1, 60.0)):
+        with pytest.raises(ChannelError, match="aws s3 rm s3://b/pool.json"):
+            call()
+    assert bucket.body == text
+
+
+def test_byte_code_does_not_depend_on_where_it_was_made(tmp_path: Path) -> None:
+    """Else each deploy would be new code: uploads, new versions, new snapshots."""
+    found = []
+    for name in ("one", "another"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "mod.py").write_text(
+            "X = {'a', 'b', 'c'}\ndef f(x): return x in {'p', 'q', 'r'}\n"
+        )
+        notes: list[str] = []
+        package.compile_modules(folder, package.Target.of_this_interpreter(), notes, "/var/task")
+        (compiled,) = folder.rglob("*.pyc")
+        found.append(compiled.read_bytes())
+        assert not notes and b"/var/task/mod.py" in found[-1]
+    assert found[0] == found[1]
+
+
+def test_a_zip_of_requirements_is_known_by_what_this_machine_made_of_it(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "needed.txt").write_text("some\n")
+    wanted = requirements.Wanted.read(str(tmp_path / "needed.txt"), stack)
+    assert wanted.known() is None
+    known = wanted.remember(b"a zip")
+    assert known == (f"programs/{hashlib.sha256(b'a zip').hexdigest()}.zip", wanted.known()[1])  # type: ignore[index]
+    wanted.memory.chmod(0o666)  # others might have written it
+    assert wanted.known() is None
+    wanted.memory.chmod(0o600)
+    for text in ('{"key": "code/x.zip", "etag": "e"}', "[]", "{"):
+        wanted.memory.write_text(text)
+        assert wanted.known() is None
+    monkeypatch.setattr(requirements, "install", lambda *words: None)
+    monkeypatch.setattr(requirements.bucket, "MAX_FILES", -1)
+    with pytest.raises(UsageError, match="a function takes"):
+        wanted.fetch()
+
+
+class _Objects:
+    """S3 with a listing and deletes; a key with "locked" in it stays."""
+
+    class exceptions:
+        class NoSuchBucket(Exception):
+            pass
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = list(keys)
+
+    def get_paginator(self, name: str) -> _Objects:
+        return self
+
+    def paginate(self, Bucket: str, Prefix: str) -> list[dict[str, Any]]:
+        return [{"Contents": [{"Key": key} for key in self.keys if key.startswith(Prefix)]}]
+
+    def delete_objects(self, Bucket: str, Delete: dict[str, Any]) -> dict[str, Any]:
+        asked = [one["Key"] for one in Delete["Objects"]]
+        self.keys = [key for key in self.keys if key not in asked or "locked" in key]
+        return {
+            "Errors": [{"Key": key, "Code": "AccessDenied"} for key in self.keys if key in asked]
+        }
+
+
+def test_emptying_keeps_what_it_is_told_to_and_says_what_it_could_not_remove() -> None:
+    s3 = _Objects("code/old.zip", "code/new.zip", "pool.json")
+    assert empty(s3, "b", "code/", keep={"code/new.zip": b""}) == 1
+    assert s3.keys == ["code/new.zip", "pool.json"]
+    with pytest.raises(ChannelError, match="code/locked of bucket b: AccessDenied"):
+        empty(_Objects("code/locked"), "b")
+
+
+def test_emitted_zips_are_named_by_content(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CloudFormation sees that code has changed by its name alone."""
+    code = {"code/function-0a.zip": b"1", "code/layer-0b.zip": b"2"}
+    cli._emit(tmp_path, {}, code, Layout())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "template.json",
+        "function-0a.zip",
+        "layer-0b.zip",
+    }
+    assert "FunctionKey=function-0a.zip LayerKey=layer-0b.zip" in capsys.readouterr().out
+
+
+def test_text_of_the_bucket_does_not_command_the_terminal() -> None:
+    assert cli.printable("\x1b]0;mine\x07 a\tb \u009b2J \u202e\n") == (
+        "\\x1b]0;mine\\x07 a\tb \\x9b2J \\u202e\\n"
+    )
+
+
 @pytest.fixture(scope="module")
 def made() -> package.Package:
     return package.build(package.Target.of_this_interpreter())
@@ -310,6 +426,35 @@ def test_another_architecture_needs_a_wheel_and_says_so() -> None:
                 notes,
             )
     assert "no C kernel" in notes[0] and "--wheel" in notes[0]
+
+
+def test_a_kernel_that_needs_a_library_lambda_does_not_have_is_not_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "_spdnn.abi3.so"
+    monkeypatch.setattr(
+        package.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(module))
+    )
+    target = package.Target("3.13", package.machine())
+    machine = {"arm64": "aarch64"}.get(target.arch, target.arch)
+    wheel = tmp_path / f"serverless_mpi-1-cp310-abi3-linux_{machine}.whl"
+    for libraries, ships in (
+        (b"libm.so.6\0libc.so.6\0", True),
+        (b"libgomp.so.1\0libc.so.6\0", False),
+    ):
+        module.write_bytes(b"\x7fELF GLIBC_2.17 " + libraries)
+        notes: list[str] = []
+        package._own(tmp_path / f"own{ships}", target, None, notes)
+        shipped = list((tmp_path / f"own{ships}").rglob("_spdnn*.so"))
+        assert bool(shipped) is ships
+        assert ("libgomp.so.1, which Lambda does not have" in " ".join(notes)) is not ships
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("serverless_mpi/_spdnn.abi3.so", module.read_bytes())
+        if ships:
+            package._own(tmp_path / "wheel", target, str(wheel), notes)
+        else:
+            with pytest.raises(UsageError, match="SPDNN_OPENMP=OFF"):
+                package._own(tmp_path / "wheel2", target, str(wheel), notes)
 
 
 def test_the_function_imports_no_boto3() -> None:

@@ -17,7 +17,7 @@ from serverless_mpi.deploy.pool import Lease
 from serverless_mpi.deploy.stack import Deployment
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
-from tests.launch.lambda_stack import Deployed
+from tests.launch.lambda_stack import SERVICES, Deployed
 from tests.launch.rie import Instance, Room, functions
 
 SUM = """\
@@ -39,7 +39,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     """A stack whose functions nobody calls: the queues, topics and bucket are what is needed of it."""
-    with Emulator(tmp_path_factory.mktemp("ministack")) as emulator:
+    with Emulator(tmp_path_factory.mktemp("ministack"), services=SERVICES) as emulator:
         made = layout.Layout(ranks=4, jobs=1, python=package.Target.of_this_interpreter().python)
         code = {"code/function.zip": _nothing(), "code/layer.zip": _nothing()}
         Deployment("smpi", emulator.url, "us-east-1", lambda text: None).deploy(

@@ -161,7 +161,7 @@ def _busy_port() -> tuple[socket.socket, int]:
         (["--platform", "moon", "examples/hello.py"], "known: local"),
         (["--bogus", "examples/hello.py"], "--bogus"),
         (["--endpoint", "http://127.0.0.1:9", "examples/hello.py"], "does not answer"),
-        (["--endpoint", "nonsense", "examples/hello.py"], "is no URL"),
+        (["--endpoint", "nonsense", "examples/hello.py"], "is not a URL"),
         (["--timeout", "-1", "examples/hello.py"], "--timeout"),
         (["--prices", "README.md", "examples/hello.py"], "price table"),
         (["-x", "SMPI_NOT_SET_ANYWHERE", "examples/hello.py"], "SMPI_NOT_SET_ANYWHERE"),

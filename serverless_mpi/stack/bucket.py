@@ -1,0 +1,127 @@
+"""What lies where in a stack's bucket, and how a rank checks what it reads there.
+
+The roles of `deploy/template.py` grant by these prefixes; change both together.  A bucket is shared by every job of
+its stack, so nothing that comes from it is believed because of its place:
+
+- a zip of programs is named by its SHA-256, the name reaches a rank in its invocation, and the rank compares;
+- a stop message carries a tag made with the job's key.
+
+=====================  =====================================  =====================
+prefix                 what                                   a rank may
+=====================  =====================================  =====================
+``f/<job>/``           frames                                 read, write, delete
+``jobs/<job>/rank/``   claim of a rank, then how it ended     read, write
+``jobs/<job>/trace/``  traces                                 write
+``jobs/<job>/stop``    stop message                           read, write
+``jobs/<job>/``        else: what the launcher writes         (nothing)
+``programs/``          zips of programs and requirements      read
+``stops/``             stop messages for `smpi clean`         (nothing)
+``data/``              stores, inputs and reports of users    read, write
+``code/``              the functions' own zips                (nothing)
+``pool.json``          leases of queues                       (nothing)
+=====================  =====================================  =====================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+
+from serverless_mpi.errors import ServerlessMPIError
+from serverless_mpi.job import FRAMES
+
+JOBS, PROGRAMS, STOPS, DATA, CODE = "jobs/", "programs/", "stops/", "data/", "code/"
+SHORT_LIVED = (FRAMES, JOBS, PROGRAMS, STOPS, DATA)  # deleted after a day
+RANK, TRACE, STOP = "rank/", "trace/", "stop"  # below a job's own prefix: written by its ranks
+
+# Unpacked. A function's /tmp has 512 MB by default: both zips fit, and leave something to the program.
+PROGRAM_BYTES = 200 << 20
+SITE_BYTES = 250 << 20
+MAX_FILES = 50_000  # in one zip
+
+STOP_BYTES = 8 << 10  # the most that a stop message has
+REASON_CHARS = 1000
+
+_ZIP = re.compile(re.escape(PROGRAMS) + r"[0-9a-f]{64}\.zip")
+
+
+def job_key(job_id: str, name: str) -> str:
+    """Key of an object about a job."""
+    return f"{JOBS}{job_id}/{name}"
+
+
+def stop_for_clean_key(job_id: str) -> str:
+    """Key of the stop message that a launcher leaves for `smpi clean`, which has no job key."""
+    return f"{STOPS}{job_id}"
+
+
+# -- zips, by content
+
+
+def zip_key(data: bytes) -> str:
+    """Key of a zip: it names the content."""
+    return f"{PROGRAMS}{hashlib.sha256(data).hexdigest()}.zip"
+
+
+def etag(data: bytes) -> str:
+    """S3's tag of an object that was put in one request, encrypted with S3's own keys: its MD5."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def is_zip_key(key: object) -> bool:
+    """Whether `zip_key` may have made it."""
+    return isinstance(key, str) and _ZIP.fullmatch(key) is not None
+
+
+def check_zip(key: str, data: bytes | memoryview) -> None:
+    """Compare a zip with the key under which it was found.
+
+    Raises
+    ------
+    ServerlessMPIError
+        It is something else.
+    """
+    found = f"{PROGRAMS}{hashlib.sha256(data).hexdigest()}.zip"
+    if not hmac.compare_digest(found, key):
+        raise ServerlessMPIError(
+            f"{key} in the bucket is not what the launcher sent: someone has replaced it, and it was not unpacked;"
+            " the next smpirun sends the program again"
+        )
+
+
+# -- stop messages
+
+
+def tag(key: bytes, purpose: bytes, *parts: bytes) -> bytes:
+    """16 bytes that only who has the job's key can make: BLAKE2b over `parts` and their lengths."""
+    digest = hashlib.blake2b(key=key, digest_size=16, person=purpose)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def stop_message(job_id: str, key: bytes, reason: str) -> bytes:
+    """The object that ends a job; no two are alike, so that who made one can tell."""
+    reason = reason[:REASON_CHARS]
+    return json.dumps(
+        {"reason": reason, "by": secrets.token_hex(4), "tag": _stop_tag(job_id, key, reason).hex()}
+    ).encode()
+
+
+def stop_reason(message: bytes | memoryview, job_id: str, key: bytes) -> str | None:
+    """Why the job is over, or None: the message was not made with the job's key."""
+    try:
+        found = json.loads(bytes(message))
+        reason, made = found["reason"], bytes.fromhex(found["tag"])
+        if not hmac.compare_digest(made, _stop_tag(job_id, key, reason)):
+            return None
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return None
+    return str(reason)
+
+
+def _stop_tag(job_id: str, key: bytes, reason: str) -> bytes:
+    return tag(key, b"smpi-stop", job_id.encode(), reason.encode("utf-8", "surrogatepass"))
