@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 CHILD_S = 20.0  # a forked child or a subprocess that has not ended by then hangs
 NOISE_LINES, NOISE_WIDTH = 300, 400  # of each rank at each step, for a reader that is slow
 _socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+# read before the package takes them out of the environment
+_job = json.loads(os.environ.get("SMPI_JOB", "{}"))
 _rank = int(os.environ.get("SMPI_RANK", "-1"))
 
 
@@ -72,7 +74,9 @@ def interrupted(chance: random.Random) -> Callable[[Callable[[], Any]], Any]:
 def strike(fault: str, comm: Any, chance: random.Random, stop_s: float) -> None:
     """Injure this process."""
     report("struck")
-    if fault == "killed":
+    if fault in ("emulator gone", "emulator restarted"):
+        _await_refusal(2.0)
+    elif fault == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "stopped":
         waker = f"sleep {stop_s}; kill -CONT {os.getpid()}"
@@ -137,19 +141,24 @@ def _subprocess() -> None:
         report("wrong", text=f"a subprocess takes itself for a rank: size {done.stdout.strip()}")
 
 
-def _last_words(comm: Any, course: Any) -> None:
-    """Send a small message when the emulator is gone: it cannot be sent any more, and the job must not end well."""
-    comm.Barrier()
-    if comm.rank == 0:
-        report("struck")
-    place = urlsplit(json.loads(os.environ["SMPI_JOB"])["endpoint"])
-    deadline = time.monotonic() + CHILD_S
+def _await_refusal(limit_s: float) -> None:
+    """Wait until the emulator refuses connections."""
+    place = urlsplit(_job["endpoint"])
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         try:
             socket.create_connection((place.hostname, place.port), 1.0).close()
         except OSError:
             break
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def _last_words(comm: Any, course: Any) -> None:
+    """Send a small message when the emulator is gone: it cannot be sent any more, and the job must not end well."""
+    comm.Barrier()
+    if comm.rank == 0:
+        report("struck")
+    _await_refusal(CHILD_S)
     comm.send(b"last words", (comm.rank + 1) % comm.size, 77)
 
 
@@ -179,7 +188,7 @@ def main(plan: dict[str, Any]) -> int:
                     print(f"noise {_rank} {step} {line} ".ljust(NOISE_WIDTH, "."))
 
             course.noise = noise
-        report("began", job=json.loads(os.environ.get("SMPI_JOB", "{}")).get("job_id"))
+        report("began", job=_job.get("job_id"))
         PROGRAMS[plan["program"]](comm, course)
         if fault == "emulator gone at the end":
             _last_words(comm, course)

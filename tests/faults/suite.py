@@ -281,6 +281,7 @@ class Bench:
     def stop_emulator(self) -> None:
         emulator, self._emulator = self._emulator, None
         if emulator is not None:
+            os.kill(emulator.pid, signal.SIGKILL)  # what it holds goes with it
             emulator.stop()
 
     close = stop_emulator
