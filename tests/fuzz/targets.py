@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from serverless_mpi.channels.cleanup import decode_report, encode_report
 from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES, Purpose, make
 
 from serverless_mpi import metering
@@ -45,11 +46,13 @@ from serverless_mpi.launch import console
 from serverless_mpi.launch.local import LocalLauncher
 from serverless_mpi.launch.order import Order, Task
 from serverless_mpi.metering import Meter
+from serverless_mpi.stack import bucket
 from tests.fuzz.run import Target
 
 JOB, KEY = bytes(range(8)), bytes(range(32))
 SETTINGS = {"bucket": "b", "queues": json.dumps(["q"] * 3), "topics": json.dumps(["t"])}
 SPEC = JobSpec(JOB.hex(), 1, 3, "hybrid", KEY, "http://127.0.0.1:1", settings=SETTINGS)
+REPORT = "a/000001/000002/000000"  # name of a report of rank 2 to rank 1
 FAREWELL = bytes(range(TAG_BYTES))
 HELD_BYTES = 1 << 20
 _CREDENTIALS = Credentials(SPEC.endpoint)
@@ -153,7 +156,7 @@ class _Objects:
         self._body = memoryview(body)
 
     def get(
-        self, key: str, start: int = 0, length: int | None = None, into: Any = None, **more: Any
+        self, key: str, start: int = 0, length: int | None = None, *words: Any, **more: Any
     ) -> tuple[memoryview, int] | None:
         part = self._body[start : None if length is None else start + length]
         return memoryview(bytearray(part)), self._body.nbytes
@@ -486,6 +489,18 @@ def _hear(data: bytes) -> object:
     return None if word is None else list(console.Ear().hear(word))
 
 
+def _stops() -> list[bytes]:
+    return [bucket.stop_message(JOB.hex(), KEY, "rank 1 ended with exit code 1")]
+
+
+def _reports() -> list[bytes]:
+    return [encode_report(REPORT, ["m/0000000000000007/000001/2/x", "m/y"], KEY)]
+
+
+def _decode_report(data: bytes) -> object:
+    return decode_report(REPORT, memoryview(data), KEY)
+
+
 def _environment() -> list[bytes]:
     good = SPEC.with_rank(1).to_env()
     return [
@@ -507,7 +522,7 @@ def _from_env(data: bytes) -> object:
 
 def _events() -> list[bytes]:
     order = Order(
-        SPEC, (Task("script", ("a.py", "x"), 3, "programs/1.zip"),), "function", 2, "queue"
+        SPEC, (Task("script", ("a.py", "x"), 3, bucket.zip_key(b"zip")),), "function", 2, "queue"
     )
     return [order.to_event()]
 
@@ -627,6 +642,8 @@ TARGETS = (
     Target("sns", _published, _publish, (ChannelError,), words=(b"<Failed>", b"</Failed>", b"<member>", b"&#0;", b"&#xd800;"), bytes_per_byte=20),
     Target("s3", _s3_answers, _s3, (ChannelError,), words=(b"<Key>", b"</Key>", b"<UploadId>", b"&#xd800;", b"&#99999999;"), bytes_per_byte=20),
     Target("console", _words, _hear, (ServerlessMPIError,), _retag_word, words=_JSON, bytes_per_byte=20),
+    Target("stop", _stops, lambda data: bucket.stop_reason(data, JOB.hex(), KEY), words=_JSON, bytes_per_byte=20),
+    Target("read report", _reports, _decode_report),
     Target("environment", _environment, _from_env, (JobError,), words=_JSON, bytes_per_byte=20),
     Target("order", _events, _from_event, (JobError,), words=_JSON, bytes_per_byte=20),
     Target("waits", _waits, _verdict, words=_JSON, bytes_per_byte=20),
