@@ -2,6 +2,9 @@
 
 Why not http.client: it parses headers as e-mail and takes twice the CPU of the whole call here (benchmarks/client.py).
 The socket stays blocking and the kernel keeps the time-outs, which saves a poll for each read.
+A signal handler runs inside whatever call it interrupts, so its exception may look like the socket's own (TimeoutError is
+the usual one).  `raised_by` tells them apart by the frames of the traceback: only an exception that this file and the
+standard library's socket modules raised is a lost connection; any other closes the connection and propagates.
 Source: RFC 9112 (HTTP/1.1 message syntax).
 """
 
@@ -10,9 +13,11 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +28,12 @@ ANSWER_TIMEOUT_S = 60.0  # above the longest poll of 20 s
 IDLE_S = 1.0  # a connection that was idle for longer may have been closed by the other side, so it is looked at first
 AHEAD_BYTES = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
+MAX_TRAILERS = 100
+MAX_ANNOUNCED = 100
 JOINED_BYTES = 64 << 10  # a body up to this goes out in one piece with its head
+MAX_BODY_BYTES = (
+    5 << 30
+)  # of an answer: the longest object of one PUT; more is no answer of these services
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -51,6 +61,33 @@ class Lost(Exception):
 
 class Untrusted(Exception):
     """The other side's certificate is not good."""
+
+
+def raised_by(error: BaseException, files: Collection[str]) -> bool:
+    """Whether `error` was raised by code of `files` alone, from where it is caught down.
+
+    False if another function raised it: a signal handler that ran meanwhile, or a caller's callback.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename not in files:
+            return False
+        trace = trace.tb_next
+    return True
+
+
+def file_of(function: Callable[..., object]) -> str:
+    """The file of a Python function, as tracebacks name it."""
+    assert isinstance(function, FunctionType)
+    return function.__code__.co_filename
+
+
+def _own(error: BaseException) -> bool:
+    """Whether the socket, or what is read from it, is the cause."""
+    files = [file_of(raised_by), file_of(socket.create_connection)]
+    if "ssl" in sys.modules:
+        files.append(file_of(sys.modules["ssl"].create_default_context))
+    return raised_by(error, files)
 
 
 class Connection:
@@ -82,6 +119,8 @@ class Connection:
                 sock.close()
                 raise
         except OSError as error:
+            if not _own(error):
+                raise
             raise Lost(False, error) from error
         self._sock = sock
         self._ahead = bytearray(AHEAD_BYTES)
@@ -115,6 +154,8 @@ class Connection:
         ------
         Lost
             The connection broke, or what came is not HTTP; it is closed then.
+        BaseException
+            Whatever a signal handler, `into` or `come` raised; the connection is closed then, too.
         """
         sent = False
         try:
@@ -129,6 +170,8 @@ class Connection:
             answer = self._answer(method, into, come)
         except (OSError, ValueError, EOFError) as error:
             self.close()
+            if not _own(error):
+                raise
             if isinstance(error, BlockingIOError):
                 error = TimeoutError(f"no answer within {self._timeout_s:g} s")
             raise Lost(sent, error) from error
@@ -140,10 +183,12 @@ class Connection:
         return answer
 
     def _answer(self, method: str, into: Into, come: Come) -> Answer:
-        while True:
+        for _ in range(MAX_ANNOUNCED):
             status, headers = self._head()
             if status >= 200:
                 break  # 1xx only announces
+        else:
+            raise ValueError(f"{MAX_ANNOUNCED} answers announce another, and none comes")
         if headers.get("connection", "").lower() == "close":
             self.reusable = False
         if method == "HEAD" or status in (204, 304):
@@ -157,10 +202,10 @@ class Connection:
         nbytes = int(length)
         if callable(into):
             into = into(headers) if status < 300 else None
-        if into is not None and status < 300 and into.nbytes >= nbytes:
+        if into is not None and status < 300 and into.nbytes >= nbytes >= 0:
             body = into[:nbytes]
         else:
-            body, come = memoryview(bytearray(nbytes)), None
+            body, come = memoryview(_memory(nbytes)), None
         self._fill(body, come)
         return Answer(status, body, headers)
 
@@ -220,25 +265,41 @@ class Connection:
     def _chunks(self) -> memoryview:
         whole = bytearray()
         while size := int(self._line().partition(b";")[0], 16):
-            piece = bytearray(size)
+            piece = _memory(size, len(whole))
             self._fill(memoryview(piece))
             whole += piece
             self._line()
-        while self._line():  # trailers
-            pass
+        for _ in range(MAX_TRAILERS):
+            if not self._line():
+                break
+        else:
+            raise ValueError(f"more than {MAX_TRAILERS} lines after a chunked answer")
         return memoryview(whole)
 
     def _rest(self) -> memoryview:
         whole = bytearray(self._ahead[: self._have])
         self._have = 0
-        while got := self._sock.recv(AHEAD_BYTES):
+        while len(whole) <= MAX_BODY_BYTES:
+            got = self._sock.recv(AHEAD_BYTES)
+            if not got:
+                return memoryview(whole)
             whole += got
-        return memoryview(whole)
+        raise ValueError(f"an answer is longer than {MAX_BODY_BYTES:,} bytes")
 
     def close(self) -> None:
         """Close it; may be called again."""
         self.reusable = False
         self._sock.close()
+
+
+def _memory(nbytes: int, before: int = 0) -> bytearray:
+    """Memory for `nbytes` of an answer of which `before` are here."""
+    if not 0 <= nbytes <= MAX_BODY_BYTES - before:
+        raise ValueError(f"an answer cannot be {before + nbytes:,} bytes long")
+    try:
+        return bytearray(nbytes)
+    except MemoryError:
+        raise ValueError(f"there is no memory for an answer of {nbytes:,} bytes") from None
 
 
 def _secured(sock: socket.socket, tls: ssl.SSLContext, host: str) -> socket.socket:

@@ -18,21 +18,38 @@ from serverless_mpi.aws.config import Config
 from serverless_mpi.aws.connection import Answer, Come, Connection, Into, Lost, Untrusted
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.refusals import refused
-from serverless_mpi.aws.retry import ATTEMPTS, Event, again, event_of, longest_pause_s
+from serverless_mpi.aws.retry import (
+    ATTEMPTS,
+    BUDGET_S,
+    BUSY,
+    Event,
+    Patience,
+    again,
+    event_of,
+    longest_pause_s,
+)
 from serverless_mpi.aws.sigv4 import UNSIGNED, Signer, canonical_query
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.metering import Meter
 
-__all__ = ["Answer", "Client"]
+__all__ = ["Answer", "Busy", "Client"]
 
+GARBLED_BYTES = 120  # of such an answer that an error shows
 _NO_HEADERS: Mapping[str, str] = {}
+
+
+class Busy(ChannelError):
+    """The service throttled the request, or failed, for as long as it may; it can be asked again later."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=True)
 
 
 class Client:
     """Requests of one service to one endpoint.  Safe for threads; each in use has a connection of its own.
 
     service: "sqs", "sns" or "s3"; endpoint: URL, None for what the configuration says, else AWS's own in `region`.
-    sleep, chance: pause for seconds, and a random number between two.
+    sleep, chance, clock: pause for seconds, a random number between two, and seconds since some time.
     """
 
     def __init__(
@@ -44,6 +61,7 @@ class Client:
         meter: Meter,
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[float, float], float] = random.uniform,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service = service
         self.meter = meter
@@ -55,10 +73,15 @@ class Client:
         self.host = url.netloc
         self._credentials = credentials
         self._signer = Signer(service, region)
-        self._sleep = sleep
+        self.sleep = sleep
         self._chance = chance
+        self._clock = clock
         self._idle: deque[Connection] = deque()
         self._closed = threading.Event()
+
+    def patience(self, budget_s: float = BUDGET_S) -> Patience:
+        """A time of `budget_s` seconds for trouble with this service, by the client's clock."""
+        return Patience(budget_s, self._clock, self._chance)
 
     def request(
         self,
@@ -74,16 +97,20 @@ class Client:
         into: Into = None,
         come: Come = None,
         billed_as: str | None = None,
+        budget_s: float = BUDGET_S,
     ) -> Answer:
         """Do a request; the answer whatever its status, once nothing of `retry.py` is to be done about it.
 
         action: its name in `retry.REPEATABLE`; headers: names in lower case; body: bytes, or byte views that are sent
         one after the other; nbytes, messages, billed_as: what the meter counts for each attempt, and under which name if
         not the action's; into: memory for the answer's body, or what
-        names it, given the headers; come: told how many bytes of that are filled, again from 0 after another attempt.
+        names it, given the headers; come: told how many bytes of that are filled, again from 0 after another attempt;
+        budget_s: for how long a service that is busy is asked again.
 
         Raises
         ------
+        Busy
+            The service throttled the request, or failed, for `budget_s` seconds.
         ChannelError
             No answer after 8 attempts, or none to a request that must not be done twice.
         """
@@ -93,7 +120,9 @@ class Client:
         else:
             payload_hash, parts, length = UNSIGNED, body, sum(part.nbytes for part in body)  # type: ignore[assignment]
         before: set[Event] = set()
-        for attempt in range(1, ATTEMPTS + 1):
+        patience = self.patience(budget_s)
+        lost_attempts = 0
+        while True:
             signed = self._signer.headers(
                 self._credentials.get(), method, self.host, path, query or {}, headers, payload_hash
             )
@@ -106,15 +135,13 @@ class Client:
                 )
             self.meter.count(self.service, billed_as or action, nbytes=nbytes, messages=messages)
             answer: Answer | None = None
-            pause = True
+            kept = False
             try:
                 connection = self._connection()
                 try:
                     answer = connection.exchange(head.encode("latin-1"), parts, method, into, come)
                 except Lost:
-                    pause = (
-                        not connection.used
-                    )  # one that was kept may have been closed meanwhile: no sign of trouble
+                    kept = connection.used
                     raise
                 self._keep(connection)
                 event = event_of(answer)
@@ -139,16 +166,36 @@ class Client:
                 elif event is Event.SKEWED:
                     self._correct_clock(answer)
             before.add(event)
-            if pause and attempt < ATTEMPTS:
-                self._sleep(self._chance(0.0, longest_pause_s(attempt)))
-        raise ChannelError(
-            f"{self.service} at {self.endpoint} did not do {action} {path[:80]} in {ATTEMPTS} attempts; the last: {problem}",
-            retryable=True,
-        )
+            if event in BUSY:
+                pause = patience.pause()
+                if pause is None:
+                    raise Busy(
+                        f"{self.service} at {self.endpoint} did not do {action} {path[:80]} in "
+                        f"{patience.troubles} attempts within {budget_s:g} s; the last: {problem}"
+                    )
+                self.sleep(pause)
+            elif answer is None:
+                lost_attempts += 1
+                if lost_attempts == ATTEMPTS:
+                    raise ChannelError(
+                        f"{self.service} at {self.endpoint} did not do {action} {path[:80]} in {ATTEMPTS} "
+                        f"attempts; the last: {problem}",
+                        retryable=True,
+                    )
+                if not kept:  # one that was kept may have been closed meanwhile: no sign of trouble
+                    self.sleep(self._chance(0.0, longest_pause_s(lost_attempts)))
 
     def refused(self, what: str, answer: Answer) -> ChannelError:
         """The error for an answer that is not what was asked for."""
         return refused(self.service, what, answer)
+
+    def garbled(self, what: str, body: bytes | memoryview) -> ChannelError:
+        """The error for a success whose body is not what the service's documentation says."""
+        text = bytes(body[:GARBLED_BYTES]).decode(errors="replace")
+        return ChannelError(
+            f"{self.service} at {self.endpoint} answered to {what} with what the AWS API does not "
+            f"allow: {text!r}; is that address AWS or an emulator of it?"
+        )
 
     def _correct_clock(self, answer: Answer) -> None:
         try:
@@ -161,8 +208,10 @@ class Client:
         while self._idle:
             try:
                 connection = self._idle.pop()
-            except IndexError:  # another thread was quicker
-                break
+            except IndexError as error:
+                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise  # a signal handler's
+                break  # another thread was quicker
             if not connection.stale():
                 return connection
             connection.close()

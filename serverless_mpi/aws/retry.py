@@ -1,8 +1,9 @@
-"""When a request is tried again: two tables, and nothing else decides it.
+"""When a request is tried again: three tables, and nothing else decides it.
 
 What happened decides whether the service may have done the request (`AGAIN`); whether doing it twice is harmless is
 a property of the action (`REPEATABLE`).  A request that the service may have done and that is not in that table is
-never sent again.
+never sent again.  A service that answers that it is busy or has failed gets a time to recover (`BUSY`), since it is
+there and most of its troubles pass; a service that cannot be reached gets a number of attempts, since it may be gone.
 Sources: "Exponential Backoff And Jitter", AWS Architecture Blog (full jitter); "Retry behavior", AWS SDKs and Tools
 Reference Guide (codes).
 """
@@ -10,11 +11,13 @@ Reference Guide (codes).
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 from serverless_mpi.aws.connection import Answer
 from serverless_mpi.aws.refusals import code_of
 
-ATTEMPTS = 8
+ATTEMPTS = 8  # that end without an answer
+BUDGET_S = 90.0  # from the first answer of a busy service to the last attempt
 PAUSE_S = 0.05  # the first pause is up to this, each later one up to twice the one before
 MAX_PAUSE_S = 5.0
 
@@ -49,6 +52,10 @@ AGAIN: dict[Event, Again] = {
     Event.EXPIRED: Again.ONCE,
     Event.SKEWED: Again.ONCE,
 }
+
+BUSY = frozenset(
+    (Event.THROTTLED, Event.FAILED)
+)  # the service is there: time decides, not attempts
 
 # service.action -> why it may be done twice
 REPEATABLE: dict[str, str] = {
@@ -129,4 +136,40 @@ def again(event: Event, action: str, before: set[Event]) -> bool:
 
 def longest_pause_s(attempt: int) -> float:
     """The pause before attempt 2, 3, ... is a random part of this; attempt: of those already made."""
-    return float(min(MAX_PAUSE_S, PAUSE_S * 2 ** (attempt - 1)))
+    return float(min(MAX_PAUSE_S, PAUSE_S * 2 ** min(attempt - 1, 32)))
+
+
+class Patience:
+    """How long a busy service is asked again: random pauses that grow (full jitter), within a time.
+
+    Parameters
+    ----------
+    budget_s : float
+        Seconds from the first trouble in a row to the last attempt; 0: there is no second attempt.
+    clock : callable
+        Seconds, monotonic.
+    chance : callable
+        A random number between two.
+    """
+
+    def __init__(
+        self, budget_s: float, clock: Callable[[], float], chance: Callable[[float, float], float]
+    ) -> None:
+        self.budget_s = budget_s
+        self._clock = clock
+        self._chance = chance
+        self._began = 0.0
+        self.troubles = 0  # in a row
+
+    def pause(self) -> float | None:
+        """Note one more trouble; seconds until the next attempt, or None if the time is over."""
+        now = self._clock()
+        if not self.troubles:
+            self._began = now
+        self.troubles += 1
+        pause = self._chance(0.0, longest_pause_s(self.troubles))
+        return None if now + pause - self._began > self.budget_s else pause
+
+    def over(self) -> None:
+        """The trouble has passed."""
+        self.troubles = 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import unescape
 from urllib.parse import urlencode
 
-from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.sqs import BODY, ENVELOPE_BYTES, FRAME
 from serverless_mpi.errors import ChannelError
 
@@ -20,8 +20,8 @@ TO = "t"
 MAX_ENTRIES = 10  # of a batch
 MAX_BATCH_BYTES = 256 * 1024  # of a message and of a batch
 FILTERS_PER_TOPIC = 200  # subscriptions with a filter policy a topic may have (service quota)
-_ROUNDS = 5  # how often the failed entries of a batch are sent again
 _FAILED = re.compile(r"<Failed>(.*?)</Failed>", re.DOTALL)
+_WHOLE = re.compile(r"</Publish(Batch)?Response>\s*$")
 _ENTRY = re.compile(r"<member>(.*?)</member>", re.DOTALL)
 
 
@@ -44,7 +44,8 @@ class Sns:
     def publish(self, topic: str, messages: Sequence[tuple[bytes, Sequence[int]]]) -> None:
         """Publish (frame, ranks that read it) in one request: at most 10, 256 KiB in all."""
         entries = {str(place): message for place, message in enumerate(messages)}
-        for _ in range(_ROUNDS):
+        patience = self._client.patience()
+        while True:
             nbytes = sum(billed_bytes(frame, dests) for frame, dests in entries.values())
             action = "Publish" if len(entries) == 1 else "PublishBatch"
             form = {"Action": action, "Version": "2010-03-31", "TopicArn": topic}
@@ -72,18 +73,24 @@ class Sns:
             )
             if answer.status != 200:
                 raise self._client.refused(f"publish on {topic}", answer)
-            text = bytes(answer.body).decode(errors="replace")
-            entries = self._failed(topic, text, entries)
+            entries = self._failed(topic, bytes(answer.body), entries)
             if not entries:
                 return
-        raise ChannelError(
-            f"SNS did not take {len(entries)} messages for {topic} in {_ROUNDS} rounds",
-            retryable=True,
-        )
+            pause = patience.pause()
+            if pause is None:
+                raise Busy(
+                    f"SNS did not take {len(entries)} messages for {topic} in {patience.troubles} "
+                    f"rounds within {patience.budget_s:g} s"
+                )
+            self._client.sleep(pause)
 
     def _failed(
-        self, topic: str, text: str, entries: dict[str, tuple[bytes, Sequence[int]]]
+        self, topic: str, body: bytes, entries: dict[str, tuple[bytes, Sequence[int]]]
     ) -> dict[str, tuple[bytes, Sequence[int]]]:
+        """What of `entries` an answer says was not published."""
+        text = body.decode(errors="replace")
+        if not _WHOLE.search(text):
+            raise self._client.garbled(f"publish on {topic}", body)
         failed = _FAILED.search(text)
         again = {}
         for entry in _ENTRY.findall(failed.group(1)) if failed else ():
@@ -92,5 +99,8 @@ class Sns:
             }
             if fields.get("SenderFault") == "true":
                 raise ChannelError(f"SNS refused a message on {topic}: {fields}")
-            again[fields["Id"]] = entries[fields["Id"]]
+            name = fields.get("Id", "")
+            if name not in entries:
+                raise self._client.garbled(f"publish on {topic}", entry.encode())
+            again[name] = entries[name]
         return again

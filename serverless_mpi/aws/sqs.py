@@ -1,18 +1,23 @@
 """SQS: send, receive and delete in batches, over the AWS JSON 1.0 protocol.
 
 A frame travels in the binary attribute FRAME: its billed size is the frame's own, not that of its base64 form.
+Anybody who may send to a queue can put any message there, so `frames_of` raises for none: what has no proper frame is
+a frame of 0 bytes, which the core counts as dropped and the channel deletes like any other.
 Source: Amazon SQS API Reference.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.connection import file_of, raised_by
+from serverless_mpi.aws.http import Busy, Client
+from serverless_mpi.aws.retry import BUDGET_S
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.metering import BILLED_CHUNK_BYTES
 
@@ -23,12 +28,13 @@ MAX_ENTRIES = 10  # of a batch
 MAX_BATCH_BYTES = 1 << 20  # of a message and of a batch: 1 MiB (quota since August 2025)
 MAX_LONG_POLL_S = 20
 PROMPT = "x-prompt-long-poll"  # a header by which an emulator says that its long polls answer at once, as AWS's do
-_ROUNDS = 5  # how often the failed entries of a batch are sent again
+POLL_BUDGET_S = 0.0  # a poll that fails has found nothing yet: who polls asks again
+DELETE_BUDGET_S = 2.0  # a delete that fails is tried again later, with others
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message: its frame (None: it has none) and the handle that deletes it."""
+    """A message: its frame (None: it only wakes; 0 bytes: it has none) and the handle that deletes it."""
 
     frame: memoryview | None
     handle: str
@@ -45,7 +51,13 @@ class Sqs:
         self.prompt = False
 
     def _call(
-        self, action: str, queue: str, request: bytes, nbytes: int = 0, messages: int = 0
+        self,
+        action: str,
+        queue: str,
+        request: bytes,
+        nbytes: int = 0,
+        messages: int = 0,
+        budget_s: float = BUDGET_S,
     ) -> dict[str, Any]:
         answer = self._client.request(
             action,
@@ -58,53 +70,88 @@ class Sqs:
             body=request,
             nbytes=nbytes,
             messages=messages,
+            budget_s=budget_s,
         )
         if answer.status != 200:
             raise self._client.refused(f"{action} on {queue}", answer)
         if PROMPT in answer.headers:
             self.prompt = True
-        fields: dict[str, Any] = json.loads(answer.body.tobytes()) if answer.body.nbytes else {}
+        if not answer.body.nbytes:
+            return {}
+        try:
+            fields = json.loads(answer.body.tobytes())
+        except (ValueError, RecursionError) as error:
+            if not raised_by(error, _JSON_FILES):  # a signal handler's
+                raise
+            fields = None
+        if not isinstance(fields, dict):
+            raise self._client.garbled(f"{action} on {queue}", answer.body)
         return fields
 
-    def send(self, queue: str, frames: Sequence[bytes]) -> None:
-        """Send frames (at most 10, 1 MiB in all) in one request; b'' is a message without a frame."""
+    def _failed(
+        self, action: str, queue: str, answer: dict[str, Any], names: Collection[str]
+    ) -> list[dict[str, Any]]:
+        """The entries of a batch that were not done, each with an Id of `names`."""
+        failed = answer.get("Failed") or []
+        if isinstance(failed, list) and all(
+            isinstance(entry, dict) and isinstance(name := entry.get("Id"), str) and name in names
+            for entry in failed
+        ):
+            return failed
+        raise self._client.garbled(f"{action} on {queue}", repr(failed).encode())
+
+    def send(self, queue: str, frames: Sequence[bytes], budget_s: float = BUDGET_S) -> None:
+        """Send frames (at most 10, 1 MiB in all) in one request; b'' is a message without a frame.
+
+        Raises
+        ------
+        Busy
+            The service was busy for `budget_s` seconds.
+        """
         entries = {str(place): frame for place, frame in enumerate(frames)}
-        for _ in range(_ROUNDS):
+        patience = self._client.patience(budget_s)
+        while True:
             # put together by hand: looking for what is to be escaped would take longer than all the rest, and base64 has nothing
             messages = b",".join([_message(name, frame) for name, frame in entries.items()])
             request = b'{"QueueUrl":%b,"Entries":[%b]}' % (json.dumps(queue).encode(), messages)
             nbytes = sum(len(frame) + ENVELOPE_BYTES for frame in entries.values())
-            answer = self._call("SendMessageBatch", queue, request, nbytes, len(entries))
-            failed = answer.get("Failed") or []
+            answer = self._call("SendMessageBatch", queue, request, nbytes, len(entries), budget_s)
+            failed = self._failed("SendMessageBatch", queue, answer, entries)
             blamed = [entry for entry in failed if entry.get("SenderFault")]
             if blamed:
                 raise ChannelError(f"SQS refused a message for {queue}: {blamed[0]}")
             entries = {entry["Id"]: entries[entry["Id"]] for entry in failed}
             if not entries:
                 return
-        raise ChannelError(
-            f"SQS did not take {len(entries)} messages for {queue} in {_ROUNDS} rounds",
-            retryable=True,
-        )
+            pause = patience.pause()
+            if pause is None:
+                raise Busy(
+                    f"SQS did not take {len(entries)} messages for {queue} in {patience.troubles} "
+                    f"rounds within {patience.budget_s:g} s; the last: {failed[0]}"
+                )
+            self._client.sleep(pause)
 
     def receive(self, queue: str, wait_s: int) -> list[Received]:
-        """Up to 10 messages, after at most `wait_s` seconds (0..20)."""
+        """Up to 10 messages, after at most `wait_s` seconds (0..20).
+
+        Raises
+        ------
+        Busy
+            The service is busy; it was asked once.
+        """
         request = {
             "QueueUrl": queue,
             "MaxNumberOfMessages": MAX_ENTRIES,
             "WaitTimeSeconds": wait_s,
             "MessageAttributeNames": [FRAME],
         }
-        answer = self._call("ReceiveMessage", queue, json.dumps(request).encode())
-        received = []
-        for message in answer.get("Messages") or []:
-            attribute = (message.get("MessageAttributes") or {}).get(FRAME)
-            frame = (
-                None
-                if attribute is None
-                else memoryview(bytearray(base64.b64decode(attribute["BinaryValue"])))
-            )
-            received.append(Received(frame, message["ReceiptHandle"]))
+        answer = self._call(
+            "ReceiveMessage", queue, json.dumps(request).encode(), budget_s=POLL_BUDGET_S
+        )
+        messages = answer.get("Messages") or []
+        if not isinstance(messages, list):
+            raise self._client.garbled(f"ReceiveMessage on {queue}", repr(messages).encode())
+        received = frames_of(messages)
         nbytes = sum(one.frame.nbytes + ENVELOPE_BYTES for one in received if one.frame is not None)
         # the size is known only now: the chunks of 64 KB beyond the first are added to the request's one
         extra = max(1, -(-nbytes // BILLED_CHUNK_BYTES)) - 1
@@ -113,16 +160,46 @@ class Sqs:
         )
         return received
 
-    def delete(self, queue: str, handles: Sequence[str]) -> None:
-        """Delete up to 10 received messages.  One that is not deleted comes again and is dropped as a duplicate."""
-        entries = [
-            {"Id": str(place), "ReceiptHandle": handle} for place, handle in enumerate(handles)
-        ]
-        self._call(
-            "DeleteMessageBatch",
-            queue,
-            json.dumps({"QueueUrl": queue, "Entries": entries}).encode(),
-        )
+    def delete(self, queue: str, handles: Sequence[str]) -> list[str]:
+        """Delete up to 10 received messages; returns the handles of those that were not deleted.
+
+        A message that is not deleted comes again, and is dropped as a duplicate.
+        """
+        named = {str(place): handle for place, handle in enumerate(handles)}
+        entries = [{"Id": name, "ReceiptHandle": handle} for name, handle in named.items()]
+        request = json.dumps({"QueueUrl": queue, "Entries": entries}).encode()
+        answer = self._call("DeleteMessageBatch", queue, request, budget_s=DELETE_BUDGET_S)
+        failed = self._failed("DeleteMessageBatch", queue, answer, named)
+        return [named[entry["Id"]] for entry in failed]
+
+
+def frames_of(messages: Sequence[Any]) -> list[Received]:
+    """The frames of an answer's messages, as JSON gave them; a message without a handle cannot be received or deleted."""
+    received = []
+    for message in messages:
+        handle = message.get("ReceiptHandle") if isinstance(message, dict) else None
+        if not isinstance(handle, str):
+            continue
+        attributes = message.get("MessageAttributes")
+        if not attributes and message.get("Body") == BODY:
+            received.append(Received(None, handle))
+            continue
+        attribute = attributes.get(FRAME) if isinstance(attributes, dict) else None
+        value = attribute.get("BinaryValue") if isinstance(attribute, dict) else None
+        received.append(Received(memoryview(_decoded(value)), handle))
+    return received
+
+
+def _decoded(value: Any) -> bytearray:
+    """The bytes of a binary attribute; none if `value` is not the base64 form of any."""
+    if not isinstance(value, str):
+        return bytearray()
+    try:
+        return bytearray(binascii.a2b_base64(value))
+    except ValueError as error:
+        if not raised_by(error, _JSON_FILES):  # a signal handler's
+            raise
+        return bytearray()
 
 
 def _message(name: str, frame: bytes) -> bytes:
@@ -133,3 +210,9 @@ def _message(name: str, frame: bytes) -> bytes:
         b'{"Id":"%b","MessageBody":"%b","MessageAttributes":{"%b":{"DataType":"Binary","BinaryValue":"%b"}}}'
         % (name.encode(), BODY.encode(), FRAME.encode(), base64.b64encode(frame))
     )
+
+
+# whose exceptions say that a text is not JSON or base64
+_JSON_FILES = tuple(
+    file_of(function) for function in (_message, json.loads, json.JSONDecoder.decode)
+)

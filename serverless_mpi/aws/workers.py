@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from serverless_mpi.aws.connection import file_of, raised_by
 
 T = TypeVar("T")
 
@@ -19,7 +22,9 @@ class Workers:
         """Start call(*arguments)."""
         try:
             return self._pool.submit(call, *arguments)
-        except RuntimeError:  # the pools of an ending interpreter take nothing any more
+        except RuntimeError as error:  # the pools of an ending interpreter take nothing any more
+            if not raised_by(error, _POOL_FILES):  # a signal handler's: `call` may have begun
+                raise
             done: Future[T] = Future()
             try:
                 done.set_result(call(*arguments))
@@ -34,3 +39,10 @@ class Workers:
     def close(self) -> None:
         """Wait for what runs, and let the threads go."""
         self._pool.shutdown()
+
+
+# whose RuntimeErrors are the pool's
+_POOL_FILES = tuple(
+    file_of(function)
+    for function in (Workers.submit, ThreadPoolExecutor.submit, threading.Thread.start)
+)

@@ -2,24 +2,28 @@
 
 A reference is authenticated with the job's key, and the frame it brings has a tag of its own.  Dealt frames
 that would cost more on the queue are one object; its reference, published once, has the table of who reads
-which range.
+which range.  Whoever may write to a queue can send a reference of this job again, also to another rank, so a rank
+follows only what names an object for itself or for several ranks (`locate_frame`), and deletes only its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from serverless_mpi.channels.base import EACH, Channel, Delivery, Figures, Limits, Parcel, Wanted
 from serverless_mpi.channels.object import AWS_FIGURES as OBJECT_AWS
 from serverless_mpi.channels.object import EMULATOR_FIGURES as OBJECT_EMULATOR
 from serverless_mpi.channels.object import (
+    NOTHING,
     ObjectChannel,
+    ReadObject,
     Store,
     locate,
-    side_by_side,
     table,
     table_bytes,
 )
@@ -36,6 +40,7 @@ MAX_FRAME_BYTES = (
 _MAGIC = b"sR"  # a frame begins with b"sM"
 _DEALT = b"sD"  # a reference that begins with a table
 TAG_BYTES = 16
+_KEY = re.compile(rb"(m|r/([0-9]{6,9}))/[0-9a-f]{16}/[0-9a-f./]{1,100}")
 
 
 def threshold(prices: Prices) -> int:
@@ -76,6 +81,32 @@ def reference(parcel: Parcel) -> tuple[bytes, bytes]:
     return (_DEALT, table(parcel) + key) if parcel.own else (_MAGIC, key)
 
 
+class Place(NamedTuple):
+    """Where a reference says that a frame lies: the whole object (nbytes None), or a part of it."""
+
+    key: str
+    start: int
+    nbytes: int | None
+    object_bytes: int  # of the whole object, 0 where the reference does not say it
+
+
+def locate_frame(magic: bytes, text: memoryview, rank: int) -> Place | None:
+    """Where the frame of `rank` lies by what `reference` made; None if it is not for this rank, or damaged."""
+    start, nbytes, end, key = 0, None, 0, bytes(text)
+    if magic == _DEALT:
+        place = locate(text, rank)
+        if place is None:
+            return None
+        start, nbytes, end = place
+        key = bytes(text[table_bytes(text) :])
+        if not 0 < nbytes <= MAX_FRAME_BYTES:
+            return None
+    named = _KEY.fullmatch(key)
+    if named is None or (named.group(2) is not None and int(named.group(2)) != rank):
+        return None
+    return Place(key.decode(), start, nbytes, end)
+
+
 def figures(aws: bool, limit: int) -> Figures:
     """The queue's for frames of up to `limit` bytes; beyond, an object's and its reference's together."""
     small = QUEUE_AWS if aws else QUEUE_EMULATOR
@@ -101,7 +132,7 @@ class HybridChannel(Channel):
         super().__init__(spec, meter)
         self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
         self._queue = QueueChannel(spec, meter)
-        self._store = Store(spec, meter)
+        self._store = Store(spec, meter, MAX_FRAME_BYTES)
         self._prices = Prices.load()
         self._threshold = threshold(self._prices)
         self.figures = figures(spec.endpoint is None, self._threshold)
@@ -123,9 +154,7 @@ class HybridChannel(Channel):
             whole = given.own and together(given, self._prices)
             for parcel in [given] if whole else given.singly():
                 (large if whole or parcel.nbytes > self._threshold else small).append(parcel)
-        self._store.each(
-            lambda parcel: self._store.put(object_key(parcel), side_by_side(parcel)), large
-        )
+        self._store.each(lambda parcel: self._store.put(object_key(parcel), parcel), large)
         self._queue.put(
             small
             + [Parcel(parcel.dests, parcel.name, (self._reference(parcel),)) for parcel in large]
@@ -153,21 +182,28 @@ class HybridChannel(Channel):
             self._tag(magic + bytes(text)), tag
         ):
             return Delivery(data, (delivery.receipt, None))
-        if magic == _DEALT:
-            start, nbytes = locate(text, self.spec.rank)
-            name = bytes(text[table_bytes(text) :]).decode()
-            return Delivery(self._store.get_range(name, start, nbytes), (delivery.receipt, None))
-        name = bytes(text).decode()
-        found = self._store.get(name)
-        if found is None:
-            # a second delivery of a reference whose object has been read and deleted: the core counts the empty frame
-            return Delivery(memoryview(b""), (delivery.receipt, None))
-        return replace(found, receipt=(delivery.receipt, name if name.startswith("r/") else None))
+        # No frame: a reference that is not for this rank, or a second delivery of one whose object has been read and deleted.
+        # The core counts it as dropped.
+        nothing = Delivery(NOTHING, (delivery.receipt, None))
+        place = locate_frame(magic, text, self.spec.rank)
+        if place is None:
+            return nothing
+        if place.nbytes is None:
+            found = self._store.get(place.key)
+            return (
+                nothing
+                if found is None
+                else replace(found, receipt=(delivery.receipt, found.receipt))
+            )
+        part = self._store.get_range(place.key, place.start, place.nbytes)
+        if part is None:
+            return nothing
+        return Delivery(part, (delivery.receipt, ReadObject(place.key, place.object_bytes)))
 
     def ack(self, receipts: Sequence[object]) -> None:
         pairs = [receipt for receipt in receipts if isinstance(receipt, tuple)]
         self._queue.ack([handle for handle, _ in pairs])
-        self._store.delete([key for _, key in pairs if key is not None])
+        self._store.read([one for _, one in pairs if one is not None])
 
     def wake(self) -> None:
         self._queue.wake()

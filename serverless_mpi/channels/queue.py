@@ -6,20 +6,22 @@ ranks are published once, and where one publish of everything is cheaper than a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
 from serverless_mpi.aws import sns, sqs
 from serverless_mpi.aws.credentials import Credentials, emulator_keys
-from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.channels.cleanup import Deletions, say_left
+from serverless_mpi.core.endpoint import GAP_TIMEOUT_S
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
@@ -54,6 +56,7 @@ EMULATOR_MAX_PAUSE_S = 0.01
 T = TypeVar("T")
 
 ACK_AFTER_S = 20.0  # well within the visibility timeout of 60 s
+WAKE_BUDGET_S = 2.0  # a poll takes up to 20
 REQUESTS_AT_ONCE = 8
 
 
@@ -179,9 +182,15 @@ class QueueChannel(Channel):
         self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
         # an emulator does one thing after the other, and several threads of a rank only stand in one another's way
         self._pool = Workers(1 if self.limits.alone else REQUESTS_AT_ONCE)
-        self._unacked: list[str] = []
-        self._unacked_since = 0.0
-        self._deleting: list[Future[None]] = []
+        self._patience = self._clients[0].patience(GAP_TIMEOUT_S)  # with polls that find it busy
+        self._deletions = Deletions(
+            partial(self._sqs.delete, self._mine),
+            sqs.MAX_ENTRIES,
+            self._pool,
+            self._clients[0].patience(float("inf")),
+            time.monotonic,
+            most_s=ACK_AFTER_S,
+        )
         self._woken = threading.Event()
         self._closed = False
 
@@ -226,14 +235,22 @@ class QueueChannel(Channel):
         while True:
             left = deadline - time.monotonic()
             wait_s = max(0, min(sqs.MAX_LONG_POLL_S, int(left))) if self._sqs.prompt else 0
-            received = self._sqs.receive(self._mine, wait_s)
+            try:
+                received = self._sqs.receive(self._mine, wait_s)
+            except Busy:
+                longer = self._patience.pause()
+                if longer is None:
+                    raise
+                if left <= 0 or self._woken.wait(min(longer, left)):
+                    self._woken.clear()
+                    return []
+                continue
+            self._patience.over()
             deliveries = [
                 Delivery(one.frame, one.handle) for one in received if one.frame is not None
             ]
             if len(deliveries) < len(received):
-                self._acknowledge(
-                    [one.handle for one in received if one.frame is None]
-                )  # what wake() sent
+                self.ack([one.handle for one in received if one.frame is None])  # what wake() sent
             if deliveries or received or left <= 0:
                 return deliveries
             if self._woken.wait(0 if wait_s else min(pause, left)):
@@ -242,45 +259,27 @@ class QueueChannel(Channel):
             pause = min(2 * pause, EMULATOR_MAX_PAUSE_S)
 
     def ack(self, receipts: Sequence[object]) -> None:
-        self._acknowledge([str(receipt) for receipt in receipts])
-
-    def _acknowledge(self, handles: list[str]) -> None:
-        now = time.monotonic()
-        if not self._unacked:
-            self._unacked_since = now
-        self._unacked += handles
-        overdue = now - self._unacked_since > ACK_AFTER_S
-        while len(self._unacked) >= sqs.MAX_ENTRIES or (
-            self._unacked and (overdue or self._closed)
-        ):
-            batch, self._unacked = (
-                self._unacked[: sqs.MAX_ENTRIES],
-                self._unacked[sqs.MAX_ENTRIES :],
-            )
-            self._deleting = [future for future in self._deleting if not _over(future)]
-            self._deleting.append(self._pool.submit(self._sqs.delete, self._mine, batch))
+        self._deletions.add([str(receipt) for receipt in receipts])
 
     def wake(self) -> None:
         self._woken.set()  # first: who does not see that polls are long will see this
         if self._sqs.prompt:
-            self._sqs.send(self._mine, [b""])
+            with contextlib.suppress(Busy):  # then the poll ends by itself
+                self._sqs.send(self._mine, [b""], WAKE_BUDGET_S)
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._acknowledge([])
-        wait(self._deleting)
+        left = self._deletions.close()
         self._pool.close()
         for client in self._clients:
             client.close()
-        for future in self._deleting:
-            future.result()
-
-
-def _over(future: Future[None]) -> bool:
-    """Whether it is done; raises what it raised."""
-    if not future.done():
-        return False
-    future.result()
-    return True
+        say_left(
+            left,
+            "messages that were received",
+            self._deletions.trouble,
+            self.spec.rank,
+            "sqs",
+            self.meter,
+        )

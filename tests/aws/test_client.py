@@ -11,10 +11,11 @@ import pytest
 
 from serverless_mpi.aws import connection as wire
 from serverless_mpi.aws.credentials import Credentials
-from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.retry import (
     AGAIN,
     ATTEMPTS,
+    BUDGET_S,
     MAX_PAUSE_S,
     REPEATABLE,
     Event,
@@ -36,10 +37,12 @@ class Bench:
 
     def __init__(self, replies: Sequence[Reply], service: str = "sqs") -> None:
         self._left = list(replies)
+        self.forever = False  # the last reply is given again and again
         self.server = Server(self._next)
         self.server.__enter__()
         self.meter = Meter()
         self.pauses: list[float] = []
+        self.now = 1000.0  # of a clock that only pauses move
         chance = random.Random(5)
         self.client = Client(
             service,
@@ -47,12 +50,17 @@ class Bench:
             self.server.url,
             Credentials(self.server.url),
             self.meter,
-            self.pauses.append,
+            self._sleep,
             chance.uniform,
+            lambda: self.now,
         )
 
+    def _sleep(self, pause: float) -> None:
+        self.pauses.append(pause)
+        self.now += pause
+
     def _next(self, request: Request) -> Reply:
-        return self._left.pop(0)
+        return self._left.pop(0) if len(self._left) > 1 or not self.forever else self._left[0]
 
     def count(self, name: str) -> int:
         return self.meter.snapshot()[name]["requests"]
@@ -140,14 +148,27 @@ def test_pauses_grow_to_a_limit() -> None:
     ) == MAX_PAUSE_S
 
 
-def test_it_gives_up(bench: Open) -> None:
-    b = bench(
-        *[reply(503, b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>")]
-        * ATTEMPTS
-    )
-    with pytest.raises(ChannelError, match="8 attempts.*SlowDown Reduce your rate") as caught:
+SLOW_DOWN = reply(503, b"<Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>")
+
+
+@pytest.mark.parametrize("trouble", [SLOW_DOWN, reply(500), reply(429)])
+def test_a_busy_service_has_a_time_to_recover(bench: Open, trouble: Reply) -> None:
+    b = bench(trouble)
+    b.forever = True
+    with pytest.raises(Busy, match=r"attempts within 90 s; the last: .*HTTP") as caught:
         Sqs(b.client).send(QUEUE, [b"frame"])
-    assert caught.value.retryable and b.count("sqs.SendMessageBatch") == ATTEMPTS
+    assert caught.value.retryable
+    assert BUDGET_S - MAX_PAUSE_S < sum(b.pauses) <= BUDGET_S
+    assert b.count("sqs.SendMessageBatch") == len(b.pauses) + 1 > ATTEMPTS
+
+
+def test_a_minute_of_throttling_is_survived(bench: Open) -> None:
+    b = bench(SLOW_DOWN)
+    b.forever = True
+    answer = b._next
+    b.server.answer = lambda request: DONE if b.now > 1060 else answer(request)
+    Sqs(b.client).send(QUEUE, [b"frame"])
+    assert b.now > 1060
 
 
 def test_nobody_listens() -> None:

@@ -27,7 +27,9 @@ def test_the_table_names_each_readers_place() -> None:
     parcel = dealt(10, 0, 30)
     start = len(table(parcel))
     found = [locate(memoryview(table(parcel)), rank) for rank in (*READERS, 9)]
-    assert found == [(start, 10), (start + 10, 0), (start + 10, 30), (start + 40, 0)]
+    end = start + 40
+    assert found == [(start, 10, end), (start + 10, 0, end), (start + 10, 30, end), (start, 0, end)]
+    assert locate(memoryview(table(parcel))[:-1], 1) is None
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,8 @@ def test_keys_are_forgotten_when_they_are_deleted(
         a.put([parcel])
         (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(parcel)])
         b.ack([delivery.receipt])
-    for future in b._store._deleting:
-        future.result()
-    assert not b._fetched and len(b._store._deleting) <= 2
+    b.close()
+    assert not b._fetched
 
 
 def test_leaves_are_digested_as_they_come_also_of_a_second_attempt() -> None:
