@@ -227,7 +227,9 @@ class Delayed(Messages):
         with self._lock:
             known = key in self._since
         if not known:
-            reader = re.sub(r"^[0-9a-f]+/(r/\d+|m)/.*", r"\1", key)  # LONG objects of each reader
+            reader = re.sub(
+                r"^(?:f/)?[0-9a-f]+/(r/\d+|m)/.*", r"\1", key
+            )  # LONG objects of each reader
             delay_s = self._delay_s(reader)
             self.strike(delay_s > 0)
             with self._lock:

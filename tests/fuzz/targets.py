@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from serverless_mpi.channels.cleanup import decode_report, encode_report
 from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES, Purpose, make
 
 from serverless_mpi import metering
@@ -27,6 +26,7 @@ from serverless_mpi.aws.sns import Sns
 from serverless_mpi.aws.sqs import Sqs
 from serverless_mpi.channels import direct, door
 from serverless_mpi.channels.base import EACH, Delivery, Parcel
+from serverless_mpi.channels.cleanup import decode_report, encode_report
 from serverless_mpi.channels.hybrid import HybridChannel
 from serverless_mpi.channels.object import Store, side_by_side
 from serverless_mpi.core import wire
