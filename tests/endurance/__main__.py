@@ -70,9 +70,9 @@ class Outcome:
         return "pass"
 
 
-def endure(run: Run, quick: bool) -> Outcome:
+def endure(run: Run, count: int) -> Outcome:
     """Run it."""
-    outcome = Outcome(run, run.quick if quick else run.count)
+    outcome = Outcome(run, count)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="smpi-endurance-")))
         words = ["-n", str(run.ranks), "--channel", run.channel]
@@ -148,6 +148,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="short runs, which say little of memory"
     )
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the full counts to run")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
     options = parser.parse_args()
     if unknown := set(options.names) - set(names):
@@ -155,7 +156,7 @@ def main() -> int:
     outcomes = []
     for run in RUNS:
         if not options.names or run.name in options.names:
-            outcome = endure(run, options.quick)
+            outcome = endure(run, run.quick if options.quick else int(run.count * options.scale))
             outcomes.append(outcome)
             print(f"{run.name}: {outcome.seconds:.0f} s, {outcome.verdict()}", flush=True)
     table = rows(outcomes)
