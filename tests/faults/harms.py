@@ -486,7 +486,12 @@ class Partial(NoHarm):
 
 
 class Reset(NoHarm):
-    """Connections that are reset, before the emulator has read the request or after it has done it."""
+    """Connections that are reset, before the emulator has read the request or after it has done it.
+
+    The messages of a receive that is lost so come again after the visibility timeout, so there is one of each queue.
+    """
+
+    LOST = 1
 
     def __init__(self, seed: int, window_s: float, after: bool) -> None:
         super().__init__(seed, window_s)
@@ -495,6 +500,13 @@ class Reset(NoHarm):
     def exchange(self, kind: str, request: bytes, forward: Forward) -> bytes | None:
         if DATA_PATH.match(kind) is None or self.chance(kind).random() >= SHARE / 2:
             return forward(request)
+        if self._after and kind == "sqs.ReceiveMessage":
+            queue = str(json.loads(_body(request))["QueueUrl"])
+            with self._lock:
+                self._counts[queue] += 1
+                spared = self._counts[queue] > self.LOST
+            if spared:
+                return forward(request)
         self.strike()
         if self._after:
             forward(request)
