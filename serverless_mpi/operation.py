@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from serverless_mpi.core.endpoint import Receive
 from serverless_mpi.core.envelope import Envelope
+
+
+class Payload(enum.Enum):
+    """Who may change the bytes of a message, and when; `outgoing.Outgoing.add` copies by it."""
+
+    BORROWED = enum.auto()  # the caller leaves them as they are until the operation is done
+    TRANSIENT = enum.auto()  # the caller may change them as soon as the call that sends returns
 
 
 class Operation:

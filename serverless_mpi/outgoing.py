@@ -6,6 +6,10 @@ come for a moment; so bursts fill batches and a lone message is not delayed.
 A sender thread puts it, so that receiving goes on meanwhile; only where the
 medium is a process of this machine (`Limits.alone`) the caller does, since
 asking that for frames at the same time would slow the put.
+
+`Outgoing.add` is the one place that copies what is sent.  A frame's tag covers its body, so a body that
+changes before it is put is dropped by its receiver as forged.  Whoever calls says in a `Payload` when the
+bytes may change, and nothing above this file copies by size: two thresholds would have a gap between them.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from collections.abc import Callable, Sequence
 
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.core.parcel import Parcel
-from serverless_mpi.operation import Operation
+from serverless_mpi.operation import Operation, Payload
 
-EAGER_COPY_BYTES = 64 * 1024  # a smaller payload is copied, so that its send is complete at once
+EAGER_COPY_BYTES = 64 * 1024  # a frame of at most this is copied, so that its send is done at once
 GATHER_FRAMES = 256  # most frames of one put
 GATHER_QUIET_S = 0.001  # what is queued goes out when no more has come for so long (an isend takes a twentieth of it)
 GATHER_LONGEST_S = 0.02  # and after so long in any case: half a round trip to SQS
@@ -56,9 +60,21 @@ class Outgoing:
         self.lost = False
 
     def add(
-        self, parcels: Sequence[Parcel], operation: Operation | None, copy: bool = False
+        self,
+        parcels: Sequence[Parcel],
+        operation: Operation | None,
+        payload: Payload = Payload.BORROWED,
     ) -> None:
-        """Frames to put, which hold their operation unless they are copied."""
+        """Queue frames to be put.
+
+        Parameters
+        ----------
+        operation
+            What each frame holds until it is put, unless it is a short one that is copied.  None: the
+            core made the frames, nobody waits for them, and their bytes never change.
+        payload
+            When the bytes may change.
+        """
         if self.background and parcels:
             self._queued_at = time.monotonic()
             if not self.queued:
@@ -66,10 +82,13 @@ class Outgoing:
         for parcel in parcels:
             if operation is None:
                 self.queued.append((parcel, None))
-            elif self.background and copy and parcel.nbytes <= EAGER_COPY_BYTES:
+            elif self.background and parcel.nbytes <= EAGER_COPY_BYTES:
                 self.queued.append((parcel.copied(), None))
             else:
+                # a long frame holds its operation even if it is copied, so that waiting bounds what is queued
                 operation._holds += 1
+                if payload is Payload.TRANSIENT and not parcel.constant:
+                    parcel = parcel.copied()
                 self.queued.append((parcel, operation))
 
     def flush(self, blocking: bool = False) -> None:

@@ -7,6 +7,7 @@ is sent goes by `outgoing.py`.
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import sys
@@ -30,7 +31,7 @@ from serverless_mpi.deadlock import Teller
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.metering import Meter
-from serverless_mpi.operation import Operation, any_done
+from serverless_mpi.operation import Operation, Payload, any_done
 from serverless_mpi.outgoing import Outgoing
 
 LONG_POLL_S = (
@@ -83,6 +84,9 @@ class Runtime:
         self.communicators: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
         )  # by context
+        self._over: collections.deque[int] = (
+            collections.deque()
+        )  # contexts without an owner, to be freed
         self._teller = None
         if spec.deadlock_s and spec.stats_dir is not None:
             self._teller = Teller(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
@@ -106,12 +110,11 @@ class Runtime:
         data: Sequence[memoryview],
         *,
         sync: bool = False,
-        copy: bool = True,
+        payload: Payload = Payload.BORROWED,
     ) -> Operation:
         """Start sending `data` to world rank `dest`.
 
-        With `copy` a small payload is copied, so the caller's memory is free
-        when the call returns; otherwise it is free when the operation is done.
+        payload: when the caller may change the memory of `data`.
         """
         operation = Operation()
         with self._inside:
@@ -121,7 +124,7 @@ class Runtime:
                 on_matched = operation._release
             parcels = self._endpoint.send(context, dest, tag, data, on_matched, time.monotonic())
             if self._outgoing.background:
-                self._outgoing.add(parcels, operation, copy)
+                self._outgoing.add(parcels, operation, payload)
             elif parcels:
                 self._outgoing.put(parcels)
             operation._release()
@@ -292,6 +295,7 @@ class Runtime:
             except (
                 Exception
             ) as error:  # the caller's operation or datatype failed; the call that waits raises it
+                self._endpoint.retire(context, seq)
                 operation._end(error)
                 return
             several = isinstance(step, (list, tuple))
@@ -303,7 +307,7 @@ class Runtime:
                     dests = [ranks[dest] for dest in one.dests]
                     if dests:
                         parcels = self._endpoint.publish(context, seq, one.slot, dests, one.data)
-                        self._outgoing.add(parcels, operation, copy=True)
+                        self._outgoing.add(parcels, operation)
                     receives.append(None)
                 elif isinstance(one, Deal):
                     blobs = [(ranks[dest], data) for dest, data in one.blobs]
@@ -311,7 +315,7 @@ class Runtime:
                         parcels = self._endpoint.deal(context, seq, one.slot, blobs)
                         if not self.figures.ranges:
                             parcels = [single for parcel in parcels for single in parcel.singly()]
-                        self._outgoing.add(parcels, operation, copy=True)
+                        self._outgoing.add(parcels, operation)
                     receives.append(None)
                 else:
                     receive = self._endpoint.expect(
@@ -338,6 +342,22 @@ class Runtime:
                     receive.on_done = arrived
                 return
             value = values()
+
+    # --- contexts ------------------------------------------------------------
+
+    def own(self, owner: object, context: int) -> None:
+        """Keep the state of `context` as long as `owner`, without which nothing on it can be begun."""
+        weakref.finalize(owner, self._over.append, context).atexit = False
+        with self._lock:
+            self._free_contexts()
+
+    def _free_contexts(self) -> None:
+        """Under the lock: free the contexts that have lost their owners.
+
+        An owner can vanish at any moment, also with the lock held: the garbage collector decides.
+        """
+        while self._over:
+            self._endpoint.free(self._over.popleft())
 
     # --- waiting -------------------------------------------------------------
 
@@ -422,6 +442,8 @@ class Runtime:
 
     def _pump(self, max_wait_s: float, predicate: Callable[[], bool]) -> None:
         """Under the lock: feed the endpoint once, or wait while another thread does."""
+        if self._over:
+            self._free_contexts()
         if self._pumping:
             if max_wait_s > 0:
                 self._sleep(max_wait_s)

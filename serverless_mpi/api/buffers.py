@@ -195,10 +195,6 @@ class Message:
         """Put received bytes to their places; ERR_TRUNCATE if they are too many."""
         self._memory.unpack(data, self._layout, self._offset + block * self._step, self.count)
 
-    def pack_all(self, blocks: int) -> memoryview:
-        """The bytes of all blocks together."""
-        return self._memory.pack(self._layout, self._offset, self.count * blocks)
-
     def address(self, block: int = 0) -> int | None:
         """Where a block lies in memory; None for one without elements."""
         return self._memory.address(self._offset + block * self._step) if self.nbytes else None

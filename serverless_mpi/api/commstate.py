@@ -65,6 +65,7 @@ class State:
             None  # this process's group alone, where one of two groups has been asked for it
         )
         runtime.communicators[context] = self
+        runtime.own(self, context)
 
     def count(self, key: Any) -> int:
         """How often this has been asked for `key` before."""

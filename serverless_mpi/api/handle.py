@@ -31,8 +31,8 @@ def forget(state: Any) -> None:
 class Handle:
     """A reference to MPI state.
 
-    Subclasses say which error class a null handle is (`_error`), and what freeing does. State objects may have `constant`, the
-    handle that is a constant's own.
+    Subclasses check for a null handle themselves and define what freeing does.  A state object may have an attribute
+    `constant`: the predefined handle (COMM_WORLD, INT, ...) that refers to it.
     """
 
     _family: ClassVar[

@@ -206,7 +206,10 @@ class Intracomm(Comm):
         self._check_send(other, tag)
         if not 0 <= other < len(self._peers) or self._peers[other] == self._runtime.rank:
             raise MPIException(ERR_RANK, f"remote leader {other} is this process itself or nobody")
-        context = derive_context(self._context, "leaders")
+        state = self._state
+        context = derive_context(state.context, "leaders")
+        if not state.count("leaders"):
+            state.runtime.own(state, context)
         receive = self._runtime.irecv(context, self._peers[other], tag)
         send = self._runtime.isend(context, self._peers[other], tag, encode(value))
         self._runtime.wait((receive, send))

@@ -11,10 +11,10 @@ from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message
 from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
-from serverless_mpi.api.transfer import as_object, both, completed, outgoing, owned_copy, room
+from serverless_mpi.api.transfer import as_object, both, completed, outgoing, room
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
 from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
-from serverless_mpi.operation import Operation
+from serverless_mpi.operation import Operation, Payload
 from serverless_mpi.runtime import Runtime
 
 
@@ -65,9 +65,9 @@ class PointToPoint:
         dest: int,
         tag: int,
         sync: bool = False,
-        owned: bool = True,
+        payload: Payload = Payload.BORROWED,
     ) -> Request:
-        """owned: the bytes do not change, or are to be changed only after the request is done."""
+        """Start a send of bytes that may change when `payload` says."""
 
         def finish(operation: Operation, status: Status) -> None:
             status._fill_empty()
@@ -75,12 +75,7 @@ class PointToPoint:
         if dest == PROC_NULL:
             return Request._of(self._runtime, completed(), finish)
         operation = self._runtime.isend(
-            self._context,
-            self._world(dest),
-            tag,
-            data if owned else owned_copy(data),
-            sync=sync,
-            copy=True,
+            self._context, self._world(dest), tag, data, sync=sync, payload=payload
         )
         return Request._of(self._runtime, operation, finish)
 
@@ -100,7 +95,7 @@ class PointToPoint:
             return self._start_send(data, dest, tag)
         attached, nbytes = self._attached(), sum(part.nbytes for part in data)
         attached.reserve(nbytes)
-        request = self._start_send(data, dest, tag, owned=False)
+        request = self._start_send(data, dest, tag, payload=Payload.TRANSIENT)
         assert request._operation is not None
         attached.took(self._runtime, request._operation, nbytes)
         return request
@@ -148,10 +143,12 @@ class PointToPoint:
         return value(operation)
 
     def _received(self, operation: Operation, value: Callable[[Operation], Any]) -> Request:
+        places = self._places  # the communicator may be freed before the receive is done
+
         def finish(operation: Operation, status: Status) -> Any:
             envelope = operation.envelope
             assert envelope is not None
-            self._status(envelope, status)
+            status._fill(places[envelope.source], envelope.tag, envelope.nbytes)
             return value(operation)
 
         return Request._of(self._runtime, operation, finish)
@@ -178,7 +175,7 @@ class PointToPoint:
     def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:
         """Start sending an object, which may be changed at once."""
         self._check_send(dest, tag)
-        return self._start_send(encode(obj), dest, tag, owned=False)
+        return self._start_send(encode(obj), dest, tag, payload=Payload.TRANSIENT)
 
     def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:
         """Start a buffered send of an object."""
@@ -188,7 +185,7 @@ class PointToPoint:
     def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:
         """Start a send of an object that is done when a receive has matched it."""
         self._check_send(dest, tag)
-        return self._start_send(encode(obj), dest, tag, sync=True, owned=False)
+        return self._start_send(encode(obj), dest, tag, sync=True, payload=Payload.TRANSIENT)
 
     def recv(
         self,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.commstate import State
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.persistent import Prequest, Repeat
@@ -173,6 +174,10 @@ class Partitioned(PointToPoint):
 
     _pairs: Callable[[tuple[str, int, int]], int]  # counts the initializations under a key
 
+    @property
+    def _state(self) -> State:
+        raise NotImplementedError
+
     def Psend_init(
         self, buf: Any, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL
     ) -> Prequest:
@@ -182,7 +187,9 @@ class Partitioned(PointToPoint):
         spec = Spec(None if dest == PROC_NULL else buf, readonly=True, blocks=partitions)
         world = None if dest == PROC_NULL else self._peers[dest]
         context = self._pair(self._runtime.rank, world, tag, "to")
-        return Prequest._repeating(_Send(self._runtime, context, world, spec, partitions))
+        send = _Send(self._runtime, context, world, spec, partitions)
+        self._own(send, context, world)
+        return Prequest._repeating(send)
 
     def Precv_init(
         self,
@@ -210,7 +217,13 @@ class Partitioned(PointToPoint):
             partitions,
         )
         receive.rank, receive.tag = source, tag
+        self._own(receive, receive._context, world)
         return Prequest._repeating(receive)
+
+    def _own(self, request: Repeat, context: int, peer: int | None) -> None:
+        """The request keeps its context; the communicator does where both ends of the pair are here."""
+        runtime = self._runtime
+        runtime.own(self._state if peer == runtime.rank else request, context)
 
     def _pair(self, source: int | None, dest: int | None, tag: int, end: str) -> int:
         """The context of a pair, which both ends derive."""

@@ -124,7 +124,9 @@ class Persistent(PointToPoint, Collective):
                 self._runtime, self._run(plan, context, next(starts)), finishing(plan)
             )
 
-        return Prequest._repeating(Repeat(start))
+        repeat = Repeat(start)
+        self._runtime.own(repeat, context)
+        return Prequest._repeating(repeat)
 
     # --- point-to-point ------------------------------------------------------
 

@@ -12,7 +12,6 @@ from serverless_mpi.api.pickling import decode
 from serverless_mpi.api.request import Request
 from serverless_mpi.core.envelope import PROC_NULL
 from serverless_mpi.operation import Operation
-from serverless_mpi.outgoing import EAGER_COPY_BYTES
 
 
 def completed() -> Operation:
@@ -20,12 +19,6 @@ def completed() -> Operation:
     operation = Operation()
     operation._release()
     return operation
-
-
-def owned_copy(data: Sequence[memoryview]) -> Sequence[memoryview]:
-    """The same bytes in memory that the caller cannot change; small payloads the runtime copies itself."""
-    total = sum(part.nbytes for part in data)
-    return data if total <= EAGER_COPY_BYTES else (memoryview(b"".join(data)),)
 
 
 def as_object(operation: Operation) -> Any:

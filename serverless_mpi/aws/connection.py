@@ -148,7 +148,8 @@ class Connection:
     ) -> Answer:
         """Send a request and take its answer, in `into` if it succeeds and fits.
 
-        into: memory, or what names it when the answer's headers are here; come: told how many bytes of it are filled.
+        into: memory, or what names it when the answer's headers are here; come: told how many bytes of it are filled,
+        first that none is, so that it drops what an earlier attempt filled.
 
         Raises
         ------
@@ -158,6 +159,8 @@ class Connection:
             Whatever a signal handler, `into` or `come` raised; the connection is closed then, too.
         """
         sent = False
+        if come is not None:
+            come(0)
         try:
             if sum(len(part) for part in body) <= JOINED_BYTES:
                 sent = True

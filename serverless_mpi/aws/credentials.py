@@ -15,7 +15,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from urllib.parse import urlencode, urlsplit
 from serverless_mpi.aws.config import Config
 from serverless_mpi.aws.connection import Connection, Lost
 from serverless_mpi.aws.sigv4 import Keys
+from serverless_mpi.core.tags import Purpose, make
 from serverless_mpi.errors import ServerlessMPIError, UsageError
 from serverless_mpi.metering import Meter
 
@@ -40,6 +40,7 @@ ROLE_S = 3600  # what AssumeRole grants unless the profile says duration_seconds
 # besides loopback and https, where a container's credentials may come from (ECS, EKS)
 CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23")
 
+SECRET_BYTES = 32  # of an emulator's secret access key
 DUMMY = Keys("smpi", "smpi")  # an emulator that the user started checks none
 _EXPORT = (
     "`aws configure export-credentials --profile {name} --format env` prints keys to set instead"
@@ -48,7 +49,7 @@ _EXPORT = (
 
 def emulator_keys(job_key: bytes) -> Keys:
     """The keys of a job at an emulator that the launcher started for it."""
-    secret = blake2b(key=job_key, digest_size=32, person=b"smpi-emulator").hexdigest()
+    secret = make(job_key, Purpose.EMULATOR, b"", SECRET_BYTES).hex()
     return Keys(DUMMY.access, secret)
 
 

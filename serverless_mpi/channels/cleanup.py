@@ -14,8 +14,6 @@ has put as many bytes again; so a rank that only sends, and never polls, gets th
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
 import re
 import sys
 import threading
@@ -25,13 +23,12 @@ from concurrent.futures import Future, wait
 from serverless_mpi.aws.http import Busy
 from serverless_mpi.aws.retry import Patience
 from serverless_mpi.aws.workers import Workers
+from serverless_mpi.core.tags import TAG_BYTES, Purpose, make, same
 from serverless_mpi.metering import Meter
 
 MOST_FAILED = 100_000  # names that are kept to be tried again; 10 MB
 MOST_REPORTED = 1000  # keys of one report
 MAX_REPORT_BYTES = 1 << 18
-TAG_BYTES = 16
-_PERSON = b"smpi read report"
 _SHARED_KEY = re.compile(r"m/[0-9a-f]{16}/([0-9]{6,9})/[0-9a-f./]{1,80}")
 _REPORT_KEY = re.compile(r"a/[0-9]{6,9}/([0-9]{6,9})/[0-9]{6,18}")
 
@@ -247,12 +244,10 @@ def decode_report(name: str, data: memoryview, job_key: bytes) -> tuple[int, lis
     """(reader, keys) of report `name`; None if no rank of this job made it."""
     named = _REPORT_KEY.fullmatch(name)
     tag, text = bytes(data[:TAG_BYTES]), bytes(data[TAG_BYTES:])
-    if named is None or not hmac.compare_digest(tag, _tag(name, text, job_key)):
+    if named is None or not same(tag, _tag(name, text, job_key)):
         return None
     return int(named.group(1)), text.decode().split("\n")
 
 
 def _tag(name: str, text: bytes, job_key: bytes) -> bytes:
-    digest = hashlib.blake2b(key=job_key, digest_size=TAG_BYTES, person=_PERSON)
-    digest.update(name.encode() + b"\n" + text)
-    return digest.digest()
+    return make(job_key, Purpose.READ_REPORT, name.encode() + b"\n" + text)

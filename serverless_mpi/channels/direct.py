@@ -8,9 +8,12 @@ before any rank runs and the rank inherits it, so addresses are known from the
 start and connecting early merely waits in the backlog.  `door.py` has how the
 two ends prove themselves.
 
-Frame: length (8 bytes, little endian), then that many bytes; length GOODBYE
-ends a connection properly.  A connection that ends otherwise means that the
-peer died.
+Frame: length (8 bytes, little endian), then that many bytes.  Length GOODBYE and
+the farewell of the connection's handshake end it properly.  A connection that
+ends otherwise means that the peer died.  On TCP nothing protects the lengths from
+somebody who sits between two machines, so none is believed that an honest peer
+would not send: a longer frame than MAX_FRAME_BYTES, or a wrong farewell, breaks
+the connection before any memory is taken for it.
 
 A Unix socket is guarded by the kernel (see `Limits`): the body of a long frame
 is received straight into the memory of whoever waits for it.
@@ -32,6 +35,7 @@ from typing import Any
 from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
 from serverless_mpi.channels.door import Doorkeeper, introduce
 from serverless_mpi.channels.space import space
+from serverless_mpi.core.tags import TAG_BYTES, same
 from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
@@ -80,10 +84,12 @@ def _address(text: str) -> tuple[str, int] | str:
 class _Incoming:
     """A proven connection from `rank`: bytes in, frames out."""
 
-    def __init__(self, sock: socket.socket, rank: int) -> None:
+    def __init__(self, sock: socket.socket, rank: int, farewell: bytes) -> None:
         self.sock = sock
         self.rank = rank
         self.ended = False  # said goodbye
+        self.fault = "broke without a goodbye"  # how it ended otherwise
+        self._farewell = farewell
         self._ahead = memoryview(bytearray(AHEAD_BYTES))
         self._have = 0  # bytes of _ahead not yet made into frames
         self._long: Delivery | None = None  # a frame too long for _ahead, and
@@ -120,10 +126,16 @@ class _Incoming:
         at = 0
         while self._have - at >= LENGTH.size:
             (nbytes,) = LENGTH.unpack_from(self._ahead, at)
-            if nbytes == GOODBYE:
+            start = at + LENGTH.size
+            if nbytes > MAX_FRAME_BYTES:
+                if nbytes != GOODBYE:
+                    return self._refuse(f"announced a frame of {nbytes} bytes")
+                if self._have - start < TAG_BYTES:
+                    break
+                if not same(self._ahead[start : start + TAG_BYTES], self._farewell):
+                    return self._refuse("carried a goodbye that the rank did not send")
                 self.ended = True
                 return False
-            start = at + LENGTH.size
             if self._have - start >= nbytes:
                 at = start + nbytes
                 inbox.append(Delivery(memoryview(bytearray(self._ahead[start:at])), None))
@@ -137,6 +149,11 @@ class _Incoming:
             self._ahead[:left] = bytes(self._ahead[at : self._have])
         self._have = left
         return True
+
+    def _refuse(self, what: str) -> bool:
+        """What came is not of this rank's making: the connection is broken."""
+        self.fault = f"{what}, so its bytes were damaged or changed on their way"
+        return False
 
     def _begin(self, there: memoryview, nbytes: int, land: Land) -> None:
         """A frame of `nbytes` that begins with `there`, the header at least."""
@@ -229,10 +246,11 @@ class DirectChannel(Channel):
         self._inbox: collections.deque[Delivery] = collections.deque()
         self._fresh: collections.deque[_Incoming] = collections.deque()  # proven, not yet polled
         self._outgoing: dict[int, socket.socket] = {}
+        self._farewells: dict[int, bytes] = {}  # of these
         self._put_lock = threading.Lock()
         self._get_lock = threading.Lock()  # held by whoever reads: a get, or a put that waits
         self._getting = 0  # gets that hold or want _get_lock
-        self._lost: list[int] = []  # ranks whose connection broke
+        self._lost: list[_Incoming] = []  # connections that broke
         self._ended: set[int] = set()  # ranks that said goodbye
         self._closed = False
         self._wake_read, self._wake_write = os.pipe()
@@ -259,27 +277,19 @@ class DirectChannel(Channel):
             return
         pending: dict[int, collections.deque[memoryview]] = {}
         nbytes = frames = 0
-        mine = False
         for parcel in parcels:
             size = parcel.nbytes
             length = memoryview(LENGTH.pack(size))
             for dest in parcel.dests:
                 nbytes += size
                 frames += 1
-                if dest == self.spec.rank:
-                    self._inbox.append(Delivery(memoryview(bytearray().join(parcel.parts)), None))
-                    mine = True
-                    continue
                 views = pending.get(dest)
                 if views is None:
                     views = pending[dest] = collections.deque()
                 views.append(length)
                 views.extend([part for part in parcel.parts if part.nbytes])
-        if mine and self._getting:
-            self.wake()
-        if pending:
-            with self._put_lock:
-                self._send(pending)
+        with self._put_lock:
+            self._send(pending)
         self.meter.count("direct", "put", requests=frames, nbytes=nbytes, messages=frames)
 
     def _put_at_once(self, parcel: Parcel, dest: int) -> bool:
@@ -385,7 +395,9 @@ class DirectChannel(Channel):
             ) from error
         try:
             sock.setblocking(False)
-            introduce(sock, spec, dest, lambda: self._wait({sock.fileno(): select.POLLIN}))
+            self._farewells[dest] = introduce(
+                sock, spec, dest, lambda: self._wait({sock.fileno(): select.POLLIN})
+            )
         except OSError as error:
             sock.close()
             raise ChannelError(
@@ -398,9 +410,9 @@ class DirectChannel(Channel):
 
     # -- receiving
 
-    def _admit(self, sock: socket.socket, rank: int) -> None:
+    def _admit(self, sock: socket.socket, rank: int, farewell: bytes) -> None:
         """Called by the doorkeeper's thread."""
-        self._fresh.append(_Incoming(sock, rank))
+        self._fresh.append(_Incoming(sock, rank, farewell))
         self._nudge()
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
@@ -416,8 +428,9 @@ class DirectChannel(Channel):
         finally:
             self._getting -= 1
         if not frames and self._lost and not self._closed:
+            lost = self._lost[0]
             raise ChannelError(
-                f"rank {self._lost[0]} vanished: its connection to rank {self.spec.rank} broke without a goodbye"
+                f"rank {lost.rank} vanished: its connection to rank {self.spec.rank} {lost.fault}"
             )
         return frames
 
@@ -475,7 +488,7 @@ class DirectChannel(Channel):
         if connection.ended:
             self._ended.add(connection.rank)
         else:
-            self._lost.append(connection.rank)
+            self._lost.append(connection)
 
     def wake(self) -> None:
         self._woken = True
@@ -492,10 +505,10 @@ class DirectChannel(Channel):
             return
         self._closed = True
         self._door.stop()
-        goodbye = memoryview(LENGTH.pack(GOODBYE))
         deadline = time.monotonic() + FAREWELL_S
         with self._put_lock:
             for dest, sock in self._outgoing.items():
+                goodbye = memoryview(LENGTH.pack(GOODBYE) + self._farewells[dest])
                 try:
                     self._send({dest: collections.deque([goodbye])}, deadline)
                 except ChannelError:  # it ended first: there is nobody to say goodbye to

@@ -1,14 +1,20 @@
 """How ranks prove to each other that they know the job's key before the first frame of a connection.
 
-The connector sends HELLO (magic, job, its rank, the rank it wants, nonce); the acceptor answers nonce, MAC; the
-connector answers MAC.  Both MACs are BLAKE2b keyed with the job's key over both nonces, so each side proves that it
-knows the key, freshly.  On a Unix socket the other side must also be a process of the same user, which the kernel
-says.  A small thread does this for whoever connects; strangers are dropped by it and cost the program nothing.
+The connector sends HELLO (magic, job, its rank, the rank it wants, nonce); the acceptor answers nonce, proof; the
+connector answers proof.  Both proofs are tags made with the job's key (`core.tags`) over HELLO and both nonces, so each
+side proves that it knows the key, freshly.  A third tag over the same, the farewell, ends the connection: only the
+connector can say that nothing more will come.  On a Unix socket the other side must also be a process of the same user,
+which the kernel says.  A small thread does this for whoever connects; strangers are dropped by it and cost the program
+nothing.
+
+Until a connection is proven, everything read from it has a fixed length, and nothing that it carries is believed or
+raises: a connection that fails is closed.  What the system refuses for want of resources (a file descriptor, memory)
+pauses accepting and ends nothing.
 """
 
 from __future__ import annotations
 
-import hmac
+import errno
 import os
 import secrets
 import selectors
@@ -17,23 +23,31 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from hashlib import blake2b
 
+from serverless_mpi.core.tags import PROOF_BYTES, Purpose, make, same
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 
 HANDSHAKE_S = 10.0  # a stranger that says nothing is dropped after this long
 STRANGERS = 64  # connections that may be unproven at once, besides one per rank
 
-MAGIC = b"SMPI/1\r\n"
+ACCEPT_PAUSE_S = (
+    0.1  # no accept for this long after the system had no file descriptor or memory for one
+)
+
+MAGIC = b"SMPI/2\r\n"
 HELLO = struct.Struct("<8s8sII16s")  # magic, job id, connecting rank, wanted rank, nonce
 NONCE_BYTES = 16
-MAC_BYTES = 32
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 
 
-def _mac(key: bytes, role: bytes, hello: bytes, nonce: bytes) -> bytes:
-    return blake2b(role + hello + nonce, key=key, digest_size=MAC_BYTES).digest()
+# errors of accept(2) that end at once: nobody is there any more, or was
+_GONE = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
+
+
+def farewell(key: bytes, hello: bytes, nonce: bytes) -> bytes:
+    """What ends the connection of this handshake."""
+    return make(key, Purpose.GOODBYE, hello + nonce)
 
 
 def same_user(sock: socket.socket) -> bool:
@@ -46,8 +60,8 @@ def same_user(sock: socket.socket) -> bool:
     return bool(uid == os.geteuid())
 
 
-def introduce(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], None]) -> None:
-    """Prove to rank `dest` who this is, and see that it is who it should be.
+def introduce(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], None]) -> bytes:
+    """Prove to rank `dest` who this is, see that it is who it should be, and return the connection's farewell.
 
     sock: does not block; wait: returns when it may have something to read.
 
@@ -65,19 +79,20 @@ def introduce(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], 
     )
     sock.send(hello)
     reply = b""
-    while len(reply) < NONCE_BYTES + MAC_BYTES:
+    while len(reply) < NONCE_BYTES + PROOF_BYTES:
         wait()
         try:
-            got = sock.recv(NONCE_BYTES + MAC_BYTES - len(reply))
+            got = sock.recv(NONCE_BYTES + PROOF_BYTES - len(reply))
         except BlockingIOError:
             continue
         if not got:
             raise ConnectionResetError
         reply += got
     nonce, proof = reply[:NONCE_BYTES], reply[NONCE_BYTES:]
-    if not hmac.compare_digest(proof, _mac(spec.key, b"accept", hello, nonce)):
+    if not same(proof, make(spec.key, Purpose.ACCEPT, hello + nonce, PROOF_BYTES)):
         raise ChannelError(f"whoever answers for rank {dest} does not know the key of this job")
-    sock.send(_mac(spec.key, b"connect", hello, nonce))
+    sock.send(make(spec.key, Purpose.CONNECT, hello + nonce, PROOF_BYTES))
+    return farewell(spec.key, hello, nonce)
 
 
 class _Stranger:
@@ -88,6 +103,7 @@ class _Stranger:
         self.deadline = deadline
         self.heard = b""
         self.expected = b""  # the proof that will do, once HELLO was answered
+        self.farewell = b""
         self.rank = -1
 
 
@@ -95,8 +111,12 @@ class Doorkeeper(threading.Thread):
     """Accepts connections and lets in those who know the key."""
 
     def __init__(
-        self, spec: JobSpec, listener: socket.socket, admit: Callable[[socket.socket, int], None]
+        self,
+        spec: JobSpec,
+        listener: socket.socket,
+        admit: Callable[[socket.socket, int, bytes], None],
     ) -> None:
+        """admit(sock, rank, farewell): takes a connection that rank `rank` has proven."""
         super().__init__(name="smpi-direct-accept", daemon=True)
         self._spec = spec
         self._listener = listener
@@ -104,28 +124,24 @@ class Doorkeeper(threading.Thread):
         self._stop_read, self._stop_write = os.pipe()
         self._selector = selectors.DefaultSelector()
         self._strangers: dict[socket.socket, _Stranger] = {}
-
-    def run(self) -> None:
+        self._accept_again_at: float | None = None  # accepting is paused until then
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._stop_read, selectors.EVENT_READ)
+
+    def run(self) -> None:
         try:
             while True:
-                patience = None
-                if self._strangers:
-                    patience = max(
-                        0.0, min(s.deadline for s in self._strangers.values()) - time.monotonic()
-                    )
-                for key, _ in self._selector.select(patience):
-                    if key.fileobj == self._stop_read:
-                        return
+                events = self._selector.select(self._patience(time.monotonic()))
+                if any(key.fileobj == self._stop_read for key, _ in events):
+                    return
+                now = time.monotonic()
+                for key, _ in events:
                     if key.fileobj is self._listener:
-                        self._accept()
+                        self._accept(now)
                     elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._strangers:
                         self._hear(self._strangers[key.fileobj])
-                now = time.monotonic()
-                for stranger in [s for s in self._strangers.values() if s.deadline <= now]:
-                    self._drop(stranger)
+                self._tick(now)
         finally:
             for stranger in list(self._strangers.values()):
                 self._drop(stranger)
@@ -138,21 +154,43 @@ class Doorkeeper(threading.Thread):
         os.close(self._stop_write)
         self.join()
 
-    def _accept(self) -> None:
+    def _patience(self, now: float) -> float | None:
+        """How long the selector may wait; None for ever."""
+        times = [stranger.deadline for stranger in self._strangers.values()]
+        if self._accept_again_at is not None:
+            times.append(self._accept_again_at)
+        return max(0.0, min(times) - now) if times else None
+
+    def _tick(self, now: float) -> None:
+        """Do what is due."""
+        for stranger in [s for s in self._strangers.values() if s.deadline <= now]:
+            self._drop(stranger)
+        if self._accept_again_at is not None and self._accept_again_at <= now:
+            self._accept_again_at = None
+            self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def _accept(self, now: float) -> None:
         try:
             sock, _ = self._listener.accept()
-        except (
-            OSError
-        ):  # gone again before it was accepted, or no file descriptor left: the peer sees the error
+        except OSError as error:
+            if error.errno not in _GONE:
+                # no file descriptor or memory: the listener stays ready, so to ask it again at once would spin
+                self._selector.unregister(self._listener)
+                self._accept_again_at = now + ACCEPT_PAUSE_S
             return
-        if not same_user(sock):
+        try:
+            welcome = same_user(sock)
+            sock.setblocking(False)
+            if welcome:
+                while len(self._strangers) >= STRANGERS + self._spec.size:
+                    self._drop(min(self._strangers.values(), key=lambda s: s.deadline))
+                self._selector.register(sock, selectors.EVENT_READ)
+        except OSError:
+            welcome = False
+        if welcome:
+            self._strangers[sock] = _Stranger(sock, now + HANDSHAKE_S)
+        else:
             sock.close()
-            return
-        sock.setblocking(False)
-        while len(self._strangers) >= STRANGERS + self._spec.size:
-            self._drop(min(self._strangers.values(), key=lambda s: s.deadline))
-        self._strangers[sock] = _Stranger(sock, time.monotonic() + HANDSHAKE_S)
-        self._selector.register(sock, selectors.EVENT_READ)
 
     def _forget(self, stranger: _Stranger) -> None:
         self._selector.unregister(stranger.sock)
@@ -163,7 +201,7 @@ class Doorkeeper(threading.Thread):
         stranger.sock.close()
 
     def _hear(self, stranger: _Stranger) -> None:
-        needed = MAC_BYTES if stranger.expected else HELLO.size
+        needed = PROOF_BYTES if stranger.expected else HELLO.size
         try:
             got = stranger.sock.recv(needed - len(stranger.heard))
         except BlockingIOError:
@@ -192,9 +230,10 @@ class Doorkeeper(threading.Thread):
             self._drop(stranger)
             return
         nonce = secrets.token_bytes(NONCE_BYTES)
-        reply = nonce + _mac(spec.key, b"accept", hello, nonce)
+        reply = nonce + make(spec.key, Purpose.ACCEPT, hello + nonce, PROOF_BYTES)
         stranger.rank = source
-        stranger.expected = _mac(spec.key, b"connect", hello, nonce)
+        stranger.expected = make(spec.key, Purpose.CONNECT, hello + nonce, PROOF_BYTES)
+        stranger.farewell = farewell(spec.key, hello, nonce)
         try:
             sent = stranger.sock.send(reply)
         except OSError:
@@ -205,8 +244,8 @@ class Doorkeeper(threading.Thread):
             self._drop(stranger)
 
     def _judge(self, stranger: _Stranger, proof: bytes) -> None:
-        if hmac.compare_digest(proof, stranger.expected):
+        if same(proof, stranger.expected):
             self._forget(stranger)
-            self._admit(stranger.sock, stranger.rank)
+            self._admit(stranger.sock, stranger.rank, stranger.farewell)
         else:
             self._drop(stranger)

@@ -8,8 +8,6 @@ follows only what names an object for itself or for several ranks (`locate_frame
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +29,7 @@ from serverless_mpi.channels.queue import AWS_FIGURES as QUEUE_AWS
 from serverless_mpi.channels.queue import EMULATOR_FIGURES as QUEUE_EMULATOR
 from serverless_mpi.channels.queue import MAX_FRAME_BYTES as QUEUE_FRAME_BYTES
 from serverless_mpi.channels.queue import QueueChannel
+from serverless_mpi.core.tags import TAG_BYTES, Purpose, make, same
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
@@ -39,7 +38,6 @@ MAX_FRAME_BYTES = (
 )  # so that a receiver can put a long message together while the rest is on its way
 _MAGIC = b"sR"  # a frame begins with b"sM"
 _DEALT = b"sD"  # a reference that begins with a table
-TAG_BYTES = 16
 _KEY = re.compile(rb"(m|r/([0-9]{6,9}))/[0-9a-f]{16}/[0-9a-f./]{1,100}")
 
 
@@ -107,6 +105,22 @@ def locate_frame(magic: bytes, text: memoryview, rank: int) -> Place | None:
     return Place(key.decode(), start, nbytes, end)
 
 
+def sealed(parcel: Parcel, key: bytes) -> bytes:
+    """A parcel's reference as it travels: magic, tag, text."""
+    magic, text = reference(parcel)
+    return magic + make(key, Purpose.REFERENCE, magic + text) + text
+
+
+def opened(data: memoryview, key: bytes) -> tuple[bytes, memoryview] | None:
+    """(magic, text) of a reference that was made with the job's key; None for anything else."""
+    magic, tag, text = bytes(data[:2]), data[2 : 2 + TAG_BYTES], data[2 + TAG_BYTES :]
+    if magic not in (_MAGIC, _DEALT):
+        return None
+    if not same(tag, make(key, Purpose.REFERENCE, magic + bytes(text))):
+        return None
+    return magic, text
+
+
 def figures(aws: bool, limit: int) -> Figures:
     """The queue's for frames of up to `limit` bytes; beyond, an object's and its reference's together."""
     small = QUEUE_AWS if aws else QUEUE_EMULATOR
@@ -157,15 +171,11 @@ class HybridChannel(Channel):
         self._store.each(lambda parcel: self._store.put(object_key(parcel), parcel), large)
         self._queue.put(
             small
-            + [Parcel(parcel.dests, parcel.name, (self._reference(parcel),)) for parcel in large]
+            + [
+                Parcel(parcel.dests, parcel.name, (memoryview(sealed(parcel, self.spec.key)),))
+                for parcel in large
+            ]
         )
-
-    def _reference(self, parcel: Parcel) -> memoryview:
-        magic, text = reference(parcel)
-        return memoryview(magic + self._tag(magic + text) + text)
-
-    def _tag(self, text: bytes) -> bytes:
-        return hashlib.blake2b(text, key=self.spec.key, digest_size=TAG_BYTES).digest()
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
         deliveries = self._queue.get(max_wait_s, wanted)
@@ -177,11 +187,10 @@ class HybridChannel(Channel):
         """The frame of a reference; anything else as it is, for the core to judge."""
         assert isinstance(delivery, Delivery)
         data = delivery.data
-        magic, tag, text = bytes(data[:2]), bytes(data[2 : 2 + TAG_BYTES]), data[2 + TAG_BYTES :]
-        if magic not in (_MAGIC, _DEALT) or not hmac.compare_digest(
-            self._tag(magic + bytes(text)), tag
-        ):
+        parsed = opened(data, self.spec.key)
+        if parsed is None:
             return Delivery(data, (delivery.receipt, None))
+        magic, text = parsed
         # No frame: a reference that is not for this rank, or a second delivery of one whose object has been read and deleted.
         # The core counts it as dropped.
         nothing = Delivery(NOTHING, (delivery.receipt, None))

@@ -161,8 +161,8 @@ class Leaves:
         self._found: list[bytes] = []
 
     def come(self, filled: int) -> None:
-        """The first `filled` bytes are there."""
-        if filled < len(self._found) * LEAF_BYTES:  # another attempt, from the first byte on
+        """The first `filled` bytes are there; 0 begins another attempt, whose bytes may be others."""
+        if filled == 0:
             self._found.clear()
         while filled >= (len(self._found) + 1) * LEAF_BYTES:
             start = len(self._found) * LEAF_BYTES

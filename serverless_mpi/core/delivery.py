@@ -4,11 +4,14 @@ A channel may deliver any frame twice, late, or before an older one.  A
 `Stream` (one per context and source) releases messages in the order they were
 sent, each once; a message is released at its first frame, so that matching
 never waits for a long body.  A `Ledger` (one per context) remembers which
-collectives are over, so that their late duplicates are dropped.
+collectives are over, and `Freed` which contexts are, so that their late
+duplicates are dropped.
 """
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 from serverless_mpi.core.envelope import Envelope
@@ -22,15 +25,36 @@ class Assembly:
     body to be put together in, if nothing has come yet.
     """
 
-    __slots__ = ("body", "chunks", "total", "complete", "stored", "_seen")
+    __slots__ = ("body", "chunks", "total", "complete", "_piece", "_seen")
 
     def __init__(self, total: int, chunks: int) -> None:
         self.total = total
         self.chunks = chunks
         self.body: memoryview | None = None
         self.complete = False  # every frame is here
-        self.stored = 0  # bytes held so far
+        self._piece = 0  # length of all pieces but the last, once a frame has come
         self._seen: set[int] | None = None if chunks == 1 else set()
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it takes: all of the body's as soon as a frame has come."""
+        return self.total if self.body is not None else 0
+
+    def agrees(self, frame: Frame, nbytes: int) -> bool:
+        """Whether a frame with a body of `nbytes` is a piece of this very message.
+
+        `wire.decode` has seen that each frame agrees with itself; with one length of pieces for all of
+        them their bodies neither overlap nor leave a gap.
+        """
+        if frame.chunks != self.chunks or frame.total != self.total:
+            return False
+        if self.chunks == 1:
+            return True
+        last = self.chunks - 1
+        piece = nbytes if frame.chunk < last else frame.offset // last
+        if not self._piece:
+            self._piece = piece
+        return piece == self._piece
 
     def land(self, into: memoryview) -> None:
         """Assemble straight in `into` (at least `total` bytes); only before the first frame is stored."""
@@ -49,14 +73,12 @@ class Assembly:
             if self.complete:
                 return False
             self.complete = True
-            self.stored = body.nbytes
             if not there:
                 self.body = memoryview(bytearray(body)) if body.readonly else body
             return True
         if chunk in self._seen:
             return False
         self._seen.add(chunk)
-        self.stored += body.nbytes
         if not there:
             if self.body is None:
                 self.body = memoryview(bytearray(self.total))
@@ -159,3 +181,27 @@ class Ledger:
     def over(self, seq: int) -> bool:
         """Whether `seq` is over."""
         return seq < self.floor or seq in self.above
+
+
+class Freed:
+    """The contexts that are over, in 8 bytes each: a late frame of one must not begin it again.
+
+    None is removed, since a context is never used twice (`envelope.derive_context`).  Sorted, so that a
+    look takes a few comparisons; only frames of a context without any state look.
+    """
+
+    __slots__ = ("_contexts",)
+
+    def __init__(self) -> None:
+        self._contexts = array("Q")
+
+    def add(self, context: int) -> None:
+        """`context` is over."""
+        insort(self._contexts, context)
+
+    def __contains__(self, context: int) -> bool:
+        place = bisect_left(self._contexts, context)
+        return place < len(self._contexts) and self._contexts[place] == context
+
+    def __len__(self) -> int:
+        return len(self._contexts)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from serverless_mpi.core.delivery import Assembly, Incoming, Ledger, Stream
-from serverless_mpi.core.envelope import ANY_SOURCE, Envelope
+from serverless_mpi.core.delivery import Assembly, Freed, Incoming, Ledger, Stream
+from serverless_mpi.core.envelope import ANY_SOURCE, CONTEXT_SELF, Envelope
 from serverless_mpi.core.matching import Matcher
 from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted, cut
 from serverless_mpi.core.wire import (
@@ -22,7 +22,7 @@ from serverless_mpi.core.wire import (
     decode_head,
     encode,
 )
-from serverless_mpi.errors import ERR_NO_MEM, ChannelError, MPIException, WireError
+from serverless_mpi.errors import ERR_COMM, ERR_NO_MEM, ChannelError, MPIException, WireError
 
 GAP_TIMEOUT_S = (
     120.0  # a channel loses nothing; what is missing after two minutes without a frame never comes
@@ -66,6 +66,24 @@ class Landing:
         self._stream = stream
 
 
+class _Context:
+    """What one context has of state: numbers of messages sent, streams that come, collectives."""
+
+    __slots__ = ("sent", "streams", "ledger", "steps")
+
+    def __init__(self) -> None:
+        self.sent: dict[int, int] = {}  # dest -> next sequence number
+        self.streams: dict[int, Stream] = {}  # by source
+        self.ledger = Ledger()
+        # collective that is not over -> (source, slot) of a step -> its body, or None once it was received
+        self.steps: dict[int, dict[tuple[int, int], Assembly | None]] = {}
+
+    def step(self, source: int, seq: int, slot: int) -> Assembly | None:
+        """The body of a step, as far as it is here; None if nothing is, or it was received."""
+        steps = self.steps.get(seq)
+        return None if steps is None else steps.get((source, slot))
+
+
 class Endpoint:
     """The protocol state of one rank.
 
@@ -92,19 +110,17 @@ class Endpoint:
         self._max_body = max_frame_bytes - HEADER_BYTES
         self._max_held = max_held_bytes
         self.held_bytes = 0
-        self.dropped = 0  # frames that failed authentication or were of another job
+        self.dropped = (
+            0  # frames that failed authentication, were of another job or contradict others
+        )
         self.duplicates = 0
-        self._sent: dict[tuple[int, int], int] = {}  # (context, dest) -> next sequence number
-        self._streams: dict[tuple[int, int], Stream] = {}  # (context, source)
-        self._unsettled: dict[tuple[int, int], Stream] = {}  # those that miss something
+        self._contexts: dict[int, _Context] = {}
+        self._closing: set[int] = set()  # freed, but an operation still waits for frames of theirs
+        self._freed = Freed()
+        self._unsettled: dict[tuple[int, int], Stream] = {}  # (context, source): miss something
         self._matcher: Matcher[Incoming, Receive] = Matcher()
         self._unacked: dict[tuple[int, int, int], Callable[[], None]] = {}  # (context, dest, seq)
-        self._steps: dict[StepName, Assembly] = {}
         self._expected: dict[StepName, Receive] = {}
-        self._finished: dict[
-            tuple[int, int], set[tuple[int, int]]
-        ] = {}  # (context, seq) -> (source, slot) received
-        self._ledgers: dict[int, Ledger] = {}
         self.watched: list[Pattern] = []  # what probes ask for
         self.outbox: list[Parcel] = []  # acknowledgements to be put
 
@@ -122,9 +138,17 @@ class Endpoint:
         """The frames of a point-to-point message; none for a message to oneself, which is delivered here.
 
         on_matched is called when a receive has taken it (a synchronous send).
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: the context has been freed.
         """
-        seq = self._sent.get((context, dest), 0)
-        self._sent[context, dest] = seq + 1
+        state = self._contexts.get(context) or self._begin(context)
+        if state is None:
+            raise MPIException(ERR_COMM, "the communicator has been freed and cannot send any more")
+        seq = state.sent.get(dest, 0)
+        state.sent[dest] = seq + 1
         if on_matched is not None:
             self._unacked[context, dest, seq] = on_matched
         flags = FLAG_SYNC if on_matched is not None else 0
@@ -244,7 +268,10 @@ class Endpoint:
 
     def cancel(self, receive: Receive) -> bool:
         """Withdraw a posted receive; False if it has been matched."""
-        return self._matcher.cancel(receive)
+        cancelled = self._matcher.cancel(receive)
+        if self._closing:
+            self._close_settled(receive.pattern[0])
+        return cancelled
 
     def probe(self, context: int, source: int, tag: int) -> Envelope | None:
         """The envelope of the message a receive would get now."""
@@ -266,11 +293,12 @@ class Endpoint:
         self, context: int, source: int, seq: int, slot: int, dealt: bool = False
     ) -> Receive:
         """Receive one step of a collective; it may be done at once."""
-        name = (context, source, seq, slot)
         receive = Receive((context, source, slot), dest=EACH if dealt else MANY)
-        assembly = self._steps.get(name)
+        state = self._contexts.get(context)
+        assembly = None if state is None else state.step(source, seq, slot)
+        name = (context, source, seq, slot)
         if assembly is not None:
-            self.held_bytes -= assembly.stored
+            self.held_bytes -= assembly.held
             if assembly.complete:
                 self._step_is_over(name)
                 receive.data, receive.done = assembly.body, True
@@ -279,9 +307,74 @@ class Endpoint:
         return receive
 
     def retire(self, context: int, seq: int) -> None:
-        """Collective number `seq` of a context is over; what still comes of it is a duplicate."""
-        self._ledgers.setdefault(context, Ledger()).retire(seq)
-        self._finished.pop((context, seq), None)
+        """Collective number `seq` of a context is over, or has failed.
+
+        Steps of it that nobody took are dropped, and what still comes of it is a duplicate.
+        """
+        state = self._contexts.get(context) or self._begin(context)
+        if state is None:
+            return
+        state.ledger.retire(seq)
+        for assembly in state.steps.pop(seq, {}).values():
+            if assembly is not None:
+                self.held_bytes -= assembly.held
+        if self._closing:
+            self._close_settled(context)
+
+    # --- contexts ------------------------------------------------------------
+
+    def free(self, context: int) -> None:
+        """Nobody on this rank can begin anything on `context` any more; what is under way ends as usual.
+
+        Its state goes once no operation waits for frames of it: messages that nobody received are dropped, and so is
+        all that still comes.  The predefined contexts stay.
+        """
+        if context > CONTEXT_SELF and context not in self._freed:
+            self._closing.add(context)
+            self._close_settled(context)
+
+    def _begin(self, context: int) -> _Context | None:
+        """The state of a context that has none yet; None for one that was freed."""
+        if context in self._freed:
+            return None
+        state = self._contexts[context] = _Context()
+        return state
+
+    def _close_settled(self, context: int) -> None:
+        """Drop the state of a context that is being freed, unless an operation still waits for its frames."""
+        if context not in self._closing or self._awaits_of(context):
+            return
+        state = self._contexts.get(context)
+        unasked = self._matcher.discard(context)
+        for message in unasked:
+            self.held_bytes -= message.assembly.held
+        if state is not None:
+            streams = state.streams
+            for message in unasked:
+                streams[message.envelope.source].close(message)
+            for source, stream in streams.items():
+                if stream.settled:
+                    self._unsettled.pop((context, source), None)
+            if any(stream.open for stream in streams.values()):
+                return  # a receive or a matched probe took a message whose body is still to come
+            for source, stream in streams.items():
+                self.held_bytes -= sum(one.assembly.held for one in stream.waiting.values())
+                self._unsettled.pop((context, source), None)
+            for steps in state.steps.values():
+                self.held_bytes -= sum(one.held for one in steps.values() if one is not None)
+            del self._contexts[context]
+        self._closing.remove(context)
+        self._freed.add(context)
+
+    def _awaits_of(self, context: int) -> bool:
+        """Whether a receive, a synchronous send or a collective waits for frames of a context."""
+        return (
+            any(pattern[0] == context for pattern in self._matcher.posted())
+            or any(name[0] == context for name in self._unacked)
+            or any(name[0] == context for name in self._expected)
+        )
+
+    # --- frames --------------------------------------------------------------
 
     def receive(self, data: memoryview, now: float, leaves: Sequence[bytes] = ()) -> None:
         """Take bytes from the channel.  What is not a frame of this job is counted and dropped.
@@ -301,6 +394,8 @@ class Endpoint:
             self._step(frame)
         else:
             self._ack(frame.context, frame.source, frame.seq)
+        if self._closing:
+            self._close_settled(frame.context)
 
     def land(self, head: memoryview, nbytes: int, now: float) -> Landing | None:
         """Memory for the body of the frame that begins with `head` (84 bytes), of a guarded channel.
@@ -314,50 +409,69 @@ class Endpoint:
             return None
         if frame.kind != Kind.POINT or frame.dest != self.rank:
             return None
-        stream, message = self._arrive(frame, now)
-        if message is None or message.assembly.has(frame.chunk):
+        arrived = self._arrive(frame, now)
+        if arrived is None:
+            return None
+        stream, message = arrived
+        assembly = message.assembly
+        if assembly.has(frame.chunk) or not assembly.agrees(frame, nbytes):
             return None
         receive = message.receive
         into = receive.into if isinstance(receive, Receive) else None
         if into is not None and into.nbytes < frame.total:
             into = None
-        return Landing(message.assembly.room(frame.offset, nbytes, into), frame, message, stream)
+        if receive is None and assembly.body is None:
+            self._hold(frame.total, frame.source)
+        return Landing(assembly.room(frame.offset, nbytes, into), frame, message, stream)
 
     def landed(self, landing: Landing) -> None:
         """The body is in `landing.memory`."""
         self._store(landing._frame, landing.memory, landing._message, landing._stream, True)
+        if self._closing:
+            self._close_settled(landing._frame.context)
 
     def _point(self, frame: Frame, now: float) -> None:
-        stream, message = self._arrive(frame, now)
-        if message is None:
+        arrived = self._arrive(frame, now)
+        if arrived is None:
             self.duplicates += 1
         else:
+            stream, message = arrived
             self._store(frame, frame.body, message, stream, False)
 
-    def _arrive(self, frame: Frame, now: float) -> tuple[Stream, Incoming | None]:
+    def _arrive(self, frame: Frame, now: float) -> tuple[Stream, Incoming] | None:
         """The message of a frame (None: it is over), after matching whatever this frame is the first of."""
-        key = (frame.context, frame.source)
-        stream = self._streams.get(key)
+        context, source = frame.context, frame.source
+        state = self._contexts.get(context) or self._begin(context)
+        if state is None:
+            return None
+        stream = state.streams.get(source)
         if stream is None:
-            stream = self._streams[key] = Stream()
+            stream = state.streams[source] = Stream()
         message, released = stream.receive(frame, now)
         for head in released:
             taker = self._matcher.arrive(head)
             if taker is not None:
                 self._match(head, taker)
         if not stream.settled:
-            self._unsettled[key] = stream
-        return stream, message
+            self._unsettled[context, source] = stream
+        return None if message is None else (stream, message)
 
     def _store(
         self, frame: Frame, body: memoryview, message: Incoming, stream: Stream, there: bool
     ) -> None:
-        if not message.assembly.add(frame.chunk, frame.offset, body, there):
+        assembly = message.assembly
+        # the first frame of a message of one frame agrees with itself: not to ask saves 2 %
+        if (assembly.chunks > 1 or assembly.body is not None) and not assembly.agrees(
+            frame, body.nbytes
+        ):
+            self.dropped += 1
+            return
+        if message.receive is None and assembly.body is None:
+            self._hold(frame.total, frame.source)
+        if not assembly.add(frame.chunk, frame.offset, body, there):
             self.duplicates += 1
             return
-        if message.receive is None:
-            self._hold(body.nbytes, frame.source)
-        if message.assembly.complete:
+        if assembly.complete:
             if not stream.settled:
                 stream.close(message)
                 if stream.settled:
@@ -367,7 +481,7 @@ class Endpoint:
     def _match(self, message: Incoming, receive: Receive) -> None:
         message.receive = receive
         receive.envelope = envelope = message.envelope
-        self.held_bytes -= message.assembly.stored
+        self.held_bytes -= message.assembly.held
         if receive.into is not None and receive.into.nbytes >= envelope.nbytes:
             message.assembly.land(receive.into)
         if message.sync:
@@ -413,43 +527,56 @@ class Endpoint:
             on_matched()
 
     def _step(self, frame: Frame) -> None:
-        ledger = self._ledgers.get(frame.context)
-        if ledger is not None and ledger.over(frame.seq):
+        context, source, seq, slot = frame.context, frame.source, frame.seq, frame.tag
+        state = self._contexts.get(context) or self._begin(context)
+        if state is None or state.ledger.over(seq):
             self.duplicates += 1
             return
-        name = (frame.context, frame.source, frame.seq, frame.tag)
-        assembly = self._steps.get(name)
+        steps = state.steps.get(seq)
+        if steps is None:
+            steps = state.steps[seq] = {}
+        step = (source, slot)
+        assembly = steps.get(step)
         if assembly is None:
-            if (frame.source, frame.tag) in self._finished.get((frame.context, frame.seq), ()):
+            if step in steps:  # received
                 self.duplicates += 1
                 return
-            assembly = self._steps[name] = Assembly(frame.total, frame.chunks)
+            assembly = Assembly(frame.total, frame.chunks)
+        # see _store
+        if (assembly.chunks > 1 or assembly.body is not None) and not assembly.agrees(
+            frame, frame.body.nbytes
+        ):
+            self.dropped += 1
+            return
+        name = (context, source, seq, slot)
+        receive = self._expected.get(name)
+        if receive is None and assembly.body is None:
+            self._hold(frame.total, source)
         if not assembly.add(frame.chunk, frame.offset, frame.body):
             self.duplicates += 1
-            return
-        receive = self._expected.get(name)
-        if receive is None:
-            self._hold(frame.body.nbytes, frame.source)
-        elif assembly.complete:
+        elif receive is not None and assembly.complete:
             del self._expected[name]
             self._step_is_over(name)
             assert assembly.body is not None
             self._complete(receive, assembly.body)
+        else:
+            steps[step] = assembly
 
     def _step_is_over(self, name: StepName) -> None:
         """A step is received; until its collective is over this tells its late duplicates from another step."""
-        del self._steps[name]
         context, source, seq, slot = name
-        self._finished.setdefault((context, seq), set()).add((source, slot))
+        self._contexts[context].steps[seq][source, slot] = None
 
     def _hold(self, nbytes: int, source: int) -> None:
-        self.held_bytes += nbytes
-        if self.held_bytes > self._max_held:
+        """Count memory that is about to be taken for a message that no receive has asked for."""
+        held = self.held_bytes + nbytes
+        if held > self._max_held:
             raise MPIException(
                 ERR_NO_MEM,
-                f"rank {self.rank} holds {self.held_bytes} bytes of messages that it has not asked for, the last from rank "
+                f"rank {self.rank} would hold {held} bytes of messages that it has not asked for, the last from rank "
                 f"{source}; receive them, or raise SMPI_MAX_HELD_BYTES (now {self._max_held})",
             )
+        self.held_bytes = held
 
     # --- what is awaited -----------------------------------------------------
 
@@ -469,7 +596,8 @@ class Endpoint:
         for context, source, tag in (*self._matcher.posted(), *self.watched):
             seq = 0
             if source != ANY_SOURCE:
-                stream = self._streams.get((context, source))
+                state = self._contexts.get(context)
+                stream = None if state is None else state.streams.get(source)
                 seq = 0 if stream is None else stream.next_seq
             names[Wanted(Kind.POINT, context, source, self.rank, seq, tag, 0)] = None
         for (context, source), stream in self._unsettled.items():
@@ -483,7 +611,8 @@ class Endpoint:
             names[Wanted(Kind.ACK, context, dest, self.rank, seq, 0, 0)] = None
         for name, receive in self._expected.items():
             context, source, seq, slot = name
-            assembly = self._steps.get(name)
+            state = self._contexts.get(context)
+            assembly = None if state is None else state.step(source, seq, slot)
             chunk = 0 if assembly is None else assembly.missing()
             names[Wanted(Kind.STEP, context, source, receive.dest, seq, slot, chunk)] = None
         return list(names)

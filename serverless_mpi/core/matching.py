@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Generic, Protocol, TypeVar
 
-from serverless_mpi.core.envelope import Envelope, patterns
+from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope, patterns
 
 
 class _HasEnvelope(Protocol):
@@ -80,6 +80,13 @@ class Matcher(Generic[M, R]):
             return False
         self._unfile(self._posted, (receive.pattern,), receive)
         return True
+
+    def discard(self, context: int) -> list[M]:
+        """Take out every unexpected message of a context."""
+        messages = list(self._unexpected.get((context, ANY_SOURCE, ANY_TAG), {}).values())
+        for message in messages:
+            self._unfile(self._unexpected, patterns(message.envelope), message)
+        return messages
 
     @property
     def waiting(self) -> bool:

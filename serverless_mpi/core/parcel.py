@@ -69,8 +69,13 @@ class Parcel(NamedTuple):
             for dest, parts in zip(self.dests, self.own, strict=True)
         ]
 
+    @property
+    def constant(self) -> bool:
+        """Whether nobody can change its bytes: all of them are those of `bytes` objects."""
+        return all(type(part.obj) is bytes for parts in (self.parts, *self.own) for part in parts)
+
     def copied(self) -> Parcel:
-        """The same in memory of its own."""
+        """A parcel of the same frames in memory of its own."""
         parts = (memoryview(b"".join(self.parts)),) if self.parts else ()
         return Parcel(
             self.dests,

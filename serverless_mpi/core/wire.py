@@ -1,19 +1,27 @@
 """Frames and bytes: version, job, envelope, chunk, authentication tag.  Nothing else reads or writes the header.
 
 A frame is a fixed header of 84 bytes and a body.  The header ends in a BLAKE2b
-tag of 16 bytes, keyed with the job's key, over the rest of the header and the
-body, so a frame that was not made by a rank of this job never gets past
-`decode`, and nothing that came with it is unpickled.  A long body enters the
-tag as the SHA-256 of its leaves' SHA-256s: CPUs have instructions for that
-(four times the speed of BLAKE2b where measured), and a channel that receives
-several parts at once can digest each as it comes.  On a guarded medium, one whose bytes nobody else can
-reach, the tag covers the header alone.
+tag of 16 bytes, keyed with the job's key, so a frame that was not made by a rank
+of this job never gets past `decode`, and nothing that came with it is unpickled.
+
+The tag covers the rest of the header, the length of the body, and the body in
+one of three forms.  A short body enters as it is.  A long one enters as the
+SHA-256 of its leaves' SHA-256s: CPUs have instructions for that (four times the
+speed of BLAKE2b where measured), and a channel that receives several parts at
+once can digest each as it comes.  On a guarded medium, one whose bytes nobody
+else can reach, the body does not enter.  Each form is a purpose of its own
+(`core.tags`), so a tag fits one header, one length, one form and one body.  If
+you add a form, add a purpose: bytes that one form covers must never be a valid
+body in another.
+
+The pieces of a message are all of one length but the last, which is not longer.
+`decode` holds every frame to that, so a message whose frames agree on total,
+number and piece length (`delivery.Assembly`) has no gap and no overlap.
 """
 
 from __future__ import annotations
 
 import enum
-import hmac
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,14 +29,15 @@ from hashlib import blake2b, sha256
 from typing import NamedTuple
 
 from serverless_mpi.core.parcel import cut
+from serverless_mpi.core.tags import TAG_BYTES, Purpose, same, start
 from serverless_mpi.errors import WireError
 
-VERSION = 2
+VERSION = 3
 _MAGIC = b"sM"
 #                       magic version kind flags pad job context source dest tag seq chunk chunks offset total
 _HEAD = struct.Struct("<2sBBBxxx8sQiiiQIIQQ")
 _HEAD_BYTES = _HEAD.size
-TAG_BYTES = 16
+_LENGTH = struct.Struct("<Q")  # of the body, for the tag alone
 HEADER_BYTES = _HEAD_BYTES + TAG_BYTES
 HASHED_BYTES = (
     16 * 1024
@@ -63,24 +72,53 @@ class Frame(NamedTuple):
     body: memoryview
 
 
-_keyed = lru_cache(maxsize=16)(lambda key: blake2b(key=key, digest_size=TAG_BYTES))  # to be copied
+@lru_cache(maxsize=16)
+def _forms(key: bytes) -> tuple[blake2b, blake2b, blake2b]:
+    """Keyed hashes to be copied: for a short body, a hashed body, a guarded frame."""
+    return (
+        start(key, Purpose.FRAME_SHORT),
+        start(key, Purpose.FRAME_HASHED),
+        start(key, Purpose.FRAME_GUARDED),
+    )
 
 
-def _digest(
+def _tag(
     key: bytes,
     head: bytes | memoryview,
     body: Sequence[memoryview],
     nbytes: int,
+    flags: int,
     leaves: Sequence[bytes] = (),
 ) -> bytes:
-    digest = _keyed(key).copy()
-    digest.update(head)
-    if nbytes < HASHED_BYTES:
+    """The tag of a frame with a body of `nbytes`; leaves: its `digests`, if they are known."""
+    short, hashed, guarded = _forms(key)
+    if flags & FLAG_GUARDED:
+        digest = guarded.copy()
+        digest.update(head)
+        digest.update(_LENGTH.pack(nbytes))
+    elif nbytes < HASHED_BYTES:
+        digest = short.copy()
+        digest.update(head)
+        digest.update(_LENGTH.pack(nbytes))
         for part in body:
             digest.update(part)
     else:
+        digest = hashed.copy()
+        digest.update(head)
+        digest.update(_LENGTH.pack(nbytes))
         digest.update(sha256(b"".join(leaves or digests(body))).digest())
     return digest.digest()
+
+
+def _pieces_agree(chunk: int, chunks: int, offset: int, nbytes: int, total: int) -> bool:
+    """Whether `nbytes` from `offset` on can be piece `chunk` of a message that was cut into several."""
+    last = chunks - 1
+    if chunk < last:
+        return offset == chunk * nbytes and last * nbytes < total <= chunks * nbytes
+    if chunk > last or chunk == 0:
+        return False
+    piece, rest = divmod(offset, last)
+    return rest == 0 and 0 < nbytes <= piece and offset + nbytes == total
 
 
 def digests(body: Sequence[memoryview]) -> list[bytes]:
@@ -131,8 +169,7 @@ def encode(
         offset,
         total,
     )
-    covered, length = ((), 0) if flags & FLAG_GUARDED else (body, nbytes)
-    return (memoryview(head + _digest(key, head, covered, length)), *body)
+    return (memoryview(head + _tag(key, head, body, nbytes, flags)), *body)
 
 
 def decode(
@@ -145,7 +182,7 @@ def decode(
     Raises
     ------
     WireError
-        Too short, another version, another job, damaged, or not made with this key.
+        Too short, another version, another job, damaged, not made with this key, or contradictory.
     """
     return _decode(data, data[HEADER_BYTES:], data.nbytes - HEADER_BYTES, job, key, guarded, leaves)
 
@@ -198,14 +235,17 @@ def _decode(
         raise WireError(f"not a frame of version {VERSION}")
     if of != job:
         raise WireError("a frame of another job")
-    if flags & FLAG_GUARDED:
-        if not guarded:
-            raise WireError("the tag does not cover the body, and this medium is open to others")
-        expected = _digest(key, data[:_HEAD_BYTES], (), 0)
-    else:
-        expected = _digest(key, data[:_HEAD_BYTES], (body,), nbytes, leaves)
-    if not hmac.compare_digest(expected, data[_HEAD_BYTES:HEADER_BYTES]):
+    if flags & FLAG_GUARDED and not guarded:
+        raise WireError("the tag does not cover the body, and this medium is open to others")
+    if not same(
+        data[_HEAD_BYTES:HEADER_BYTES],
+        _tag(key, data[:_HEAD_BYTES], (body,), nbytes, flags, leaves),
+    ):
         raise WireError("the authentication tag is wrong: damaged, or not made with this job's key")
-    if not (chunk < chunks and offset + nbytes <= total and kind <= 2):
-        raise WireError("the header contradicts itself")
+    if chunks == 1:
+        agree = chunk == 0 and offset == 0 and nbytes == total
+    else:
+        agree = _pieces_agree(chunk, chunks, offset, nbytes, total)
+    if not agree or kind > 2:
+        raise WireError("the header contradicts itself, or the length of the body")
     return Frame(kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total, body)

@@ -6,15 +6,14 @@ reorder and duplicate; each rank numbers its words, and the launcher hears them 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from serverless_mpi.core.tags import TAG_BYTES, Purpose, make, same
+
 UP, OUT, ERR, WAITS, END = "up", "out", "err", "waits", "end"
-_TAG_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,13 @@ def encode(word: Word, job_id: str, key: bytes) -> bytes:
         {"job": job_id, "rank": word.rank, "seq": word.seq, "kind": word.kind, "facts": word.facts}
     ).encode()
     body = head + b"\n" + word.data
-    return _tag(body, key) + body
+    return make(key, Purpose.CONSOLE, body) + body
 
 
 def decode(message: bytes, job_id: str, key: bytes) -> Word | None:
     """The word in a message, or None: it is of another job, not made with the job's key, or not a word."""
-    tag, body = message[:_TAG_BYTES], message[_TAG_BYTES:]
-    if not hmac.compare_digest(tag, _tag(body, key)):
+    tag, body = message[:TAG_BYTES], message[TAG_BYTES:]
+    if not same(tag, make(key, Purpose.CONSOLE, body)):
         return None
     line, _, data = body.partition(b"\n")
     try:
@@ -57,10 +56,6 @@ def decode(message: bytes, job_id: str, key: bytes) -> Word | None:
     if not good or job != job_id or kind not in (UP, OUT, ERR, WAITS, END):
         return None
     return Word(rank, seq, kind, data, facts)
-
-
-def _tag(body: bytes, key: bytes) -> bytes:
-    return hashlib.blake2b(body, key=key, digest_size=_TAG_BYTES, person=b"smpi-console").digest()
 
 
 class Ear:

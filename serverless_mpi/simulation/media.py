@@ -17,6 +17,7 @@ from serverless_mpi.aws import sns, sqs
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels import direct, hybrid, object, queue
 from serverless_mpi.channels.base import Figures, Parcel
+from serverless_mpi.core.tags import TAG_BYTES
 from serverless_mpi.errors import UsageError
 from serverless_mpi.metering import Meter, Prices
 from serverless_mpi.simulation.figures import Latency
@@ -296,7 +297,7 @@ class Hybrid(Queue):
                 for dest, item in self._objects.put_one(rank, now, parcel):
                     stored[dest, item.slot].append(item)
                     ready = max(ready, item.when)
-                nbytes = hybrid.TAG_BYTES + sum(len(part) for part in hybrid.reference(parcel))
+                nbytes = TAG_BYTES + sum(len(part) for part in hybrid.reference(parcel))
                 references.append(Parcel(parcel.dests, parcel.name, (Blank(nbytes),)))  # type: ignore[arg-type]
         found = super().put(rank, ready, small + references)
         for place, (dest, item) in enumerate(found):

@@ -30,6 +30,7 @@ import json
 import re
 import secrets
 
+from serverless_mpi.core.tags import Purpose, make, same
 from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import FRAMES
 
@@ -95,14 +96,6 @@ def check_zip(key: str, data: bytes | memoryview) -> None:
 # -- stop messages
 
 
-def tag(key: bytes, purpose: bytes, *parts: bytes) -> bytes:
-    """16 bytes that only who has the job's key can make: BLAKE2b over `parts` and their lengths."""
-    digest = hashlib.blake2b(key=key, digest_size=16, person=purpose)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.digest()
-
-
 def stop_message(job_id: str, key: bytes, reason: str) -> bytes:
     """The object that ends a job; no two are alike, so that who made one can tell."""
     reason = reason[:REASON_CHARS]
@@ -116,7 +109,7 @@ def stop_reason(message: bytes | memoryview, job_id: str, key: bytes) -> str | N
     try:
         found = json.loads(bytes(message))
         reason, made = found["reason"], bytes.fromhex(found["tag"])
-        if not hmac.compare_digest(made, _stop_tag(job_id, key, reason)):
+        if not same(made, _stop_tag(job_id, key, reason)):
             return None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
@@ -124,4 +117,6 @@ def stop_reason(message: bytes | memoryview, job_id: str, key: bytes) -> str | N
 
 
 def _stop_tag(job_id: str, key: bytes, reason: str) -> bytes:
-    return tag(key, b"smpi-stop", job_id.encode(), reason.encode("utf-8", "surrogatepass"))
+    # a job id has 16 characters, so the two parts cannot be cut in another way
+    covered = job_id.encode() + reason.encode("utf-8", "surrogatepass")
+    return make(key, Purpose.STOP, covered)

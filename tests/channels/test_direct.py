@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import collections
 import secrets
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serverless_mpi.channels import door
-from serverless_mpi.channels.base import FrameName, Parcel
-from serverless_mpi.channels.direct import LENGTH, DirectChannel
+from serverless_mpi.channels.base import Delivery, FrameName, Parcel
+from serverless_mpi.channels.direct import (
+    GOODBYE,
+    LENGTH,
+    MAX_FRAME_BYTES,
+    DirectChannel,
+    _Incoming,
+)
+from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
 from serverless_mpi.runtime import Runtime
 
 GIVE_UP_S = 30.0  # only reached by a failure
+SETTINGS = settings(derandomize=True, deadline=None, max_examples=200)
 Make = Callable[..., list[DirectChannel]]
 
 
@@ -81,8 +93,8 @@ def test_strangers_are_dropped(job: Make, host: str | None) -> None:
             assert hears_nothing(sock)
     with connect(address) as sock:  # knows everything but the key, and sends a frame at once
         sock.sendall(door.HELLO.pack(door.MAGIC, bytes.fromhex(spec.job_id), 0, 1, bytes(16)))
-        assert len(sock.recv(100)) == door.NONCE_BYTES + door.MAC_BYTES
-        sock.sendall(bytes(door.MAC_BYTES) + LENGTH.pack(4) + b"evil")
+        assert len(sock.recv(100)) == door.NONCE_BYTES + PROOF_BYTES
+        sock.sendall(bytes(PROOF_BYTES) + LENGTH.pack(4) + b"evil")
         assert hears_nothing(sock)
     a.put([parcel(b"honest")])
     assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"honest"]
@@ -108,7 +120,7 @@ def test_whoever_answers_must_know_the_key(job: Make) -> None:
             sock, _ = impostor.accept()
             with sock:
                 sock.recv(door.HELLO.size)
-                sock.sendall(bytes(door.NONCE_BYTES + door.MAC_BYTES))
+                sock.sendall(bytes(door.NONCE_BYTES + PROOF_BYTES))
                 sock.recv(100)
 
         thread = threading.Thread(target=answer)
@@ -165,3 +177,76 @@ def test_a_body_is_received_into_the_users_array(nbytes: int) -> None:
         thread.start()
     for thread in finals:
         thread.join(GIVE_UP_S)
+
+
+def proven(channel: DirectChannel, rank: int = 0) -> tuple[socket.socket, bytes]:
+    """A connection to `channel` that rank `rank` has proven, and what ends it."""
+    sock = connect(channel._addresses[channel.spec.rank])
+    return sock, door.introduce(sock, channel.spec.with_rank(rank), channel.spec.rank, lambda: None)
+
+
+@pytest.mark.parametrize("nbytes", [MAX_FRAME_BYTES + 1, 1 << 33, 1 << 36, 1 << 63, GOODBYE - 1])
+def test_a_length_that_no_rank_sends_breaks_the_connection(job: Make, nbytes: int) -> None:
+    _, b = job(host="127.0.0.1")
+    sock, _ = proven(b)
+    with sock:
+        sock.sendall(LENGTH.pack(4) + b"true" + LENGTH.pack(nbytes) + bytes(100))
+        assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"true"]
+        tracemalloc.start()
+        try:
+            with pytest.raises(
+                ChannelError, match=f"rank 0 vanished: .* rank 1 announced .* {nbytes} bytes"
+            ):
+                b.get(GIVE_UP_S, list)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def test_only_the_rank_itself_says_goodbye(job: Make) -> None:
+    _, b = job(host="127.0.0.1")
+    (sock, farewell), (other, _) = proven(b), proven(b)
+    with sock, other:
+        sock.sendall(LENGTH.pack(4) + b"true" + LENGTH.pack(GOODBYE) + farewell[:5])
+        assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"true"]
+        sock.sendall(farewell[5:])
+        while not b._ended:
+            assert b.get(0.01, list) == []
+        assert hears_nothing(sock)  # b has closed it
+        assert b._ended == {0} and not b._lost
+        other.sendall(LENGTH.pack(GOODBYE) + farewell)  # another connection's
+        with pytest.raises(ChannelError, match="rank 0 .* carried a goodbye that the rank did not"):
+            b.get(GIVE_UP_S, list)
+
+
+@SETTINGS
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=300),
+            st.builds(LENGTH.pack, st.one_of(st.integers(0, 300), st.integers(0, GOODBYE))),
+            st.just(LENGTH.pack(GOODBYE) + bytes(TAG_BYTES)),
+        ),
+        max_size=6,
+    )
+)
+def test_any_bytes_are_frames_or_break_the_connection(pieces: list[bytes]) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    inbox: collections.deque[Delivery] = collections.deque()
+    with ours, theirs:
+        ours.setblocking(False)
+        incoming = _Incoming(ours, 0, bytes(TAG_BYTES))
+        open_yet = True
+        for piece in pieces:
+            theirs.sendall(piece)
+            open_yet = open_yet and incoming.read(inbox, None)
+    data = b"".join(pieces)
+    for delivery in inbox:
+        (nbytes,) = LENGTH.unpack_from(data)
+        assert delivery.data == data[LENGTH.size : LENGTH.size + nbytes]
+        data = data[LENGTH.size + nbytes :]
+    if not open_yet:
+        (nbytes,) = LENGTH.unpack_from(data)
+        assert nbytes > MAX_FRAME_BYTES and incoming.ended == (
+            data.startswith(LENGTH.pack(GOODBYE) + bytes(TAG_BYTES))
+        )

@@ -144,7 +144,7 @@ def test_a_shared_object_that_is_no_frame_is_not_asked_for_without_a_pause(cloud
     (reader,) = ranks("object", 2)[1:]
     good, bad = (NAMES[1]._replace(seq=seq) for seq in range(2))
     for name in (good, bad):
-        cloud.store(f"{reader._store.prefix}{name.key()}", b"something else")
+        cloud.store(frames_prefix(reader.spec.job_id) + name.key(), b"something else")
     pauses: list[float] = []
     reader._woken.wait = lambda pause: pauses.append(pause)
     for name in (good, bad, bad, bad):  # the frame of `good` was taken, that of `bad` is refused
@@ -156,7 +156,7 @@ def test_a_shared_object_that_is_no_frame_is_not_asked_for_without_a_pause(cloud
 def test_a_shared_object_that_stays_no_frame_ends_the_rank(cloud: Cloud) -> None:
     (reader,) = ranks("object", 2)[1:]
     name = NAMES[1]
-    cloud.store(f"{reader._store.prefix}{name.key()}", b"something else")
+    cloud.store(frames_prefix(reader.spec.job_id) + name.key(), b"something else")
     reader._woken.wait = lambda pause: False
     for _ in range(object.MOST_READS):
         assert len(reader.get(30.0, lambda: [Wanted(*name)])) == 1
@@ -170,7 +170,7 @@ def test_a_shared_object_that_was_damaged_on_its_way_once_ends_nothing(cloud: Cl
     reader._woken.wait = lambda pause: False
     for seq in range(2 * object.MOST_READS):  # each is read twice, and taken the second time
         name = NAMES[1]._replace(seq=seq)
-        cloud.store(f"{reader._store.prefix}{name.key()}", b"something else")
+        cloud.store(frames_prefix(reader.spec.job_id) + name.key(), b"something else")
         for _ in range(2):
             assert len(reader.get(30.0, lambda name=name: [Wanted(*name)])) == 1
     reader.close()
@@ -181,7 +181,9 @@ def test_a_shared_object_that_was_damaged_on_its_way_once_ends_nothing(cloud: Cl
 def test_no_object_raises(cloud: Cloud, body: bytes, count: int, rows: bytes) -> None:
     (reader,) = ranks("object", 2)[1:]
     for name in NAMES:
-        cloud.store(f"{reader._store.prefix}{name.key()}", struct.pack("<I", count) + rows + body)
+        cloud.store(
+            frames_prefix(reader.spec.job_id) + name.key(), struct.pack("<I", count) + rows + body
+        )
         read(reader, name)
     reader.close()
 
@@ -193,7 +195,7 @@ def test_a_long_object_that_changes_while_it_is_read(
     monkeypatch.setattr(object, "PART_BYTES", 1000)
     monkeypatch.setattr(object, "Workers", AtOnce)
     (reader,) = ranks("object", 2)[1:]
-    key = f"{reader._store.prefix}{OWN}"
+    key = frames_prefix(reader.spec.job_id) + OWN
     cloud.store(key, bytes(5000))
     asked = 0
 
@@ -215,7 +217,7 @@ def test_an_object_that_is_longer_than_a_frame(cloud: Cloud, monkeypatch: Any) -
     monkeypatch.setattr(object, "MAX_FRAME_BYTES", 4000)
     monkeypatch.setattr(object, "PART_BYTES", 1000)
     (reader,) = ranks("object", 2)[1:]
-    cloud.store(f"{reader._store.prefix}{OWN}", bytes(5000))
+    cloud.store(frames_prefix(reader.spec.job_id) + OWN, bytes(5000))
     (got,) = read(reader, NAMES[0])
     assert got.data.nbytes == 0
     reader.close()

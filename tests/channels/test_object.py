@@ -10,11 +10,12 @@ import pytest
 
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels.base import FrameName, Parcel, Wanted
-from serverless_mpi.channels.object import MULTIPART_BYTES, Leaves, ObjectChannel
+from serverless_mpi.channels.object import MULTIPART_BYTES, Leaves, ObjectChannel, Store
 from serverless_mpi.core.endpoint import Endpoint
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
+from tests.aws.server import HangUp, Reply, Server, reply
 
 GIVE_UP_S = 60.0  # only reached by a failure
 
@@ -87,10 +88,36 @@ def test_leaves_are_digested_as_they_come_also_of_a_second_attempt() -> None:
     part = memoryview(body)
     leaves = Leaves(part)
     body[:LEAF_BYTES] = bytes(LEAF_BYTES)  # what a first attempt brought that broke off
-    leaves.come(LEAF_BYTES + 9)
+    for filled in (0, LEAF_BYTES + 9):
+        leaves.come(filled)
     body[:LEAF_BYTES] = bytes(range(256)) * (LEAF_BYTES // 256)
-    for filled in (100, LEAF_BYTES - 1, LEAF_BYTES, 3 * LEAF_BYTES + 1, 3 * LEAF_BYTES + 5):
+    for filled in (0, 2 * LEAF_BYTES, 3 * LEAF_BYTES + 1, 3 * LEAF_BYTES + 5):
         leaves.come(filled)
     assert leaves.all() == digests((part,))
     assert Leaves(part).all() == digests((part,))
     assert Leaves(part[:0]).all() == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_a_broken_attempt_brought_is_not_digested(
+    chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second answer has other bytes, of which the first report may be as long as all that the first attempt had."""
+    monkeypatch.setattr("serverless_mpi.channels.object.LEAF_BYTES", 1000)
+    monkeypatch.setattr("serverless_mpi.core.wire.LEAF_BYTES", 1000)
+    first, second = bytes(300_000), random.Random(4).randbytes(300_000)
+    broken = reply(body=first)[:-20_000].decode("latin-1")
+    whole = reply(body=second)
+    if chunked:  # such a body does not come in the memory that was named
+        head = b"HTTP/1.1 200 x\r\ntransfer-encoding: chunked\r\n\r\n"
+        whole = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(second), second)
+    answers: list[Reply] = [HangUp(broken), whole]
+    with Server(lambda request: answers.pop(0)) as server:
+        spec = JobSpec.new(1, "object", endpoint=server.url, settings={"bucket": "b"})
+        store = Store(spec, Meter())
+        part = memoryview(bytearray(300_000))
+        leaves = Leaves(part)
+        store._fetch("k", 0, part, leaves.come)
+        assert part == second and leaves.all() == digests((part,))
+        store._client.close()
+    assert not answers

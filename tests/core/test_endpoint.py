@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serverless_mpi.core.delivery import Freed
 from serverless_mpi.core.endpoint import GAP_TIMEOUT_S, Endpoint, Receive
-from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG
+from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, CONTEXT_SELF, CONTEXT_WORLD
 from serverless_mpi.core.parcel import MANY, Parcel
-from serverless_mpi.core.wire import HEADER_BYTES, Kind
-from serverless_mpi.errors import ERR_NO_MEM, ChannelError, MPIException
+from serverless_mpi.core.wire import HEADER_BYTES, Kind, digests
+from serverless_mpi.errors import ERR_COMM, ERR_NO_MEM, ChannelError, MPIException
 
 JOB = bytes(8)
 KEY = bytes(32)
@@ -118,7 +123,7 @@ def test_duplicates_of_a_collective_that_is_over_are_dropped() -> None:
     assert got(receiver.expect(7, 0, 0, 0)) == b"x"
     receiver.retire(7, 0)
     receiver.receive(raw(parcel), 0.0)
-    assert (receiver.duplicates, receiver.held_bytes, len(receiver._steps)) == (1, 0, 0)
+    assert (receiver.duplicates, receiver.held_bytes, receiver._contexts[7].steps) == (1, 0, {})
 
 
 def test_a_synchronous_send_ends_when_a_receive_matches() -> None:
@@ -333,6 +338,305 @@ def test_a_step_that_comes_again_before_its_collective_is_over_is_a_duplicate() 
     for frame in frames + frames:
         receiver.receive(frame, 0.0)
     assert got(receive) == b"0123456789"
-    assert (receiver.duplicates, receiver.held_bytes, receiver._steps) == (len(frames), 0, {})
+    assert (receiver.duplicates, receiver.held_bytes) == (len(frames), 0)
     receiver.retire(7, 0)
-    assert not receiver._finished
+    assert not receiver._contexts[7].steps
+
+
+def forged(parcel: Parcel) -> memoryview:
+    """Header and tag of a true frame with a long body, and those bytes that its tag is made of in the body's place."""
+    true = raw(parcel)
+    hashed = sha256(b"".join(digests((true[HEADER_BYTES:],)))).digest()
+    return memoryview(bytes(true[:HEADER_BYTES]) + hashed)
+
+
+def test_a_frame_whose_body_was_replaced_by_its_digest_is_dropped() -> None:
+    """Alone, as one of several frames of a message, and as a step of a collective."""
+    body = random.Random(1).randbytes(90_000)
+    sender, receiver = endpoint(0, 40_000), endpoint(1, 40_000)
+    whole = endpoint(2)
+    (alone,) = whole.send(7, 1, 0, view(body))
+    several = sender.send(7, 1, 0, view(body))
+    steps = whole.publish(7, 0, 0, (1,), view(body))
+    parcels = [alone, *several, *steps]
+    assert len(parcels) == 5
+    posted = [receiver.post(7, 2, 0), receiver.post(7, 0, 0), receiver.expect(7, 2, 0, 0)]
+    for parcel in parcels:
+        receiver.receive(forged(parcel), 0.0)
+    assert receiver.dropped == 5 and not any(receive.done for receive in posted)
+    for parcel in parcels:
+        receiver.receive(raw(parcel), 0.0)
+    assert [got(receive) for receive in posted] == [body] * 3 and receiver.duplicates == 0
+
+
+@SETTINGS
+@given(st.integers(0, 2**32), st.booleans())
+def test_frames_of_a_message_that_do_not_agree_are_dropped(seed: int, step: bool) -> None:
+    """Each is authentic and agrees with itself: a message is one of those that were sent, never a mixture."""
+    chance = random.Random(seed)
+    bodies = [chance.randbytes(nbytes) for nbytes in (11, 11, 11, 9, 10)]
+    frames = []
+    for piece, data in zip((4, 5, 3, 3, 4), bodies, strict=True):
+        sender = endpoint(0, piece)
+        parcels = (
+            sender.publish(7, 0, 0, (1,), view(data)) if step else sender.send(7, 1, 0, view(data))
+        )
+        frames += [raw(parcel) for parcel in parcels]
+    chance.shuffle(frames)
+    receiver = endpoint(1, 5)
+    receive = receiver.expect(7, 0, 0, 0) if step else receiver.post(7, 0, 0)
+    for frame in frames:
+        receiver.receive(frame, 0.0)
+    assert receive.done and got(receive) in bodies and receiver.held_bytes == 0
+
+
+@pytest.mark.parametrize("kind", ["message", "landing", "step"])
+def test_memory_is_counted_before_it_is_taken(kind: str) -> None:
+    total, cap = 64 << 20, 1 << 20
+    sender = guarded(0, 100_000)
+    receiver = Endpoint(1, JOB, KEY, HEADER_BYTES + 100_000, cap, guarded=True)
+    data = view(bytes(total))
+    first = raw(
+        sender.publish(7, 0, 0, (1,), data)[0] if kind == "step" else sender.send(7, 1, 0, data)[0]
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(MPIException) as caught:
+            if kind == "landing":
+                receiver.land(first[:HEADER_BYTES], first.nbytes - HEADER_BYTES, 0.0)
+            else:
+                receiver.receive(first, 0.0)
+        assert tracemalloc.get_traced_memory()[1] < cap
+    finally:
+        tracemalloc.stop()
+    assert caught.value.Get_error_class() == ERR_NO_MEM
+    receiver = Endpoint(1, JOB, KEY, HEADER_BYTES + 100_000, cap, guarded=True)
+    into = memoryview(bytearray(total))  # memory that a receive asked for is not counted
+    receive = receiver.expect(7, 0, 0, 0) if kind == "step" else receiver.post(7, 0, 0, into)
+    if kind == "landing":
+        assert receiver.land(first[:HEADER_BYTES], first.nbytes - HEADER_BYTES, 0.0) is not None
+    else:
+        receiver.receive(first, 0.0)
+    assert receiver.held_bytes == 0 and not receive.done
+
+
+def test_a_message_that_is_not_whole_is_held_with_all_its_bytes_until_a_receive_takes_it() -> None:
+    sender, receiver = endpoint(0, 4), endpoint(1, 4)
+    frames = [raw(parcel) for parcel in sender.send(7, 1, 0, view(b"0123456789"))]
+    receiver.receive(frames[2], 0.0)
+    receiver.receive(frames[2], 0.0)
+    assert receiver.held_bytes == 10 and receiver.duplicates == 1
+    receive = receiver.post(7, 0, 0)
+    assert receiver.held_bytes == 0
+    for frame in frames[:2]:
+        receiver.receive(frame, 0.0)
+    assert got(receive) == b"0123456789" and receiver.held_bytes == 0
+
+
+def test_steps_that_nobody_took_go_with_their_collective() -> None:
+    sender, receiver = endpoint(0, 4), endpoint(1, 4)
+    for slot in range(3):  # one of them stays incomplete
+        for parcel in sender.publish(7, 0, slot, (1,), view(b"0123456789"))[: 3 - slot // 2]:
+            receiver.receive(raw(parcel), 0.0)
+    other = sender.publish(7, 1, 0, (1,), view(b"next"))
+    receiver.receive(raw(other[0]), 0.0)
+    assert got(receiver.expect(7, 0, 0, 1)) == b"0123456789"
+    assert receiver.held_bytes == 24
+    receiver.retire(7, 0)
+    assert receiver.held_bytes == 4 and list(receiver._contexts[7].steps) == [1]
+    assert got(receiver.expect(7, 0, 1, 0)) == b"next"
+
+
+# --- contexts that are freed
+
+
+def nothing_left(receiver: Endpoint, contexts: int = 1) -> bool:
+    """Whether only 8 bytes a context are left of contexts that were freed."""
+    return (
+        not receiver._contexts
+        and not receiver._closing
+        and not receiver.awaits()
+        and not receiver._matcher._ages
+        and receiver.held_bytes == 0
+        and len(receiver._freed) == contexts
+    )
+
+
+def test_a_freed_context_leaves_eight_bytes_and_its_late_frames_are_duplicates() -> None:
+    sender, receiver = endpoint(0, 4), endpoint(1, 4)
+    frames = [raw(parcel) for parcel in sender.send(7, 1, 0, view(b"0123456789"))]
+    frames += [raw(parcel) for parcel in sender.send(7, 1, 0, view(b"unasked"))]
+    frames += [raw(parcel) for parcel in sender.publish(7, 0, 0, (1,), view(b"step"))]
+    gap, later = sender.send(7, 1, 0, view(b"gap")) + sender.send(7, 1, 0, view(b"late"))
+    for frame in (*frames, raw(later)):
+        receiver.receive(frame, 0.0)
+    receiver.send(7, 0, 0, view(b"sent"))
+    assert got(receiver.post(7, 0, 0)) == b"0123456789" and receiver.held_bytes == 7 + 4 + 4
+    for _ in range(2):
+        receiver.free(7)
+        assert nothing_left(receiver)
+    for frame in (*frames, raw(gap), raw(later)):
+        receiver.receive(frame, 1e9)
+    assert receiver.duplicates == len(frames) + 2 and receiver.dropped == 0
+    assert nothing_left(receiver)
+    receiver.check(1e9)
+    receiver.retire(7, 0)
+    assert nothing_left(receiver)
+    with pytest.raises(MPIException) as caught:
+        receiver.send(7, 0, 0, view(b"x"))
+    assert caught.value.Get_error_class() == ERR_COMM
+
+
+def test_the_predefined_contexts_are_never_freed() -> None:
+    receiver = endpoint(1)
+    for context in (CONTEXT_WORLD, CONTEXT_SELF):
+        receiver.send(context, 0, 0, view(b"x"))
+        receiver.free(context)
+    assert set(receiver._contexts) == {CONTEXT_WORLD, CONTEXT_SELF} and not receiver._freed
+
+
+@pytest.mark.parametrize("land_them", [False, True])
+def test_a_receive_that_was_posted_gets_its_message_after_free(land_them: bool) -> None:
+    make = guarded if land_them else endpoint
+    sender, receiver = make(0, 4), make(1, 4)
+    frames = sender.send(7, 1, 5, view(b"0123456789"))
+    unasked = sender.send(7, 1, 6, view(b"unasked"))
+    receives = [receiver.post(7, ANY_SOURCE, 5), receiver.post(7, 0, 9)]
+    receiver.free(7)
+    for parcel in (*unasked, *frames[::-1]):
+        land(receiver, parcel)
+    assert got(receives[0]) == b"0123456789" and not nothing_left(receiver)
+    assert receiver.cancel(receives[1]) and nothing_left(receiver)
+
+
+def test_a_matched_probe_keeps_its_message_after_free() -> None:
+    sender, receiver = endpoint(0, 4), endpoint(1, 4)
+    frames = [raw(parcel) for parcel in sender.send(7, 1, 5, view(b"0123456789"))]
+    receiver.receive(frames[0], 0.0)
+    message = receiver.mprobe(7, 0, 5)
+    assert message is not None
+    receiver.free(7)
+    receive = receiver.post_matched(message)
+    for frame in frames[1:]:
+        receiver.receive(frame, 0.0)
+    assert got(receive) == b"0123456789" and nothing_left(receiver)
+
+
+def test_a_synchronous_send_is_acknowledged_after_free() -> None:
+    sender, receiver = endpoint(0), endpoint(1)
+    matched: list[bool] = []
+    (parcel,) = sender.send(7, 1, 5, view(b"x"), lambda: matched.append(True))
+    sender.free(7)
+    receive = receiver.post(7, 0, 5)
+    receiver.free(7)
+    assert not nothing_left(sender) and not nothing_left(receiver)
+    receiver.receive(raw(parcel), 0.0)
+    assert got(receive) == b"x" and nothing_left(receiver)
+    sender.receive(raw(receiver.outbox[0]), 0.0)
+    assert matched == [True] and nothing_left(sender)
+
+
+def test_a_collective_under_way_ends_after_free() -> None:
+    sender, receiver = endpoint(0), endpoint(1)
+    first, second = (sender.publish(7, 0, slot, (1,), view(b"%d" % slot))[0] for slot in range(2))
+    receive = receiver.expect(7, 0, 0, 0)
+    following: list[Receive] = []
+    receive.on_done = lambda _: following.append(receiver.expect(7, 0, 0, 1))
+    receiver.free(7)
+    receiver.receive(raw(first), 0.0)
+    assert following and not nothing_left(receiver)
+    following[0].on_done = lambda _: receiver.retire(7, 0)
+    receiver.receive(raw(second), 0.0)
+    assert got(following[0]) == b"1" and nothing_left(receiver)
+
+
+def test_a_context_that_is_new_here_is_not_a_freed_one() -> None:
+    """A peer may have made a communicator, and sent on it, before this rank has."""
+    sender, receiver = endpoint(0), endpoint(1)
+    for context in range(10, 200, 2):
+        receiver.free(context)
+    for context in range(11, 200, 2):
+        receiver.receive(raw(sender.send(context, 1, 0, view(b"early"))[0]), 0.0)
+        assert got(receiver.post(context, 0, 0)) == b"early"
+
+
+@SETTINGS
+@given(st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=50), st.integers(0, 2**64 - 1))
+def test_freed_contexts_are_a_set(contexts: list[int], other: int) -> None:
+    freed = Freed()
+    for number, context in enumerate(contexts):
+        assert context not in freed and len(freed) == number
+        freed.add(context)
+    assert all(context in freed for context in contexts)
+    assert (other in freed) == (other in contexts)
+
+
+@SETTINGS
+@given(st.integers(0, 2**32))
+def test_whatever_the_order_of_frames_and_frees_operations_end_and_nothing_is_left(
+    seed: int,
+) -> None:
+    """Two ranks post, send, and free at moments of their own; frames come late, in any order, and twice."""
+    chance = random.Random(seed)
+    ends = [endpoint(rank, 8) for rank in range(2)]
+    contexts = range(10, 10 + chance.randint(1, 3))
+    pool: list[tuple[int, memoryview]] = []  # (to whom, frame): on their way
+    receives: list[tuple[Receive, bytes]] = []
+    matched: list[int] = []
+    expected_matches = 0
+    plans: list[list[Callable[[], None]]] = []
+
+    def put(dest: int, parcels: list[Parcel]) -> None:
+        pool.extend((dest, raw(parcel)) for parcel in parcels for _ in range(chance.randint(1, 2)))
+
+    def acknowledge() -> None:
+        for end in ends:
+            put(1 - end.rank, end.outbox)
+            end.outbox.clear()
+
+    def deliver(count: int) -> None:
+        for _ in range(min(count, len(pool))):
+            dest, frame = pool.pop(chance.randrange(len(pool)))
+            ends[dest].receive(frame, 0.0)
+            acknowledge()
+
+    for context in contexts:
+        bodies = [chance.randbytes(chance.randint(0, 30)) for _ in range(chance.randint(0, 4))]
+        for here in range(2):
+
+            def send(body: bytes, tag: int, context: int = context, here: int = here) -> None:
+                sync = (lambda: matched.append(tag)) if tag % 2 else None
+                put(1 - here, ends[here].send(context, 1 - here, tag, view(body), sync))
+
+            def post(body: bytes, tag: int, context: int = context, here: int = here) -> None:
+                receives.append((ends[here].post(context, 1 - here, tag), body))
+
+            def step(seq: int, context: int = context, here: int = here) -> None:
+                put(1 - here, ends[here].publish(context, seq, 0, (1 - here,), view(b"step of it")))
+                receive = ends[here].expect(context, 1 - here, seq, 0)
+                receives.append((receive, b"step of it"))
+                if receive.done:
+                    ends[here].retire(context, seq)
+                else:
+                    receive.on_done = lambda _: ends[here].retire(context, seq)
+
+            calls: list[Callable[[], None]] = []
+            calls += [partial(send, body, tag) for tag, body in enumerate(bodies)]
+            calls += [partial(post, body, tag) for tag, body in enumerate(bodies)]
+            calls += [partial(step, seq) for seq in range(2)]
+            if here == 0 and chance.random() < 0.5:
+                calls.append(partial(send, b"nobody receives this", 2 * len(bodies)))
+            chance.shuffle(calls)
+            plans.append([*calls, partial(ends[here].free, context)])
+            expected_matches += len(range(1, len(bodies), 2))
+    while any(plans):
+        plan = chance.choice([plan for plan in plans if plan])
+        plan.pop(0)()
+        acknowledge()
+        deliver(chance.randint(0, 3))
+    while pool:
+        deliver(1)
+    assert all(got(receive) == body for receive, body in receives)
+    assert len(matched) == expected_matches
+    assert all(nothing_left(end, len(contexts)) for end in ends)
+    assert [end.dropped for end in ends] == [0, 0]

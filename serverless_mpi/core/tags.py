@@ -1,0 +1,46 @@
+"""Authentication tags made with the job's key.  Nothing else in the project makes or checks one.
+
+Every use of the key has a `Purpose`, which enters BLAKE2b as its personalization.  A tag made for one
+purpose is therefore random noise for every other, whatever bytes the two cover.  To use the key for
+something new, add a purpose; never reuse one.
+"""
+
+from __future__ import annotations
+
+import enum
+import hmac
+from hashlib import blake2b
+
+TAG_BYTES = 16  # a forger who tries n frames succeeds with probability n / 2**128
+PROOF_BYTES = 32  # of a handshake
+
+
+class Purpose(enum.Enum):
+    """What a tag is for: at most 16 bytes each, all different."""
+
+    FRAME_SHORT = b"smpi frame short"  # the tag covers the body itself
+    FRAME_HASHED = b"smpi frame hash"  # the tag covers the body's hash
+    FRAME_GUARDED = b"smpi frame guard"  # the tag does not cover the body
+    REFERENCE = b"smpi reference"
+    CONSOLE = b"smpi console"
+    ACCEPT = b"smpi accept"  # the acceptor's proof in a handshake
+    CONNECT = b"smpi connect"  # the connector's
+    GOODBYE = b"smpi goodbye"  # the proper end of a connection
+    READ_REPORT = b"smpi read report"  # which shared objects a rank has read
+    STOP = b"smpi stop"  # the object that ends a job
+    EMULATOR = b"smpi emulator"  # secret access key at the job's own emulator
+
+
+def start(key: bytes, purpose: Purpose, nbytes: int = TAG_BYTES) -> blake2b:
+    """A keyed hash to be fed what the tag covers; its digest is the tag."""
+    return blake2b(key=key, digest_size=nbytes, person=purpose.value)
+
+
+def make(key: bytes, purpose: Purpose, covered: bytes, nbytes: int = TAG_BYTES) -> bytes:
+    """The tag of `covered`."""
+    return blake2b(covered, key=key, digest_size=nbytes, person=purpose.value).digest()
+
+
+def same(tag: bytes | memoryview, expected: bytes) -> bool:
+    """Whether a tag that came is the expected one, in time that does not depend on its bytes."""
+    return hmac.compare_digest(tag, expected)
