@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import sys
 
-from serverless_mpi.job import ENV_JOB as _ENV_JOB
 from serverless_mpi.job import ENV_TRACE as _ENV_TRACE
+from serverless_mpi.job import current_spec as _current_spec
 from serverless_mpi.job import is_rank as _is_rank
+from serverless_mpi.job import take_spec as _take_spec
 
 
 def under_mpirun() -> bool:
     """Whether a real MPI's launcher, and not smpirun, started this process."""
-    return _ENV_JOB not in os.environ and _is_rank(os.environ)
+    return _current_spec(os.environ) is None and _is_rank(os.environ)
 
 
 if under_mpirun():
@@ -29,6 +30,7 @@ if under_mpirun():
         ) from error
     sys.modules[__name__] = _real
 else:
+    _take_spec(os.environ)
     from serverless_mpi.api.absent import *
     from serverless_mpi.api.arrays import *
     from serverless_mpi.api.attributes import *

@@ -3,10 +3,18 @@
 A rank that has waited long says so in a file of the job's folder (`Teller`); the
 launcher reads the files (`verdict`).  A rank that has not waited long does
 nothing for this, and a rank that computes has no file: the verdict is
-"deadlock" only if every thread of every rank that still runs stands in an MPI
-call, and each rank confirmed, a whole limit after the last frame that any of
-them sent or received, that it still does.  The clock is the machine's
-monotonic one, which all its processes share.
+"deadlock" only if no thread of any rank that still runs can act, and each rank
+confirmed, a whole limit after the last frame that any of them sent or
+received, that this is still so.  The clock is the machine's monotonic one,
+which all its processes share.
+
+A thread cannot act if it waits in an MPI call without a time limit, or if the
+kernel says (`/proc/self/task`) that it sleeps on a lock of its own process
+without a time limit: then only another thread can wake it.  That is what an
+idle thread of a pool does, in Python or in a library of C, and what `join`,
+`Event.wait` and `Queue.get` do.  A thread that sleeps for a time, polls, reads,
+or runs may act, known to `threading` or not; so may a process with a timer
+(`signal.setitimer`, `signal.alarm`).
 """
 
 from __future__ import annotations
@@ -14,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,8 +31,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-OWN_THREADS = "smpi-"  # names of threads that never begin a communication begin so
+# threads that never begin a communication, whatever they wait for
+OWN_THREADS = ("smpi-direct-accept", "smpi-sender", "smpi-worker", "smpi-signals")
+FUTEX = {"x86_64": 202, "aarch64": 98}  # number of the system call; source: asm/unistd.h
+FUTEX_COMMANDS = 0x7F  # of its second argument; source: futex(2)
+FUTEX_PRIVATE = 0x80
+FUTEX_WAITS = (0, 9)  # FUTEX_WAIT, FUTEX_WAIT_BITSET
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SHOWN = ("dest", "source", "root", "tag", "sendtag", "recvtag", "local_leader", "remote_leader")
 
 
@@ -43,7 +58,7 @@ class Teller:
             limit_s / 3
         )  # how long a wait lasts before it is told, and then between tellings
         self._path = _path(folder, rank)
-        self._waits: dict[int, str] = {}  # thread -> where it stands
+        self._waits: dict[int, str] = {}  # the kernel's number of a thread -> where it stands
         self._frames = -1
         self._idle_since = 0.0
 
@@ -55,11 +70,8 @@ class Teller:
         now = time.monotonic()
         if frames != self._frames or not self._waits:
             self._frames, self._idle_since = frames, now
-        self._waits[threading.get_ident()] = _where(sys._getframe())
-        others = {
-            one.ident for one in threading.enumerate() if not one.name.startswith(OWN_THREADS)
-        }
-        if others - set(self._waits):  # a thread that does not wait may yet send
+        self._waits[threading.get_native_id()] = _where(sys._getframe())
+        if _may_act(set(self._waits)):
             self._remove()
             return
         record = {
@@ -75,12 +87,39 @@ class Teller:
 
     def over(self) -> None:
         """The calling thread waits no longer."""
-        self._waits.pop(threading.get_ident(), None)
+        self._waits.pop(threading.get_native_id(), None)
         self._remove()
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
             self._path.unlink()
+
+
+def _may_act(waiting: set[int]) -> bool:
+    """Whether anything in this process but the threads `waiting`, which wait in MPI, may communicate by itself."""
+    if any(signal.getitimer(timer)[0] for timer in TIMERS):
+        return True
+    ignored = {
+        thread.native_id for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)
+    }
+    threads = {int(name) for name in os.listdir("/proc/self/task")}
+    return not all(_stuck(thread) for thread in threads - waiting - ignored)
+
+
+def _stuck(thread: int) -> bool:
+    """Whether a thread sleeps until another one of this process wakes it."""
+    try:
+        with open(f"/proc/self/task/{thread}/syscall") as file:
+            number, *arguments = file.read().split()
+    except FileNotFoundError:  # it has ended
+        return True
+    except OSError:  # the kernel does not say
+        return False
+    if number != str(FUTEX.get(os.uname().machine)) or len(arguments) < 4:
+        return False  # "running", or another call
+    operation, timeout = int(arguments[1], 16), int(arguments[3], 16)
+    waits = operation & FUTEX_COMMANDS in FUTEX_WAITS
+    return waits and bool(operation & FUTEX_PRIVATE) and not timeout
 
 
 def _where(frame: FrameType | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,11 @@ def frames_prefix(job_id: str) -> str:
 
 def is_rank(environ: Mapping[str, str]) -> bool:
     """Whether a launcher, smpirun or a real MPI's, started a process with that environment as a rank."""
-    return ENV_JOB in environ or any(name in environ for name in MPI_LAUNCHER_VARIABLES)
+    return (
+        _taken is not None
+        or ENV_JOB in environ
+        or any(name in environ for name in MPI_LAUNCHER_VARIABLES)
+    )
 
 
 _PUBLIC_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -181,3 +185,26 @@ class JobSpec:
             raise JobError(
                 f"{ENV_JOB}, {ENV_RANK} and {ENV_KEY} do not describe a job ({error}); start programs with smpirun"
             ) from error
+
+
+_taken: JobSpec | None = None  # what this process has taken out of its environment
+
+
+def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
+    """The spec of this process, which is its rank from now on; None where no launcher started it.
+
+    The variables leave the environment with it.  So the first process that imports MPI is the rank, be it the one that
+    was launched or a descendant (`smpirun bash -c "python program.py"`), and what that process starts is a job of its
+    own, of one rank, and does not see the key.
+    """
+    global _taken
+    if _taken is None:
+        _taken = JobSpec.from_env(environ)
+        if _taken is not None:
+            del environ[ENV_JOB], environ[ENV_KEY]
+    return _taken
+
+
+def current_spec(environ: Mapping[str, str]) -> JobSpec | None:
+    """The spec of this process, taken or not."""
+    return _taken or JobSpec.from_env(environ)

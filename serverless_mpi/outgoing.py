@@ -129,6 +129,10 @@ class Outgoing:
         self._ended = True
         self._work.notify()
 
+    def abandon(self) -> None:
+        """In a forked child: the sender thread, and what is queued, are the parent's."""
+        self.queued, self.putting, self._sender = [], 0, None
+
     def join(self) -> None:
         """Without the lock, after `finish`: wait for the sender thread's end."""
         if self._sender is not None:

@@ -3,11 +3,31 @@
 Whoever waits pumps: it asks the channel for frames, feeds them to the
 endpoint, and thereby completes its own operations and everybody else's.  What
 is sent goes by `outgoing.py`.
+
+Signal handlers run only where nothing is half done (`signals.py`), in `_wait`
+with the lock released, so a channel never sees the exception of one and every
+exception that comes out of a channel is the channel's.  When a handler raises,
+
+- a blocking receive that nothing has matched is withdrawn; one that has been
+  matched returns its message, and the exception comes out of the statement
+  after it;
+- a probe has taken nothing;
+- a message that was to be sent has been sent.  A blocking send waits for its
+  own put, and only a synchronous one, for the match, is interrupted;
+- a request stays as it is and can be waited for again;
+- a collective goes on: its number is used up, later calls of this rank move it
+  along, its buffers are in use until the other ranks have completed it, and
+  what it would have returned is lost.  Communicators are made without
+  interruption.
+
+A forked child is not the rank: every call raises, `finalize` does nothing, and
+the channel's descriptors are closed without a word to the other ranks.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +36,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -29,10 +50,11 @@ from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope
 from serverless_mpi.core.parcel import Wanted
 from serverless_mpi.deadlock import Teller
 from serverless_mpi.errors import JobError, UsageError
-from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
+from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec, take_spec
 from serverless_mpi.metering import Meter
 from serverless_mpi.operation import Operation, Payload, any_done
 from serverless_mpi.outgoing import Outgoing
+from serverless_mpi.signals import shield
 
 LONG_POLL_S = (
     20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
@@ -41,6 +63,14 @@ MOST_TOLD = 8  # awaited things that a report of a deadlock names for each rank
 ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
 
 Steps = Generator[Any, Any, Any]
+
+
+def never() -> bool:
+    """For `interruptible`: handlers run when the call is over."""
+    return False
+
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()  # that a fork would copy
 
 
 class Runtime:
@@ -84,7 +114,7 @@ class Runtime:
         self.communicators: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
         )  # by context
-        self._over: collections.deque[int] = (
+        self._unowned: collections.deque[int] = (
             collections.deque()
         )  # contexts without an owner, to be freed
         self._teller = None
@@ -94,6 +124,9 @@ class Runtime:
         self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = (
             {} if ENV_EXPLAIN in os.environ else None
         )
+        self._forked = False  # this is a child, whose parent is the rank
+        _runtimes.add(self)
+        shield.guard(self)
         self._recorder: Any = None
         if ENV_TRACE in os.environ:
             from serverless_mpi import trace
@@ -347,7 +380,7 @@ class Runtime:
 
     def own(self, owner: object, context: int) -> None:
         """Keep the state of `context` as long as `owner`, without which nothing on it can be begun."""
-        weakref.finalize(owner, self._over.append, context).atexit = False
+        weakref.finalize(owner, self._unowned.append, context).atexit = False
         with self._lock:
             self._free_contexts()
 
@@ -356,8 +389,8 @@ class Runtime:
 
         An owner can vanish at any moment, also with the lock held: the garbage collector decides.
         """
-        while self._over:
-            self._endpoint.free(self._over.popleft())
+        while self._unowned:
+            self._endpoint.free(self._unowned.popleft())
 
     # --- waiting -------------------------------------------------------------
 
@@ -382,12 +415,42 @@ class Runtime:
 
         return self.wait_until(over, timeout)
 
-    def wait_until(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Pump until `predicate()`, which is called under the lock and must not call the runtime."""
+    def wait_until(
+        self,
+        predicate: Callable[[], bool],
+        timeout: float | None = None,
+        interruptible: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Pump until `predicate()`, which is called under the lock and must not call the runtime.
+
+        interruptible: whether signal handlers may run now, and end the wait with an exception; None for always.
+        """
         if self._failure is None and predicate():
             return True
         with self._inside:
-            return self._wait(predicate, timeout)
+            return self._wait(predicate, timeout, interruptible)
+
+    def complete_send(self, operation: Operation) -> None:
+        """Wait for a send that the caller has no other handle to."""
+        outgoing = self._outgoing
+        self.wait_until(
+            lambda: operation.done, interruptible=lambda: not (outgoing.queued or outgoing.putting)
+        )
+
+    def complete_receive(self, operation: Operation) -> None:
+        """Wait for a receive that the caller has no other handle to.
+
+        The exception of a signal handler withdraws it, unless a message has been matched to it: then the message is
+        received, and the exception is raised after the call.
+        """
+        receive = operation._receive
+        assert receive is not None
+        try:
+            self.wait_until(lambda: operation.done, interruptible=lambda: receive.envelope is None)
+        except BaseException as error:
+            if self._failure is not None or self.cancel(operation) or not shield.postpone(error):
+                raise
+            self.wait_until(lambda: operation.done, interruptible=never)
 
     def progress(self) -> None:
         """Take what has come, without waiting."""
@@ -399,7 +462,31 @@ class Runtime:
         with self._lock:
             self._notify()
 
-    def _wait(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
+    def interrupt(self) -> None:
+        """A signal handler is due in the main thread, which may be waiting; called by another thread."""
+        with self._lock:
+            if self._sleepers:
+                self._changed.notify_all()
+            if self._pump_predicate is not None:
+                try:
+                    self._channel.wake()
+                except Exception as error:
+                    self._fail(error)
+
+    def _handle_signals(self) -> None:
+        """Under the lock, in the main thread: run the handlers that are due, without the lock."""
+        self._lock.release()
+        try:
+            shield.run()
+        finally:
+            self._lock.acquire()
+
+    def _wait(
+        self,
+        predicate: Callable[[], bool],
+        timeout: float | None,
+        interruptible: Callable[[], bool] | None = None,
+    ) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._outgoing.queued or self._endpoint.outbox:
             self._flush(blocking=True)
@@ -407,13 +494,16 @@ class Runtime:
         longest = LONG_POLL_S if teller is None else min(LONG_POLL_S, teller.interval_s)
         try:
             while not predicate():
-                if self._failure is not None:
-                    raise self._failure
+                if self._failure is not None or self.finalized:
+                    raise self._failure or self._over()
+                if shield.deferred and shield.due() and (interruptible is None or interruptible()):
+                    self._handle_signals()
+                    continue
                 now = time.monotonic()
                 left = longest if deadline is None else min(deadline - now, longest)
                 if left <= 0:
                     return False
-                if teller is not None:
+                if teller is not None and deadline is None:
                     began = began or now
                     if now - began >= teller.interval_s:
                         told = True
@@ -442,7 +532,7 @@ class Runtime:
 
     def _pump(self, max_wait_s: float, predicate: Callable[[], bool]) -> None:
         """Under the lock: feed the endpoint once, or wait while another thread does."""
-        if self._over:
+        if self._unowned:
             self._free_contexts()
         if self._pumping:
             if max_wait_s > 0:
@@ -540,30 +630,95 @@ class Runtime:
 
     # --- entry, exit ---------------------------------------------------------
 
-    def abort(self, code: int) -> NoReturn:
-        """End this process at once with `code`; the launcher then ends the others."""
-        if self.spec.stats_dir is not None and self._recorder is not None:
-            self._recorder.write(Path(self.spec.stats_dir), self.rank)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code & 0xFF or (1 if code else 0))
+    def abort(self, code: int, reason: str = "") -> NoReturn:
+        """Print `reason` and end this process at once with `code`; the launcher then ends the others.
+
+        Nothing keeps it from ending: neither closed standard streams nor a full disk.
+        """
+        try:
+            folder = self.spec.stats_dir
+            if folder is not None and self._recorder is not None and not self._forked:
+                self._recorder.write(Path(folder), self.rank)
+        finally:
+            end(code & 0xFF or (1 if code else 0), reason)
 
     def finalize(self) -> None:
-        """Put what is queued, close the channel, leave the counters in `stats_dir`; later calls do nothing."""
+        """Put what is queued, close the channel, leave the counters in `stats_dir`; later calls do nothing.
+
+        Raises
+        ------
+        ChannelError
+            The medium was lost, so messages of this rank may never arrive.  (Or whatever else ended the runtime.)
+        """
+        if self._forked:
+            return
+        shield.enter()
+        try:
+            self._finalize()
+        finally:
+            shield.leave()
+
+    def _finalize(self) -> None:
         with self._lock:
             if self.finalized:
                 return
             outgoing = self._outgoing
-            while (outgoing.queued or outgoing.putting) and self._failure is None:
-                self._flush(blocking=True)
+            while (
+                outgoing.queued or outgoing.putting or self._endpoint.outbox
+            ) and self._failure is None:
+                try:
+                    self._flush(blocking=True)
+                except Exception:
+                    if self._failure is None:
+                        raise
+                    break  # it is raised when the channel is closed
                 if outgoing.queued or outgoing.putting:
                     self._sleep(LONG_POLL_S)
+                if shield.due():
+                    self._handle_signals()
             self.finalized = True
             outgoing.finish()
+            while (
+                self._pumping
+            ):  # a thread still waits for messages; it shall see that this is the end
+                self._changed.notify_all()
+                if self._pump_predicate is not None:
+                    self._pump_predicate = None
+                    self._channel.wake()
+                self._sleep(LONG_POLL_S)
+            self._changed.notify_all()
         outgoing.join()
-        self._channel.close()
+        failure = self._failure
+        try:
+            self._channel.close()
+        except Exception as error:
+            failure = failure or error
         if self.spec.stats_dir is not None:
-            self._write_stats(Path(self.spec.stats_dir))
+            try:
+                self._write_stats(Path(self.spec.stats_dir))
+            except OSError as error:
+                _say(
+                    f"rank {self.rank}: its counters cannot be written to {self.spec.stats_dir}"
+                    f" ({error.strerror or error}); the job's statistics lack them"
+                )
+        if failure is not None:
+            raise failure
+
+    def _over(self) -> JobError:
+        return JobError(f"rank {self.rank} has finalized MPI and cannot communicate any more")
+
+    def _after_fork(self) -> None:
+        """In a child, which must not speak for the rank."""
+        self._forked = True
+        self._lock = threading.Lock()  # whoever held it was a thread of the parent
+        self._changed = threading.Condition(self._lock)
+        self._sleepers, self._pumping, self._pump_predicate = 0, False, None
+        self._failure = JobError(
+            f"this process was forked from rank {self.rank} and is not a rank itself: it cannot communicate;"
+            " communicate in the parent, or start the child as a program of its own (subprocess, spawn)"
+        )
+        self._outgoing.abandon()
+        self._channel.abandon()
 
     def _write_stats(self, folder: Path) -> None:
         record = {
@@ -591,12 +746,15 @@ class _Entry:
 
     def __enter__(self) -> None:
         runtime = self._runtime
+        if shield.depth and get_ident() == shield.main:  # `enter`, 0.1 us faster inside a call
+            shield.depth += 1
+        else:
+            shield.enter()
         runtime._lock.acquire()
         if runtime._failure is not None or runtime.finalized:
             runtime._lock.release()
-            raise runtime._failure or JobError(
-                f"rank {runtime.rank} has finalized MPI and cannot communicate any more"
-            )
+            shield.leave()
+            raise runtime._failure or runtime._over()
 
     def __exit__(
         self,
@@ -613,6 +771,25 @@ class _Entry:
                     runtime._notify()
         finally:
             runtime._lock.release()
+            if get_ident() == shield.main:  # `leave`
+                shield.depth -= 1
+
+
+def end(code: int, reason: str = "") -> NoReturn:
+    """Print `reason`, if there is one, and end this process with `code`, whatever has become of the standard streams."""
+    try:
+        if reason:
+            _say(reason)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+    finally:
+        os._exit(code)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody can be told
+        print(text, file=sys.stderr, flush=True)
 
 
 def _max_held_bytes() -> int:
@@ -638,5 +815,15 @@ def get_runtime() -> Runtime:
     if _runtime is None:
         with _runtime_lock:
             if _runtime is None:
-                _runtime = Runtime(JobSpec.from_env(os.environ) or JobSpec.new(1, "memory"))
+                _runtime = Runtime(take_spec(os.environ) or JobSpec.new(1, "memory"))
     return _runtime
+
+
+def _after_fork() -> None:
+    global _runtime_lock
+    _runtime_lock = threading.Lock()
+    for runtime in list(_runtimes):
+        runtime._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from serverless_mpi.core.wire import Kind
+from serverless_mpi.signals import shield
 
 MOST_EVENTS = 1_000_000  # of a rank, the newest; about 200 MB of memory
 _OWN = "serverless_mpi."
@@ -63,10 +64,12 @@ class Recorder:
         @functools.wraps(call)
         def traced(*arguments: Any, **more: Any) -> Any:
             begin = _clock()
+            shield.enter()  # so that what the call returns is not lost here
             try:
                 return call(*arguments, **more)
             finally:
                 append((SPAN, name, _ident(), begin, _clock()))
+                shield.leave()
 
         return traced
 

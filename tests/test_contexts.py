@@ -75,7 +75,7 @@ def test_communicators_that_carried_nothing_leave_eight_bytes_too() -> None:
     def body(world: Intracomm) -> int:
         for _ in range(TIMES):
             world.Dup().Free()
-        assert len(world._runtime._over) <= 1  # without any communication
+        assert len(world._runtime._unowned) <= 1  # without any communication
         return len(left(world))
 
     assert run(2, body) == [0, 0]

@@ -18,7 +18,7 @@ from serverless_mpi.channels.memory import MemoryChannel
 from serverless_mpi.collectives.steps import Recv, Send
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG
 from serverless_mpi.errors import ChannelError, JobError, UsageError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import JobSpec, current_spec, is_rank, take_spec
 from serverless_mpi.runtime import ENV_MAX_HELD, Runtime
 
 TIMEOUT_S = 60.0  # only reached by a failure
@@ -180,7 +180,9 @@ def test_a_lost_medium_fails_every_later_call() -> None:
     for _ in range(2):
         with pytest.raises(ChannelError, match="gone"):
             a.wait([receive], timeout=TIMEOUT_S)
-    a.finalize()
+    with pytest.raises(ChannelError, match="gone"):
+        a.finalize()
+    a.finalize()  # it is over
 
 
 def test_a_large_payload_is_not_copied_and_fails_by_itself() -> None:
@@ -345,3 +347,26 @@ def test_much_goes_out_before_the_caller_blocks(monkeypatch: pytest.MonkeyPatch)
     assert b.wait(receives, timeout=TIMEOUT_S)
     for runtime in (a, b):
         runtime.finalize()
+
+
+def test_a_wait_with_a_time_limit_is_no_deadlock() -> None:
+    class Never:
+        interval_s = 0.0
+
+        def tell(self, *_: Any) -> None:
+            raise AssertionError("a wait with a time limit was reported")
+
+        def over(self) -> None: ...
+
+    a, _ = runtimes(2)
+    a._teller = Never()  # type: ignore[assignment]
+    assert a.wait([a.irecv(9, 1, 0)], timeout=0.01) is False
+
+
+def test_a_spec_is_taken_out_of_the_environment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serverless_mpi.job._taken", None)
+    spec = JobSpec.new(4, "queue").with_rank(3)
+    environ = spec.to_env()
+    assert take_spec({}) is None
+    assert take_spec(environ) == spec and current_spec(environ) == spec and is_rank({})
+    assert "SMPI_KEY" not in environ and "SMPI_JOB" not in environ

@@ -21,7 +21,7 @@ from serverless_mpi.collectives.steps import whole
 from serverless_mpi.core.envelope import UNDEFINED, derive_context
 from serverless_mpi.errors import ERR_ARG, ERR_GROUP, MPIException
 from serverless_mpi.operation import Operation
-from serverless_mpi.runtime import Runtime
+from serverless_mpi.runtime import Runtime, never
 
 if TYPE_CHECKING:
     from serverless_mpi.api.comm import Comm
@@ -60,7 +60,7 @@ class Children(Attributed):
         operation = state.runtime.icollective(
             state.context, next(state.calls), steps, state.everyone
         )
-        state.runtime.wait((operation,))
+        state.runtime.wait_until(lambda: operation.done, interruptible=never)
         if operation.error is not None:
             raise operation.error
         return [decode(whole(blob)) for blob in operation.result]

@@ -19,6 +19,7 @@ from serverless_mpi.collectives.choose import Algorithm, Facts, select
 from serverless_mpi.collectives.operations import OPERATIONS, Layout
 from serverless_mpi.collectives.steps import Steps, whole
 from serverless_mpi.operation import Operation
+from serverless_mpi.signals import uninterrupted
 
 MOST_CHOICES = 1024  # that a communicator keeps: one for each operation and length that it met
 
@@ -76,6 +77,7 @@ class Collective(Plans):
         """Start a call under a number that all ranks give it."""
         return self._runtime.icollective(context, number, self._steps(plan), self._ranks)
 
+    @uninterrupted
     def _start(self, plan: Plan) -> Request:
         running = self._run(plan, self._context, next(self._calls))
         return Request._of(self._runtime, running, finishing(plan))

@@ -6,7 +6,6 @@ one group is intracomm.py's, two are intercomm.py's, shapes topology.py's.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from functools import cached_property
@@ -275,9 +274,8 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
 
     def Abort(self, errorcode: int = 0) -> NoReturn:
         """End every process of the job; this one's exit code is `errorcode`."""
-        print(f"rank {self._runtime.rank} called MPI.Comm.Abort({errorcode})", file=sys.stderr)
         runtime: Runtime = self._runtime
-        runtime.abort(errorcode or 1)
+        runtime.abort(errorcode or 1, f"rank {runtime.rank} called MPI.Comm.Abort({errorcode})")
 
     # --- what is missing -----------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -193,7 +194,23 @@ def _primes(number: int) -> list[int]:
 
 def at_exit(register: Callable[[Callable[[], None]], object] = atexit.register) -> None:
     """Finalize when the interpreter ends, as mpi4py does."""
-    register(Finalize)
+    register(_finalize_at_exit)
+
+
+def _finalize_at_exit() -> None:
+    """Finalize; a rank whose messages may be lost says so and ends with 1, since the interpreter would end with 0."""
+    try:
+        Finalize()
+    except Exception as error:
+        raised = getattr(sys, "last_value", None)
+        while raised is not None and raised is not error:
+            raised = raised.__cause__ or raised.__context__
+        rank = "" if _runtime._runtime is None else f"rank {_runtime._runtime.rank}: "
+        if raised is error:  # it has ended the program, which is told with its traceback
+            reason = ""
+        else:
+            reason = f"{rank}MPI was not finalized, messages may be lost: {error}"
+        _runtime.end(1, reason)
 
 
 __all__ = [

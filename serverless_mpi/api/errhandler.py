@@ -7,7 +7,6 @@ first, so that objects without one pay nothing.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
@@ -22,6 +21,7 @@ from serverless_mpi.errors import (
     MPIException,
 )
 from serverless_mpi.runtime import get_runtime
+from serverless_mpi.signals import shield
 
 MOST_HANDLERS = 32  # of one kind at a time: mpi4py's limit, which programs may count on
 _made: dict[type, int] = {}
@@ -125,8 +125,7 @@ class Guarded:
 def _call(handler: _State, obj: Any, errorcode: int, error: BaseException | None) -> None:
     if handler.fatal:
         text = str(error) if error is not None else MPIException(errorcode).Get_error_string()
-        print(f"a fatal error of MPI: {text}", file=sys.stderr)
-        get_runtime().abort(errorcode or 1)
+        get_runtime().abort(errorcode or 1, f"a fatal error of MPI: {text}")
     if handler.function is not None:
         reported(handler.function, obj, errorcode)
 
@@ -151,6 +150,7 @@ def _arm(obj: Any, handler: _State) -> None:
 def _guard(call: Callable[..., Any], obj: Any, handler: _State) -> Callable[..., Any]:
     @functools.wraps(call)
     def guarded(*arguments: Any, **more: Any) -> Any:
+        shield.enter()
         try:
             return call(*arguments, **more)
         except MPIException as error:
@@ -160,6 +160,8 @@ def _guard(call: Callable[..., Any], obj: Any, handler: _State) -> Callable[...,
                 setattr(error, _handled, True)
                 _call(handler, obj, error.Get_error_code(), error)
             raise
+        finally:
+            shield.leave()
 
     return guarded
 

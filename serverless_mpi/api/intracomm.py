@@ -23,7 +23,7 @@ from serverless_mpi.core.envelope import (
     derive_context,
 )
 from serverless_mpi.errors import ERR_COMM, ERR_GROUP, ERR_RANK, ERR_TAG, MPIException, missing
-from serverless_mpi.runtime import Runtime, get_runtime
+from serverless_mpi.runtime import Runtime, get_runtime, never
 
 
 class Intracomm(Comm):
@@ -212,7 +212,7 @@ class Intracomm(Comm):
             state.runtime.own(state, context)
         receive = self._runtime.irecv(context, self._peers[other], tag)
         send = self._runtime.isend(context, self._peers[other], tag, encode(value))
-        self._runtime.wait((receive, send))
+        self._runtime.wait_until(lambda: receive.done and send.done, interruptible=never)
         for operation in (receive, send):
             if operation.error is not None:
                 raise operation.error

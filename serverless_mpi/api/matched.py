@@ -13,6 +13,7 @@ from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import ERR_REQUEST, MPIException
 from serverless_mpi.operation import Operation
+from serverless_mpi.signals import uninterrupted
 
 if TYPE_CHECKING:
     from serverless_mpi.api.p2p import PointToPoint
@@ -64,6 +65,7 @@ class Message(Handle):
     Probe = probe
     Iprobe = iprobe
 
+    @uninterrupted
     def _start(self, value: Callable[[Operation], Any], into: memoryview | None = None) -> Request:
         matched = self._ob
         if self is not MESSAGE_NO_PROC:
@@ -76,17 +78,19 @@ class Message(Handle):
         matched.comm = matched.incoming = None
         return comm._received(comm._runtime.irecv_matched(incoming, into), value)
 
+    @uninterrupted
     def recv(self, status: Status | None = None) -> Any:
         """Receive it as an object."""
-        return self._start(as_object).wait(status)
+        return self._start(as_object)._complete_own(status)
 
     def irecv(self) -> Request:
         """Start receiving it as an object."""
         return self._start(as_object)
 
+    @uninterrupted
     def Recv(self, buf: Any, status: Status | None = None) -> None:
         """Receive it into a buffer."""
-        self.Irecv(buf).wait(status)
+        self.Irecv(buf)._complete_own(status)
 
     def Irecv(self, buf: Any) -> Request:
         """Start receiving it into a buffer."""

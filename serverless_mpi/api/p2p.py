@@ -16,6 +16,7 @@ from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB,
 from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.operation import Operation, Payload
 from serverless_mpi.runtime import Runtime
+from serverless_mpi.signals import shield, uninterrupted
 
 
 class PointToPoint:
@@ -59,6 +60,7 @@ class PointToPoint:
         except TypeError:
             return self._peers[int(rank)]
 
+    @uninterrupted
     def _start_send(
         self,
         data: Sequence[memoryview],
@@ -84,12 +86,17 @@ class PointToPoint:
         if dest == PROC_NULL:
             return
         runtime = self._runtime
-        operation = runtime.isend(self._context, self._world(dest), tag, data, sync=sync)
-        if not operation.done:
-            runtime.wait((operation,))
-        if operation.error is not None:
-            raise operation.error
+        shield.enter()
+        try:
+            operation = runtime.isend(self._context, self._world(dest), tag, data, sync=sync)
+            if not operation.done:
+                runtime.complete_send(operation)
+            if operation.error is not None:
+                raise operation.error
+        finally:
+            shield.leave()
 
+    @uninterrupted
     def _start_buffered(self, data: Sequence[memoryview], dest: int, tag: int) -> Request:
         if dest == PROC_NULL:
             return self._start_send(data, dest, tag)
@@ -100,6 +107,7 @@ class PointToPoint:
         attached.took(self._runtime, request._operation, nbytes)
         return request
 
+    @uninterrupted
     def _start_recv(
         self,
         source: int,
@@ -130,17 +138,21 @@ class PointToPoint:
                 status._fill_null()
             return None
         runtime = self._runtime
-        operation = runtime.irecv(
-            self._context, source if source == ANY_SOURCE else self._world(source), tag, into
-        )
-        if not operation.done:
-            runtime.wait((operation,))
-        if operation.error is not None:
-            raise operation.error
-        if status is not None:
-            assert operation.envelope is not None
-            self._status(operation.envelope, status)
-        return value(operation)
+        shield.enter()
+        try:
+            operation = runtime.irecv(
+                self._context, source if source == ANY_SOURCE else self._world(source), tag, into
+            )
+            if not operation.done:
+                runtime.complete_receive(operation)
+            if operation.error is not None:
+                raise operation.error
+            if status is not None:
+                assert operation.envelope is not None
+                self._status(operation.envelope, status)
+            return value(operation)
+        finally:
+            shield.leave()
 
     def _received(self, operation: Operation, value: Callable[[Operation], Any]) -> Request:
         places = self._places  # the communicator may be freed before the receive is done
@@ -203,6 +215,7 @@ class PointToPoint:
         """Start receiving an object; `wait` gives it."""
         return self._start_recv(source, tag, as_object)
 
+    @uninterrupted
     def sendrecv(
         self,
         sendobj: Any,
@@ -218,9 +231,7 @@ class PointToPoint:
         data = encode(sendobj)  # what is wrong with it shows before anything is posted
         receive = self._start_recv(source, recvtag, as_object)
         send = self._start_send(data, dest, sendtag)
-        received = receive.wait(status)
-        send.wait()
-        return received
+        return self._complete_both(receive, send, status)
 
     def probe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
@@ -274,6 +285,7 @@ class PointToPoint:
     Mprobe = mprobe
     Improbe = improbe
 
+    @uninterrupted
     def _matched(self, source: int, tag: int, status: Status | None, block: bool) -> Message | None:
         self._check_recv(source, tag)
         status = Status() if status is None else status
@@ -332,6 +344,7 @@ class PointToPoint:
         """Start receiving into a buffer."""
         return self._start_recv(source, tag, *room(buf, source))
 
+    @uninterrupted
     def Sendrecv(
         self,
         sendbuf: Any,
@@ -343,8 +356,11 @@ class PointToPoint:
         status: Status | None = None,
     ) -> None:
         """Send one buffer and receive into another, without deadlock."""
-        self.Isendrecv(sendbuf, dest, sendtag, recvbuf, source, recvtag).wait(status)
+        data = outgoing(sendbuf, dest)
+        pair = self._start_both(data, dest, sendtag, recvbuf, source, recvtag)
+        self._complete_both(*pair, status)
 
+    @uninterrupted
     def Sendrecv_replace(
         self,
         buf: Any,
@@ -355,8 +371,11 @@ class PointToPoint:
         status: Status | None = None,
     ) -> None:
         """Send a buffer and receive into it."""
-        self.Isendrecv_replace(buf, dest, sendtag, source, recvtag).wait(status)
+        data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
+        pair = self._start_both(data, dest, sendtag, buf, source, recvtag)
+        self._complete_both(*pair, status)
 
+    @uninterrupted
     def Isendrecv(
         self,
         sendbuf: Any,
@@ -367,8 +386,10 @@ class PointToPoint:
         recvtag: int = ANY_TAG,
     ) -> Request:
         """Start sending one buffer and receiving into another; the request is done when both are."""
-        return self._exchange(outgoing(sendbuf, dest), dest, sendtag, recvbuf, source, recvtag)
+        data = outgoing(sendbuf, dest)
+        return both(*self._start_both(data, dest, sendtag, recvbuf, source, recvtag))
 
+    @uninterrupted
     def Isendrecv_replace(
         self,
         buf: Any,
@@ -379,9 +400,9 @@ class PointToPoint:
     ) -> Request:
         """Start sending a buffer and receiving into it."""
         data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
-        return self._exchange(data, dest, sendtag, buf, source, recvtag)
+        return both(*self._start_both(data, dest, sendtag, buf, source, recvtag))
 
-    def _exchange(
+    def _start_both(
         self,
         data: Sequence[memoryview],
         dest: int,
@@ -389,9 +410,21 @@ class PointToPoint:
         recvbuf: Any,
         source: int,
         recvtag: int,
-    ) -> Request:
+    ) -> tuple[Request, Request]:
+        """A receive and a send, both started."""
         self._check_send(
             dest, sendtag
         )  # what is wrong with the send shows before a receive is posted
-        receive = self.Irecv(recvbuf, source, recvtag)
-        return both(receive, self._start_send(data, dest, sendtag))
+        return self.Irecv(recvbuf, source, recvtag), self._start_send(data, dest, sendtag)
+
+    def _complete_both(self, receive: Request, send: Request, status: Status | None) -> Any:
+        """Wait for a receive and a send that the program has no requests for."""
+        sending = send._operation
+        assert sending is not None
+        try:
+            value = receive._complete_own(status)
+        finally:
+            if not sending.done:
+                self._runtime.complete_send(sending)
+        send._complete(None)
+        return value

@@ -14,6 +14,7 @@ from serverless_mpi.api.plan import Plan
 from serverless_mpi.api.request import Pending, Request
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, derive_context
 from serverless_mpi.errors import ERR_REQUEST, MPIException
+from serverless_mpi.signals import uninterrupted
 
 
 class Repeat(Pending):
@@ -69,6 +70,7 @@ class Prequest(Request):
             raise MPIException(ERR_REQUEST, "the persistent request is null")
         return self._ob
 
+    @uninterrupted
     def Start(self) -> None:
         """Start it once more."""
         self._live().begin()
@@ -87,6 +89,7 @@ class Prequest(Request):
             raise MPIException(ERR_REQUEST, "the request is not partitioned")
         return repeat
 
+    @uninterrupted
     def Pready(self, partition: int) -> None:
         """Partition `partition` of a started send may go."""
         self._partitions().ready(partition)

@@ -11,6 +11,7 @@ from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
 from serverless_mpi.operation import Operation, any_done
 from serverless_mpi.runtime import Runtime
+from serverless_mpi.signals import uninterrupted
 
 Finish = Callable[[Operation, Status], Any]
 
@@ -91,6 +92,17 @@ class Request(Handle):
             return None
         return finish(operation, status)
 
+    @uninterrupted
+    def _complete_own(self, status: Status | None = None) -> Any:
+        """What a blocking receive does with a request that no program sees."""
+        pending = self._ob
+        operation = self._operation
+        if pending is not None and operation is not None and not operation.done:
+            assert pending.runtime is not None
+            pending.runtime.complete_receive(operation)
+        return self._complete(status)
+
+    @uninterrupted
     def _await(self, status: Status | None = None) -> Any:
         """What a blocking call does with its own request, which no program sees."""
         pending = self._ob
@@ -102,6 +114,7 @@ class Request(Handle):
         """Wait; the received object, if it was a receive of one."""
         return self._await(status)
 
+    @uninterrupted
     def test(self, status: Status | None = None) -> tuple[bool, Any]:
         """(whether it is done, the received object)."""
         if not _test((self,), any_done):
@@ -148,6 +161,7 @@ class Request(Handle):
     # --- several -------------------------------------------------------------
 
     @classmethod
+    @uninterrupted
     def waitall(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[Any]:
@@ -156,6 +170,7 @@ class Request(Handle):
         return _complete_each(requests, range(len(requests)), statuses)
 
     @classmethod
+    @uninterrupted
     def testall(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[bool, list[Any] | None]:
@@ -165,6 +180,7 @@ class Request(Handle):
         return True, _complete_each(requests, range(len(requests)), statuses)
 
     @classmethod
+    @uninterrupted
     def waitany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, Any]:
         """(which is done, its object); (UNDEFINED, None) if all are null."""
         if not any(request._operation is not None for request in requests):
@@ -176,6 +192,7 @@ class Request(Handle):
         return index, requests[index]._complete(status)
 
     @classmethod
+    @uninterrupted
     def testany(
         cls, requests: Sequence[Request], status: Status | None = None
     ) -> tuple[int, bool, Any]:
@@ -190,6 +207,7 @@ class Request(Handle):
         return index, True, requests[index]._complete(status)
 
     @classmethod
+    @uninterrupted
     def waitsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
@@ -201,6 +219,7 @@ class Request(Handle):
         return which, _complete_each(requests, which, statuses)
 
     @classmethod
+    @uninterrupted
     def testsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:

@@ -161,6 +161,12 @@ class Channel(ABC):
     def wake(self) -> None:
         """Make a `get` that waits in another thread return soon."""
 
+    def abandon(self) -> None:  # noqa: B027
+        """In a forked child: close this process's copies of descriptors, and say nothing to anybody.
+
+        Needed where a copy would keep something alive that the other ranks watch.  Threads and locks are the parent's.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Flush and let go of everything on this rank's side; may be called again."""

@@ -419,6 +419,8 @@ class DirectChannel(Channel):
         self._getting += 1
         try:
             with self._get_lock:
+                if self._closed:
+                    return []
                 if not self._inbox:
                     self._read(0 if self._woken or self._lost else max_wait_s)
                 self._woken = False
@@ -500,21 +502,41 @@ class DirectChannel(Channel):
         except BlockingIOError:  # the pipe is full of nudges: one more would say nothing new
             pass
 
+    def abandon(self) -> None:
+        if self._closed:
+            return
+        # Without goodbyes, and without touching what the poll watches: that is the parent's, too.
+        self._closed = True
+        self._door.abandon()
+        for sock in self._outgoing.values():
+            sock.close()
+        for connection in (*self._incoming.values(), *self._fresh):
+            connection.sock.close()
+        self._poll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        self.wake()  # whoever reads returns at once
         self._door.stop()
         deadline = time.monotonic() + FAREWELL_S
-        with self._put_lock:
-            for dest, sock in self._outgoing.items():
-                goodbye = memoryview(LENGTH.pack(GOODBYE) + self._farewells[dest])
-                try:
-                    self._send({dest: collections.deque([goodbye])}, deadline)
-                except ChannelError:  # it ended first: there is nobody to say goodbye to
-                    pass
-                sock.close()
-            self._outgoing.clear()
+        if self._put_lock.acquire(
+            timeout=FAREWELL_S
+        ):  # else a thread is in a put that nobody reads
+            try:
+                for dest, sock in self._outgoing.items():
+                    goodbye = memoryview(LENGTH.pack(GOODBYE) + self._farewells[dest])
+                    try:
+                        self._send({dest: collections.deque([goodbye])}, deadline)
+                    except ChannelError:  # it ended first: there is nobody to say goodbye to
+                        pass
+                    sock.close()
+                self._outgoing.clear()
+            finally:
+                self._put_lock.release()
         with self._get_lock:
             self._settle()
             for connection in self._incoming.values():

@@ -154,6 +154,15 @@ class Doorkeeper(threading.Thread):
         os.close(self._stop_write)
         self.join()
 
+    def abandon(self) -> None:
+        """In a forked child, which has no such thread: close the child's copies of descriptors."""
+        for stranger in self._strangers.values():
+            stranger.sock.close()
+        self._selector.close()
+        self._listener.close()
+        os.close(self._stop_read)
+        os.close(self._stop_write)
+
     def _patience(self, now: float) -> float | None:
         """How long the selector may wait; None for ever."""
         times = [stranger.deadline for stranger in self._strangers.values()]

@@ -350,16 +350,16 @@ def _query(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from serverless_mpi.inference import report
+    from serverless_mpi.inference import files, report
 
     record = report.read(options.record)
     if not options.output:
         print(report.text(record))
         return 0
     report.check_path(options.output)
-    Path(options.output).write_bytes(report.rendered(options.output, record))
+    data = report.rendered(options.output, record)
+    with files.replacing(options.output) as file:
+        file.write(data)
     return 0
 
 

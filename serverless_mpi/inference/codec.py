@@ -6,7 +6,8 @@ nothing, if all are 0; one value, if all are equal; else distinct rows once, and
 numbers are that are not 0 (everywhere, a bitmap, or the gaps between them), and the numbers: codes of a dictionary if
 they are few, else as they are or in four planes of bytes, whichever a sample says.  Each section is compressed unless a sample
 says that it does not pay: of the planes of a float mostly one or two are, so that zlib is fast enough.
-The receiver knows the shape, so it is not in the bytes.
+The receiver knows the shape, so it is not in the bytes; and no section may become longer than rows of that shape need, so that
+a few bytes of deflate cannot take more memory than the rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _EVERYWHERE, _BITMAP, _GAPS = range(3)  # of places
 _ONE, _CODES, _PLAIN, _PLANES = range(4)  # of numbers
 _RAW, _ZLIB = range(2)  # of a section
 
+_SECTIONS = {_ONE: 1, _CODES: 2, _PLAIN: 1, _PLANES: 4}  # of numbers
 _SECTION = struct.Struct("<BI")  # how compressed, bytes that follow
 _DICTIONARY = 256  # most numbers of which each has a code of a byte
 _SAMPLE = 1 << 14  # bytes that tell for a section, or a choice
@@ -49,7 +51,7 @@ def decode(data: Data, shape: tuple[int, int]) -> Floats:
     """
     try:
         return _decode(memoryview(data), shape).view(np.float32)
-    except (struct.error, ValueError, IndexError, zlib.error) as error:
+    except (struct.error, ValueError, IndexError, TypeError, zlib.error) as error:
         raise ValueError(
             f"{len(data)} bytes are no activation rows of shape {shape} ({error})"
         ) from error
@@ -67,19 +69,24 @@ def _encode(bits: Bits) -> bytes:
 
 
 def _decode(data: memoryview, shape: tuple[int, int]) -> Bits:
+    distinct, which = shape[0], None
+    while data[0] == _REPEATED:  # a loop: bytes of a stranger may nest it deeper than calls may be
+        heads = struct.unpack_from("<I", data, 1)[0]
+        packed, data = _open(data[5:], 4 * distinct)
+        index = np.frombuffer(packed, np.uint16 if heads <= 1 << 16 else np.uint32)
+        if len(index) != distinct or heads >= distinct or (index >= heads).any():
+            raise ValueError(f"{len(index)} rows, {heads} of them distinct")
+        distinct, which = heads, index if which is None else index[which]
+    bits = _distinct_rows(data, (distinct, shape[1]))
+    return bits if which is None else bits[which]
+
+
+def _distinct_rows(data: memoryview, shape: tuple[int, int]) -> Bits:
     kind = data[0]
     if kind in (_ZERO, _CONSTANT):
         return np.full(
             shape, struct.unpack_from("<I", data, 1)[0] if kind == _CONSTANT else 0, np.uint32
         )
-    if kind == _REPEATED:
-        heads = struct.unpack_from("<I", data, 1)[0]
-        which, data = _open(data[5:])
-        index = np.frombuffer(which, np.uint16 if heads <= 1 << 16 else np.uint32)
-        if len(index) != shape[0] or heads > shape[0]:
-            raise ValueError(f"{len(index)} rows, {heads} of them distinct")
-        distinct: Bits = _decode(data, (heads, shape[1]))[index]
-        return distinct
     if kind != _GENERAL:
         raise ValueError(f"unknown form {kind}")
     return _read_general(data[1:], shape)
@@ -94,7 +101,10 @@ def decode_set(data: Data, count: int) -> Flags:
     """The flags of `count` samples; raises ValueError if they are not that many."""
     if not len(data):
         return np.ones(count, np.bool_)
-    bitmap = np.frombuffer(_open(memoryview(data))[0], np.uint8)
+    try:
+        bitmap = np.frombuffer(_open(memoryview(data), len(data) + -(-count // 8))[0], np.uint8)
+    except (struct.error, zlib.error) as error:
+        raise ValueError(f"{len(data)} bytes are no set of samples ({error})") from error
     if len(bitmap) != -(-count // 8):
         raise ValueError(
             f"a set of {8 * len(bitmap)} samples came for a batch of {count}; all ranks must run the same batch"
@@ -143,11 +153,13 @@ def _read_general(data: memoryview, shape: tuple[int, int]) -> Bits:
     size = shape[0] * shape[1]
     if count > size:
         raise ValueError(f"{count} numbers")
-    places, data = _open(data[6:])
+    places, data = _open(data[6:], 8 * size + 1)
     sections = []
-    while data.nbytes:
-        section, data = _open(data)
+    for _ in range(_SECTIONS.get(form, 0)):
+        section, data = _open(data, 4 * max(count, _DICTIONARY))
         sections.append(section)
+    if data.nbytes:
+        raise ValueError(f"{data.nbytes} bytes too many")
     values = _read_numbers(form, sections, count)
     if where == _EVERYWHERE:
         return values.reshape(shape)
@@ -170,7 +182,11 @@ def _gaps(at: NDArray[np.int64]) -> bytes:
 
 
 def _read_gaps(data: Data, count: int, size: int) -> NDArray[np.int64]:
-    gaps = np.frombuffer(data, f"<u{data[0]}", offset=1)
+    if data[0] not in (1, 2, 8):
+        raise ValueError(f"gaps of {data[0]} bytes")
+    gaps = np.frombuffer(data, f"<u{data[0]}", offset=1) if len(data) > 1 else np.zeros(0, np.uint8)
+    if len(gaps) and gaps.max() >= size:
+        raise ValueError("a gap beyond the end")
     at: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + 1) - 1
     if len(at) != count or (count and at[-1] >= size):
         raise ValueError(f"{len(at)} places")
@@ -228,11 +244,18 @@ def _section(data: bytes) -> bytes:
     return _SECTION.pack(_ZLIB, len(packed)) + packed
 
 
-def _open(data: memoryview) -> tuple[memoryview, memoryview]:
-    """(a section's bytes, what is behind it)."""
+def _open(data: memoryview, most: int) -> tuple[memoryview, memoryview]:
+    """(a section's bytes, at most `most`; what is behind it)."""
     how, length = _SECTION.unpack_from(data)
     end = _SECTION.size + length
     if how not in (_RAW, _ZLIB) or end > data.nbytes:
         raise ValueError("a broken section")
     body = data[_SECTION.size : end]
-    return memoryview(zlib.decompress(body)) if how == _ZLIB else body, data[end:]
+    if how == _ZLIB:
+        stream = zlib.decompressobj()
+        body = memoryview(stream.decompress(body, most + 1))
+        if body.nbytes <= most and not (stream.eof and not stream.unused_data):
+            raise ValueError("a broken section")
+    if body.nbytes > most:
+        raise ValueError(f"a section of more than {most} bytes")
+    return body, data[end:]

@@ -1,22 +1,26 @@
-"""The file format of the store: named arrays behind a header, each checked, all memory-mappable; and where files lie.
+"""The file format of the store: named arrays behind a header, each checked; and where files lie.
 
 File:     magic "SMPISTOR" · version (4 bytes) · length of the header (4) · its BLAKE2b-128 (16) · header, JSON · sections
 Section:  an array, C order, little endian, at a multiple of 64 bytes, with a BLAKE2b-128 of its own in the header
 
 Integers are stored in the narrowest type that holds them and come back as they were.  What an array means is
 `store`'s.  A file that is cut short, altered, of a later version or of another kind is refused by its name.
+
+The checksums find damage, not intent: a header may be made by anybody, so nothing in it is used before its type and range
+are looked at.  A file is read, not mapped: what was verified stays as it was, whatever happens to the file afterwards, and a file
+that becomes shorter is an error and no SIGBUS.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
+import math
 import os
 import re
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import PART_BYTES, S3
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.errors import ChannelError, StoreError, UsageError
+from serverless_mpi.inference import files
 from serverless_mpi.metering import Meter
 
 Array = NDArray[Any]
@@ -38,9 +43,12 @@ ALIGN = 64  # a cache line, and an AVX-512 register
 DIGEST_BYTES = 16
 _HEAD = struct.Struct(f"<8sII{DIGEST_BYTES}s")
 MAX_HEADER_BYTES = 64 << 20
+MAX_LENGTH = 1 << 48  # numbers along a dimension
+MOST_WIDER = 4  # times: 8 bytes from 2
 MULTIPART_BYTES = 64 << 20
 AT_ONCE = 8  # requests
 CORES = os.cpu_count() or 1
+_DTYPE = re.compile(r"[<>|=](?:b1|[iu][1248]|f[248])")
 AWS = "aws"  # the endpoint's name for AWS itself
 
 
@@ -98,44 +106,102 @@ def unpack(name: str, data: memoryview, kind: str) -> tuple[dict[str, Any], dict
             f"{name} has format {version}, of a later serverless_mpi; this one reads up to {VERSION}: upgrade it"
         )
     header = data[_HEAD.size : _HEAD.size + length]
-    if length > MAX_HEADER_BYTES or header.nbytes < length:
+    if version < 1 or length > MAX_HEADER_BYTES or header.nbytes < length:
         raise StoreError(f"{name} is cut short, or its header is damaged; write it again")
     if bytes.fromhex(_digest(header)) != digest:
         raise StoreError(
             f"{name} is damaged: its header does not have the checksum it was written with; write it again"
         )
-    facts = json.loads(bytes(header))
+    facts = _facts(name, header)
     held = facts.pop("kind")
     if held != kind:
-        raise StoreError(f"{name} holds {held}, not {kind}")
+        raise StoreError(f"{name} holds {_short(held)}, not {kind}")
     body = data[_aligned(_HEAD.size + length) :]
-    size = facts.pop("size")
+    size, sections = facts.pop("size"), facts.pop("sections")
     if body.nbytes != size:
         raise StoreError(
-            f"{name} is cut short or altered: {body.nbytes} bytes of {size}; write it again"
+            f"{name} is cut short or altered: {body.nbytes} bytes of {_short(size)}; write it again"
         )
+    checked = _sections(name, sections, body)
     pool = Workers(CORES)  # hashing lets other threads run
     try:
-        arrays = dict(
-            pool.each(lambda section: _section(name, body, section), facts.pop("sections"))
-        )
+        arrays = dict(pool.each(lambda section: section.read(name), checked))
     finally:
         pool.close()
     return facts, arrays
 
 
-def _section(file: str, body: memoryview, section: Sequence[Any]) -> tuple[str, Array]:
-    name, stored, wanted, shape, offset, digest = section
-    kind = np.dtype(stored)
-    nbytes = kind.itemsize * int(np.prod(shape, dtype=np.int64))
-    data = body[offset : offset + nbytes]
-    if data.nbytes != nbytes or _digest(data) != digest:
-        raise StoreError(
-            f"{file} is damaged: its section {name!r} does not have the checksum it was written with; write it again"
+def _short(value: Any) -> str:
+    """A value of a header, for an error."""
+    text = str(value) if isinstance(value, (str, int)) else type(value).__name__
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+def _facts(name: str, header: memoryview) -> dict[str, Any]:
+    try:
+        facts = json.loads(bytes(header))
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or not {"kind", "sections", "size"} <= facts.keys():
+        raise StoreError(f"{name} has no header that smpi-infer wrote; write it again")
+    return facts
+
+
+@dataclass(frozen=True)
+class _Section:
+    """An array in a file, as the header has it, checked; but for its digest."""
+
+    name: str
+    stored: np.dtype[Any]
+    wanted: np.dtype[Any]
+    shape: tuple[int, ...]
+    digest: str
+    data: memoryview
+
+    def read(self, file: str) -> tuple[str, Array]:
+        """(name, array)."""
+        if _digest(self.data) != self.digest:
+            raise StoreError(
+                f"{file} is damaged: its section {self.name!r} does not have the checksum it was written with; write it again"
+            )
+        array = (
+            np.frombuffer(self.data, self.stored) if self.data.nbytes else np.zeros(0, self.stored)
         )
-    return name, np.frombuffer(data, kind).reshape(shape).astype(
-        np.dtype(wanted).newbyteorder("="), copy=False
-    )
+        return self.name, array.reshape(self.shape).astype(self.wanted, copy=False)
+
+
+def _sections(file: str, sections: Any, body: memoryview) -> list[_Section]:
+    """The sections of a header.  Each begins where the one before ends, so that no byte is in two of them: all arrays together
+    take at most MOST_WIDER times the file."""
+    made: list[_Section] = []
+    start = 0
+    for row in sections if isinstance(sections, list) else [None]:
+        section = _section(row, body, start)
+        if section is None or section.name in [one.name for one in made]:
+            raise StoreError(
+                f"{file} is damaged: its header has impossible sections; write it again"
+            )
+        made.append(section)
+        start = _aligned(start + section.data.nbytes)
+    return made
+
+
+def _section(row: Any, body: memoryview, start: int) -> _Section | None:
+    """None if there can be no such section from `start` on."""
+    if not isinstance(row, list) or [type(one) for one in row] != [str, str, str, list, int, str]:
+        return None
+    name, stored, wanted, shape, offset, digest = row
+    whole = all(type(one) is int and 0 <= one < MAX_LENGTH for one in shape) and len(shape) <= 8
+    if not whole or not (_DTYPE.fullmatch(stored) and _DTYPE.fullmatch(wanted)):
+        return None
+    kinds = np.dtype(stored), np.dtype(wanted).newbyteorder("=")
+    wider = kinds[0].str in ("<u2", "<u4") and kinds[1].kind in "iu"
+    if kinds[0] != kinds[1] and not (wider and kinds[1].itemsize <= MOST_WIDER * kinds[0].itemsize):
+        return None
+    nbytes = kinds[0].itemsize * math.prod(shape)
+    if offset != start or start + nbytes > body.nbytes:
+        return None
+    return _Section(name, *kinds, tuple(shape), digest, body[start : start + nbytes])
 
 
 # --- where files lie --------------------------------------------------------------------------------------------------
@@ -151,8 +217,11 @@ class Medium(ABC):
         """Write a file whole: it is there with all its bytes, or as it was before."""
 
     @abstractmethod
-    def get(self, name: str) -> memoryview | None:
-        """A file's bytes; None if there is none."""
+    def get(self, name: str, limit: int | None = None) -> memoryview | None:
+        """A file's bytes, which nobody else can change; None if there is none.
+
+        limit: StoreError if there are more; the machine's memory if not given.
+        """
 
     def read(self, name: str, kind: str) -> tuple[dict[str, Any], dict[str, Array]]:
         """`unpack` of the file; StoreError if it is missing."""
@@ -169,7 +238,7 @@ class Medium(ABC):
 
 
 class Folder(Medium):
-    """A folder; files are mapped into memory, not read."""
+    """A folder."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -177,30 +246,25 @@ class Folder(Medium):
 
     def put(self, name: str, pieces: Sequence[memoryview]) -> None:
         path = self._path / name
-        new = path.with_name(f"{name}.{os.getpid()}.new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with new.open("wb") as file:
+            with files.replacing(path) as file:
                 for piece in pieces:
                     file.write(piece)
-            new.replace(path)
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                new.unlink()
 
-    def get(self, name: str) -> memoryview | None:
+    def get(self, name: str, limit: int | None = None) -> memoryview | None:
         path = self._path / name
         try:
-            with path.open("rb") as file:
-                if not os.fstat(file.fileno()).st_size:
-                    return memoryview(b"")
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            with files.opened(path, limit) as source:
+                return memoryview(source.file.read(source.size))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:  # a folder, a device, or NUL in the name
+            raise StoreError(str(error)) from error
 
 
 class Bucket(Medium):
@@ -242,7 +306,7 @@ class Bucket(Medium):
         except ChannelError as error:
             raise self._refuse(error) from error
 
-    def get(self, name: str) -> memoryview | None:
+    def get(self, name: str, limit: int | None = None) -> memoryview | None:
         key = self._key(name)
         try:
             found = self._s3.get(key, 0, PART_BYTES)
@@ -250,6 +314,10 @@ class Bucket(Medium):
                 self._s3.list(key)  # says whether it is the bucket that is missing
                 return None
             first, size = found
+            if size > (limit or files.machine_bytes()):
+                raise StoreError(
+                    f"{self.url}/{name} has {size:,} bytes, more than there is memory for it"
+                )
             if first.nbytes == size:
                 return first
             whole = memoryview(bytearray(size))
@@ -264,7 +332,7 @@ class Bucket(Medium):
                     into[:] = part[0]
 
             self._pool.each(fetch, range(first.nbytes, size, PART_BYTES))
-            return whole
+            return whole.toreadonly()
         except ChannelError as error:
             raise self._refuse(error) from error
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serverless_mpi.inference import formats
+from serverless_mpi.inference import files, formats
 from serverless_mpi.inference.networks import BIAS, Layers, Network
 from serverless_mpi.sparse import SparseRows
 
 Floats = NDArray[np.float32]
 SUFFIXES = (".tsv", ".npz", ".mtx")  # of a layer
+MOST_EMPTY = 16  # images for each pixel that is not 0, once they take more than EMPTY_BYTES
+EMPTY_BYTES = 256 << 20
 THRESHOLD = 12  # of 16 levels of grey; some images then die in the network, as in the challenge
 
 
@@ -56,57 +59,90 @@ def enlarged(images: Floats, neurons: int) -> Floats:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def read_images(path: str | Path, neurons: int, samples: int | None = None) -> Floats:
+def read_images(
+    path: str | Path, neurons: int, samples: int | None = None, limit: int | None = None
+) -> Floats:
     """(neurons, samples) from a file: entries (image, pixel, value) in a format of `formats`, or an npz of ours or yours.
 
     Such an npz has `bits`, uint8 (samples, neurons / 8), packed by numpy.packbits along axis 1, or `images`
-    (samples, neurons).
+    (samples, neurons).  limit: bytes that the images may take, as float32; the machine's memory if not given.
 
     Raises
     ------
     ValueError
-        The file is no such file, or for another number of neurons; a bad line is named.
+        The file is no such file, or for another number of neurons, or has more images than the limit; a bad line is named.
     """
-    path = Path(path)
-    images = _packed(path, neurons) if path.suffix == ".npz" else None
+    with files.opened(path, limit) as source:
+        return images_from(source, Path(path).suffix, neurons, samples)
+
+
+def images_from(
+    source: files.Source, suffix: str, neurons: int, samples: int | None = None
+) -> Floats:
+    """As `read_images`, from an opened file."""
+    images = _packed(source, neurons, samples) if suffix == ".npz" else None
     if images is None:
-        entries = formats.read(path, None, neurons)
+        entries = formats.read_from(source, suffix, None, neurons)
         count = entries.shape[0] if entries.shape else int(entries.rows.max(initial=-1)) + 1
+        _check_count(source, count, neurons, len(entries.rows))
         images = np.zeros((neurons, count), np.float32)
         images[entries.columns, entries.rows] = entries.values
+    if not images.shape[1]:
+        raise ValueError(f"{source.name} has no images")
     if samples is not None and samples > images.shape[1]:
-        raise ValueError(f"{path} has {images.shape[1]} images, not {samples}")
+        raise ValueError(f"{source.name} has {images.shape[1]} images, not {samples}")
     return np.ascontiguousarray(images[:, :samples], np.float32)
 
 
-def _packed(path: Path, neurons: int) -> NDArray[np.generic] | None:
-    """Images of an npz; None if it is a sparse matrix."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            fields = {name: file[name] for name in ("bits", "images") if name in file.files}
-            names = file.files
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no npz: {error}") from error
-    if "bits" in fields:
-        bits = fields["bits"]
-        if bits.ndim != 2 or bits.dtype != np.uint8 or bits.shape[1] * 8 != neurons:
+def _check_count(source: files.Source, count: int, neurons: int, entries: int) -> None:
+    """Raise ValueError if there are so many images that a number among them must be mistyped, or that memory ends."""
+    nbytes = 4 * neurons * count
+    if count > MOST_EMPTY * max(entries, 1) and nbytes > EMPTY_BYTES:
+        raise ValueError(
+            f"{source.name}: image {count:,} is there, but only {entries:,} pixels are not 0: "
+            f"at most {MOST_EMPTY} images for each are read; is that number mistyped?"
+        )
+    source.refuse(nbytes, f"{count:,} images of {neurons:,} pixels")
+
+
+def _packed(source: files.Source, neurons: int, samples: int | None) -> NDArray[np.generic] | None:
+    """The first `samples` images of an npz, or all of fewer; None if it is a sparse matrix."""
+    archive = files.Npz(source)
+    if "bits" in archive:
+        bits = archive.array("bits", "u", 2)
+        if bits.dtype != np.uint8 or bits.shape[1] * 8 != neurons:
             raise ValueError(
-                f"{path}: bits of {bits.dtype} {bits.shape} are no images of {neurons} pixels"
+                f"{source.name}: bits of {bits.dtype} {bits.shape} are no images of {neurons} pixels"
             )
+        bits = _first(source, bits, neurons, samples)
         pixels: NDArray[np.generic] = np.unpackbits(bits, axis=1).T
         return pixels
-    if "images" in fields:
-        images = fields["images"]
-        if images.ndim != 2 or images.shape[1] != neurons or images.dtype.kind not in "buif":
+    if "images" in archive:
+        images = archive.array("images", "buif", 2)
+        if images.shape[1] != neurons:
             raise ValueError(
-                f"{path}: images of {images.dtype} {images.shape}, wanted numbers (samples, {neurons})"
+                f"{source.name}: images of {images.dtype} {images.shape}, "
+                f"wanted numbers (samples, {neurons})"
             )
-        if not np.isfinite(images).all():
-            raise ValueError(f"{path}: images have NaN or infinity")
-        return np.asarray(images.T)
-    if "indptr" in names or "row" in names:
+        images = _first(source, images, neurons, samples)
+        with np.errstate(over="ignore"):
+            whole = np.ascontiguousarray(images.T, np.float32)
+        if not np.isfinite(whole).all():
+            raise ValueError(f"{source.name}: images have NaN, infinity or numbers beyond float32")
+        return whole
+    if "indptr" in archive or "row" in archive:
         return None
-    raise ValueError(f"{path} has neither 'bits' nor 'images', and is no sparse matrix")
+    raise ValueError(f"{source.name} has neither 'bits' nor 'images', and is no sparse matrix")
+
+
+def _first(
+    source: files.Source, images: NDArray[Any], neurons: int, samples: int | None
+) -> NDArray[Any]:
+    if samples is not None and samples > len(images):
+        raise ValueError(f"{source.name} has {len(images)} images, not {samples}")
+    count = len(images) if samples is None else samples
+    source.refuse(4 * neurons * count, f"{count:,} images of {neurons:,} pixels")
+    return images[:count]
 
 
 def write_images(path: str | Path, images: Floats) -> None:
@@ -208,23 +244,22 @@ def read_categories(path: str | Path) -> NDArray[np.int64]:
         A line is no such number, or not above the one before; it is named.
     """
     found: list[int] = []
-    with Path(path).open() as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            text = line.strip()
-            if (
-                not (text.isascii() and text.isdigit())
-                or int(text) < 1
-                or (found and int(text) <= found[-1])
-            ):
-                raise ValueError(
-                    f"{path}, line {number}: {text!r} is no image number above the one before"
-                )
-            found.append(int(text))
+    with files.opened(path) as source:
+        for start, lines in files.Text(source).blocks():
+            for number, line in enumerate(lines, start + 1):
+                text = line.strip()
+                if not text:
+                    continue
+                good = text.isascii() and text.isdigit() and len(text) < 19
+                if not good or int(text) <= (found[-1] if found else 0):
+                    raise ValueError(
+                        f"{path}, line {number}: {files.shown(line)} is no image number above the one before"
+                    )
+                found.append(int(text))
     return np.array(found, np.int64)
 
 
 def write_categories(path: str | Path, categories: NDArray[np.int64]) -> None:
     """Write image numbers, counted from 1, one a line."""
-    Path(path).write_text("".join(f"{one}\n" for one in categories.tolist()))
+    with files.replacing(path) as file:
+        file.write("".join(f"{one}\n" for one in categories.tolist()).encode())

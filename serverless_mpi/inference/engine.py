@@ -83,6 +83,48 @@ class Part:
         """Panel rows that are the rank's own."""
         return self.columns - int(self.take_from[-1])
 
+    def check(self, ranks: int, own: int) -> None:
+        """Raise ValueError unless the arrays fit each other, on one of `ranks` ranks that has `own` rows before the layer."""
+        counts = (self.give_to, self.take_from, self.come)
+        whole = all(one.dtype.kind in "iu" for one in (self.indptr, self.indices, *counts))
+        if (
+            not whole
+            or not len(self.indptr)
+            or [len(one) for one in counts] != [ranks + 1, ranks + 1, ranks]
+        ):
+            raise ValueError("arrays of other lengths or types")
+        for one, end in (
+            (self.indptr, len(self.indices)),
+            (self.give_to, len(self.give)),
+            (self.take_from, self.columns - own),
+        ):
+            if int(one[0]) or int(one[-1]) != end or (one[1:] < one[:-1]).any():
+                raise ValueError("sums that do not rise from 0 to what they count")
+        taken = np.diff(self.take_from)
+        sender = np.repeat(np.arange(ranks), taken)
+        shared = self.how == SHARED
+        for numbers, below in (
+            (self.indices, self.columns),
+            (self.expand, self.rows),
+            (self.give, own),
+            (self.take, self.come[sender] if shared else 0),
+        ):
+            if numbers.dtype.kind not in "iu" or (
+                len(numbers) and (numbers.min() < 0 or (numbers >= below).any())
+            ):
+                raise ValueError("numbers of rows that are not there")
+        if (
+            self.how not in (NONE, SHARED, DEALT, PAIRED)
+            or len(self.take) != (len(sender) if shared else 0)
+            or (self.come < taken).any()
+            or (not shared and (self.come != taken).any())
+        ):
+            raise ValueError("an exchange that does not fit")
+        if self.values.dtype != np.float32 or len(self.values) not in (1, len(self.indices)):
+            raise ValueError("values of another number or type")
+        if not np.isfinite(self.values).all():
+            raise ValueError("values have NaN or infinity")
+
     @cached_property
     def weights(self) -> SparseRows:
         """The matrix, over the same memory."""

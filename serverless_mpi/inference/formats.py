@@ -1,24 +1,26 @@
 """Files of sparse matrices as entries (row, column, value): Graph Challenge TSV, SciPy npz, MatrixMarket.
 
 Rows and columns count from 1 in TSV and MatrixMarket, as their authors have it, and from 0 here.  Text is read in blocks; the
-line that is no entry is named.
+line that is no entry is named.  What a stranger's file may cost is bounded in `files`; here every number is looked at
+before it is used as a size, so that memory grows with the file's bytes and not with what the file claims.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi.inference import files
+from serverless_mpi.inference.files import Npz, Source, Text
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
-BLOCK_LINES = 1 << 18
+BLOCK_LINES = 1 << 18  # that are written at a time
 _BANNER = "%%MatrixMarket matrix coordinate"
 
 
@@ -43,171 +45,180 @@ def read(path: str | Path, rows: int | None, columns: int | None) -> Entries:
         It is no such file, an entry lies outside of that shape, is not a finite number, or is there twice; the text
         names file and line.
     """
-    path = Path(path)
-    return _READERS.get(path.suffix, _read_tsv)(path, rows, columns)
+    with files.opened(path) as source:
+        return read_from(source, Path(path).suffix, rows, columns)
+
+
+def read_from(source: Source, suffix: str, rows: int | None, columns: int | None) -> Entries:
+    """As `read`, from an opened file."""
+    return _READERS.get(suffix, _read_tsv)(source, rows, columns)
 
 
 def write(path: str | Path, entries: Entries) -> None:
-    """Write a matrix, by the suffix of the file."""
-    path = Path(path)
-    if path.suffix == ".npz":
-        assert entries.shape is not None
-        order = np.lexsort((entries.columns, entries.rows))
-        indptr = np.concatenate(
-            [[0], np.cumsum(np.bincount(entries.rows, minlength=entries.shape[0]))]
-        )
-        with path.open("wb") as binary:  # the fields of scipy.sparse.save_npz
-            np.savez_compressed(
-                binary,
+    """Write a matrix, by the suffix of the file, which is replaced whole."""
+    suffix = Path(path).suffix
+    with files.replacing(path) as file:
+        if suffix == ".npz":
+            assert entries.shape is not None
+            order = np.lexsort((entries.columns, entries.rows))
+            indptr = np.concatenate(
+                [[0], np.cumsum(np.bincount(entries.rows, minlength=entries.shape[0]))]
+            )
+            np.savez_compressed(  # the fields of scipy.sparse.save_npz
+                file,
                 indices=entries.columns[order].astype(np.int32),
                 indptr=indptr.astype(np.int32),
                 format=np.array(b"csr"),
                 shape=np.array(entries.shape),
                 data=entries.values[order],
             )
-        return
-    with path.open("w") as file:
+            return
         separator = "\t"
-        if path.suffix == ".mtx":
+        if suffix == ".mtx":
             assert entries.shape is not None
             separator = " "
-            file.write(
-                f"{_BANNER} real general\n{entries.shape[0]} {entries.shape[1]} {len(entries.rows)}\n"
-            )
+            high, wide = entries.shape
+            file.write(f"{_BANNER} real general\n{high} {wide} {len(entries.rows)}\n".encode())
         for start in range(0, len(entries.rows), BLOCK_LINES):
             some = slice(start, start + BLOCK_LINES)
             columns = (entries.rows[some] + 1, entries.columns[some] + 1, entries.values[some])
-            file.writelines(
-                f"{row}{separator}{column}{separator}{value}\n"
-                for row, column, value in zip(*(one.tolist() for one in columns))
+            file.write(
+                "".join(
+                    f"{row}{separator}{column}{separator}{value}\n"
+                    for row, column, value in zip(*(one.tolist() for one in columns))
+                ).encode()
             )
 
 
-def _read_tsv(path: Path, rows: int | None, columns: int | None) -> Entries:
-    with path.open() as file:
-        return _text(path, file, 0, 3, rows, columns, None)
+def _read_tsv(source: Source, rows: int | None, columns: int | None) -> Entries:
+    return _text(source.name, Text(source), 3, rows, columns, None)
 
 
-def _read_matrix_market(path: Path, rows: int | None, columns: int | None) -> Entries:
-    with path.open() as file:
-        banner = file.readline()
-        words = banner.lower().split()
-        if not banner.startswith(_BANNER) or words[3:] not in (
-            ["real", "general"],
-            ["integer", "general"],
-            ["pattern", "general"],
-        ):
-            raise ValueError(
-                f"{path}, line 1: {banner.strip()!r}; wanted {_BANNER} real|integer|pattern general"
-            )
-        number, line = 2, file.readline()
-        while line.startswith("%"):
-            number, line = number + 1, file.readline()
-        try:
-            high, wide, count = map(int, line.split())
-        except ValueError:
-            raise ValueError(
-                f"{path}, line {number}: {line.strip()!r} is not rows, columns, entries"
-            ) from None
-        _check_shape(path, (high, wide), rows, columns)
-        made = _text(
-            path, file, number, 2 if words[3] == "pattern" else 3, high, wide, (high, wide)
-        )
-    if len(made.rows) != count:
-        raise ValueError(f"{path} has {len(made.rows)} entries; its line {number} says {count}")
-    return made
-
-
-def _read_npz(path: Path, rows: int | None, columns: int | None) -> Entries:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            fields = {name: file[name] for name in file.files}
-        kind = fields["format"].item()
-        high, wide = (int(one) for one in fields["shape"])
-        values = fields["data"]
-        kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-        if kind == "coo":
-            down, across = fields["row"], fields["col"]
-        elif kind in ("csr", "csc"):
-            lengths = np.diff(fields["indptr"])
-            down, across = np.repeat(np.arange(len(lengths)), lengths), fields["indices"]
-            if kind == "csc":
-                down, across = across, down
-        else:
-            raise ValueError(f"format {kind}")
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(
-            f"{path} is no sparse matrix of scipy.sparse.save_npz in csr, csc or coo ({error})"
-        ) from error
-    _check_shape(path, (high, wide), rows, columns)
-    if not len(down) == len(across) == len(values) or not np.isfinite(values).all():
-        raise ValueError(f"{path}: entries of different number, or NaN or infinity among them")
-    made = Entries(
-        down.astype(np.int64), across.astype(np.int64), values.astype(np.float32), (high, wide)
-    )
-    if len(down) and (
-        made.rows.min() < 0
-        or made.rows.max() >= high
-        or made.columns.min() < 0
-        or made.columns.max() >= wide
+def _read_matrix_market(source: Source, rows: int | None, columns: int | None) -> Entries:
+    name, text = source.name, Text(source)
+    banner = text.line() or ""
+    words = banner.lower().split()
+    if not banner.startswith(_BANNER) or words[3:] not in (
+        ["real", "general"],
+        ["integer", "general"],
+        ["pattern", "general"],
     ):
-        raise ValueError(f"{path}: an entry lies outside of its shape {(high, wide)}")
-    _check_twice(path, made)
+        raise ValueError(f"{name}, line 1: wanted {_BANNER} real|integer|pattern general")
+    line = text.line()
+    while line is not None and line.startswith("%"):
+        line = text.line()
+    number = text.number
+    try:
+        high, wide, count = map(int, (line or "").split())
+        if min(high, wide, count) < 0:
+            raise ValueError
+    except ValueError:
+        told = files.shown(line or "")
+        raise ValueError(f"{name}, line {number}: {told} is not rows, columns, entries") from None
+    _check_shape(name, (high, wide), rows, columns)
+    fields = 2 if words[3] == "pattern" else 3
+    made = _text(name, text, fields, high, wide, (high, wide))
+    if len(made.rows) != count:
+        raise ValueError(f"{name} has {len(made.rows)} entries; its line {number} says {count}")
     return made
 
 
-_READERS: dict[str, Callable[[Path, int | None, int | None], Entries]] = {
+def _read_npz(source: Source, rows: int | None, columns: int | None) -> Entries:
+    name, archive = source.name, Npz(source)
+    kind = archive.array("format", "SU", 0).item() if "format" in archive else b""
+    kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
+    if kind not in ("csr", "csc", "coo"):
+        raise ValueError(f"{name} is no sparse matrix of scipy.sparse.save_npz in csr, csc or coo")
+    shape = archive.array("shape", "iu", 1).tolist()
+    if len(shape) != 2 or min(shape) < 0:
+        raise ValueError(f"{name} is damaged: no matrix has the shape {shape}")
+    high, wide = shape
+    _check_shape(name, (high, wide), rows, columns)
+    given = archive.array("data", "buif", 1)
+    with np.errstate(over="ignore"):
+        values = given.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: NaN, infinity or numbers beyond float32 among the entries")
+    if kind == "coo":
+        down, across = (_places(name, archive, field) for field in ("row", "col"))
+    else:
+        across = _places(name, archive, "indices")
+        pointers = _places(name, archive, "indptr")
+        lengths = np.diff(pointers)
+        whole = len(pointers) == (high if kind == "csr" else wide) + 1
+        if not whole or pointers[0] or (lengths < 0).any() or pointers[-1] != len(across):
+            raise ValueError(f"{name} is damaged: its indptr does not fit its shape and indices")
+        down = np.repeat(np.arange(len(lengths)), lengths)
+        if kind == "csc":
+            down, across = across, down
+    if not len(down) == len(across) == len(values):
+        raise ValueError(f"{name}: entries of different number")
+    if len(down) and (
+        down.min() < 0 or down.max() >= high or across.min() < 0 or across.max() >= wide
+    ):
+        raise ValueError(f"{name}: an entry lies outside of its shape {(high, wide)}")
+    made = Entries(down, across, values, (high, wide))
+    _check_twice(name, made)
+    return made
+
+
+def _places(name: str, archive: Npz, field: str) -> Indices:
+    """Row or column numbers, or sums of them."""
+    array = archive.array(field, "iu", 1)
+    if array.dtype == np.uint64 and len(array) and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} is damaged: {field} has a number above 2^63")
+    return array.astype(np.int64)
+
+
+_READERS: dict[str, Callable[[Source, int | None, int | None], Entries]] = {
     ".npz": _read_npz,
     ".mtx": _read_matrix_market,
 }
 
 
-def _check_shape(path: Path, shape: tuple[int, int], rows: int | None, columns: int | None) -> None:
+def _check_shape(name: str, shape: tuple[int, int], rows: int | None, columns: int | None) -> None:
     if rows not in (None, shape[0]) or columns not in (None, shape[1]):
         raise ValueError(
-            f"{path} is a matrix of shape {shape}; wanted ({rows or 'any'}, {columns or 'any'})"
+            f"{name} is a matrix of shape {shape}; wanted ({rows or 'any'}, {columns or 'any'})"
         )
 
 
 def _text(
-    path: Path,
-    file: TextIO,
-    lines: int,
+    name: str,
+    text: Text,
     fields: int,
     rows: int | None,
     columns: int | None,
     shape: tuple[int, int] | None,
 ) -> Entries:
-    """Entries of `fields` numbers from a file of which `lines` are read."""
-    blocks = []
-    for start, text in _blocks(file, lines):
+    """Entries of `fields` numbers from what is left of a text."""
+    blocks: list[tuple[Indices, Floats]] = []
+    count = 0
+    for start, all_lines in text.blocks():
+        lines = [line for line in all_lines if line and not line.isspace()]
+        if not lines:
+            continue
         try:
-            block = np.loadtxt(text, ndmin=2, comments=None)
-            good = block.shape[1] == fields and _inside(block, rows, columns).all()
+            block = np.loadtxt(lines, ndmin=2, comments=None)
+            good = block.shape == (len(lines), fields) and _inside(block, rows, columns).all()
         except ValueError:
             good = False
         if not good:
-            _blame(path, text, start, fields, rows, columns)
-        blocks.append(block if fields == 3 else np.column_stack([block, np.ones(len(block))]))
-    whole = np.concatenate(blocks) if blocks else np.zeros((0, 3))
-    places = whole[:, :2].astype(np.int64) - 1
-    made = Entries(places[:, 0], places[:, 1], whole[:, 2].astype(np.float32), shape)
-    _check_twice(path, made)
+            _blame(name, all_lines, start, fields, rows, columns)
+        places = block[:, :2].astype(np.int64) - 1
+        small = np.int32 if places.max(initial=0) <= np.iinfo(np.int32).max else np.int64
+        values = block[:, 2] if fields == 3 else np.ones(len(block))
+        blocks.append((places.astype(small), values.astype(np.float32)))
+        count += len(block)
+        if rows is not None and columns is not None and count > rows * columns:
+            raise ValueError(f"{name}: more entries than the {rows * columns:,} of the matrix")
+    whole = np.concatenate([np.zeros((0, 2), np.int32), *(one for one, _ in blocks)])
+    all_values = np.concatenate([np.zeros(0, np.float32), *(one for _, one in blocks)])
+    blocks.clear()
+    made = Entries(whole[:, 0].astype(np.int64), whole[:, 1].astype(np.int64), all_values, shape)
+    del whole
+    _check_twice(name, made)
     return made
-
-
-def _blocks(file: TextIO, lines: int) -> Iterator[tuple[int, list[str]]]:
-    """(number of the line before, lines that are not blank)."""
-    while True:
-        text = list(islice(file, BLOCK_LINES))
-        if not text:
-            return
-        full = [line for line in text if not line.isspace()]
-        if full:
-            yield lines, full if len(full) == len(text) else text
-        lines += len(text)
 
 
 def _inside(block: NDArray[np.float64], rows: int | None, columns: int | None) -> NDArray[np.bool_]:
@@ -224,34 +235,44 @@ def _inside(block: NDArray[np.float64], rows: int | None, columns: int | None) -
 
 
 def _blame(
-    path: Path, text: list[str], start: int, fields: int, rows: int | None, columns: int | None
+    name: str, text: list[str], start: int, fields: int, rows: int | None, columns: int | None
 ) -> None:
     """Raise for the first line of a block that is not what it should be."""
     wanted = ("row, column, value", "row, column")[3 - fields]
     for number, line in enumerate(text, start + 1):
-        if line.isspace():
+        if not line or line.isspace():
             continue
+        words = line.split()
         try:
-            entry = np.array([[float(word) for word in line.split()]])
-            if entry.shape[1] != fields:
+            if len(words) != fields or "_" in line:  # Python reads 1_0 as 10; nobody else does
                 raise ValueError
+            entry = np.array([[float(word) for word in words]])
         except ValueError:
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not {wanted}") from None
+            told = files.shown(line)
+            raise ValueError(f"{name}, line {number}: {told} is not {wanted}") from None
         if not _inside(entry, rows, columns).all():
-            room = f"1..{rows or 'any'} and 1..{columns or 'any'}"
+            room = f"1..{rows or 'any'} and 1..{columns or 'any'}, counted from 1"
             raise ValueError(
-                f"{path}, line {number}: {line.strip()!r} is outside of {room}, or not finite"
+                f"{name}, line {number}: {files.shown(line)} is outside of {room}, or not finite"
             )
-    raise ValueError(f"{path}, lines {start + 1} to {start + len(text)}: not entries {wanted}")
+    raise ValueError(f"{name}, lines {start + 1} to {start + len(text)}: not entries {wanted}")
 
 
-def _check_twice(path: Path, entries: Entries) -> None:
+def _check_twice(name: str, entries: Entries) -> None:
     if len(entries.rows) < 2:
         return
-    order = np.lexsort((entries.columns, entries.rows))
-    rows, columns = entries.rows[order], entries.columns[order]
-    same = np.flatnonzero((rows[1:] == rows[:-1]) & (columns[1:] == columns[:-1]))
-    if len(same):
-        raise ValueError(
-            f"{path}: entry ({rows[same[0]] + 1}, {columns[same[0]] + 1}), counted from 1, is there twice"
-        )
+    wide = int(entries.columns.max()) + 1
+    if int(entries.rows.max()) < np.iinfo(np.int64).max // wide:
+        keys = entries.rows * wide
+        keys += entries.columns
+        keys.sort()
+        same = np.flatnonzero(keys[1:] == keys[:-1])[:1]
+        twice = [divmod(int(keys[one]), wide) for one in same]
+    else:
+        order = np.lexsort((entries.columns, entries.rows))
+        rows, columns = entries.rows[order], entries.columns[order]
+        same = np.flatnonzero((rows[1:] == rows[:-1]) & (columns[1:] == columns[:-1]))[:1]
+        twice = [(int(rows[one]), int(columns[one])) for one in same]
+    if twice:
+        row, column = twice[0]
+        raise ValueError(f"{name}: entry ({row + 1}, {column + 1}), counted from 1, is there twice")

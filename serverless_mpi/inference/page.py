@@ -2,6 +2,9 @@
 
 Where the time went (stacked, by layer), which worker it went at (a map of workers and layers), bytes by layer, and the
 dollars by service.  Colours follow the reader's light or dark setting.
+
+A record may be a stranger's file: every text of it goes through `escape`, and whatever is shown as a number is formatted as
+one.
 """
 
 from __future__ import annotations
@@ -183,12 +186,12 @@ def _map(seconds: Numbers, workers: Sequence[Mapping[str, Any]]) -> str:
         y = TOP + row * high
         if row % step == 0:
             parts.append(
-                f'<text x="{LEFT - 8}" y="{y + high / 2 + 4:.1f}" text-anchor="end">worker {worker["rank"]}</text>'
+                f'<text x="{LEFT - 8}" y="{y + high / 2 + 4:.1f}" text-anchor="end">worker {int(worker["rank"])}</text>'
             )
         for column, value in enumerate(cells[row]):
             parts.append(
                 f'<rect x="{LEFT + column * each:.2f}" y="{y:.1f}" width="{each + 0.1:.2f}" height="{high - 1:.1f}" '
-                f'fill="rgba(var(--heat), {0.04 + 0.96 * float(value) / top:.3f})"><title>worker {worker["rank"]}, '
+                f'fill="rgba(var(--heat), {0.04 + 0.96 * float(value) / top:.3f})"><title>worker {int(worker["rank"])}, '
                 f"{_layer_name(column, width, layers)}: {_seconds(float(value))}</title></rect>"
             )
     return "".join(parts) + _layer_axis(layers, TOP + tall) + "</svg>"

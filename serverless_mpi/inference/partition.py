@@ -251,7 +251,7 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
                 Part(
                     weights.indptr,
                     weights.indices,
-                    weights.all_values()[:1] if weights.values is None else weights.values,
+                    weights.all_values()[:1].copy() if weights.values is None else weights.values,
                     columns,
                     place[mine].astype(np.uint32),
                     how,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.errors import UsageError
+from serverless_mpi.inference import files
 from serverless_mpi.inference.cost import BilledModel, Use
 from serverless_mpi.metering import Prices, merge
 
@@ -23,6 +24,8 @@ DEFAULT_MEMORY_MB = 1769  # one vCPU of Lambda: what a run elsewhere is priced a
 SECONDS = ("compute_s", "send_s", "wait_s")
 COUNTS = ("rows", "nonzeros", "nbytes", "messages", "requests")
 SERVICES = ("lambda", "sns", "sqs", "s3")
+LEAST, MOST = 1e-12, 1e18  # of numbers but 0
+MAX_NAME = 1000  # characters
 SUFFIXES = (".json", ".html", ".txt")
 
 
@@ -55,20 +58,77 @@ def read(path: str | Path) -> dict[str, Any]:
         There is no such file, or it is no record of a run.
     """
     try:
-        record = json.loads(Path(path).read_text())
-        known = record["format"]
-        (
-            record["job"]["ranks"],
-            record["workers"][0]["layers"]["compute_s"],
-            record["bill"]["total_usd"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        with files.opened(path) as source:
+            record = json.loads(source.file.read(source.size))
+        if record["format"] != FORMAT:
+            raise UsageError(f"{path} has another format than {FORMAT}, which this version reads")
+        return checked(record)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        told = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UsageError(
-            f"{path} is no report of `smpi-infer run --report FILE.json`: {error!r}"
+            f"{path} is no report of `smpi-infer run --report FILE.json`: {told}"
         ) from error
-    if known != FORMAT:
-        raise UsageError(f"{path} has format {known}; this version reads {FORMAT}")
-    return dict(record)
+
+
+_NUMBER = (int, float)
+_ALL_LAYERS = (*SECONDS, *COUNTS, "living")
+_FIELDS: dict[str, dict[str, Any]] = {
+    "model": {"name": str, "neurons": int, "layers": int, "nonzeros": int},
+    "job": {
+        **dict.fromkeys(("ranks", "replicas", "parts", "batches", "samples"), int),
+        **{"method": str, "channel": str, "memory_mb": _NUMBER},
+    },
+    "bill": {f"{name}_usd": _NUMBER for name in (*SERVICES, "communication", "total")},
+    "prices": {"dated": str, "region": str, "memory_mb": _NUMBER},
+}
+_WORKER = {"rank": int, "load_s": _NUMBER, "seconds": _NUMBER, "peak_mb": _NUMBER}
+_REQUESTS = ("requests", "billed", "messages", "nbytes")
+
+
+def checked(record: Any) -> dict[str, Any]:
+    """What of `record` a report shows, each field of its type: what is made of it then needs to look at nothing.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        A field is missing, or of another type or number.
+    """
+    made: dict[str, Any] = {"format": FORMAT}
+    for group, wanted in _FIELDS.items():
+        made[group] = {name: _field(record[group][name], kind) for name, kind in wanted.items()}
+    if "categories" in record:
+        made["categories"] = _field(record["categories"], int)
+    layers, job = made["model"]["layers"], made["job"]
+    made["workers"] = [_worker(one, layers) for one in _field(record["workers"], list)]
+    if not layers or len(made["workers"]) != job["replicas"] * job["parts"] or not job["parts"]:
+        raise ValueError("other numbers of workers or layers than its job had")
+    return made
+
+
+def _worker(given: Any, layers: int) -> dict[str, Any]:
+    requests = {
+        _field(name, str): {count: _field(row[count], int) for count in _REQUESTS}
+        for name, row in _field(given["requests"], dict).items()
+    }
+    columns = {
+        name: [_field(one, _NUMBER) for one in _field(given["layers"][name], list)]
+        for name in _ALL_LAYERS
+    }
+    if any(len(column) != layers for column in columns.values()):
+        raise ValueError("other numbers of layers in a worker")
+    fields = {name: _field(given[name], kind) for name, kind in _WORKER.items()}
+    return {**fields, "requests": requests, "layers": columns}
+
+
+def _field(value: Any, kind: Any) -> Any:
+    """`value`, if it is of that type; a number also has to be one that a page has room for, a name printable."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"a {type(value).__name__} in place of another type")
+    if isinstance(value, (int, float)) and not (value == 0 or LEAST <= value < MOST):  # nor NaN
+        raise ValueError("a number that is out of bounds")
+    if isinstance(value, str) and not (value.isprintable() and len(value) <= MAX_NAME):
+        raise ValueError("a name that is too long or not printable")
+    return value
 
 
 def by_layer(record: Mapping[str, Any], member: str) -> NDArray[np.float64]:

@@ -7,25 +7,36 @@ A client connects to a Unix socket, which only its owner may do, and sends lines
     {"error": "what is wrong, and what would work"}
 
 Rank 0 listens.  Queries wait in a bounded queue; each of a few lanes takes one at a time, on a communicator of its own, so
-that while one query waits for its exchange another computes.  SIGTERM and SIGINT end it: what is being computed is
-answered, what waits is told.
+that while one query waits for its exchange another computes.
+
+What a client can do: a query is read, and its file with it, before any other rank hears of it; whatever is wrong by then is its
+answer, and the next one is served.  A connection has a bounded buffer and a time for each line and each reply; of
+more than MOST_CONNECTIONS, those go that have been idle the longest, and a newcomer is refused, with an answer, only if all
+are busy.
+
+The end: SIGTERM and SIGINT close the socket and remove its file first, so that nothing that comes later can leave it.
+What is being computed is answered within STOP_S, which is less than smpirun waits before it kills; what waits is told, and
+so is what took longer: then the job is aborted, as a lane cannot be interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
+import math
 import os
 import queue
 import signal
 import socket
 import socketserver
+import stat
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +50,18 @@ from serverless_mpi.inference import engine, plan, sources, store, worker
 from serverless_mpi.inference.worker import FAULTS, Answer
 
 Floats = NDArray[np.float32]
-MOST_LINE_BYTES = 1 << 20
+MOST_LINE_BYTES = 1 << 16  # a path has at most 4096
+CHUNK_BYTES = 1 << 16
+MOST_CONNECTIONS = 64
+IDLE_S = 600.0  # that a client may take for its next line
+LEAST_IDLE_S = 1.0  # after which a connection gives way to a new one, if there are too many
+REPLY_S = 30.0  # that a client may take to read a reply
+STOP_S = 2.0  # from a signal to the end; smpirun kills after 3
+LAST_WORDS_S = 0.3  # of these, at least for the last replies
+POLL_S = 0.1  # between looks at whether the accepting thread is to end
+ACCEPT_PAUSE_S = 0.1  # after an accept that failed
+PROBE_S = 2.0
+LOCK_S = 5.0
 FIELDS = {"images", "input", "samples", "status"}
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -62,12 +84,12 @@ class Ending:
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
 
-    def wait(self) -> None:
-        """Until one has come."""
-        os.read(self._fd, 1)
+    def wait(self) -> int:
+        """The number of the first, when it has come."""
+        return os.read(self._fd, 1)[0]
 
 
-@dataclass
+@dataclass(eq=False)
 class Query:
     """One question, checked as far as that needs no file, and where its answer goes."""
 
@@ -88,7 +110,7 @@ def parse(line: bytes) -> Query | None:
     """
     try:
         text = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f'a query is a line of JSON such as {{"images": "file.tsv"}}: {error}'
         ) from None
@@ -106,7 +128,8 @@ def parse(line: bytes) -> Query | None:
     if samples is not None and (
         not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
     ):
-        raise UsageError(f"samples is {samples!r}, not a whole number above 0")
+        told = repr(samples)
+        raise UsageError(f"samples is {told[:40]}, not a whole number above 0")
     return Query(images, name, samples)
 
 
@@ -119,6 +142,8 @@ class Service:
     def __init__(self, comm: Any, options: argparse.Namespace, mine: sources.Model) -> None:
         self._comm, self._options, self._mine = comm, options, mine
         self._room = _room(options, mine, comm.size)
+        # Of a rank's memory, half is for images as they are read, in shares of the lanes.
+        self._limit = _memory_mb(options, comm.size) * plan.MB // (2 * options.lanes)
         self.waiting: queue.Queue[Query | None] = queue.Queue(
             options.queue + options.lanes
         )  # the latter for ends of lanes
@@ -127,6 +152,8 @@ class Service:
             for n in range(options.lanes)
         ]
         self._lock = threading.Lock()
+        self._running: set[Query] = set()
+        self.at_failure: Callable[[], None] = lambda: None  # before the job is aborted
         self.stopping = False
         self.counts = {"answered": 0, "refused": 0, "failed": 0}
         for lane in self._lanes:
@@ -179,10 +206,26 @@ class Service:
         for _ in self._lanes:
             self.waiting.put(None)
 
-    def join(self) -> None:
-        """Until every lane has ended."""
+    def join(self, deadline: float = math.inf) -> bool:
+        """Until every lane has ended, or that time; whether they have."""
         for lane in self._lanes:
-            lane.join()
+            left = deadline - time.monotonic()
+            lane.join(None if left == math.inf else max(0.0, left))
+        return not any(lane.is_alive() for lane in self._lanes)
+
+    def give_up(self) -> None:
+        """Tell the queries that are being computed that there will be no answer."""
+        with self._lock:
+            running, self._running = self._running, set()
+        for query in running:
+            query.reply.set_result({"error": "the service is stopping; the query took too long"})
+
+    def _answer(self, query: Query, reply: dict[str, Any]) -> None:
+        with self._lock:
+            if query not in self._running:  # it was given up
+                return
+            self._running.remove(query)
+        query.reply.set_result(reply)
 
     # -- a lane
 
@@ -190,13 +233,16 @@ class Service:
         try:
             if lane.rank == 0:
                 while (query := self.waiting.get()) is not None:
-                    query.reply.set_result(self._lead(lane, query))
+                    with self._lock:
+                        self._running.add(query)
+                    self._answer(query, self._lead(lane, query))
                 lane.bcast(None)
             else:
                 while (order := lane.bcast(None)) is not None:
                     self._work(lane, order, None)
         except BaseException:  # a communicator that failed, or a bug: no lane can go on alone
             traceback.print_exc()
+            self.at_failure()
             self._comm.Abort(1)
 
     def _lead(self, lane: Any, query: Query) -> dict[str, Any]:
@@ -204,8 +250,8 @@ class Service:
         started = time.monotonic()
         try:
             x = self._read(query)
-        except FAULTS as error:
-            return {"error": str(error)}
+        except Exception as error:  # whatever a file can do: no other rank knows of the query yet
+            return {"error": _told(error)}
         order = {
             "input": query.input,
             "samples": query.samples,
@@ -233,7 +279,9 @@ class Service:
                     "this service has no store, so it has no stored inputs: send images"
                 )
             return None
-        x = sources.read_images(self._options, str(query.images), self._mine.neurons, query.samples)
+        x = sources.read_images(
+            self._options, str(query.images), self._mine.neurons, query.samples, self._limit
+        )
         store.check_images(x, self._mine.neurons)
         return x
 
@@ -248,8 +296,10 @@ class Service:
                 x = sources.stored_images(
                     self._options, order["input"], lane.rank, order["samples"]
                 )
-            except FAULTS as error:
-                problem = str(error)
+            except (
+                Exception
+            ) as error:  # as in `_lead`: what is wrong is told before anything is computed
+                problem = _told(error)
             found = [text for text in lane.allgather(problem) if text]
             if found:
                 if lane.rank:
@@ -272,6 +322,15 @@ class Service:
         return (worker.joined(answers) if answers else None), x.shape[1]
 
 
+def _told(error: Exception) -> str:
+    """What a client is told; of what no reader documents, the service's log has the story."""
+    if isinstance(error, FAULTS):
+        return str(error)
+    traceback.print_exc()
+    kind = "there is no memory for it" if isinstance(error, MemoryError) else type(error).__name__
+    return f"the images could not be read ({kind})"
+
+
 def _packed(rows: Floats) -> Floats | NDArray[np.uint8]:
     """Rows of 0 and 1 as bits."""
     return np.packbits(rows != 0, axis=1) if ((rows == 0) | (rows == 1)).all() else rows
@@ -286,9 +345,7 @@ def _unpacked(rows: Floats | NDArray[np.uint8], samples: int) -> Floats:
 def _room(options: argparse.Namespace, mine: sources.Model, ranks: int) -> int:
     """Samples of a batch, so that the lanes' panels fit the worker's memory together."""
     place = plan.place(options.platform)
-    limit = options.memory or max(place.memory_sizes) // (
-        ranks if options.platform == "local" else 1
-    )
+    limit = _memory_mb(options, ranks)
     work = plan.Work(mine.neurons, mine.layers, 1, mine.nonzeros, mine.nbytes)
     plan.check_memory(work, ranks, limit, place.base_mb)
     fixed = plan.worker_mb(work, ranks, 0, place.base_mb)
@@ -296,84 +353,265 @@ def _room(options: argparse.Namespace, mine: sources.Model, ranks: int) -> int:
     return max(plan.LEAST_BATCH, int((limit - fixed) / a_sample / options.lanes))
 
 
+def _memory_mb(options: argparse.Namespace, ranks: int) -> int:
+    """Memory of a rank."""
+    most = max(plan.place(options.platform).memory_sizes)
+    return int(options.memory or most // (ranks if options.platform == "local" else 1))
+
+
 # --- the socket -------------------------------------------------------------------------------------------------------
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """A thread a connection; `end` lets each write the reply it has, and no connection keeps it from ending."""
+    """A thread a connection, of MOST_CONNECTIONS at most."""
 
     request_queue_size = 64
+    daemon_threads = True
+    block_on_close = False
     service: Service
 
     def __init__(self, path: str) -> None:
-        self.connections: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._idle_since: dict[socket.socket, float | None] = {}  # of all connections; None: busy
+        self._talking: set[threading.Thread] = set()
         super().__init__(path, _Client)
+        self._path, self._file = path, _identity(path)
 
-    def end(self) -> None:
-        """Hear nobody any more, and wait for the replies that are being written."""
+    # -- the thread that accepts
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """As of the base: the next connection."""
+        try:
+            return super().get_request()
+        except OSError:  # no descriptor is left: the next try would fail at once, and the next
+            self._drop_the_most_idle()
+            time.sleep(ACCEPT_PAUSE_S)
+            raise
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """As of the base: whether there is room for it; if not, it is told."""
+        with self._lock:
+            full = len(self._idle_since) >= MOST_CONNECTIONS
+        if full and not self._drop_the_most_idle():
+            request.setblocking(False)
+            _say(
+                request, {"error": f"{MOST_CONNECTIONS} clients are being served; ask again later"}
+            )
+            return False
+        with self._lock:
+            self._idle_since[request] = time.monotonic()
+        return True
+
+    def _drop_the_most_idle(self) -> bool:
+        """Whether there was a connection that had been idle for LEAST_IDLE_S."""
+        before = time.monotonic() - LEAST_IDLE_S
+        with self._lock:
+            idle = [(at, one) for one, at in self._idle_since.items() if at and at <= before]
+            if not idle:
+                return False
+            chosen = min(idle, key=lambda pair: pair[0])[1]
+            del self._idle_since[chosen]
+        _shut(chosen, socket.SHUT_RD)  # its thread ends, and says why
+        return True
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """As of the base, noted."""
+        with self._lock:
+            self._talking.add(threading.current_thread())
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                self._talking.discard(threading.current_thread())
+                self._idle_since.pop(request, None)
+
+    # -- threads of connections
+
+    def mark(self, connection: socket.socket, busy: bool) -> bool:
+        """Note whether a connection is busy; False if it is to end."""
+        with self._lock:
+            if connection not in self._idle_since:
+                return False
+            self._idle_since[connection] = None if busy else time.monotonic()
+            return True
+
+    # -- the main thread
+
+    def close_door(self) -> None:
+        """Hear nobody any more, and remove the socket's file, unless it is another's by now."""
         self.shutdown()
-        for connection in list(self.connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
         self.server_close()
+        self.remove_file()
+
+    def remove_file(self) -> None:
+        """As `close_door` does; for who has no time for more."""
+        with contextlib.suppress(OSError):
+            if _identity(self._path) == self._file:
+                os.unlink(self._path)
+
+    def end(self, deadline: float) -> None:
+        """Wait until the replies that are there have been written, or until that time."""
+        with self._lock:
+            connections, threads = list(self._idle_since), list(self._talking)
+        for connection in connections:
+            _shut(connection, socket.SHUT_RD)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for connection in connections:
+            _shut(connection, socket.SHUT_RDWR)  # of a client that does not read
 
 
-class _Client(socketserver.StreamRequestHandler):
+def _identity(path: str) -> tuple[int, int, int]:
+    found = os.lstat(path)
+    return (
+        found.st_dev,
+        found.st_ino,
+        found.st_mtime_ns,
+    )  # the number of a removed file is used again
+
+
+def _shut(connection: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(how)
+
+
+def _say(connection: socket.socket, reply: Mapping[str, Any]) -> bool:
+    """Write a reply; False if the client has left, or does not read."""
+    try:
+        connection.sendall(json.dumps(reply).encode() + b"\n")
+    except OSError:
+        return False
+    return True
+
+
+class _Client(socketserver.BaseRequestHandler):
     """A connection: a reply a line, in order."""
 
+    request: socket.socket
+    server: _Server
+
     def handle(self) -> None:
-        assert isinstance(self.server, _Server)
-        self.server.connections.add(self.connection)
-        service = self.server.service
-        while line := self.rfile.readline(MOST_LINE_BYTES + 1):
-            if len(line) > MOST_LINE_BYTES:
-                self._say(
-                    {"error": f"a query has at most {MOST_LINE_BYTES} bytes; name a file instead"}
-                )
+        """Until the client leaves, is idle for too long, or does not read."""
+        self._buffer = bytearray()
+        while (line := self._line()) is not None:
+            if not self.server.mark(self.request, busy=True):
                 return
+            reply = self._reply(line)
+            self.server.mark(self.request, busy=False)  # first: who has the reply may rely on it
+            if not self._tell(reply):
+                return
+
+    def _reply(self, line: bytes) -> dict[str, Any]:
+        service = self.server.service
+        try:
+            query = parse(line)
+            return service.status() if query is None else service.ask(query)
+        except UsageError as error:
+            return {"error": str(error)}
+
+    def _tell(self, reply: Mapping[str, Any]) -> bool:
+        self.request.settimeout(REPLY_S)
+        return _say(self.request, reply)
+
+    def _line(self) -> bytes | None:
+        """The next line, or what was sent without an end; None if there is none, or the client was told why it ends."""
+        deadline, looked = time.monotonic() + IDLE_S, 0
+        while (end := self._buffer.find(b"\n", looked)) < 0:
+            looked = len(self._buffer)
+            if looked > MOST_LINE_BYTES:
+                break
             try:
-                query = parse(line)
-                reply = service.status() if query is None else service.ask(query)
-            except UsageError as error:
-                reply = {"error": str(error)}
-            self._say(reply)
+                self.request.settimeout(max(0.001, deadline - time.monotonic()))
+                chunk = self.request.recv(CHUNK_BYTES)
+            except TimeoutError:
+                self._tell({"error": f"no query came in {IDLE_S:g} s; connect again"})
+                return None
+            except OSError:
+                return None
+            if not chunk:
+                if not self.server.mark(self.request, busy=False):
+                    self._tell({"error": "this idle connection gave way to others; connect again"})
+                    return None
+                rest, self._buffer = bytes(self._buffer), bytearray()
+                return rest or None
+            self._buffer += chunk
+        if end < 0 or end > MOST_LINE_BYTES:
+            self._tell(
+                {"error": f"a query has at most {MOST_LINE_BYTES} bytes; name a file instead"}
+            )
+            return None
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
 
-    def _say(self, reply: Mapping[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # the client has left
-            self.wfile.write(json.dumps(reply).encode() + b"\n")
 
-    def finish(self) -> None:
-        assert isinstance(self.server, _Server)
-        self.server.connections.discard(self.connection)
-        super().finish()
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: between the proof that nobody listens and the new socket, no other service starts."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(
+            f"--socket in {folder}: {error.strerror}; name a new file in a folder of yours"
+        ) from error
+    try:
+        give_up = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > give_up:
+                    raise UsageError(
+                        f"--socket in {folder}: somebody holds that folder's lock; "
+                        "name a new file in a folder of yours"
+                    ) from error
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
 
 
 def listen(path: str) -> _Server:
-    """A server on a socket that only its owner may use.
+    """A server on a socket that only its owner may use.  A file that a killed service left is replaced.
 
     Raises
     ------
     UsageError
         Another service is there, or no socket can be made.
     """
-    place = Path(path)
-    if place.is_socket():
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-            except OSError:  # nobody is left behind it
-                place.unlink(missing_ok=True)
-            else:
-                raise UsageError(f"{path}: a service listens there already")
-    old = os.umask(0o177)
+    with _alone_in(Path(path).parent):
+        if _is_left(path):
+            os.unlink(path)
+        old = os.umask(0o177)
+        try:
+            return _Server(path)
+        except OSError as error:
+            raise UsageError(
+                f"--socket {path}: {error.strerror or error}; name a new file in a folder of yours"
+            ) from error
+        finally:
+            os.umask(old)
+
+
+def _is_left(path: str) -> bool:
+    """Whether a socket is there behind which nobody is; UsageError if somebody is.
+
+    Only a refused connection is a proof: one that has to wait is that of a service that is busy.
+    """
     try:
-        return _Server(path)
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(PROBE_S)
+            probe.connect(path)
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        return isinstance(error, ConnectionRefusedError)
+    except (TimeoutError, BlockingIOError):
+        pass
     except OSError as error:
-        raise UsageError(
-            f"--socket {path}: {error.strerror or error}; name a new file in a folder of yours"
-        ) from error
-    finally:
-        os.umask(old)
+        raise UsageError(f"--socket {path}: {error.strerror or error}") from error
+    raise UsageError(f"{path}: a service listens there already")
 
 
 def serve(comm: Any, options: argparse.Namespace) -> int:
@@ -392,27 +630,42 @@ def serve(comm: Any, options: argparse.Namespace) -> int:
     except SystemExit:
         if server is not None:
             server.server_close()
-            Path(options.socket).unlink(missing_ok=True)
+            server.remove_file()
         raise
     service = Service(comm, options, mine)
     if server is not None:
-        try:
-            server.service = service
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            print(
-                f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} workers: "
-                f"ready at {options.socket}",
-                flush=True,
-            )
-            ending.wait()
-            print("smpi-infer: stopping", file=sys.stderr, flush=True)
-            service.stop()
-            service.join()
-        finally:
-            server.end()
-            Path(options.socket).unlink(missing_ok=True)
+        _run_until_signal(comm, ending, server, service, mine)
     service.join()
     return 0
+
+
+def _run_until_signal(
+    comm: Any, ending: Ending, server: _Server, service: Service, mine: sources.Model
+) -> None:
+    """At rank 0.  Ends the process, and with it the job, if a query takes longer than STOP_S."""
+    server.service = service
+    service.at_failure = server.remove_file
+    accepting = threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True)
+    try:
+        accepting.start()
+        print(
+            f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} workers: "
+            f"ready at {server.server_address!s}",
+            flush=True,
+        )
+        number = ending.wait()
+    finally:
+        server.remove_file()  # first: a launcher may kill at any moment
+    deadline = time.monotonic() + STOP_S
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        print("smpi-infer: stopping", file=sys.stderr, flush=True)
+    server.close_door()
+    service.stop()
+    done = service.join(deadline)
+    service.give_up()
+    server.end(max(deadline, time.monotonic() + LAST_WORDS_S))
+    if not done:
+        comm.Abort(128 + number)
 
 
 # --- its client -------------------------------------------------------------------------------------------------------
@@ -433,8 +686,9 @@ def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"no service listens at {path} ({error.strerror or error}): start `smpi-infer serve --socket {path}`"
             ) from error
-        try:
+        with contextlib.suppress(OSError):  # one that refuses may answer before it has read
             connection.sendall(json.dumps(question).encode() + b"\n")
+        try:
             with connection.makefile("rb") as lines:
                 line = lines.readline()
         except OSError:

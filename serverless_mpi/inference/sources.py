@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi import job
 from serverless_mpi.errors import StoreError, UsageError
-from serverless_mpi.inference import container, dataset, networks, partition, plan, store
+from serverless_mpi.inference import container, dataset, files, networks, partition, plan, store
 from serverless_mpi.inference.engine import Part
 from serverless_mpi.sparse import CAP
 
@@ -55,8 +54,9 @@ def network(options: argparse.Namespace) -> networks.Network:
 def opened(options: argparse.Namespace, url: str) -> container.Medium:
     """A store at `url`; in a function of AWS that is AWS, unless the job says otherwise."""
     endpoint = options.endpoint
-    if endpoint is None and url.startswith("s3://") and "SMPI_JOB" in os.environ:
-        endpoint = json.loads(os.environ["SMPI_JOB"])["endpoint"]
+    spec = job.current_spec(os.environ)
+    if endpoint is None and url.startswith("s3://") and spec is not None:
+        endpoint = spec.endpoint
         if endpoint is None and "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
             endpoint = container.AWS
     return container.medium(url, endpoint, options.region)
@@ -159,20 +159,31 @@ def images(options: argparse.Namespace, neurons: int) -> Floats:
     return np.ascontiguousarray(dataset.digits(neurons)[:, : options.samples], np.float32)
 
 
-def read_images(options: argparse.Namespace, path: str, neurons: int, count: int | None) -> Floats:
-    """(neurons, samples): the first `count` images of a file or of an object; ValueError or StoreError if it has none such."""
+def read_images(
+    options: argparse.Namespace,
+    path: str,
+    neurons: int,
+    count: int | None,
+    limit: int | None = None,
+) -> Floats:
+    """(neurons, samples): the first `count` images of a file or of an object; ValueError or StoreError if it has none such.
+
+    limit: bytes of memory that they may take; --memory, or the machine's, if not given.
+    """
+    if limit is None and getattr(options, "memory", None):  # `store` has no such option
+        limit = options.memory * plan.MB
     if not path.startswith("s3://"):
-        return dataset.read_images(path, neurons, count)
+        return dataset.read_images(path, neurons, count, limit)
     folder, _, name = path.rpartition("/")
     place = opened(options, folder)
-    data = place.get(name)
-    place.close()
+    try:
+        data = place.get(name, limit)
+    finally:
+        place.close()
     if data is None:
         raise StoreError(f"{folder} has no {name}")
-    with tempfile.TemporaryDirectory() as here:
-        copy = Path(here) / name
-        copy.write_bytes(data)
-        return dataset.read_images(copy, neurons, count)
+    source = files.Source.of(path, data, limit)
+    return dataset.images_from(source, Path(name).suffix, neurons, count)
 
 
 def samples(options: argparse.Namespace) -> int:

@@ -61,6 +61,13 @@ class Index:
     last: NDArray[np.uint16]
 
 
+_INDEX_FACTS: dict[str, type] = {
+    **dict.fromkeys(("name", "method", "model", "layout"), str),
+    **dict.fromkeys(("neurons", "layers", "parts", "nonzeros", "stored", "nbytes", "rows"), int),
+    **dict.fromkeys(("bias", "cap"), float),
+}
+
+
 def fingerprint(network: Layers) -> str:
     """Of every weight, in 32 hexadecimal digits."""
     digest = blake2b(digest_size=DIGEST_BYTES)
@@ -118,16 +125,25 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
     """
     place = Path(path)
     facts, arrays = Folder(place.parent).read(place.name, "a partition")
-    if facts["model"] != fingerprint(network):
+    if facts.get("model") != fingerprint(network):
         raise StoreError(
             f"{path} is a partition of another model: make one with `smpi-infer partition` for this one"
         )
-    owners = list(arrays["owners"])
+    found = _checked_facts(str(path), facts, {"method": str, "neurons": int, "parts": int})
+    owners, which = arrays.get("owners"), arrays.get("which")
+    if (
+        owners is None
+        or which is None
+        or owners.dtype != np.uint16
+        or (owners.ndim, which.ndim) != (2, 1)
+        or owners.shape[1] != found["neurons"]
+        or which.dtype.kind not in "iu"
+        or not ((which >= 0) & (which < len(owners))).all()
+        or not (owners < found["parts"]).all()
+    ):
+        raise StoreError(f"{path} is damaged: it is no partition; write it again")
     return Partition(
-        facts["neurons"],
-        facts["parts"],
-        facts["method"],
-        tuple(owners[number] for number in arrays["which"]),
+        found["neurons"], found["parts"], found["method"], tuple(owners[number] for number in which)
     )
 
 
@@ -213,12 +229,39 @@ def read_index(medium: Medium) -> Index:
     data = medium.get(INDEX)
     if data is None:
         raise StoreError(f"no model in {medium.url}: `smpi-infer store` writes one")
-    facts, arrays = unpack(f"{medium.url}/{INDEX}", data, "a model's index")
-    return Index(**facts, **arrays)  # type: ignore[arg-type]
+    name = f"{medium.url}/{INDEX}"
+    facts, arrays = unpack(name, data, "a model's index")
+    found = _checked_facts(name, facts, _INDEX_FACTS)
+    first, last = arrays.get("first"), arrays.get("last")
+    for owners in (first, last):
+        if (
+            owners is None
+            or owners.dtype != np.uint16
+            or owners.shape != (found["neurons"],)
+            or not (owners < found["parts"]).all()
+        ):
+            raise StoreError(f"{name} is damaged: its owners are not those of its neurons")
+    return Index(**found, first=first, last=last)  # type: ignore[arg-type]
+
+
+def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) -> dict[str, Any]:
+    """The wanted facts of a header: those that are whole are not below 0, numbers are finite."""
+    for fact, kind in wanted.items():
+        value: Any = facts.get(fact)
+        if kind is float and type(value) is int:  # JSON of others may write 5 for 5.0
+            value = facts[fact] = float(value) if abs(value) < 1 << 53 else np.inf
+        good = type(value) is kind
+        if good and kind is int:
+            good = 0 <= value < 1 << 63
+        elif good and kind is float:
+            good = bool(np.isfinite(value))
+        if not good:
+            raise StoreError(f"{name} is damaged: {fact} is missing or impossible; write it again")
+    return {fact: facts[fact] for fact in wanted}
 
 
 def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
-    """All layers as `part` holds them, verified; arrays are mapped from a folder's file.
+    """All layers as `part` holds them, verified.
 
     Raises
     ------
@@ -226,7 +269,21 @@ def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
         The file is missing, damaged, or of another model or partition than the index.
     """
     facts, arrays = _mine(medium, index, part_name(part), "a part of a model", part)
-    return list(_layers(f"{medium.url}/{part_name(part)}", arrays, facts["layers"]))
+    name = f"{medium.url}/{part_name(part)}"
+    layers = _checked_facts(name, facts, {"layers": int})["layers"]
+    made = list(_layers(name, arrays, layers))
+    own = int(np.count_nonzero(index.first == part))
+    for number, one in enumerate(made):
+        try:
+            one.check(index.parts, own)
+        except ValueError as error:
+            raise StoreError(f"{name} is damaged: layer {number}: {error}") from error
+        own = one.rows
+    if layers != index.layers or (
+        made and len(made[-1].expand) != np.count_nonzero(index.last == part)
+    ):
+        raise StoreError(f"{name} is damaged: it is not a part of {INDEX}; write both again")
+    return made
 
 
 def _mine(
@@ -242,8 +299,9 @@ def _mine(
             raise StoreError(
                 f"{medium.url}/{name} is of another {what} than {INDEX}; write both again"
             )
-    if facts["part"] != part:
-        raise StoreError(f"{medium.url}/{name} is part {facts['part']}, under a wrong name")
+    held = _checked_facts(f"{medium.url}/{name}", facts, {"part": int})["part"]
+    if held != part:
+        raise StoreError(f"{medium.url}/{name} is part {held}, under a wrong name")
     return facts, arrays
 
 
@@ -266,13 +324,29 @@ def _layers(file: str, arrays: dict[str, Array], count: int) -> Iterator[Part]:
         raise StoreError(
             f"{file} lacks {', '.join(missing)}: another version of the engine wrote it; write it again"
         )
-    ends = {name: np.cumsum(arrays[name + _LENGTH]) for name in _FIELDS if name + _LENGTH in arrays}
+    lengths = {name: arrays[name + _LENGTH] for name in _FIELDS if name + _LENGTH in arrays}
+    for name in _FIELDS:
+        array, of = arrays[name], lengths.get(name)
+        good: Any
+        if of is None:
+            good = array.shape == (count,) and array.dtype.kind in "iu"
+        else:
+            good = (
+                array.ndim == 1
+                and of.shape == (count,)
+                and of.dtype.kind in "iu"
+                and ((of >= 0) & (of <= len(array))).all()
+                and int(of.sum()) == len(array)
+            )
+        if not good:
+            raise StoreError(f"{file} is damaged: {name} is not that of {count} layers")
+    ends = {name: np.cumsum(of) for name, of in lengths.items()}
     for layer in range(count):
         own: dict[str, Any] = {}
         for name in _FIELDS:
             if name in ends:
                 end = int(ends[name][layer])
-                own[name] = arrays[name][end - int(arrays[name + _LENGTH][layer]) : end]
+                own[name] = arrays[name][end - int(lengths[name][layer]) : end]
             else:
                 own[name] = arrays[name][layer].item()
         yield Part(**own)
@@ -310,7 +384,7 @@ def write_inputs(medium: Medium, index: Index, name: str, x: Floats) -> None:
 
 def load_inputs(medium: Medium, index: Index, name: str, part: int) -> Floats:
     """(rows of that part, samples): its rows of the images that were written under `name`; StoreError as for parts."""
-    facts, arrays = _mine(medium, index, _input_name(name, part), "an input", part)
+    facts, arrays = _input(medium, index, name, part)
     if facts["constant"] is None:
         return arrays["rows"]
     bits = np.unpackbits(arrays["rows"], axis=1, count=facts["samples"])
@@ -319,7 +393,25 @@ def load_inputs(medium: Medium, index: Index, name: str, part: int) -> Floats:
 
 def count_inputs(medium: Medium, index: Index, name: str) -> int:
     """Samples of the images that were written under `name`; StoreError as for parts."""
-    return int(_mine(medium, index, _input_name(name, 0), "an input", 0)[0]["samples"])
+    return int(_input(medium, index, name, 0)[0]["samples"])
+
+
+def _input(
+    medium: Medium, index: Index, name: str, part: int
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    file = _input_name(name, part)
+    facts, arrays = _mine(medium, index, file, "an input", part)
+    where = f"{medium.url}/{file}"
+    samples = _checked_facts(where, facts, {"samples": int})["samples"]
+    packed = facts.get("constant") is not None
+    if packed:
+        _checked_facts(where, facts, {"constant": float})
+    rows = arrays.get("rows")
+    shape = np.count_nonzero(index.first == part), -(-samples // 8) if packed else samples
+    kind = np.uint8 if packed else np.float32
+    if rows is None or rows.shape != shape or rows.dtype != kind or not np.isfinite(rows).all():
+        raise StoreError(f"{where} is damaged: its rows are not those of {samples} images")
+    return {"constant": None, **facts}, arrays
 
 
 def check_images(x: Any, neurons: int) -> None:

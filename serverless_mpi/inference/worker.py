@@ -16,14 +16,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi import job
 from serverless_mpi.errors import ServerlessMPIError, UsageError
-from serverless_mpi.inference import dataset, engine, sources
+from serverless_mpi.inference import dataset, engine, files, sources
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
@@ -175,7 +175,7 @@ def joined(answers: Sequence[tuple[int, Answer]]) -> Answer:
 
 def requests() -> dict[str, dict[str, int]]:
     """What this rank's channel has asked for so far; nothing under a real MPI."""
-    if os.environ.get("SMPI_JOB") is None:
+    if job.current_spec(os.environ) is None:
         return {}
     from serverless_mpi.runtime import get_runtime
 
@@ -287,7 +287,7 @@ def _record(
     workers = comm.gather(own)
     if workers is None:
         return {}
-    job = os.environ.get("SMPI_JOB")
+    spec = job.current_spec(os.environ)
     return {
         "format": 1,
         "model": {
@@ -302,7 +302,7 @@ def _record(
             "replicas": options.replicas,
             "parts": comm.size // options.replicas,
             "method": mine.method,
-            "channel": json.loads(job)["channel"] if job else "MPI",
+            "channel": spec.channel if spec else "MPI",
             "batches": batches,
             "samples": total,
             "memory_mb": options.memory
@@ -321,9 +321,9 @@ def _tell(
     from serverless_mpi.inference import report
 
     record = report.priced(record, options.prices)
-    job, net = record["job"], record["model"]
+    facts, net = record["job"], record["model"]
     print(
-        f"{net['name']} network of {net['neurons']} neurons, {net['layers']} layers; {job['samples']} images"
+        f"{net['name']} network of {net['neurons']} neurons, {net['layers']} layers; {facts['samples']} images"
     )
     shown = " ".join(map(str, result.categories[:8].tolist()))
     print(
@@ -332,7 +332,7 @@ def _tell(
     print(f"checksum {result.checksum()}")
     code = 0
     if wanted is not None:
-        wanted = wanted[wanted <= job["samples"]]
+        wanted = wanted[wanted <= facts["samples"]]
         same = np.array_equal(result.categories, wanted)
         print(f"{options.categories}: {'the same' if same else 'DIFFERENT'} ({len(wanted)})")
         code = 0 if same else 1
@@ -382,4 +382,5 @@ def deliver(options: argparse.Namespace, path: str, data: bytes) -> None:
         place.put(name, [memoryview(data)])
         place.close()
     else:
-        Path(path).write_bytes(data)
+        with files.replacing(path) as file:
+            file.write(data)

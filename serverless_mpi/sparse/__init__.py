@@ -22,7 +22,7 @@ from serverless_mpi.sparse.layers import (
 )
 from serverless_mpi.sparse.panels import WIDTH, Panels
 from serverless_mpi.sparse.prepare import merged, relabelled
-from serverless_mpi.sparse.rows import Floats, SparseRows
+from serverless_mpi.sparse.rows import Floats, SparseRows, frozen
 
 __all__ = [
     "CAP",
@@ -32,6 +32,7 @@ __all__ = [
     "SparseRows",
     "default_threads",
     "forward",
+    "frozen",
     "layer",
     "merged",
     "multiply",

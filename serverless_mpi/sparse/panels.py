@@ -21,6 +21,12 @@ class Panels:
     and who writes to `data` keeps it so. A row of a panel is one piece of 128 bytes, so data[:, rows] picks rows fast.
     """
 
+    rows: int
+    samples: int
+    data: Floats
+    c: Any
+    _memory: Floats
+
     def __init__(self, rows: int, samples: int) -> None:
         """All 0.
 
@@ -34,14 +40,20 @@ class Panels:
         self._own(np.zeros(_floats_of(rows, samples) + ALIGNMENT // 4, np.float32), rows, samples)
 
     def _own(self, memory: Floats, rows: int, samples: int) -> None:
-        self._memory = memory
         start = -memory.ctypes.data % ALIGNMENT // 4
-        self.rows = rows
-        self.samples = samples
-        self.data: Floats = memory[start : start + _floats_of(rows, samples)].reshape(
+        data = memory[start : start + _floats_of(rows, samples)].reshape(
             -(-samples // WIDTH), rows, WIDTH
         )
-        self.c: Any = ffi.from_buffer("float[]", self.data)
+        self.__dict__.update(
+            _memory=memory,
+            rows=rows,
+            samples=samples,
+            data=data,
+            c=ffi.from_buffer("float[]", data),
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name} of Panels cannot be set: the kernel relies on it")
 
     @classmethod
     def of(cls, x: Floats) -> Panels:

@@ -12,13 +12,49 @@ from serverless_mpi._spdnn import ffi, lib
 Floats = NDArray[np.float32]
 
 
+class _Own(np.ndarray[Any, Any]):
+    """Memory that nobody but `frozen` has a writable view of."""
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """`array` if nobody can change it any more, else a read-only copy, C-contiguous, that nobody can make writable again.
+
+    What the kernel reads without looking has to stay what it was when it was checked.
+    """
+    if array.flags.c_contiguous and _is_frozen(array):
+        return array
+    own: Any = np.array(array, order="C").view(_Own)
+    return np.asarray(memoryview(own).toreadonly())
+
+
+def _is_frozen(array: Any) -> bool:
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return False
+        array = array.base
+    owner = array.obj if isinstance(array, memoryview) and array.readonly else array
+    return isinstance(owner, (bytes, _Own))
+
+
 class SparseRows:
-    """A block of rows of a sparse matrix, in CSR.
+    """A block of rows of a sparse matrix, in CSR.  It does not change once it is made.
 
     n_rows, n_cols: shape; nnz: entries; degree: entries of every row if all have as many, else None (the kernel then needs
     no indptr: the ELL layout). indptr: int64, n_rows + 1; indices: uint16 where that is enough, else uint32;
-    values: float32, or None where all are equal to `constant`. None of the arrays is copied if it has its type.
+    values: float32, or None where all are equal to `constant`. The arrays are read-only, and are copies of those that were
+    given unless these are `frozen` and have the type: the kernel's loops check nothing.
     """
+
+    n_rows: int
+    n_cols: int
+    nnz: int
+    degree: int | None
+    indptr: NDArray[np.int64]
+    indices: NDArray[Any]
+    values: Floats | None
+    constant: float | None
+    c: Any
+    _held: tuple[Any, ...]
 
     def __init__(
         self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int
@@ -30,13 +66,26 @@ class SparseRows:
         ValueError
             An argument of the wrong shape, a column out of range, NaN or infinity; the text names the argument.
         """
+        self._make(indptr, indices, values, n_cols, one_by_one=False)
+
+    def _make(
+        self,
+        indptr: ArrayLike,
+        indices: ArrayLike,
+        values: ArrayLike,
+        n_cols: int,
+        *,
+        one_by_one: bool,
+    ) -> None:
         pointers, columns = np.asarray(indptr), np.asarray(indices)
-        weights = np.asarray(values, np.float32, order="C")
-        if n_cols != int(n_cols) or not 0 <= n_cols < 1 << 32:
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused below
+            weights = np.asarray(values, np.float32)
+        if not 0 <= n_cols < 1 << 32 or n_cols != int(n_cols):
             raise ValueError(f"n_cols is {n_cols}; it must be a whole number in 0..2^32 - 1")
+        n_cols = int(n_cols)
         if pointers.ndim != 1 or not len(pointers) or pointers.dtype.kind not in "iu":
             raise ValueError("indptr must be one-dimensional, of at least one integer")
-        pointers = np.ascontiguousarray(pointers, np.int64)
+        pointers = frozen(pointers.astype(np.int64, copy=False))
         degrees = np.diff(pointers)
         if pointers[0] != 0 or (degrees < 0).any():
             raise ValueError("indptr must begin with 0 and never fall")
@@ -46,58 +95,67 @@ class SparseRows:
             columns.dtype.kind not in "iu" or columns.min() < 0 or columns.max() >= n_cols
         ):
             raise ValueError(f"indices must be integers in 0..{n_cols - 1}")
+        columns = frozen(columns.astype(np.uint16 if n_cols <= 1 << 16 else np.uint32, copy=False))
+        if columns.max(initial=0) >= max(n_cols, 1):  # another thread wrote between check and copy
+            raise ValueError(f"indices must be integers in 0..{n_cols - 1}")
         if weights.ndim and weights.shape != columns.shape:
             raise ValueError(f"values has shape {weights.shape}, indices {columns.shape}")
+        weights = frozen(weights)
         if not np.isfinite(weights).all():
             raise ValueError("values has NaN or infinity, or a number beyond float32")
-        self.n_rows = len(pointers) - 1
-        self.n_cols = int(n_cols)
-        self.nnz = len(columns)
-        self.degree = int(degrees[0]) if self.n_rows and (degrees == degrees[0]).all() else None
-        self.indptr = pointers
-        self.indices = np.ascontiguousarray(columns, np.uint16 if n_cols <= 1 << 16 else np.uint32)
         first = float(weights.flat[0]) if weights.size else 0.0
-        self.constant = first if weights.ndim == 0 or (weights == first).all() else None
-        self.values = None if self.constant is not None else weights
+        constant = first if weights.ndim == 0 or (weights == first).all() else None
+        if one_by_one and constant is not None:
+            weights, constant = frozen(np.full(len(columns), constant, np.float32)), None
+        rows = len(pointers) - 1
+        self.__dict__.update(
+            n_rows=rows,
+            n_cols=n_cols,
+            nnz=len(columns),
+            degree=int(degrees[0]) if rows and (degrees == degrees[0]).all() else None,
+            indptr=pointers,
+            indices=columns,
+            constant=constant,
+            values=None if constant is not None else weights,
+        )
         self._give()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name} of a SparseRows cannot be set: make a new one")
 
     @classmethod
     def stored(
         cls, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int
     ) -> SparseRows:
         """The same, but values are kept one by one even where all are equal: for measurements."""
-        made = cls(indptr, indices, values, n_cols)
-        if made.values is None:
-            made.values = np.full(made.nnz, made.constant, np.float32)
-            made.constant = None
-            made._give()
+        made = cls.__new__(cls)
+        made._make(indptr, indices, values, n_cols, one_by_one=True)
         return made
 
     def _give(self) -> None:
-        """Make the kernel's view; it points into the arrays, which must stay."""
+        """Make the kernel's view; it points into the arrays, which are held."""
         wide = self.indices.dtype == np.uint32
         columns = ffi.from_buffer("uint32_t[]" if wide else "uint16_t[]", self.indices)
-        self._held: tuple[Any, ...] = (columns, ffi.from_buffer("int64_t[]", self.indptr))
-        self.c: Any = ffi.new(
+        pointers = ffi.from_buffer("int64_t[]", self.indptr)
+        values = ffi.NULL if self.values is None else ffi.from_buffer("float[]", self.values)
+        c = ffi.new(
             "spdnn_matrix *",
             {
                 "rows": self.n_rows,
                 "cols": self.n_cols,
                 "degree": self.degree or 0,
-                "indptr": self._held[1] if self.degree is None else ffi.NULL,
+                "indptr": pointers if self.degree is None else ffi.NULL,
                 "col16": ffi.NULL if wide else columns,
                 "col32": columns if wide else ffi.NULL,
-                "values": ffi.NULL
-                if self.values is None
-                else ffi.cast("float *", self.values.ctypes.data),
+                "values": values,
                 "constant": self.constant or 0.0,
             },
         )
         shared = np.empty(self.n_rows // lib.SPDNN_GROUP, np.uint8)
         flags = ffi.from_buffer("uint8_t[]", shared)
-        if lib.spdnn_find_shared(self.c, flags):
-            self._held += (flags,)
-            self.c.shared = flags
+        if lib.spdnn_find_shared(c, flags):
+            c.shared = flags
+        self.__dict__.update(c=c, _held=(columns, pointers, values, flags))
 
     def all_values(self) -> Floats:
         """The nnz values."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serverless_mpi.inference import dataset, formats, networks
+from serverless_mpi.inference import dataset, files, networks
 from serverless_mpi.sparse import SparseRows, serial_forward
 from tests.harness import DATA
 
@@ -109,7 +109,7 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, told: str) -> None:
 
 
 def test_a_bad_line_is_named_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "BLOCK_LINES", 4)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 24)
     path = tmp_path / "images.tsv"
     lines = [f"{number}\t1\t1" for number in range(1, 12)]
     path.write_text("\n".join(lines))

@@ -1,45 +1,37 @@
-"""The C test through CMake with AddressSanitizer and UBSan, for every path of this machine."""
+"""The kernel under AddressSanitizer and UBSan: its C test for every path of this machine, and its Python face."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT
+from tests.kernels import sanitized
 
-try:
-    from cmake import CMAKE_BIN_DIR
-
-    CMAKE: str | None = str(Path(CMAKE_BIN_DIR) / "cmake")
-except ImportError:
-    CMAKE = shutil.which("cmake")
+CMAKE = sanitized.cmake()
 TIMEOUT_S = 300.0
+RUNS = 300  # `python -m tests.kernels.sanitized 600` does more
 
 
-def said(*words: object) -> str:
-    """What a command said; its errors are the test's."""
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if CMAKE is None:
+        pytest.skip("no cmake: pip install cmake")
+    return sanitized.build(tmp_path_factory.mktemp("sanitized"))
 
 
-@pytest.mark.skipif(CMAKE is None, reason="no cmake: pip install cmake")
-def test_the_c_test_under_sanitizers(tmp_path: Path) -> None:
+def test_the_c_test_under_sanitizers(module: Path) -> None:
     assert CMAKE is not None
-    said(
-        CMAKE,
-        "-S",
-        ROOT,
-        "-B",
-        tmp_path,
-        "-DSPDNN_SANITIZE=address,undefined",
-        "-DCMAKE_BUILD_TYPE=Debug",
-        "-DCMAKE_C_FLAGS=-O1",
-    )
-    said(CMAKE, "--build", tmp_path, "--parallel", 2)
-    assert "100% tests passed" in said(
-        Path(CMAKE).with_name("ctest"), "--test-dir", tmp_path, "--output-on-failure"
-    )
+    words = [Path(CMAKE).with_name("ctest"), "--test-dir", module.parent, "--output-on-failure"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0 and "100% tests passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_no_call_from_python_reaches_memory_that_is_not_its_own(module: Path) -> None:
+    try:
+        sanitized.runtimes()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    done = sanitized.fuzz(module, RUNS, 0, seed=1)
+    assert done.returncode == 0 and f"{RUNS} runs" in done.stdout, done.stdout + done.stderr

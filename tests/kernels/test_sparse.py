@@ -334,3 +334,41 @@ def test_the_quota_of_both_versions_of_cgroups(tmp_path: Path) -> None:
 def test_bad_arrays_are_refused(x: Any) -> None:
     with pytest.raises(ValueError, match="x must be a C-contiguous float32 array"):
         sparse.layer(SparseRows([0, 1], [0], 1.0, 5), x, 0.0)
+
+
+def test_a_matrix_does_not_change_once_it_is_made() -> None:
+    """Whatever happens to the arrays it was made of; the kernel reads its own without looking."""
+    for kind in (np.uint16, np.uint32, np.int64):
+        indptr, indices = np.array([0, 2, 3], np.int64), np.array([0, 4, 2], kind)
+        values = np.array([1.0, 2.0, 3.0], np.float32)
+        w = SparseRows(indptr, indices, values, 5)
+        for array in (indptr, indices, values):
+            array[:] = 60000
+        assert w.indptr.tolist() == [0, 2, 3] and w.indices.tolist() == [0, 4, 2]
+        assert w.all_values().tolist() == [1, 2, 3]
+        for kept in (w.indptr, w.indices, w.values):
+            assert kept is not None
+            for one in (kept, kept.view(), kept.reshape(-1), kept.base):
+                if isinstance(one, np.ndarray):
+                    with pytest.raises(ValueError, match="WRITEABLE"):
+                        one.flags.writeable = True
+        for name in ("indices", "n_rows", "c", "values"):
+            with pytest.raises(AttributeError, match="make a new one"):
+                setattr(w, name, None)
+    for name in ("rows", "samples", "data", "c"):
+        with pytest.raises(AttributeError, match="cannot be set"):
+            setattr(Panels(2, 2), name, None)
+
+
+def test_only_what_may_change_is_copied() -> None:
+    whole = np.arange(7, dtype=np.uint16)
+    once = sparse.frozen(whole)
+    assert once is not whole and sparse.frozen(once) is once
+    assert np.shares_memory(sparse.frozen(once[2:5]), once)
+    fixed = np.frombuffer(whole.tobytes(), np.uint16)
+    assert sparse.frozen(fixed) is fixed
+    view = whole.view()
+    view.flags.writeable = False  # `whole` can still be written to
+    backed = np.frombuffer(memoryview(bytearray(14)).toreadonly(), np.uint16)
+    for other in (view, backed, np.asarray(memoryview(whole).toreadonly())):
+        assert not np.shares_memory(sparse.frozen(other), other)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from serverless_mpi.deadlock import verdict
-from tests.harness import smpirun
+from tests.harness import ROOT, smpirun
 
 STUCK = """
 from serverless_mpi import MPI
@@ -92,3 +94,86 @@ def test_the_verdict_needs_every_rank_to_confirm_after_the_last_frame(tmp_path: 
         "rank 1 waits in recv 1, for a message",
     ]
     assert verdict(tmp_path, [], 60.0) is None
+
+
+MAY_ACT = """
+import _thread, select, signal, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from serverless_mpi.deadlock import _may_act
+
+main = {threading.get_native_id()}
+
+def settle(wanted):
+    until = time.monotonic() + 30.0
+    while _may_act(main) is not wanted:
+        assert time.monotonic() < until, wanted
+        time.sleep(0.001)
+
+settle(False)
+pool = ThreadPoolExecutor(1)
+pool.submit(int).result()
+event, gate = threading.Event(), _thread.allocate_lock()
+threading.Thread(target=event.wait, daemon=True).start()
+_thread.start_new_thread(lambda: gate.acquire() and gate.acquire(), ())
+settle(False)  # idle, whoever knows of them
+
+signal.setitimer(signal.ITIMER_REAL, 1000.0)
+assert _may_act(main)
+signal.setitimer(signal.ITIMER_REAL, 0.0)
+assert not _may_act(main)
+
+quit = threading.Event()
+for waits in (lambda: quit.wait(1000.0), lambda: select.epoll().poll(), lambda: time.sleep(1000.0)):
+    _thread.start_new_thread(waits, ())
+    settle(True)
+    if waits.__code__.co_names[0] == "quit":
+        quit.set()
+        settle(False)
+"""
+
+
+def test_only_threads_that_nothing_wakes_are_taken_to_be_stuck() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MAY_ACT], capture_output=True, text=True, timeout=60.0, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+IDLE_POOL = """
+from concurrent.futures import ThreadPoolExecutor
+import numpy
+from serverless_mpi import MPI
+pool = ThreadPoolExecutor(1)
+pool.submit(int).result()
+numpy.ones((300, 300)) @ numpy.ones((300, 300))  # the library's threads are idle, too
+MPI.COMM_WORLD.recv()
+"""
+
+RAW_THREAD = """
+import _thread, time
+from serverless_mpi import MPI
+comm = MPI.COMM_WORLD
+if comm.rank == 0:
+    def later():
+        time.sleep(1.5)
+        comm.send("late", 1)
+    _thread.start_new_thread(later, ())
+    comm.recv(source=1)
+else:
+    comm.recv(source=0)
+    comm.send("answer", 0)
+"""
+
+
+def test_an_idle_pool_does_not_hide_a_deadlock(tmp_path: Path) -> None:
+    program = tmp_path / "idle.py"
+    program.write_text(IDLE_POOL)
+    job = smpirun("-n", 2, "--channel", "direct", "--deadlock", 1, program)
+    assert job.returncode == 125, job.stderr
+
+
+def test_a_thread_that_threading_does_not_know_may_send(tmp_path: Path) -> None:
+    program = tmp_path / "raw.py"
+    program.write_text(RAW_THREAD)
+    job = smpirun("-n", 2, "--channel", "direct", "--stats", "none", "--deadlock", 0.3, program)
+    assert (job.returncode, job.stderr) == (0, "")

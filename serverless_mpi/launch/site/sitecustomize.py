@@ -12,7 +12,7 @@ def _begin() -> None:
 
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
-    if "SMPI_JOB" not in os.environ:
+    if "SMPI_ALIAS" not in os.environ:  # set for a job's ranks and what they start
         return
     begun = os.environ.pop("SMPI_BEGUN", None)
     if begun is not None:  # a rank of a tree: its children are started while it imports and loads
