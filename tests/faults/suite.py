@@ -92,6 +92,8 @@ def _not_on(reason: str, *names: str) -> dict[str, str]:
 _STREAM = _not_on(STREAM, "direct")
 _SERVICES = {"sqs": ("object",), "sns": ("object",), "s3": ("queue",)}
 _RELAYED = _not_on(NO_RELAY, "queue", "object", "hybrid")
+# a damaged message may come again whole, after its visibility timeout, on each rank in turn
+_AGAIN = {"takes_s": 4.0 * VISIBILITY_S, "quick_s": 4.0 * QUICK_VISIBILITY_S}
 _LONG = {"takes_s": WINDOW_S, "quick_s": QUICK_WINDOW_S}
 
 FAULTS = {
@@ -117,11 +119,11 @@ FAULTS = {
             quick_s=4 * QUICK_VISIBILITY_S,
             rounds=5,
         ),
-        Fault("truncated", harms.Truncated, _STREAM),
-        Fault("extended", harms.Extended, _STREAM),
-        Fault("replaced", harms.Replaced, _STREAM),
+        Fault("truncated", harms.Truncated, _STREAM, **_AGAIN),
+        Fault("extended", harms.Extended, _STREAM, **_AGAIN),
+        Fault("replaced", harms.Replaced, _STREAM, **_AGAIN),
         Fault("foreign", harms.Foreign, _STREAM, survives=True),
-        Fault("lost for good", harms.Swapped, _STREAM),
+        Fault("lost for good", harms.Swapped, _STREAM, **_AGAIN),
         *(
             Fault(
                 f"{service} {word}",
