@@ -147,12 +147,15 @@ def _where(frame: FrameType | None) -> str:
 
 
 def read(folder: Path, rank: int) -> dict[str, Any] | None:
-    """What a rank tells of its long waits, or None while it does not wait long."""
+    """What a rank tells of its long waits, or None while it does not wait long; a damaged record says nothing."""
     try:
-        found: dict[str, Any] = json.loads(_path(folder, rank).read_text())
-    except (OSError, ValueError):
+        found = json.loads(_path(folder, rank).read_text())
+        good = all(isinstance(found[name], int | float) for name in ("at", "since")) and all(
+            isinstance(text, str) for name in ("waits", "awaited") for text in found[name]
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found
+    return found if good else None
 
 
 def verdict(folder: Path, ranks: Sequence[int], limit_s: float) -> list[str] | None:

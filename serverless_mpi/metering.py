@@ -108,7 +108,7 @@ class Prices:
                 {name: float(usd) for name, usd in table["usd_per_request"].items()},
                 {name: float(usd) for name, usd in table["usd_per_gb_second"].items()},
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(
                 f"{file} is not a price table like the package's prices.json: {error!r}"
             ) from error

@@ -140,6 +140,10 @@ def _sections(name: str) -> dict[str, dict[str, str]]:
         text = Path(name).expanduser().read_text()
     except (OSError, RuntimeError):  # no such file, or no home: nothing is configured there
         return {}
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{name} is not text in UTF-8 (byte {error.start}): write it again, or set the variable that names it"
+        ) from None
     sections: dict[str, dict[str, str]] = {}
     section: dict[str, str] = {}
     outer = ""

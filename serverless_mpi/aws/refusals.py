@@ -63,7 +63,12 @@ ADVICE_OF: dict[str, dict[str, str]] = {
 
 
 def code_of(answer: Answer) -> tuple[str, str]:
-    """(code, message) of an error answer; ("", the text) where it has none."""
+    """(code, message) of an error answer, each in one line; ("", the text) where it has none."""
+    code, message = _code_of(answer)
+    return " ".join(code.split()), " ".join(message.split())
+
+
+def _code_of(answer: Answer) -> tuple[str, str]:
     text = bytes(answer.body[:_ENOUGH]).decode(errors="replace")
     if text.lstrip().startswith("{"):
         try:

@@ -79,7 +79,7 @@ class Sqs:
         if not answer.body.nbytes:
             return {}
         try:
-            fields = json.loads(answer.body.tobytes())
+            fields = json.loads(str(answer.body, "utf-8"))  # json would guess at other encodings
         except (ValueError, RecursionError) as error:
             if not raised_by(error, _JSON_FILES):  # a signal handler's
                 raise

@@ -48,7 +48,7 @@ from serverless_mpi.core.endpoint import GAP_TIMEOUT_S
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.parcel import cut
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
-from serverless_mpi.errors import ServerlessMPIError
+from serverless_mpi.errors import ChannelError, ServerlessMPIError
 from serverless_mpi.job import JobSpec, frames_prefix
 from serverless_mpi.metering import Meter
 
@@ -83,6 +83,7 @@ EMULATOR_FIGURES = replace(
 AWS_PAUSES_S = (0.01, 0.2)
 EMULATOR_PAUSES_S = (0.001, 0.02)
 REQUESTS_AT_ONCE = 8
+MOST_READS = 5  # of a shared object that is not a frame: the first may have been damaged on its way
 
 NOTHING = memoryview(b"")
 OWN_PREFIX = "r/"  # of frames for one rank: `FrameName.key`
@@ -397,7 +398,7 @@ class ObjectChannel(Channel):
         # from the caller, and then it has to come again.
         self._fetched: set[str] = set()
         self._store.gone = self._fetched.difference_update
-        self._given: set[str] = set()  # shared objects that the last `get` returned
+        self._given: dict[str, int] = {}  # shared objects by how often `get` returned them
         self._usual_s = 0.0  # between asking and getting
         self._woken = threading.Event()
         self._closed = False
@@ -448,11 +449,24 @@ class ObjectChannel(Channel):
             pause = min(2 * pause, longest)
 
     def _refused(self, wanted: Callable[[], list[Wanted]]) -> bool:
-        """Whether a shared object that was just given is still waited for: it is not a frame, and is not asked for at once."""
+        """Whether a shared object that was given is still waited for: it is not a frame, and is not asked for at once.
+
+        Raises
+        ------
+        ChannelError
+            One was read MOST_READS times: it does not change any more.
+        """
         if not self._given:
             return False
-        given, self._given = self._given, set()
-        return any(one.source != ANY_SOURCE and one.name().key() in given for one in wanted())
+        keys = {one.name().key() for one in wanted() if one.source != ANY_SOURCE}
+        self._given = {key: times for key, times in self._given.items() if key in keys}
+        for key, times in self._given.items():
+            if times >= MOST_READS:
+                raise ChannelError(
+                    f"object {self._store.prefix}{key} was read {times} times and is not a frame of this job: "
+                    "it is damaged, or somebody else has written it"
+                )
+        return bool(self._given)
 
     def _look(self, wanted: list[Wanted]) -> tuple[list[Delivery], Busy | None]:
         """What is there of `wanted`, and that the service was too busy to say of all whether it is."""
@@ -489,7 +503,7 @@ class ObjectChannel(Channel):
                     if delivery.receipt is None:  # damaged, and for nobody else
                         delivery = replace(delivery, receipt=ReadObject(key, 0))
                 else:
-                    self._given.add(key)
+                    self._given[key] = self._given.get(key, 0) + 1
                 found.append(delivery)
         return found, busy
 

@@ -41,15 +41,21 @@ def encode(word: Word, job_id: str, key: bytes) -> bytes:
 
 
 def decode(message: bytes, job_id: str, key: bytes) -> Word | None:
-    """The word in a message, or None: it is of another job, or was not made with the job's key."""
+    """The word in a message, or None: it is of another job, not made with the job's key, or not a word."""
     tag, body = message[:TAG_BYTES], message[TAG_BYTES:]
     if not same(tag, make(key, Purpose.CONSOLE, body)):
         return None
     line, _, data = body.partition(b"\n")
-    head = json.loads(line)
-    if head["job"] != job_id:
+    try:
+        head = json.loads(line)
+        job, kind, facts = head["job"], head["kind"], head["facts"]
+        rank, seq = head["rank"], head["seq"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Word(head["rank"], head["seq"], head["kind"], data, head["facts"])
+    good = isinstance(rank, int) and isinstance(seq, int) and isinstance(facts, dict)
+    if not good or job != job_id or kind not in (UP, OUT, ERR, WAITS, END):
+        return None
+    return Word(rank, seq, kind, data, facts)
 
 
 class Ear:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from serverless_mpi import channels
-from serverless_mpi.errors import ChannelError, UsageError
+from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import KEY_BYTES, JobSpec
 
 ENV_LINEAGE = (
@@ -38,11 +38,32 @@ SWEEPS = (
     50  # a process may fork while it is being looked for; each sweep finds what the last one missed
 )
 _DONE = b"d"
+_REMEDY = "free some disk space, or set TMPDIR to a folder on another disk"
 
 
 def state_folder() -> Path:
-    """The user's folder of job folders, under the temporary directory."""
-    return Path(tempfile.gettempdir()) / f"smpi-{os.getuid()}"
+    """The user's folder of job folders, under the temporary directory.
+
+    Raises
+    ------
+    JobError
+        No file can be written in any temporary directory.
+    """
+    try:
+        return Path(tempfile.gettempdir()) / f"smpi-{os.getuid()}"
+    except FileNotFoundError as error:
+        raise JobError(f"{error.strerror}; {_REMEDY}") from None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise JobError for a file or folder that cannot be written inside."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise JobError(f"{path} cannot be written: {error.strerror}; {_REMEDY}") from error
 
 
 @contextlib.contextmanager
@@ -56,7 +77,7 @@ def _locked_state() -> Iterator[Path]:
     """
     folder = state_folder()
     while True:
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError), _writing(folder):
             folder.mkdir(mode=0o700)
         try:
             there = folder.lstat()
@@ -129,10 +150,12 @@ class JobFolder:
         job_id = secrets.token_hex(8)
         with _locked_state() as state:
             path = state / job_id
-            path.mkdir(mode=0o700)
-            lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with _writing(path):
+                path.mkdir(mode=0o700)
+                lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        (path / "stats").mkdir()
+        with _writing(path):
+            (path / "stats").mkdir()
         folder = cls(path, job_id, lock)
         folder._start_guard()
         return folder
@@ -153,8 +176,9 @@ class JobFolder:
             "settings": dict(spec.settings),
         }
         draft = self.path / "spec.new"
-        draft.write_text(json.dumps(public))
-        draft.replace(self.path / "spec.json")
+        with _writing(draft):
+            draft.write_text(json.dumps(public))
+            draft.replace(self.path / "spec.json")
 
     def recorded(self) -> JobSpec:
         """What `record` wrote last, without the key."""

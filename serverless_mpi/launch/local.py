@@ -297,6 +297,9 @@ class LocalLauncher(Launcher):
                 say(f"these are not the prices of {plan.region}; --prices FILE gives its own")
 
 
+_NO_RECORD = {"rank": 0, "seconds": 0.0, "meter": {}, "dropped": 0, "duplicates": 0}
+
+
 def _records(stats: Path, size: int, prices: metering.Prices) -> list[dict[str, Any]]:
     """Return the counters that ranks left, and say whose are missing.
 
@@ -306,10 +309,10 @@ def _records(stats: Path, size: int, prices: metering.Prices) -> list[dict[str, 
     for rank in range(size):
         try:
             record = json.loads((stats / f"rank-{rank}.json").read_text())
-            metering.report([record], prices)  # everything that is read of it is there
+            metering.report([_NO_RECORD, record], prices)  # what is read of it is there, as numbers
         except OSError:
             missing.append(rank)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             damaged.append(rank)
         else:
             records.append(record)

@@ -95,6 +95,9 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("[default]\nno equals sign\n")
     with pytest.raises(UsageError, match="line 2 of .*config"):
         Config({"AWS_CONFIG_FILE": str(tmp_path / "config")}).profile("default")
+    (tmp_path / "config").write_bytes(b"[default]\nregion = \xff\n")
+    with pytest.raises(UsageError, match="config is not text in UTF-8 .byte 19"):
+        Config({"AWS_CONFIG_FILE": str(tmp_path / "config")}).profile("default")
     (tmp_path / "pem").write_text("no certificate")
     with pytest.raises(UsageError, match="pem is not a bundle"):
         Config({"AWS_CA_BUNDLE": str(tmp_path / "pem"), "AWS_CONFIG_FILE": "/dev/null"}).tls()

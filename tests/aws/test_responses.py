@@ -110,6 +110,7 @@ NOT_SQS = [
     b'{"Messages":{"a":1}}',
     b'{"Messages":"text"}',
     b"[" * 100_000,
+    b"\x00\x80\xff\xff\xff",  # json would take it for UTF-16
     b"\xff\xfe",
     b'{"Failed":{"Id":"0"}}',
     b'{"Failed":["0"]}',

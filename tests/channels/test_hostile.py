@@ -16,6 +16,7 @@ from serverless_mpi.channels import object
 from serverless_mpi.channels.base import EACH, MANY, Delivery, FrameName, Parcel, Wanted
 from serverless_mpi.channels.hybrid import HybridChannel, Place, locate_frame, reference
 from serverless_mpi.channels.queue import QueueChannel
+from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec, frames_prefix
 from serverless_mpi.runtime import Runtime
 from tests.channels.fakes import Cloud, cloud, ranks
@@ -149,6 +150,29 @@ def test_a_shared_object_that_is_no_frame_is_not_asked_for_without_a_pause(cloud
     for name in (good, bad, bad, bad):  # the frame of `good` was taken, that of `bad` is refused
         reader.get(30.0, lambda name=name: [Wanted(*name)])
     assert pauses == [0.0, 0.0, object.EMULATOR_PAUSES_S[1], object.EMULATOR_PAUSES_S[1]]
+    reader.close()
+
+
+def test_a_shared_object_that_stays_no_frame_ends_the_rank(cloud: Cloud) -> None:
+    (reader,) = ranks("object", 2)[1:]
+    name = NAMES[1]
+    cloud.store(frames_prefix(reader.spec.job_id) + name.key(), b"something else")
+    reader._woken.wait = lambda pause: False
+    for _ in range(object.MOST_READS):
+        assert len(reader.get(30.0, lambda: [Wanted(*name)])) == 1
+    with pytest.raises(ChannelError, match="was read 5 times and is not a frame of this job"):
+        reader.get(30.0, lambda: [Wanted(*name)])
+    reader.close()
+
+
+def test_a_shared_object_that_was_damaged_on_its_way_once_ends_nothing(cloud: Cloud) -> None:
+    (reader,) = ranks("object", 2)[1:]
+    reader._woken.wait = lambda pause: False
+    for seq in range(2 * object.MOST_READS):  # each is read twice, and taken the second time
+        name = NAMES[1]._replace(seq=seq)
+        cloud.store(frames_prefix(reader.spec.job_id) + name.key(), b"something else")
+        for _ in range(2):
+            assert len(reader.get(30.0, lambda name=name: [Wanted(*name)])) == 1
     reader.close()
 
 

@@ -1,14 +1,19 @@
-"""A proxy between clients and an emulator that does harm, by a seed: refuses, breaks off, repeats.
+"""An HTTP proxy between ranks and an emulator that injects faults by a seed.
 
-What befalls a request depends on the seed and on how many requests came before it on its own connection, not on time.
+`Proxy` with a share breaks that part of all requests, chosen by the seed and by how many requests came before on the
+same connection.  `Proxy` with a `Harm` (see harms.py) leaves the choice to the harm, which sees each request whole and
+decides what is forwarded and what is answered.
 """
 
 from __future__ import annotations
 
 import random
 import socket
+import struct
 import threading
 from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
 from urllib.parse import urlsplit
 
 HARMS = ("refuse", "break before", "break after", "break within", "throttle")
@@ -18,13 +23,27 @@ _REFUSED = (
 _THROTTLED = b'HTTP/1.1 400 Bad Request\r\ncontent-length: 40\r\n\r\n{"__type":"x#ThrottlingException"}      '
 
 
-class Proxy:
-    """A context manager; share: of the requests that harm befalls; seen and harmed count."""
+class Harm(Protocol):
+    """Decides what becomes of each request.  Called by several threads at once."""
 
-    def __init__(self, endpoint: str, seed: int, share: float) -> None:
+    def exchange(
+        self, kind: str, request: bytes, forward: Callable[[bytes], bytes]
+    ) -> bytes | None:
+        """Return the answer for the client, or None to reset its connection.
+
+        kind: "sqs.ACTION", "sns.ACTION" or "s3"; forward: sends a request to the emulator and returns its answer.
+        """
+
+
+class Proxy:
+    """A context manager; share: of the requests that are broken; harm: decides instead; seen and harmed count."""
+
+    def __init__(
+        self, endpoint: str, seed: int, share: float = 0.0, harm: Harm | None = None
+    ) -> None:
         parts = urlsplit(endpoint)
         self._there = (parts.hostname, parts.port)
-        self._seed, self._share = seed, share
+        self._seed, self._share, self._harm = seed, share, harm
         self._lock = threading.Lock()
         self.seen: Counter[str] = Counter()  # requests by kind: S3's method, or the action
         self.harmed: Counter[str] = Counter()
@@ -57,6 +76,24 @@ class Proxy:
             with client, socket.create_connection(self._there) as server:  # type: ignore[arg-type]
                 from_client, from_server = client.makefile("rb"), server.makefile("rb")
                 while (request := _message(from_client)) is not None:
+                    if self._harm is not None:
+                        with self._lock:
+                            self.seen[_kind(request)] += 1
+
+                        def forward(request: bytes) -> bytes:
+                            server.sendall(request)
+                            head = request.startswith(b"HEAD ")
+                            answer = _message(from_server, bodyless=head)
+                            if answer is None:
+                                raise ConnectionResetError("the emulator hung up")
+                            return answer
+
+                        answer = self._harm.exchange(_kind(request), request, forward)
+                        if answer is None:
+                            _reset(client)
+                            return
+                        client.sendall(answer)
+                        continue
                     harm = chance.choice(HARMS) if chance.random() < self._share else ""
                     with self._lock:
                         self.seen[_kind(request)] += 1
@@ -79,6 +116,12 @@ class Proxy:
                     client.sendall(answer)
         except OSError:
             return
+
+
+def _reset(sock: socket.socket) -> None:
+    """Make the close send a RST: the peer sees a reset connection, not an end of file."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.shutdown(socket.SHUT_RD)
 
 
 def _message(stream, bodyless: bool = False) -> bytes | None:  # type: ignore[no-untyped-def]

@@ -65,6 +65,15 @@ def test_a_word_of_another_job_or_key_is_not_heard() -> None:
     assert console.decode(message[:-1], JOB, KEY) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rank", {}), ("rank", "1"), ("seq", None), ("kind", ["out"]), ("facts", [])],
+)
+def test_what_has_the_jobs_tag_and_is_not_a_word_is_not_heard(name: str, value: object) -> None:
+    fields: dict[str, Any] = {"rank": 1, "seq": 0, "kind": console.OUT, "facts": {}, name: value}
+    assert console.decode(console.encode(console.Word(**fields), JOB, KEY), JOB, KEY) is None
+
+
 def test_an_order_survives_its_event_and_a_broken_one_does_not_tell_the_key() -> None:
     spec = JobSpec(JOB, 0, 3, "queue", KEY, settings={"bucket": "b"})
     tasks = (Task("script", ("a.py", "x"), 1, ZIP), Task("module", ("m",), 2, None, {"V": "1"}))

@@ -202,7 +202,9 @@ def test_missing_and_damaged_statistics_are_named(
     assert capsys.readouterr().err == (
         "smpirun: rank 1 left no statistics; the figures are of the others\n"
     )
-    for damage in ("", "{", "[]", "7", '{"rank": 1}', '{"rank": 1, "meter": {"x": {}}}'):
+    seconds = json.dumps({**record(1), "seconds": "x"})
+    rows = '{"rank": 1, "meter": {"x": {}}}'
+    for damage in ("", "{", "[]", "7", '{"rank": 1}', rows, seconds, "[" * 100_000):
         (tmp_path / "rank-1.json").write_text(damage)
         assert len(local._records(tmp_path, 3, prices)) == 2
         assert capsys.readouterr().err == (

@@ -1,0 +1,10 @@
+"""smpirun with another visibility timeout: python tests/faults/launch.py SECONDS words of smpirun ..."""
+
+import sys
+
+from serverless_mpi.aws import control
+from serverless_mpi.launch.cli import main
+
+if __name__ == "__main__":
+    control.VISIBILITY_S = int(sys.argv[1])
+    sys.exit(main(sys.argv[2:]))
