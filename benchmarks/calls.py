@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.canned import server
+from benchmarks.stub_server import server
 from benchmarks.table import Row
 from serverless_mpi import channels
 from serverless_mpi.api.intracomm import world_of
@@ -114,7 +114,7 @@ def send_calls() -> Counting:
         queues = f'["{url}/q/0", "{url}/q/1"]'
         settings = {"queues": queues, "topics": f'["{url}/t"]', "bucket": "bucket"}
         runtime = Runtime(JobSpec.new(2, "hybrid", endpoint=url, settings=settings))
-        runtime._outgoing.alone = False  # as on AWS, where the sender thread puts
+        runtime._outgoing.serial = False  # as on AWS, where the sender thread puts
         comm = world_of(runtime)
         outgoing = runtime._outgoing
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.canned import server
+from benchmarks.interleave import in_turns, ratio
+from benchmarks.stub_server import server
 from benchmarks.table import Row, render
-from benchmarks.turns import in_turns, ratio
 from serverless_mpi.aws.credentials import DUMMY, Credentials
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.sigv4 import Signer

@@ -8,8 +8,8 @@ from __future__ import annotations
 import statistics
 import time
 
+from benchmarks.interleave import in_turns
 from benchmarks.table import Row, render, spread
-from benchmarks.turns import in_turns
 from serverless_mpi.core.endpoint import Endpoint
 
 UNEXPECTED = (1, 100, 10_000)

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.interleave import calm, in_turns, ratio
 from benchmarks.table import Row, render, spread
-from benchmarks.turns import calm, in_turns, ratio
 
 SMALL, LARGE = 8, 16 << 20
 REPEAT = {SMALL: 2000, 1024: 1000, LARGE: 16}

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import serverless_mpi
+from benchmarks.interleave import in_turns, ratio
 from benchmarks.table import Row, render
-from benchmarks.turns import in_turns, ratio
 
 ROUNDS = 7
 STATEMENTS = {

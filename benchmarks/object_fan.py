@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from benchmarks.interleave import calm, ratio
 from benchmarks.pingpong import job
 from benchmarks.table import Row, render
-from benchmarks.turns import calm, ratio
 
 RANKS = 8
 NBYTES = 64 << 20

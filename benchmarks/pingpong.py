@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.interleave import calm, ratio
 from benchmarks.table import Row, render
-from benchmarks.turns import calm, ratio
 from serverless_mpi.launch.emulator import Emulator
 
 SIZES = {1 << 10: "1 KB", 100_000: "100 KB"}

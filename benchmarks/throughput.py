@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from benchmarks.interleave import calm, ratio
 from benchmarks.pingpong import job
 from benchmarks.table import Row, render
-from benchmarks.turns import calm, ratio
 
 RANKS = 8
 NBYTES = 1 << 10

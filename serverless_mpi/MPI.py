@@ -35,9 +35,10 @@ else:
     from serverless_mpi.api.arrays import *
     from serverless_mpi.api.attributes import *
     from serverless_mpi.api.bsend import *
-    from serverless_mpi.api.children import *
     from serverless_mpi.api.comm import *
+    from serverless_mpi.api.comm_constructors import *
     from serverless_mpi.api.datatype import *
+    from serverless_mpi.api.datatype_state import *
     from serverless_mpi.api.environ import *
     from serverless_mpi.api.environ import at_exit as _at_exit
     from serverless_mpi.api.errhandler import *
@@ -55,9 +56,8 @@ else:
     from serverless_mpi.api.request import *
     from serverless_mpi.api.session import *
     from serverless_mpi.api.status import *
-    from serverless_mpi.api.topology import *
+    from serverless_mpi.api.topocomm import *
     from serverless_mpi.api.types import *
-    from serverless_mpi.api.typestate import *
     from serverless_mpi.core.envelope import ANY_SOURCE as ANY_SOURCE
     from serverless_mpi.core.envelope import ANY_TAG as ANY_TAG
     from serverless_mpi.core.envelope import PROC_NULL, ROOT, UNDEFINED

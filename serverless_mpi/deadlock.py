@@ -1,6 +1,6 @@
 """A deadlock: every rank of a job waits, and nothing is in flight.
 
-A rank that has waited long says so in a file of the job's folder (`Teller`); the
+A rank that has waited long says so in a file of the job's folder (`WaitReporter`); the
 launcher reads the files (`verdict`).  A rank that has not waited long does
 nothing for this, and a rank that computes has no file: the verdict is
 "deadlock" only if no thread of any rank that still runs can act, and each rank
@@ -46,7 +46,7 @@ def _path(folder: Path, rank: int) -> Path:
     return folder / f"waits-{rank}.json"
 
 
-class Teller:
+class WaitReporter:
     """Tells of one rank's long waits.
 
     folder: of the job; limit_s: after how many seconds it counts as a deadlock.
@@ -62,7 +62,7 @@ class Teller:
         self._frames = -1
         self._idle_since = 0.0
 
-    def tell(self, frames: int, awaited: Callable[[], Sequence[str]]) -> None:
+    def report(self, frames: int, awaited: Callable[[], Sequence[str]]) -> None:
         """The calling thread still waits.
 
         frames: how many the rank has sent and received; awaited: what it waits for, asked only if it is told.

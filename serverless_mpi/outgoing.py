@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from serverless_mpi.channels.base import Channel
-from serverless_mpi.core.parcel import Parcel
+from serverless_mpi.core.frames import OutgoingFrame
 from serverless_mpi.operation import Operation, Payload
 
 EAGER_COPY_BYTES = 64 * 1024  # a frame of at most this is copied, so that its send is done at once
@@ -43,9 +43,9 @@ class Outgoing:
         lock: threading.Lock,
         changed: Callable[[BaseException | None], None],
     ) -> None:
-        self.background = channel.limits.background
-        self.alone = channel.limits.alone
-        self.queued: list[tuple[Parcel, Operation | None]] = []
+        self.async_put = channel.limits.async_put
+        self.serial = channel.limits.serial
+        self.queued: list[tuple[OutgoingFrame, Operation | None]] = []
         self.putting = 0  # frames that the sender thread is putting now
         self.frames = 0  # put, or being put
         self._channel = channel
@@ -61,7 +61,7 @@ class Outgoing:
 
     def add(
         self,
-        parcels: Sequence[Parcel],
+        parcels: Sequence[OutgoingFrame],
         operation: Operation | None,
         payload: Payload = Payload.BORROWED,
     ) -> None:
@@ -75,27 +75,27 @@ class Outgoing:
         payload
             When the bytes may change.
         """
-        if self.background and parcels:
+        if self.async_put and parcels:
             self._queued_at = time.monotonic()
             if not self.queued:
                 self._first_queued_at = self._queued_at
-        for parcel in parcels:
+        for frame in parcels:
             if operation is None:
-                self.queued.append((parcel, None))
-            elif self.background and parcel.nbytes <= EAGER_COPY_BYTES:
-                self.queued.append((parcel.copied(), None))
+                self.queued.append((frame, None))
+            elif self.async_put and frame.nbytes <= EAGER_COPY_BYTES:
+                self.queued.append((frame.copied(), None))
             else:
                 # a long frame holds its operation even if it is copied, so that waiting bounds what is queued
                 operation._holds += 1
-                if payload is Payload.TRANSIENT and not parcel.constant:
-                    parcel = parcel.copied()
-                self.queued.append((parcel, operation))
+                if payload is Payload.TRANSIENT and not frame.constant:
+                    frame = frame.copied()
+                self.queued.append((frame, operation))
 
     def flush(self, blocking: bool = False) -> None:
         """See that what is queued is put, here or by the sender thread; at once if the caller blocks."""
         if not self.queued:
             return
-        if not self.background or (blocking and self.alone):
+        if not self.async_put or (blocking and self.serial):
             while self.queued:
                 self._put_some()
             return
@@ -108,7 +108,7 @@ class Outgoing:
             self._sender.start()
         self._work.notify()
 
-    def put(self, parcels: Sequence[Parcel]) -> None:
+    def put(self, parcels: Sequence[OutgoingFrame]) -> None:
         """Give frames to the channel at once."""
         self.putting += len(parcels)
         self.frames += len(parcels)
@@ -142,7 +142,7 @@ class Outgoing:
         batch, self.queued = self.queued[:GATHER_FRAMES], self.queued[GATHER_FRAMES:]
         error: BaseException | None = None
         try:
-            self.put([parcel for parcel, _ in batch])
+            self.put([frame for frame, _ in batch])
         except BaseException as caught:
             error = caught
         for _, operation in batch:

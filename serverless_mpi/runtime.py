@@ -43,12 +43,12 @@ from typing import Any, NoReturn
 from serverless_mpi import channels, plugins
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.collectives import choose
-from serverless_mpi.collectives.steps import Deal, Recv, Send
+from serverless_mpi.collectives.steps import Recv, Scatter, Send
 from serverless_mpi.core.delivery import Incoming
-from serverless_mpi.core.endpoint import Endpoint, Landing, Receive
+from serverless_mpi.core.endpoint import Endpoint, Receive, ReceiveSlot
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope
-from serverless_mpi.core.parcel import Wanted
-from serverless_mpi.deadlock import Teller
+from serverless_mpi.core.frames import ExpectedFrame
+from serverless_mpi.deadlock import WaitReporter
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec, take_spec
 from serverless_mpi.metering import Meter
@@ -97,9 +97,9 @@ class Runtime:
             spec.key,
             limits.max_frame_bytes,
             _max_held_bytes(),
-            limits.guarded,
+            limits.trusted_transport,
         )
-        if limits.guarded:
+        if limits.trusted_transport:
             self._channel.land = self._land
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -117,9 +117,9 @@ class Runtime:
         self._unowned: collections.deque[int] = (
             collections.deque()
         )  # contexts without an owner, to be freed
-        self._teller = None
+        self._wait_reporter = None
         if spec.deadlock_s and spec.stats_dir is not None:
-            self._teller = Teller(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
+            self._wait_reporter = WaitReporter(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
         # kind of a collective call -> (calls, blobs given, their bytes): see api.collective
         self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = (
             {} if ENV_EXPLAIN in os.environ else None
@@ -156,7 +156,7 @@ class Runtime:
                 operation._holds += 1
                 on_matched = operation._release
             parcels = self._endpoint.send(context, dest, tag, data, on_matched, time.monotonic())
-            if self._outgoing.background:
+            if self._outgoing.async_put:
                 self._outgoing.add(parcels, operation, payload)
             elif parcels:
                 self._outgoing.put(parcels)
@@ -332,7 +332,7 @@ class Runtime:
                 operation._end(error)
                 return
             several = isinstance(step, (list, tuple))
-            group: Sequence[Send | Deal | Recv] = step if several else (step,)
+            group: Sequence[Send | Scatter | Recv] = step if several else (step,)
             receives: list[Receive | None] = []
             missing: list[Receive] = []
             for one in group:
@@ -342,17 +342,19 @@ class Runtime:
                         parcels = self._endpoint.publish(context, seq, one.slot, dests, one.data)
                         self._outgoing.add(parcels, operation)
                     receives.append(None)
-                elif isinstance(one, Deal):
+                elif isinstance(one, Scatter):
                     blobs = [(ranks[dest], data) for dest, data in one.blobs]
                     if blobs:
                         parcels = self._endpoint.deal(context, seq, one.slot, blobs)
                         if not self.figures.ranges:
-                            parcels = [single for parcel in parcels for single in parcel.singly()]
+                            parcels = [
+                                single for frame in parcels for single in frame.split_per_reader()
+                            ]
                         self._outgoing.add(parcels, operation)
                     receives.append(None)
                 else:
                     receive = self._endpoint.expect(
-                        context, ranks[one.source], seq, one.slot, one.dealt
+                        context, ranks[one.source], seq, one.slot, one.scattered
                     )
                     receives.append(receive)
                     if not receive.done:
@@ -490,8 +492,8 @@ class Runtime:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._outgoing.queued or self._endpoint.outbox:
             self._flush(blocking=True)
-        teller, began, told = self._teller, 0.0, False
-        longest = LONG_POLL_S if teller is None else min(LONG_POLL_S, teller.interval_s)
+        reporter, began, told = self._wait_reporter, 0.0, False
+        longest = LONG_POLL_S if reporter is None else min(LONG_POLL_S, reporter.interval_s)
         try:
             while not predicate():
                 if self._failure is not None or self.finalized:
@@ -503,15 +505,15 @@ class Runtime:
                 left = longest if deadline is None else min(deadline - now, longest)
                 if left <= 0:
                     return False
-                if teller is not None and deadline is None:
+                if reporter is not None and deadline is None:
                     began = began or now
-                    if now - began >= teller.interval_s:
+                    if now - began >= reporter.interval_s:
                         told = True
-                        teller.tell(self._outgoing.frames + self._received, self._awaited)
+                        reporter.report(self._outgoing.frames + self._received, self._awaited)
                 self._pump(left, predicate)
         finally:
-            if told and teller is not None:
-                teller.over()
+            if told and reporter is not None:
+                reporter.over()
         return True
 
     def _awaited(self) -> list[str]:
@@ -592,11 +594,11 @@ class Runtime:
         finally:
             self._sleepers -= 1
 
-    def _wanted(self) -> list[Wanted]:
+    def _wanted(self) -> list[ExpectedFrame]:
         with self._lock:
             return self._endpoint.wanted()
 
-    def _land(self, head: memoryview, nbytes: int) -> Landing | None:
+    def _land(self, head: memoryview, nbytes: int) -> ReceiveSlot | None:
         with self._lock:
             return self._endpoint.land(head, nbytes, time.monotonic())
 

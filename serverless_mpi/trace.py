@@ -125,7 +125,7 @@ def attach(runtime: Any) -> Recorder:
 
     runtime.icollective = starting
     # a put that does not go out in the background is most of the call that makes it: it would say little and cost as much
-    if channel.limits.background:
+    if channel.limits.async_put:
         channel.put = RECORDER.span("channel.put", channel.put)
     channel.get = RECORDER.span("channel.get", channel.get)
     for module, name, service in _REQUESTS:

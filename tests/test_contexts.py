@@ -170,6 +170,6 @@ def test_a_collective_that_failed_is_over() -> None:
             assert world.bcast(7) == 7
         world.barrier()
         state = endpoint_of(world)._contexts[world._context]
-        return len(state.ledger.above), len(state.steps)
+        return len(state.completed.above), len(state.steps)
 
     assert run(2, body) == [(0, 0)] * 2

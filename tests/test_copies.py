@@ -25,7 +25,7 @@ from serverless_mpi.channels.base import Channel, Delivery
 from serverless_mpi.channels.hybrid import HybridChannel
 from serverless_mpi.channels.object import ObjectChannel
 from serverless_mpi.channels.queue import QueueChannel
-from serverless_mpi.core.parcel import FrameName, Parcel
+from serverless_mpi.core.frames import FrameName, OutgoingFrame
 from serverless_mpi.job import JobSpec
 from serverless_mpi.operation import Operation, Payload
 from serverless_mpi.outgoing import EAGER_COPY_BYTES
@@ -109,7 +109,7 @@ class Job:
         self.runtimes = [Runtime(spec.with_rank(rank)) for rank in range(2)]
         for runtime in self.runtimes:
             self._stub(runtime._channel, cloud)
-            if runtime._channel.limits.background:
+            if runtime._channel.limits.async_put:
                 runtime._channel.put = self._gated(runtime._channel.put)  # type: ignore[method-assign]
 
     def _stub(self, channel: Channel, cloud: Cloud) -> None:
@@ -121,8 +121,10 @@ class Job:
         if isinstance(channel, QueueChannel):
             channel._sqs = StubSqs(cloud)  # type: ignore[assignment]
 
-    def _gated(self, put: Callable[[Sequence[Parcel]], None]) -> Callable[[Sequence[Parcel]], None]:
-        def wait_and_put(parcels: Sequence[Parcel]) -> None:
+    def _gated(
+        self, put: Callable[[Sequence[OutgoingFrame]], None]
+    ) -> Callable[[Sequence[OutgoingFrame]], None]:
+        def wait_and_put(parcels: Sequence[OutgoingFrame]) -> None:
             assert self.gate.wait(GIVE_UP_S)
             put(parcels)
 
@@ -223,7 +225,7 @@ def test_the_rule(payload: Payload, over: int, constant: bool) -> None:
         data = bytes(nbytes) if constant else bytearray(nbytes)
         name = FrameName(0, 7, 0, 1, 0, 0, 0)
         with made.runtimes[0]._lock:
-            outgoing.add([Parcel((1,), name, (memoryview(data),))], operation, payload)
+            outgoing.add([OutgoingFrame((1,), name, (memoryview(data),))], operation, payload)
             ((parcel, held),) = outgoing.queued
             outgoing.queued.clear()
         assert (held is operation) == (operation._holds == 2) == bool(over)

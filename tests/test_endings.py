@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serverless_mpi.channels.base import Parcel
+from serverless_mpi.channels.base import OutgoingFrame
 from serverless_mpi.channels.direct import DirectChannel
 from serverless_mpi.errors import ChannelError, JobError
 from serverless_mpi.job import JobSpec
@@ -35,14 +35,14 @@ def python(program: str, *words: str) -> subprocess.CompletedProcess[str]:
 # --- messages that cannot be put ---------------------------------------------
 
 
-def refuse(parcels: Sequence[Parcel]) -> None:
+def refuse(frames: Sequence[OutgoingFrame]) -> None:
     raise ChannelError("the medium is gone")
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["sender thread", "caller"])
 def test_finalize_raises_if_a_message_was_lost(alone: bool) -> None:
     a, _ = runtimes(2, background=True)
-    a._outgoing.alone = alone
+    a._outgoing.serial = alone
     a._channel.put = refuse  # type: ignore[method-assign]
     assert a.isend(9, 1, 0, view(b"small, so the call itself succeeds")).done
     with pytest.raises(ChannelError, match="gone"):
@@ -56,7 +56,7 @@ from serverless_mpi import MPI, runtime
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 made = runtime._runtime = runtime.Runtime(JobSpec.new(2, "memory"))
-made._outgoing.background = True
+made._outgoing.async_put = True
 def put(parcels):
     raise ChannelError("the medium is gone")
 made._channel.put = put

@@ -190,12 +190,12 @@ def test_calls_of_two_groups_and_of_neighbors_are_counted_from_their_generators(
         for name, row in along.items()
         if name.startswith("neighbor_allgather") and name != "neighbor_allgather:16B"
     )
-    (dealt,) = (
+    (scattered,) = (
         row
         for name, row in along.items()
         if name.startswith("neighbor_alltoall") and name != "neighbor_alltoall:24B"
     )
-    assert gathered[3:5] == ["1", "3"] and dealt[3:5] == [
+    assert gathered[3:5] == ["1", "3"] and scattered[3:5] == [
         "1",
         "4",
     ]  # one message for two edges; one for each

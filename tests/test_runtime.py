@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from serverless_mpi.channels.base import Limits, Parcel
+from serverless_mpi.channels.base import Limits, OutgoingFrame
 from serverless_mpi.channels.memory import MemoryChannel
 from serverless_mpi.collectives.steps import Recv, Send
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG
@@ -28,7 +28,7 @@ def runtimes(size: int, background: bool = False, **more: Any) -> list[Runtime]:
     spec = JobSpec.new(size, "memory", **more)
     made = [Runtime(spec.with_rank(rank)) for rank in range(size)]
     for runtime in made:
-        runtime._outgoing.background = background
+        runtime._outgoing.async_put = background
     return made
 
 
@@ -168,7 +168,7 @@ def test_an_error_in_a_collective_is_the_operations(pair: list[Runtime]) -> None
 
 
 class Broken(MemoryChannel):
-    def put(self, parcels: Sequence[Parcel]) -> None:
+    def put(self, frames: Sequence[OutgoingFrame]) -> None:
         raise ChannelError("the medium is gone")
 
 
@@ -200,11 +200,11 @@ def test_a_burst_goes_out_in_full_batches() -> None:
     gate, entered = threading.Event(), threading.Event()
     original = a._channel.put
 
-    def put(parcels: Sequence[Parcel]) -> None:
-        sizes.append(len(parcels))
+    def put(frames: Sequence[OutgoingFrame]) -> None:
+        sizes.append(len(frames))
         entered.set()
         assert gate.wait(TIMEOUT_S)
-        original(parcels)
+        original(frames)
 
     a._channel.put = put  # type: ignore[method-assign]
     a.isend(9, 1, 0, view(b"lone"))
@@ -254,7 +254,7 @@ def test_max_held_bytes_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_limits_decide_who_puts() -> None:
-    assert MemoryChannel.limits == Limits(MemoryChannel.limits.max_frame_bytes, background=False)
+    assert MemoryChannel.limits == Limits(MemoryChannel.limits.max_frame_bytes, async_put=False)
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ def puts_of(
     seen: list[tuple[int, threading.Thread]] = []
     put = runtime._channel.put
 
-    def recorded(parcels: Sequence[Parcel]) -> None:
-        seen.append((len(parcels), threading.current_thread()))
-        put(parcels)
+    def recorded(frames: Sequence[OutgoingFrame]) -> None:
+        seen.append((len(frames), threading.current_thread()))
+        put(frames)
 
     monkeypatch.setattr(runtime._channel, "put", recorded)
     return seen
@@ -306,7 +306,7 @@ def test_sends_are_gathered_until_the_caller_blocks(
     monkeypatch.setattr("serverless_mpi.outgoing.GATHER_QUIET_S", 1000.0)
     monkeypatch.setattr("serverless_mpi.outgoing.GATHER_LONGEST_S", 1000.0)
     a, b = runtimes(2, background=True)
-    a._outgoing.alone = alone
+    a._outgoing.serial = alone
     seen = puts_of(a, monkeypatch)
     sends = [a.isend(9, 1, 0, view(b"%d" % number)) for number in range(20)]
     assert seen == [] and all(send.done for send in sends)  # small ones are copied
@@ -316,7 +316,7 @@ def test_sends_are_gathered_until_the_caller_blocks(
     for number in range(20):
         receive = b.irecv(9, 0, 0)
         assert b.wait([receive], timeout=TIMEOUT_S) and receive.data == b"%d" % number
-    b._outgoing.alone = True  # so that finalizing puts it
+    b._outgoing.serial = True  # so that finalizing puts it
     b.isend(9, 0, 5, view(b"done"))
     b.finalize()
     waiter.join(TIMEOUT_S)
@@ -359,7 +359,7 @@ def test_a_wait_with_a_time_limit_is_no_deadlock() -> None:
         def over(self) -> None: ...
 
     a, _ = runtimes(2)
-    a._teller = Never()  # type: ignore[assignment]
+    a._wait_reporter = Never()  # type: ignore[assignment]
     assert a.wait([a.irecv(9, 1, 0)], timeout=0.01) is False
 
 

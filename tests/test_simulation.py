@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from serverless_mpi import channels
-from serverless_mpi.api.shapes import Cart
+from serverless_mpi.api.topologies import Cart
 from serverless_mpi.collectives import allgather, reduce
 from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, always, select
 from serverless_mpi.collectives.operations import OPERATIONS, Layout, example_calls, keep_first
-from serverless_mpi.collectives.steps import Deal, Recv, Send
+from serverless_mpi.collectives.steps import Recv, Scatter, Send
 from serverless_mpi.errors import UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Prices, Snapshot, merge
@@ -57,9 +57,9 @@ def mix(rank: int, size: int, blob: memoryview) -> Any:
     else:
         yield [Recv(right, 3), Recv(right, 4)]
     if rank == 4:
-        yield Deal(tuple((dest, (blob[:dest],)) for dest in (1, 6, 7)), 5)
+        yield Scatter(tuple((dest, (blob[:dest],)) for dest in (1, 6, 7)), 5)
     elif rank in (1, 6, 7):
-        yield Recv(4, 5, dealt=True)
+        yield Recv(4, 5, scattered=True)
 
 
 MIX = Algorithm("allgather", "mix", mix, None, always)

@@ -1,7 +1,7 @@
 """Communicators: handles, facts, comparing, and their life (MPI 4.1, chapter 7).
 
-What is made of them is in children.py; what they carry in p2p.py, collective.py, persistent.py and partitioned.py;
-one group is intracomm.py's, two are intercomm.py's, shapes topology.py's.
+What is made of them is in comm_constructors.py; what they carry in p2p.py, collective.py, persistent.py and partitioned.py;
+one group is intracomm.py's, two are intercomm.py's, shapes topocomm.py's.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from operator import attrgetter
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from serverless_mpi.api.bsend import OF_PROCESS, Attached
-from serverless_mpi.api.children import Children
-from serverless_mpi.api.commstate import State
+from serverless_mpi.api.comm_constructors import CommConstructors
+from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES
 from serverless_mpi.api.errhandler import Guarded
 from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group
@@ -23,7 +23,7 @@ from serverless_mpi.api.info import Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
 from serverless_mpi.api.request import Request
-from serverless_mpi.api.shapes import Cart, Dist, Graph
+from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.core.envelope import TAG_UB, UNDEFINED
 from serverless_mpi.errors import ERR_COMM, MPIException, missing
 from serverless_mpi.runtime import Runtime
@@ -38,7 +38,7 @@ MAX_NAME = 128
 C = TypeVar("C", bound="Comm")
 
 
-class Comm(Children, Persistent, Partitioned, Handle, Guarded):
+class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     """A communicator.  `rank` and `size` are this process's place in it and its number of processes."""
 
     __module__ = "serverless_mpi.MPI"
@@ -73,13 +73,13 @@ class Comm(Children, Persistent, Partitioned, Handle, Guarded):
     @classmethod
     def _of_state(cls, state: State | None) -> Any:
         """A handle of the class that the communicator is of."""
-        from serverless_mpi.api import topology
+        from serverless_mpi.api import topocomm
         from serverless_mpi.api.intercomm import Intercomm
         from serverless_mpi.api.intracomm import Intracomm
 
         if state is None:
             return cls._of(None)
-        shapes = {Cart: topology.Cartcomm, Graph: topology.Graphcomm, Dist: topology.Distgraphcomm}
+        shapes = {Cart: topocomm.Cartcomm, Graph: topocomm.Graphcomm, Dist: topocomm.Distgraphcomm}
         kind = (
             Intercomm if state.remote is not None else shapes.get(type(state.topology), Intracomm)
         )

@@ -1,6 +1,6 @@
 """Datatypes: the object, its constructors and what it tells of itself (MPI 4.1, chapter 5).
 
-What a type is is in typestate.py, where its bytes are in layout.py, parts of arrays in arrays.py, the predefined types in types.py,
+What a type is is in datatype_state.py, where its bytes are in layout.py, parts of arrays in arrays.py, the predefined types in types.py,
 packing in packing.py.
 """
 
@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api import typestate
+from serverless_mpi.api import datatype_state
 from serverless_mpi.api.arrays import ORDER_C, indices_of_rank, part_of_array
 from serverless_mpi.api.attributes import Attributed
-from serverless_mpi.api.handle import Handle, forget
-from serverless_mpi.api.layout import Block, Layout
-from serverless_mpi.api.typestate import (
+from serverless_mpi.api.datatype_state import (
     COMBINER_CONTIGUOUS,
     COMBINER_DARRAY,
     COMBINER_DUP,
@@ -35,10 +33,12 @@ from serverless_mpi.api.typestate import (
     COMBINER_VECTOR,
     TypeState,
 )
+from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.layout import Block, Layout
 from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_RANK, ERR_TYPE, MPIException
 
 _COMBINERS = {
-    getattr(typestate, name): name.removeprefix("COMBINER_") for name in typestate.__all__
+    getattr(datatype_state, name): name.removeprefix("COMBINER_") for name in datatype_state.__all__
 }
 _MOST_NAME = 127
 

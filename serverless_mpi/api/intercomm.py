@@ -10,7 +10,7 @@ from typing import Any
 
 from serverless_mpi.api.buffers import InPlaceType
 from serverless_mpi.api.comm import Comm, internal
-from serverless_mpi.api.commstate import State
+from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info

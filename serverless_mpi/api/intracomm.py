@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from serverless_mpi.api.comm import Comm, internal
-from serverless_mpi.api.commstate import State
+from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
-from serverless_mpi.api.shapes import Cart, Dist, Graph
+from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.core.envelope import (
     CONTEXT_SELF,
     CONTEXT_WORLD,
@@ -88,7 +88,7 @@ class Intracomm(Comm):
         self, dims: Sequence[int], periods: Sequence[bool] | None = None, reorder: bool = False
     ) -> Any:
         """A grid of shape `dims`, with `periods` (one, or one a dimension) closed to rings; ranks go row by row."""
-        from serverless_mpi.api.topology import Cartcomm
+        from serverless_mpi.api.topocomm import Cartcomm
 
         self._live()
         cart = Cart.made(dims, periods, len(self._state.ranks))
@@ -104,7 +104,7 @@ class Intracomm(Comm):
         self, index: Sequence[int], edges: Sequence[int], reorder: bool = False
     ) -> Any:
         """A graph that every process describes: node i's neighbours are edges[index[i-1]:index[i]]."""
-        from serverless_mpi.api.topology import Graphcomm
+        from serverless_mpi.api.topocomm import Graphcomm
 
         self._live()
         graph = Graph.made(index, edges, len(self._state.ranks))
@@ -126,7 +126,7 @@ class Intracomm(Comm):
         reorder: bool = False,
     ) -> Any:
         """A graph of which every process gives the edges to and from itself.  Sends nothing."""
-        from serverless_mpi.api.topology import Distgraphcomm
+        from serverless_mpi.api.topocomm import Distgraphcomm
 
         self._live()
         size = len(self._state.ranks)
@@ -148,7 +148,7 @@ class Intracomm(Comm):
         reorder: bool = False,
     ) -> Any:
         """A graph of which every process gives any edges: degrees[i] of them from sources[i]."""
-        from serverless_mpi.api.topology import Distgraphcomm
+        from serverless_mpi.api.topocomm import Distgraphcomm
 
         self._live()
         size = len(self._state.ranks)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype_state import COMBINER_DUP
 from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.api.memory import buffer
 from serverless_mpi.api.types import BYTE, PACKED
-from serverless_mpi.api.typestate import COMBINER_DUP
 from serverless_mpi.errors import ERR_BUFFER, ERR_OP, ERR_TRUNCATE, MPIException
 
 _Array = np.ndarray[Any, Any]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype_state import TypeState
 from serverless_mpi.api.memory import as_bytes
 from serverless_mpi.api.types import LONG, UNSIGNED_LONG, WCHAR
-from serverless_mpi.api.typestate import TypeState
 from serverless_mpi.errors import (
     ERR_ARG,
     ERR_CONVERSION,

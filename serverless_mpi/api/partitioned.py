@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serverless_mpi.api.buffers import Message as Spec
-from serverless_mpi.api.commstate import State
+from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.persistent import Prequest, Repeat

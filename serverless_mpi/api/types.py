@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from serverless_mpi.api.datatype import DATATYPE_NULL, Datatype
+from serverless_mpi.api.datatype_state import COMBINER_F90_COMPLEX, COMBINER_NAMED, TypeState
 from serverless_mpi.api.layout import Layout
 from serverless_mpi.api.memory import CASTABLE, native
-from serverless_mpi.api.typestate import COMBINER_F90_COMPLEX, COMBINER_NAMED, TypeState
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_OTHER, MPIException
 

@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted
+from serverless_mpi.core.frames import SCATTERED, SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.job import JobSpec
 
 __all__ = [
-    "EACH",
-    "MANY",
+    "SCATTERED",
+    "SHARED",
     "Channel",
     "Delivery",
-    "Figures",
+    "CostParameters",
     "FrameName",
     "Limits",
-    "Parcel",
-    "Wanted",
+    "OutgoingFrame",
+    "ExpectedFrame",
 ]
 
 
@@ -48,22 +48,22 @@ class Limits:
     """What the medium can carry.
 
     max_frame_bytes: largest frame, header included.
-    background: a put takes about a round trip, so the runtime puts from a
+    async_put: a put takes about a round trip, so the runtime puts from a
     sender thread and gathers what has been queued meanwhile.
-    guarded: nobody but the two ranks' own user can read or write what is on
+    trusted_transport: nobody but the two ranks' own user can read or write what is on
     its way, so frames need no tag over their bodies.
-    alone: the medium does one thing at a time, as an emulator does; who waits
+    serial: the medium does one thing at a time, as an emulator does; who waits
     puts first and asks for frames then.
     """
 
     max_frame_bytes: int
-    background: bool
-    guarded: bool = False
-    alone: bool = False
+    async_put: bool
+    trusted_transport: bool = False
+    serial: bool = False
 
 
 @dataclass(frozen=True)
-class Figures:
+class CostParameters:
     """What the medium costs; collective algorithms are chosen by it, so all ranks must see the same.
 
     latency_s: one small message from put to get; bandwidth_Bps: bytes per
@@ -86,9 +86,9 @@ class Figures:
     ranges: bool = False
     put_s: float = 0.0
     get_s: float = 0.0
-    lanes: int = 0
+    parallelism: int = 0
     billed_bytes: int = 0
-    beyond: tuple[int, Figures] | None = None
+    large: tuple[int, CostParameters] | None = None
 
 
 class Channel(ABC):
@@ -110,7 +110,7 @@ class Channel(ABC):
     contained: ClassVar[bool] = False
     options: ClassVar[frozenset[str]] = frozenset()
     limits: Limits
-    figures: Figures
+    figures: CostParameters
     # Set by the runtime of a guarded channel: given a frame's first 84 bytes and the length of the rest, it names memory
     # for the rest (an object with `memory`), or None.  To be called without a lock that `put` or `wake` need.
     land: Callable[[memoryview, int], Any] | None = None
@@ -140,14 +140,14 @@ class Channel(ABC):
         return ()
 
     @abstractmethod
-    def put(self, parcels: Sequence[Parcel]) -> None:
+    def put(self, parcels: Sequence[OutgoingFrame]) -> None:
         """Give frames to the medium; returns when it has them, which may be when their readers take them.
 
         Raises ChannelError when it cannot; frames of the batch may then be there or not.
         """
 
     @abstractmethod
-    def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
+    def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
         """Frames for this rank, after at most `max_wait_s` seconds; [] if none came.
 
         0 asks only for what is there now.  `wanted` names what receives wait

@@ -5,7 +5,7 @@ that accepted it: two ranks that talk both ways hold two.  So `put` and `get`
 never share a socket, and a connection that is closed never throws away bytes
 that are still on their way.  The launcher binds every rank's listening socket
 before any rank runs and the rank inherits it, so addresses are known from the
-start and connecting early merely waits in the backlog.  `door.py` has how the
+start and connecting early merely waits in the backlog.  `handshake.py` has how the
 two ends prove themselves.
 
 Frame: length (8 bytes, little endian), then that many bytes.  Length GOODBYE and
@@ -32,9 +32,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
-from serverless_mpi.channels.door import Doorkeeper, introduce
-from serverless_mpi.channels.space import space
+from serverless_mpi.channels.base import (
+    Channel,
+    CostParameters,
+    Delivery,
+    ExpectedFrame,
+    Limits,
+    OutgoingFrame,
+)
+from serverless_mpi.channels.buffers import space
+from serverless_mpi.channels.handshake import Acceptor, authenticate
 from serverless_mpi.core.tags import TAG_BYTES, same
 from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
@@ -53,7 +60,7 @@ FAREWELL_S = 5.0  # how long close() tries to tell a slow peer that this rank en
 LOOK_S = 100e-6  # how long a get looks before it sleeps: three short messages
 LOOKS_SKIPPED = 256  # most waits after a look in vain that sleep at once
 # measured on two cores, with benchmarks/collectives.py
-FIGURES = Figures(
+FIGURES = CostParameters(
     latency_s=1e-4,
     bandwidth_Bps=8e9,
     put_usd=0.0,
@@ -176,7 +183,7 @@ class DirectChannel(Channel):
     The setting `host`, if given to `provision`, is the address to bind with TCP; without it Unix sockets serve.
     """
 
-    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False)
+    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False)
     figures = FIGURES
     options = frozenset({"host"})
 
@@ -231,9 +238,11 @@ class DirectChannel(Channel):
     def __init__(self, spec: JobSpec, meter: Any) -> None:
         super().__init__(spec, meter)
         self._addresses = [_address(text) for text in spec.settings["addresses"].split()]
-        self.figures = replace(FIGURES, lanes=int(spec.settings.get("lanes", "0")))
+        self.figures = replace(FIGURES, parallelism=int(spec.settings.get("lanes", "0")))
         guarded = all(isinstance(address, str) for address in self._addresses)
-        self.limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False, guarded=guarded)
+        self.limits = Limits(
+            max_frame_bytes=MAX_FRAME_BYTES, async_put=False, trusted_transport=guarded
+        )
         (fd,) = self.inherited(spec)
         try:
             listener = socket.socket(fileno=fd)
@@ -263,12 +272,12 @@ class DirectChannel(Channel):
         self._poll = select.epoll()
         self._poll.register(self._wake_read, select.EPOLLIN)
         self._incoming: dict[int, _Incoming] = {}  # by file descriptor
-        self._door = Doorkeeper(spec, listener, self._admit)
+        self._door = Acceptor(spec, listener, self._admit)
         self._door.start()
 
     # -- sending
 
-    def put(self, parcels: Sequence[Parcel]) -> None:
+    def put(self, parcels: Sequence[OutgoingFrame]) -> None:
         if (
             len(parcels) == 1
             and len(parcels[0].dests) == 1
@@ -277,30 +286,30 @@ class DirectChannel(Channel):
             return
         pending: dict[int, collections.deque[memoryview]] = {}
         nbytes = frames = 0
-        for parcel in parcels:
-            size = parcel.nbytes
+        for frame in parcels:
+            size = frame.nbytes
             length = memoryview(LENGTH.pack(size))
-            for dest in parcel.dests:
+            for dest in frame.dests:
                 nbytes += size
                 frames += 1
                 views = pending.get(dest)
                 if views is None:
                     views = pending[dest] = collections.deque()
                 views.append(length)
-                views.extend([part for part in parcel.parts if part.nbytes])
+                views.extend([part for part in frame.parts if part.nbytes])
         with self._put_lock:
             self._send(pending)
         self.meter.count("direct", "put", requests=frames, nbytes=nbytes, messages=frames)
 
-    def _put_at_once(self, parcel: Parcel, dest: int) -> bool:
+    def _put_at_once(self, frame: OutgoingFrame, dest: int) -> bool:
         """One frame for one rank, as most are, if its socket takes it whole; False if it has taken none of it."""
-        nbytes = parcel.nbytes
+        nbytes = frame.nbytes
         if nbytes > AHEAD_BYTES:
             return False
         sock = self._outgoing.get(dest)
         if sock is None:
             return False
-        whole: list[bytes | memoryview] = [LENGTH.pack(nbytes), *parcel.parts]
+        whole: list[bytes | memoryview] = [LENGTH.pack(nbytes), *frame.parts]
         with self._put_lock:
             try:
                 sent = sock.sendmsg(whole)
@@ -395,7 +404,7 @@ class DirectChannel(Channel):
             ) from error
         try:
             sock.setblocking(False)
-            self._farewells[dest] = introduce(
+            self._farewells[dest] = authenticate(
                 sock, spec, dest, lambda: self._wait({sock.fileno(): select.POLLIN})
             )
         except OSError as error:
@@ -415,7 +424,7 @@ class DirectChannel(Channel):
         self._fresh.append(_Incoming(sock, rank, farewell))
         self._nudge()
 
-    def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
+    def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
         self._getting += 1
         try:
             with self._get_lock:

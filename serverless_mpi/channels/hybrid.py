@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from serverless_mpi.channels.base import EACH, Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.channels.base import (
+    SCATTERED,
+    Channel,
+    CostParameters,
+    Delivery,
+    ExpectedFrame,
+    Limits,
+    OutgoingFrame,
+)
 from serverless_mpi.channels.object import AWS_FIGURES as OBJECT_AWS
 from serverless_mpi.channels.object import EMULATOR_FIGURES as OBJECT_EMULATOR
 from serverless_mpi.channels.object import (
@@ -54,12 +62,12 @@ def threshold(prices: Prices) -> int:
     return min(QUEUE_FRAME_BYTES, chunks * BILLED_CHUNK_BYTES)
 
 
-def together(parcel: Parcel, prices: Prices) -> bool:
+def together(frame: OutgoingFrame, prices: Prices) -> bool:
     """Whether a dealt parcel is cheaper as one object than frame by frame on the queue or as objects of their own."""
     a_reader = prices.of("s3.GET") + prices.of("sqs")
-    as_one = prices.of("s3.PUT") + prices.of("sns") + len(parcel.dests) * a_reader
+    as_one = prices.of("s3.PUT") + prices.of("sns") + len(frame.dests) * a_reader
     alone = 0.0
-    for parts in parcel.own:
+    for parts in frame.bodies:
         chunks = -(-sum(part.nbytes for part in parts) // BILLED_CHUNK_BYTES)
         alone += min(
             chunks * 2 * prices.of("sqs"), prices.of("s3.PUT") + prices.of("sqs") + a_reader
@@ -67,16 +75,16 @@ def together(parcel: Parcel, prices: Prices) -> bool:
     return as_one < alone
 
 
-def object_key(parcel: Parcel) -> str:
+def object_key(frame: OutgoingFrame) -> str:
     """The key of a parcel's object; frames that were dealt but travel alone get keys of their own."""
-    alone = parcel.name.dest == EACH and not parcel.own
-    return f"{parcel.name.key()}.{parcel.dests[0]:06d}" if alone else parcel.name.key()
+    alone = frame.name.dest == SCATTERED and not frame.bodies
+    return f"{frame.name.key()}.{frame.dests[0]:06d}" if alone else frame.name.key()
 
 
-def reference(parcel: Parcel) -> tuple[bytes, bytes]:
+def reference(frame: OutgoingFrame) -> tuple[bytes, bytes]:
     """(magic, text) of what travels on the queue in the place of a parcel that is an object."""
-    key = object_key(parcel).encode()
-    return (_DEALT, table(parcel) + key) if parcel.own else (_MAGIC, key)
+    key = object_key(frame).encode()
+    return (_DEALT, table(frame) + key) if frame.bodies else (_MAGIC, key)
 
 
 class Place(NamedTuple):
@@ -105,9 +113,9 @@ def locate_frame(magic: bytes, text: memoryview, rank: int) -> Place | None:
     return Place(key.decode(), start, nbytes, end)
 
 
-def sealed(parcel: Parcel, key: bytes) -> bytes:
+def sealed(frame: OutgoingFrame, key: bytes) -> bytes:
     """A parcel's reference as it travels: magic, tag, text."""
-    magic, text = reference(parcel)
+    magic, text = reference(frame)
     return magic + make(key, Purpose.REFERENCE, magic + text) + text
 
 
@@ -121,7 +129,7 @@ def opened(data: memoryview, key: bytes) -> tuple[bytes, memoryview] | None:
     return magic, text
 
 
-def figures(aws: bool, limit: int) -> Figures:
+def figures(aws: bool, limit: int) -> CostParameters:
     """The queue's for frames of up to `limit` bytes; beyond, an object's and its reference's together."""
     small = QUEUE_AWS if aws else QUEUE_EMULATOR
     large = OBJECT_AWS if aws else OBJECT_EMULATOR
@@ -133,7 +141,7 @@ def figures(aws: bool, limit: int) -> Figures:
         put_usd=small.put_usd + large.put_usd,
         get_usd=small.get_usd + large.get_usd,
     )
-    return replace(small, ranges=True, beyond=(limit, both))
+    return replace(small, ranges=True, large=(limit, both))
 
 
 class HybridChannel(Channel):
@@ -144,7 +152,7 @@ class HybridChannel(Channel):
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
-        self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
+        self.limits = Limits(MAX_FRAME_BYTES, async_put=True, serial=spec.endpoint is not None)
         self._queue = QueueChannel(spec, meter)
         self._store = Store(spec, meter, MAX_FRAME_BYTES)
         self._prices = Prices.load()
@@ -161,23 +169,23 @@ class HybridChannel(Channel):
         QueueChannel.destroy(spec)
         ObjectChannel.destroy(spec)
 
-    def put(self, parcels: Sequence[Parcel]) -> None:
-        small: list[Parcel] = []
-        large: list[Parcel] = []
-        for given in parcels:
-            whole = given.own and together(given, self._prices)
-            for parcel in [given] if whole else given.singly():
-                (large if whole or parcel.nbytes > self._threshold else small).append(parcel)
-        self._store.each(lambda parcel: self._store.put(object_key(parcel), parcel), large)
+    def put(self, frames: Sequence[OutgoingFrame]) -> None:
+        small: list[OutgoingFrame] = []
+        large: list[OutgoingFrame] = []
+        for given in frames:
+            whole = given.bodies and together(given, self._prices)
+            for frame in [given] if whole else given.split_per_reader():
+                (large if whole or frame.nbytes > self._threshold else small).append(frame)
+        self._store.each(lambda frame: self._store.put(object_key(frame), frame), large)
         self._queue.put(
             small
             + [
-                Parcel(parcel.dests, parcel.name, (memoryview(sealed(parcel, self.spec.key)),))
-                for parcel in large
+                OutgoingFrame(frame.dests, frame.name, (memoryview(sealed(frame, self.spec.key)),))
+                for frame in large
             ]
         )
 
-    def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
+    def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
         deliveries = self._queue.get(max_wait_s, wanted)
         return [
             one for one in self._store.each(self._resolve, deliveries) if isinstance(one, Delivery)

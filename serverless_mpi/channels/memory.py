@@ -7,7 +7,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.channels.base import (
+    Channel,
+    CostParameters,
+    Delivery,
+    ExpectedFrame,
+    Limits,
+    OutgoingFrame,
+)
 from serverless_mpi.job import JobSpec
 
 MAX_FRAME_BYTES = 1 << 30  # only bounds one copy; there is no medium to ask
@@ -45,8 +52,8 @@ class Hub:
 class MemoryChannel(Channel):
     """Frames copied from thread to thread."""
 
-    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, background=False)
-    figures = Figures(
+    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False)
+    figures = CostParameters(
         latency_s=1e-5, bandwidth_Bps=5e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=1
     )
 
@@ -58,7 +65,7 @@ class MemoryChannel(Channel):
     def destroy(cls, spec: JobSpec) -> None:
         Hub.forget(spec)
 
-    def put(self, parcels: Sequence[Parcel]) -> None:
+    def put(self, parcels: Sequence[OutgoingFrame]) -> None:
         for parcel in parcels:
             for dest in parcel.dests:
                 frame = bytearray().join(parcel.parts)
@@ -68,7 +75,7 @@ class MemoryChannel(Channel):
                     inbox.frames.append(frame)
                     inbox.ready.notify()
 
-    def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
+    def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
         inbox = self._hub.inboxes[self.spec.rank]
         with inbox.ready:
             if max_wait_s > 0:

@@ -24,15 +24,16 @@ from serverless_mpi.aws.retry import BUDGET_S, Patience
 from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels.base import (
-    EACH,
-    MANY,
+    SCATTERED,
+    SHARED,
     Channel,
+    CostParameters,
     Delivery,
-    Figures,
+    ExpectedFrame,
     Limits,
-    Parcel,
-    Wanted,
+    OutgoingFrame,
 )
+from serverless_mpi.channels.buffers import space
 from serverless_mpi.channels.cleanup import (
     MAX_REPORT_BYTES,
     Deletions,
@@ -43,10 +44,9 @@ from serverless_mpi.channels.cleanup import (
     reports_for,
     say_left,
 )
-from serverless_mpi.channels.space import space
 from serverless_mpi.core.endpoint import GAP_TIMEOUT_S
 from serverless_mpi.core.envelope import ANY_SOURCE
-from serverless_mpi.core.parcel import cut
+from serverless_mpi.core.frames import cut
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.errors import ChannelError, ServerlessMPIError
 from serverless_mpi.job import JobSpec, frames_prefix
@@ -64,7 +64,7 @@ _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
 # AWS: 100-200 ms a small object, 85-90 MB/s a connection ("Performance design patterns for Amazon S3").
 # Emulator: what fits the times of every collective best, measured on two cores (docs/benchmarks-collectives.md).
 # A rank has 8 requests on their way at once.
-AWS_FIGURES = Figures(
+AWS_FIGURES = CostParameters(
     latency_s=0.15,
     bandwidth_Bps=9e7,
     put_usd=5e-6,
@@ -76,7 +76,7 @@ AWS_FIGURES = Figures(
     get_s=0.012,
 )
 EMULATOR_FIGURES = replace(
-    AWS_FIGURES, latency_s=0.005, bandwidth_Bps=6.5e8, put_s=0.0001, get_s=0.0006, lanes=2
+    AWS_FIGURES, latency_s=0.005, bandwidth_Bps=6.5e8, put_s=0.0001, get_s=0.0006, parallelism=2
 )
 
 # between two looks for an object that is not there yet: (first pause, longest pause)
@@ -112,16 +112,16 @@ class ReadObject(NamedTuple):
     nbytes: int
 
 
-def side_by_side(parcel: Parcel) -> tuple[memoryview, ...]:
+def side_by_side(parcel: OutgoingFrame) -> tuple[memoryview, ...]:
     """The bytes of a parcel's object: its frame; dealt, the table and the frames."""
-    if not parcel.own:
+    if not parcel.bodies:
         return parcel.parts
-    return (memoryview(table(parcel)), *(part for parts in parcel.own for part in parts))
+    return (memoryview(table(parcel)), *(part for parts in parcel.bodies for part in parts))
 
 
-def table(parcel: Parcel) -> bytes:
+def table(parcel: OutgoingFrame) -> bytes:
     """What a dealt parcel's object begins with: how many frames, then rank and length of each."""
-    lengths = [sum(part.nbytes for part in parts) for parts in parcel.own]
+    lengths = [sum(part.nbytes for part in parts) for parts in parcel.bodies]
     slices = [_SLICE.pack(dest, nbytes) for dest, nbytes in zip(parcel.dests, lengths, strict=True)]
     return _COUNT.pack(len(slices)) + b"".join(slices)
 
@@ -153,7 +153,7 @@ def table_limit(size: int) -> int:
     return _COUNT.size + size * _SLICE.size
 
 
-class Leaves:
+class TreeHash:
     """Digests of a part of a body, each taken when its leaf has come, while the rest is on its way."""
 
     def __init__(self, part: memoryview) -> None:
@@ -215,7 +215,7 @@ class Store:
             return [call(item) for item in items]
         return self._pool.each(call, items)
 
-    def put(self, key: str, parcel: Parcel) -> None:
+    def put(self, key: str, parcel: OutgoingFrame) -> None:
         """Make the object of a parcel."""
         parts = side_by_side(parcel)
         nbytes = sum(part.nbytes for part in parts)
@@ -238,7 +238,7 @@ class Store:
 
         def digested(start: int) -> list[bytes] | None:
             part = whole[start : start + PART_BYTES]
-            leaves = Leaves(part)
+            leaves = TreeHash(part)
             return leaves.all() if self._fetch(key, start, part, leaves.come) else None
 
         def room(size: int) -> memoryview:
@@ -389,7 +389,7 @@ class ObjectChannel(Channel):
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
-        self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
+        self.limits = Limits(MAX_FRAME_BYTES, async_put=True, serial=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         self._pauses = AWS_PAUSES_S if spec.endpoint is None else EMULATOR_PAUSES_S
         self._store = Store(spec, meter, MAX_FRAME_BYTES)
@@ -415,10 +415,10 @@ class ObjectChannel(Channel):
 
         control.remove_bucket(spec)
 
-    def put(self, parcels: Sequence[Parcel]) -> None:
+    def put(self, parcels: Sequence[OutgoingFrame]) -> None:
         self._store.each(lambda parcel: self._store.put(parcel.name.key(), parcel), parcels)
 
-    def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
+    def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
         deadline = time.monotonic() + max_wait_s
         pause, longest = self._pauses
         # every miss is billed, so the first look is put off by half of what waiting has taken of late
@@ -448,7 +448,7 @@ class ObjectChannel(Channel):
                 return []
             pause = min(2 * pause, longest)
 
-    def _refused(self, wanted: Callable[[], list[Wanted]]) -> bool:
+    def _refused(self, wanted: Callable[[], list[ExpectedFrame]]) -> bool:
         """Whether a shared object that was given is still waited for: it is not a frame, and is not asked for at once.
 
         Raises
@@ -468,7 +468,7 @@ class ObjectChannel(Channel):
                 )
         return bool(self._given)
 
-    def _look(self, wanted: list[Wanted]) -> tuple[list[Delivery], Busy | None]:
+    def _look(self, wanted: list[ExpectedFrame]) -> tuple[list[Delivery], Busy | None]:
         """What is there of `wanted`, and that the service was too busy to say of all whether it is."""
         keys: dict[str, int] = {}  # key -> whose it is: a rank's, MANY, EACH
         for one in wanted:
@@ -488,7 +488,7 @@ class ObjectChannel(Channel):
 
         def fetch(key: str) -> Delivery | Busy | None:
             try:
-                if keys[key] == EACH:
+                if keys[key] == SCATTERED:
                     return self._store.get_dealt(key, self.spec.rank)
                 return self._store.get(key, POLL_BUDGET_S)
             except Busy as error:
@@ -499,7 +499,7 @@ class ObjectChannel(Channel):
             if isinstance(delivery, Busy):
                 busy = delivery
             elif isinstance(delivery, Delivery):
-                if keys[key] not in (MANY, EACH):
+                if keys[key] not in (SHARED, SCATTERED):
                     if delivery.receipt is None:  # damaged, and for nobody else
                         delivery = replace(delivery, receipt=ReadObject(key, 0))
                 else:

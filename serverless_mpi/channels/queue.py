@@ -19,7 +19,14 @@ from serverless_mpi.aws import sns, sqs
 from serverless_mpi.aws.credentials import Credentials, emulator_keys
 from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.workers import Workers
-from serverless_mpi.channels.base import Channel, Delivery, Figures, Limits, Parcel, Wanted
+from serverless_mpi.channels.base import (
+    Channel,
+    CostParameters,
+    Delivery,
+    ExpectedFrame,
+    Limits,
+    OutgoingFrame,
+)
 from serverless_mpi.channels.cleanup import Deletions, say_left
 from serverless_mpi.core.endpoint import GAP_TIMEOUT_S
 from serverless_mpi.job import JobSpec
@@ -35,7 +42,7 @@ EMULATOR_TOPIC_ENTRIES = (
 # AWS: "tens or low hundreds of milliseconds" a call (SQS FAQ); a frame of 252 KiB a round trip.
 # Emulator: what fits the times of every collective best, measured on two cores (docs/benchmarks-collectives.md).
 # A rank has 8 sends of up to 10 frames on their way at once, and receives 10 frames a round trip.
-AWS_FIGURES = Figures(
+AWS_FIGURES = CostParameters(
     latency_s=0.04,
     bandwidth_Bps=6e6,
     put_usd=5e-7,
@@ -47,7 +54,7 @@ AWS_FIGURES = Figures(
     billed_bytes=BILLED_CHUNK_BYTES,
 )
 EMULATOR_FIGURES = replace(
-    AWS_FIGURES, latency_s=0.0002, bandwidth_Bps=8e7, put_s=0.001, get_s=0.0003, lanes=2
+    AWS_FIGURES, latency_s=0.0002, bandwidth_Bps=8e7, put_s=0.001, get_s=0.0003, parallelism=2
 )
 
 # where an emulator's long poll looks only every 100 ms it is asked again and again, with a growing pause
@@ -161,7 +168,7 @@ class QueueChannel(Channel):
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
-        self.limits = Limits(MAX_FRAME_BYTES, background=True, alone=spec.endpoint is not None)
+        self.limits = Limits(MAX_FRAME_BYTES, async_put=True, serial=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
         self._clients = [
@@ -181,7 +188,7 @@ class QueueChannel(Channel):
         self._prices = Prices.load()
         self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
         # an emulator does one thing after the other, and several threads of a rank only stand in one another's way
-        self._pool = Workers(1 if self.limits.alone else REQUESTS_AT_ONCE)
+        self._pool = Workers(1 if self.limits.serial else REQUESTS_AT_ONCE)
         self._patience = self._clients[0].patience(GAP_TIMEOUT_S)  # with polls that find it busy
         self._deletions = Deletions(
             partial(self._sqs.delete, self._mine),
@@ -206,7 +213,7 @@ class QueueChannel(Channel):
 
         control.remove_queues(spec)
 
-    def put(self, parcels: Sequence[Parcel]) -> None:
+    def put(self, parcels: Sequence[OutgoingFrame]) -> None:
         if len(parcels) == 1 and len(parcels[0].dests) == 1:  # there is nothing to choose
             (parcel,) = parcels
             self._sqs.send(self._queues[parcel.dests[0]], [b"".join(parcel.parts)])
@@ -223,13 +230,13 @@ class QueueChannel(Channel):
         calls += [
             partial(self._sns.publish, self._topics[topic], batch) for topic, batch in chosen.topic
         ]
-        if len(calls) == 1 or self.limits.alone:
+        if len(calls) == 1 or self.limits.serial:
             for call in calls:
                 call()
         else:
             self._pool.each(lambda call: call(), calls)
 
-    def get(self, max_wait_s: float, wanted: Callable[[], list[Wanted]]) -> list[Delivery]:
+    def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
         deadline = time.monotonic() + max_wait_s
         pause = EMULATOR_PAUSE_S
         while True:

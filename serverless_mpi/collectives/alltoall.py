@@ -8,8 +8,8 @@ from serverless_mpi.collectives.choose import algorithm, known_length, ranges
 from serverless_mpi.collectives.cost import PACK_BYTES, Tally, log2_rounds
 from serverless_mpi.collectives.steps import (
     Blob,
-    Deal,
     Recv,
+    Scatter,
     Send,
     Steps,
     pack,
@@ -32,8 +32,8 @@ def packed(rank: int, size: int, blobs: Sequence[Blob]) -> Steps:
     result: list[Blob] = [blobs[rank]] * size
     if others:
         got = yield [
-            Deal(tuple((other, parts(blobs[other])) for other in others)),
-            *(Recv(other, dealt=True) for other in others),
+            Scatter(tuple((other, parts(blobs[other])) for other in others)),
+            *(Recv(other, scattered=True) for other in others),
         ]
         for other, blob in zip(others, got[1:], strict=True):
             result[other] = blob

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serverless_mpi.channels.base import Figures
+from serverless_mpi.channels.base import CostParameters
 
 FRESH_BPS = 1.2e9  # bytes per second written to fresh memory: page faults cost more than the copy
 UNKNOWN_BYTES = 1024  # assumed length of a pickled object, which ranks do not share
@@ -41,7 +41,7 @@ class Facts:
 
     size: int
     nbytes: int | None
-    figures: Figures
+    figures: CostParameters
 
     @property
     def length(self) -> int:
@@ -103,8 +103,8 @@ class Tally:
         self._busy = 0.0  # the part of the path in which a rank works
         self._total = Work()
 
-    def _of(self, nbytes: int) -> Figures:
-        beyond = self._figures.beyond
+    def _of(self, nbytes: int) -> CostParameters:
+        beyond = self._figures.large
         return self._figures if beyond is None or nbytes <= beyond[0] else beyond[1]
 
     def put(self, nbytes: int, sends: int = 1, copies: int = 1) -> Work:
@@ -122,7 +122,7 @@ class Tally:
         """Return the work of one Deal: `nbytes` for each of `readers` ranks."""
         one = self._of(nbytes)
         small = (
-            one.beyond is not None
+            one.large is not None
         )  # where long messages have figures of their own, only they are worth an object
         if not one.ranges or small or not readers:
             return self.put(nbytes) * readers
@@ -135,7 +135,7 @@ class Tally:
         return Work(seconds, one.get_usd * self._bills(one, nbytes))
 
     @staticmethod
-    def _bills(one: Figures, nbytes: int) -> int:
+    def _bills(one: CostParameters, nbytes: int) -> int:
         return 1 if not one.billed_bytes else max(1, -(-nbytes // one.billed_bytes))
 
     def step(self, nbytes: int, path: Work, times: int = 1) -> None:
@@ -153,7 +153,7 @@ class Tally:
 
     def cost(self) -> Cost:
         """Return the cost of the call."""
-        lanes = self._figures.lanes
+        lanes = self._figures.parallelism
         elsewhere = max(0.0, self._total.seconds - self._busy) / lanes if lanes else 0.0
         return Cost(
             self._path + elsewhere,

@@ -8,8 +8,8 @@ from serverless_mpi.collectives.choose import algorithm, ranges
 from serverless_mpi.collectives.cost import PACK_BYTES, Tally, log2_rounds
 from serverless_mpi.collectives.steps import (
     Blob,
-    Deal,
     Recv,
+    Scatter,
     Send,
     Steps,
     pack,
@@ -77,10 +77,10 @@ def _scatter_packed_cost(t: Tally) -> None:
 def scatter_packed(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
     """1 round; the root deals its P-1 blobs: one put, of which each reader takes its own range (else P-1 messages)."""
     if rank != root:
-        return (yield Recv(root, dealt=True))
+        return (yield Recv(root, scattered=True))
     assert blobs is not None
     if size > 1:
-        yield Deal(tuple((dest, parts(blobs[dest])) for dest in range(size) if dest != root))
+        yield Scatter(tuple((dest, parts(blobs[dest])) for dest in range(size) if dest != root))
     return blobs[root]
 
 

@@ -15,8 +15,8 @@ from serverless_mpi.collectives.steps import (
     NOTHING,
     Blob,
     Combine,
-    Deal,
     Recv,
+    Scatter,
     Send,
     Steps,
     fold,
@@ -99,9 +99,9 @@ def scatter_packed(
     if root is None:
         return None
     if root != mine[rank]:
-        return (yield Recv(root, dealt=True))
+        return (yield Recv(root, scattered=True))
     assert blobs is not None
-    yield Deal(tuple((dest, parts(blob)) for dest, blob in zip(theirs, blobs, strict=True)))
+    yield Scatter(tuple((dest, parts(blob)) for dest, blob in zip(theirs, blobs, strict=True)))
     return None
 
 
@@ -116,8 +116,8 @@ def allgather_fan(rank: int, groups: Groups, data: Blob) -> Steps:
 def alltoall_packed(rank: int, groups: Groups, blobs: Sequence[Blob]) -> Steps:
     """1 round; each rank deals n bytes to each rank of the other group."""
     _, theirs = groups
-    deal = Deal(tuple((dest, parts(blob)) for dest, blob in zip(theirs, blobs, strict=True)))
-    return (yield [deal, *(Recv(source, dealt=True) for source in theirs)])[1:]
+    deal = Scatter(tuple((dest, parts(blob)) for dest, blob in zip(theirs, blobs, strict=True)))
+    return (yield [deal, *(Recv(source, scattered=True) for source in theirs)])[1:]
 
 
 @algorithm("inter_reduce")

@@ -1,4 +1,4 @@
-"""The whole language of a collective algorithm: `Send`, `Deal` and `Recv`, and the packing of several blobs into one.
+"""The whole language of a collective algorithm: `Send`, `Scatter` and `Recv`, and the packing of several blobs into one.
 
 An algorithm is a generator that yields one step, or a list of steps done
 together; it is sent what a `Recv` received (a list, with None for each Send,
@@ -57,7 +57,7 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Deal:
+class Scatter:
     """Give each rank of `blobs` (dest, data) its own data, all under (sender, slot).
 
     One object where readers can take a range of it, else a message each.
@@ -69,11 +69,11 @@ class Deal:
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """Wait for what `source` sends under `slot`; `dealt` if it comes of a Deal."""
+    """Wait for what `source` sends under `slot`; `scattered` if it comes of a Deal."""
 
     source: int
     slot: int = 0
-    dealt: bool = False
+    scattered: bool = False
 
 
 def parts(blob: Blob) -> Sequence[memoryview]:
@@ -131,9 +131,9 @@ def within(members: Sequence[int], steps: Steps, slot: int = 0) -> Steps:
             value = yield _moved(step, members, slot)
 
 
-def _moved(step: Send | Deal | Recv, members: Sequence[int], slot: int) -> Send | Deal | Recv:
+def _moved(step: Send | Scatter | Recv, members: Sequence[int], slot: int) -> Send | Scatter | Recv:
     if isinstance(step, Send):
         return Send(tuple(members[dest] for dest in step.dests), step.data, step.slot + slot)
-    if isinstance(step, Deal):
-        return Deal(tuple((members[dest], data) for dest, data in step.blobs), step.slot + slot)
-    return Recv(members[step.source], step.slot + slot, step.dealt)
+    if isinstance(step, Scatter):
+        return Scatter(tuple((members[dest], data) for dest, data in step.blobs), step.slot + slot)
+    return Recv(members[step.source], step.slot + slot, step.scattered)

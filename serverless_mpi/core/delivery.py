@@ -1,9 +1,9 @@
 """Order out of disorder: dedupe, reorder, reassemble.
 
 A channel may deliver any frame twice, late, or before an older one.  A
-`Stream` (one per context and source) releases messages in the order they were
+`ReorderBuffer` (one per context and source) releases messages in the order they were
 sent, each once; a message is released at its first frame, so that matching
-never waits for a long body.  A `Ledger` (one per context) remembers which
+never waits for a long body.  A `CompletedSet` (one per context) remembers which
 collectives are over, and `Freed` which contexts are, so that their late
 duplicates are dropped.
 """
@@ -56,12 +56,12 @@ class Assembly:
             self._piece = piece
         return piece == self._piece
 
-    def land(self, into: memoryview) -> None:
+    def attach_buffer(self, into: memoryview) -> None:
         """Assemble straight in `into` (at least `total` bytes); only before the first frame is stored."""
         if self.body is None and self.chunks > 1:
             self.body = into[: self.total]
 
-    def room(self, offset: int, nbytes: int, into: memoryview | None) -> memoryview:
+    def reserve(self, offset: int, nbytes: int, into: memoryview | None) -> memoryview:
         """Where the body of a frame that is still to come may be put, in `into` if nothing has come yet."""
         if self.body is None:
             self.body = memoryview(bytearray(self.total)) if into is None else into[: self.total]
@@ -109,7 +109,7 @@ class Incoming:
         self.receive: object = None  # the receive that took it
 
 
-class Stream:
+class ReorderBuffer:
     """Messages of one context from one source, released in the order of their sequence numbers."""
 
     __slots__ = ("next_seq", "waiting", "open", "progress_at")
@@ -162,7 +162,7 @@ class Stream:
         return not self.waiting and not self.open
 
 
-class Ledger:
+class CompletedSet:
     """Which of a growing sequence of numbers are over: a floor, and those above it."""
 
     __slots__ = ("floor", "above")
@@ -178,7 +178,7 @@ class Ledger:
             self.above.remove(self.floor)
             self.floor += 1
 
-    def over(self, seq: int) -> bool:
+    def contains(self, seq: int) -> bool:
         """Whether `seq` is over."""
         return seq < self.floor or seq in self.above
 

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from serverless_mpi.core.delivery import Assembly, Freed, Incoming, Ledger, Stream
+from serverless_mpi.core.delivery import Assembly, CompletedSet, Freed, Incoming, ReorderBuffer
 from serverless_mpi.core.envelope import ANY_SOURCE, CONTEXT_SELF, Envelope
+from serverless_mpi.core.frames import (
+    SCATTERED,
+    SHARED,
+    ExpectedFrame,
+    FrameName,
+    OutgoingFrame,
+    cut,
+)
 from serverless_mpi.core.matching import Matcher
-from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel, Wanted, cut
 from serverless_mpi.core.wire import (
     FLAG_GUARDED,
     FLAG_SYNC,
@@ -43,7 +50,9 @@ class Receive:
 
     __slots__ = ("pattern", "into", "dest", "envelope", "data", "done", "landed", "on_done")
 
-    def __init__(self, pattern: Pattern, into: memoryview | None = None, dest: int = MANY) -> None:
+    def __init__(
+        self, pattern: Pattern, into: memoryview | None = None, dest: int = SHARED
+    ) -> None:
         self.pattern = pattern
         self.into = into
         self.dest = dest
@@ -54,12 +63,14 @@ class Receive:
         self.on_done: Callable[[Receive], None] | None = None
 
 
-class Landing:
+class ReceiveSlot:
     """A frame whose header is here and whose body is still to come, and the memory for it."""
 
     __slots__ = ("memory", "_frame", "_message", "_stream")
 
-    def __init__(self, memory: memoryview, frame: Frame, message: Incoming, stream: Stream) -> None:
+    def __init__(
+        self, memory: memoryview, frame: Frame, message: Incoming, stream: ReorderBuffer
+    ) -> None:
         self.memory = memory
         self._frame = frame
         self._message = message
@@ -69,12 +80,12 @@ class Landing:
 class _Context:
     """What one context has of state: numbers of messages sent, streams that come, collectives."""
 
-    __slots__ = ("sent", "streams", "ledger", "steps")
+    __slots__ = ("sent", "streams", "completed", "steps")
 
     def __init__(self) -> None:
         self.sent: dict[int, int] = {}  # dest -> next sequence number
-        self.streams: dict[int, Stream] = {}  # by source
-        self.ledger = Ledger()
+        self.streams: dict[int, ReorderBuffer] = {}  # by source
+        self.completed = CompletedSet()
         # collective that is not over -> (source, slot) of a step -> its body, or None once it was received
         self.steps: dict[int, dict[tuple[int, int], Assembly | None]] = {}
 
@@ -117,12 +128,14 @@ class Endpoint:
         self._contexts: dict[int, _Context] = {}
         self._closing: set[int] = set()  # freed, but an operation still waits for frames of theirs
         self._freed = Freed()
-        self._unsettled: dict[tuple[int, int], Stream] = {}  # (context, source): miss something
+        self._unsettled: dict[
+            tuple[int, int], ReorderBuffer
+        ] = {}  # (context, source): miss something
         self._matcher: Matcher[Incoming, Receive] = Matcher()
         self._unacked: dict[tuple[int, int, int], Callable[[], None]] = {}  # (context, dest, seq)
         self._expected: dict[StepName, Receive] = {}
         self.watched: list[Pattern] = []  # what probes ask for
-        self.outbox: list[Parcel] = []  # acknowledgements to be put
+        self.outbox: list[OutgoingFrame] = []  # acknowledgements to be put
 
     # --- sending -------------------------------------------------------------
 
@@ -134,7 +147,7 @@ class Endpoint:
         data: Sequence[memoryview],
         on_matched: Callable[[], None] | None = None,
         now: float = 0.0,
-    ) -> list[Parcel]:
+    ) -> list[OutgoingFrame]:
         """The frames of a point-to-point message; none for a message to oneself, which is delivered here.
 
         on_matched is called when a receive has taken it (a synchronous send).
@@ -174,13 +187,13 @@ class Endpoint:
 
     def publish(
         self, context: int, seq: int, slot: int, dests: Sequence[int], data: Sequence[memoryview]
-    ) -> list[Parcel]:
+    ) -> list[OutgoingFrame]:
         """The frames of one step of a collective, the same for every rank in `dests` (world ranks, not oneself)."""
-        return self._cut(Kind.STEP, 0, context, MANY, slot, seq, data, tuple(dests))
+        return self._cut(Kind.STEP, 0, context, SHARED, slot, seq, data, tuple(dests))
 
     def deal(
         self, context: int, seq: int, slot: int, blobs: Sequence[tuple[int, Sequence[memoryview]]]
-    ) -> list[Parcel]:
+    ) -> list[OutgoingFrame]:
         """The frames of one step of a collective, for each (world rank, data) its own; the k-th frames of all in one parcel."""
         cut = [
             self._cut(Kind.STEP, 0, context, dest, slot, seq, data, (dest,)) for dest, data in blobs
@@ -188,9 +201,9 @@ class Endpoint:
         parcels = []
         for chunk in range(max(len(frames) for frames in cut)):
             own = [frames[chunk] for frames in cut if chunk < len(frames)]
-            name = FrameName(Kind.STEP, context, self.rank, EACH, seq, slot, chunk)
+            name = FrameName(Kind.STEP, context, self.rank, SCATTERED, seq, slot, chunk)
             parcels.append(
-                Parcel(
+                OutgoingFrame(
                     tuple(one.dests[0] for one in own), name, (), tuple(one.parts for one in own)
                 )
             )
@@ -206,7 +219,7 @@ class Endpoint:
         seq: int,
         data: Sequence[memoryview],
         dests: tuple[int, ...],
-    ) -> list[Parcel]:
+    ) -> list[OutgoingFrame]:
         total = 0
         for part in data:
             total += part.nbytes
@@ -230,7 +243,7 @@ class Endpoint:
                 self._job,
                 self._key,
             )
-            return [Parcel(dests, name, parts)]
+            return [OutgoingFrame(dests, name, parts)]
         chunks = -(-total // most)
         parcels = []
         for chunk, body in enumerate(cut(data, most)):
@@ -253,7 +266,7 @@ class Endpoint:
                 self._job,
                 self._key,
             )
-            parcels.append(Parcel(dests, name, parts))
+            parcels.append(OutgoingFrame(dests, name, parts))
         return parcels
 
     # --- receiving -----------------------------------------------------------
@@ -290,10 +303,10 @@ class Endpoint:
         return receive
 
     def expect(
-        self, context: int, source: int, seq: int, slot: int, dealt: bool = False
+        self, context: int, source: int, seq: int, slot: int, scattered: bool = False
     ) -> Receive:
         """Receive one step of a collective; it may be done at once."""
-        receive = Receive((context, source, slot), dest=EACH if dealt else MANY)
+        receive = Receive((context, source, slot), dest=SCATTERED if scattered else SHARED)
         state = self._contexts.get(context)
         assembly = None if state is None else state.step(source, seq, slot)
         name = (context, source, seq, slot)
@@ -314,7 +327,7 @@ class Endpoint:
         state = self._contexts.get(context) or self._begin(context)
         if state is None:
             return
-        state.ledger.retire(seq)
+        state.completed.retire(seq)
         for assembly in state.steps.pop(seq, {}).values():
             if assembly is not None:
                 self.held_bytes -= assembly.held
@@ -386,7 +399,7 @@ class Endpoint:
         except WireError:
             self.dropped += 1
             return
-        if frame.dest not in (self.rank, MANY):
+        if frame.dest not in (self.rank, SHARED):
             self.dropped += 1
         elif frame.kind == Kind.POINT:
             self._point(frame, now)
@@ -397,7 +410,7 @@ class Endpoint:
         if self._closing:
             self._close_settled(frame.context)
 
-    def land(self, head: memoryview, nbytes: int, now: float) -> Landing | None:
+    def land(self, head: memoryview, nbytes: int, now: float) -> ReceiveSlot | None:
         """Memory for the body of the frame that begins with `head` (84 bytes), of a guarded channel.
 
         The receiver's own, if a receive is posted already.  The caller fills it and hands it to `landed`.  None: for this
@@ -422,9 +435,9 @@ class Endpoint:
             into = None
         if receive is None and assembly.body is None:
             self._hold(frame.total, frame.source)
-        return Landing(assembly.room(frame.offset, nbytes, into), frame, message, stream)
+        return ReceiveSlot(assembly.reserve(frame.offset, nbytes, into), frame, message, stream)
 
-    def landed(self, landing: Landing) -> None:
+    def landed(self, landing: ReceiveSlot) -> None:
         """The body is in `landing.memory`."""
         self._store(landing._frame, landing.memory, landing._message, landing._stream, True)
         if self._closing:
@@ -438,7 +451,7 @@ class Endpoint:
             stream, message = arrived
             self._store(frame, frame.body, message, stream, False)
 
-    def _arrive(self, frame: Frame, now: float) -> tuple[Stream, Incoming] | None:
+    def _arrive(self, frame: Frame, now: float) -> tuple[ReorderBuffer, Incoming] | None:
         """The message of a frame (None: it is over), after matching whatever this frame is the first of."""
         context, source = frame.context, frame.source
         state = self._contexts.get(context) or self._begin(context)
@@ -446,7 +459,7 @@ class Endpoint:
             return None
         stream = state.streams.get(source)
         if stream is None:
-            stream = state.streams[source] = Stream()
+            stream = state.streams[source] = ReorderBuffer()
         message, released = stream.receive(frame, now)
         for head in released:
             taker = self._matcher.arrive(head)
@@ -457,7 +470,7 @@ class Endpoint:
         return None if message is None else (stream, message)
 
     def _store(
-        self, frame: Frame, body: memoryview, message: Incoming, stream: Stream, there: bool
+        self, frame: Frame, body: memoryview, message: Incoming, stream: ReorderBuffer, there: bool
     ) -> None:
         assembly = message.assembly
         # the first frame of a message of one frame agrees with itself: not to ask saves 2 %
@@ -483,7 +496,7 @@ class Endpoint:
         receive.envelope = envelope = message.envelope
         self.held_bytes -= message.assembly.held
         if receive.into is not None and receive.into.nbytes >= envelope.nbytes:
-            message.assembly.land(receive.into)
+            message.assembly.attach_buffer(receive.into)
         if message.sync:
             self._acknowledge(message)
         self._finish(message)
@@ -529,7 +542,7 @@ class Endpoint:
     def _step(self, frame: Frame) -> None:
         context, source, seq, slot = frame.context, frame.source, frame.seq, frame.tag
         state = self._contexts.get(context) or self._begin(context)
-        if state is None or state.ledger.over(seq):
+        if state is None or state.completed.contains(seq):
             self.duplicates += 1
             return
         steps = state.steps.get(seq)
@@ -590,31 +603,31 @@ class Endpoint:
             or self._expected
         )
 
-    def wanted(self) -> list[Wanted]:
+    def wanted(self) -> list[ExpectedFrame]:
         """The frames that receives, probes and synchronous sends wait for."""
-        names: dict[Wanted, None] = {}
+        names: dict[ExpectedFrame, None] = {}
         for context, source, tag in (*self._matcher.posted(), *self.watched):
             seq = 0
             if source != ANY_SOURCE:
                 state = self._contexts.get(context)
                 stream = None if state is None else state.streams.get(source)
                 seq = 0 if stream is None else stream.next_seq
-            names[Wanted(Kind.POINT, context, source, self.rank, seq, tag, 0)] = None
+            names[ExpectedFrame(Kind.POINT, context, source, self.rank, seq, tag, 0)] = None
         for (context, source), stream in self._unsettled.items():
             for seq, message in stream.open.items():
                 names[
-                    Wanted(
+                    ExpectedFrame(
                         Kind.POINT, context, source, self.rank, seq, 0, message.assembly.missing()
                     )
                 ] = None
         for context, dest, seq in self._unacked:
-            names[Wanted(Kind.ACK, context, dest, self.rank, seq, 0, 0)] = None
+            names[ExpectedFrame(Kind.ACK, context, dest, self.rank, seq, 0, 0)] = None
         for name, receive in self._expected.items():
             context, source, seq, slot = name
             state = self._contexts.get(context)
             assembly = None if state is None else state.step(source, seq, slot)
             chunk = 0 if assembly is None else assembly.missing()
-            names[Wanted(Kind.STEP, context, source, receive.dest, seq, slot, chunk)] = None
+            names[ExpectedFrame(Kind.STEP, context, source, receive.dest, seq, slot, chunk)] = None
         return list(names)
 
     def awaited(self) -> list[tuple[str, int, int, int | None]]:

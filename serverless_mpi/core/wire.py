@@ -28,7 +28,7 @@ from functools import lru_cache
 from hashlib import blake2b, sha256
 from typing import NamedTuple
 
-from serverless_mpi.core.parcel import cut
+from serverless_mpi.core.frames import cut
 from serverless_mpi.core.tags import TAG_BYTES, Purpose, same, start
 from serverless_mpi.errors import WireError
 

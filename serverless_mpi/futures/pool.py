@@ -196,7 +196,7 @@ class ThreadPool(Pool):
         self._desks[to].put(item)
 
     def _work(self, at: int) -> None:
-        desk = worker.Desk(lambda value: value)
+        desk = worker.WorkerState(lambda value: value)
         worker.place.workers = COMM_SELF
         while (item := self._desks[at].get()) is not None:
             self._took(at, *desk.serve(*item))

@@ -94,7 +94,7 @@ def _import_main(main: Main) -> None:
     _mains.add(main)
 
 
-class Desk:
+class WorkerState:
     """One worker's side: which executors it is set up for, and how it unpacks what their pool has packed."""
 
     def __init__(self, unpack: Callable[[Any], Any]) -> None:
@@ -132,7 +132,7 @@ def told(outcome: tuple[bool, Any]) -> tuple[bool, Any, str]:
 def run(comm: Intracomm, root: int, workers: Intracomm) -> None:
     """Serve rank `root` of `comm` until it says stop."""
     place.workers = workers
-    desk, status = Desk(pickle.loads), Status()
+    desk, status = WorkerState(pickle.loads), Status()
     try:
         while True:
             item = comm.recv(source=root, tag=ANY_TAG, status=status)

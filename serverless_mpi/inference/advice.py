@@ -18,7 +18,7 @@ MAX_WORKERS = 256
 
 def survey(
     work: plan.Work,
-    place: plan.Place,
+    place: plan.Platform,
     model: BilledModel,
     *,
     channels: Iterable[str] | None = None,
@@ -48,7 +48,7 @@ def survey(
             for replicas in (r for r in REPLICAS if r * parts <= max_workers and r <= work.samples):
                 for channel in known if parts > 1 else (None,):
                     forecast = plan.predict(
-                        work, place, plan.Way(replicas, parts, channel, memory), model
+                        work, place, plan.Deployment(replicas, parts, channel, memory), model
                     )
                     if forecast is not None:
                         found.append(forecast)

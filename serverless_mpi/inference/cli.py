@@ -178,7 +178,7 @@ def _settled(
     )
     plan.check_memory(work, parts, limit, place.base_mb)
     batches = options.batches or plan.batches(
-        work, plan.Way(options.replicas, parts, None, limit), place.base_mb
+        work, plan.Deployment(options.replicas, parts, None, limit), place.base_mb
     )
     options = argparse.Namespace(
         **{

@@ -1,7 +1,7 @@
 """Which way to run: seconds and dollars of every way, before any is run.
 
 A way is a grid of R replicas x P parts: each replica holds the whole network, in P parts by rows, and has 1/R of the samples.
-So 1 x 1 is serial, R x 1 data-parallel, 1 x P row-partitioned.  `predict` has the rules, `Place` the figures they are
+So 1 x 1 is serial, R x 1 data-parallel, 1 x P row-partitioned.  `predict` has the rules, `Platform` the figures they are
 fed with.  `advice` goes through the ways and names the best.
 Sources: AWS Lambda Developer Guide, "Configure Lambda function memory" (1,769 MB are one vCPU; 128 to 10,240 MB); S3's and
 SQS's figures are named where the channels state them.
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.channels import direct, hybrid, object, queue
-from serverless_mpi.channels.base import Figures
+from serverless_mpi.channels.base import CostParameters
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference.cost import Bill, BilledModel, Use
 from serverless_mpi.inference.networks import COPIES, DEGREE
@@ -122,7 +122,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Place:
+class Platform:
     """Where workers run, and its figures.
 
     start_s: from a call to a worker's first statement, package imported; call_s: of one call; load_Bps: from the store
@@ -131,7 +131,7 @@ class Place:
     """
 
     name: str
-    channels: Mapping[str, Figures]
+    channels: Mapping[str, CostParameters]
     start_s: float = tree.START_S
     call_s: float = tree.CALL_S
     load_Bps: float = 8 * 9e7
@@ -147,7 +147,7 @@ class Place:
         return memory_mb / self.mb_a_vcpu if self.mb_a_vcpu else min(1.0, self.cores / workers)
 
 
-def place(name: str) -> Place:
+def place(name: str) -> Platform:
     """A platform's: lambda with AWS's figures, or local, this machine with the emulator's.
 
     Raises
@@ -161,7 +161,7 @@ def place(name: str) -> Place:
             "object": object.AWS_FIGURES,
             "hybrid": queue.AWS_FIGURES,
         }
-        return Place(name, aws, limit_s=LAMBDA_LIMIT_S)
+        return Platform(name, aws, limit_s=LAMBDA_LIMIT_S)
     if name != "local":
         raise UsageError(f"no platform {name!r}; known: lambda, local")
     cores = (
@@ -174,7 +174,7 @@ def place(name: str) -> Place:
         "hybrid": queue.EMULATOR_FIGURES,
         "direct": direct.DirectChannel.figures,
     }
-    return Place(
+    return Platform(
         name,
         here,
         start_s=0.3,
@@ -187,7 +187,7 @@ def place(name: str) -> Place:
 
 
 @dataclass(frozen=True)
-class Way:
+class Deployment:
     """A grid of workers, how they talk (None: not at all), and the memory of each in MB."""
 
     replicas: int
@@ -222,7 +222,7 @@ class Forecast:
     batches: that a replica's samples are cut into, so that a worker's activations fit its memory.
     """
 
-    way: Way
+    way: Deployment
     batches: int
     start_s: float
     load_s: float
@@ -250,7 +250,7 @@ def worker_mb(work: Work, parts: int, samples: int, base_mb: float) -> float:
     return base_mb + (work.weight_bytes / parts + PANELS * 4 * rows * samples) / MB
 
 
-def batches(work: Work, way: Way, base_mb: float) -> int | None:
+def batches(work: Work, way: Deployment, base_mb: float) -> int | None:
     """The least number of batches with which a worker's memory is enough; None if none is."""
     samples = ceil(work.samples / way.replicas)
     fixed = worker_mb(work, way.parts, 0, base_mb)
@@ -288,7 +288,7 @@ def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0
     )
 
 
-def predict(work: Work, place: Place, way: Way, model: BilledModel) -> Forecast | None:
+def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) -> Forecast | None:
     """Seconds and dollars of `way`; None if a worker's memory is not enough.
 
     A layer takes its multiplication and its exchange; the multiplication of a worker's own rows, 1/P of it, passes
@@ -336,7 +336,7 @@ def predict(work: Work, place: Place, way: Way, model: BilledModel) -> Forecast 
     return forecast if forecast.seconds <= place.limit_s else None
 
 
-def _exchange(place: Place, way: Way, message: Floats) -> Floats:
+def _exchange(place: Platform, way: Deployment, message: Floats) -> Floats:
     """(layers,): seconds of one batch's exchanges, in which a worker gets a message of that many bytes from each peer."""
     peers = way.parts - 1
 
@@ -345,7 +345,7 @@ def _exchange(place: Place, way: Way, message: Floats) -> Floats:
         rounds = ceil(peers / (AT_ONCE * figures.batch))
         requests = ceil(peers / figures.batch)
         busy = figures.put_s + requests * figures.get_s * (
-            way.workers / figures.lanes if figures.lanes else 1 / AT_ONCE
+            way.workers / figures.parallelism if figures.parallelism else 1 / AT_ONCE
         )
         return figures.latency_s * (1 + rounds) / 2 + busy + peers * message / figures.bandwidth_Bps
 
@@ -366,7 +366,7 @@ def _branching(workers: int, start_s: float, call_s: float) -> int:
     return tree.choose(workers, start_s, call_s)
 
 
-def _count(meter: Meter, way: Way, size: int, times: int) -> None:
+def _count(meter: Meter, way: Deployment, size: int, times: int) -> None:
     """Requests of `times` exchanges in which a worker sends each peer a message of `size` bytes and gets as many."""
     peers, channel = way.parts - 1, way.channel
     if channel == "direct":

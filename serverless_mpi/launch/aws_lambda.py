@@ -29,7 +29,7 @@ from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan
 from serverless_mpi.launch.bundle import Bundle, pack
 from serverless_mpi.launch.emulator import check_endpoint
-from serverless_mpi.launch.order import Order, Task
+from serverless_mpi.launch.invocation import Invocation, Task
 from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 from serverless_mpi.stack import bucket
@@ -196,7 +196,7 @@ class Job:
             console.OUT: LineWriter(1, plan.tag_output),
             console.ERR: LineWriter(2, plan.tag_output),
         }
-        self._ear = console.Ear()
+        self._ear = console.InOrderReader()
         self._waits: dict[int, dict[str, Any]] = {}  # of ranks that have waited long
         self._deadlocked_since: float | None = None
         self._failure: tuple[int, str] | None = None
@@ -238,7 +238,7 @@ class Job:
         self.spec = replace(self.spec, settings=settings)
         self._console = stack.console(lease.console)
         branching = plan.branching or tree.choose(plan.size)
-        order = Order(
+        order = Invocation(
             self.spec,
             tasks,
             self._function,
@@ -328,7 +328,7 @@ class Job:
             return None
         from serverless_mpi.deploy import requirements
 
-        wanted = requirements.Wanted.read(self._plan.requirements, self._stack)
+        wanted = requirements.ExpectedFrame.read(self._plan.requirements, self._stack)
         known = wanted.known()
         if known is not None and self._has(*known):
             return known[0]
@@ -372,7 +372,7 @@ class Job:
             for word in self._listen():
                 self._take(word)
 
-    def _listen(self) -> list[console.Word]:
+    def _listen(self) -> list[console.ConsoleMessage]:
         with explained("listen to the ranks", self._stack.endpoint, self._stack.region):
             # one request and its answer: a signal that comes meanwhile loses no word that was deleted
             answer = self._sqs.receive_message(
@@ -383,7 +383,7 @@ class Job:
             )
             messages = answer.get("Messages", [])
             self._meter.count("sqs", "ReceiveMessage", messages=len(messages))
-            words: list[console.Word] = []
+            words: list[console.ConsoleMessage] = []
             for message in messages:
                 frame = message.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
                 word = console.decode(frame, self.spec.job_id, self.spec.key)
@@ -398,7 +398,7 @@ class Job:
                 self._sqs.delete_message_batch(QueueUrl=self._console, Entries=entries)
         return words
 
-    def _take(self, word: console.Word) -> None:
+    def _take(self, word: console.ConsoleMessage) -> None:
         rank = self._ranks[word.rank]
         if word.kind == console.UP:
             rank.up = True

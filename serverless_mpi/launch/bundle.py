@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serverless_mpi.errors import UsageError
-from serverless_mpi.launch import order as kinds
+from serverless_mpi.launch import invocation as kinds
 from serverless_mpi.launch.base import Program
 from serverless_mpi.launch.local import command
 from serverless_mpi.stack import bucket
@@ -31,7 +31,7 @@ ON_PLATFORM = ("serverless_mpi", "numpy")  # what a deployed function can import
 
 @dataclass(frozen=True)
 class Bundle:
-    """kind, argv: as in order.Task; files: name below the working directory -> where it is here."""
+    """kind, argv: as in invocation.Task; files: name below the working directory -> where it is here."""
 
     kind: str
     argv: tuple[str, ...]

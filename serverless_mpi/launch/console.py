@@ -17,7 +17,7 @@ UP, OUT, ERR, WAITS, END = "up", "out", "err", "waits", "end"
 
 
 @dataclass(frozen=True)
-class Word:
+class ConsoleMessage:
     """One thing a rank says.
 
     rank, seq: who says it, and its number from 0; kind: UP, OUT, ERR, WAITS or END; data: what was printed;
@@ -31,7 +31,7 @@ class Word:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def encode(word: Word, job_id: str, key: bytes) -> bytes:
+def encode(word: ConsoleMessage, job_id: str, key: bytes) -> bytes:
     """The message."""
     head = json.dumps(
         {"job": job_id, "rank": word.rank, "seq": word.seq, "kind": word.kind, "facts": word.facts}
@@ -40,7 +40,7 @@ def encode(word: Word, job_id: str, key: bytes) -> bytes:
     return make(key, Purpose.CONSOLE, body) + body
 
 
-def decode(message: bytes, job_id: str, key: bytes) -> Word | None:
+def decode(message: bytes, job_id: str, key: bytes) -> ConsoleMessage | None:
     """The word in a message, or None: it is of another job, not made with the job's key, or not a word."""
     tag, body = message[:TAG_BYTES], message[TAG_BYTES:]
     if not same(tag, make(key, Purpose.CONSOLE, body)):
@@ -55,18 +55,18 @@ def decode(message: bytes, job_id: str, key: bytes) -> Word | None:
     good = isinstance(rank, int) and isinstance(seq, int) and isinstance(facts, dict)
     if not good or job != job_id or kind not in (UP, OUT, ERR, WAITS, END):
         return None
-    return Word(rank, seq, kind, data, facts)
+    return ConsoleMessage(rank, seq, kind, data, facts)
 
 
-class Ear:
+class InOrderReader:
     """Puts words in order.  A rank's END that the platform itself reports (seq -1) stands outside the order."""
 
     def __init__(self) -> None:
         self._next: dict[int, int] = {}
-        self._early: dict[int, dict[int, Word]] = {}
+        self._early: dict[int, dict[int, ConsoleMessage]] = {}
         self._reported: set[int] = set()
 
-    def hear(self, word: Word) -> Iterator[Word]:
+    def hear(self, word: ConsoleMessage) -> Iterator[ConsoleMessage]:
         """The words that may be heard now, in order; nothing for one that was heard before."""
         if word.seq < 0:
             if word.rank not in self._reported:

@@ -30,7 +30,7 @@ from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_TIMEOUT
-from serverless_mpi.launch.order import Order
+from serverless_mpi.launch.invocation import Invocation
 from serverless_mpi.launch.sandbox import Child, unpack
 from serverless_mpi.metering import Meter
 from serverless_mpi.stack import bucket
@@ -69,7 +69,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     cold, _cold = _cold, False
     if isinstance(event, Mapping) and "ping" in event:
         return _about()
-    return Rank(Order.from_event(event), context, cold).run()
+    return Rank(Invocation.from_event(event), context, cold).run()
 
 
 def _about() -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _about() -> dict[str, Any]:
 class Rank:
     """One rank's invocation."""
 
-    def __init__(self, order: Order, context: Any, cold: bool) -> None:
+    def __init__(self, order: Invocation, context: Any, cold: bool) -> None:
         spec = order.spec
         self._order = order
         self._began = time.monotonic()
@@ -326,7 +326,7 @@ class Rank:
 
     def _speak(self, kind: str, facts: dict[str, Any], data: bytes = b"") -> None:
         spec = self._order.spec
-        word = console.Word(spec.rank, self._seq, kind, data, facts)
+        word = console.ConsoleMessage(spec.rank, self._seq, kind, data, facts)
         self._seq += 1
         self._sqs.send(self._order.console, [console.encode(word, spec.job_id, spec.key)])
 
@@ -398,7 +398,7 @@ def report(event: Mapping[str, Any], context: Any) -> None:
     The event is the record of an asynchronous invocation, with the rank's order in it.
     Source: "Retaining records of asynchronous invocations", AWS Lambda Developer Guide.
     """
-    order = Order.from_event(event.get("requestPayload", {}))
+    order = Invocation.from_event(event.get("requestPayload", {}))
     spec = order.spec
     code, reason = _why(event)
     meter = Meter()
@@ -408,7 +408,9 @@ def report(event: Mapping[str, Any], context: Any) -> None:
         _closing(Client("sqs", spec.region, spec.endpoint, credentials, meter)) as to_sqs,
     ):
         stop_all(S3(to_s3, spec.settings["bucket"]), spec, f"rank {spec.rank} {reason}")
-        word = console.Word(spec.rank, -1, console.END, facts={"code": code, "reason": reason})
+        word = console.ConsoleMessage(
+            spec.rank, -1, console.END, facts={"code": code, "reason": reason}
+        )
         Sqs(to_sqs).send(order.console, [console.encode(word, spec.job_id, spec.key)])
 
 

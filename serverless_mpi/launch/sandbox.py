@@ -30,7 +30,7 @@ from typing import NoReturn
 
 from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import ENV_TRACE
-from serverless_mpi.launch import order as kinds
+from serverless_mpi.launch import invocation as kinds
 from serverless_mpi.launch.jobs import ENV_LINEAGE, kill_processes_of
 from serverless_mpi.stack.bucket import MAX_FILES
 

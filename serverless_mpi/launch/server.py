@@ -14,7 +14,7 @@ Who may ask for what is decided by `Guard`, before the body of a request is read
 - A connection on which no request has been accepted yet may send one head of a limited size, in a limited time.
 
 Under the server that ministack brings, most of a request's time goes to HTTP; and ministack's long poll looks every
-100 ms, where AWS's answers at once.  `Prompt` does that in front of it, and says so in a header, so that a client need
+100 ms, where AWS's answers at once.  `LongPollMiddleware` does that in front of it, and says so in a header, so that a client need
 not ask again and again.
 Sources: "Create a signed AWS API request", AWS IAM User Guide; Amazon SQS Developer Guide, "Amazon SQS short and long
 polling"; Fetch Standard, "Origin header"; Fetch Metadata Request Headers (W3C).
@@ -283,7 +283,7 @@ async def _refuse(send: Send, refusal: Refusal) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-class Prompt:
+class LongPollMiddleware:
     """An ASGI application: `app`, but ReceiveMessage waits until a send or a publish has been answered."""
 
     def __init__(self, app: App, clock: Callable[[], float] = time.monotonic) -> None:
@@ -433,7 +433,7 @@ async def _serve(settings: dict[str, Any], listener: socket.socket) -> None:
     host, port = listener.getsockname()
     watch = asyncio.ensure_future(strangers.watch())
     config = uvicorn.Config(
-        Guard(Prompt(app), f"{host}:{port}", verifier, strangers),
+        Guard(LongPollMiddleware(app), f"{host}:{port}", verifier, strangers),
         http=_protocol(strangers),
         ws="none",
         lifespan="on",

@@ -16,7 +16,7 @@ from typing import Any
 from serverless_mpi.aws import sns, sqs
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels import direct, hybrid, object, queue
-from serverless_mpi.channels.base import Figures, Parcel
+from serverless_mpi.channels.base import CostParameters, OutgoingFrame
 from serverless_mpi.core.tags import TAG_BYTES
 from serverless_mpi.errors import UsageError
 from serverless_mpi.metering import Meter, Prices
@@ -92,7 +92,9 @@ class Medium:
         self.meter = meter
         self._lanes: dict[int, list[float]] = defaultdict(lambda: [0.0] * REQUESTS_AT_ONCE)
 
-    def put(self, rank: int, now: float, parcels: Sequence[Parcel]) -> list[tuple[int, Item]]:
+    def put(
+        self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
+    ) -> list[tuple[int, Item]]:
         """Each reader of everything in `parcels`, and what it reads."""
         raise NotImplementedError
 
@@ -114,14 +116,16 @@ class Medium:
 class Direct(Medium):
     """One message after the other, from memory to memory."""
 
-    def __init__(self, latency: Latency, meter: Meter, figures: Figures) -> None:
+    def __init__(self, latency: Latency, meter: Meter, figures: CostParameters) -> None:
         super().__init__(latency, meter)
         self._figures = figures
         self._free: dict[int, float] = defaultdict(float)
 
-    def put(self, rank: int, now: float, parcels: Sequence[Parcel]) -> list[tuple[int, Item]]:
+    def put(
+        self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
+    ) -> list[tuple[int, Item]]:
         figures, found = self._figures, []
-        for parcel in (single for parcel in parcels for single in parcel.singly()):
+        for parcel in (single for parcel in parcels for single in parcel.split_per_reader()):
             for dest in parcel.dests:
                 self._free[rank] = (
                     max(now, self._free[rank])
@@ -156,10 +160,12 @@ class Queue(Medium):
         self._sns = _Gate(latency.sns_per_s)
         self._received: dict[int, int] = defaultdict(int)
 
-    def put(self, rank: int, now: float, parcels: Sequence[Parcel]) -> list[tuple[int, Item]]:
+    def put(
+        self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
+    ) -> list[tuple[int, Item]]:
         frames: list[Any] = []
         slot: dict[int, int] = {}
-        for parcel in (single for parcel in parcels for single in parcel.singly()):
+        for parcel in (single for parcel in parcels for single in parcel.split_per_reader()):
             blank = Blank(parcel.nbytes)
             slot[id(blank)] = parcel.name.tag
             frames.append((blank, parcel.dests))
@@ -213,12 +219,14 @@ class Objects(Medium):
         super().__init__(latency, meter)
         self._puts, self._gets = _Gate(latency.s3_puts_per_s), _Gate(latency.s3_gets_per_s)
 
-    def put(self, rank: int, now: float, parcels: Sequence[Parcel]) -> list[tuple[int, Item]]:
+    def put(
+        self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
+    ) -> list[tuple[int, Item]]:
         return [one for parcel in parcels for one in self.put_one(rank, now, parcel)]
 
-    def put_one(self, rank: int, now: float, parcel: Parcel) -> list[tuple[int, Item]]:
+    def put_one(self, rank: int, now: float, parcel: OutgoingFrame) -> list[tuple[int, Item]]:
         """An object."""
-        place = len(object.table(parcel)) if parcel.own else 0
+        place = len(object.table(parcel)) if parcel.bodies else 0
         nbytes = parcel.nbytes + place
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
         requests, trips = (1, 1) if parts == 1 else (parts + 2, 3)
@@ -228,10 +236,10 @@ class Objects(Medium):
             + nbytes / min(parts, REQUESTS_AT_ONCE) / self.latency.s3_Bps
         )
         end = self._request(rank, self._puts.enter(now, requests), seconds)
-        if not parcel.own:
+        if not parcel.bodies:
             return [(dest, Item(end, parcel.name.tag, nbytes)) for dest in parcel.dests]
         found = []
-        for dest, parts_of_it in zip(parcel.dests, parcel.own, strict=True):
+        for dest, parts_of_it in zip(parcel.dests, parcel.bodies, strict=True):
             length = sum(part.nbytes for part in parts_of_it)
             found.append((dest, Item(end, parcel.name.tag, length, place)))
             place += length
@@ -283,14 +291,16 @@ class Hybrid(Queue):
         self._objects = Objects(latency, meter)
         self._threshold = hybrid.threshold(prices)
 
-    def put(self, rank: int, now: float, parcels: Sequence[Parcel]) -> list[tuple[int, Item]]:
-        small: list[Parcel] = []
-        references: list[Parcel] = []
+    def put(
+        self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
+    ) -> list[tuple[int, Item]]:
+        small: list[OutgoingFrame] = []
+        references: list[OutgoingFrame] = []
         stored: dict[tuple[int, int], list[Item]] = defaultdict(list)
         ready = now
         for given in parcels:
-            together = given.own and hybrid.together(given, self._prices)
-            for parcel in [given] if together else given.singly():
+            together = given.bodies and hybrid.together(given, self._prices)
+            for parcel in [given] if together else given.split_per_reader():
                 if not together and parcel.nbytes <= self._threshold:
                     small.append(parcel)
                     continue
@@ -298,7 +308,7 @@ class Hybrid(Queue):
                     stored[dest, item.slot].append(item)
                     ready = max(ready, item.when)
                 nbytes = TAG_BYTES + sum(len(part) for part in hybrid.reference(parcel))
-                references.append(Parcel(parcel.dests, parcel.name, (Blank(nbytes),)))  # type: ignore[arg-type]
+                references.append(OutgoingFrame(parcel.dests, parcel.name, (Blank(nbytes),)))  # type: ignore[arg-type]
         found = super().put(rank, ready, small + references)
         for place, (dest, item) in enumerate(found):
             if objects := stored.get((dest, item.slot)):
@@ -325,7 +335,7 @@ def _when(item: Item) -> float:
 
 def medium(
     channel: str, latency: Latency, meter: Meter, prices: Prices
-) -> tuple[Medium, Figures, int]:
+) -> tuple[Medium, CostParameters, int]:
     """(the model of a channel, its figures, its longest frame)."""
     if channel == "queue":
         return (

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.channels.base import EACH, MANY, FrameName, Parcel
+from serverless_mpi.channels.base import SCATTERED, SHARED, FrameName, OutgoingFrame
 from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, select
 from serverless_mpi.collectives.operations import Layout, example_calls
-from serverless_mpi.collectives.steps import Deal, Recv, Send, Steps, whole
+from serverless_mpi.collectives.steps import Recv, Scatter, Send, Steps, whole
 from serverless_mpi.core.wire import HEADER_BYTES, Kind
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.metering import Meter, Prices
@@ -91,7 +91,7 @@ def _run(ranks: Sequence[Steps], model: Medium, longest: int, made: Forecast) ->
     rounds = [0] * len(ranks)
     able: list[tuple[float, int, Any]] = [(0.0, rank, None) for rank in range(len(ranks))]
 
-    def put(rank: int, now: float, steps: list[Send | Deal]) -> None:
+    def put(rank: int, now: float, steps: list[Send | Scatter]) -> None:
         parcels, contents = [], {}
         for step in steps:
             blobs = (
@@ -104,7 +104,7 @@ def _run(ranks: Sequence[Steps], model: Medium, longest: int, made: Forecast) ->
             made.messages += len(blobs)
             made.sent += sum(
                 sum(part.nbytes for part in data)
-                for _, data in (blobs if isinstance(step, Deal) else blobs[:1])
+                for _, data in (blobs if isinstance(step, Scatter) else blobs[:1])
             )
             shared = whole(step.data) if isinstance(step, Send) else None
             for dest, data in blobs:
@@ -140,7 +140,7 @@ def _run(ranks: Sequence[Steps], model: Medium, longest: int, made: Forecast) ->
 
     while able:
         now, rank, value = heapq.heappop(able)
-        sends: list[Send | Deal] = []
+        sends: list[Send | Scatter] = []
         while True:  # until it waits for something: what it sends until then goes out as one batch
             try:
                 step = ranks[rank].send(value)
@@ -168,7 +168,7 @@ def _run(ranks: Sequence[Steps], model: Medium, longest: int, made: Forecast) ->
         raise JobError(f"deadlock: {sorted(lacked_by)}")
 
 
-def _parcels(rank: int, step: Send | Deal, longest: int) -> list[Parcel]:
+def _parcels(rank: int, step: Send | Scatter, longest: int) -> list[OutgoingFrame]:
     """The frames of a step, as the endpoint cuts them, without bytes."""
     most = longest - HEADER_BYTES
 
@@ -181,7 +181,7 @@ def _parcels(rank: int, step: Send | Deal, longest: int) -> list[Parcel]:
 
     if isinstance(step, Send):
         return [
-            Parcel(step.dests, name(MANY, chunk), (Blank(nbytes),))  # type: ignore[arg-type]
+            OutgoingFrame(step.dests, name(SHARED, chunk), (Blank(nbytes),))  # type: ignore[arg-type]
             for chunk, nbytes in enumerate(lengths(step.data))
         ]
     cut = [(dest, lengths(data)) for dest, data in step.blobs]
@@ -190,5 +190,5 @@ def _parcels(rank: int, step: Send | Deal, longest: int) -> list[Parcel]:
         own = [(dest, frames[chunk]) for dest, frames in cut if chunk < len(frames)]
         dests = tuple(dest for dest, _ in own)
         bodies: Any = tuple((Blank(nbytes),) for _, nbytes in own)
-        parcels.append(Parcel(dests, name(EACH, chunk), (), bodies))
+        parcels.append(OutgoingFrame(dests, name(SCATTERED, chunk), (), bodies))
     return parcels

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from serverless_mpi.channels.base import Figures
+from serverless_mpi.channels.base import CostParameters
 from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm
 from serverless_mpi.collectives.cost import Facts
 from serverless_mpi.collectives.operations import BETWEEN, OPERATIONS, example_calls
@@ -35,7 +35,7 @@ _COST_BLOB = 48  # bytes for each rank: divisible by every size below 17 that fo
 
 # media on which an algorithm may be allowed: with and without fan-out and ranges
 _MEDIA = tuple(
-    Figures(0.1, 1e8, 4e-7, 8e-7, fanout, 10, ranges=ranges)
+    CostParameters(0.1, 1e8, 4e-7, 8e-7, fanout, 10, ranges=ranges)
     for fanout in (True, False)
     for ranges in (True, False)
 )

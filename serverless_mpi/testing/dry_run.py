@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.collectives.steps import Deal, Recv, Send, Steps
+from serverless_mpi.collectives.steps import Recv, Scatter, Send, Steps
 from serverless_mpi.errors import JobError
 
 __all__ = ["Count", "run"]
 
-_Step = Send | Deal | Recv
+_Step = Send | Scatter | Recv
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _DryRun:
 
     def _can_go_on(self, rank: int) -> bool:
         return all(
-            (step.source, step.slot, rank, step.dealt) in self._mail
+            (step.source, step.slot, rank, step.scattered) in self._mail
             for step in _group(self._waiting[rank])
             if isinstance(step, Recv)
         )
@@ -119,7 +119,7 @@ class _DryRun:
         values: list[Any] = []
         for step in _group(yielded):
             if isinstance(step, Recv):
-                data, sent_in = self._mail.pop((step.source, step.slot, rank, step.dealt))
+                data, sent_in = self._mail.pop((step.source, step.slot, rank, step.scattered))
                 self._round[rank] = max(self._round[rank], sent_in)
                 values.append(data)
             else:
@@ -128,7 +128,7 @@ class _DryRun:
             return None
         return values if isinstance(yielded, (list, tuple)) else values[0]
 
-    def _send(self, rank: int, step: Send | Deal) -> None:
+    def _send(self, rank: int, step: Send | Scatter) -> None:
         if isinstance(step, Send):
             blob = memoryview(bytearray().join(step.data))
             given = dict.fromkeys(step.dests, blob)
@@ -142,7 +142,7 @@ class _DryRun:
         self._count.nbytes[rank] += nbytes
         self._count.sends[rank] += 1
         for dest, blob in given.items():
-            name = rank, step.slot, dest, isinstance(step, Deal)
+            name = rank, step.slot, dest, isinstance(step, Scatter)
             self._mail[name] = blob, self._round[rank] + 1
             self._count.messages += 1
             self._count.rounds = max(self._count.rounds, self._round[rank] + 1)

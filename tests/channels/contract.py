@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from serverless_mpi.channels.base import EACH, MANY, Channel, Delivery, FrameName, Parcel, Wanted
+from serverless_mpi.channels.base import (
+    SCATTERED,
+    SHARED,
+    Channel,
+    Delivery,
+    ExpectedFrame,
+    FrameName,
+    OutgoingFrame,
+)
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
@@ -57,22 +65,26 @@ def provisioned(
             kind.destroy(spec)
 
 
-def parcel(source: int, dests: Sequence[int], seq: int, body: bytes, context: int = 7) -> Parcel:
+def parcel(
+    source: int, dests: Sequence[int], seq: int, body: bytes, context: int = 7
+) -> OutgoingFrame:
     """A frame to one rank, ordered, or to several, named."""
     alone = len(dests) == 1
     name = FrameName(
-        POINT if alone else STEP, context, source, dests[0] if alone else MANY, seq, 0, 0
+        POINT if alone else STEP, context, source, dests[0] if alone else SHARED, seq, 0, 0
     )
     half = len(body) // 2
-    return Parcel(tuple(dests), name, (memoryview(body[:half]), memoryview(body[half:])))
+    return OutgoingFrame(tuple(dests), name, (memoryview(body[:half]), memoryview(body[half:])))
 
 
-def wanted(one: Parcel) -> Wanted:
+def wanted(one: OutgoingFrame) -> ExpectedFrame:
     name = one.name
-    return Wanted(name.kind, name.context, name.source, name.dest, name.seq, name.tag, name.chunk)
+    return ExpectedFrame(
+        name.kind, name.context, name.source, name.dest, name.seq, name.tag, name.chunk
+    )
 
 
-def collect(channel: Channel, count: int, want: Sequence[Wanted] = ()) -> list[bytes]:
+def collect(channel: Channel, count: int, want: Sequence[ExpectedFrame] = ()) -> list[bytes]:
     """`count` different frames, acknowledged; what comes twice is left out, as the core does."""
     found: dict[bytes, None] = {}
     pending = list(want)
@@ -87,7 +99,7 @@ def collect(channel: Channel, count: int, want: Sequence[Wanted] = ()) -> list[b
     return list(found)
 
 
-def _mark(want: Wanted) -> bytes:
+def _mark(want: ExpectedFrame) -> bytes:
     return b"%d/%d;" % (want.source, want.seq)
 
 
@@ -96,10 +108,10 @@ def frame(source: int, seq: int, length: int, chance: random.Random) -> bytes:
 
 
 @contextlib.contextmanager
-def putting(channel: Channel, parcels: Sequence[Parcel]) -> Iterator[None]:
+def putting(channel: Channel, frames: Sequence[OutgoingFrame]) -> Iterator[None]:
     """`parcels` are put in a thread while the block reads: a put may wait until somebody does."""
     with ThreadPoolExecutor(1) as pool:
-        put = pool.submit(channel.put, parcels)
+        put = pool.submit(channel.put, frames)
         yield
         put.result(GIVE_UP_S)
 
@@ -137,10 +149,10 @@ def every_frame_arrives_as_it_was(channels: list[Channel]) -> None:
     back = [parcel(1, (0,), seq, frame(1, seq, 200, chance)) for seq in range(5)]
     b.put(back)
     with putting(a, there):
-        for channel, parcels in ((b, there), (a, back)):
-            expected = sorted(b"".join(one.parts) for one in parcels)
+        for channel, frames in ((b, there), (a, back)):
+            expected = sorted(b"".join(one.parts) for one in frames)
             assert (
-                sorted(collect(channel, len(parcels), [wanted(one) for one in parcels])) == expected
+                sorted(collect(channel, len(frames), [wanted(one) for one in frames])) == expected
             )
 
 
@@ -161,10 +173,10 @@ def one_put_reaches_any_subset(channels: list[Channel]) -> None:
             )
 
 
-def dealt(source: int, seq: int, bodies: dict[int, bytes]) -> Parcel:
+def scattered(source: int, seq: int, bodies: dict[int, bytes]) -> OutgoingFrame:
     """A frame of his own for each reader."""
     own = tuple((memoryview(body[:5]), memoryview(body[5:])) for body in bodies.values())
-    return Parcel(tuple(bodies), FrameName(STEP, 7, source, EACH, seq, 0, 0), (), own)
+    return OutgoingFrame(tuple(bodies), FrameName(STEP, 7, source, SCATTERED, seq, 0, 0), (), own)
 
 
 def each_reader_of_a_dealt_parcel_gets_its_own(channels: list[Channel]) -> None:
@@ -172,27 +184,27 @@ def each_reader_of_a_dealt_parcel_gets_its_own(channels: list[Channel]) -> None:
     chance = random.Random(4)
     lengths = [(0, 0), (10, 1000), (70_000, 3), (300_000, 300_000)]
     expected: dict[int, list[bytes]] = {1: [], 2: []}
-    parcels = []
+    frames = []
     for seq, pair in enumerate(lengths):
         bodies = {
             rank: frame(0, seq, min(n, 100_000) if rank == 1 else n, chance)
             for rank, n in zip((1, 2), pair)
         }
-        parcels.append(dealt(0, seq, bodies))
+        frames.append(scattered(0, seq, bodies))
         for rank in (1, 2):
             expected[rank].append(bodies[rank])
     if not channels[0].figures.ranges:
-        parcels = [one for parcel in parcels[:-1] for one in parcel.singly()]
+        frames = [one for parcel in frames[:-1] for one in parcel.split_per_reader()]
         expected = {rank: bodies[:-1] for rank, bodies in expected.items()}
-    names = [Wanted(STEP, 7, 0, EACH, seq, 0, 0) for seq in range(len(expected[1]))]
-    with putting(channels[0], parcels):
+    names = [ExpectedFrame(STEP, 7, 0, SCATTERED, seq, 0, 0) for seq in range(len(expected[1]))]
+    with putting(channels[0], frames):
         for rank in (1, 2):
             assert sorted(collect(channels[rank], len(names), names)) == sorted(expected[rank])
 
 
 def nothing_there_is_no_frame(channels: list[Channel]) -> None:
     """A get that may not wait comes back with nothing."""
-    assert channels[0].get(0.0, lambda: [Wanted(POINT, 9, 1, 0, 0, 0, 0)]) == []
+    assert channels[0].get(0.0, lambda: [ExpectedFrame(POINT, 9, 1, 0, 0, 0, 0)]) == []
 
 
 def a_wildcard_finds_what_nobody_named(channels: list[Channel]) -> None:
@@ -201,7 +213,7 @@ def a_wildcard_finds_what_nobody_named(channels: list[Channel]) -> None:
     sent = [parcel(source, (2,), 0, frame(source, 0, 20, chance)) for source in (0, 1)]
     channels[0].put(sent[:1])
     channels[1].put(sent[1:])
-    got = collect(channels[2], 2, [Wanted(POINT, 7, ANY_SOURCE, 2, 0, 0, 0)])
+    got = collect(channels[2], 2, [ExpectedFrame(POINT, 7, ANY_SOURCE, 2, 0, 0, 0)])
     assert sorted(got) == sorted(b"".join(one.parts) for one in sent)
 
 
@@ -209,7 +221,7 @@ def wake_ends_a_wait(channels: list[Channel]) -> None:
     """A get in another thread comes back without a frame, long before its time."""
     asked = threading.Event()
 
-    def want() -> list[Wanted]:
+    def want() -> list[ExpectedFrame]:
         asked.set()
         return []
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from serverless_mpi.aws.retry import Patience
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels import object
-from serverless_mpi.channels.base import MANY, FrameName, Parcel, Wanted
+from serverless_mpi.channels.base import SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.channels.cleanup import (
     MOST_REPORTED,
     Deletions,
@@ -140,7 +140,7 @@ def test_names_that_fail_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatc
 
 
 def shared_key(seq: int, source: int = 2, context: int = 7) -> str:
-    return FrameName(2, context, source, MANY, seq, 5, 0).key()
+    return FrameName(2, context, source, SHARED, seq, 5, 0).key()
 
 
 def test_an_object_is_finished_when_every_reader_has_reported_it() -> None:
@@ -232,12 +232,14 @@ def test_a_rank_that_only_sends_deletes_too(
     a, b, c = ranks(name, 3)
     body = memoryview(secrets.token_bytes(512 << 10))
     for seq in range(100):
-        several = Parcel((1, 2), FrameName(2, 7, 0, MANY, seq, 0, 0), (body,))
-        own = Parcel((1,), FrameName(0, 7, 0, 1, seq, 0, 0), (body,))
+        several = OutgoingFrame((1, 2), FrameName(2, 7, 0, SHARED, seq, 0, 0), (body,))
+        own = OutgoingFrame((1,), FrameName(0, 7, 0, 1, seq, 0, 0), (body,))
         a.put([several, own])
-        for reader, parcels in ((b, [several, own]), (c, [several])):
-            got = reader.get(30.0, lambda parcels=parcels: [Wanted(*one.name) for one in parcels])
-            assert [one.data.nbytes for one in got] == [body.nbytes] * len(parcels)
+        for reader, frames in ((b, [several, own]), (c, [several])):
+            got = reader.get(
+                30.0, lambda frames=frames: [ExpectedFrame(*one.name) for one in frames]
+            )
+            assert [one.data.nbytes for one in got] == [body.nbytes] * len(frames)
             reader.ack([one.receipt for one in got if one.receipt is not None])
     assert cloud.most_bytes < 12 << 20 and cloud.deleted > 150
     for channel in (a, b, c):
@@ -284,8 +286,8 @@ def test_a_poll_that_finds_the_service_busy_has_found_nothing_yet(name: str, clo
     a, b = ranks(name, 2)
     poller = b._queue if name == "hybrid" else b
     poller._patience = Patience(60.0, lambda: 0.0, lambda least, most: 0.0)
-    parcel = Parcel((1,), FrameName(0, 7, 0, 1, 0, 0, 0), (memoryview(b"frame"),))
-    a.put([parcel])
+    frame = OutgoingFrame((1,), FrameName(0, 7, 0, 1, 0, 0, 0), (memoryview(b"frame"),))
+    a.put([frame])
     asked = 0
 
     def trouble(action: str, name: str) -> Exception | None:
@@ -294,14 +296,14 @@ def test_a_poll_that_finds_the_service_busy_has_found_nothing_yet(name: str, clo
         return busy(action, name) if 0 < asked <= 6 else None
 
     cloud.trouble = trouble
-    wanted = [Wanted(*parcel.name)]
+    wanted = [ExpectedFrame(*frame.name)]
     assert b.get(0.0, lambda: wanted) == [] and asked == 1
     (got,) = b.get(30.0, lambda: wanted)
     assert bytes(got.data) == b"frame" and asked == 7
     cloud.trouble = lambda action, name: busy(action, name)
     poller._patience.budget_s = -1.0  # the time is over
     with pytest.raises(ChannelError, match="SlowDown"):
-        b.get(30.0, lambda: [Wanted(0, 7, 0, 1, 1, 0, 0)])
+        b.get(30.0, lambda: [ExpectedFrame(0, 7, 0, 1, 1, 0, 0)])
     cloud.trouble = lambda action, name: None
     for channel in (a, b):
         channel.close()
@@ -309,13 +311,13 @@ def test_a_poll_that_finds_the_service_busy_has_found_nothing_yet(name: str, clo
 
 def test_one_busy_object_does_not_hold_back_another(cloud: Cloud) -> None:
     a, b = ranks("object", 2)
-    parcels = [
-        Parcel((1,), FrameName(0, 7, 0, 1, seq, 0, 0), (memoryview(b"%d" % seq),))
+    frames = [
+        OutgoingFrame((1,), FrameName(0, 7, 0, 1, seq, 0, 0), (memoryview(b"%d" % seq),))
         for seq in range(3)
     ]
-    a.put(parcels)
+    a.put(frames)
     cloud.trouble = lambda action, name: busy(action, name) if name.endswith("1.000000") else None
-    got = b.get(30.0, lambda: [Wanted(*one.name) for one in parcels])
+    got = b.get(30.0, lambda: [ExpectedFrame(*one.name) for one in frames])
     assert [bytes(one.data) for one in got] == [b"0", b"2"]
     for channel in (a, b):
         channel.close()
@@ -325,15 +327,15 @@ def test_one_busy_object_does_not_hold_back_another(cloud: Cloud) -> None:
 def test_what_was_got_and_not_acknowledged_can_be_got_again(name: str, cloud: Cloud) -> None:
     """An exception of a signal handler may come between `get` and whoever called it."""
     a, b = ranks(name, 2)
-    parcel = Parcel((1,), FrameName(0, 7, 0, 1, 0, 0, 0), (memoryview(bytes(1 << 20)),))
-    a.put([parcel])
+    frame = OutgoingFrame((1,), FrameName(0, 7, 0, 1, 0, 0, 0), (memoryview(bytes(1 << 20)),))
+    a.put([frame])
     sent = list(cloud.queues["1"])
-    assert len(b.get(30.0, lambda: [Wanted(*parcel.name)])) == 1
+    assert len(b.get(30.0, lambda: [ExpectedFrame(*frame.name)])) == 1
     cloud.queues["1"] = sent  # as SQS does after the visibility timeout
-    (got,) = b.get(30.0, lambda: [Wanted(*parcel.name)])
+    (got,) = b.get(30.0, lambda: [ExpectedFrame(*frame.name)])
     assert got.data.nbytes == 1 << 20
     b.ack([got.receipt])
-    assert b.get(0.0, lambda: [Wanted(*parcel.name)]) == []
+    assert b.get(0.0, lambda: [ExpectedFrame(*frame.name)]) == []
     for channel in (a, b):
         channel.close()
     assert not cloud.objects

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from serverless_mpi import channels
-from serverless_mpi.channels.base import EACH, FrameName, Parcel, Wanted
+from serverless_mpi.channels.base import SCATTERED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.channels.hybrid import together
 from serverless_mpi.channels.object import locate, table
 from serverless_mpi.job import JobSpec
@@ -16,20 +16,20 @@ from serverless_mpi.metering import Meter, Prices
 READERS = (1, 2, 3)
 
 
-def dealt(*lengths: int) -> Parcel:
+def scattered(*lengths: int) -> OutgoingFrame:
     own = tuple(
         (memoryview(bytes([rank]) * length),) for rank, length in zip(READERS, lengths, strict=True)
     )
-    return Parcel(READERS, FrameName(2, 7, 0, EACH, 5, 0, 0), (), own)
+    return OutgoingFrame(READERS, FrameName(2, 7, 0, SCATTERED, 5, 0, 0), (), own)
 
 
 def test_the_table_names_each_readers_place() -> None:
-    parcel = dealt(10, 0, 30)
-    start = len(table(parcel))
-    found = [locate(memoryview(table(parcel)), rank) for rank in (*READERS, 9)]
+    frame = scattered(10, 0, 30)
+    start = len(table(frame))
+    found = [locate(memoryview(table(frame)), rank) for rank in (*READERS, 9)]
     end = start + 40
     assert found == [(start, 10, end), (start + 10, 0, end), (start + 10, 30, end), (start, 0, end)]
-    assert locate(memoryview(table(parcel))[:-1], 1) is None
+    assert locate(memoryview(table(frame))[:-1], 1) is None
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_requests(
     spec = replace(spec, settings=kind.provision(spec))
     meters = [Meter() for _ in range(4)]
     ranks = [kind(spec.with_rank(rank), meters[rank]) for rank in range(4)]
-    parcel = dealt(*lengths)
+    frame = scattered(*lengths)
     try:
-        ranks[0].put([parcel] if ranks[0].figures.ranges else parcel.singly())
+        ranks[0].put([frame] if ranks[0].figures.ranges else frame.split_per_reader())
         for rank, length in zip(READERS, lengths, strict=True):
-            (got,) = ranks[rank].get(30.0, lambda: [Wanted(2, 7, 0, EACH, 5, 0, 0)])
+            (got,) = ranks[rank].get(30.0, lambda: [ExpectedFrame(2, 7, 0, SCATTERED, 5, 0, 0)])
             assert bytes(got.data) == bytes([rank]) * length
         counted = {
             key: row["requests"] for meter in meters for key, row in meter.snapshot().items()
@@ -75,5 +75,5 @@ def test_requests(
 
 def test_hybrid_deals_one_object_only_where_that_is_cheaper() -> None:
     prices = Prices.load()
-    assert not together(dealt(60_000, 60_000, 60_000), prices)
-    assert together(dealt(300_000, 300_000, 300_000), prices)
+    assert not together(scattered(60_000, 60_000, 60_000), prices)
+    assert together(scattered(300_000, 300_000, 300_000), prices)

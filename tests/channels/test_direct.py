@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serverless_mpi.channels import door
-from serverless_mpi.channels.base import Delivery, FrameName, Parcel
+from serverless_mpi.channels import handshake
+from serverless_mpi.channels.base import Delivery, FrameName, OutgoingFrame
 from serverless_mpi.channels.direct import (
     GOODBYE,
     LENGTH,
@@ -49,8 +49,8 @@ def job() -> Iterator[Make]:
         channel.close()
 
 
-def parcel(body: bytes, dest: int = 1, seq: int = 0) -> Parcel:
-    return Parcel((dest,), FrameName(0, 7, 0, dest, seq, 0, 0), (memoryview(body),))
+def frame(body: bytes, dest: int = 1, seq: int = 0) -> OutgoingFrame:
+    return OutgoingFrame((dest,), FrameName(0, 7, 0, dest, seq, 0, 0), (memoryview(body),))
 
 
 def connect(address: str | tuple[str, int]) -> socket.socket:
@@ -70,8 +70,8 @@ def hears_nothing(sock: socket.socket) -> bool:
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
 def test_only_tcp_needs_tags_over_bodies(job: Make, host: str | None) -> None:
     a, b = job(**({} if host is None else {"host": host}))
-    assert a.limits.guarded == (host is None)
-    a.put([parcel(b"frame")])
+    assert a.limits.trusted_transport == (host is None)
+    a.put([frame(b"frame")])
     assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"frame"]
 
 
@@ -82,31 +82,37 @@ def test_strangers_are_dropped(job: Make, host: str | None) -> None:
     spec = a.spec
     for hello in (
         b"GET / HTTP/1.1\r\nHost: somebody else's\r\n\r\n",
-        door.HELLO.pack(door.MAGIC, secrets.token_bytes(8), 0, 1, bytes(16)),  # another job
-        door.HELLO.pack(
-            door.MAGIC, bytes.fromhex(spec.job_id), 0, 0, bytes(16)
+        handshake.HELLO.pack(
+            handshake.MAGIC, secrets.token_bytes(8), 0, 1, bytes(16)
+        ),  # another job
+        handshake.HELLO.pack(
+            handshake.MAGIC, bytes.fromhex(spec.job_id), 0, 0, bytes(16)
         ),  # for another rank
-        door.HELLO.pack(door.MAGIC, bytes.fromhex(spec.job_id), 9, 1, bytes(16)),  # from no rank
+        handshake.HELLO.pack(
+            handshake.MAGIC, bytes.fromhex(spec.job_id), 9, 1, bytes(16)
+        ),  # from no rank
     ):
         with connect(address) as sock:
             sock.sendall(hello)
             assert hears_nothing(sock)
     with connect(address) as sock:  # knows everything but the key, and sends a frame at once
-        sock.sendall(door.HELLO.pack(door.MAGIC, bytes.fromhex(spec.job_id), 0, 1, bytes(16)))
-        assert len(sock.recv(100)) == door.NONCE_BYTES + PROOF_BYTES
+        sock.sendall(
+            handshake.HELLO.pack(handshake.MAGIC, bytes.fromhex(spec.job_id), 0, 1, bytes(16))
+        )
+        assert len(sock.recv(100)) == handshake.NONCE_BYTES + PROOF_BYTES
         sock.sendall(bytes(PROOF_BYTES) + LENGTH.pack(4) + b"evil")
         assert hears_nothing(sock)
-    a.put([parcel(b"honest")])
+    a.put([frame(b"honest")])
     assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"honest"]
 
 
 def test_another_users_process_is_not_let_in(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = job()
-    monkeypatch.setattr(door.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(handshake.os, "geteuid", lambda: 12345)
     with connect(b._addresses[1]) as sock:
         assert hears_nothing(sock)
     with pytest.raises(ChannelError, match="another user's process"):
-        a.put([parcel(b"x")])
+        a.put([frame(b"x")])
 
 
 def test_whoever_answers_must_know_the_key(job: Make) -> None:
@@ -119,20 +125,20 @@ def test_whoever_answers_must_know_the_key(job: Make) -> None:
         def answer() -> None:
             sock, _ = impostor.accept()
             with sock:
-                sock.recv(door.HELLO.size)
-                sock.sendall(bytes(door.NONCE_BYTES + PROOF_BYTES))
+                sock.recv(handshake.HELLO.size)
+                sock.sendall(bytes(handshake.NONCE_BYTES + PROOF_BYTES))
                 sock.recv(100)
 
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(ChannelError, match="does not know the key"):
-            a.put([parcel(b"secret")])
+            a.put([frame(b"secret")])
         thread.join(GIVE_UP_S)
 
 
 def test_a_peer_that_vanishes_is_named_and_one_that_ends_is_not(job: Make) -> None:
     a, b, c = job(3)
-    a.put([parcel(b"x", 1), parcel(b"y", 2)])
+    a.put([frame(b"x", 1), frame(b"y", 2)])
     b.get(GIVE_UP_S, list)
     c.get(GIVE_UP_S, list)
     a._outgoing[1].close()
@@ -142,7 +148,7 @@ def test_a_peer_that_vanishes_is_named_and_one_that_ends_is_not(job: Make) -> No
     a.close()
     assert c.get(0.0, list) == [] and c.get(0.0, list) == []
     with pytest.raises(ChannelError, match="rank 0 .*already finalized"):
-        c.put([parcel(b"late", 0)])
+        c.put([frame(b"late", 0)])
 
 
 def test_an_address_that_is_not_here() -> None:
@@ -182,7 +188,9 @@ def test_a_body_is_received_into_the_users_array(nbytes: int) -> None:
 def proven(channel: DirectChannel, rank: int = 0) -> tuple[socket.socket, bytes]:
     """A connection to `channel` that rank `rank` has proven, and what ends it."""
     sock = connect(channel._addresses[channel.spec.rank])
-    return sock, door.introduce(sock, channel.spec.with_rank(rank), channel.spec.rank, lambda: None)
+    return sock, handshake.authenticate(
+        sock, channel.spec.with_rank(rank), channel.spec.rank, lambda: None
+    )
 
 
 @pytest.mark.parametrize("nbytes", [MAX_FRAME_BYTES + 1, 1 << 33, 1 << 36, 1 << 63, GOODBYE - 1])

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from serverless_mpi.aws import control
 from serverless_mpi.channels import object
-from serverless_mpi.channels.base import EACH, MANY, Delivery, FrameName, Parcel, Wanted
+from serverless_mpi.channels.base import (
+    SCATTERED,
+    SHARED,
+    Delivery,
+    ExpectedFrame,
+    FrameName,
+    OutgoingFrame,
+)
 from serverless_mpi.channels.hybrid import HybridChannel, Place, locate_frame, reference
 from serverless_mpi.channels.queue import QueueChannel
 from serverless_mpi.errors import ChannelError
@@ -26,7 +33,7 @@ from tests.harness import on_each
 __all__ = ["cloud"]
 
 OWN = FrameName(0, 7, 0, 1, 0, 0, 0).key()
-SHARED = FrameName(2, 7, 0, MANY, 3, 0, 0).key()
+SHARED = FrameName(2, 7, 0, SHARED, 3, 0, 0).key()
 
 
 def table(*rows: tuple[int, int], count: int | None = None) -> bytes:
@@ -35,15 +42,18 @@ def table(*rows: tuple[int, int], count: int | None = None) -> bytes:
 
 
 def test_references_of_this_package_are_followed() -> None:
-    parcel = Parcel((1,), FrameName(0, 7, 0, 1, 0, 0, 0), (memoryview(b"x"),))
-    magic, text = reference(parcel)
+    frame = OutgoingFrame((1,), FrameName(0, 7, 0, 1, 0, 0, 0), (memoryview(b"x"),))
+    magic, text = reference(frame)
     assert locate_frame(magic, memoryview(text), 1) == Place(OWN, 0, None, 0)
-    dealt = Parcel(
-        (1, 2), FrameName(2, 7, 0, EACH, 3, 0, 0), (), ((memoryview(b"ab"),), (memoryview(b"c"),))
+    scattered = OutgoingFrame(
+        (1, 2),
+        FrameName(2, 7, 0, SCATTERED, 3, 0, 0),
+        (),
+        ((memoryview(b"ab"),), (memoryview(b"c"),)),
     )
-    magic, text = reference(dealt)
+    magic, text = reference(scattered)
     assert locate_frame(magic, memoryview(text), 2) == Place(SHARED, 4 + 24 + 2, 1, 4 + 24 + 3)
-    alone = [reference(one) for one in dealt.singly()]
+    alone = [reference(one) for one in scattered.split_per_reader()]
     assert locate_frame(*_viewed(alone[1]), 2) == Place(f"{SHARED}.000002", 0, None, 0)
 
 
@@ -89,8 +99,8 @@ def test_no_reference_raises(magic: bytes, text: bytes, rank: int) -> None:
 def test_a_rank_neither_reads_nor_deletes_what_is_anothers(cloud: Cloud) -> None:
     """A reference for rank 1 that somebody sends to rank 2."""
     a, b, c = ranks("hybrid", 3)
-    parcel = Parcel((1,), FrameName(0, 7, 0, 1, 0, 0, 0), (memoryview(bytes(1 << 20)),))
-    a.put([parcel])
+    frame = OutgoingFrame((1,), FrameName(0, 7, 0, 1, 0, 0, 0), (memoryview(bytes(1 << 20)),))
+    a.put([frame])
     (sent,) = cloud.queues["1"]
     cloud.queues["2"].append(bytearray(sent))
     (got,) = c.get(0.0, list)
@@ -107,13 +117,13 @@ def test_a_rank_neither_reads_nor_deletes_what_is_anothers(cloud: Cloud) -> None
 
 
 def read(channel: Any, name: FrameName) -> list[Delivery]:
-    got: list[Delivery] = channel.get(0.0, lambda: [Wanted(*name)])
+    got: list[Delivery] = channel.get(0.0, lambda: [ExpectedFrame(*name)])
     channel.ack([one.receipt for one in got if one.receipt is not None])
     return got
 
 
-NAMES = [FrameName(0, 7, 0, 1, 0, 0, 0), FrameName(2, 7, 0, MANY, 3, 0, 0)]
-NAMES.append(NAMES[1]._replace(dest=EACH))
+NAMES = [FrameName(0, 7, 0, 1, 0, 0, 0), FrameName(2, 7, 0, SHARED, 3, 0, 0)]
+NAMES.append(NAMES[1]._replace(dest=SCATTERED))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,7 +145,7 @@ def test_objects_of_a_wrong_length(cloud: Cloud, name: FrameName, body: bytes) -
     (reader,) = ranks("object", 2)[1:]
     cloud.store(frames_prefix(reader.spec.job_id) + name.key(), body)
     (got,) = read(reader, name)
-    assert got.data.nbytes == (0 if name.dest == EACH else len(body))
+    assert got.data.nbytes == (0 if name.dest == SCATTERED else len(body))
     reader.close()
     assert len(cloud.objects) == (1 if name.dest < 0 else 0)  # what is this rank's alone is deleted
 
@@ -148,7 +158,7 @@ def test_a_shared_object_that_is_no_frame_is_not_asked_for_without_a_pause(cloud
     pauses: list[float] = []
     reader._woken.wait = lambda pause: pauses.append(pause)
     for name in (good, bad, bad, bad):  # the frame of `good` was taken, that of `bad` is refused
-        reader.get(30.0, lambda name=name: [Wanted(*name)])
+        reader.get(30.0, lambda name=name: [ExpectedFrame(*name)])
     assert pauses == [0.0, 0.0, object.EMULATOR_PAUSES_S[1], object.EMULATOR_PAUSES_S[1]]
     reader.close()
 
@@ -159,9 +169,9 @@ def test_a_shared_object_that_stays_no_frame_ends_the_rank(cloud: Cloud) -> None
     cloud.store(frames_prefix(reader.spec.job_id) + name.key(), b"something else")
     reader._woken.wait = lambda pause: False
     for _ in range(object.MOST_READS):
-        assert len(reader.get(30.0, lambda: [Wanted(*name)])) == 1
+        assert len(reader.get(30.0, lambda: [ExpectedFrame(*name)])) == 1
     with pytest.raises(ChannelError, match="was read 5 times and is not a frame of this job"):
-        reader.get(30.0, lambda: [Wanted(*name)])
+        reader.get(30.0, lambda: [ExpectedFrame(*name)])
     reader.close()
 
 
@@ -172,7 +182,7 @@ def test_a_shared_object_that_was_damaged_on_its_way_once_ends_nothing(cloud: Cl
         name = NAMES[1]._replace(seq=seq)
         cloud.store(frames_prefix(reader.spec.job_id) + name.key(), b"something else")
         for _ in range(2):
-            assert len(reader.get(30.0, lambda name=name: [Wanted(*name)])) == 1
+            assert len(reader.get(30.0, lambda name=name: [ExpectedFrame(*name)])) == 1
     reader.close()
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from serverless_mpi.aws.s3 import PART_BYTES
-from serverless_mpi.channels.base import FrameName, Parcel, Wanted
-from serverless_mpi.channels.object import MULTIPART_BYTES, Leaves, ObjectChannel, Store
+from serverless_mpi.channels.base import ExpectedFrame, FrameName, OutgoingFrame
+from serverless_mpi.channels.object import MULTIPART_BYTES, ObjectChannel, Store, TreeHash
 from serverless_mpi.core.endpoint import Endpoint
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.job import JobSpec
@@ -31,8 +31,8 @@ def ranks(ministack_endpoint: str) -> Iterator[list[ObjectChannel]]:
     ObjectChannel.destroy(spec)
 
 
-def wanted(parcel: Parcel) -> Wanted:
-    return Wanted(*parcel.name)
+def wanted(frame: OutgoingFrame) -> ExpectedFrame:
+    return ExpectedFrame(*frame.name)
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_a_long_frame(ranks: list[ObjectChannel], nbytes: int, puts: int, gets: 
         Endpoint(rank, bytes.fromhex(a.spec.job_id), a.spec.key, a.limits.max_frame_bytes, 1 << 31)
         for rank in range(2)
     ]
-    (parcel,) = ends[0].send(7, 1, 3, [memoryview(body)])
-    a.put([parcel])
-    (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(parcel)])
+    (frame,) = ends[0].send(7, 1, 3, [memoryview(body)])
+    a.put([frame])
+    (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(frame)])
     assert delivery.data.nbytes == HEADER_BYTES + nbytes
     assert len(delivery.leaves) == (-(-nbytes // LEAF_BYTES) if gets > 1 else 0)
     receive = ends[1].post(7, 0, 3)
@@ -75,9 +75,9 @@ def test_keys_are_forgotten_when_they_are_deleted(
     monkeypatch.setattr("serverless_mpi.channels.object.MAX_DELETED", 2)
     a, b = ranks
     for seq in range(4):
-        parcel = Parcel((1,), FrameName(0, 7, 0, 1, seq, 0, 0), (memoryview(b"%d" % seq),))
-        a.put([parcel])
-        (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(parcel)])
+        frame = OutgoingFrame((1,), FrameName(0, 7, 0, 1, seq, 0, 0), (memoryview(b"%d" % seq),))
+        a.put([frame])
+        (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(frame)])
         b.ack([delivery.receipt])
     b.close()
     assert not b._fetched
@@ -86,7 +86,7 @@ def test_keys_are_forgotten_when_they_are_deleted(
 def test_leaves_are_digested_as_they_come_also_of_a_second_attempt() -> None:
     body = bytearray(random.Random(3).randbytes(3 * LEAF_BYTES + 5))
     part = memoryview(body)
-    leaves = Leaves(part)
+    leaves = TreeHash(part)
     body[:LEAF_BYTES] = bytes(LEAF_BYTES)  # what a first attempt brought that broke off
     for filled in (0, LEAF_BYTES + 9):
         leaves.come(filled)
@@ -94,8 +94,8 @@ def test_leaves_are_digested_as_they_come_also_of_a_second_attempt() -> None:
     for filled in (0, 2 * LEAF_BYTES, 3 * LEAF_BYTES + 1, 3 * LEAF_BYTES + 5):
         leaves.come(filled)
     assert leaves.all() == digests((part,))
-    assert Leaves(part).all() == digests((part,))
-    assert Leaves(part[:0]).all() == []
+    assert TreeHash(part).all() == digests((part,))
+    assert TreeHash(part[:0]).all() == []
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -116,7 +116,7 @@ def test_what_a_broken_attempt_brought_is_not_digested(
         spec = JobSpec.new(1, "object", endpoint=server.url, settings={"bucket": "b"})
         store = Store(spec, Meter())
         part = memoryview(bytearray(300_000))
-        leaves = Leaves(part)
+        leaves = TreeHash(part)
         store._fetch("k", 0, part, leaves.come)
         assert part == second and leaves.all() == digests((part,))
         store._client.close()

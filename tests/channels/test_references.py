@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serverless_mpi.channels.hybrid import opened, reference, sealed
 from serverless_mpi.channels.object import locate, table_bytes
-from serverless_mpi.core.parcel import EACH, MANY, FrameName, Parcel
+from serverless_mpi.core.frames import SCATTERED, SHARED, FrameName, OutgoingFrame
 from serverless_mpi.core.tags import TAG_BYTES, Purpose, make
 from serverless_mpi.launch import console
 
@@ -17,16 +17,16 @@ JOB = "0011223344556677"
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=200)
 
 BODY = (memoryview(b"body"),)
-SHARED = Parcel((1, 2), FrameName(2, 7, 0, MANY, 5, 6, 0), BODY)
-DEALT = Parcel((1, 2), FrameName(2, 7, 0, EACH, 5, 6, 0), (), (BODY, BODY))
-WORD = console.Word(1, 2, console.OUT, b"\xff\n\0", {"a": 1})
+SHARED = OutgoingFrame((1, 2), FrameName(2, 7, 0, SHARED, 5, 6, 0), BODY)
+DEALT = OutgoingFrame((1, 2), FrameName(2, 7, 0, SCATTERED, 5, 6, 0), (), (BODY, BODY))
+WORD = console.ConsoleMessage(1, 2, console.OUT, b"\xff\n\0", {"a": 1})
 
 
-@pytest.mark.parametrize("parcel", [SHARED, DEALT])
-def test_a_reference_comes_back_as_it_was(parcel: Parcel) -> None:
-    magic, text = reference(parcel)
-    assert opened(memoryview(sealed(parcel, KEY)), KEY) == (magic, text)
-    assert opened(memoryview(sealed(parcel, KEY)), OTHER_KEY) is None
+@pytest.mark.parametrize("frame", [SHARED, DEALT])
+def test_a_reference_comes_back_as_it_was(frame: OutgoingFrame) -> None:
+    magic, text = reference(frame)
+    assert opened(memoryview(sealed(frame, KEY)), KEY) == (magic, text)
+    assert opened(memoryview(sealed(frame, KEY)), OTHER_KEY) is None
 
 
 @SETTINGS
@@ -38,8 +38,8 @@ def test_odd_bytes_are_no_reference_and_no_word(magic: bytes, data: bytes) -> No
 
 @SETTINGS
 @given(st.sampled_from([SHARED, DEALT]), st.data())
-def test_a_reference_that_was_changed_is_none(parcel: Parcel, data: st.DataObject) -> None:
-    true = sealed(parcel, KEY)
+def test_a_reference_that_was_changed_is_none(frame: OutgoingFrame, data: st.DataObject) -> None:
+    true = sealed(frame, KEY)
     place = data.draw(st.integers(0, len(true)))
     until = data.draw(st.integers(place, len(true)))
     changed = true[:place] + data.draw(st.binary(max_size=20)) + true[until:]

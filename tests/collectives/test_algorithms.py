@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serverless_mpi.channels.base import Figures
+from serverless_mpi.channels.base import CostParameters
 from serverless_mpi.collectives import allgather, alltoall, barrier, bcast, gather, reduce, scan
 from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, always, select
 from serverless_mpi.collectives.cost import Tally
@@ -242,6 +242,6 @@ def test_pack_and_unpack(blobs: list[bytes]) -> None:
 def test_every_call_finds_an_algorithm(
     put_usd: float, fanout: bool, size: int, nbytes: int | None
 ) -> None:
-    facts = Facts(size, nbytes, Figures(1e-3, 1e8, put_usd, put_usd, fanout, 10))
+    facts = Facts(size, nbytes, CostParameters(1e-3, 1e8, put_usd, put_usd, fanout, 10))
     for operation in ALGORITHMS:
         assert select(operation, facts) is select(operation, facts)

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from serverless_mpi.channels.base import Figures
+from serverless_mpi.channels.base import CostParameters
 from serverless_mpi.collectives.choose import ALGORITHMS, Facts, algorithm, find, select
 from serverless_mpi.collectives.cost import Tally
 from serverless_mpi.collectives.operations import OPERATIONS
 from serverless_mpi.collectives.steps import Steps
 from serverless_mpi.errors import UsageError
 
-PUBLISHED = Figures(0.1, 1e8, 4e-7, 8e-7, True, 10, ranges=True)
-DIRECT = Figures(3e-5, 2e9, 0.0, 0.0, False, 64, put_s=1e-5, get_s=1e-5)
+PUBLISHED = CostParameters(0.1, 1e8, 4e-7, 8e-7, True, 10, ranges=True)
+DIRECT = CostParameters(3e-5, 2e9, 0.0, 0.0, False, 64, put_s=1e-5, get_s=1e-5)
 
 
 @pytest.fixture
@@ -59,13 +59,15 @@ def test_a_registered_algorithm_is_chosen_where_it_is_the_best(registry: None) -
 def test_a_published_blob_is_dearer_for_every_reader_on_a_channel_without_fan_out() -> None:
     once = find("bcast", "fan_out").cost(Facts(9, 100, PUBLISHED))
     assert once.usd == pytest.approx(4e-7 + 8 * 8e-7)
-    looped = Figures(0.1, 1e8, 4e-7, 8e-7, False, 10)
+    looped = CostParameters(0.1, 1e8, 4e-7, 8e-7, False, 10)
     assert find("bcast", "fan_out").cost(Facts(9, 100, looped)).usd == pytest.approx(8 * 12e-7)
 
 
 def test_messages_beyond_a_length_have_other_figures() -> None:
-    large = Figures(1.0, 1e8, 5e-6, 4e-7, True, 1)
-    both = Figures(0.1, 1e8, 4e-7, 8e-7, True, 10, billed_bytes=65536, beyond=(200_000, large))
+    large = CostParameters(1.0, 1e8, 5e-6, 4e-7, True, 1)
+    both = CostParameters(
+        0.1, 1e8, 4e-7, 8e-7, True, 10, billed_bytes=65536, large=(200_000, large)
+    )
     assert find("bcast", "fan_out").cost(Facts(2, 100_000, both)).usd == pytest.approx(2 * 12e-7)
     assert find("bcast", "fan_out").cost(Facts(2, 300_000, both)).usd == pytest.approx(5.4e-6)
 
@@ -86,7 +88,7 @@ def test_messages_beyond_a_length_have_other_figures() -> None:
     ],
 )
 def test_what_is_chosen(
-    operation: str, size: int, nbytes: int | None, figures: Figures, expected: str
+    operation: str, size: int, nbytes: int | None, figures: CostParameters, expected: str
 ) -> None:
     assert select(operation, Facts(size, nbytes, figures)).name == expected
 
@@ -95,7 +97,7 @@ def test_what_is_chosen(
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 17, 1000])
 @pytest.mark.parametrize("nbytes", [None, 0, 8, 65536, 1 << 23])
 def test_the_choice_is_the_cheapest_of_the_fastest(
-    figures: Figures, size: int, nbytes: int | None
+    figures: CostParameters, size: int, nbytes: int | None
 ) -> None:
     facts = Facts(size, nbytes, figures)
     for operation, rows in ALGORITHMS.items():

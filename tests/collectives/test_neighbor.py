@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serverless_mpi.api.shapes import Cart, Dist, Graph
+from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.collectives import neighbor
 from serverless_mpi.core.envelope import PROC_NULL
 from serverless_mpi.testing.dry_run import run

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from serverless_mpi.core.delivery import Freed
 from serverless_mpi.core.endpoint import GAP_TIMEOUT_S, Endpoint, Receive
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, CONTEXT_SELF, CONTEXT_WORLD
-from serverless_mpi.core.parcel import MANY, Parcel
+from serverless_mpi.core.frames import SHARED, OutgoingFrame
 from serverless_mpi.core.wire import HEADER_BYTES, Kind, digests
 from serverless_mpi.errors import ERR_COMM, ERR_NO_MEM, ChannelError, MPIException
 
@@ -28,7 +28,7 @@ def endpoint(rank: int, body: int = 1 << 20, held: int = 1 << 30) -> Endpoint:
     return Endpoint(rank, JOB, KEY, HEADER_BYTES + body, held)
 
 
-def raw(parcel: Parcel) -> memoryview:
+def raw(parcel: OutgoingFrame) -> memoryview:
     return memoryview(b"".join(parcel.parts))
 
 
@@ -103,7 +103,7 @@ def test_steps_of_collectives_come_by_name(seed: int, body: int) -> None:
     frames = []
     for seq, slot in names:
         parcels = sender.publish(7, seq, slot, (1, 2), view(b"%d/%d and more" % (seq, slot)))
-        assert all(p.dests == (1, 2) and p.name.dest == MANY for p in parcels)
+        assert all(p.dests == (1, 2) and p.name.dest == SHARED for p in parcels)
         frames += [raw(p) for p in parcels] * 2
     chance.shuffle(frames)
     early = {name: receiver.expect(7, 0, *name) for name in chance.sample(names, 4)}
@@ -229,7 +229,7 @@ def test_wanted_names_the_next_frames() -> None:
     assert wanted == {
         (Kind.POINT, 7, 0, 1, 0, 0),
         (Kind.POINT, 7, ANY_SOURCE, 1, 0, 0),
-        (Kind.STEP, 8, 0, MANY, 5, 0),
+        (Kind.STEP, 8, 0, SHARED, 5, 0),
     }
     first, *_ = sender.send(7, 1, 3, view(b"0123456789"))
     receiver.receive(raw(first), 0.0)
@@ -242,7 +242,7 @@ def guarded(rank: int, body: int = 1 << 20) -> Endpoint:
     return Endpoint(rank, JOB, KEY, HEADER_BYTES + body, 1 << 30, guarded=True)
 
 
-def land(receiver: Endpoint, parcel: Parcel) -> memoryview | None:
+def land(receiver: Endpoint, parcel: OutgoingFrame) -> memoryview | None:
     """Deliver a frame in two steps, header and body; the memory that its body was put in."""
     data = raw(parcel)
     landing = receiver.land(data[:HEADER_BYTES], data.nbytes - HEADER_BYTES, 0.0)
@@ -343,7 +343,7 @@ def test_a_step_that_comes_again_before_its_collective_is_over_is_a_duplicate() 
     assert not receiver._contexts[7].steps
 
 
-def forged(parcel: Parcel) -> memoryview:
+def forged(parcel: OutgoingFrame) -> memoryview:
     """Header and tag of a true frame with a long body, and those bytes that its tag is made of in the body's place."""
     true = raw(parcel)
     hashed = sha256(b"".join(digests((true[HEADER_BYTES:],)))).digest()
@@ -586,7 +586,7 @@ def test_whatever_the_order_of_frames_and_frees_operations_end_and_nothing_is_le
     expected_matches = 0
     plans: list[list[Callable[[], None]]] = []
 
-    def put(dest: int, parcels: list[Parcel]) -> None:
+    def put(dest: int, parcels: list[OutgoingFrame]) -> None:
         pool.extend((dest, raw(parcel)) for parcel in parcels for _ in range(chance.randint(1, 2)))
 
     def acknowledge() -> None:

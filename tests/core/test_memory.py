@@ -28,8 +28,8 @@ def test_a_hundred_thousand_messages_leave_nothing() -> None:
                 8
             ):  # unexpected ones, posted ones, wildcards; tags that never come again
                 posted = receiver.post(7, 0, number) if tag % 2 else None
-                for parcel in sender.send(7, 1, number, long if tag == 3 else data):
-                    receiver.receive(memoryview(b"".join(parcel.parts)), 0.0)
+                for frame in sender.send(7, 1, number, long if tag == 3 else data):
+                    receiver.receive(memoryview(b"".join(frame.parts)), 0.0)
                 receive = posted or receiver.post(7, ANY_SOURCE, ANY_TAG)
                 assert receive.done
             step = sender.publish(7, collective, 0, (1,), data)[0]
@@ -58,11 +58,11 @@ def test_contexts_that_are_freed_leave_eight_bytes_each() -> None:
             context += 1
             for here, there in (ends, ends[::-1]):
                 receive = there.post(context, here.rank, 0)
-                for parcel in (
+                for frame in (
                     *here.send(context, there.rank, 0, data),
                     *here.publish(context, 0, 0, (there.rank,), data),
                 ):
-                    there.receive(memoryview(b"".join(parcel.parts)), 0.0)
+                    there.receive(memoryview(b"".join(frame.parts)), 0.0)
                 assert receive.done and there.expect(context, here.rank, 0, 0).done
                 there.retire(context, 0)
             for end in ends:

@@ -387,7 +387,7 @@ def run(combination: Combination, seed: int, bench: Bench) -> Result:
         if "left things behind" in err:  # as documented where the service cannot be reached
             words = ["--cleanup", *(("--endpoint", bench.endpoint()) if emulated else ())]
             _smpirun(words, environ, "", bench, 60.0, result)
-        _judge(result, fault, code, out, err, reports)
+        _verify_proof(result, fault, code, out, err, reports)
         result.injected = max(
             len(reports.of("struck")) + fault.name.startswith("launcher")
             + (fault.name == "slow reader"),
@@ -492,7 +492,9 @@ def _small_disk(folder: Path) -> Iterator[list[str]]:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def _judge(result: Result, fault: Fault, code: int, out: str, err: str, reports: _Reports) -> None:
+def _verify_proof(
+    result: Result, fault: Fault, code: int, out: str, err: str, reports: _Reports
+) -> None:
     """Right answer, named error, or what must not be."""
     done = reports.of("done")
     for record in done:

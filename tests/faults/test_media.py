@@ -13,7 +13,7 @@ import pytest
 from serverless_mpi import channels
 from serverless_mpi.api.intracomm import Intracomm
 from serverless_mpi.aws.control import VISIBILITY_S
-from serverless_mpi.channels.base import Delivery, Parcel
+from serverless_mpi.channels.base import Delivery, OutgoingFrame
 from serverless_mpi.channels.memory import MemoryChannel
 from serverless_mpi.channels.queue import ACK_AFTER_S
 from serverless_mpi.job import JobSpec
@@ -49,8 +49,8 @@ class Chaos(MemoryChannel):
         out, self._held = self._held[keep:], self._held[:keep]
         return out
 
-    def put(self, parcels: Sequence[Parcel]) -> None:
-        super().put(self._chance.sample(list(parcels), len(parcels)))
+    def put(self, frames: Sequence[OutgoingFrame]) -> None:
+        super().put(self._chance.sample(list(frames), len(frames)))
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES, Purpose, make
-
 from serverless_mpi import metering
 from serverless_mpi.aws import retry
 from serverless_mpi.aws.connection import AHEAD_BYTES, Answer, Connection, Lost
@@ -24,14 +22,15 @@ from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sns import Sns
 from serverless_mpi.aws.sqs import Sqs
-from serverless_mpi.channels import direct, door
-from serverless_mpi.channels.base import EACH, Delivery, Parcel
+from serverless_mpi.channels import direct, handshake
+from serverless_mpi.channels.base import SCATTERED, Delivery, OutgoingFrame
 from serverless_mpi.channels.cleanup import decode_report, encode_report
 from serverless_mpi.channels.hybrid import HybridChannel
 from serverless_mpi.channels.object import Store, side_by_side
 from serverless_mpi.core import wire
 from serverless_mpi.core.endpoint import Endpoint
-from serverless_mpi.core.parcel import FrameName
+from serverless_mpi.core.frames import FrameName
+from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES, Purpose, make
 from serverless_mpi.deadlock import verdict
 from serverless_mpi.errors import (
     ChannelError,
@@ -43,8 +42,8 @@ from serverless_mpi.errors import (
 )
 from serverless_mpi.job import ENV_JOB, ENV_KEY, ENV_RANK, JobSpec
 from serverless_mpi.launch import console
+from serverless_mpi.launch.invocation import Invocation, Task
 from serverless_mpi.launch.local import LocalLauncher
-from serverless_mpi.launch.order import Order, Task
 from serverless_mpi.metering import Meter
 from serverless_mpi.stack import bucket
 from tests.fuzz.run import Target
@@ -162,10 +161,10 @@ class _Objects:
         return memoryview(bytearray(part)), self._body.nbytes
 
 
-def _dealt() -> Parcel:
-    name = FrameName(int(wire.Kind.STEP), 7, 2, EACH, 2, 1, 0)
+def _dealt() -> OutgoingFrame:
+    name = FrameName(int(wire.Kind.STEP), 7, 2, SCATTERED, 2, 1, 0)
     own = tuple((memoryview(_frame(2, 0, dest, 2, b"d" * 50, tag=1)),) for dest in range(3))
-    return Parcel((0, 1, 2), name, (), own)
+    return OutgoingFrame((0, 1, 2), name, (), own)
 
 
 def _objects() -> list[bytes]:
@@ -200,7 +199,7 @@ _CACHE = _Cache()
 def _references() -> list[bytes]:
     from serverless_mpi.channels.hybrid import reference
 
-    plain = Parcel((1,), FrameName(0, 7, 2, 1, 0, 5, 0), (memoryview(b"frame"),))
+    plain = OutgoingFrame((1,), FrameName(0, 7, 2, 1, 0, 5, 0), (memoryview(b"frame"),))
     return [
         retag_reference(magic + bytes(16) + text)
         for magic, text in map(reference, (plain, _dealt()))
@@ -280,15 +279,15 @@ class _NoSelector:
 
 
 def _hellos() -> list[bytes]:
-    hello = door.HELLO.pack(door.MAGIC, JOB, 2, 1, bytes(16))
+    hello = handshake.HELLO.pack(handshake.MAGIC, JOB, 2, 1, bytes(16))
     return [hello + bytes(PROOF_BYTES)]
 
 
 def _accept(data: bytes) -> object:
     """The acceptor's side: HELLO, then the proof."""
-    keeper = door.Doorkeeper.__new__(door.Doorkeeper)
+    keeper = handshake.Acceptor.__new__(handshake.Acceptor)
     admitted: list[int] = []
-    stranger = door._Stranger(_Stream(data), 0.0)  # type: ignore[arg-type]
+    stranger = handshake._PendingConnection(_Stream(data), 0.0)  # type: ignore[arg-type]
     keeper._spec, keeper._admit = SPEC, lambda sock, rank, farewell: admitted.append(rank)
     keeper._selector = _NoSelector()  # type: ignore[assignment]
     keeper._strangers = {stranger.sock: stranger}
@@ -311,7 +310,7 @@ def _introduce(data: bytes) -> object:
             return len(hello)
 
         stream.send = send  # type: ignore[method-assign]
-    door.introduce(stream, SPEC, 2, lambda: None)  # type: ignore[arg-type]
+    handshake.authenticate(stream, SPEC, 2, lambda: None)  # type: ignore[arg-type]
     return True
 
 
@@ -473,9 +472,9 @@ def _s3(data: bytes) -> object:
 
 def _words() -> list[bytes]:
     words = (
-        console.Word(1, 0, console.UP, facts={"cold": True, "init_s": 0.2}),
-        console.Word(1, 1, console.OUT, b"hello\n"),
-        console.Word(1, -1, console.END, facts={"code": 1, "reason": "killed"}),
+        console.ConsoleMessage(1, 0, console.UP, facts={"cold": True, "init_s": 0.2}),
+        console.ConsoleMessage(1, 1, console.OUT, b"hello\n"),
+        console.ConsoleMessage(1, -1, console.END, facts={"code": 1, "reason": "killed"}),
     )
     return [console.encode(word, JOB.hex(), KEY) for word in words]
 
@@ -486,7 +485,7 @@ def _retag_word(data: bytes) -> bytes:
 
 def _hear(data: bytes) -> object:
     word = console.decode(data, JOB.hex(), KEY)
-    return None if word is None else list(console.Ear().hear(word))
+    return None if word is None else list(console.InOrderReader().hear(word))
 
 
 def _stops() -> list[bytes]:
@@ -521,7 +520,7 @@ def _from_env(data: bytes) -> object:
 
 
 def _events() -> list[bytes]:
-    order = Order(
+    order = Invocation(
         SPEC, (Task("script", ("a.py", "x"), 3, bucket.zip_key(b"zip")),), "function", 2, "queue"
     )
     return [order.to_event()]
@@ -534,7 +533,7 @@ def _from_event(data: bytes) -> object:
         return None
     if not isinstance(event, dict):
         return None
-    return Order.from_event(event).task
+    return Invocation.from_event(event).task
 
 
 _FOLDER = Path(

@@ -319,7 +319,7 @@ def test_the_forecast_of_requests_is_what_a_run_makes(images: Path, tmp_path: Pa
     foreseen = plan.predict(
         plan.Work.random(96, 7, 130),
         plan.place("local"),
-        plan.Way(1, 4, "object", 1000),
+        plan.Deployment(1, 4, "object", 1000),
         BilledModel(),
     )
     assert foreseen is not None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import advice, plan
 from serverless_mpi.inference.cost import BilledModel
-from serverless_mpi.inference.plan import Way, Work
+from serverless_mpi.inference.plan import Deployment, Work
 
 LAMBDA = plan.place("lambda")
 MODEL = BilledModel()
@@ -49,7 +49,7 @@ def test_a_slower_exchange_is_seen() -> None:
                     "object": replace(LAMBDA.channels["object"], latency_s=s),
                 },
             ),
-            Way(1, 8, "object", 3538),
+            Deployment(1, 8, "object", 3538),
             MODEL,
         )
         for s in (0.05, 0.5)
@@ -60,10 +60,10 @@ def test_a_slower_exchange_is_seen() -> None:
 
 def test_the_bill_is_that_of_the_requests() -> None:
     work = Work.radix(1024, 120, 10_000)
-    found = plan.predict(work, LAMBDA, Way(1, 8, "object", 1769), MODEL)
+    found = plan.predict(work, LAMBDA, Deployment(1, 8, "object", 1769), MODEL)
     assert found is not None and found.bill == MODEL.bill(found.use)
     assert found.use.requests["s3.PUT"]["requests"] == 8 * 120  # one object a sender and layer
-    twice = plan.predict(work, LAMBDA, Way(2, 8, "object", 1769), MODEL)
+    twice = plan.predict(work, LAMBDA, Deployment(2, 8, "object", 1769), MODEL)
     assert twice is not None and twice.use.requests["s3.PUT"]["requests"] == 2 * 8 * 120
 
 
@@ -71,7 +71,7 @@ def test_hybrid_is_not_dearer_than_both() -> None:
     for work in (Work.radix(1024, 120, 10_000), Work.random(4096, 120, 10_000)):
         usd = {}
         for channel in ("queue", "object", "hybrid"):
-            found = plan.predict(work, LAMBDA, Way(1, 8, channel, 5307), MODEL)
+            found = plan.predict(work, LAMBDA, Deployment(1, 8, channel, 5307), MODEL)
             assert found is not None
             usd[channel] = found.bill.communication_usd
         assert usd["hybrid"] <= 1.2 * min(usd["queue"], usd["object"])
@@ -97,7 +97,10 @@ def test_the_parts_that_would_fit_fit(neurons: int, layers: int, parts: int, mem
             plan.check_memory(work, fitting, memory)
     else:
         found = plan.predict(
-            work, replace(LAMBDA, limit_s=float("inf")), Way(1, parts, "queue", memory), MODEL
+            work,
+            replace(LAMBDA, limit_s=float("inf")),
+            Deployment(1, parts, "queue", memory),
+            MODEL,
         )
         assert found is not None
         assert plan.worker_mb(work, parts, -(-1000 // found.batches), LAMBDA.base_mb) <= memory + 1

@@ -10,7 +10,7 @@ from typing import Any
 from serverless_mpi.deploy.stack import Stack
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import console
-from serverless_mpi.launch.order import Order, Task
+from serverless_mpi.launch.invocation import Invocation, Task
 from tests.harness import GIVE_UP_S, ROOT, smpirun
 
 RANKS = 16
@@ -63,7 +63,7 @@ class Deployed:
         kept = ("code/", "programs/", "jobs/", "stops/", "data/", "pool.json")
         return [one["Key"] for one in found if not one["Key"].startswith(kept)]
 
-    def order(self, folder: Path, text: str, size: int, lease: Any) -> Order:
+    def order(self, folder: Path, text: str, size: int, lease: Any) -> Invocation:
         """An order to rank 0, as the launcher makes it, for a program with that text."""
         from serverless_mpi.launch.base import Program
         from serverless_mpi.launch.bundle import pack
@@ -81,12 +81,12 @@ class Deployed:
         made = JobSpec.new(size, "hybrid", endpoint=self.endpoint, settings=settings)
         spec = JobSpec(lease.job_id, 0, size, "hybrid", made.key, self.endpoint, settings=settings)
         task = Task(bundle.kind, bundle.argv, size, bundle.key)
-        return Order(spec, (task,), stack.function(None)[1], 2, stack.console(lease.console))
+        return Invocation(spec, (task,), stack.function(None)[1], 2, stack.console(lease.console))
 
-    def hear(self, order: Order, enough: Any) -> list[console.Word]:
+    def hear(self, order: Invocation, enough: Any) -> list[console.ConsoleMessage]:
         """Words of a job, in the order they come, until `enough(words)`."""
         sqs = self.stack.client("sqs")
-        words: list[console.Word] = []
+        words: list[console.ConsoleMessage] = []
         for _ in range(100):
             answer = sqs.receive_message(
                 QueueUrl=order.console,

@@ -380,7 +380,7 @@ def test_duplicated_and_retried_events_run_a_rank_once_and_the_key_stays_in_them
     )
     client = stack.client("lambda")
 
-    def ends(words: list[console.Word]) -> bool:
+    def ends(words: list[console.ConsoleMessage]) -> bool:
         return {word.rank for word in words if word.kind == console.END} == {0, 1, 2}
 
     try:

@@ -26,7 +26,7 @@ from serverless_mpi.launch import console, handler
 from serverless_mpi.launch.base import Program
 from serverless_mpi.launch.bundle import pack
 from serverless_mpi.launch.handler import _why
-from serverless_mpi.launch.order import Order, Task
+from serverless_mpi.launch.invocation import Invocation, Task
 from tests.harness import ROOT
 
 KEY = bytes(range(32))
@@ -42,21 +42,23 @@ def test_words_are_heard_in_order_and_once_whatever_the_queue_does(
     more: list[tuple[int, int]], random: Any
 ) -> None:
     said = [
-        console.Word(rank, seq, console.OUT, bytes([rank, seq]))
+        console.ConsoleMessage(rank, seq, console.OUT, bytes([rank, seq]))
         for rank in range(4)
         for seq in range(21)
     ]
     arriving = said + [said[rank * 21 + seq] for rank, seq in more]  # some twice
     random.shuffle(arriving)
-    ear = console.Ear()
+    ear = console.InOrderReader()
     heard = [word for one in arriving for word in ear.hear(one)]
     for rank in range(4):
         assert [word.seq for word in heard if word.rank == rank] == list(range(21))
 
 
 def test_a_word_of_another_job_or_key_is_not_heard() -> None:
-    message = console.encode(console.Word(1, 2, console.ERR, b"\xff\n\0", {"a": 1}), JOB, KEY)
-    assert console.decode(message, JOB, KEY) == console.Word(
+    message = console.encode(
+        console.ConsoleMessage(1, 2, console.ERR, b"\xff\n\0", {"a": 1}), JOB, KEY
+    )
+    assert console.decode(message, JOB, KEY) == console.ConsoleMessage(
         1, 2, console.ERR, b"\xff\n\0", {"a": 1}
     )
     assert console.decode(message, "00112233445566bb", KEY) is None
@@ -71,19 +73,21 @@ def test_a_word_of_another_job_or_key_is_not_heard() -> None:
 )
 def test_what_has_the_jobs_tag_and_is_not_a_word_is_not_heard(name: str, value: object) -> None:
     fields: dict[str, Any] = {"rank": 1, "seq": 0, "kind": console.OUT, "facts": {}, name: value}
-    assert console.decode(console.encode(console.Word(**fields), JOB, KEY), JOB, KEY) is None
+    assert (
+        console.decode(console.encode(console.ConsoleMessage(**fields), JOB, KEY), JOB, KEY) is None
+    )
 
 
 def test_an_order_survives_its_event_and_a_broken_one_does_not_tell_the_key() -> None:
     spec = JobSpec(JOB, 0, 3, "queue", KEY, settings={"bucket": "b"})
     tasks = (Task("script", ("a.py", "x"), 1, ZIP), Task("module", ("m",), 2, None, {"V": "1"}))
-    order = Order(spec, tasks, "f:live", 2, "http://q", 4.0, False, ZIP)
-    assert Order.from_event(json.loads(order.to_event())) == order
+    order = Invocation(spec, tasks, "f:live", 2, "http://q", 4.0, False, ZIP)
+    assert Invocation.from_event(json.loads(order.to_event())) == order
     assert [order.for_rank(rank).task.kind for rank in range(3)] == ["script", "module", "module"]
     broken = json.loads(order.to_event())
     del broken["job"]["size"]
     with pytest.raises(JobError) as caught:
-        Order.from_event(broken)
+        Invocation.from_event(broken)
     assert KEY.hex() not in str(caught.value) and KEY.hex() not in repr(order)
 
 
@@ -314,7 +318,7 @@ def test_a_zip_of_requirements_is_known_by_what_this_machine_made_of_it(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "needed.txt").write_text("some\n")
-    wanted = requirements.Wanted.read(str(tmp_path / "needed.txt"), stack)
+    wanted = requirements.ExpectedFrame.read(str(tmp_path / "needed.txt"), stack)
     assert wanted.known() is None
     known = wanted.remember(b"a zip")
     assert known == (f"programs/{hashlib.sha256(b'a zip').hexdigest()}.zip", wanted.known()[1])  # type: ignore[index]
@@ -504,7 +508,7 @@ def test_last_words_that_come_after_the_end_are_heeded(
         JOB, 0, 1, "object", KEY, endpoint="http://127.0.0.1:9", settings={"bucket": "b"}
     )
     rank = handler.Rank(
-        Order(spec, (Task("script", ("a.py",), 1, None),), "f", 2, "url"), Context(), False
+        Invocation(spec, (Task("script", ("a.py",), 1, None),), "f", 2, "url"), Context(), False
     )
     code, reason = rank._run_program(tmp_path)
     assert (

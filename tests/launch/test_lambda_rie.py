@@ -62,7 +62,7 @@ def _lease() -> Lease:
     return Lease(secrets.token_hex(8), (0, 1, 2, 3), 0)
 
 
-def _ended(words: list[console.Word]) -> bool:
+def _ended(words: list[console.ConsoleMessage]) -> bool:
     return sum(word.kind == console.END for word in words) == 4
 
 
@@ -72,7 +72,7 @@ def test_four_ranks_start_each_other_and_a_second_event_leaves(
     order = deployed.order(tmp_path, SUM, 4, _lease())
     with functions(room, 4, deployed.endpoint, 60) as front:
         order = replace(order, spec=replace(order.spec, endpoint=front.url))
-        words: list[console.Word] = []
+        words: list[console.ConsoleMessage] = []
         for _ in range(2):  # the second is a duplicate
             urllib.request.urlopen(
                 f"{front.url}/2015-03-31/functions/{order.function}/invocations", order.to_event()

@@ -24,7 +24,7 @@ from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import aws_lambda, console, handler, sandbox
 from serverless_mpi.launch.base import Plan, Program
 from serverless_mpi.launch.bundle import Bundle
-from serverless_mpi.launch.order import Order, Task
+from serverless_mpi.launch.invocation import Invocation, Task
 from serverless_mpi.launch.sandbox import unpack
 from serverless_mpi.stack import bucket
 from tests.harness import GIVE_UP_S, ROOT
@@ -99,7 +99,9 @@ def rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[handler.Rank, F
         EndedChild.seen = ()
         monkeypatch.setattr(handler, "Child", EndedChild)
         task = Task("script", ("prog.py",), 1, more.pop("bundle", None))
-        made = handler.Rank(Order(_spec(), (task,), "f", 2, "http://q", **more), Context(), False)
+        made = handler.Rank(
+            Invocation(_spec(), (task,), "f", 2, "http://q", **more), Context(), False
+        )
         s3 = FakeS3()
         monkeypatch.setattr(made, "_s3", s3)
         return made, s3
@@ -305,7 +307,9 @@ def test_ranks_that_cannot_be_stopped_are_told_of(capsys: pytest.CaptureFixture[
 
 def _event() -> dict[str, Any]:
     task = Task("script", ("prog.py", "a"), 1, bucket.zip_key(b""), {"V": "1"})
-    event: dict[str, Any] = json.loads(Order(_spec(), (task,), "f:live", 2, "http://q").to_event())
+    event: dict[str, Any] = json.loads(
+        Invocation(_spec(), (task,), "f:live", 2, "http://q").to_event()
+    )
     return event
 
 
@@ -364,10 +368,10 @@ def _put(event: dict[str, Any], path: str, value: Any) -> None:
 )
 def test_an_odd_event_is_one_clear_error(path: str, value: Any) -> None:
     event = _event()
-    assert Order.from_event(event).task.argv == ("prog.py", "a")
+    assert Invocation.from_event(event).task.argv == ("prog.py", "a")
     _put(event, path, value)
     with pytest.raises(JobError) as caught:
-        Order.from_event(event)
+        Invocation.from_event(event)
     text = str(caught.value)
     assert "\n" not in text and len(text) < 200 and KEY.hex()[:-1] not in text
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
@@ -384,10 +388,10 @@ def test_an_odd_event_is_one_clear_error(path: str, value: Any) -> None:
 )
 def test_any_event_at_all_is_an_error_of_one_kind(event: Any) -> None:
     with pytest.raises(JobError):
-        Order.from_event(event)
+        Invocation.from_event(event)
     for name in _event():
         with pytest.raises(JobError):
-            Order.from_event({**_event(), name: [event]})
+            Invocation.from_event({**_event(), name: [event]})
 
 
 @pytest.mark.parametrize("event", [None, [], "ping", 1, {}])
@@ -421,7 +425,7 @@ def test_a_rank_passes_on_that_it_waits_and_that_it_goes_on(
     file.write_text(json.dumps(_waits(100.0, 40.0)))
     made._tell_waits(tmp_path)
     assert not spoken  # --deadlock 0
-    monkeypatch.setattr(made, "_order", Order(_spec(deadlock_s=60.0), (), "f", 2, "http://q"))
+    monkeypatch.setattr(made, "_order", Invocation(_spec(deadlock_s=60.0), (), "f", 2, "http://q"))
     for _ in range(3):
         made._tell_waits(tmp_path)
     file.unlink()
@@ -444,7 +448,7 @@ def test_a_deadlock_is_a_failure_once_it_has_stood_for_a_moment(
     job = _job(FakeBoto(), 3, deadlock_s=60.0)
 
     def take(rank: int, kind: str, facts: dict[str, Any]) -> None:
-        job._take(console.Word(rank, 0, kind, facts=facts))
+        job._take(console.ConsoleMessage(rank, 0, kind, facts=facts))
         job._look_for_a_deadlock()
 
     take(0, console.WAITS, _waits(100.0, 40.0))

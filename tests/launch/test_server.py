@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from serverless_mpi.launch import server
-from serverless_mpi.launch.server import PROMPT_HEADER, Message, Prompt, Receive, Scope, Send
+from serverless_mpi.launch.server import (
+    PROMPT_HEADER,
+    LongPollMiddleware,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
 
 LIMIT_S = 20.0  # nothing here waits; what hangs fails
 
@@ -77,7 +84,9 @@ class Queues:
 class Caller:
     """A request, and who made it: who may hang up."""
 
-    def __init__(self, app: Prompt, target: str, body: bytes, authorization: bytes = b"") -> None:
+    def __init__(
+        self, app: LongPollMiddleware, target: str, body: bytes, authorization: bytes = b""
+    ) -> None:
         self.answer: list[Message] = []
         self.gone = asyncio.Event()
         headers = [
@@ -107,7 +116,7 @@ class Caller:
         return json.loads(self.answer[1]["body"]), PROMPT_HEADER in self.answer[0]["headers"]
 
 
-def receive(app: Prompt, queue: str = "a", wait_s: int = 20) -> Caller:
+def receive(app: LongPollMiddleware, queue: str = "a", wait_s: int = 20) -> Caller:
     return Caller(
         app,
         "AmazonSQS.ReceiveMessage",
@@ -115,16 +124,16 @@ def receive(app: Prompt, queue: str = "a", wait_s: int = 20) -> Caller:
     )
 
 
-def send(app: Prompt, queue: str, text: str) -> Caller:
+def send(app: LongPollMiddleware, queue: str, text: str) -> Caller:
     return Caller(
         app, "AmazonSQS.SendMessage", json.dumps({"MessageBody": text, "QueueUrl": queue}).encode()
     )
 
 
-def run(test: Callable[[Queues, Prompt], Coroutine[Any, Any, None]]) -> None:
+def run(test: Callable[[Queues, LongPollMiddleware], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
         queues = Queues()
-        app = Prompt(queues)
+        app = LongPollMiddleware(queues)
         await asyncio.wait_for(test(queues, app), 3 * LIMIT_S)
         assert not app._waiting
 
@@ -132,7 +141,7 @@ def run(test: Callable[[Queues, Prompt], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_a_send_answers_a_poll_that_waits() -> None:
-    async def test(queues: Queues, app: Prompt) -> None:
+    async def test(queues: Queues, app: LongPollMiddleware) -> None:
         poll = receive(app)
         await queues.empty.wait()
         await send(app, "a", "x").done()
@@ -142,7 +151,7 @@ def test_a_send_answers_a_poll_that_waits() -> None:
 
 
 def test_a_send_to_another_queue_does_not() -> None:
-    async def test(queues: Queues, app: Prompt) -> None:
+    async def test(queues: Queues, app: LongPollMiddleware) -> None:
         poll = receive(app)
         await queues.empty.wait()
         await send(app, "b", 'x "QueueUrl": "a"').done()
@@ -155,7 +164,7 @@ def test_a_send_to_another_queue_does_not() -> None:
 
 
 def test_a_publish_lets_every_poll_look() -> None:
-    async def test(queues: Queues, app: Prompt) -> None:
+    async def test(queues: Queues, app: LongPollMiddleware) -> None:
         polls = [receive(app, queue) for queue in "ab"]
         while queues.asked < 2:
             await queues.empty.wait()
@@ -170,7 +179,7 @@ def test_a_publish_lets_every_poll_look() -> None:
 
 
 def test_a_message_that_comes_while_the_emulator_looks_is_not_missed() -> None:
-    async def test(queues: Queues, app: Prompt) -> None:
+    async def test(queues: Queues, app: LongPollMiddleware) -> None:
         async def meanwhile() -> None:
             await send(app, "a", "x").done()
 
@@ -181,7 +190,7 @@ def test_a_message_that_comes_while_the_emulator_looks_is_not_missed() -> None:
 
 
 def test_who_has_gone_takes_no_message() -> None:
-    async def test(queues: Queues, app: Prompt) -> None:
+    async def test(queues: Queues, app: LongPollMiddleware) -> None:
         poll = receive(app)
         await queues.empty.wait()
         poll.gone.set()
@@ -193,17 +202,20 @@ def test_who_has_gone_takes_no_message() -> None:
 
 
 def test_a_short_poll_answers_at_once_and_a_long_one_at_its_end() -> None:
-    async def test(queues: Queues, app: Prompt) -> None:
+    async def test(queues: Queues, app: LongPollMiddleware) -> None:
         assert await receive(app, wait_s=0).done() == ({}, True)
         times = iter([0.0, 1.0])
-        assert await receive(Prompt(queues, lambda: next(times)), wait_s=1).done() == ({}, True)
+        assert await receive(LongPollMiddleware(queues, lambda: next(times)), wait_s=1).done() == (
+            {},
+            True,
+        )
         assert queues.asked == 2
 
     run(test)
 
 
 def test_what_is_no_request_is_the_emulators_to_refuse() -> None:
-    async def test(queues: Queues, app: Prompt) -> None:
+    async def test(queues: Queues, app: LongPollMiddleware) -> None:
         caller = Caller(app, "AmazonSQS.ReceiveMessage", b"{no json")
         await caller.done()
         assert caller.answer[0]["status"] == 400 and queues.seen == [

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
-from serverless_mpi.api.shapes import Cart, Dist, Graph
+from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.runtime import Runtime
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serverless_mpi.channels import door
-from serverless_mpi.channels.door import ACCEPT_PAUSE_S, HANDSHAKE_S, Doorkeeper, introduce
+from serverless_mpi.channels import handshake
+from serverless_mpi.channels.handshake import ACCEPT_PAUSE_S, HANDSHAKE_S, Acceptor, authenticate
 from serverless_mpi.core.tags import PROOF_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
@@ -59,9 +59,9 @@ class Admitted:
 
 
 @pytest.fixture
-def running() -> Iterator[tuple[Doorkeeper, socket.socket, Admitted]]:
+def running() -> Iterator[tuple[Acceptor, socket.socket, Admitted]]:
     listener, admitted = listening(), Admitted()
-    keeper = Doorkeeper(SPEC.with_rank(1), listener, admitted)
+    keeper = Acceptor(SPEC.with_rank(1), listener, admitted)
     keeper.start()
     yield keeper, listener, admitted
     keeper.stop()
@@ -71,13 +71,13 @@ def prove(listener: socket.socket, admitted: Admitted, rank: int = 2) -> bytes:
     """An honest handshake; what ends the connection."""
     admitted.came.clear()
     with connect(listener) as sock:
-        farewell = introduce(sock, SPEC.with_rank(rank), 1, lambda: None)
+        farewell = authenticate(sock, SPEC.with_rank(rank), 1, lambda: None)
         assert admitted.came.wait(GIVE_UP_S)
     return farewell
 
 
 def test_both_sides_know_what_ends_a_connection_and_no_other(
-    running: tuple[Doorkeeper, socket.socket, Admitted],
+    running: tuple[Acceptor, socket.socket, Admitted],
 ) -> None:
     _, listener, admitted = running
     farewells = [prove(listener, admitted) for _ in range(2)]
@@ -85,8 +85,8 @@ def test_both_sides_know_what_ends_a_connection_and_no_other(
 
 
 HELLO = st.builds(
-    door.HELLO.pack,
-    st.sampled_from([door.MAGIC, b"SMPI/1\r\n", bytes(8)]),
+    handshake.HELLO.pack,
+    st.sampled_from([handshake.MAGIC, b"SMPI/1\r\n", bytes(8)]),
     st.sampled_from([bytes.fromhex(SPEC.job_id), bytes(8)]),
     st.integers(0, 4),
     st.integers(0, 2),
@@ -97,7 +97,7 @@ HELLO = st.builds(
 @SETTINGS
 @given(st.one_of(st.just(b""), HELLO), st.binary(max_size=200), st.integers(0, 100))
 def test_no_bytes_of_a_stranger_end_the_acceptor(
-    running: tuple[Doorkeeper, socket.socket, Admitted], hello: bytes, odd: bytes, place: int
+    running: tuple[Acceptor, socket.socket, Admitted], hello: bytes, odd: bytes, place: int
 ) -> None:
     keeper, listener, admitted = running
     before = len(admitted.ranks)
@@ -120,7 +120,7 @@ def test_no_bytes_of_an_impostor_are_taken_for_a_proof(odd: bytes) -> None:
         theirs.sendall(odd)
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises((ChannelError, OSError)):
-            introduce(ours, SPEC.with_rank(2), 1, lambda: None)
+            authenticate(ours, SPEC.with_rank(2), 1, lambda: None)
 
 
 class Clock:
@@ -131,7 +131,7 @@ class Clock:
         self.error: OSError | None = None
         self.asked = 0
         self.admitted = Admitted()
-        self.keeper = Doorkeeper(SPEC.with_rank(1), self, self.admitted)  # type: ignore[arg-type]
+        self.keeper = Acceptor(SPEC.with_rank(1), self, self.admitted)  # type: ignore[arg-type]
 
     def setblocking(self, flag: bool) -> None:
         self.real.setblocking(flag)
@@ -215,11 +215,11 @@ def test_sizes_before_a_proof_are_fixed(clock: Clock) -> None:
     with connect(clock.real) as sock:
         clock.keeper._accept(100.0)
         (stranger,) = clock.keeper._strangers.values()
-        hello = door.HELLO.pack(
-            door.MAGIC, bytes.fromhex(SPEC.job_id), 0, 1, secrets.token_bytes(16)
+        hello = handshake.HELLO.pack(
+            handshake.MAGIC, bytes.fromhex(SPEC.job_id), 0, 1, secrets.token_bytes(16)
         )
         sock.sendall(hello + bytes(1 << 16))
         clock.keeper._hear(stranger)
-        assert len(sock.recv(1000)) == door.NONCE_BYTES + PROOF_BYTES
+        assert len(sock.recv(1000)) == handshake.NONCE_BYTES + PROOF_BYTES
         clock.keeper._hear(stranger)
         assert not clock.keeper._strangers and not clock.admitted.ranks

@@ -50,7 +50,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Order:
+class Invocation:
     """What a rank needs to begin.
 
     spec
@@ -84,7 +84,7 @@ class Order:
     explain: bool = False
     trace: bool = False
 
-    def for_rank(self, rank: int) -> Order:
+    def for_rank(self, rank: int) -> Invocation:
         """The same order to another rank."""
         return replace(self, spec=self.spec.with_rank(rank))
 
@@ -128,7 +128,7 @@ class Order:
         return json.dumps({"job": public, "key": spec.key.hex(), "tasks": tasks, **rest}).encode()
 
     @classmethod
-    def from_event(cls, event: Mapping[str, Any]) -> Order:
+    def from_event(cls, event: Mapping[str, Any]) -> Invocation:
         """The order that `to_event` wrote.
 
         Raises

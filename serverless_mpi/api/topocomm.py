@@ -1,6 +1,6 @@
 """Communicators with a topology, and their neighbourhood collectives (MPI 4.1, chapter 8).
 
-Shapes and neighbours are shapes.py's; here are the handles, and the calls
+Shapes and neighbours are topologies.py's; here are the handles, and the calls
 along the edges, which are plans like all collectives.
 """
 
@@ -19,7 +19,15 @@ from serverless_mpi.api.persistent import Prequest
 from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.plan import Plan
 from serverless_mpi.api.request import Request
-from serverless_mpi.api.shapes import UNWEIGHTED, WEIGHTS_EMPTY, Cart, Dist, Graph, Shape, shape_of
+from serverless_mpi.api.topologies import (
+    UNWEIGHTED,
+    WEIGHTS_EMPTY,
+    Cart,
+    Dist,
+    Graph,
+    Shape,
+    shape_of,
+)
 from serverless_mpi.collectives.operations import OPERATIONS, Layout
 from serverless_mpi.errors import ERR_TOPOLOGY, MPIException
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-MANY = -1  # FrameName.dest of a frame that any number of ranks may read
-EACH = -2  # and of frames that lie side by side under one name, one for each reader
+SHARED = -1  # FrameName.dest of a frame that any number of ranks may read
+SCATTERED = -2  # and of frames that lie side by side under one name, one for each reader
 
 
 class FrameName(NamedTuple):
@@ -35,7 +35,7 @@ class FrameName(NamedTuple):
         return f"r/{self.dest:06d}/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.chunk:06d}"
 
 
-class Parcel(NamedTuple):
+class OutgoingFrame(NamedTuple):
     """One frame on its way to any subset of the ranks, or, dealt, a frame of his own for each of them.
 
     parts: C-contiguous byte views which together are the frame; they stay
@@ -46,7 +46,7 @@ class Parcel(NamedTuple):
     dests: tuple[int, ...]
     name: FrameName
     parts: tuple[memoryview, ...]
-    own: tuple[tuple[memoryview, ...], ...] = ()
+    bodies: tuple[tuple[memoryview, ...], ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -56,36 +56,38 @@ class Parcel(NamedTuple):
             nbytes += part.nbytes
         return (
             nbytes
-            if not self.own
-            else nbytes + sum(part.nbytes for parts in self.own for part in parts)
+            if not self.bodies
+            else nbytes + sum(part.nbytes for parts in self.bodies for part in parts)
         )
 
-    def singly(self) -> list[Parcel]:
+    def split_per_reader(self) -> list[OutgoingFrame]:
         """A dealt parcel as one for each reader, for media that have no ranges; any other as it is."""
-        if not self.own:
+        if not self.bodies:
             return [self]
         return [
-            Parcel((dest,), self.name, parts)
-            for dest, parts in zip(self.dests, self.own, strict=True)
+            OutgoingFrame((dest,), self.name, parts)
+            for dest, parts in zip(self.dests, self.bodies, strict=True)
         ]
 
     @property
     def constant(self) -> bool:
         """Whether nobody can change its bytes: all of them are those of `bytes` objects."""
-        return all(type(part.obj) is bytes for parts in (self.parts, *self.own) for part in parts)
+        return all(
+            type(part.obj) is bytes for parts in (self.parts, *self.bodies) for part in parts
+        )
 
-    def copied(self) -> Parcel:
+    def copied(self) -> OutgoingFrame:
         """A parcel of the same frames in memory of its own."""
         parts = (memoryview(b"".join(self.parts)),) if self.parts else ()
-        return Parcel(
+        return OutgoingFrame(
             self.dests,
             self.name,
             parts,
-            tuple((memoryview(b"".join(parts)),) for parts in self.own),
+            tuple((memoryview(b"".join(parts)),) for parts in self.bodies),
         )
 
 
-class Wanted(NamedTuple):
+class ExpectedFrame(NamedTuple):
     """A frame some receive waits for.  source is ANY_SOURCE where it may be anybody's."""
 
     kind: int

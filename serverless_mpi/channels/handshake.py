@@ -60,7 +60,7 @@ def same_user(sock: socket.socket) -> bool:
     return bool(uid == os.geteuid())
 
 
-def introduce(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], None]) -> bytes:
+def authenticate(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], None]) -> bytes:
     """Prove to rank `dest` who this is, see that it is who it should be, and return the connection's farewell.
 
     sock: does not block; wait: returns when it may have something to read.
@@ -95,7 +95,7 @@ def introduce(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], 
     return farewell(spec.key, hello, nonce)
 
 
-class _Stranger:
+class _PendingConnection:
     """A connection whose other side has not proven itself."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
@@ -107,7 +107,7 @@ class _Stranger:
         self.rank = -1
 
 
-class Doorkeeper(threading.Thread):
+class Acceptor(threading.Thread):
     """Accepts connections and lets in those who know the key."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Doorkeeper(threading.Thread):
         self._admit = admit
         self._stop_read, self._stop_write = os.pipe()
         self._selector = selectors.DefaultSelector()
-        self._strangers: dict[socket.socket, _Stranger] = {}
+        self._strangers: dict[socket.socket, _PendingConnection] = {}
         self._accept_again_at: float | None = None  # accepting is paused until then
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -197,19 +197,19 @@ class Doorkeeper(threading.Thread):
         except OSError:
             welcome = False
         if welcome:
-            self._strangers[sock] = _Stranger(sock, now + HANDSHAKE_S)
+            self._strangers[sock] = _PendingConnection(sock, now + HANDSHAKE_S)
         else:
             sock.close()
 
-    def _forget(self, stranger: _Stranger) -> None:
+    def _forget(self, stranger: _PendingConnection) -> None:
         self._selector.unregister(stranger.sock)
         del self._strangers[stranger.sock]
 
-    def _drop(self, stranger: _Stranger) -> None:
+    def _drop(self, stranger: _PendingConnection) -> None:
         self._forget(stranger)
         stranger.sock.close()
 
-    def _hear(self, stranger: _Stranger) -> None:
+    def _hear(self, stranger: _PendingConnection) -> None:
         needed = PROOF_BYTES if stranger.expected else HELLO.size
         try:
             got = stranger.sock.recv(needed - len(stranger.heard))
@@ -223,11 +223,11 @@ class Doorkeeper(threading.Thread):
         elif len(stranger.heard) == needed:
             heard, stranger.heard = stranger.heard, b""
             if stranger.expected:
-                self._judge(stranger, heard)
+                self._verify_proof(stranger, heard)
             else:
                 self._answer(stranger, heard)
 
-    def _answer(self, stranger: _Stranger, hello: bytes) -> None:
+    def _answer(self, stranger: _PendingConnection, hello: bytes) -> None:
         spec = self._spec
         magic, job, source, dest, _nonce = HELLO.unpack(hello)
         if (
@@ -252,7 +252,7 @@ class Doorkeeper(threading.Thread):
         ):  # an empty socket buffer takes 48 bytes, unless the other side is gone
             self._drop(stranger)
 
-    def _judge(self, stranger: _Stranger, proof: bytes) -> None:
+    def _verify_proof(self, stranger: _PendingConnection, proof: bytes) -> None:
         if same(proof, stranger.expected):
             self._forget(stranger)
             self._admit(stranger.sock, stranger.rank, stranger.farewell)

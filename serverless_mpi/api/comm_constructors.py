@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from serverless_mpi.api.attributes import Attributed
-from serverless_mpi.api.commstate import State
+from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.environ import Get_processor_name
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
@@ -31,10 +31,10 @@ COMM_TYPE_HW_GUIDED = 2
 COMM_TYPE_HW_UNGUIDED = 3
 COMM_TYPE_RESOURCE_GUIDED = 4
 
-C = TypeVar("C", bound="Children")
+C = TypeVar("C", bound="CommConstructors")
 
 
-class Children(Attributed):
+class CommConstructors(Attributed):
     """The calls of a communicator that make others.  `Comm` gives what it is."""
 
     _runtime: Runtime
