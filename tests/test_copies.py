@@ -6,9 +6,7 @@ The services behind the channels are stubs in this process: frames are put late,
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,16 +18,12 @@ from hypothesis import strategies as st
 
 from serverless_mpi import MPI, channels
 from serverless_mpi.api.intracomm import Intracomm
-from serverless_mpi.aws.sqs import Received
-from serverless_mpi.channels.base import Channel, Delivery
-from serverless_mpi.channels.hybrid import HybridChannel
-from serverless_mpi.channels.object import ObjectChannel
-from serverless_mpi.channels.queue import QueueChannel
 from serverless_mpi.core.frames import FrameName, OutgoingFrame
 from serverless_mpi.job import JobSpec
 from serverless_mpi.operation import Operation, Payload
 from serverless_mpi.outgoing import EAGER_COPY_BYTES
 from serverless_mpi.runtime import Runtime
+from tests.channels import fakes
 from tests.harness import GIVE_UP_S, on_each
 
 CHANNELS = ("memory", "queue", "object", "hybrid", "direct")
@@ -40,93 +34,27 @@ MOST = 200_000
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=10)
 
 
-class Cloud:
-    """Queues and objects of one job."""
-
-    def __init__(self) -> None:
-        self.queues: dict[str, deque[bytes]] = {}
-        self.objects: dict[str, bytearray] = {}
-
-
-class StubSqs:
-    """`aws.sqs.Sqs` on a `Cloud`."""
-
-    prompt = False
-
-    def __init__(self, cloud: Cloud) -> None:
-        self._queues = cloud.queues
-
-    def send(self, queue: str, frames: Sequence[bytes]) -> None:
-        self._queues.setdefault(queue, deque()).extend(bytes(frame) for frame in frames)
-
-    def receive(self, queue: str, wait_s: int) -> list[Received]:
-        waiting = self._queues.get(queue, deque())
-        return [
-            Received(memoryview(bytearray(waiting.popleft())), "handle")
-            for _ in range(min(10, len(waiting)))
-        ]
-
-    def delete(self, queue: str, handles: Sequence[str]) -> None:
-        pass
-
-
-class StubStore:
-    """`channels.object.Store` on a `Cloud`."""
-
-    def __init__(self, cloud: Cloud) -> None:
-        self._objects = cloud.objects
-
-    def each(self, call: Callable[..., object], items: Sequence[object]) -> list[object]:
-        return [call(item) for item in items]
-
-    def put(self, key: str, parts: Sequence[memoryview]) -> None:
-        self._objects[key] = bytearray(b"".join(parts))
-
-    def get(self, key: str) -> Delivery | None:
-        found = self._objects.get(key)
-        return None if found is None else Delivery(memoryview(bytearray(found)), None)
-
-    def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._objects.pop(key, None)
-
-    def close(self) -> None:
-        pass
-
-
 class Job:
     """Two ranks.  What is put in the background waits at `gate`, so that the bytes have changed before."""
 
     def __init__(self, channel: str) -> None:
-        local = channel in ("memory", "direct")
-        spec = JobSpec.new(2, channel, endpoint=None if local else "http://[::1]:1")
-        made = {"queues": json.dumps(["q0", "q1"]), "topics": json.dumps(["t"]), "bucket": "b"}
-        if channel == "direct":
-            made = channels.load(channel).provision(spec)
-        spec = replace(spec, settings=made)
-        cloud = Cloud()
+        if channel in ("memory", "direct"):
+            spec = JobSpec.new(2, channel)
+            spec = replace(spec, settings=channels.load(channel).provision(spec))
+        else:
+            spec = fakes.job(channel, 2)
         self.gate = threading.Event()
         self.runtimes = [Runtime(spec.with_rank(rank)) for rank in range(2)]
         for runtime in self.runtimes:
-            self._stub(runtime._channel, cloud)
             if runtime._channel.limits.async_put:
                 runtime._channel.put = self._gated(runtime._channel.put)  # type: ignore[method-assign]
-
-    def _stub(self, channel: Channel, cloud: Cloud) -> None:
-        if isinstance(channel, HybridChannel):
-            self._stub(channel._queue, cloud)
-        if isinstance(channel, (HybridChannel, ObjectChannel)):
-            channel._store.close()
-            channel._store = StubStore(cloud)  # type: ignore[assignment]
-        if isinstance(channel, QueueChannel):
-            channel._sqs = StubSqs(cloud)  # type: ignore[assignment]
 
     def _gated(
         self, put: Callable[[Sequence[OutgoingFrame]], None]
     ) -> Callable[[Sequence[OutgoingFrame]], None]:
-        def wait_and_put(parcels: Sequence[OutgoingFrame]) -> None:
+        def wait_and_put(frames: Sequence[OutgoingFrame]) -> None:
             assert self.gate.wait(GIVE_UP_S)
-            put(parcels)
+            put(frames)
 
         return wait_and_put
 
@@ -153,9 +81,12 @@ class Job:
 
 @contextlib.contextmanager
 def job(channel: str) -> Iterator[Job]:
-    made = Job(channel)
-    yield made
-    made.close()
+    """Make a job on a channel whose services are fakes."""
+    with pytest.MonkeyPatch.context() as patch:
+        fakes.installed(patch)
+        made = Job(channel)
+        yield made
+        made.close()
 
 
 def payload(nbytes: int, number: int) -> np.ndarray[Any, Any]:

@@ -130,7 +130,12 @@ class FakeS3:
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """A cloud that the channels made in this test use."""
+    """Return a cloud that the channels made in this test use."""
+    return installed(monkeypatch)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """Return a cloud that channels use from now on, until `monkeypatch` is undone."""
     made = Cloud()
     monkeypatch.setattr(queue.sqs, "Sqs", lambda client: FakeSqs(made))
     monkeypatch.setattr(queue.sns, "Sns", lambda client: FakeSns(made))
