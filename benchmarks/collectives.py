@@ -1,6 +1,6 @@
 """Whether the chosen algorithm is the best: every algorithm of the table timed on every channel, against the chosen one.
 
-`python -m benchmarks.collectives [--write]` measures more and longer; --write puts the table into docs/collectives.md.
+`python -m benchmarks.collectives [--write]` measures more and longer; --write puts the table into docs/benchmarks-collectives.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.table import Row
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "collectives.md"
+PAGE = ROOT / "docs" / "benchmarks-collectives.md"
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 CHANNELS = ("direct", "hybrid", "object", "queue")
 RANKS = (2, 4, 8, 16)
@@ -35,7 +35,9 @@ OPERATIONS = (
 )
 WORST = 1.2  # the target, for time and for dollars
 EQUAL = 1.05  # measured times within this are equal
-REASON = "see docs/collectives.md: a loaded machine's noise, or an emulator that is not AWS"
+REASON = (
+    "see docs/benchmarks-collectives.md: a loaded machine's noise, or an emulator that is not AWS"
+)
 TIMEOUT_S = 600.0
 
 
@@ -172,7 +174,7 @@ def page(found: Sequence[dict[str, Any]]) -> str:
                 if one["slower"] > WORST:
                     cell += f", **x{one['slower']:.2f}** of {one['best']}"
                 if one["dearer"] > WORST:
-                    cell += f", **dearer x{one['dearer']:.2f}**"
+                    cell += f", **more expensive x{one['dearer']:.2f}**"
                 cells.append(cell)
             label = operation if operation == "barrier" else f"{operation} {nbytes:,} B"
             lines.append(f"| {label} | " + " | ".join(cells) + " |")

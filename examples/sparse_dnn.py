@@ -2,7 +2,7 @@
 
 smpirun -n 4 examples/sparse_dnn.py          mpirun -n 4 python examples/sparse_dnn.py
 
-By default RadiX-Net of 1024 neurons and 120 layers on scikit-learn's handwritten digits.  `smpi-infer` does more.
+The default is RadiX-Net of 1024 neurons and 120 layers on the bundled handwritten digits. `smpi-infer` does more.
 """
 
 import argparse

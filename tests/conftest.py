@@ -1,9 +1,21 @@
-"""Servers for tests: an emulator for the whole session, on 127.0.0.1 and a free port, stopped at the end."""
+"""Emulators for the whole session, and the markers by which `make quick` leaves tests out.
+
+Markers are applied here, from what a test uses, so a new test gets them without a word:
+
+- a fixture whose name ends in `_endpoint`, or one that needs it: `emulator`;
+- a call of `smpirun`, `under_mpirun` and the other names of `_CALLS`, in the test, in a fixture of it or
+  in a function of tests/ that these call: the markers given there;
+- the folders and files of `_PLACES`: the markers given there.
+
+Only what cannot be seen that way (a test that takes long by itself) is marked by hand.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +27,85 @@ settings.register_profile(
     "deterministic", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("deterministic")
+
+
+# Names that start something, and the markers of a test that calls them.
+_CALLS: dict[str, tuple[str, ...]] = {
+    "smpirun": ("slow",),
+    "interrupt": ("slow",),
+    "subprocess": ("slow",),
+    "Popen": ("slow",),
+    "Emulator": ("slow", "emulator"),
+    "under_mpirun": ("slow", "mpi"),
+    "mpirun": ("mpi",),
+}
+# Folders and files of tests whose every test has these markers.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "conformance": ("slow", "mpi", "network"),
+    "docs/test_tutorial.py": ("slow", "emulator"),
+    "examples": ("slow", "emulator"),
+    "faults": ("slow",),
+    "inference/test_cli.py": ("slow", "emulator"),
+    "inference/test_serve.py": ("slow",),
+    "thirdparty": ("slow", "network"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by what it uses."""
+    for item in items:
+        for name in _markers(item):
+            item.add_marker(name)
+
+
+def _markers(item: pytest.Item) -> set[str]:
+    folder = item.path.parent.name
+    found = {*_PLACES.get(folder, ()), *_PLACES.get(f"{folder}/{item.path.name}", ())}
+    if any(name.endswith("_endpoint") for name in getattr(item, "fixturenames", ())):
+        found.add("emulator")
+    names, constants, seen = set[str](), set[object](), set[CodeType]()
+    for function in [getattr(item, "function", None), *_fixtures(item)]:
+        more_names, more_constants = _used(function, seen)
+        names |= more_names
+        constants |= more_constants
+    for name in names:
+        found.update(_CALLS.get(name, ()))
+    if "smpirun" in names and not {"direct", "memory"} & constants:
+        found.add("emulator")  # of smpirun's default channel
+    if any("the real MPI" in mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")):
+        found.add("mpi")
+    return found
+
+
+def _fixtures(item: pytest.Item) -> list[Any]:
+    """The functions of the fixtures of a test. pytest has no public way to ask for them."""
+    info = getattr(item, "_fixtureinfo", None)
+    definitions = info.name2fixturedefs.values() if info else ()
+    return [found[-1].func for found in definitions if found]
+
+
+def _used(function: Any, seen: set[CodeType]) -> tuple[set[str], set[object]]:
+    """Names and text constants of a function and of the functions of tests/ that it calls."""
+    function = getattr(function, "__wrapped__", function)
+    if not isinstance(function, FunctionType) or function.__code__ in seen:
+        return set(), set()
+    seen.add(function.__code__)
+    codes, names, constants = [function.__code__], set[str](), set[object]()
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                codes.append(constant)
+            else:
+                constants.update(constant if isinstance(constant, tuple) else (constant,))
+    for name in list(names):
+        called = function.__globals__.get(name)
+        if str(getattr(called, "__module__", "")).startswith("tests."):
+            more_names, more_constants = _used(called, seen)
+            names |= more_names
+            constants |= more_constants
+    return names, constants
 
 
 @pytest.fixture(scope="session", autouse=True)

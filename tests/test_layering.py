@@ -110,6 +110,7 @@ MAY: dict[str, set[str]] = {
         "aws",
         "job",
         "runtime",
+        "__init__",
     },
 }
 

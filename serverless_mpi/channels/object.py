@@ -62,7 +62,7 @@ _COUNT = struct.Struct("<I")
 _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
 
 # AWS: 100-200 ms a small object, 85-90 MB/s a connection ("Performance design patterns for Amazon S3").
-# Emulator: what fits the times of every collective best, measured on two cores (docs/collectives.md).
+# Emulator: what fits the times of every collective best, measured on two cores (docs/benchmarks-collectives.md).
 # A rank has 8 requests on their way at once.
 AWS_FIGURES = Figures(
     latency_s=0.15,

@@ -33,7 +33,7 @@ EMULATOR_TOPIC_ENTRIES = (
 )
 
 # AWS: "tens or low hundreds of milliseconds" a call (SQS FAQ); a frame of 252 KiB a round trip.
-# Emulator: what fits the times of every collective best, measured on two cores (docs/collectives.md).
+# Emulator: what fits the times of every collective best, measured on two cores (docs/benchmarks-collectives.md).
 # A rank has 8 sends of up to 10 frames on their way at once, and receives 10 frames a round trip.
 AWS_FIGURES = Figures(
     latency_s=0.04,

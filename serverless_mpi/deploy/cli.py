@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from serverless_mpi import __version__
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Deploy serverless_mpi to AWS Lambda, and look after it.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     where = _Parser(add_help=False, allow_abbrev=False)
     where.add_argument(
         "--stack", metavar="NAME", default="smpi", help="name of the stack (default smpi)"

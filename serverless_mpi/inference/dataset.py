@@ -1,4 +1,4 @@
-"""Images, networks and categories in files: those of the Graph Challenge, SciPy's npz, MatrixMarket; scikit-learn's digits.
+"""Images, networks and categories in files: those of the Graph Challenge, SciPy's npz, MatrixMarket; the bundled digits.
 
 An image is a column of 0 and 1, one number a neuron.  In a file a layer is the challenge's W of Y W: a row an input,
 a column an output; a network is a folder with n1024-l1.tsv, n1024-l2.tsv, ..., or the same with .npz or .mtx.
@@ -21,19 +21,26 @@ Floats = NDArray[np.float32]
 SUFFIXES = (".tsv", ".npz", ".mtx")  # of a layer
 MOST_EMPTY = 16  # images for each pixel that is not 0, once they take more than EMPTY_BYTES
 EMPTY_BYTES = 256 << 20
-THRESHOLD = 12  # of 16 levels of grey; some images then die in the network, as in the challenge
+# The 1797 test images of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine
+# Learning Repository, doi:10.24432/C50P49, CC BY 4.0): 8x8 pixels, 1 bit each, set where the grey level is above
+# 12 of 16, packed to 8 bytes an image. Some of them become all zero in the network, as in the challenge.
+DIGITS = Path(__file__).with_name("digits.npy")
 
 
 def digits(neurons: int = 1024) -> Floats:
-    """(neurons, 1797): scikit-learn's digits of 8x8, each point enlarged to a square, thresholded to 0 and 1."""
-    from sklearn.datasets import load_digits
+    """Return the bundled images of handwritten digits, (neurons, 1797), each pixel enlarged to a square.
 
+    Raises
+    ------
+    ValueError
+        `neurons` is not the size of a square picture whose side is a multiple of 8.
+    """
     side = int(neurons**0.5)
     if side * side != neurons or side % 8:
         raise ValueError(f"{neurons} neurons are no square picture whose side is a multiple of 8")
-    grey = load_digits().images
-    large = np.kron(grey, np.ones((side // 8, side // 8)))
-    return np.ascontiguousarray((large.reshape(len(grey), neurons) > THRESHOLD).T, np.float32)
+    bits = np.unpackbits(np.load(DIGITS), axis=1).reshape(-1, 8, 8)
+    large = np.kron(bits, np.ones((side // 8, side // 8), np.uint8))
+    return np.ascontiguousarray(large.reshape(len(bits), neurons).T, np.float32)
 
 
 def enlarged(images: Floats, neurons: int) -> Floats:

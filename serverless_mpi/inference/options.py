@@ -6,6 +6,7 @@ import argparse
 from math import inf
 from typing import Any, NoReturn
 
+from serverless_mpi import __version__
 from serverless_mpi.errors import UsageError
 
 _EPILOG = """\
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = whole.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser
     )
@@ -299,7 +301,7 @@ def _images(into: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--images",
         metavar="FILE",
-        help="Graph Challenge TSV, or npz (default: scikit-learn's digits)",
+        help="Graph Challenge TSV, or npz (default: the bundled handwritten digits)",
     )
     group.add_argument("--samples", type=_above(1), metavar="S", help="only the first S")
     if not any(action.dest == "store" and not action.option_strings for action in into._actions):

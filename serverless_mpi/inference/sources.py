@@ -19,7 +19,7 @@ from serverless_mpi.sparse import CAP
 
 Floats = NDArray[np.float32]
 
-DIGITS = 1797  # scikit-learn's
+DIGITS = 1797  # the bundled images
 MADE = ("radix", "random")  # networks that need no files
 
 
@@ -153,7 +153,7 @@ def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> p
 
 
 def images(options: argparse.Namespace, neurons: int) -> Floats:
-    """(neurons, samples): the images of a file, or scikit-learn's digits."""
+    """(neurons, samples): the images of a file, or the bundled digits."""
     if options.images:
         return read_images(options, options.images, neurons, options.samples)
     return np.ascontiguousarray(dataset.digits(neurons)[:, : options.samples], np.float32)

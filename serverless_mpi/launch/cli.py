@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from serverless_mpi import channels, launch, plugins
+from serverless_mpi import __version__, channels, launch, plugins
 from serverless_mpi.collectives import choose
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     each = parser.add_argument_group("of each program")
     each.add_argument("-n", "-np", dest="ranks", metavar="N", help="number of ranks (default 1)")
     each.add_argument(

@@ -372,7 +372,7 @@ def test_a_bar_by_layers_and_batches_on_a_terminal_only(images: Path) -> None:
 def test_images_of_a_bucket(truth: list[str], images: Path, ministack_endpoint: str) -> None:
     s3 = control.client("s3", ministack_endpoint, "us-east-1")
     s3.create_bucket(Bucket="cli-images")
-    s3.upload_file(str(images), "cli-images", "a/images.npz")
+    s3.put_object(Bucket="cli-images", Key="a/images.npz", Body=images.read_bytes())
     words = ("run", *NET, "--endpoint", ministack_endpoint, "--images")
     done = infer(*words, "s3://cli-images/a/images.npz", "--output", "s3://cli-images/a/found.txt")
     assert done.returncode == 0 and done.stdout.splitlines()[1:3] == truth, done.stderr
