@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 from serverless_mpi import MPI
 
 SAMPLES = 10
-LOOKS = 10  # of which a sample is the largest
+LIBC = ctypes.CDLL(None)
 BURST = 100  # messages before the receiver answers
 
 
@@ -71,12 +72,11 @@ PROGRAMS: dict[str, Callable[[Any, int], None]] = {
 def main(name: str, count: int) -> None:
     comm = MPI.COMM_WORLD
     for number in range(SAMPLES):
-        peak = 0  # whether a buffer of one operation is there or not is chance
-        for _ in range(LOOKS):
-            PROGRAMS[name](comm, count // SAMPLES // LOOKS)
-            gc.collect()
-            peak = max(peak, resident_bytes())
-        print(f"SAMPLE {number} {comm.rank} {peak}", flush=True)
+        PROGRAMS[name](comm, count // SAMPLES)
+        comm.Barrier()  # no operation is under way, so no buffer of one is there
+        gc.collect()
+        LIBC.malloc_trim(0)  # what the allocator keeps for later is not growth
+        print(f"SAMPLE {number} {comm.rank} {resident_bytes()}", flush=True)
         comm.Barrier()
 
 
