@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,18 +74,49 @@ class Outcome:
         return "pass"
 
 
+class Watch(threading.Thread):
+    """Takes the peak of a process's resident memory, again and again.
+
+    Objects come and go in an emulator, so what it holds at one moment says little.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid = pid
+        self._peak = 0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.01):
+            with contextlib.suppress(OSError):  # it has ended
+                self._peak = max(self._peak, resident_bytes(self._pid))
+
+    def peak_bytes(self) -> int:
+        """Return the peak since the last call."""
+        peak, self._peak = self._peak, 0
+        return peak
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
+
+
 def endure(run: Run, count: int) -> Outcome:
     """Run it."""
     outcome = Outcome(run, count)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="smpi-endurance-")))
         words = ["-n", str(run.ranks), "--channel", run.channel]
-        pid = None
+        watch = None
         if run.channel != "direct":
             emulator = Emulator(folder)
             stack.callback(emulator.stop)
             words += ["--endpoint", emulator.start()]
-            pid = emulator.pid
+            watch = stack.enter_context(Watch(emulator.pid))
         words += [str(ROOT / "tests" / "endurance" / "rank.py"), run.program, str(outcome.count)]
         began = time.monotonic()
         environ = {
@@ -102,8 +134,8 @@ def endure(run: Run, count: int) -> Outcome:
                 word, _, rank, size = line.split()
                 assert word == "SAMPLE"
                 outcome.samples.setdefault(f"rank {rank}", []).append(int(size))
-                if rank == "0" and pid is not None:
-                    outcome.samples.setdefault("emulator", []).append(resident_bytes(pid))
+                if rank == "0" and watch is not None:
+                    outcome.samples.setdefault("emulator", []).append(watch.peak_bytes())
             errors = job.stderr.read().strip()
         outcome.seconds = time.monotonic() - began
     if job.returncode or any(len(samples) != SAMPLES for samples in outcome.samples.values()):
