@@ -96,8 +96,9 @@ def test_a_rank_that_outlives_its_emulator_fails(tmp_path: Path) -> None:
     program = tmp_path / "kills.py"
     program.write_text(KILLS)
     with Emulator(tmp_path) as emulator:
-        assert emulator._process is not None
+        assert emulator._process is not None and emulator._listener is not None
         pid = emulator._process.pid
+        emulator._listener.close()  # so that nobody listens once it is killed
         job = smpirun("-n", 2, "--channel", "object", "--endpoint", emulator.url, program, pid)
     assert job.returncode == 1
     assert "rank 0: MPI was not finalized, messages may be lost" in job.stderr

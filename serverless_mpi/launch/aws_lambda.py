@@ -358,7 +358,8 @@ class Job:
             story = self._failure[1]
             self._stop(story)
             others = self.spec.size > 1 and self._failure[0] != EXIT_DEADLOCK
-            say(story + ("; the other ranks are stopped" if others else ""))
+            first, *more = story.split("\n  ")
+            say(first + ("; the other ranks are stopped" if others else ""), *more)
             self._hear_out()
         for writer in self._writers.values():
             for number in range(self.spec.size):

@@ -114,7 +114,7 @@ def test_what_a_broken_attempt_brought_is_not_digested(
     answers: list[Reply] = [HangUp(broken), whole]
     with Server(lambda request: answers.pop(0)) as server:
         spec = JobSpec.new(1, "object", endpoint=server.url, settings={"bucket": "b"})
-        store = Store(spec, Meter())
+        store = Store(spec, Meter(), 1 << 20)
         part = memoryview(bytearray(300_000))
         leaves = TreeHash(part)
         store._fetch("k", 0, part, leaves.come)

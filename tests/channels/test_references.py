@@ -17,12 +17,12 @@ JOB = "0011223344556677"
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=200)
 
 BODY = (memoryview(b"body"),)
-SHARED = OutgoingFrame((1, 2), FrameName(2, 7, 0, SHARED, 5, 6, 0), BODY)
+SHARED_FRAME = OutgoingFrame((1, 2), FrameName(2, 7, 0, SHARED, 5, 6, 0), BODY)
 DEALT = OutgoingFrame((1, 2), FrameName(2, 7, 0, SCATTERED, 5, 6, 0), (), (BODY, BODY))
 WORD = console.ConsoleMessage(1, 2, console.OUT, b"\xff\n\0", {"a": 1})
 
 
-@pytest.mark.parametrize("frame", [SHARED, DEALT])
+@pytest.mark.parametrize("frame", [SHARED_FRAME, DEALT])
 def test_a_reference_comes_back_as_it_was(frame: OutgoingFrame) -> None:
     magic, text = reference(frame)
     assert opened(memoryview(sealed(frame, KEY)), KEY) == (magic, text)
@@ -37,7 +37,7 @@ def test_odd_bytes_are_no_reference_and_no_word(magic: bytes, data: bytes) -> No
 
 
 @SETTINGS
-@given(st.sampled_from([SHARED, DEALT]), st.data())
+@given(st.sampled_from([SHARED_FRAME, DEALT]), st.data())
 def test_a_reference_that_was_changed_is_none(frame: OutgoingFrame, data: st.DataObject) -> None:
     true = sealed(frame, KEY)
     place = data.draw(st.integers(0, len(true)))
@@ -58,7 +58,7 @@ def test_a_word_that_was_changed_is_none(data: st.DataObject) -> None:
 
 
 def test_a_tag_of_one_purpose_fits_no_other() -> None:
-    magic, text = reference(SHARED)
+    magic, text = reference(SHARED_FRAME)
     for purpose in Purpose:
         if purpose is not Purpose.REFERENCE:
             moved = magic + make(KEY, purpose, magic + text) + text

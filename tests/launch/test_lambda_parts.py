@@ -382,7 +382,7 @@ def test_emitted_zips_are_named_by_content(
 
 def test_text_of_the_bucket_does_not_command_the_terminal() -> None:
     assert cli.printable("\x1b]0;mine\x07 a\tb \u009b2J \u202e\n") == (
-        "\\x1b]0;mine\\x07 a\tb \\x9b2J \\u202e\\n"
+        "\\x1b]0;mine\\x07 a\\tb \\x9b2J \\u202e\\n"
     )
 
 
