@@ -1,4 +1,14 @@
-"""A communication under way, as the runtime and the calls above it see it."""
+"""A communication in progress: what the runtime completes and the calls above it wait for.
+
+An `Operation` counts *holds*: a frame that the channel has not taken yet, a receive that has not
+been matched, a collective that has not returned.  It is done when the last hold is released, or at
+once when it fails, whichever comes first; it never becomes pending again.
+
+The consumer side (`done`, `error`, the results, `add_done_callback`) is read by the thread that
+waits.  The producer side (`hold`, `release`, `complete`, `fail`) is called by the one part of the
+package that runs the communication, under the runtime's lock if the runtime knows the operation.
+A producer takes a new hold only while it has one, so that the count cannot reach zero in between.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +21,40 @@ from serverless_mpi.core.envelope import Envelope
 
 
 class Payload(enum.Enum):
-    """Who may change the bytes of a message, and when; `outgoing.Outgoing.add` copies by it."""
+    """When the bytes of a message may change; the send queue copies by it."""
 
-    BORROWED = enum.auto()  # the caller leaves them as they are until the operation is done
-    TRANSIENT = enum.auto()  # the caller may change them as soon as the call that sends returns
+    BORROWED = enum.auto()  # the caller does not change them until the operation is done
+    TRANSIENT = enum.auto()  # the caller may change them as soon as the sending call returns
 
 
 class Operation:
-    """A communication under way.
+    """A communication in progress.
 
-    done: it is over; error: why it failed; envelope: of the received message;
-    data: the received payload; landed: it is in the caller's `into` already;
-    result: what a collective returned; cancelled: it was withdrawn.
+    Parameters
+    ----------
+    holds
+        Number of releases after which the operation is done.
+
+    Attributes
+    ----------
+    done : bool
+        Whether the operation has completed, failed or been cancelled.
+    error : BaseException or None
+        Why the operation failed.
+    envelope : Envelope or None
+        Envelope of the received message.
+    data : memoryview or None
+        Received payload, owned by the operation (or the caller's buffer, see `landed`).
+    landed : bool
+        Whether the payload is in the buffer that the receive was posted with.
+    result : Any
+        Return value of a collective.
+    cancelled : bool
+        Whether a receive was withdrawn before a message matched it.
+    receive : Receive or None
+        The posted receive, for `Runtime.cancel`.
+    holds : int
+        Releases still needed.
     """
 
     __slots__ = (
@@ -33,8 +65,8 @@ class Operation:
         "landed",
         "result",
         "cancelled",
-        "_holds",
-        "_receive",
+        "receive",
+        "holds",
         "_callbacks",
     )
 
@@ -46,32 +78,54 @@ class Operation:
         self.landed = False
         self.result: Any = None
         self.cancelled = False
-        self._holds = holds  # what it still waits for: frames to be put, a match, a generator
-        self._receive: Receive | None = None
+        self.receive: Receive | None = None
+        self.holds = holds
         self._callbacks: list[Callable[[Operation], None]] = []
 
     def add_done_callback(self, callback: Callable[[Operation], None]) -> None:
-        """Call `callback(self)` when done (now, if it is).  It must not call the runtime."""
+        """Call `callback(self)` when the operation is done, at once if it is done already.
+
+        The callback runs under the runtime's lock, so it must not call the runtime.
+        """
         if self.done:
             callback(self)
         else:
             self._callbacks.append(callback)
 
-    def _release(self, holds: int = 1) -> None:
-        self._holds -= holds
-        if self._holds == 0:
-            self._end()
+    def hold(self) -> None:
+        """Require one more `release` before the operation is done."""
+        self.holds += 1
 
-    def _end(self, error: BaseException | None = None) -> None:
-        if self.done:
-            return
-        self.error = error
-        self.done = True
+    def release(self) -> None:
+        """Give up one hold; the last one completes the operation."""
+        self.holds -= 1
+        if not self.holds and not self.done:
+            self.done = True
+            if self._callbacks:
+                self._call_back()
+
+    def complete(self) -> None:
+        """Mark the operation as done, whatever its holds; no effect on one that is done."""
+        if not self.done:
+            self.done = True
+            self._call_back()
+
+    def fail(self, error: BaseException) -> None:
+        """Mark the operation as done with an error, which the waiting call raises.
+
+        Only the first outcome counts: an operation that is done stays as it is.
+        """
+        if not self.done:
+            self.error = error
+            self.complete()
+
+    def _call_back(self) -> None:
+        """Run the callbacks once, and drop them, since they may refer to the operation."""
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(self)
 
 
 def any_done(operations: Sequence[Operation]) -> bool:
-    """Whether one of `operations` is done; True for none at all."""
+    """Return whether one of `operations` is done; True if there are none."""
     return not operations or any(operation.done for operation in operations)

@@ -86,7 +86,7 @@ class Outgoing:
                 self.queued.append((frame.copied(), None))
             else:
                 # a long frame holds its operation even if it is copied, so that waiting bounds what is queued
-                operation._holds += 1
+                operation.hold()
                 if payload is Payload.TRANSIENT and not frame.constant:
                     frame = frame.copied()
                 self.queued.append((frame, operation))
@@ -140,18 +140,19 @@ class Outgoing:
 
     def _put_some(self) -> None:
         batch, self.queued = self.queued[:GATHER_FRAMES], self.queued[GATHER_FRAMES:]
+        frames, operations = zip(*batch, strict=True)  # a comprehension would be one more call
         error: BaseException | None = None
         try:
-            self.put([frame for frame, _ in batch])
+            self.put(frames)
         except BaseException as caught:
             error = caught
-        for _, operation in batch:
+        for operation in operations:
             if operation is None:
                 continue
             if error is None:
-                operation._release()
+                operation.release()
             else:
-                operation._end(error)
+                operation.fail(error)
         self._changed(None)
         if error is not None and threading.current_thread() is not self._sender:
             raise error

@@ -153,14 +153,14 @@ class Runtime:
         with self._inside:
             on_matched = None
             if sync:
-                operation._holds += 1
-                on_matched = operation._release
+                operation.hold()
+                on_matched = operation.release
             parcels = self._endpoint.send(context, dest, tag, data, on_matched, time.monotonic())
             if self._outgoing.async_put:
                 self._outgoing.add(parcels, operation, payload)
             elif parcels:
                 self._outgoing.put(parcels)
-            operation._release()
+            operation.release()
         return operation
 
     def irecv(
@@ -196,12 +196,12 @@ class Runtime:
                     part(receive.pattern[2] - 1, receive.data)
                 else:
                     for index in range(head(receive.data)):
-                        operation._holds += 1
+                        operation.hold()
                         take(index + 1)
             except Exception as error:
-                operation._end(error)
+                operation.fail(error)
             else:
-                operation._release()
+                operation.release()
 
         def take(tag: int) -> None:
             receive = self._endpoint.post(context, source, tag)
@@ -216,13 +216,13 @@ class Runtime:
 
     def _receiving(self, receive: Receive) -> Operation:
         operation = Operation()
-        operation._receive = receive
+        operation.receive = receive
 
         def finish(receive: Receive) -> None:
             operation.envelope = receive.envelope
             operation.data = receive.data
             operation.landed = receive.landed
-            operation._release()
+            operation.release()
 
         if receive.done:
             finish(receive)
@@ -233,11 +233,11 @@ class Runtime:
     def cancel(self, operation: Operation) -> bool:
         """Withdraw a receive that nothing has matched; False for anything else."""
         with self._inside:
-            receive = operation._receive
+            receive = operation.receive
             if operation.done or receive is None or not self._endpoint.cancel(receive):
                 return False
             operation.cancelled = True
-            operation._end()
+            operation.complete()
             return True
 
     def iprobe(self, context: int, source: int, tag: int) -> Envelope | None:
@@ -323,13 +323,13 @@ class Runtime:
             except StopIteration as stop:
                 operation.result = stop.value
                 self._endpoint.retire(context, seq)
-                operation._release()
+                operation.release()
                 return
             except (
                 Exception
             ) as error:  # the caller's operation or datatype failed; the call that waits raises it
                 self._endpoint.retire(context, seq)
-                operation._end(error)
+                operation.fail(error)
                 return
             several = isinstance(step, (list, tuple))
             group: Sequence[Send | Scatter | Recv] = step if several else (step,)
@@ -337,7 +337,7 @@ class Runtime:
             missing: list[Receive] = []
             for one in group:
                 if isinstance(one, Send):
-                    dests = [ranks[dest] for dest in one.dests]
+                    dests = list(map(ranks.__getitem__, one.dests))
                     if dests:
                         parcels = self._endpoint.publish(context, seq, one.slot, dests, one.data)
                         self._outgoing.add(parcels, operation)
@@ -445,7 +445,7 @@ class Runtime:
         The exception of a signal handler withdraws it, unless a message has been matched to it: then the message is
         received, and the exception is raised after the call.
         """
-        receive = operation._receive
+        receive = operation.receive
         assert receive is not None
         try:
             self.wait_until(lambda: operation.done, interruptible=lambda: receive.envelope is None)

@@ -159,6 +159,6 @@ def test_the_rule(payload: Payload, over: int, constant: bool) -> None:
             outgoing.add([OutgoingFrame((1,), name, (memoryview(data),))], operation, payload)
             ((parcel, held),) = outgoing.queued
             outgoing.queued.clear()
-        assert (held is operation) == (operation._holds == 2) == bool(over)
+        assert (held is operation) == (operation.holds == 2) == bool(over)
         copied = parcel.parts[0].obj is not data
         assert copied == (not over or (payload is Payload.TRANSIENT and not constant))

@@ -62,8 +62,8 @@ class Attached:
         """The same as a request."""
         everything = Operation(1 + len(self._under_way))
         for _, operation, _ in self._under_way:
-            operation.add_done_callback(lambda _: everything._release())
-        everything._release()
+            operation.add_done_callback(lambda _: everything.release())
+        everything.release()
         return Request._of(get_runtime(), everything, _finish)
 
     def reserve(self, nbytes: int) -> None:

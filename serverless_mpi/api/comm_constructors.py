@@ -119,7 +119,7 @@ class CommConstructors(Attributed):
 
     def _completed(self) -> Request:
         operation = Operation()
-        operation._end()
+        operation.complete()
         return Request._of(self._runtime, operation, lambda _, status: status._fill_empty())
 
     def _split(self, color: Any, key: int) -> State | None:

@@ -88,7 +88,7 @@ class Grequest(Request):
         if not isinstance(pending, _General) or pending.operation is None:
             raise MPIException(ERR_REQUEST, "the request is null or over")
         pending.operation.result = obj
-        pending.operation._release()
+        pending.operation.release()
         assert pending.runtime is not None
         pending.runtime.poke()
 

@@ -17,7 +17,7 @@ from serverless_mpi.operation import Operation
 def completed() -> Operation:
     """An operation that is done: what there is with PROC_NULL."""
     operation = Operation()
-    operation._release()
+    operation.release()
     return operation
 
 
@@ -72,9 +72,9 @@ def both(receive: Request, send: Request) -> Request:
 
     def one(done: Operation) -> None:
         if done.error is not None:
-            operation._end(done.error)
+            operation.fail(done.error)
         else:
-            operation._release()
+            operation.release()
 
     received.add_done_callback(one)
     send._operation.add_done_callback(one)

@@ -54,11 +54,10 @@ class OutgoingFrame(NamedTuple):
         nbytes = 0
         for part in self.parts:
             nbytes += part.nbytes
-        return (
-            nbytes
-            if not self.bodies
-            else nbytes + sum(part.nbytes for parts in self.bodies for part in parts)
-        )
+        for parts in self.bodies:
+            for part in parts:
+                nbytes += part.nbytes
+        return nbytes
 
     def split_per_reader(self) -> list[OutgoingFrame]:
         """A dealt parcel as one for each reader, for media that have no ranges; any other as it is."""
@@ -78,13 +77,10 @@ class OutgoingFrame(NamedTuple):
 
     def copied(self) -> OutgoingFrame:
         """A parcel of the same frames in memory of its own."""
-        parts = (memoryview(b"".join(self.parts)),) if self.parts else ()
-        return OutgoingFrame(
-            self.dests,
-            self.name,
-            parts,
-            tuple((memoryview(b"".join(parts)),) for parts in self.bodies),
-        )
+        if not self.bodies:
+            return OutgoingFrame(self.dests, self.name, (memoryview(b"".join(self.parts)),))
+        bodies = tuple((memoryview(b"".join(parts)),) for parts in self.bodies)
+        return OutgoingFrame(self.dests, self.name, (), bodies)
 
 
 class ExpectedFrame(NamedTuple):
