@@ -58,6 +58,7 @@ class Outgoing:
         self._queued_at = self._first_queued_at = 0.0
         self._ended = False  # no more will come
         self.lost = False
+        self.on_span: Callable[[str, int], None] | None = None  # see Runtime.record
 
     def add(
         self,
@@ -112,6 +113,8 @@ class Outgoing:
         """Give frames to the channel at once."""
         self.putting += len(parcels)
         self.frames += len(parcels)
+        on_span = self.on_span
+        begin = 0 if on_span is None else time.perf_counter_ns()
         self._lock.release()
         try:
             self._channel.put(parcels)
@@ -123,6 +126,8 @@ class Outgoing:
             self._lock.acquire()
         finally:
             self.putting -= len(parcels)
+            if on_span is not None:
+                on_span("channel.put", begin)
 
     def finish(self) -> None:
         """No more will come: the sender thread puts what is queued, and ends."""

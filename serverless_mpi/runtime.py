@@ -38,7 +38,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from serverless_mpi import channels, plugins
 from serverless_mpi.channels.base import Channel
@@ -55,6 +55,9 @@ from serverless_mpi.metering import Meter
 from serverless_mpi.operation import Operation, Payload, any_done
 from serverless_mpi.outgoing import Outgoing
 from serverless_mpi.signals import shield
+
+if TYPE_CHECKING:
+    from serverless_mpi.trace import Recorder
 
 LONG_POLL_S = (
     20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
@@ -127,11 +130,29 @@ class Runtime:
         self._forked = False  # this is a child, whose parent is the rank
         _runtimes.add(self)
         shield.guard(self)
-        self._recorder: Any = None
+        self._recorder: Recorder | None = None
+        self._on_span: Callable[[str, int], None] | None = None
         if ENV_TRACE in os.environ:
-            from serverless_mpi import trace
+            from serverless_mpi import trace  # only here: without tracing it is not imported
 
-            self._recorder = trace.attach(self)
+            self.record(trace.RECORDER)
+
+    def record(self, recorder: Recorder | None) -> None:
+        """Report what this rank does to `recorder`; None ends that.
+
+        The recorder gets a span per collective that begins, per `get` of the channel, per `put` that
+        runs in the background (another one is most of the call that makes it), per attempt of a
+        request to a service, and the two ends of every message.
+        """
+        with self._lock:
+            self._recorder = recorder
+            self._on_span = None if recorder is None else recorder.span
+            self._outgoing.on_span = self._on_span if self._outgoing.async_put else None
+            self.meter.on_request = None if recorder is None else recorder.request
+            endpoint = self._endpoint
+            endpoint.on_send = None if recorder is None else recorder.sent
+            endpoint.on_match = None if recorder is None else recorder.matched
+            endpoint.on_step = None if recorder is None else recorder.step
 
     # --- point-to-point ------------------------------------------------------
 
@@ -304,8 +325,12 @@ class Runtime:
         rank of each rank the generator speaks of.
         """
         operation = Operation()
+        on_span = self._on_span
+        begin = 0 if on_span is None else time.perf_counter_ns()
         with self._inside:
             self._advance(operation, context, seq, steps, ranks, None)
+        if on_span is not None:
+            on_span(getattr(steps, "__name__", "collective"), begin)
         return operation
 
     def _advance(
@@ -552,6 +577,8 @@ class Runtime:
         self._pumping = True
         self._pump_predicate = predicate
         receipts: list[object] = []
+        on_span = self._on_span
+        begin = 0 if on_span is None else time.perf_counter_ns()
         try:
             self._lock.release()
             try:
@@ -559,6 +586,8 @@ class Runtime:
             finally:
                 self._lock.acquire()
                 self._pump_predicate = None
+                if on_span is not None:
+                    on_span("channel.get", begin)
             now = time.monotonic()
             self._received += len(deliveries)
             for delivery in deliveries:

@@ -25,7 +25,7 @@ MAY: dict[str, set[str]] = {
     "testing": {"plugins", "collectives", "channels.base", "errors"},
     "deadlock": set(),
     "signals": set(),
-    "trace": {"core", "signals"},
+    "trace": {"core"},
     "simulation": {"channels", "channels.base", "collectives", "core", "aws", "metering", "errors"},
     "explain": {"simulation", "collectives", "metering", "errors"},
     "operation": {"core"},

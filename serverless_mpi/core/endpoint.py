@@ -102,6 +102,11 @@ class Endpoint:
     channel's; max_held_bytes: how many bytes that no receive has asked for may
     be kept before the rank fails with ERR_NO_MEM; guarded: nobody else can
     reach the channel's bytes.
+
+    An observer may set `on_send(kind, context, tag or slot, seq, dests)`, called before a message is
+    cut into frames, `on_match(envelope, seq)`, called before a receive takes a message, and
+    `on_step((context, source, seq, slot))`, called when a step of a collective has been received.
+    They run under the caller's lock and must not call the endpoint.
     """
 
     def __init__(
@@ -135,6 +140,10 @@ class Endpoint:
         self._unacked: dict[tuple[int, int, int], Callable[[], None]] = {}  # (context, dest, seq)
         self._expected: dict[StepName, Receive] = {}
         self.watched: list[Pattern] = []  # what probes ask for
+        # hooks of an observer; None costs one attribute test per message
+        self.on_send: Callable[[int, int, int, int, tuple[int, ...]], None] | None = None
+        self.on_match: Callable[[Envelope, int], None] | None = None
+        self.on_step: Callable[[StepName], None] | None = None
         self.outbox: list[OutgoingFrame] = []  # acknowledgements to be put
 
     # --- sending -------------------------------------------------------------
@@ -220,6 +229,8 @@ class Endpoint:
         data: Sequence[memoryview],
         dests: tuple[int, ...],
     ) -> list[OutgoingFrame]:
+        if self.on_send is not None:
+            self.on_send(kind, context, tag, seq, dests)
         total = 0
         for part in data:
             total += part.nbytes
@@ -492,6 +503,8 @@ class Endpoint:
             self._finish(message)
 
     def _match(self, message: Incoming, receive: Receive) -> None:
+        if self.on_match is not None:
+            self.on_match(message.envelope, message.seq)
         message.receive = receive
         receive.envelope = envelope = message.envelope
         self.held_bytes -= message.assembly.held
@@ -577,6 +590,8 @@ class Endpoint:
 
     def _step_is_over(self, name: StepName) -> None:
         """A step is received; until its collective is over this tells its late duplicates from another step."""
+        if self.on_step is not None:
+            self.on_step(name)
         context, source, seq, slot = name
         self._contexts[context].steps[seq][source, slot] = None
 
