@@ -17,7 +17,7 @@ The rule: a handler that is due while the main thread is inside a call
   as by the first one.
 
 A call that has taken a message therefore always returns it, and the exception
-comes out of the next statement.  What a call promises is in `runtime.py`.
+comes out of the next statement.  What a call promises is in `runtime/runtime.py`.
 
 Pitfalls.  `leave` must end with the decrement: CPython looks for signals after
 calls of C functions, at the start of a Python function and at backward jumps,

@@ -9,8 +9,8 @@ from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.request import Pending, Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.errors import ERR_REQUEST, MPIException
-from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import get_runtime
+from serverless_mpi.runtime.operation import Operation
 
 
 class _General(Pending):

@@ -30,8 +30,8 @@ from serverless_mpi.errors import (
     ERR_TRUNCATE,
     MPIException,
 )
-from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import Runtime
+from serverless_mpi.runtime.operation import Operation
 
 _HEAD = struct.Struct("<I")  # the sender's number of partitions
 

@@ -11,7 +11,7 @@ from serverless_mpi.api.memory import plain
 from serverless_mpi.api.pickling import decode
 from serverless_mpi.api.request import Request
 from serverless_mpi.core.envelope import PROC_NULL
-from serverless_mpi.operation import Operation
+from serverless_mpi.runtime.operation import Operation
 
 
 def completed() -> Operation:

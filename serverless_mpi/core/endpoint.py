@@ -1,7 +1,7 @@
 """One rank's end of all its communicators, without IO: bytes and the time in, frames and completions out.
 
 Composes wire, delivery and matching.  It never blocks, and nothing in it is
-thread-safe: `runtime.py` holds the lock, the clock and the channel.
+thread-safe: `runtime/` holds the lock, the clock and the channel.
 """
 
 from __future__ import annotations
