@@ -1,17 +1,18 @@
 """Tracing: what each rank did when, as a file that Perfetto and chrome://tracing show.
 
-Each rank is a process with its threads: calls of the program, puts and gets of the channel, requests
-to AWS, and an arrow per message from the call that sent it to the call that received it.
+Each rank is a process with its threads: calls of the program, puts and gets of the channel,
+requests to AWS, and an arrow per message from the call that sent it to the call that received it.
 
-Nothing is replaced at run time.  The layers have hooks that are None unless a `Recorder` is attached:
-`Endpoint.on_send`, `on_match` and `on_step`, the spans of `Runtime` and its send queue, and
-`Meter.on_request`; `Runtime.record` connects them all.  Calls of the program are reported by
+Nothing is replaced at run time.  The layers have hooks that are None unless a `Recorder` is
+attached: `Endpoint.on_send`, `on_match` and `on_step`, the spans of `Runtime` and its send queue,
+and `Meter.on_request`; `Runtime.record` connects them all.  Calls of the program are reported by
 `api/observe.py`.  Without tracing this module is not imported by a rank.
 
 A rank writes its events next to its counters when it finalizes, and the launcher merges the files.
 If you add a kind of event, also add it to `_ends` (arrows) and `merge` (spans).
 
-Source: "Trace Event Format" (Google, 2016); complete events (X), flow events (s, f) and metadata (M).
+Source: "Trace Event Format" (Google, 2016); complete events (X), flow events (s, f) and metadata
+(M).
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Recorder:
         self.events.append((WHOLE, name, _ident(), _clock()))
 
     def write(self, folder: Path, rank: int) -> None:
-        """Leave the events in `folder`: a line of JSON that says whose they are, and one for each thousand."""
+        """Leave the events in `folder`: a line of JSON that says whose they are, and one for each
+        thousand."""
         facts = {
             "rank": rank,
             "offset": self.offset,
@@ -105,7 +107,8 @@ RECORDER = Recorder()
 def _ends(rank: int, event: Sequence[Any]) -> Iterator[tuple[bool, tuple[int, ...]]]:
     """(whether a message leaves, its name) for each message that an event tells of.
 
-    The name is the same at both ends: kind, context, source, dest, seq, slot (0 where the seq says it all).
+    The name is the same at both ends: kind, context, source, dest, seq, slot (0 where the seq says
+    it all).
     """
     if event[0] == SENT:
         _, kind, context, tag, seq, dests, _, _ = event
@@ -130,9 +133,10 @@ def _read(path: Path) -> dict[str, Any]:
 def merge(folder: Path, out: TextIO) -> int:
     """Write what the ranks left in `folder` as one trace; returns the number of ranks.
 
-    Times are microseconds since the first event.  A rank's clock is set by its machine's time of day, once; ranks that so
-    agree within a millisecond are taken to have one clock, as those of one machine do.  Else an arrow may seem to arrive
-    before it left, by as much as the machines' times of day differ; it is shown as if it had arrived then.
+    Times are microseconds since the first event.  A rank's clock is set by its machine's time of
+    day, once; ranks that so agree within a millisecond are taken to have one clock, as those of one
+    machine do.  Else an arrow may seem to arrive before it left, by as much as the machines' times
+    of day differ; it is shown as if it had arrived then.
     """
     records = [_read(path) for path in sorted(folder.glob("trace-*.json"))]
     offsets = [record["offset"] for record in records]

@@ -196,7 +196,7 @@ def test_a_forked_child_closes_its_copies_and_writes_nothing(tmp_path: Path) -> 
     a.isend(9, 1, 0, view(b"x"))
     channel = a._channel
     assert isinstance(channel, DirectChannel)
-    sock = channel._send_queue[1]
+    sock = channel._outgoing[1]
     child = os.fork()
     if not child:
         code = 1

@@ -1,8 +1,8 @@
 """Reports the calls of a program to an observer, such as a tracer.
 
-A hook inside each of some 300 methods would cost every call even without an observer.  So the methods
-of a class are wrapped here, at most once per process, when an observer is installed before the program
-runs.  Without one this module is not imported.
+A hook inside each of some 300 methods would cost every call even without an observer.  So the
+methods of a class are wrapped here, at most once per process, when an observer is installed before
+the program runs.  Without one this module is not imported.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def observe(classes: Iterable[type], on_call: Callable[[str, int], None]) -> Non
     classes
         Classes of the API; bases outside the package are left alone.
     on_call
-        Called in the calling thread when a method has returned or raised, with the method's name and
-        the time at which it was called, in ns of `time.perf_counter_ns`.
+        Called in the calling thread when a method has returned or raised, with the method's name
+        and the time at which it was called, in ns of `time.perf_counter_ns`.
     """
     bases = {base: None for cls in classes for base in cls.__mro__}
     for base in bases:

@@ -1,13 +1,13 @@
 """Runs the generator of a collective: sends what it yields and resumes it with what it waits for.
 
 An algorithm (`collectives/`) is a generator that yields a step, or a list of steps that happen at
-once.  The driver resumes it when every `Recv` of them has its data, with that data (None for a send).
-It never blocks: `step` runs until the generator needs something that has not arrived, and the
-endpoint calls `arrived` under the runtime's lock when it has.  So a nonblocking collective progresses
-in whichever call of the rank happens to receive.
+once.  The driver resumes it when every `Recv` of them has its data, with that data (None for a
+send). It never blocks: `step` runs until the generator needs something that has not arrived, and
+the endpoint calls `arrived` under the runtime's lock when it has.  So a nonblocking collective
+progresses in whichever call of the rank happens to receive.
 
-The collective is over when its generator returns or raises.  Its number is then retired, so that late
-frames of it are dropped, and its operation ends.
+The collective is over when its generator returns or raises.  Its number is then retired, so that
+late frames of it are dropped, and its operation ends.
 """
 
 from __future__ import annotations

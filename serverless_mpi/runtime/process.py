@@ -1,4 +1,5 @@
-"""The runtime of this process: made at first use, disowned by a fork, and the end of the process."""
+"""The runtime of this process: made at first use, disowned by a fork, and the end of the
+process."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ def get_runtime() -> Runtime:
     Returns
     -------
     Runtime
-        The rank that the launcher described in the environment; without a launcher, the only rank of
-        a job of size 1 on the `memory` channel.
+        The rank that the launcher described in the environment; without a launcher, the only rank
+        of a job of size 1 on the `memory` channel.
     """
     global current
     if current is None:

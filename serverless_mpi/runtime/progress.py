@@ -1,20 +1,21 @@
 """The lock, receiving, and waiting: drives a channel and the sans-IO core.
 
-One lock guards the endpoint, the send queue and every operation.  It is released only while the channel
-works (`get`, `put`, `ack`), while a thread sleeps, and while signal handlers run.
+One lock guards the endpoint, the send queue and every operation.  It is released only while the
+channel works (`get`, `put`, `ack`), while a thread sleeps, and while signal handlers run.
 
-A thread that waits drives the rank: it takes frames from the channel, gives them to the endpoint, and
-so completes its own operations and those of other threads.  One thread at a time does (`_pumping`); the
-others sleep on a condition and look at their predicates when it has received something.  A predicate
-that becomes true in another way (a send was put, `poke`) wakes the thread that is inside the channel
-(`Channel.wake`), if that is the one whose predicate it is.
+A thread that waits drives the rank: it takes frames from the channel, gives them to the endpoint,
+and so completes its own operations and those of other threads.  One thread at a time does
+(`_pumping`); the others sleep on a condition and look at their predicates when it has received
+something.  A predicate that becomes true in another way (a send was put, `poke`) wakes the thread
+that is inside the channel (`Channel.wake`), if that is the one whose predicate it is.
 
-An error of the channel ends the rank: the first one is kept (`_failure`), and every later call raises it.
+An error of the channel ends the rank: the first one is kept (`_failure`), and every later call
+raises it.
 
-Pitfalls.  A predicate runs under the lock and must not call the runtime.  Whatever makes a predicate true
-must call `_notify`, or do it inside `Entry`, whose exit does.  Signal handlers run only in `_wait`, with the
-lock released (signals.py), so a channel never sees the exception of one: every exception that comes out of
-a channel is the channel's.
+Pitfalls.  A predicate runs under the lock and must not call the runtime.  Whatever makes a
+predicate true must call `_notify`, or do it inside `Entry`, whose exit does.  Signal handlers run
+only in `_wait`, with the lock released (signals.py), so a channel never sees the exception of one:
+every exception that comes out of a channel is the channel's.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class Progress:
     # --- contexts ------------------------------------------------------------
 
     def own(self, owner: object, context: int) -> None:
-        """Free the state of `context` when `owner`, without which no call can use it, is collected."""
+        """Free the state of `context` when `owner`, without which no call can use it, is
+        collected."""
         weakref.finalize(owner, self._unowned.append, context).atexit = False
         with self._lock:
             self._free_contexts()
@@ -98,8 +100,8 @@ class Progress:
     def _free_contexts(self) -> None:
         """Under the lock: free the contexts that have lost their owners.
 
-        The garbage collector may collect an owner at any moment, even while this thread has the lock,
-        so the finalizer only appends to a deque.
+        The garbage collector may collect an owner at any moment, even while this thread has the
+        lock, so the finalizer only appends to a deque.
         """
         while self._unowned:
             self._endpoint.free(self._unowned.popleft())
@@ -144,7 +146,8 @@ class Progress:
             self._pump(0.0, lambda: True)
 
     def poke(self) -> None:
-        """Have waiting threads look at their predicates: something outside the runtime has changed."""
+        """Have waiting threads look at their predicates: something outside the runtime has
+        changed."""
         with self._lock:
             self._notify()
 
@@ -219,7 +222,8 @@ class Progress:
         return descriptions
 
     def _pump(self, max_wait_s: float, predicate: Callable[[], bool]) -> None:
-        """Under the lock: receive once, or sleep while another thread does or nothing can arrive."""
+        """Under the lock: receive once, or sleep while another thread does or nothing can
+        arrive."""
         if self._unowned:
             self._free_contexts()
         if self._pumping:
@@ -251,7 +255,8 @@ class Progress:
                 self._changed.notify_all()
 
     def _receive(self, max_wait_s: float) -> list[object]:
-        """Under the lock, pumping: give the endpoint what the channel has; return receipts to ack."""
+        """Under the lock, pumping: give the endpoint what the channel has; return receipts to
+        ack."""
         on_span = self._on_span
         begin = 0 if on_span is None else time.perf_counter_ns()
         self._lock.release()
@@ -290,7 +295,8 @@ class Progress:
             return self._endpoint.wanted()
 
     def _land(self, head: memoryview, nbytes: int) -> ReceiveSlot | None:
-        """Without the lock, from `Channel.get`: memory for the body of a frame, see `Channel.land`."""
+        """Without the lock, from `Channel.get`: memory for the body of a frame, see
+        `Channel.land`."""
         with self._lock:
             return self._endpoint.land(head, nbytes, time.monotonic())
 
@@ -361,8 +367,8 @@ class Entry:
     """Context manager around every call of the runtime.
 
     Entering takes the lock and raises if the rank has failed or finalized.  Leaving flushes queued
-    frames, wakes the threads whose predicates may have become true, and releases the lock.  The calls
-    of `Shield.enter` and `leave` are partly written out here, which saves 0.1 us each.
+    frames, wakes the threads whose predicates may have become true, and releases the lock.  The
+    calls of `Shield.enter` and `leave` are partly written out here, which saves 0.1 us each.
     """
 
     __slots__ = ("_progress",)

@@ -1,7 +1,7 @@
 """`Runtime`: what the MPI calls of `api/` use of one rank.
 
-It starts operations and returns handles (`isend`, `irecv`, `icollective`), looks for messages (`probe`
-and its variants), waits, and ends the rank.  Receiving and waiting are in `progress.py`.
+It starts operations and returns handles (`isend`, `irecv`, `icollective`), looks for messages
+(`probe` and its variants), waits, and ends the rank.  Receiving and waiting are in `progress.py`.
 
 What happens if a signal handler raises while a call waits:
 
@@ -11,12 +11,12 @@ What happens if a signal handler raises while a call waits:
 - a message that was to be sent has been sent: a blocking send waits for its own put, and only a
   synchronous one, which waits for its match, is interrupted;
 - a request stays as it is and can be waited for again;
-- a collective goes on: its number is used up, later calls of this rank advance it, its buffers are in
-  use until the other ranks have completed it, and its result is lost.  The construction of a
+- a collective goes on: its number is used up, later calls of this rank advance it, its buffers are
+  in use until the other ranks have completed it, and its result is lost.  The construction of a
   communicator is not interrupted.
 
-A forked child is not the rank: every call raises, `finalize` does nothing, and the channel closes its
-descriptors without a message to the other ranks.
+A forked child is not the rank: every call raises, `finalize` does nothing, and the channel closes
+its descriptors without a message to the other ranks.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Runtime(Progress):
     Raises
     ------
     UsageError
-        The job names a channel or an algorithm that does not exist, or `SMPI_MAX_HELD_BYTES` is not a
-        number of bytes.
+        The job names a channel or an algorithm that does not exist, or `SMPI_MAX_HELD_BYTES` is not
+        a number of bytes.
 
     Attributes
     ----------
@@ -114,9 +114,9 @@ class Runtime(Progress):
     def record(self, recorder: Recorder | None) -> None:
         """Report what this rank does to `recorder`; None ends that.
 
-        The recorder gets a span per collective that begins, per `get` of the channel, per `put` that
-        runs in the background (another one is most of the call that makes it), per attempt of a
-        request to a service, and the two ends of every message.
+        The recorder gets a span per collective that begins, per `get` of the channel, per `put`
+        that runs in the background (another one is most of the call that makes it), per attempt of
+        a request to a service, and the two ends of every message.
         """
         with self._lock:
             self._recorder = recorder
@@ -222,8 +222,8 @@ class Runtime(Progress):
         context, source
             As for `irecv`.
         head
-            Given the payload of the message with tag 0, returns the number of further messages, which
-            have the tags 1, 2, ...
+            Given the payload of the message with tag 0, returns the number of further messages,
+            which have the tags 1, 2, ...
         part
             part(i, payload) is called for the message with tag i + 1, in any order.
 
@@ -277,7 +277,8 @@ class Runtime(Progress):
         return operation
 
     def cancel(self, operation: Operation) -> bool:
-        """Withdraw a receive; return False if it has been matched, or `operation` is not a receive."""
+        """Withdraw a receive; return False if it has been matched, or `operation` is not a
+        receive."""
         with self._inside:
             receive = operation.receive
             if operation.done or receive is None or not self._endpoint.cancel(receive):
@@ -303,7 +304,8 @@ class Runtime(Progress):
         return envelope
 
     def improbe(self, context: int, source: int, tag: int) -> Incoming | None:
-        """Take the message that a receive would get now, for `irecv_matched`; None if there is none."""
+        """Take the message that a receive would get now, for `irecv_matched`; None if there is
+        none."""
         message = self._look(
             lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False
         )
@@ -430,8 +432,8 @@ class Runtime(Progress):
     def complete_receive(self, operation: Operation) -> None:
         """Wait for a receive to which the caller has no other handle.
 
-        The exception of a signal handler withdraws it, unless it has been matched: then the message is
-        received, and the exception is raised after the call.
+        The exception of a signal handler withdraws it, unless it has been matched: then the message
+        is received, and the exception is raised after the call.
         """
         receive = operation.receive
         assert receive is not None
@@ -527,7 +529,8 @@ class Runtime(Progress):
 
 
 def _max_held_bytes() -> int:
-    """How many bytes of unexpected messages the rank may hold: half of the machine's memory by default."""
+    """How many bytes of unexpected messages the rank may hold: half of the machine's memory by
+    default."""
     text = os.environ.get(ENV_MAX_HELD)
     if text is None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

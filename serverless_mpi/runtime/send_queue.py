@@ -1,16 +1,16 @@
 """The send queue: outgoing frames, gathered until they are given to the channel.
 
 Where a put takes about a round trip (`Limits.async_put`), frames are gathered.  They go out when a
-caller blocks, when the queue is long, or when no frame has been added for a moment (`GatherPolicy`).
-So a burst fills batches, and a lone message is not delayed.  A sender thread puts them, so that the
-rank can receive meanwhile.  Only where the service handles one request at a time (`Limits.serial`, an
-emulator) the blocking caller puts them itself, since a concurrent poll would slow the put down.
-Elsewhere the caller puts every frame at once.
+caller blocks, when the queue is long, or when no frame has been added for a moment
+(`GatherPolicy`). So a burst fills batches, and a lone message is not delayed.  A sender thread puts
+them, so that the rank can receive meanwhile.  Only where the service handles one request at a time
+(`Limits.serial`, an emulator) the blocking caller puts them itself, since a concurrent poll would
+slow the put down. Elsewhere the caller puts every frame at once.
 
-`SendQueue.add` is the one place that copies what is sent.  A frame's tag covers its body, so a frame
-whose body changes before it is put is dropped by its receiver as forged.  The caller states in a
-`Payload` when the bytes may change, and nothing above this module copies by size: with two thresholds
-there would be sizes that nobody copies.
+`SendQueue.add` is the one place that copies what is sent.  A frame's tag covers its body, so a
+frame whose body changes before it is put is dropped by its receiver as forged.  The caller states
+in a `Payload` when the bytes may change, and nothing above this module copies by size: with two
+thresholds there would be sizes that nobody copies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ DOZE_AFTER_S = 0.1  # without a new frame for this long it waits until it is not
 
 
 class GatherPolicy:
-    """When queued frames are due, and how long the sender thread pauses.  Pure: times are arguments.
+    """When queued frames are due, and for how long the sender thread pauses.
+
+    Pure: times are arguments.
 
     Attributes
     ----------
@@ -83,7 +85,8 @@ class SendQueue:
     lock
         The runtime's.
     on_batch_done
-        Called with the lock held: with the error of a put that failed, and with None after each batch.
+        Called with the lock held: with the error of a put that failed, and with None after each
+        batch.
 
     Attributes
     ----------
@@ -217,7 +220,8 @@ class SendQueue:
         self._work.notify()
 
     def abandon(self) -> None:
-        """Drop what belongs to the parent of a forked child: queued frames and the sender thread."""
+        """Drop what belongs to the parent of a forked child: queued frames and the sender
+        thread."""
         self.queued, self.putting, self._sender = [], 0, None
 
     def join(self) -> None:
@@ -226,7 +230,8 @@ class SendQueue:
             self._sender.join()
 
     def _put_batch(self) -> None:
-        """Put up to `GATHER_FRAMES` frames and end their holds; the sender thread does not raise."""
+        """Put up to `GATHER_FRAMES` frames and end their holds; the sender thread does not
+        raise."""
         batch, self.queued = self.queued[:GATHER_FRAMES], self.queued[GATHER_FRAMES:]
         frames, operations = zip(*batch, strict=True)  # a comprehension would be one more call
         error: BaseException | None = None

@@ -141,10 +141,10 @@ def test_a_peer_that_vanishes_is_named_and_one_that_ends_is_not(job: Make) -> No
     a.put([frame(b"x", 1), frame(b"y", 2)])
     b.get(GIVE_UP_S, list)
     c.get(GIVE_UP_S, list)
-    a._send_queue[1].close()
+    a._outgoing[1].close()
     with pytest.raises(ChannelError, match="rank 0 vanished: its connection to rank 1 broke"):
         b.get(GIVE_UP_S, list)
-    del a._send_queue[1]
+    del a._outgoing[1]
     a.close()
     assert c.get(0.0, list) == [] and c.get(0.0, list) == []
     with pytest.raises(ChannelError, match="rank 0 .*already finalized"):
