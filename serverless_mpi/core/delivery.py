@@ -43,9 +43,8 @@ class Assembly:
     def agrees(self, frame: Frame, nbytes: int) -> bool:
         """Whether a frame with a body of `nbytes` is a piece of this very message.
 
-        `wire.decode` has seen that each frame agrees with itself; with one length of pieces for all of
-        them their bodies neither overlap nor leave a gap.
-        """
+        `wire.decode` has seen that each frame agrees with itself; with one length of pieces for all
+        of them their bodies neither overlap nor leave a gap."""
         if frame.chunks != self.chunks or frame.total != self.total:
             return False
         if self.chunks == 1:
@@ -57,18 +56,24 @@ class Assembly:
         return piece == self._piece
 
     def attach_buffer(self, into: memoryview) -> None:
-        """Assemble straight in `into` (at least `total` bytes); only before the first frame is stored."""
+        """Assemble straight in `into` (at least `total` bytes); only before the first frame is
+        stored.
+        """
         if self.body is None and self.chunks > 1:
             self.body = into[: self.total]
 
     def reserve(self, offset: int, nbytes: int, into: memoryview | None) -> memoryview:
-        """Where the body of a frame that is still to come may be put, in `into` if nothing has come yet."""
+        """Where the body of a frame that is still to come may be put, in `into` if nothing has come
+        yet.
+        """
         if self.body is None:
             self.body = memoryview(bytearray(self.total)) if into is None else into[: self.total]
         return self.body[offset : offset + nbytes]
 
     def add(self, chunk: int, offset: int, body: memoryview, there: bool = False) -> bool:
-        """Store one frame's body, which is `there` if it was put where `room` said; False if it was here already."""
+        """Store one frame's body, which is `there` if it was put where `room` said; False if it was
+        here already.
+        """
         if self._seen is None:
             if self.complete:
                 return False
@@ -97,7 +102,9 @@ class Assembly:
 
 
 class Incoming:
-    """A message on its way in: its envelope, its place in the order, its body as far as it is here."""
+    """A message on its way in: its envelope, its place in the order, its body as far as it is
+    here.
+    """
 
     __slots__ = ("envelope", "seq", "sync", "assembly", "receive")
 
@@ -186,9 +193,8 @@ class CompletedSet:
 class Freed:
     """The contexts that are over, in 8 bytes each: a late frame of one must not begin it again.
 
-    None is removed, since a context is never used twice (`envelope.derive_context`).  Sorted, so that a
-    look takes a few comparisons; only frames of a context without any state look.
-    """
+    None is removed, since a context is never used twice (`envelope.derive_context`). Sorted, so
+    that a look takes a few comparisons; only frames of a context without any state look."""
 
     __slots__ = ("_contexts",)
 

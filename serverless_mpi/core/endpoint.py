@@ -1,4 +1,5 @@
-"""One rank's end of all its communicators, without IO: bytes and the time in, frames and completions out.
+"""One rank's end of all its communicators, without IO: bytes and the time in, frames and
+completions out.
 
 Composes wire, delivery and matching.  It never blocks, and nothing in it is
 thread-safe: `runtime/` holds the lock, the clock and the channel.
@@ -86,7 +87,8 @@ class _Context:
         self.sent: dict[int, int] = {}  # dest -> next sequence number
         self.streams: dict[int, ReorderBuffer] = {}  # by source
         self.completed = CompletedSet()
-        # collective that is not over -> (source, slot) of a step -> its body, or None once it was received
+        # collective that is not over -> (source, slot) of a step -> its body, or None once it was
+        # received
         self.steps: dict[int, dict[tuple[int, int], Assembly | None]] = {}
 
     def step(self, source: int, seq: int, slot: int) -> Assembly | None:
@@ -103,11 +105,10 @@ class Endpoint:
     be kept before the rank fails with ERR_NO_MEM; guarded: nobody else can
     reach the channel's bytes.
 
-    An observer may set `on_send(kind, context, tag or slot, seq, dests)`, called before a message is
-    cut into frames, `on_match(envelope, seq)`, called before a receive takes a message, and
+    An observer may set `on_send(kind, context, tag or slot, seq, dests)`, called before a message
+    is cut into frames, `on_match(envelope, seq)`, called before a receive takes a message, and
     `on_step((context, source, seq, slot))`, called when a step of a collective has been received.
-    They run under the caller's lock and must not call the endpoint.
-    """
+    They run under the caller's lock and must not call the endpoint."""
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class Endpoint:
         self.on_step: Callable[[StepName], None] | None = None
         self.outbox: list[OutgoingFrame] = []  # acknowledgements to be put
 
-    # --- sending -------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
     def send(
         self,
@@ -157,7 +158,8 @@ class Endpoint:
         on_matched: Callable[[], None] | None = None,
         now: float = 0.0,
     ) -> list[OutgoingFrame]:
-        """The frames of a point-to-point message; none for a message to oneself, which is delivered here.
+        """The frames of a point-to-point message; none for a message to oneself, which is delivered
+        here.
 
         on_matched is called when a receive has taken it (a synchronous send).
 
@@ -197,13 +199,17 @@ class Endpoint:
     def publish(
         self, context: int, seq: int, slot: int, dests: Sequence[int], data: Sequence[memoryview]
     ) -> list[OutgoingFrame]:
-        """The frames of one step of a collective, the same for every rank in `dests` (world ranks, not oneself)."""
+        """The frames of one step of a collective, the same for every rank in `dests` (world ranks,
+        not oneself).
+        """
         return self._cut(Kind.STEP, 0, context, SHARED, slot, seq, data, tuple(dests))
 
     def deal(
         self, context: int, seq: int, slot: int, blobs: Sequence[tuple[int, Sequence[memoryview]]]
     ) -> list[OutgoingFrame]:
-        """The frames of one step of a collective, for each (world rank, data) its own; the k-th frames of all in one parcel."""
+        """The frames of one step of a collective, for each (world rank, data) its own; the k-th
+        frames of all in one parcel.
+        """
         cut = [
             self._cut(Kind.STEP, 0, context, dest, slot, seq, data, (dest,)) for dest, data in blobs
         ]
@@ -280,7 +286,7 @@ class Endpoint:
             parcels.append(OutgoingFrame(dests, name, parts))
         return parcels
 
-    # --- receiving -----------------------------------------------------------
+    # --- receiving --------------------------------------------------------------------------------
 
     def post(self, context: int, source: int, tag: int, into: memoryview | None = None) -> Receive:
         """Post a receive for (context, source, tag); it may be done at once."""
@@ -345,14 +351,14 @@ class Endpoint:
         if self._closing:
             self._close_settled(context)
 
-    # --- contexts ------------------------------------------------------------
+    # --- contexts ---------------------------------------------------------------------------------
 
     def free(self, context: int) -> None:
-        """Nobody on this rank can begin anything on `context` any more; what is under way ends as usual.
+        """Nobody on this rank can begin anything on `context` any more; what is under way ends as
+        usual.
 
-        Its state goes once no operation waits for frames of it: messages that nobody received are dropped, and so is
-        all that still comes.  The predefined contexts stay.
-        """
+        Its state goes once no operation waits for frames of it: messages that nobody received are
+        dropped, and so is all that still comes.  The predefined contexts stay."""
         if context > CONTEXT_SELF and context not in self._freed:
             self._closing.add(context)
             self._close_settled(context)
@@ -365,7 +371,9 @@ class Endpoint:
         return state
 
     def _close_settled(self, context: int) -> None:
-        """Drop the state of a context that is being freed, unless an operation still waits for its frames."""
+        """Drop the state of a context that is being freed, unless an operation still waits for its
+        frames.
+        """
         if context not in self._closing or self._awaits_of(context):
             return
         state = self._contexts.get(context)
@@ -398,7 +406,7 @@ class Endpoint:
             or any(name[0] == context for name in self._expected)
         )
 
-    # --- frames --------------------------------------------------------------
+    # --- frames -----------------------------------------------------------------------------------
 
     def receive(self, data: memoryview, now: float, leaves: Sequence[bytes] = ()) -> None:
         """Take bytes from the channel.  What is not a frame of this job is counted and dropped.
@@ -422,11 +430,12 @@ class Endpoint:
             self._close_settled(frame.context)
 
     def land(self, head: memoryview, nbytes: int, now: float) -> ReceiveSlot | None:
-        """Memory for the body of the frame that begins with `head` (84 bytes), of a guarded channel.
+        """Memory for the body of the frame that begins with `head` (84 bytes), of a guarded
+        channel.
 
-        The receiver's own, if a receive is posted already.  The caller fills it and hands it to `landed`.  None: for this
-        one there is no such memory; the whole frame goes to `receive`.  nbytes: of the body.
-        """
+        The receiver's own, if a receive is posted already. The caller fills it and hands it to
+        `landed`. None: for this one there is no such memory; the whole frame goes to `receive`.
+        nbytes: of the body."""
         try:
             frame = decode_head(head, nbytes, self._job, self._key)
         except WireError:
@@ -463,7 +472,9 @@ class Endpoint:
             self._store(frame, frame.body, message, stream, False)
 
     def _arrive(self, frame: Frame, now: float) -> tuple[ReorderBuffer, Incoming] | None:
-        """The message of a frame (None: it is over), after matching whatever this frame is the first of."""
+        """The message of a frame (None: it is over), after matching whatever this frame is the
+        first of.
+        """
         context, source = frame.context, frame.source
         state = self._contexts.get(context) or self._begin(context)
         if state is None:
@@ -589,7 +600,9 @@ class Endpoint:
             steps[step] = assembly
 
     def _step_is_over(self, name: StepName) -> None:
-        """A step is received; until its collective is over this tells its late duplicates from another step."""
+        """A step is received; until its collective is over this tells its late duplicates from
+        another step.
+        """
         if self.on_step is not None:
             self.on_step(name)
         context, source, seq, slot = name
@@ -601,12 +614,13 @@ class Endpoint:
         if held > self._max_held:
             raise MPIException(
                 ERR_NO_MEM,
-                f"rank {self.rank} would hold {held} bytes of messages that it has not asked for, the last from rank "
+                f"rank {self.rank} would hold {held} bytes of messages that it has not asked for, "
+                "the last from rank "
                 f"{source}; receive them, or raise SMPI_MAX_HELD_BYTES (now {self._max_held})",
             )
         self.held_bytes = held
 
-    # --- what is awaited -----------------------------------------------------
+    # --- what is awaited --------------------------------------------------------------------------
 
     def awaits(self) -> bool:
         """Whether `wanted` names anything."""
@@ -668,8 +682,10 @@ class Endpoint:
         for (_, source), stream in self._unsettled.items():
             if now - stream.progress_at >= GAP_TIMEOUT_S:
                 raise ChannelError(
-                    f"rank {self.rank}: message {stream.next_seq} from rank {source}, or part of it, has not come "
-                    f"{GAP_TIMEOUT_S:.0f} s after later ones; the channel lost it or rank {source} stopped while sending"
+                    f"rank {self.rank}: message {stream.next_seq} from rank {source}, or part of "
+                    "it, has not come "
+                    f"{GAP_TIMEOUT_S:.0f} s after later ones; the channel lost it or rank {source} "
+                    "stopped while sending"
                 )
 
 

@@ -1,4 +1,6 @@
-"""Frames as the core hands them to a channel: their names, their bytes, and what receivers wait for."""
+"""Frames as the core hands them to a channel: their names, their bytes, and what receivers wait
+for.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ class FrameName(NamedTuple):
     def key(self) -> str:
         """A suffix for object keys.
 
-        Frames to one rank sort below that rank's own prefix, then by context, source, sequence.
-        The tag of an ordered frame is not in its key: a receiver awaits the next one whatever its tag.
+        Frames to one rank sort below that rank's own prefix, then by context, source, sequence. The
+        tag of an ordered frame is not in its key: a receiver awaits the next one whatever its tag.
         """
         if self.dest < 0:
             return f"m/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.tag:06d}.{self.chunk:06d}"
@@ -36,7 +38,8 @@ class FrameName(NamedTuple):
 
 
 class OutgoingFrame(NamedTuple):
-    """One frame on its way to any subset of the ranks, or, dealt, a frame of his own for each of them.
+    """One frame on its way to any subset of the ranks, or, dealt, a frame of his own for each of
+    them.
 
     parts: C-contiguous byte views which together are the frame; they stay
     valid and unchanged until `put` returns.  own: where dealt, such parts for
@@ -60,7 +63,9 @@ class OutgoingFrame(NamedTuple):
         return nbytes
 
     def split_per_reader(self) -> list[OutgoingFrame]:
-        """A dealt parcel as one for each reader, for media that have no ranges; any other as it is."""
+        """A dealt parcel as one for each reader, for media that have no ranges; any other as it
+        is.
+        """
         if not self.bodies:
             return [self]
         return [
