@@ -226,7 +226,7 @@ def test_a_body_without_a_tag_is_taken_from_a_guarded_medium_alone() -> None:
     with pytest.raises(WireError, match="tag"):
         decode_head(raw[:HEADER_BYTES], 4, JOB, KEY)
     raw[20] ^= 1
-    with pytest.raises(WireError, match="has not been received yet"):
+    with pytest.raises(WireError, match="tag"):
         decode_head(raw[:HEADER_BYTES], 5, JOB, KEY)
     plain = memoryview(whole(Frame(Kind.POINT, 0, 1, 0, 1, 2, 3, 0, 1, 0, 0, memoryview(b""))))
     assert decode(plain, JOB, KEY, guarded=True).flags == 0
