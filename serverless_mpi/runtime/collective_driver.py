@@ -134,7 +134,7 @@ class CollectiveDriver:
         """Send each reader its own blob."""
         blobs = [(self._ranks[dest], data) for dest, data in step.blobs]
         if blobs:
-            frames = self._endpoint.deal(self._context, self._seq, step.slot, blobs)
+            frames = self._endpoint.scatter(self._context, self._seq, step.slot, blobs)
             if not self._ranged:
                 frames = [single for frame in frames for single in frame.split_per_reader()]
             self._send_queue.add(frames, self._operation)
