@@ -53,8 +53,8 @@ class Recorder:
     - TAKEN, envelope, seq, thread, time;
     - WHOLE, (context, source, seq, slot) of a step, thread, time.
 
-    An event holds only what its caller has at hand.  Names and arrows are derived when the job is
-    over, so that recording one costs about 0.3 us.
+    An event holds only what its caller has at hand; names and arrows are derived when the job is
+    over.
     """
 
     def __init__(self) -> None:
@@ -83,8 +83,9 @@ class Recorder:
         self.events.append((WHOLE, name, _ident(), _clock()))
 
     def write(self, folder: Path, rank: int) -> None:
-        """Leave the events in `folder`: a line of JSON that says whose they are, and one for each
-        thousand."""
+        """Write the events to `folder`: a line of JSON about the rank, then one per 1,000
+        events.
+        """
         facts = {
             "rank": rank,
             "offset": self.offset,
@@ -105,10 +106,10 @@ RECORDER = Recorder()
 
 
 def _ends(rank: int, event: Sequence[Any]) -> Iterator[tuple[bool, tuple[int, ...]]]:
-    """(whether a message leaves, its name) for each message that an event tells of.
+    """Yield (whether the message leaves, its name) for each message end that an event describes.
 
-    The name is the same at both ends: kind, context, source, dest, seq, slot (0 where the seq says
-    it all).
+    A message has one name at both ends: kind, context, source, dest, seq, slot (0 for
+    point-to-point).
     """
     if event[0] == SENT:
         _, kind, context, tag, seq, dests, _, _ = event
@@ -123,7 +124,7 @@ def _ends(rank: int, event: Sequence[Any]) -> Iterator[tuple[bool, tuple[int, ..
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `Recorder.write` wrote, with its "events"."""
+    """Read what `Recorder.write` wrote; all events are under the key "events"."""
     with open(path) as lines:
         record: dict[str, Any] = json.loads(next(lines))
         record["events"] = [event for line in lines for event in json.loads(line)]
@@ -131,116 +132,126 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def merge(folder: Path, out: TextIO) -> int:
-    """Write what the ranks left in `folder` as one trace; returns the number of ranks.
+    """Write the files of the ranks as one trace.
 
-    Times are microseconds since the first event.  A rank's clock is set by its machine's time of
-    day, once; ranks that so agree within a millisecond are taken to have one clock, as those of one
-    machine do.  Else an arrow may seem to arrive before it left, by as much as the machines' times
-    of day differ; it is shown as if it had arrived then.
+    Parameters
+    ----------
+    folder
+        With the files that `Recorder.write` wrote.
+    out
+        Receives JSON: the object form of the Trace Event Format.
+
+    Returns
+    -------
+    int
+        Number of ranks.
+
+    Notes
+    -----
+    Times are microseconds since the first event. The clock of a rank is set once, by its machine's
+    time of day.  Ranks whose clocks agree within a millisecond are assumed to share one, as those
+    of one machine do. Otherwise an arrow may seem to arrive before it left, by as much as the times
+    of day of the machines differ; it is shown as if it had arrived when it left.
     """
     records = [_read(path) for path in sorted(folder.glob("trace-*.json"))]
-    offsets = [record["offset"] for record in records]
-    if offsets and max(offsets) - min(offsets) < SAME_CLOCK_NS:
-        for record in records:
-            record["offset"] = offsets[0]
-    left: dict[tuple[int, ...], int] = {}  # a message's name -> when it left
-    came: dict[tuple[int, ...], None] = {}
-    for record in records:
-        for event in record["events"]:
-            for leaves, name in _ends(record["rank"], event):
-                if leaves:
-                    left[name] = event[-1] + record["offset"]
-                else:
-                    came[name] = None
-    numbers = {
-        name: number for number, name in enumerate(name for name in came if name in left)
-    }  # of the arrows
-    begin = min(
-        (
-            event[3 if event[0] == SPAN else -1] + record["offset"]
-            for record in records
-            for event in record["events"]
-        ),
-        default=0,
+    _align(records)
+    arrows = _Arrows(records)
+    starts = (
+        event[3 if event[0] == SPAN else -1] + record["offset"]
+        for record in records
+        for event in record["events"]
     )
+    begin = min(starts, default=0)
     out.write('{"displayTimeUnit": "ms", "traceEvents": [')
     comma = ""
-
-    def write(event: dict[str, Any]) -> None:
-        nonlocal comma
-        out.write(f"{comma}\n{json.dumps(event)}")
-        comma = ","
-
     for record in records:
-        rank = record["rank"]
-        threads = {record["main"]: 0}
-        write(
-            {
-                "ph": "M",
-                "name": "process_name",
-                "pid": rank,
-                "tid": 0,
-                "args": {"name": f"rank {rank}"},
-            }
-        )
-        write(
-            {
-                "ph": "M",
-                "name": "process_sort_index",
-                "pid": rank,
-                "tid": 0,
-                "args": {"sort_index": rank},
-            }
-        )
-        done = set()
-        for event in record["events"]:
-            if event[0] == SPAN:
-                _, call, thread, start, end = event
-                made = {
-                    "ph": "X",
-                    "name": call,
-                    "cat": call.partition(".")[0] if "." in call else "call",
-                    "dur": (end - start) / 1000,
-                }
-                write(
-                    {
-                        **made,
-                        "pid": rank,
-                        "tid": threads.setdefault(thread, len(threads)),
-                        "ts": (start + record["offset"] - begin) / 1000,
-                    }
-                )
-            for leaves, name in _ends(rank, event):
-                if name in numbers and (leaves, name) not in done:
-                    done.add((leaves, name))
-                    at = left[name] if leaves else max(left[name], event[-1] + record["offset"])
-                    made = {"ph": "s"} if leaves else {"ph": "f", "bp": "e"}
-                    made |= {"name": "message", "cat": "message", "id": numbers[name]}
-                    write(
-                        {
-                            **made,
-                            "pid": rank,
-                            "tid": threads.setdefault(event[-2], len(threads)),
-                            "ts": (at - begin) / 1000,
-                        }
-                    )
-        for thread, tid in threads.items():
-            label = "program" if tid == 0 else record["threads"].get(str(thread), f"thread {tid}")
-            write(
-                {"ph": "M", "name": "thread_name", "pid": rank, "tid": tid, "args": {"name": label}}
-            )
+        for event in _track(record, arrows, begin):
+            out.write(f"{comma}\n{json.dumps(event)}")
+            comma = ","
     out.write(f'\n], "otherData": {json.dumps({"ranks": len(records)})}}}\n')
     return len(records)
 
 
+def _align(records: list[dict[str, Any]]) -> None:
+    """Give all ranks the clock of the first one, if their clocks agree as those of one machine
+    do.
+    """
+    offsets = [record["offset"] for record in records]
+    if offsets and max(offsets) - min(offsets) < SAME_CLOCK_NS:
+        for record in records:
+            record["offset"] = offsets[0]
+
+
+class _Arrows:
+    """The messages both ends of which were recorded.
+
+    left_at: name of a message -> when it left, in ns; numbers: name -> number of its arrow.
+    """
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self.left_at: dict[tuple[int, ...], int] = {}
+        arrived: dict[tuple[int, ...], None] = {}
+        for record in records:
+            for event in record["events"]:
+                for leaves, name in _ends(record["rank"], event):
+                    if leaves:
+                        self.left_at[name] = event[-1] + record["offset"]
+                    else:
+                        arrived[name] = None
+        both = [name for name in arrived if name in self.left_at]
+        self.numbers = {name: number for number, name in enumerate(both)}
+
+
+def _track(record: dict[str, Any], arrows: _Arrows, begin: int) -> Iterator[dict[str, Any]]:
+    """Yield the trace events of one rank: its names, spans, ends of arrows, and its threads."""
+    rank, offset = record["rank"], record["offset"]
+    threads = {record["main"]: 0}
+    named = {"ph": "M", "pid": rank, "tid": 0}
+    yield {**named, "name": "process_name", "args": {"name": f"rank {rank}"}}
+    yield {**named, "name": "process_sort_index", "args": {"sort_index": rank}}
+    drawn: set[tuple[bool, tuple[int, ...]]] = set()  # ends that have been yielded
+    for event in record["events"]:
+        if event[0] == SPAN:
+            _, call, thread, start, end = event
+            yield {
+                "ph": "X",
+                "name": call,
+                "cat": call.partition(".")[0] if "." in call else "call",
+                "dur": (end - start) / 1000,
+                "pid": rank,
+                "tid": threads.setdefault(thread, len(threads)),
+                "ts": (start + offset - begin) / 1000,
+            }
+        for leaves, name in _ends(rank, event):
+            if name not in arrows.numbers or (leaves, name) in drawn:
+                continue
+            drawn.add((leaves, name))
+            left_at = arrows.left_at[name]
+            yield {
+                **({"ph": "s"} if leaves else {"ph": "f", "bp": "e"}),
+                "name": "message",
+                "cat": "message",
+                "id": arrows.numbers[name],
+                "pid": rank,
+                "tid": threads.setdefault(event[-2], len(threads)),
+                "ts": ((left_at if leaves else max(left_at, event[-1] + offset)) - begin) / 1000,
+            }
+    for thread, tid in threads.items():
+        label = "program" if tid == 0 else record["threads"].get(str(thread), f"thread {tid}")
+        yield {**named, "name": "thread_name", "tid": tid, "args": {"name": label}}
+
+
 def save(folder: Path, file: str, say: Callable[[str], None]) -> None:
-    """`merge` to a file, and say where it is or why there is none."""
+    """Merge the files in `folder` into one trace, and report success or the reason of a failure.
+
+    `say` gets one line.
+    """
     try:
         with open(file, "w") as out:
             ranks = merge(folder, out)
     except OSError as error:
         say(f"--trace {file}: {error.strerror}; there is no trace")
     except (ValueError, KeyError, TypeError, IndexError):  # a rank's file is cut off
-        say(f"--trace {file}: what a rank left is damaged; there is no trace")
+        say(f"--trace {file}: a rank's file is damaged; there is no trace")
     else:
         say(f"a trace of {ranks} ranks is in {file}; https://ui.perfetto.dev shows it")

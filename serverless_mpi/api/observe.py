@@ -1,6 +1,6 @@
 """Reports the calls of a program to an observer, such as a tracer.
 
-A hook inside each of some 300 methods would cost every call even without an observer.  So the
+A hook inside each of some 200 methods would cost every call even without an observer.  So the
 methods of a class are wrapped here, at most once per process, when an observer is installed before
 the program runs.  Without one this module is not imported.
 """

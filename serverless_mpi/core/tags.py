@@ -6,7 +6,7 @@ the key for something new, add a purpose; never reuse one.
 
 References
 ----------
-RFC 7693 (BLAKE2), section 2.8 of the BLAKE2 paper (personalization).
+Aumasson et al., "BLAKE2: simpler, smaller, fast as MD5" (2013): keyed hashing, personalization.
 """
 
 from __future__ import annotations
