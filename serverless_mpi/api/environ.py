@@ -13,6 +13,7 @@ from serverless_mpi.api.info import Info as _Info
 from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
 from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
 from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_OTHER, MPIException
+from serverless_mpi.runtime import end as _end
 from serverless_mpi.runtime import process as _process
 
 THREAD_SINGLE = 0
@@ -210,7 +211,7 @@ def _finalize_at_exit() -> None:
             reason = ""
         else:
             reason = f"{rank}MPI was not finalized, messages may be lost: {error}"
-        _process.end(1, reason)
+        _end(1, reason)
 
 
 __all__ = [

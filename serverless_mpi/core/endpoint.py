@@ -691,7 +691,9 @@ class Endpoint:
             on_matched()
 
     def _step(self, frame: Frame) -> None:
-        """Process a frame of a collective's step; it may arrive before this rank begins the call."""
+        """Process a frame of a collective's step; it may arrive before this rank begins the
+        call.
+        """
         context, source, seq, slot = frame.context, frame.source, frame.seq, frame.tag
         state = self._contexts.get(context) or self._begin(context)
         if state is None or state.completed.contains(seq):

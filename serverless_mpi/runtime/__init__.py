@@ -8,12 +8,14 @@
 | `collective_driver` | runs the generator of a collective |
 | `statistics` | the counters that a rank leaves for the launcher |
 | `runtime` | `Runtime`: what `api/` calls |
-| `process` | the runtime of this process, fork, and ending the process |
+| `process` | `get_runtime`: the runtime of this process |
+| `host` | forked children, warnings, and ending the process |
 """
 
 from __future__ import annotations
 
-from serverless_mpi.runtime.process import end, get_runtime
+from serverless_mpi.runtime.host import end
+from serverless_mpi.runtime.process import get_runtime
 from serverless_mpi.runtime.progress import never
 from serverless_mpi.runtime.runtime import ENV_MAX_HELD, Runtime
 

@@ -88,7 +88,7 @@ class Progress:
         self._unowned: collections.deque[int] = collections.deque()
         shield.guard(self)
 
-    # --- contexts ------------------------------------------------------------
+    # --- contexts ---------------------------------------------------------------------------------
 
     def own(self, owner: object, context: int) -> None:
         """Free the state of `context` when `owner`, without which no call can use it, is
@@ -106,7 +106,7 @@ class Progress:
         while self._unowned:
             self._endpoint.free(self._unowned.popleft())
 
-    # --- waiting ---
+    # --- waiting ----------------------------------------------------------------------------------
 
     def wait_until(
         self,
@@ -328,7 +328,7 @@ class Progress:
             self._endpoint.outbox.clear()
         self._send_queue.flush(blocking)
 
-    # --- the end ---
+    # --- the end ----------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         """Under the lock: wait until everything has been put, or the channel has failed."""

@@ -37,7 +37,7 @@ from serverless_mpi.deadlock import WaitReporter
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
 from serverless_mpi.metering import Meter
-from serverless_mpi.runtime import process
+from serverless_mpi.runtime import host
 from serverless_mpi.runtime.collective_driver import CollectiveDriver, Steps
 from serverless_mpi.runtime.operation import Operation, Payload, any_done
 from serverless_mpi.runtime.progress import Progress, never
@@ -104,7 +104,7 @@ class Runtime(Progress):
             {} if ENV_EXPLAIN in os.environ else None
         )
         self._forked = False  # this process is a child, and its parent is the rank
-        process.watch_forks(self)
+        host.watch_forks(self)
         self._recorder: Recorder | None = None
         if ENV_TRACE in os.environ:
             from serverless_mpi import trace  # only here: without tracing it is not imported
@@ -128,7 +128,7 @@ class Runtime(Progress):
             endpoint.on_match = None if recorder is None else recorder.matched
             endpoint.on_step = None if recorder is None else recorder.step
 
-    # --- point-to-point ------------------------------------------------------
+    # --- point-to-point ---------------------------------------------------------------------------
 
     def isend(
         self,
@@ -346,7 +346,7 @@ class Runtime(Progress):
                     self._endpoint.watched.remove(pattern)
         return result
 
-    # --- collectives ---------------------------------------------------------
+    # --- collectives ------------------------------------------------------------------------------
 
     def icollective(self, context: int, seq: int, steps: Steps, ranks: Sequence[int]) -> Operation:
         """Start a collective.
@@ -385,7 +385,7 @@ class Runtime(Progress):
             on_span(getattr(steps, "__name__", "collective"), begin)
         return operation
 
-    # --- waiting -------------------------------------------------------------
+    # --- waiting ----------------------------------------------------------------------------------
 
     def wait(
         self, operations: Sequence[Operation], all: bool = True, timeout: float | None = None
@@ -444,7 +444,7 @@ class Runtime(Progress):
                 raise
             self.wait_until(lambda: operation.done, interruptible=never)
 
-    # --- entry, exit ---------------------------------------------------------
+    # --- entry, exit ------------------------------------------------------------------------------
 
     def abort(self, code: int, reason: str = "") -> NoReturn:
         """Print `reason` and end this process at once; the launcher then ends the other ranks.
@@ -457,7 +457,7 @@ class Runtime(Progress):
             if folder is not None and self._recorder is not None and not self._forked:
                 self._recorder.write(Path(folder), self.rank)
         finally:
-            process.end(code & 0xFF or (1 if code else 0), reason)
+            host.end(code & 0xFF or (1 if code else 0), reason)
 
     def finalize(self) -> None:
         """Send what is queued, close the channel, and write the counters to `stats_dir`.
@@ -494,7 +494,7 @@ class Runtime(Progress):
             try:
                 self._write_statistics(Path(self.spec.stats_dir))
             except OSError as error:
-                process.warn(
+                host.warn(
                     f"rank {self.rank}: its counters cannot be written to {self.spec.stats_dir}"
                     f" ({error.strerror or error}); the job's statistics lack them"
                 )
