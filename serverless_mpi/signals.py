@@ -11,8 +11,8 @@ runs
 
 - where the call waits and its state is consistent (`run`, called by the runtime);
 - when the next call begins, before that call has done anything; or
-- shortly after the call has returned.  A small thread then sends the signal to the main thread again
-  (`_kick`), so that a sleep of the program is cut short as the first signal would have done.
+- shortly after the call has returned.  A small thread then sends the signal to the main thread
+  again (`_kick`), so that a sleep of the program is cut short as the first signal would have done.
 
 A call that has taken a message therefore always returns it, and the exception is raised by the next
 statement.  What each kind of call guarantees is in `runtime/runtime.py`.
@@ -23,10 +23,11 @@ Pitfalls:
   start of a Python function and at backward jumps, not when a Python function returns, so no
   handler can run between the decrement and the return of the call.
 - `_lock` is never taken by a wrapped handler, and the main thread holds it only with `depth` > 0.
-- A signal is sent again under `_lock` and only while its handler is a wrapped one; otherwise SIG_DFL
-  could end the process.
+- A signal is sent again under `_lock` and only while its handler is a wrapped one; otherwise
+  SIG_DFL could end the process.
 - Signals coalesce, as POSIX permits: two deferred signals of one number are one.
-- `Entry` in `runtime/progress.py` has `enter` and `leave` partly written out.  Change both together.
+- `Entry` in `runtime/progress.py` has `enter` and `leave` partly written out.  Change both
+  together.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A channel may deliver any frame twice, late, or before an older one. Above this module every message
 exists once, and messages of one source are in order:
 
-- A `ReorderBuffer`, one per (context, source), releases messages in the order in which they were sent.
-  A message is released at its first frame, so that matching does not wait for a long body.
+- A `ReorderBuffer`, one per (context, source), releases messages in the order in which they were
+  sent. A message is released at its first frame, so that matching does not wait for a long body.
 - An `Assembly`, one per message or step, puts the body together from frames in any order.
 - A `CompletedSet`, one per context, records which collectives are over, and `Freed` which contexts
   are, so that late duplicates of theirs are dropped.

@@ -11,12 +11,12 @@ it needs neither order nor matching.
 
 Invariants:
 
-- `held_bytes` is the memory of messages and steps that no receive has asked for; every path on which a
-  receive takes one, or a context is dropped, subtracts what `_hold` has added.
-- `_unsettled` contains exactly the streams with an incomplete or waiting message; `check` and `wanted`
-  look only there.
-- The state of a context lives from its first frame or call until `free`, and then until no operation
-  waits for frames of it.
+- `held_bytes` is the memory of messages and steps that no receive has asked for; every path on
+  which a receive takes one, or a context is dropped, subtracts what `_hold` has added.
+- `_unsettled` contains exactly the streams with an incomplete or waiting message; `check` and
+  `wanted` look only there.
+- The state of a context lives from its first frame or call until `free`, and then until no
+  operation waits for frames of it.
 
 If you add a reason to wait, also add it to `awaits`, `wanted`, `awaited` and `_awaits_of`.
 """

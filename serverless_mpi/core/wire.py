@@ -7,9 +7,9 @@ body is never unpickled.
 The tag covers the rest of the header, the length of the body, and the body in one of three forms:
 
 - A short body enters as it is.
-- A long body enters as the SHA-256 of the SHA-256s of its leaves.  CPUs have instructions for SHA-256
-  (measured: four times the speed of BLAKE2b), and a channel that receives several parts at a time
-  can hash each part as it arrives.
+- A long body enters as the SHA-256 of the SHA-256s of its leaves.  CPUs have instructions for
+  SHA-256 (measured: four times the speed of BLAKE2b), and a channel that receives several parts at
+  a time can hash each part as it arrives.
 - On a trusted transport, whose bytes no other user can reach, the body does not enter ("guarded").
 
 Each form has a purpose of its own (`core.tags`), so a tag fits exactly one header, length, form and
@@ -36,7 +36,7 @@ from serverless_mpi.errors import WireError
 
 VERSION = 3
 _MAGIC = b"sM"
-#                       magic version kind flags pad job context source dest tag seq chunk chunks offset total
+# magic version kind flags pad job context source dest tag seq chunk chunks offset total
 _HEAD = struct.Struct("<2sBBBxxx8sQiiiQIIQQ")
 _HEAD_BYTES = _HEAD.size
 _LENGTH = struct.Struct("<Q")  # of the body, for the tag alone
