@@ -233,9 +233,7 @@ class Shield:
                 self.deferred.pop(number, None)
 
     def forked(self) -> None:
-        """Stop deferring in a forked child, which makes no MPI calls if its parent has made
-        some.
-        """
+        """Stop deferring in a forked child, which cannot communicate."""
         self.main = 0 if self._installed else get_ident()
         self.depth = 0
         self.deferred.clear()
@@ -256,9 +254,7 @@ os.register_at_fork(after_in_child=shield.forked)
 
 
 def uninterrupted(call: F) -> F:
-    """Decorate a call so that no handler can discard its result: they run where it waits, or after
-    it.
-    """
+    """Decorate a call so that no signal handler can discard its result."""
 
     @functools.wraps(call)
     def guarded(*arguments: Any, **more: Any) -> Any:

@@ -83,9 +83,7 @@ class Recorder:
         self.events.append((WHOLE, name, _ident(), _clock()))
 
     def write(self, folder: Path, rank: int) -> None:
-        """Write the events to `folder`: a line of JSON about the rank, then one per 1,000
-        events.
-        """
+        """Write the events to `folder`: a line about the rank, then one per 1,000 events."""
         facts = {
             "rank": rank,
             "offset": self.offset,
@@ -173,9 +171,7 @@ def merge(folder: Path, out: TextIO) -> int:
 
 
 def _align(records: list[dict[str, Any]]) -> None:
-    """Give all ranks the clock of the first one, if their clocks agree as those of one machine
-    do.
-    """
+    """Give all ranks one clock, if their clocks agree as those of one machine do."""
     offsets = [record["offset"] for record in records]
     if offsets and max(offsets) - min(offsets) < SAME_CLOCK_NS:
         for record in records:

@@ -75,9 +75,7 @@ class Assembly:
         return piece == self._piece
 
     def attach_buffer(self, into: memoryview) -> None:
-        """Assemble the body in `into` (at least `total` bytes), unless a frame has arrived
-        already.
-        """
+        """Assemble the body in `into` (at least `total` bytes), unless a frame has arrived."""
         if self.body is None and self.chunks > 1:
             self.body = into[: self.total]
 
@@ -135,8 +133,7 @@ class Assembly:
 
 
 class Incoming:
-    """An incoming message: its envelope, sequence number, and the part of its body that has
-    arrived.
+    """An incoming message, and the part of its body that has arrived.
 
     `sync`: the sender waits for an acknowledgement; `receive`: what has matched it, or None.
     """

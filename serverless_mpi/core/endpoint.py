@@ -1,5 +1,4 @@
-"""The protocol state of one rank, without IO: received bytes in, outgoing frames and completions
-out.
+"""The protocol state of one rank, without IO: bytes in, frames and completions out.
 
 `Endpoint` composes wire, delivery and matching. It never blocks, reads no clock (times are
 arguments) and is not thread-safe: `runtime/` has the lock, the clock and the channel.
@@ -95,9 +94,7 @@ class Receive:
 
 
 class ReceiveSlot:
-    """A frame whose body the channel is about to read into `memory`; then call
-    `Endpoint.landed`.
-    """
+    """A frame whose body the channel reads into `memory`; see `Endpoint.landed`."""
 
     __slots__ = ("memory", "_frame", "_message", "_stream")
 
@@ -393,9 +390,7 @@ class Endpoint:
         return None if message is None else message.envelope
 
     def mprobe(self, context: int, source: int, tag: int) -> Incoming | None:
-        """Take the message that a receive would get now, for `post_matched`; None if there is
-        none.
-        """
+        """Take the message that a receive would get now, for `post_matched`; or None."""
         return self._matcher.take((context, source, tag))
 
     def post_matched(self, message: Incoming, into: memoryview | None = None) -> Receive:
@@ -465,9 +460,7 @@ class Endpoint:
         return state
 
     def _close_settled(self, context: int) -> None:
-        """Drop the state of a context that is being freed, unless an operation still waits for its
-        frames.
-        """
+        """Drop the state of a context that was freed, unless an operation waits for its frames."""
         if context not in self._closing or self._awaits_of(context):
             return
         state = self._contexts.get(context)
@@ -615,9 +608,7 @@ class Endpoint:
         stream: ReorderBuffer,
         in_place: bool,
     ) -> None:
-        """Add the body of a frame to its message, and complete the receive if it is the last
-        one.
-        """
+        """Add the body of a frame to its message; the last one completes the receive."""
         assembly = message.assembly
         # a message of one frame needs no check at its first frame, which saves 2 % of a receive
         if (assembly.chunks > 1 or assembly.body is not None) and not assembly.agrees(
@@ -691,9 +682,7 @@ class Endpoint:
             on_matched()
 
     def _step(self, frame: Frame) -> None:
-        """Process a frame of a collective's step; it may arrive before this rank begins the
-        call.
-        """
+        """Process a frame of a collective's step, which may precede this rank's call."""
         context, source, seq, slot = frame.context, frame.source, frame.seq, frame.tag
         state = self._contexts.get(context) or self._begin(context)
         if state is None or state.completed.contains(seq):
@@ -788,9 +777,7 @@ class Endpoint:
         return list(names)
 
     def awaited(self) -> list[tuple[str, int, int, int | None]]:
-        """Return what is awaited, for reports: (what, context, world rank or ANY_SOURCE, tag or
-        None).
-        """
+        """Return what is awaited, for reports: (what, context, world rank or any, tag or None)."""
         awaited: list[tuple[str, int, int, int | None]] = []
         for context, source, tag in [*self._matcher.posted(), *self.watched]:
             awaited.append(("a message from", context, source, tag))

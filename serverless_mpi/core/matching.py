@@ -54,9 +54,7 @@ class Matcher(Generic[M, R]):
         return message
 
     def arrive(self, message: M) -> R | None:
-        """Return the oldest posted receive that matches `message`; None: it is kept as
-        unexpected.
-        """
+        """Return the oldest matching receive; None: `message` is kept as unexpected."""
         best: R | None = None
         best_age = -1
         for pattern in patterns(message.envelope):

@@ -290,9 +290,7 @@ def _decode(
     guarded: bool,
     leaves: Sequence[bytes] = (),
 ) -> Frame:
-    """`decode` with the header and the body apart; the version is checked first, the tag before
-    use.
-    """
+    """Verify the version first, then the tag, and only then use the header."""
     if nbytes < 0:
         raise WireError(f"{data.nbytes} bytes are less than a frame's header of {HEADER_BYTES}")
     (

@@ -1,6 +1,4 @@
-"""What a rank needs of its process: a call in every forked child, warnings, and an immediate
-end.
-"""
+"""What a rank needs of its process: a call in forked children, warnings, and its end."""
 
 from __future__ import annotations
 

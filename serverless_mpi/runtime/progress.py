@@ -91,8 +91,7 @@ class Progress:
     # --- contexts ---------------------------------------------------------------------------------
 
     def own(self, owner: object, context: int) -> None:
-        """Free the state of `context` when `owner`, without which no call can use it, is
-        collected."""
+        """Free the state of `context` when `owner`, which every use needs, is collected."""
         weakref.finalize(owner, self._unowned.append, context).atexit = False
         with self._lock:
             self._free_contexts()
@@ -146,8 +145,7 @@ class Progress:
             self._pump(0.0, lambda: True)
 
     def poke(self) -> None:
-        """Have waiting threads look at their predicates: something outside the runtime has
-        changed."""
+        """Have waiting threads look at their predicates again."""
         with self._lock:
             self._notify()
 
@@ -222,8 +220,7 @@ class Progress:
         return descriptions
 
     def _pump(self, max_wait_s: float, predicate: Callable[[], bool]) -> None:
-        """Under the lock: receive once, or sleep while another thread does or nothing can
-        arrive."""
+        """Under the lock: receive once, or sleep if another thread does."""
         if self._unowned:
             self._free_contexts()
         if self._pumping:
@@ -255,8 +252,7 @@ class Progress:
                 self._changed.notify_all()
 
     def _receive(self, max_wait_s: float) -> list[object]:
-        """Under the lock, pumping: give the endpoint what the channel has; return receipts to
-        ack."""
+        """Under the lock: give the endpoint what the channel has; return the receipts."""
         on_span = self._on_span
         begin = 0 if on_span is None else time.perf_counter_ns()
         self._lock.release()
@@ -295,8 +291,7 @@ class Progress:
             return self._endpoint.wanted()
 
     def _land(self, head: memoryview, nbytes: int) -> ReceiveSlot | None:
-        """Without the lock, from `Channel.get`: memory for the body of a frame, see
-        `Channel.land`."""
+        """Without the lock, from the channel: memory for a body, see `Channel.land`."""
         with self._lock:
             return self._endpoint.land(head, nbytes, time.monotonic())
 

@@ -277,8 +277,7 @@ class Runtime(Progress):
         return operation
 
     def cancel(self, operation: Operation) -> bool:
-        """Withdraw a receive; return False if it has been matched, or `operation` is not a
-        receive."""
+        """Withdraw a receive; return False if it has been matched, or is not one."""
         with self._inside:
             receive = operation.receive
             if operation.done or receive is None or not self._endpoint.cancel(receive):
@@ -304,8 +303,7 @@ class Runtime(Progress):
         return envelope
 
     def improbe(self, context: int, source: int, tag: int) -> Incoming | None:
-        """Take the message that a receive would get now, for `irecv_matched`; None if there is
-        none."""
+        """Take the message that a receive would get now, for `irecv_matched`; or None."""
         message = self._look(
             lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False
         )
@@ -529,8 +527,7 @@ class Runtime(Progress):
 
 
 def _max_held_bytes() -> int:
-    """How many bytes of unexpected messages the rank may hold: half of the machine's memory by
-    default."""
+    """Bytes of unexpected messages that may be held; by default half of the memory."""
     text = os.environ.get(ENV_MAX_HELD)
     if text is None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

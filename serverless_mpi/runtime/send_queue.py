@@ -220,8 +220,7 @@ class SendQueue:
         self._work.notify()
 
     def abandon(self) -> None:
-        """Drop what belongs to the parent of a forked child: queued frames and the sender
-        thread."""
+        """Drop, in a forked child, what is the parent's: queued frames and the thread."""
         self.queued, self.putting, self._sender = [], 0, None
 
     def join(self) -> None:
@@ -230,8 +229,7 @@ class SendQueue:
             self._sender.join()
 
     def _put_batch(self) -> None:
-        """Put up to `GATHER_FRAMES` frames and end their holds; the sender thread does not
-        raise."""
+        """Put up to `GATHER_FRAMES` frames; raise an error unless this is the sender thread."""
         batch, self.queued = self.queued[:GATHER_FRAMES], self.queued[GATHER_FRAMES:]
         frames, operations = zip(*batch, strict=True)  # a comprehension would be one more call
         error: BaseException | None = None
