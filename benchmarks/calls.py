@@ -114,9 +114,9 @@ def send_calls() -> Counting:
         queues = f'["{url}/q/0", "{url}/q/1"]'
         settings = {"queues": queues, "topics": f'["{url}/t"]', "bucket": "bucket"}
         runtime = Runtime(JobSpec.new(2, "hybrid", endpoint=url, settings=settings))
-        runtime._outgoing.serial = False  # as on AWS, where the sender thread puts
+        runtime._send_queue.serial = False  # as on AWS, where the sender thread puts
         comm = world_of(runtime)
-        outgoing = runtime._outgoing
+        outgoing = runtime._send_queue
 
         def idle() -> bool:
             return not outgoing.queued and not outgoing.putting

@@ -17,7 +17,7 @@ PROGRAM = """
 import json, time
 import numpy as np
 from serverless_mpi import MPI, trace
-from serverless_mpi.aws import s3, sns, sqs
+from serverless_mpi.api.observe import observe
 from serverless_mpi.runtime import get_runtime
 
 comm, runtime = MPI.COMM_WORLD, get_runtime()
@@ -33,17 +33,21 @@ def mixed():
     comm.sendrecv(comm.rank, (comm.rank + 1) %% comm.size, source=(comm.rank - 1) %% comm.size)
 
 # what tracing changes when it begins, so that it can be taken back and done again
-places = [runtime, runtime._channel, runtime._endpoint, s3.S3, sns.Sns, sqs.Sqs, MPI.Request, *type(comm).__mro__[:-1]]
+places = [MPI.Request, *type(comm).__mro__[:-1]]
 before = [dict(vars(place)) for place in places]
-trace.attach(runtime)
-trace.calls((MPI.Intracomm, MPI.Request))
+observe((MPI.Intracomm, MPI.Request), trace.RECORDER.span)
 changed = [
     (place, name, old.get(name), new)
     for place, old in zip(places, before) for name, new in vars(place).items() if name in old and old[name] is not new
     or name not in old
 ]
 
+tracing = True
+
 def switch(on):
+    global tracing
+    tracing = on
+    runtime.record(trace.RECORDER if on else None)
     for place, name, old, new in changed:
         if on: setattr(place, name, new)
         elif old is None: delattr(place, name)
@@ -52,7 +56,7 @@ def switch(on):
 seconds = {False: [], True: []}
 for block in range(2 * %(blocks)d + 2):
     on = bool((block + block // 2) %% 2)  # off on, on off, off on, ...
-    if bool(runtime.__dict__.get("icollective")) != on:
+    if tracing != on:
         switch(on)
     comm.barrier()
     start = time.process_time()  # not the wall clock: others use this machine too
@@ -121,7 +125,7 @@ def run() -> list[Row]:
         for call in vars(base).values()
     ]
     wrapped = sum(
-        getattr(call, "__code__", run.__code__).co_filename.endswith("serverless_mpi/trace.py")
+        getattr(call, "__code__", run.__code__).co_filename.endswith("api/observe.py")
         for call in functions
     )
     rows.append(

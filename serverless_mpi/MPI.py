@@ -65,14 +65,13 @@ else:
     from serverless_mpi.errors import MPIException as Exception
 
     def _trace_calls() -> None:
-        """Have every call of a program noted; launch/sandbox.py asks for it where this was imported before the rank began."""
-        from serverless_mpi import trace
+        """Trace the program's calls; launch/sandbox.py calls it if MPI was imported before the rank began."""
+        from serverless_mpi.api.observe import observe
+        from serverless_mpi.trace import RECORDER
 
-        trace.calls(
-            it
-            for it in list(globals().values())
-            if isinstance(it, type) and issubclass(it, (Comm, Message, Request))
-        )
+        communicating = (Comm, Message, Request)
+        classes = [cls for cls in list(globals().values()) if isinstance(cls, type)]
+        observe((cls for cls in classes if issubclass(cls, communicating)), RECORDER.span)
 
     if _ENV_TRACE in os.environ:
         _trace_calls()

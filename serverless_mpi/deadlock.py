@@ -1,20 +1,22 @@
-"""A deadlock: every rank of a job waits, and nothing is in flight.
+"""Deadlock detection: every rank of a job waits, and no message is in flight.
 
-A rank that has waited long says so in a file of the job's folder (`WaitReporter`); the
-launcher reads the files (`verdict`).  A rank that has not waited long does
-nothing for this, and a rank that computes has no file: the verdict is
-"deadlock" only if no thread of any rank that still runs can act, and each rank
-confirmed, a whole limit after the last frame that any of them sent or
-received, that this is still so.  The clock is the machine's monotonic one,
-which all its processes share.
+A rank that has waited long reports it in a file of the job's folder (`WaitReporter`), and the
+launcher reads the files of all ranks (`verdict`). A rank that has not waited long does nothing for
+this, and a rank that computes has no file.
 
-A thread cannot act if it waits in an MPI call without a time limit, or if the
-kernel says (`/proc/self/task`) that it sleeps on a lock of its own process
-without a time limit: then only another thread can wake it.  That is what an
-idle thread of a pool does, in Python or in a library of C, and what `join`,
-`Event.wait` and `Queue.get` do.  A thread that sleeps for a time, polls, reads,
-or runs may act, known to `threading` or not; so may a process with a timer
+The rule: it is a deadlock only if no thread of any running rank can act, and every rank has
+reported that again a whole limit after the last frame that any of them sent or received. Times are
+those of the machine's monotonic clock, which all processes of one machine share.
+
+A thread cannot act if it waits in an MPI call without a time limit, or if the kernel reports
+(`/proc/self/task`) that it sleeps on a lock of its own process without a time limit, so that only
+another thread of the process can wake it. Idle threads of pools do that, in Python as in C
+libraries, and so do `join`, `Event.wait` and `Queue.get`. A thread that sleeps for a time, polls,
+reads or runs may act, whether `threading` knows it or not, and so may a process with a timer
 (`signal.setitimer`, `signal.alarm`).
+
+Pitfall: a false report ends a job that is fine, and a missing one only costs time. In doubt (a file
+that cannot be read, an unknown system call) the functions below assume that a thread may act.
 """
 
 from __future__ import annotations
@@ -47,25 +49,39 @@ def _path(folder: Path, rank: int) -> Path:
 
 
 class WaitReporter:
-    """Tells of one rank's long waits.
+    """Reports the long waits of one rank.  Not thread-safe: the runtime calls it under its lock.
 
-    folder: of the job; limit_s: after how many seconds it counts as a deadlock.
-    Not thread-safe: the runtime calls it under its lock.
+    Parameters
+    ----------
+    folder
+        Of the job.
+    rank
+        World rank.
+    limit_s
+        After how many seconds without a frame a wait of all ranks counts as a deadlock.
+
+    Attributes
+    ----------
+    interval_s : float
+        How long a wait lasts before its first report, and then between reports.
     """
 
     def __init__(self, folder: Path, rank: int, limit_s: float) -> None:
-        self.interval_s = (
-            limit_s / 3
-        )  # how long a wait lasts before it is told, and then between tellings
+        self.interval_s = limit_s / 3
         self._path = _path(folder, rank)
-        self._waits: dict[int, str] = {}  # the kernel's number of a thread -> where it stands
+        self._waits: dict[int, str] = {}  # native thread id -> the call that it waits in
         self._frames = -1
         self._idle_since = 0.0
 
     def report(self, frames: int, awaited: Callable[[], Sequence[str]]) -> None:
-        """The calling thread still waits.
+        """Report that the calling thread still waits, unless another thread may act.
 
-        frames: how many the rank has sent and received; awaited: what it waits for, asked only if it is told.
+        Parameters
+        ----------
+        frames
+            How many frames the rank has sent and received so far.
+        awaited
+            Returns descriptions of what it waits for; called only if a report is written.
         """
         now = time.monotonic()
         if frames != self._frames or not self._waits:
@@ -81,12 +97,12 @@ class WaitReporter:
             "awaited": list(awaited()),
         }
         draft = self._path.with_suffix(".tmp")
-        with contextlib.suppress(OSError):  # the job's folder is going
+        with contextlib.suppress(OSError):  # the job's folder is being removed
             draft.write_text(json.dumps(record))
             draft.rename(self._path)
 
     def over(self) -> None:
-        """The calling thread waits no longer."""
+        """Withdraw the report: the calling thread does not wait any more."""
         self._waits.pop(threading.get_native_id(), None)
         self._remove()
 
@@ -96,7 +112,7 @@ class WaitReporter:
 
 
 def _may_act(waiting: set[int]) -> bool:
-    """Whether anything in this process but the threads `waiting`, which wait in MPI, may communicate by itself."""
+    """Return whether this process may communicate although the threads `waiting` wait in MPI."""
     if any(signal.getitimer(timer)[0] for timer in TIMERS):
         return True
     ignored = {
@@ -107,13 +123,13 @@ def _may_act(waiting: set[int]) -> bool:
 
 
 def _stuck(thread: int) -> bool:
-    """Whether a thread sleeps until another one of this process wakes it."""
+    """Return whether a thread sleeps until another thread of this process wakes it."""
     try:
         with open(f"/proc/self/task/{thread}/syscall") as file:
             number, *arguments = file.read().split()
-    except FileNotFoundError:  # it has ended
+    except FileNotFoundError:  # the thread has ended
         return True
-    except OSError:  # the kernel does not say
+    except OSError:  # not permitted here
         return False
     if number != str(FUTEX.get(os.uname().machine)) or len(arguments) < 4:
         return False  # "running", or another call
@@ -123,7 +139,7 @@ def _stuck(thread: int) -> bool:
 
 
 def _where(frame: FrameType | None) -> str:
-    """The MPI call that the program made, its ranks and tags, and the program's line."""
+    """Describe the MPI call that the program made: its ranks and tags, and the program's line."""
     call: FrameType | None = None
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         call, frame = frame, frame.f_back
@@ -147,34 +163,60 @@ def _where(frame: FrameType | None) -> str:
 
 
 def read(folder: Path, rank: int) -> dict[str, Any] | None:
-    """What a rank tells of its long waits, or None while it does not wait long; a damaged record says nothing."""
+    """Return a rank's report of its long waits; None if there is none, or it is damaged.
+
+    Returns
+    -------
+    dict or None
+        `at`: time of the report; `since`: time of the last frame, both in seconds of the monotonic
+        clock; `waits`: calls that wait; `awaited`: what they wait for.
+    """
     try:
-        found = json.loads(_path(folder, rank).read_text())
-        good = all(isinstance(found[name], int | float) for name in ("at", "since")) and all(
-            isinstance(text, str) for name in ("waits", "awaited") for text in found[name]
+        record = json.loads(_path(folder, rank).read_text())
+        valid = all(isinstance(record[name], int | float) for name in ("at", "since")) and all(
+            isinstance(text, str) for name in ("waits", "awaited") for text in record[name]
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found if good else None
+    return record if valid else None
 
 
 def verdict(folder: Path, ranks: Sequence[int], limit_s: float) -> list[str] | None:
-    """A line for each of the `ranks` that still run, if they wait for each other forever; else None."""
+    """Detect a deadlock of the processes of one machine.
+
+    Parameters
+    ----------
+    folder
+        Of the job.
+    ranks
+        World ranks that still run.
+    limit_s
+        As for `WaitReporter`.
+
+    Returns
+    -------
+    list of str or None
+        A line for each of `ranks` that describes its waits; None if it is not a deadlock.
+    """
     return judge({rank: read(folder, rank) for rank in ranks}, limit_s)
 
 
-def judge(told: Mapping[int, dict[str, Any] | None], limit_s: float) -> list[str] | None:
-    """The verdict on what each of the ranks that still run has told last, by clocks that agree."""
-    records = [record for record in told.values() if record is not None]
+def judge(reports: Mapping[int, dict[str, Any] | None], limit_s: float) -> list[str] | None:
+    """Detect a deadlock from the last report (see `read`) of each rank that still runs.
+
+    The times of the reports must be by one clock, or by clocks that agree well within `limit_s`.
+    Returns the lines of `verdict`, or None.
+    """
+    records = [record for record in reports.values() if record is not None]
     if (
         not records
-        or len(records) < len(told)
+        or len(records) < len(reports)
         or min(record["at"] for record in records)
         < max(record["since"] for record in records) + limit_s
     ):
         return None
     lines = []
-    for rank, record in zip(told, records, strict=True):
+    for rank, record in zip(reports, records, strict=True):
         waits, awaited = "; ".join(record["waits"]), "; ".join(record["awaited"])
         lines.append(f"rank {rank} waits in {waits}" + (f", for {awaited}" if awaited else ""))
     return lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,14 @@ Snapshot = dict[str, dict[str, int]]  # "service.operation" -> counts
 
 
 class Meter:
-    """Counters of one rank, by service and operation.  Safe for threads."""
+    """Counters of one rank, by service and operation.  Safe for threads.
+
+    An observer may set `on_request(service, operation, begin)`, called at the end of each attempt of
+    a request by the thread that made it; begin: ns, by `time.perf_counter_ns`.
+    """
 
     def __init__(self) -> None:
+        self.on_request: Callable[[str, str, int], None] | None = None
         self._lock = threading.Lock()
         self._rows: dict[
             tuple[str, str], list[int]

@@ -1,32 +1,33 @@
 """When Python's signal handlers run: never in the middle of an MPI call.
 
-A handler may raise, and the interpreter calls it between any two bytecodes of
-the main thread.  Inside the runtime that would tear a frame, keep a lock, or
-drop a message that was already taken.  Blocking the signals would not help: a
-signal to the process then goes to another thread, and its Python handler runs
-in the main thread all the same.  So the handlers themselves are wrapped, by
-replacing `_signal.signal`, which `signal.signal` calls.
+A handler may raise, and the interpreter calls it between any two bytecodes of the main thread.
+Inside the runtime that would tear a frame, keep a lock, or drop a message that has already been
+received. Blocking the signals would not help: a signal to the process then goes to another thread,
+and its Python handler runs in the main thread all the same.  So the handlers themselves are
+wrapped, by replacing `_signal.signal`, which `signal.signal` calls.
 
-The rule: a handler that is due while the main thread is inside a call
-(`depth` > 0) is put off.  It runs
+The rule: a handler that is due while the main thread is inside a call (`depth` > 0) is deferred. It
+runs
 
-- where the call waits and nothing is half done (`run`, called by the runtime);
+- where the call waits and its state is consistent (`run`, called by the runtime);
 - when the next call begins, before that call has done anything; or
-- a moment after the call has returned.  A small thread sends the signal to
-  the main thread again (`_kick`), so that a sleep of the program is cut short
-  as by the first one.
+- shortly after the call has returned.  A small thread then sends the signal to the main thread
+  again (`_kick`), so that a sleep of the program is cut short as the first signal would have done.
 
-A call that has taken a message therefore always returns it, and the exception
-comes out of the next statement.  What a call promises is in `runtime.py`.
+A call that has taken a message therefore always returns it, and the exception is raised by the next
+statement.  What each kind of call guarantees is in `runtime/runtime.py`.
 
-Pitfalls.  `leave` must end with the decrement: CPython looks for signals after
-calls of C functions, at the start of a Python function and at backward jumps,
-not when a Python function returns, so nothing can come between the decrement
-and the return of the call.  `_lock` is never taken by a wrapped handler, and
-the main thread holds it only with `depth` > 0.  A signal is sent again under
-`_lock` and only while its handler is a wrapped one, else SIG_DFL could end the
-process.  Signals coalesce, as POSIX has it: two of a number that are put off
-are one.
+Pitfalls:
+
+- `leave` must end with the decrement.  CPython looks for signals after calls of C functions, at the
+  start of a Python function and at backward jumps, not when a Python function returns, so no
+  handler can run between the decrement and the return of the call.
+- `_lock` is never taken by a wrapped handler, and the main thread holds it only with `depth` > 0.
+- A signal is sent again under `_lock` and only while its handler is a wrapped one; otherwise
+  SIG_DFL could end the process.
+- Signals coalesce, as POSIX permits: two deferred signals of one number are one.
+- `Entry` in `runtime/progress.py` has `enter` and `leave` partly written out.  Change both
+  together.
 """
 
 from __future__ import annotations
@@ -47,26 +48,35 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-KICK_S = 0.001  # how soon after a call a handler that was put off runs; then ever more seldom
+KICK_S = 0.001  # how soon after a call a deferred handler runs; the pause doubles at every try
 KICK_LONGEST_S = 0.02
 
 
 class Shield:
-    """The main thread's calls, and the handlers that wait for them to end.
+    """The calls of the main thread, and the handlers that are deferred until they permit it.
 
-    depth: calls of the main thread that are under way; deferred: signal -> an exception of its handler that is still
-    to be raised, or None where the handler has not run; main: the main thread, or 0 in a forked child.
+    Attributes
+    ----------
+    depth : int
+        Nested calls of the main thread that are in progress.
+    deferred : dict
+        Signal number -> an exception of its handler that is still to be raised, or None if the
+        handler has not run yet.
+    main : int or None
+        Identifier of the main thread; 0 in a forked child.
+    raising : int or None
+        The signal whose handler `run` called last.
     """
 
     def __init__(self) -> None:
         self.depth = 0
         self.deferred: dict[int, BaseException | None] = {}
         self.main = threading.main_thread().ident
-        self.raising: int | None = None  # the signal whose handler `run` called last
+        self.raising: int | None = None
         self._installed = False
-        self._kicked: int | None = None  # a signal that was sent again and has not come yet
-        self._count = 0  # handlers put off so far
-        self._handlers: dict[int, Any] = {}  # what the program has set
+        self._kicked: int | None = None  # a signal that was sent again and has not arrived yet
+        self._count = 0  # handlers deferred so far
+        self._handlers: dict[int, Any] = {}  # handlers that the program has set
         self._lock = threading.Lock()
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # `put` may interrupt `put`
         self._wakers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -74,13 +84,13 @@ class Shield:
         self._wrapped = self._handle
 
     def guard(self, runtime: Any) -> None:
-        """Have `runtime.interrupt()` called, by another thread, when a handler waits for a call to wait."""
+        """Call `runtime.interrupt()`, from another thread, when a handler is due inside a call."""
         self._wakers.add(runtime)
 
-    # --- around a call ---------------------------------------------------------
+    # --- around a call ----------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """A call begins; what was put off runs first, and may raise."""
+        """Begin a call; deferred handlers run first, and may raise."""
         if get_ident() != self.main:
             return
         self.depth += 1
@@ -94,20 +104,23 @@ class Shield:
                 raise
 
     def leave(self) -> None:
-        """The call is over."""
+        """End a call."""
         if get_ident() == self.main:
             self.depth -= 1
 
     def due(self) -> bool:
-        """Whether `run` has something to do, for the calling thread."""
+        """Return whether the calling thread should call `run`."""
         return bool(self.deferred) and get_ident() == self.main
 
     def run(self) -> None:
-        """Inside a call, in the main thread: run what was put off.  A handler may raise, and may call MPI."""
+        """Run the deferred handlers, inside a call and in the main thread.
+
+        A handler may raise, and may call MPI, so the caller must hold no lock.
+        """
         while self.deferred:
             with self._lock:
                 if self._kicked is not None or not self.deferred:
-                    return  # the signal that was sent again comes at once, and is put off again
+                    return  # the signal that was sent again arrives now, and is deferred again
                 number = next(iter(self.deferred))
                 error = self.deferred.pop(number)
             handler = self._handlers.get(number)
@@ -122,7 +135,10 @@ class Shield:
                 self.depth = depth
 
     def postpone(self, error: BaseException) -> bool:
-        """Have what a handler raised in `run` raised after this call; False if it was not the main thread's."""
+        """Raise an exception of a handler, caught from `run`, after this call instead.
+
+        Returns False, and does nothing, if the exception is not that of a handler.
+        """
         if get_ident() != self.main or self.raising is None:
             return False
         self.deferred[self.raising] = error
@@ -130,10 +146,10 @@ class Shield:
         self._news.put(None)
         return True
 
-    # --- handlers ----------------------------------------------------------------
+    # --- handlers ---------------------------------------------------------------------------------
 
     def _handle(self, number: int, frame: Any) -> Any:
-        """What the interpreter calls in place of the program's handler."""
+        """Called by the interpreter in place of the program's handler."""
         if self._kicked == number:
             self._kicked = None
         if self.depth:
@@ -148,9 +164,10 @@ class Shield:
         return None if handler is None else handler(number, frame)
 
     def _install(self) -> None:
-        """In the main thread, inside a call: wrap the handlers that are set and those that will be.
+        """Wrap the handlers that are set, and replace `signal.signal` for those set later.
 
-        Until the last of them is wrapped one may raise here; then the next call begins again.
+        Called in the main thread, inside a call.  A handler that is not wrapped yet may raise here;
+        the next call then starts over.
         """
         for number in signal.valid_signals():
             handler = self._get(number)
@@ -163,13 +180,13 @@ class Shield:
         threading.Thread(target=self._watch, name="smpi-signals", daemon=True).start()
 
     def _signal(self, number: int, handler: Any, /) -> Any:
-        """`_signal.signal`, for everybody."""
+        """Replacement of `_signal.signal`."""
         if get_ident() != self.main:
             return self._set(number, handler)
         self.depth += 1
         try:
             with self._lock:
-                time.sleep(0)  # a system call: a signal that was sent again comes before it
+                time.sleep(0)  # a system call: a signal that was sent again arrives before it
                 ours = _may_raise(handler)
                 old = self._set(number, self._wrapped if ours else handler)
                 if old == self._wrapped:
@@ -183,12 +200,12 @@ class Shield:
             self.depth -= 1
 
     def _getsignal(self, number: int, /) -> Any:
-        """`_signal.getsignal`, for everybody."""
+        """Replacement of `_signal.getsignal`."""
         handler = self._get(number)
         return self._handlers.get(number) if handler == self._wrapped else handler
 
     def _watch(self) -> None:
-        """The thread that wakes a call which waits, and sends again what is due after a call."""
+        """The thread that wakes a waiting call, or sends a signal again after the call."""
         while True:
             self._news.get()
             pause, woken = KICK_S, -1
@@ -203,6 +220,7 @@ class Shield:
                 pause = min(2 * pause, KICK_LONGEST_S)
 
     def _kick(self) -> None:
+        """Send a deferred signal to the main thread again, unless a call is in progress."""
         with self._lock:
             number = next(iter(self.deferred), None)
             if number is None or self.depth or self._kicked is not None:
@@ -215,7 +233,7 @@ class Shield:
                 self.deferred.pop(number, None)
 
     def forked(self) -> None:
-        """In a child: if its parent used MPI it makes no calls, and there is no thread to send signals again."""
+        """Stop deferring in a forked child, which cannot communicate."""
         self.main = 0 if self._installed else get_ident()
         self.depth = 0
         self.deferred.clear()
@@ -224,7 +242,10 @@ class Shield:
 
 
 def _may_raise(handler: Any) -> bool:
-    """Whether it is a function in Python; asyncio's does nothing, and sent again would wake its loop twice."""
+    """Return whether a handler is a Python function that may raise.
+
+    asyncio's handler does nothing, and the signal sent again would wake its loop twice.
+    """
     return callable(handler) and getattr(handler, "__module__", None) != "asyncio.unix_events"
 
 
@@ -233,7 +254,7 @@ os.register_at_fork(after_in_child=shield.forked)
 
 
 def uninterrupted(call: F) -> F:
-    """A call whose result a handler cannot throw away: handlers run where it waits, or after it."""
+    """Decorate a call so that no signal handler can discard its result."""
 
     @functools.wraps(call)
     def guarded(*arguments: Any, **more: Any) -> Any:

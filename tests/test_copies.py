@@ -20,9 +20,9 @@ from serverless_mpi import MPI, channels
 from serverless_mpi.api.intracomm import Intracomm
 from serverless_mpi.core.frames import FrameName, OutgoingFrame
 from serverless_mpi.job import JobSpec
-from serverless_mpi.operation import Operation, Payload
-from serverless_mpi.outgoing import EAGER_COPY_BYTES
 from serverless_mpi.runtime import Runtime
+from serverless_mpi.runtime.operation import Operation, Payload
+from serverless_mpi.runtime.send_queue import EAGER_COPY_BYTES
 from tests.channels import fakes
 from tests.harness import GIVE_UP_S, on_each
 
@@ -150,7 +150,7 @@ def test_bytes_of_any_size_that_change_at_once(channel: str, sizes: list[int]) -
 def test_the_rule(payload: Payload, over: int, constant: bool) -> None:
     """A frame of up to EAGER_COPY_BYTES is copied; a longer one holds its operation, and is copied if it may change."""
     with job("queue") as made:
-        outgoing = made.runtimes[0]._outgoing
+        outgoing = made.runtimes[0]._send_queue
         operation = Operation()
         nbytes = EAGER_COPY_BYTES + over
         data = bytes(nbytes) if constant else bytearray(nbytes)
@@ -159,6 +159,6 @@ def test_the_rule(payload: Payload, over: int, constant: bool) -> None:
             outgoing.add([OutgoingFrame((1,), name, (memoryview(data),))], operation, payload)
             ((parcel, held),) = outgoing.queued
             outgoing.queued.clear()
-        assert (held is operation) == (operation._holds == 2) == bool(over)
+        assert (held is operation) == (operation.holds == 2) == bool(over)
         copied = parcel.parts[0].obj is not data
         assert copied == (not over or (payload is Payload.TRANSIENT and not constant))

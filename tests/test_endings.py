@@ -42,7 +42,7 @@ def refuse(frames: Sequence[OutgoingFrame]) -> None:
 @pytest.mark.parametrize("alone", [False, True], ids=["sender thread", "caller"])
 def test_finalize_raises_if_a_message_was_lost(alone: bool) -> None:
     a, _ = runtimes(2, background=True)
-    a._outgoing.serial = alone
+    a._send_queue.serial = alone
     a._channel.put = refuse  # type: ignore[method-assign]
     assert a.isend(9, 1, 0, view(b"small, so the call itself succeeds")).done
     with pytest.raises(ChannelError, match="gone"):
@@ -55,8 +55,8 @@ import sys
 from serverless_mpi import MPI, runtime
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
-made = runtime._runtime = runtime.Runtime(JobSpec.new(2, "memory"))
-made._outgoing.async_put = True
+made = runtime.process.current = runtime.Runtime(JobSpec.new(2, "memory"))
+made._send_queue.async_put = True
 def put(parcels):
     raise ChannelError("the medium is gone")
 made._channel.put = put
@@ -126,7 +126,7 @@ def test_counters_that_cannot_be_written_are_no_failure(
 
 
 def test_a_thread_in_a_receive_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serverless_mpi.runtime.LONG_POLL_S", 1000.0)
+    monkeypatch.setattr("serverless_mpi.runtime.progress.LONG_POLL_S", 1000.0)
     spec = JobSpec.new(2, "direct")
     spec = replace(spec, settings=DirectChannel.provision(spec))
     a, b = (Runtime(spec.with_rank(rank)) for rank in range(2))

@@ -28,7 +28,7 @@ def runtimes(size: int, background: bool = False, **more: Any) -> list[Runtime]:
     spec = JobSpec.new(size, "memory", **more)
     made = [Runtime(spec.with_rank(rank)) for rank in range(size)]
     for runtime in made:
-        runtime._outgoing.async_put = background
+        runtime._send_queue.async_put = background
     return made
 
 
@@ -303,10 +303,10 @@ def puts_of(
 def test_sends_are_gathered_until_the_caller_blocks(
     alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serverless_mpi.outgoing.GATHER_QUIET_S", 1000.0)
-    monkeypatch.setattr("serverless_mpi.outgoing.GATHER_LONGEST_S", 1000.0)
+    monkeypatch.setattr("serverless_mpi.runtime.send_queue.GATHER_QUIET_S", 1000.0)
+    monkeypatch.setattr("serverless_mpi.runtime.send_queue.GATHER_LONGEST_S", 1000.0)
     a, b = runtimes(2, background=True)
-    a._outgoing.serial = alone
+    a._send_queue.serial = alone
     seen = puts_of(a, monkeypatch)
     sends = [a.isend(9, 1, 0, view(b"%d" % number)) for number in range(20)]
     assert seen == [] and all(send.done for send in sends)  # small ones are copied
@@ -316,13 +316,13 @@ def test_sends_are_gathered_until_the_caller_blocks(
     for number in range(20):
         receive = b.irecv(9, 0, 0)
         assert b.wait([receive], timeout=TIMEOUT_S) and receive.data == b"%d" % number
-    b._outgoing.serial = True  # so that finalizing puts it
+    b._send_queue.serial = True  # so that finalizing puts it
     b.isend(9, 0, 5, view(b"done"))
     b.finalize()
     waiter.join(TIMEOUT_S)
     assert answer.done
     assert [count for count, _ in seen] == [20]
-    assert (seen[0][1] is a._outgoing._sender) == (not alone)
+    assert (seen[0][1] is a._send_queue._sender) == (not alone)
     a.finalize()
 
 
@@ -337,9 +337,9 @@ def test_a_lone_send_needs_no_other_call() -> None:
 
 
 def test_much_goes_out_before_the_caller_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serverless_mpi.outgoing.GATHER_QUIET_S", 1000.0)
-    monkeypatch.setattr("serverless_mpi.outgoing.GATHER_LONGEST_S", 1000.0)
-    monkeypatch.setattr("serverless_mpi.outgoing.GATHER_FRAMES", 8)
+    monkeypatch.setattr("serverless_mpi.runtime.send_queue.GATHER_QUIET_S", 1000.0)
+    monkeypatch.setattr("serverless_mpi.runtime.send_queue.GATHER_LONGEST_S", 1000.0)
+    monkeypatch.setattr("serverless_mpi.runtime.send_queue.GATHER_FRAMES", 8)
     a, b = runtimes(2, background=True)
     for _ in range(8):
         a.isend(9, 1, 0, view(b"x"))

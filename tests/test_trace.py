@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serverless_mpi import trace
-from tests.harness import smpirun
+from tests.harness import run, smpirun
 
 PROGRAM = """
 from serverless_mpi import MPI
@@ -125,3 +125,26 @@ def test_clocks_of_ranks(apart_ns: int, takes_us: float, tmp_path: Path) -> None
     leave(tmp_path, 1, 10**18 + apart_ns, [(trace.TAKEN, (7, 0, 3, 8), 0, 5, 3000)])
     left, arrived = arrow(tmp_path)
     assert arrived - left == pytest.approx(takes_us)
+
+
+def test_hooks_come_and_go() -> None:
+    """Tracing replaces no function, and what is recorded stops with `record(None)`."""
+
+    def body(world: Any) -> list[tuple[int, ...]]:
+        runtime, recorder = world._runtime, trace.Recorder()
+        channel_attributes = set(vars(runtime._channel))
+        runtime.record(recorder)
+        world.sendrecv("text", 1 - world.rank, source=1 - world.rank)
+        world.barrier()
+        runtime.record(None)
+        recorded = list(recorder.events)
+        world.barrier()
+        assert list(recorder.events) == recorded
+        assert set(vars(runtime._channel)) == channel_attributes
+        assert "icollective" not in vars(runtime)
+        kinds = {event[0] for event in recorded}
+        assert kinds == {trace.SPAN, trace.SENT, trace.TAKEN, trace.WHOLE}
+        return recorded
+
+    for recorded in run(2, body):
+        assert sum(event[0] == trace.TAKEN for event in recorded) == 1

@@ -13,8 +13,8 @@ from serverless_mpi.api.memory import buffer as Buffer
 from serverless_mpi.api.request import Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.errors import ERR_BUFFER, ERR_OTHER, MPIException
-from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import Runtime, get_runtime
+from serverless_mpi.runtime.operation import Operation
 
 BSEND_OVERHEAD = 96  # bytes that a message takes besides its own
 
@@ -62,8 +62,8 @@ class Attached:
         """The same as a request."""
         everything = Operation(1 + len(self._under_way))
         for _, operation, _ in self._under_way:
-            operation.add_done_callback(lambda _: everything._release())
-        everything._release()
+            operation.add_done_callback(lambda _: everything.release())
+        everything.release()
         return Request._of(get_runtime(), everything, _finish)
 
     def reserve(self, nbytes: int) -> None:

@@ -18,7 +18,7 @@ from serverless_mpi.api.status import Status
 from serverless_mpi.collectives.choose import Algorithm, Facts, select
 from serverless_mpi.collectives.operations import OPERATIONS, Layout
 from serverless_mpi.collectives.steps import Steps, whole
-from serverless_mpi.operation import Operation
+from serverless_mpi.runtime.operation import Operation
 from serverless_mpi.signals import uninterrupted
 
 MOST_CHOICES = 1024  # that a communicator keeps: one for each operation and length that it met

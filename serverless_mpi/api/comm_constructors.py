@@ -20,8 +20,8 @@ from serverless_mpi.collectives.choose import Facts, select
 from serverless_mpi.collectives.steps import whole
 from serverless_mpi.core.envelope import UNDEFINED, derive_context
 from serverless_mpi.errors import ERR_ARG, ERR_GROUP, MPIException
-from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import Runtime, never
+from serverless_mpi.runtime.operation import Operation
 
 if TYPE_CHECKING:
     from serverless_mpi.api.comm import Comm
@@ -119,7 +119,7 @@ class CommConstructors(Attributed):
 
     def _completed(self) -> Request:
         operation = Operation()
-        operation._end()
+        operation.complete()
         return Request._of(self._runtime, operation, lambda _, status: status._fill_empty())
 
     def _split(self, color: Any, key: int) -> State | None:

@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 
-from serverless_mpi import runtime as _runtime
 from serverless_mpi.api.errhandler import last_used_code as _last_used_code
 from serverless_mpi.api.info import Info as _Info
 from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
 from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
 from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_OTHER, MPIException
+from serverless_mpi.runtime import end as _end
+from serverless_mpi.runtime import process as _process
 
 THREAD_SINGLE = 0
 THREAD_FUNNELED = 1
@@ -69,8 +70,8 @@ def Finalize() -> None:
     """Put out what is queued and leave the job."""
     global _finalized
     _finalized = True
-    if _runtime._runtime is not None:
-        _runtime._runtime.finalize()
+    if _process.current is not None:
+        _process.current.finalize()
 
 
 def Is_initialized() -> bool:
@@ -205,12 +206,12 @@ def _finalize_at_exit() -> None:
         raised = getattr(sys, "last_value", None)
         while raised is not None and raised is not error:
             raised = raised.__cause__ or raised.__context__
-        rank = "" if _runtime._runtime is None else f"rank {_runtime._runtime.rank}: "
+        rank = "" if _process.current is None else f"rank {_process.current.rank}: "
         if raised is error:  # it has ended the program, which is told with its traceback
             reason = ""
         else:
             reason = f"{rank}MPI was not finalized, messages may be lost: {error}"
-        _runtime.end(1, reason)
+        _end(1, reason)
 
 
 __all__ = [

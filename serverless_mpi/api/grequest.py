@@ -9,8 +9,8 @@ from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.request import Pending, Request
 from serverless_mpi.api.status import Status
 from serverless_mpi.errors import ERR_REQUEST, MPIException
-from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import get_runtime
+from serverless_mpi.runtime.operation import Operation
 
 
 class _General(Pending):
@@ -88,7 +88,7 @@ class Grequest(Request):
         if not isinstance(pending, _General) or pending.operation is None:
             raise MPIException(ERR_REQUEST, "the request is null or over")
         pending.operation.result = obj
-        pending.operation._release()
+        pending.operation.release()
         assert pending.runtime is not None
         pending.runtime.poke()
 

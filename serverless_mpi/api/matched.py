@@ -12,7 +12,7 @@ from serverless_mpi.api.transfer import as_object, completed, room
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import ERR_REQUEST, MPIException
-from serverless_mpi.operation import Operation
+from serverless_mpi.runtime.operation import Operation
 from serverless_mpi.signals import uninterrupted
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from serverless_mpi.api.status import Status
 from serverless_mpi.api.transfer import as_object, both, completed, outgoing, room
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
 from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
-from serverless_mpi.operation import Operation, Payload
 from serverless_mpi.runtime import Runtime
+from serverless_mpi.runtime.operation import Operation, Payload
 from serverless_mpi.signals import shield, uninterrupted
 
 

@@ -30,8 +30,8 @@ from serverless_mpi.errors import (
     ERR_TRUNCATE,
     MPIException,
 )
-from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import Runtime
+from serverless_mpi.runtime.operation import Operation
 
 _HEAD = struct.Struct("<I")  # the sender's number of partitions
 
@@ -72,7 +72,7 @@ class _Send(Repeat):
     def _put(self, tag: int, data: memoryview) -> None:
         everything = self._all
         if self._dest is None:
-            everything._release()
+            everything.release()
         else:
             self._runtime.isend(self._context, self._dest, tag, (data,)).add_done_callback(
                 lambda one: _count(one, everything)
@@ -84,9 +84,9 @@ class _Send(Repeat):
 
 def _count(one: Operation, everything: Operation) -> None:
     if one.error is not None:
-        everything._end(one.error)
+        everything.fail(one.error)
     else:
-        everything._release()
+        everything.release()
 
 
 class _Receive(Repeat):
@@ -107,7 +107,7 @@ class _Receive(Repeat):
         self._scratch: memoryview | None = None  # the packed message where the two cuts differ
         if self._source is None:
             operation = Operation(0)
-            operation._end()
+            operation.complete()
             self._here = set(range(self.partitions))
         else:
             operation = self._runtime.irecv_parts(

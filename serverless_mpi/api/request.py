@@ -9,8 +9,8 @@ from serverless_mpi.api.handle import Handle, forget
 from serverless_mpi.api.status import Status
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
-from serverless_mpi.operation import Operation, any_done
 from serverless_mpi.runtime import Runtime
+from serverless_mpi.runtime.operation import Operation, any_done
 from serverless_mpi.signals import uninterrupted
 
 Finish = Callable[[Operation, Status], Any]

@@ -11,13 +11,13 @@ from serverless_mpi.api.memory import plain
 from serverless_mpi.api.pickling import decode
 from serverless_mpi.api.request import Request
 from serverless_mpi.core.envelope import PROC_NULL
-from serverless_mpi.operation import Operation
+from serverless_mpi.runtime.operation import Operation
 
 
 def completed() -> Operation:
     """An operation that is done: what there is with PROC_NULL."""
     operation = Operation()
-    operation._release()
+    operation.release()
     return operation
 
 
@@ -72,9 +72,9 @@ def both(receive: Request, send: Request) -> Request:
 
     def one(done: Operation) -> None:
         if done.error is not None:
-            operation._end(done.error)
+            operation.fail(done.error)
         else:
-            operation._release()
+            operation.release()
 
     received.add_done_callback(one)
     send._operation.add_done_callback(one)

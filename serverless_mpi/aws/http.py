@@ -136,6 +136,8 @@ class Client:
             self.meter.count(self.service, billed_as or action, nbytes=nbytes, messages=messages)
             answer: Answer | None = None
             kept = False
+            on_request = self.meter.on_request
+            begin = 0 if on_request is None else time.perf_counter_ns()
             try:
                 connection = self._connection()
                 try:
@@ -143,6 +145,9 @@ class Client:
                 except Lost:
                     kept = connection.used
                     raise
+                finally:
+                    if on_request is not None:
+                        on_request(self.service, action, begin)
                 self._keep(connection)
                 event = event_of(answer)
             except Untrusted as error:

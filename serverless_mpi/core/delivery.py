@@ -1,11 +1,16 @@
-"""Order out of disorder: dedupe, reorder, reassemble.
+"""Duplicate detection, reordering and reassembly.
 
-A channel may deliver any frame twice, late, or before an older one.  A
-`ReorderBuffer` (one per context and source) releases messages in the order they were
-sent, each once; a message is released at its first frame, so that matching
-never waits for a long body.  A `CompletedSet` (one per context) remembers which
-collectives are over, and `Freed` which contexts are, so that their late
-duplicates are dropped.
+A channel may deliver any frame twice, late, or before an older one. Above this module every message
+exists once, and messages of one source are in order:
+
+- A `ReorderBuffer`, one per (context, source), releases messages in the order in which they were
+  sent. A message is released at its first frame, so that matching does not wait for a long body.
+- An `Assembly`, one per message or step, puts the body together from frames in any order.
+- A `CompletedSet`, one per context, records which collectives are over, and `Freed` which contexts
+  are, so that late duplicates of theirs are dropped.
+
+Invariant: a sequence number below `ReorderBuffer.next_seq` that is neither waiting nor open has
+been received completely, so any further frame of it is a duplicate.
 """
 
 from __future__ import annotations
@@ -21,8 +26,21 @@ from serverless_mpi.core.wire import FLAG_SYNC, Frame
 class Assembly:
     """The body of one message, put together from its frames in any order.
 
-    A body that comes in one frame is not copied.  `land` names memory for the
-    body to be put together in, if nothing has come yet.
+    A body that arrives in one writable frame is not copied.
+
+    Parameters
+    ----------
+    total
+        Length of the body in bytes.
+    chunks
+        Number of its frames.
+
+    Attributes
+    ----------
+    body : memoryview or None
+        Writable; None until a frame has been stored or a buffer has been attached.
+    complete : bool
+        Whether every frame has been stored.
     """
 
     __slots__ = ("body", "chunks", "total", "complete", "_piece", "_seen")
@@ -31,20 +49,20 @@ class Assembly:
         self.total = total
         self.chunks = chunks
         self.body: memoryview | None = None
-        self.complete = False  # every frame is here
-        self._piece = 0  # length of all pieces but the last, once a frame has come
+        self.complete = False
+        self._piece = 0  # length of all pieces but the last; 0 until a frame has arrived
         self._seen: set[int] | None = None if chunks == 1 else set()
 
     @property
     def held(self) -> int:
-        """Bytes of memory that it takes: all of the body's as soon as a frame has come."""
+        """Bytes of memory in use: the whole body's as soon as a frame has arrived."""
         return self.total if self.body is not None else 0
 
     def agrees(self, frame: Frame, nbytes: int) -> bool:
-        """Whether a frame with a body of `nbytes` is a piece of this very message.
+        """Return whether a frame with a body of `nbytes` is a piece of this message.
 
-        `wire.decode` has seen that each frame agrees with itself; with one length of pieces for all of
-        them their bodies neither overlap nor leave a gap.
+        `wire.decode` has checked each frame by itself. If also all of them have one length of
+        pieces, their bodies neither overlap nor leave a gap.
         """
         if frame.chunks != self.chunks or frame.total != self.total:
             return False
@@ -57,29 +75,47 @@ class Assembly:
         return piece == self._piece
 
     def attach_buffer(self, into: memoryview) -> None:
-        """Assemble straight in `into` (at least `total` bytes); only before the first frame is stored."""
+        """Assemble the body in `into` (at least `total` bytes), unless a frame has arrived."""
         if self.body is None and self.chunks > 1:
             self.body = into[: self.total]
 
     def reserve(self, offset: int, nbytes: int, into: memoryview | None) -> memoryview:
-        """Where the body of a frame that is still to come may be put, in `into` if nothing has come yet."""
+        """Return memory for the body of a frame that has not been read yet.
+
+        It is part of `into` (None: of new memory) if this is the first frame of the message.
+        """
         if self.body is None:
             self.body = memoryview(bytearray(self.total)) if into is None else into[: self.total]
         return self.body[offset : offset + nbytes]
 
-    def add(self, chunk: int, offset: int, body: memoryview, there: bool = False) -> bool:
-        """Store one frame's body, which is `there` if it was put where `room` said; False if it was here already."""
+    def add(self, chunk: int, offset: int, body: memoryview, in_place: bool = False) -> bool:
+        """Store the body of one frame.
+
+        Parameters
+        ----------
+        chunk, offset
+            Of the frame.
+        body
+            Kept, not copied, if it is writable and the only one of its message.
+        in_place
+            It has been read into the memory that `reserve` returned.
+
+        Returns
+        -------
+        bool
+            False for a duplicate.
+        """
         if self._seen is None:
             if self.complete:
                 return False
             self.complete = True
-            if not there:
+            if not in_place:
                 self.body = memoryview(bytearray(body)) if body.readonly else body
             return True
         if chunk in self._seen:
             return False
         self._seen.add(chunk)
-        if not there:
+        if not in_place:
             if self.body is None:
                 self.body = memoryview(bytearray(self.total))
             self.body[offset : offset + body.nbytes] = body
@@ -87,17 +123,20 @@ class Assembly:
         return True
 
     def has(self, chunk: int) -> bool:
-        """Whether frame `chunk` is here."""
+        """Return whether frame `chunk` has been stored."""
         return self.complete or (self._seen is not None and chunk in self._seen)
 
     def missing(self) -> int:
-        """The first frame that is not here."""
+        """Return the number of the first frame that has not been stored."""
         seen = self._seen or ()
         return next(chunk for chunk in range(self.chunks + 1) if chunk not in seen)
 
 
 class Incoming:
-    """A message on its way in: its envelope, its place in the order, its body as far as it is here."""
+    """An incoming message, and the part of its body that has arrived.
+
+    `sync`: the sender waits for an acknowledgement; `receive`: what has matched it, or None.
+    """
 
     __slots__ = ("envelope", "seq", "sync", "assembly", "receive")
 
@@ -106,7 +145,7 @@ class Incoming:
         self.seq = seq
         self.sync = sync
         self.assembly = assembly
-        self.receive: object = None  # the receive that took it
+        self.receive: object = None
 
 
 class ReorderBuffer:
@@ -116,15 +155,26 @@ class ReorderBuffer:
 
     def __init__(self) -> None:
         self.next_seq = 0
-        self.waiting: dict[int, Incoming] = {}  # came before an older one
-        self.open: dict[int, Incoming] = {}  # released, body not complete
-        self.progress_at = 0.0  # when the last frame came
+        self.waiting: dict[int, Incoming] = {}  # arrived before an older message
+        self.open: dict[int, Incoming] = {}  # released, but the body is not complete
+        self.progress_at = 0.0  # when the last frame arrived
 
     def receive(self, frame: Frame, now: float) -> tuple[Incoming | None, Sequence[Incoming]]:
-        """Take one frame.
+        """Register the arrival of one frame; its body is stored by the caller.
 
-        Returns the message it belongs to (None for a duplicate) and the
-        messages that are released by it, oldest first.
+        Parameters
+        ----------
+        frame
+            Of this context and source.
+        now
+            Seconds of a monotonic clock.
+
+        Returns
+        -------
+        message : Incoming or None
+            The message of the frame; None for a duplicate of a complete one.
+        released : sequence of Incoming
+            Messages whose turn it is now, oldest first.
         """
         seq = frame.seq
         message = self.waiting.get(seq) or self.open.get(seq)
@@ -135,7 +185,8 @@ class ReorderBuffer:
             message = Incoming(
                 envelope, seq, bool(frame.flags & FLAG_SYNC), Assembly(frame.total, frame.chunks)
             )
-            if seq == self.next_seq and not self.waiting and frame.chunks == 1:  # as nearly all are
+            # the usual case: a short message, in order
+            if seq == self.next_seq and not self.waiting and frame.chunks == 1:
                 self.progress_at = now
                 self.next_seq = seq + 1
                 return message, (message,)
@@ -144,26 +195,24 @@ class ReorderBuffer:
         released: list[Incoming] = []
         while self.next_seq in self.waiting:
             head = self.waiting.pop(self.next_seq)
-            if (
-                not head.assembly.complete
-            ):  # it may have become whole while it waited for an older one
+            if not head.assembly.complete:  # it may have completed while it waited for an older one
                 self.open[self.next_seq] = head
             self.next_seq += 1
             released.append(head)
         return message, released
 
     def close(self, message: Incoming) -> None:
-        """The body is complete; forget everything but that it has been."""
+        """Drop a message whose body is complete; further frames of it are duplicates."""
         self.open.pop(message.seq, None)
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is missing of what has begun."""
+        """Whether no message is incomplete or waits for an older one."""
         return not self.waiting and not self.open
 
 
 class CompletedSet:
-    """Which of a growing sequence of numbers are over: a floor, and those above it."""
+    """The set of retired sequence numbers: all below a low-water mark, and some above it."""
 
     __slots__ = ("floor", "above")
 
@@ -172,22 +221,22 @@ class CompletedSet:
         self.above: set[int] = set()
 
     def retire(self, seq: int) -> None:
-        """Number `seq` is over."""
+        """Add `seq`."""
         self.above.add(seq)
         while self.floor in self.above:
             self.above.remove(self.floor)
             self.floor += 1
 
     def contains(self, seq: int) -> bool:
-        """Whether `seq` is over."""
+        """Return whether `seq` has been retired."""
         return seq < self.floor or seq in self.above
 
 
 class Freed:
-    """The contexts that are over, in 8 bytes each: a late frame of one must not begin it again.
+    """The contexts that have been freed, in 8 bytes each: a late frame must not create one again.
 
-    None is removed, since a context is never used twice (`envelope.derive_context`).  Sorted, so that a
-    look takes a few comparisons; only frames of a context without any state look.
+    Contexts are never removed, since none is used twice (`envelope.derive_context`).  The array is
+    sorted, so a look-up takes a few comparisons; only frames of contexts without state need one.
     """
 
     __slots__ = ("_contexts",)
@@ -196,12 +245,12 @@ class Freed:
         self._contexts = array("Q")
 
     def add(self, context: int) -> None:
-        """`context` is over."""
+        """Add `context`."""
         insort(self._contexts, context)
 
     def __contains__(self, context: int) -> bool:
-        place = bisect_left(self._contexts, context)
-        return place < len(self._contexts) and self._contexts[place] == context
+        index = bisect_left(self._contexts, context)
+        return index < len(self._contexts) and self._contexts[index] == context
 
     def __len__(self) -> int:
         return len(self._contexts)

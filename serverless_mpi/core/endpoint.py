@@ -1,7 +1,23 @@
-"""One rank's end of all its communicators, without IO: bytes and the time in, frames and completions out.
+"""The protocol state of one rank, without IO: bytes in, frames and completions out.
 
-Composes wire, delivery and matching.  It never blocks, and nothing in it is
-thread-safe: `runtime.py` holds the lock, the clock and the channel.
+`Endpoint` composes wire, delivery and matching. It never blocks, reads no clock (times are
+arguments) and is not thread-safe: `runtime/` has the lock, the clock and the channel.
+
+A point-to-point frame passes `_arrive` (its message, in order; matching at the first frame) and
+`_store` (its body), and `_finish` completes the receive when both a receive and the whole body are
+there, in either order.  A frame of a collective's step passes `_step`: it has a name of its own, so
+it needs neither order nor matching.
+
+Invariants:
+
+- `held_bytes` is the memory of messages and steps that no receive has asked for; every path on
+  which a receive takes one, or a context is dropped, subtracts what `_hold` has added.
+- `_unsettled` contains exactly the streams with an incomplete or waiting message; `check` and
+  `wanted` look only there.
+- The state of a context lives from its first frame or call until `free`, and then until no
+  operation waits for frames of it.
+
+If you add a reason to wait, also add it to `awaits`, `wanted`, `awaited` and `_awaits_of`.
 """
 
 from __future__ import annotations
@@ -31,9 +47,8 @@ from serverless_mpi.core.wire import (
 )
 from serverless_mpi.errors import ERR_COMM, ERR_NO_MEM, ChannelError, MPIException, WireError
 
-GAP_TIMEOUT_S = (
-    120.0  # a channel loses nothing; what is missing after two minutes without a frame never comes
-)
+# a channel does not lose frames: one that is missing so long after the last one never arrives
+GAP_TIMEOUT_S = 120.0
 _NOTHING = memoryview(b"")
 
 Pattern = tuple[int, int, int]
@@ -41,11 +56,26 @@ StepName = tuple[int, int, int, int]  # context, source, seq, slot
 
 
 class Receive:
-    """A receive, point-to-point or of a collective's step, and what it got.
+    """A receive, of a point-to-point message or of a collective's step, and its result.
 
-    done: the body is complete; data: the whole payload, writable; envelope: of
-    the message; landed: the payload is in `into`; dest: under which name the
-    frames of a step come (MANY, EACH).
+    Attributes
+    ----------
+    pattern : tuple
+        (context, source, tag), or (context, source, slot) of a step.
+    into : memoryview or None
+        The caller's buffer, borrowed until `done`; used if the payload fits.
+    dest : int
+        Of the names of a step's frames: SHARED or SCATTERED.
+    envelope : Envelope or None
+        Of the message, once it has been matched; None for a step.
+    data : memoryview or None
+        The whole payload, writable, once `done`.
+    done : bool
+        Whether the payload is complete.
+    landed : bool
+        Whether the payload is in `into`.
+    on_done : callable or None
+        Called once, when the receive is done after it was posted.
     """
 
     __slots__ = ("pattern", "into", "dest", "envelope", "data", "done", "landed", "on_done")
@@ -64,7 +94,7 @@ class Receive:
 
 
 class ReceiveSlot:
-    """A frame whose header is here and whose body is still to come, and the memory for it."""
+    """A frame whose body the channel reads into `memory`; see `Endpoint.landed`."""
 
     __slots__ = ("memory", "_frame", "_message", "_stream")
 
@@ -78,7 +108,7 @@ class ReceiveSlot:
 
 
 class _Context:
-    """What one context has of state: numbers of messages sent, streams that come, collectives."""
+    """The state of one context: sequence numbers, streams of incoming messages, collectives."""
 
     __slots__ = ("sent", "streams", "completed", "steps")
 
@@ -86,11 +116,11 @@ class _Context:
         self.sent: dict[int, int] = {}  # dest -> next sequence number
         self.streams: dict[int, ReorderBuffer] = {}  # by source
         self.completed = CompletedSet()
-        # collective that is not over -> (source, slot) of a step -> its body, or None once it was received
+        # collective in progress -> (source, slot) of a step -> its body, None once it was received
         self.steps: dict[int, dict[tuple[int, int], Assembly | None]] = {}
 
     def step(self, source: int, seq: int, slot: int) -> Assembly | None:
-        """The body of a step, as far as it is here; None if nothing is, or it was received."""
+        """Return what has arrived of a step; None if nothing has, or it was received already."""
         steps = self.steps.get(seq)
         return None if steps is None else steps.get((source, slot))
 
@@ -98,10 +128,38 @@ class _Context:
 class Endpoint:
     """The protocol state of one rank.
 
-    rank: world rank; job: 8 bytes; key: 32 bytes; max_frame_bytes: the
-    channel's; max_held_bytes: how many bytes that no receive has asked for may
-    be kept before the rank fails with ERR_NO_MEM; guarded: nobody else can
-    reach the channel's bytes.
+    Parameters
+    ----------
+    rank
+        World rank.
+    job
+        8 bytes that name the job.
+    key
+        32 bytes, the job's key.
+    max_frame_bytes
+        Of the channel, header included.
+    max_held_bytes
+        How many bytes of unexpected messages may be held before the rank fails with ERR_NO_MEM.
+    guarded
+        Whether the channel is a trusted transport, so that tags need not cover bodies.
+
+    Attributes
+    ----------
+    held_bytes : int
+        Memory of messages that no receive has asked for.
+    dropped : int
+        Frames that failed authentication, belong to another job or contradict other frames.
+    duplicates : int
+        Frames that had been received before.
+    outbox : list of OutgoingFrame
+        Acknowledgements to be put; the caller clears it.
+
+    Notes
+    -----
+    An observer may set `on_send(kind, context, tag or slot, seq, dests)`, called before a message
+    is cut into frames, `on_match(envelope, seq)`, called before a receive takes a message, and
+    `on_step((context, source, seq, slot))`, called when a step of a collective has been received.
+    They run under the caller's lock and must not call the endpoint.
     """
 
     def __init__(
@@ -121,23 +179,24 @@ class Endpoint:
         self._max_body = max_frame_bytes - HEADER_BYTES
         self._max_held = max_held_bytes
         self.held_bytes = 0
-        self.dropped = (
-            0  # frames that failed authentication, were of another job or contradict others
-        )
+        self.dropped = 0
         self.duplicates = 0
         self._contexts: dict[int, _Context] = {}
-        self._closing: set[int] = set()  # freed, but an operation still waits for frames of theirs
+        self._closing: set[int] = set()  # freed, but an operation still waits for their frames
         self._freed = Freed()
-        self._unsettled: dict[
-            tuple[int, int], ReorderBuffer
-        ] = {}  # (context, source): miss something
+        # by (context, source): streams with an incomplete or waiting message
+        self._unsettled: dict[tuple[int, int], ReorderBuffer] = {}
         self._matcher: Matcher[Incoming, Receive] = Matcher()
         self._unacked: dict[tuple[int, int, int], Callable[[], None]] = {}  # (context, dest, seq)
         self._expected: dict[StepName, Receive] = {}
-        self.watched: list[Pattern] = []  # what probes ask for
-        self.outbox: list[OutgoingFrame] = []  # acknowledgements to be put
+        self.watched: list[Pattern] = []  # patterns of waiting probes
+        # hooks of an observer; None costs one attribute test per message
+        self.on_send: Callable[[int, int, int, int, tuple[int, ...]], None] | None = None
+        self.on_match: Callable[[Envelope, int], None] | None = None
+        self.on_step: Callable[[StepName], None] | None = None
+        self.outbox: list[OutgoingFrame] = []
 
-    # --- sending -------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
     def send(
         self,
@@ -148,9 +207,23 @@ class Endpoint:
         on_matched: Callable[[], None] | None = None,
         now: float = 0.0,
     ) -> list[OutgoingFrame]:
-        """The frames of a point-to-point message; none for a message to oneself, which is delivered here.
+        """Return the frames of a point-to-point message.
 
-        on_matched is called when a receive has taken it (a synchronous send).
+        Parameters
+        ----------
+        context, dest, tag
+            Of the message; `dest` is a world rank.
+        data
+            C-contiguous byte views; borrowed by the frames, not copied.
+        on_matched
+            Called when a receive has matched the message; makes it a synchronous send.
+        now
+            Seconds of a monotonic clock.
+
+        Returns
+        -------
+        list of OutgoingFrame
+            Empty for a message to this rank, which is copied and delivered at once.
 
         Raises
         ------
@@ -188,26 +261,40 @@ class Endpoint:
     def publish(
         self, context: int, seq: int, slot: int, dests: Sequence[int], data: Sequence[memoryview]
     ) -> list[OutgoingFrame]:
-        """The frames of one step of a collective, the same for every rank in `dests` (world ranks, not oneself)."""
+        """Return the frames of a step that every rank in `dests` reads.
+
+        `dests` are world ranks without this one; `data` is borrowed by the frames.
+        """
         return self._cut(Kind.STEP, 0, context, SHARED, slot, seq, data, tuple(dests))
 
-    def deal(
+    def scatter(
         self, context: int, seq: int, slot: int, blobs: Sequence[tuple[int, Sequence[memoryview]]]
     ) -> list[OutgoingFrame]:
-        """The frames of one step of a collective, for each (world rank, data) its own; the k-th frames of all in one parcel."""
-        cut = [
+        """Return the frames of a step of which each reader gets its own data.
+
+        Parameters
+        ----------
+        context, seq, slot
+            Of the step.
+        blobs
+            (world rank, data) for each reader, without this rank; borrowed by the frames.
+
+        Returns
+        -------
+        list of OutgoingFrame
+            Scattered frames; number k has piece k of the data of every reader that has so many.
+        """
+        frames_per_reader = [
             self._cut(Kind.STEP, 0, context, dest, slot, seq, data, (dest,)) for dest, data in blobs
         ]
-        parcels = []
-        for chunk in range(max(len(frames) for frames in cut)):
-            own = [frames[chunk] for frames in cut if chunk < len(frames)]
+        scattered = []
+        for chunk in range(max(len(frames) for frames in frames_per_reader)):
+            pieces = [frames[chunk] for frames in frames_per_reader if chunk < len(frames)]
+            dests = tuple(frame.dests[0] for frame in pieces)
             name = FrameName(Kind.STEP, context, self.rank, SCATTERED, seq, slot, chunk)
-            parcels.append(
-                OutgoingFrame(
-                    tuple(one.dests[0] for one in own), name, (), tuple(one.parts for one in own)
-                )
-            )
-        return parcels
+            bodies = tuple(frame.parts for frame in pieces)
+            scattered.append(OutgoingFrame(dests, name, (), bodies))
+        return scattered
 
     def _cut(
         self,
@@ -220,6 +307,9 @@ class Endpoint:
         data: Sequence[memoryview],
         dests: tuple[int, ...],
     ) -> list[OutgoingFrame]:
+        """Cut a message or step into authenticated frames."""
+        if self.on_send is not None:
+            self.on_send(kind, context, tag, seq, dests)
         total = 0
         for part in data:
             total += part.nbytes
@@ -245,7 +335,7 @@ class Endpoint:
             )
             return [OutgoingFrame(dests, name, parts)]
         chunks = -(-total // most)
-        parcels = []
+        frames = []
         for chunk, body in enumerate(cut(data, most)):
             offset = chunk * most
             name = FrameName(kind, context, source, dest, seq, tag, chunk)
@@ -266,13 +356,21 @@ class Endpoint:
                 self._job,
                 self._key,
             )
-            parcels.append(OutgoingFrame(dests, name, parts))
-        return parcels
+            frames.append(OutgoingFrame(dests, name, parts))
+        return frames
 
-    # --- receiving -----------------------------------------------------------
+    # --- receiving --------------------------------------------------------------------------------
 
     def post(self, context: int, source: int, tag: int, into: memoryview | None = None) -> Receive:
-        """Post a receive for (context, source, tag); it may be done at once."""
+        """Post a receive; it may be done at once.
+
+        Parameters
+        ----------
+        context, source, tag
+            `source` is a world rank or ANY_SOURCE, `tag` a tag or ANY_TAG.
+        into
+            Writable memory, borrowed until the receive is done; used if the payload fits.
+        """
         receive = Receive((context, source, tag), into)
         message = self._matcher.post(receive)
         if message is not None:
@@ -280,23 +378,23 @@ class Endpoint:
         return receive
 
     def cancel(self, receive: Receive) -> bool:
-        """Withdraw a posted receive; False if it has been matched."""
+        """Withdraw a posted receive; return False if it has been matched."""
         cancelled = self._matcher.cancel(receive)
         if self._closing:
             self._close_settled(receive.pattern[0])
         return cancelled
 
     def probe(self, context: int, source: int, tag: int) -> Envelope | None:
-        """The envelope of the message a receive would get now."""
+        """Return the envelope of the message that a receive would get now, or None."""
         message = self._matcher.probe((context, source, tag))
         return None if message is None else message.envelope
 
     def mprobe(self, context: int, source: int, tag: int) -> Incoming | None:
-        """Take the message a receive would get now, for `post_matched` alone."""
+        """Take the message that a receive would get now, for `post_matched`; or None."""
         return self._matcher.take((context, source, tag))
 
     def post_matched(self, message: Incoming, into: memoryview | None = None) -> Receive:
-        """Receive the message that `mprobe` took."""
+        """Receive a message that `mprobe` took; `into` as for `post`."""
         envelope = message.envelope
         receive = Receive((envelope.context, envelope.source, envelope.tag), into)
         self._match(message, receive)
@@ -305,7 +403,15 @@ class Endpoint:
     def expect(
         self, context: int, source: int, seq: int, slot: int, scattered: bool = False
     ) -> Receive:
-        """Receive one step of a collective; it may be done at once."""
+        """Receive one step of a collective; it may be done at once.
+
+        Parameters
+        ----------
+        context, source, seq, slot
+            Name of the step; `source` is a world rank.
+        scattered
+            Whether each reader gets its own data (`scatter`), not all of them the same (`publish`).
+        """
         receive = Receive((context, source, slot), dest=SCATTERED if scattered else SHARED)
         state = self._contexts.get(context)
         assembly = None if state is None else state.step(source, seq, slot)
@@ -320,9 +426,9 @@ class Endpoint:
         return receive
 
     def retire(self, context: int, seq: int) -> None:
-        """Collective number `seq` of a context is over, or has failed.
+        """End collective number `seq` of a context, whether it has completed or failed.
 
-        Steps of it that nobody took are dropped, and what still comes of it is a duplicate.
+        Steps that were not received are dropped, and any further frame of it is a duplicate.
         """
         state = self._contexts.get(context) or self._begin(context)
         if state is None:
@@ -334,27 +440,27 @@ class Endpoint:
         if self._closing:
             self._close_settled(context)
 
-    # --- contexts ------------------------------------------------------------
+    # --- contexts ---------------------------------------------------------------------------------
 
     def free(self, context: int) -> None:
-        """Nobody on this rank can begin anything on `context` any more; what is under way ends as usual.
+        """Free a context, on which no further call will be made; operations in progress complete.
 
-        Its state goes once no operation waits for frames of it: messages that nobody received are dropped, and so is
-        all that still comes.  The predefined contexts stay.
+        Its state is dropped when no operation waits for frames of it any more. Messages that were
+        not received are dropped then, and so are further frames.  The predefined contexts stay.
         """
         if context > CONTEXT_SELF and context not in self._freed:
             self._closing.add(context)
             self._close_settled(context)
 
     def _begin(self, context: int) -> _Context | None:
-        """The state of a context that has none yet; None for one that was freed."""
+        """Create and return the state of a context that has none; None if it has been freed."""
         if context in self._freed:
             return None
         state = self._contexts[context] = _Context()
         return state
 
     def _close_settled(self, context: int) -> None:
-        """Drop the state of a context that is being freed, unless an operation still waits for its frames."""
+        """Drop the state of a context that was freed, unless an operation waits for its frames."""
         if context not in self._closing or self._awaits_of(context):
             return
         state = self._contexts.get(context)
@@ -371,10 +477,12 @@ class Endpoint:
             if any(stream.open for stream in streams.values()):
                 return  # a receive or a matched probe took a message whose body is still to come
             for source, stream in streams.items():
-                self.held_bytes -= sum(one.assembly.held for one in stream.waiting.values())
+                self.held_bytes -= sum(message.assembly.held for message in stream.waiting.values())
                 self._unsettled.pop((context, source), None)
             for steps in state.steps.values():
-                self.held_bytes -= sum(one.held for one in steps.values() if one is not None)
+                self.held_bytes -= sum(
+                    assembly.held for assembly in steps.values() if assembly is not None
+                )
             del self._contexts[context]
         self._closing.remove(context)
         self._freed.add(context)
@@ -387,12 +495,19 @@ class Endpoint:
             or any(name[0] == context for name in self._expected)
         )
 
-    # --- frames --------------------------------------------------------------
+    # --- frames -----------------------------------------------------------------------------------
 
     def receive(self, data: memoryview, now: float, leaves: Sequence[bytes] = ()) -> None:
-        """Take bytes from the channel.  What is not a frame of this job is counted and dropped.
+        """Process the bytes of one frame; count and drop bytes that are not a frame of this job.
 
-        leaves: see `wire.decode`.
+        Parameters
+        ----------
+        data
+            Kept as the body of a message if it is writable; the channel must not reuse it.
+        now
+            Seconds of a monotonic clock.
+        leaves
+            As for `wire.decode`.
         """
         try:
             frame = decode(data, self._job, self._key, self._guarded, leaves)
@@ -411,10 +526,22 @@ class Endpoint:
             self._close_settled(frame.context)
 
     def land(self, head: memoryview, nbytes: int, now: float) -> ReceiveSlot | None:
-        """Memory for the body of the frame that begins with `head` (84 bytes), of a guarded channel.
+        """Return memory into which a trusted transport reads the body of a frame.
 
-        The receiver's own, if a receive is posted already.  The caller fills it and hands it to `landed`.  None: for this
-        one there is no such memory; the whole frame goes to `receive`.  nbytes: of the body.
+        Parameters
+        ----------
+        head
+            The first 84 bytes of the frame.
+        nbytes
+            Length of the body in bytes.
+        now
+            Seconds of a monotonic clock.
+
+        Returns
+        -------
+        ReceiveSlot or None
+            The memory is the receiver's own if a receive has matched the message. The caller fills
+            it and calls `landed`.  None: read the whole frame and give it to `receive`.
         """
         try:
             frame = decode_head(head, nbytes, self._job, self._key)
@@ -438,12 +565,13 @@ class Endpoint:
         return ReceiveSlot(assembly.reserve(frame.offset, nbytes, into), frame, message, stream)
 
     def landed(self, landing: ReceiveSlot) -> None:
-        """The body is in `landing.memory`."""
+        """Process a frame whose body has been read into `landing.memory`."""
         self._store(landing._frame, landing.memory, landing._message, landing._stream, True)
         if self._closing:
             self._close_settled(landing._frame.context)
 
     def _point(self, frame: Frame, now: float) -> None:
+        """Process a whole frame of a point-to-point message."""
         arrived = self._arrive(frame, now)
         if arrived is None:
             self.duplicates += 1
@@ -452,7 +580,10 @@ class Endpoint:
             self._store(frame, frame.body, message, stream, False)
 
     def _arrive(self, frame: Frame, now: float) -> tuple[ReorderBuffer, Incoming] | None:
-        """The message of a frame (None: it is over), after matching whatever this frame is the first of."""
+        """Return the stream and the message of a frame, None for a duplicate.
+
+        Messages that the frame releases are matched with posted receives.
+        """
         context, source = frame.context, frame.source
         state = self._contexts.get(context) or self._begin(context)
         if state is None:
@@ -470,10 +601,16 @@ class Endpoint:
         return None if message is None else (stream, message)
 
     def _store(
-        self, frame: Frame, body: memoryview, message: Incoming, stream: ReorderBuffer, there: bool
+        self,
+        frame: Frame,
+        body: memoryview,
+        message: Incoming,
+        stream: ReorderBuffer,
+        in_place: bool,
     ) -> None:
+        """Add the body of a frame to its message; the last one completes the receive."""
         assembly = message.assembly
-        # the first frame of a message of one frame agrees with itself: not to ask saves 2 %
+        # a message of one frame needs no check at its first frame, which saves 2 % of a receive
         if (assembly.chunks > 1 or assembly.body is not None) and not assembly.agrees(
             frame, body.nbytes
         ):
@@ -481,7 +618,7 @@ class Endpoint:
             return
         if message.receive is None and assembly.body is None:
             self._hold(frame.total, frame.source)
-        if not assembly.add(frame.chunk, frame.offset, body, there):
+        if not assembly.add(frame.chunk, frame.offset, body, in_place):
             self.duplicates += 1
             return
         if assembly.complete:
@@ -492,6 +629,9 @@ class Endpoint:
             self._finish(message)
 
     def _match(self, message: Incoming, receive: Receive) -> None:
+        """Give a message to a receive, and acknowledge it if it is synchronous."""
+        if self.on_match is not None:
+            self.on_match(message.envelope, message.seq)
         message.receive = receive
         receive.envelope = envelope = message.envelope
         self.held_bytes -= message.assembly.held
@@ -502,6 +642,7 @@ class Endpoint:
         self._finish(message)
 
     def _finish(self, message: Incoming) -> None:
+        """Complete the receive of a message, if it has been matched and its body is complete."""
         receive = message.receive
         if not isinstance(receive, Receive) or not message.assembly.complete:
             return
@@ -516,16 +657,16 @@ class Endpoint:
         self._complete(receive, body)
 
     def _complete(self, receive: Receive, body: memoryview) -> None:
+        """End a receive with its payload, and call `on_done`."""
         receive.data = body
         receive.done = True
-        on_done, receive.on_done = (
-            receive.on_done,
-            None,
-        )  # dropped, so that no cycle keeps the payload
+        # dropped, so that no reference cycle keeps the payload alive
+        on_done, receive.on_done = receive.on_done, None
         if on_done is not None:
             on_done(receive)
 
     def _acknowledge(self, message: Incoming) -> None:
+        """Queue the acknowledgement that a synchronous send waits for."""
         context, source = message.envelope.context, message.envelope.source
         if source == self.rank:
             self._ack(context, source, message.seq)
@@ -533,6 +674,7 @@ class Endpoint:
             self.outbox += self._cut(Kind.ACK, 0, context, source, 0, message.seq, (), (source,))
 
     def _ack(self, context: int, source: int, seq: int) -> None:
+        """Process the acknowledgement of message `seq` to rank `source`."""
         on_matched = self._unacked.pop((context, source, seq), None)
         if on_matched is None:
             self.duplicates += 1
@@ -540,6 +682,7 @@ class Endpoint:
             on_matched()
 
     def _step(self, frame: Frame) -> None:
+        """Process a frame of a collective's step, which may precede this rank's call."""
         context, source, seq, slot = frame.context, frame.source, frame.seq, frame.tag
         state = self._contexts.get(context) or self._begin(context)
         if state is None or state.completed.contains(seq):
@@ -576,25 +719,28 @@ class Endpoint:
             steps[step] = assembly
 
     def _step_is_over(self, name: StepName) -> None:
-        """A step is received; until its collective is over this tells its late duplicates from another step."""
+        """Mark a step as received, so that late duplicates of it are recognized."""
+        if self.on_step is not None:
+            self.on_step(name)
         context, source, seq, slot = name
         self._contexts[context].steps[seq][source, slot] = None
 
     def _hold(self, nbytes: int, source: int) -> None:
-        """Count memory that is about to be taken for a message that no receive has asked for."""
+        """Count memory that is about to be used for a message that no receive has asked for."""
         held = self.held_bytes + nbytes
         if held > self._max_held:
             raise MPIException(
                 ERR_NO_MEM,
-                f"rank {self.rank} would hold {held} bytes of messages that it has not asked for, the last from rank "
-                f"{source}; receive them, or raise SMPI_MAX_HELD_BYTES (now {self._max_held})",
+                f"rank {self.rank} would hold {held} bytes of messages that it has not asked for, "
+                f"the last from rank {source}; receive them, or raise SMPI_MAX_HELD_BYTES "
+                f"(now {self._max_held})",
             )
         self.held_bytes = held
 
-    # --- what is awaited -----------------------------------------------------
+    # --- what is awaited --------------------------------------------------------------------------
 
     def awaits(self) -> bool:
-        """Whether `wanted` names anything."""
+        """Return whether any frame is awaited, that is, whether `wanted` is not empty."""
         return bool(
             self._matcher.waiting
             or self.watched
@@ -604,7 +750,7 @@ class Endpoint:
         )
 
     def wanted(self) -> list[ExpectedFrame]:
-        """The frames that receives, probes and synchronous sends wait for."""
+        """Return the next frames that receives, probes and synchronous sends wait for."""
         names: dict[ExpectedFrame, None] = {}
         for context, source, tag in (*self._matcher.posted(), *self.watched):
             seq = 0
@@ -631,30 +777,39 @@ class Endpoint:
         return list(names)
 
     def awaited(self) -> list[tuple[str, int, int, int | None]]:
-        """The same for people: (what, context, world rank or ANY_SOURCE, tag or None)."""
-        found: list[tuple[str, int, int, int | None]] = []
+        """Return what is awaited, for reports: (what, context, world rank or any, tag or None)."""
+        awaited: list[tuple[str, int, int, int | None]] = []
         for context, source, tag in [*self._matcher.posted(), *self.watched]:
-            found.append(("a message from", context, source, tag))
+            awaited.append(("a message from", context, source, tag))
         for context, source in self._unsettled:
-            found.append(("the rest of a message from", context, source, None))
+            awaited.append(("the rest of a message from", context, source, None))
         for context, dest, _ in self._unacked:
-            found.append(("a receive by", context, dest, None))
+            awaited.append(("a receive by", context, dest, None))
         for context, source, _, _ in self._expected:
-            found.append(("the collective call of", context, source, None))
-        return list(dict.fromkeys(found))
+            awaited.append(("the collective call of", context, source, None))
+        return list(dict.fromkeys(awaited))
 
     def next_deadline(self) -> float | None:
-        """When `check` would find a message given up, if nothing comes until then."""
+        """Return when `check` would raise if no further frame arrived; None: never."""
         times = [stream.progress_at for stream in self._unsettled.values()]
         return min(times) + GAP_TIMEOUT_S if times else None
 
     def check(self, now: float) -> None:
-        """Raise ChannelError if the channel has lost a message."""
+        """Raise if the channel has lost a frame.
+
+        Raises
+        ------
+        ChannelError
+            Part of a stream has been missing for `GAP_TIMEOUT_S` without any further frame of it.
+        """
         for (_, source), stream in self._unsettled.items():
             if now - stream.progress_at >= GAP_TIMEOUT_S:
                 raise ChannelError(
-                    f"rank {self.rank}: message {stream.next_seq} from rank {source}, or part of it, has not come "
-                    f"{GAP_TIMEOUT_S:.0f} s after later ones; the channel lost it or rank {source} stopped while sending"
+                    f"rank {self.rank}: message {stream.next_seq} from rank {source}, or part of "
+                    "it, has "
+                    f"not arrived {GAP_TIMEOUT_S:.0f} s after later ones; the channel lost it or "
+                    "rank "
+                    f"{source} stopped while sending"
                 )
 
 

@@ -1,6 +1,12 @@
-"""Envelopes: who sent what to whom, and the ONE predicate that matches them.
+"""Envelopes, and the predicate that matches them with receives.
 
-Source: MPI 4.1, sections 3.2.3 (envelope), 3.2.4 (wildcards) and 7.2 (contexts).
+`matches` is the definition.  `patterns` lists the four receives for which it is true, so that
+`core/matching.py` can look a message up in constant time. If you change one, change the other: a
+test compares them.
+
+References
+----------
+MPI 4.1, sections 3.2.3 (envelope), 3.2.4 (wildcards) and 7.2 (contexts).
 """
 
 from __future__ import annotations
@@ -21,10 +27,18 @@ CONTEXT_SELF = 2
 
 
 class Envelope(NamedTuple):
-    """What a receiver can know of a message before it takes it.
+    """What is known of a message before its payload is received.
 
-    context: the communicator's 64-bit number; source: world rank; tag: the
-    sender's; nbytes: length of the whole payload in bytes.
+    Attributes
+    ----------
+    context : int
+        The communicator's 64-bit number.
+    source : int
+        World rank of the sender.
+    tag : int
+        The sender's tag.
+    nbytes : int
+        Length of the whole payload in bytes.
     """
 
     context: int
@@ -34,7 +48,7 @@ class Envelope(NamedTuple):
 
 
 def matches(context: int, source: int, tag: int, envelope: Envelope) -> bool:
-    """Whether a receive for (context, source, tag), wildcards allowed, takes `envelope`."""
+    """Return whether a receive for (context, source, tag), with wildcards, matches `envelope`."""
     return (
         context == envelope.context
         and source in (ANY_SOURCE, envelope.source)
@@ -43,7 +57,7 @@ def matches(context: int, source: int, tag: int, envelope: Envelope) -> bool:
 
 
 def patterns(envelope: Envelope) -> tuple[tuple[int, int, int], ...]:
-    """The four (context, source, tag) receives that `matches` accepts for `envelope`."""
+    """Return the four receives (context, source, tag) that match `envelope`."""
     context, source, tag, _ = envelope
     return (
         (context, source, tag),
@@ -54,11 +68,21 @@ def patterns(envelope: Envelope) -> tuple[tuple[int, int, int], ...]:
 
 
 def derive_context(parent: int, *parts: object) -> int:
-    """A child communicator's context, which all members compute without talking.
+    """Return a new communicator's context, which every member computes without communication.
 
-    `parts` are facts that all members share (a counter, a colour, a group).
-    64 bits of BLAKE2b: two of a job's communicators collide with probability
-    below 1e-9 up to 190,000 communicators.
+    Parameters
+    ----------
+    parent
+        Context of the communicator that it is derived from.
+    parts
+        Facts that all members share, and that differ between the communicators derived from
+        `parent`: a counter, a colour, a group.
+
+    Returns
+    -------
+    int
+        64 bits of BLAKE2b, never one of the predefined contexts.  Two of a job's 190,000
+        communicators have the same one with a probability below 1e-9.
     """
     digest = hashlib.blake2b(repr((parent, *parts)).encode(), digest_size=8).digest()
     context = int.from_bytes(digest, "little")

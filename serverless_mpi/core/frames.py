@@ -1,4 +1,9 @@
-"""Frames as the core hands them to a channel: their names, their bytes, and what receivers wait for."""
+"""Frames between the core and a channel: their names, their bytes, and which of them are awaited.
+
+A sender gives a channel `OutgoingFrame`s. A receiver gives it `ExpectedFrame`s, from which a
+channel without delivery of its own (`object`) derives where to look. Both sides derive the same
+`FrameName` independently, so no message is needed to agree on one.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,28 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 SHARED = -1  # FrameName.dest of a frame that any number of ranks may read
-SCATTERED = -2  # and of frames that lie side by side under one name, one for each reader
+SCATTERED = -2  # FrameName.dest of frames stored next to each other under one name, one per reader
 
 
 class FrameName(NamedTuple):
-    """The name of one frame, the same for the sender and for a receiver that awaits it.
+    """The name of one frame, which its sender and its receivers derive independently.
 
-    kind: a `core.wire.Kind`; dest: world rank, MANY or EACH; seq: position in its
-    stream; tag: the message's tag, or the slot of a collective; chunk: piece.
+    Attributes
+    ----------
+    kind : int
+        A `core.wire.Kind`.
+    context : int
+        Of the communicator.
+    source : int
+        World rank.
+    dest : int
+        World rank, SHARED or SCATTERED.
+    seq : int
+        Number of the message in its stream, or of the collective on its communicator.
+    tag : int
+        The message's tag, or the slot of a collective's step.
+    chunk : int
+        Number of the piece of the message.
     """
 
     kind: int
@@ -25,22 +44,32 @@ class FrameName(NamedTuple):
     chunk: int
 
     def key(self) -> str:
-        """A suffix for object keys.
+        """Return the suffix of an object's key.
 
-        Frames to one rank sort below that rank's own prefix, then by context, source, sequence.
-        The tag of an ordered frame is not in its key: a receiver awaits the next one whatever its tag.
+        Frames to one rank share that rank's prefix, and sort by context, source and sequence
+        number. The tag of a point-to-point frame is not part of it: a receiver awaits the next
+        message of a source, whatever its tag is.
         """
+        stream = f"{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}"
         if self.dest < 0:
-            return f"m/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.tag:06d}.{self.chunk:06d}"
-        return f"r/{self.dest:06d}/{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}.{self.chunk:06d}"
+            return f"m/{stream}.{self.tag:06d}.{self.chunk:06d}"
+        return f"r/{self.dest:06d}/{stream}.{self.chunk:06d}"
 
 
 class OutgoingFrame(NamedTuple):
-    """One frame on its way to any subset of the ranks, or, dealt, a frame of his own for each of them.
+    """One frame for all of its readers, or, scattered, one frame for each of them.
 
-    parts: C-contiguous byte views which together are the frame; they stay
-    valid and unchanged until `put` returns.  own: where dealt, such parts for
-    each of `dests`; `parts` is empty then, and name.dest is EACH.
+    Attributes
+    ----------
+    dests : tuple of int
+        World ranks of the readers.
+    name : FrameName
+        `name.dest` is SCATTERED if there is a frame for each reader.
+    parts : tuple of memoryview
+        C-contiguous byte views that together are the frame; empty if scattered. They stay valid and
+        unchanged until `Channel.put` returns.
+    bodies : tuple of tuple of memoryview
+        If scattered, the parts of each reader's frame, in the order of `dests`.
     """
 
     dests: tuple[int, ...]
@@ -50,18 +79,17 @@ class OutgoingFrame(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Length of the frame, or frames, in bytes."""
+        """Total length of the frame, or of the frames, in bytes."""
         nbytes = 0
         for part in self.parts:
             nbytes += part.nbytes
-        return (
-            nbytes
-            if not self.bodies
-            else nbytes + sum(part.nbytes for parts in self.bodies for part in parts)
-        )
+        for parts in self.bodies:
+            for part in parts:
+                nbytes += part.nbytes
+        return nbytes
 
     def split_per_reader(self) -> list[OutgoingFrame]:
-        """A dealt parcel as one for each reader, for media that have no ranges; any other as it is."""
+        """Return a frame per reader, for channels without ranged reads; [self] if not scattered."""
         if not self.bodies:
             return [self]
         return [
@@ -71,24 +99,21 @@ class OutgoingFrame(NamedTuple):
 
     @property
     def constant(self) -> bool:
-        """Whether nobody can change its bytes: all of them are those of `bytes` objects."""
+        """Whether its bytes cannot change, since all of them belong to `bytes` objects."""
         return all(
             type(part.obj) is bytes for parts in (self.parts, *self.bodies) for part in parts
         )
 
     def copied(self) -> OutgoingFrame:
-        """A parcel of the same frames in memory of its own."""
-        parts = (memoryview(b"".join(self.parts)),) if self.parts else ()
-        return OutgoingFrame(
-            self.dests,
-            self.name,
-            parts,
-            tuple((memoryview(b"".join(parts)),) for parts in self.bodies),
-        )
+        """Return the frame, or frames, in memory of their own; each has one part then."""
+        if not self.bodies:
+            return OutgoingFrame(self.dests, self.name, (memoryview(b"".join(self.parts)),))
+        bodies = tuple((memoryview(b"".join(parts)),) for parts in self.bodies)
+        return OutgoingFrame(self.dests, self.name, (), bodies)
 
 
 class ExpectedFrame(NamedTuple):
-    """A frame some receive waits for.  source is ANY_SOURCE where it may be anybody's."""
+    """A frame that a receive waits for: a `FrameName` whose `source` may be ANY_SOURCE."""
 
     kind: int
     context: int
@@ -99,27 +124,40 @@ class ExpectedFrame(NamedTuple):
     chunk: int
 
     def name(self) -> FrameName:
-        """The frame's name; only for a known source."""
+        """Return the frame's name; not for ANY_SOURCE."""
         return FrameName(
             self.kind, self.context, self.source, self.dest, self.seq, self.tag, self.chunk
         )
 
 
 def cut(data: Sequence[memoryview], size: int) -> list[tuple[memoryview, ...]]:
-    """`data` cut into pieces of `size` bytes, as views."""
+    """Cut `data` into pieces of `size` bytes; the last one may be shorter.
+
+    Parameters
+    ----------
+    data
+        C-contiguous byte views.
+    size
+        In bytes.
+
+    Returns
+    -------
+    list of tuple of memoryview
+        Views of `data` that together are each piece; nothing is copied.
+    """
     pieces: list[tuple[memoryview, ...]] = []
     piece: list[memoryview] = []
-    room = size
+    missing = size  # bytes that the current piece still needs
     for part in data:
         start = 0
         while start < part.nbytes:
-            take = min(room, part.nbytes - start)
+            take = min(missing, part.nbytes - start)
             piece.append(part[start : start + take])
             start += take
-            room -= take
-            if room == 0:
+            missing -= take
+            if missing == 0:
                 pieces.append(tuple(piece))
-                piece, room = [], size
+                piece, missing = [], size
     if piece:
         pieces.append(tuple(piece))
     return pieces

@@ -1,8 +1,12 @@
-"""Authentication tags made with the job's key.  Nothing else in the project makes or checks one.
+"""Authentication tags, keyed with the job's key.  No other module computes or compares one.
 
-Every use of the key has a `Purpose`, which enters BLAKE2b as its personalization.  A tag made for one
-purpose is therefore random noise for every other, whatever bytes the two cover.  To use the key for
-something new, add a purpose; never reuse one.
+Every use of the key has a `Purpose`, which enters BLAKE2b as its personalization. A tag made for
+one purpose is therefore random noise for every other purpose, whatever bytes the two cover.  To use
+the key for something new, add a purpose; never reuse one.
+
+References
+----------
+Aumasson et al., "BLAKE2: simpler, smaller, fast as MD5" (2013): keyed hashing, personalization.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ PROOF_BYTES = 32  # of a handshake
 
 
 class Purpose(enum.Enum):
-    """What a tag is for: at most 16 bytes each, all different."""
+    """What a tag authenticates.  Values are distinct and have at most 16 bytes."""
 
     FRAME_SHORT = b"smpi frame short"  # the tag covers the body itself
     FRAME_HASHED = b"smpi frame hash"  # the tag covers the body's hash
@@ -24,7 +28,7 @@ class Purpose(enum.Enum):
     REFERENCE = b"smpi reference"
     CONSOLE = b"smpi console"
     ACCEPT = b"smpi accept"  # the acceptor's proof in a handshake
-    CONNECT = b"smpi connect"  # the connector's
+    CONNECT = b"smpi connect"  # the connecting side's proof
     GOODBYE = b"smpi goodbye"  # the proper end of a connection
     READ_REPORT = b"smpi read report"  # which shared objects a rank has read
     STOP = b"smpi stop"  # the object that ends a job
@@ -32,15 +36,15 @@ class Purpose(enum.Enum):
 
 
 def start(key: bytes, purpose: Purpose, nbytes: int = TAG_BYTES) -> blake2b:
-    """A keyed hash to be fed what the tag covers; its digest is the tag."""
+    """Return a keyed hash; feed it what the tag covers, and its digest of `nbytes` is the tag."""
     return blake2b(key=key, digest_size=nbytes, person=purpose.value)
 
 
 def make(key: bytes, purpose: Purpose, covered: bytes, nbytes: int = TAG_BYTES) -> bytes:
-    """The tag of `covered`."""
+    """Return the tag of the bytes `covered`, `nbytes` long."""
     return blake2b(covered, key=key, digest_size=nbytes, person=purpose.value).digest()
 
 
 def same(tag: bytes | memoryview, expected: bytes) -> bool:
-    """Whether a tag that came is the expected one, in time that does not depend on its bytes."""
+    """Return whether a received tag is the expected one, in time independent of its bytes."""
     return hmac.compare_digest(tag, expected)

@@ -1,22 +1,24 @@
-"""Frames and bytes: version, job, envelope, chunk, authentication tag.  Nothing else reads or writes the header.
+"""The wire format: frames to bytes and back.  No other module reads or writes a header.
 
-A frame is a fixed header of 84 bytes and a body.  The header ends in a BLAKE2b
-tag of 16 bytes, keyed with the job's key, so a frame that was not made by a rank
-of this job never gets past `decode`, and nothing that came with it is unpickled.
+A frame is a header of 84 bytes and a body. The header ends in a BLAKE2b tag of 16 bytes, keyed with
+the job's key. A frame that no rank of this job has made therefore never gets past `decode`, and its
+body is never unpickled.
 
-The tag covers the rest of the header, the length of the body, and the body in
-one of three forms.  A short body enters as it is.  A long one enters as the
-SHA-256 of its leaves' SHA-256s: CPUs have instructions for that (four times the
-speed of BLAKE2b where measured), and a channel that receives several parts at
-once can digest each as it comes.  On a guarded medium, one whose bytes nobody
-else can reach, the body does not enter.  Each form is a purpose of its own
-(`core.tags`), so a tag fits one header, one length, one form and one body.  If
-you add a form, add a purpose: bytes that one form covers must never be a valid
-body in another.
+The tag covers the rest of the header, the length of the body, and the body in one of three forms:
 
-The pieces of a message are all of one length but the last, which is not longer.
-`decode` holds every frame to that, so a message whose frames agree on total,
-number and piece length (`delivery.Assembly`) has no gap and no overlap.
+- A short body enters as it is.
+- A long body enters as the SHA-256 of the SHA-256s of its leaves.  CPUs have instructions for
+  SHA-256 (measured: four times the speed of BLAKE2b), and a channel that receives several parts at
+  a time can hash each part as it arrives.
+- On a trusted transport, whose bytes no other user can reach, the body does not enter ("guarded").
+
+Each form has a purpose of its own (`core.tags`), so a tag fits exactly one header, length, form and
+body.  If you add a form, add a purpose: bytes that one form covers must never be a valid body in
+another one.  If you change the header, raise `VERSION`.
+
+The pieces of a message have one length, except that the last piece may be shorter.  `decode` checks
+that for every frame, so the pieces of a message whose frames agree on total, number and length
+(`delivery.Assembly`) neither overlap nor leave a gap.
 """
 
 from __future__ import annotations
@@ -34,21 +36,20 @@ from serverless_mpi.errors import WireError
 
 VERSION = 3
 _MAGIC = b"sM"
-#                       magic version kind flags pad job context source dest tag seq chunk chunks offset total
+# magic version kind flags pad job context source dest tag seq chunk chunks offset total
 _HEAD = struct.Struct("<2sBBBxxx8sQiiiQIIQQ")
 _HEAD_BYTES = _HEAD.size
 _LENGTH = struct.Struct("<Q")  # of the body, for the tag alone
 HEADER_BYTES = _HEAD_BYTES + TAG_BYTES
-HASHED_BYTES = (
-    16 * 1024
-)  # a body of at least this enters the tag as SHA-256; below, one hash is quicker than several
+# a body of at least this enters the tag as SHA-256; below, one hash is faster than two
+HASHED_BYTES = 16 * 1024
 LEAF_BYTES = 4 << 20
 FLAG_SYNC = 1  # the sender waits until a receive has matched (MPI 4.1, section 3.4)
 FLAG_GUARDED = 2  # the tag covers the header alone
 
 
 class Kind(enum.IntEnum):
-    """What a frame is."""
+    """What a frame is part of."""
 
     POINT = 0  # part of a point-to-point message, ordered per (context, source)
     ACK = 1  # a synchronous send, named by its sequence number, has been matched
@@ -56,7 +57,29 @@ class Kind(enum.IntEnum):
 
 
 class Frame(NamedTuple):
-    """One decoded frame.  dest is -1 where many ranks read it; offset, total: bytes of the whole message."""
+    """One decoded frame.
+
+    Attributes
+    ----------
+    kind : int
+        A `Kind`.
+    flags : int
+        FLAG_SYNC, FLAG_GUARDED.
+    context : int
+        Of the communicator, 64 bits.
+    source, dest : int
+        World ranks; `dest` is SHARED (-1) if several ranks may read the frame.
+    tag : int
+        The message's tag, or the slot of a collective's step.
+    seq : int
+        Number of the message in its stream, or of the collective on its communicator.
+    chunk, chunks : int
+        Number of this piece of the message, and of how many.
+    offset, total : int
+        Start of this piece, and length of the whole message, in bytes.
+    body : memoryview
+        The piece, a view into the received bytes.
+    """
 
     kind: int
     flags: int
@@ -74,7 +97,7 @@ class Frame(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _forms(key: bytes) -> tuple[blake2b, blake2b, blake2b]:
-    """Keyed hashes to be copied: for a short body, a hashed body, a guarded frame."""
+    """Keyed hashes to be copied, for each form of the body: as it is, hashed, left out."""
     return (
         start(key, Purpose.FRAME_SHORT),
         start(key, Purpose.FRAME_HASHED),
@@ -90,7 +113,7 @@ def _tag(
     flags: int,
     leaves: Sequence[bytes] = (),
 ) -> bytes:
-    """The tag of a frame with a body of `nbytes`; leaves: its `digests`, if they are known."""
+    """Return the tag of a frame; `leaves`: `digests` of its body, if they are known."""
     short, hashed, guarded = _forms(key)
     if flags & FLAG_GUARDED:
         digest = guarded.copy()
@@ -111,7 +134,7 @@ def _tag(
 
 
 def _pieces_agree(chunk: int, chunks: int, offset: int, nbytes: int, total: int) -> bool:
-    """Whether `nbytes` from `offset` on can be piece `chunk` of a message that was cut into several."""
+    """Whether `nbytes` from `offset` on can be piece `chunk` of a message of several pieces."""
     last = chunks - 1
     if chunk < last:
         return offset == chunk * nbytes and last * nbytes < total <= chunks * nbytes
@@ -122,14 +145,21 @@ def _pieces_agree(chunk: int, chunks: int, offset: int, nbytes: int, total: int)
 
 
 def digests(body: Sequence[memoryview]) -> list[bytes]:
-    """SHA-256 of each leaf of a body, or of a part of one that begins with a leaf."""
-    found = []
+    """Return the SHA-256 of each leaf (`LEAF_BYTES`) of a body.
+
+    Parameters
+    ----------
+    body
+        Byte views that together are the body, or a part of it that begins at a multiple of
+        `LEAF_BYTES`.
+    """
+    leaves = []
     for pieces in cut(body, LEAF_BYTES):
-        leaf = sha256()
+        digest = sha256()
         for piece in pieces:
-            leaf.update(piece)
-        found.append(leaf.digest())
-    return found
+            digest.update(piece)
+        leaves.append(digest.digest())
+    return leaves
 
 
 def encode(
@@ -149,9 +179,27 @@ def encode(
     job: bytes,
     key: bytes,
 ) -> tuple[memoryview, ...]:
-    """The bytes of a frame: its header, then the parts of `body` as they are, not copied.
+    """Return the bytes of a frame.
 
-    nbytes: of the body; job: 8 bytes; key: 32 bytes; the rest as in `Frame`.
+    The arguments are positional because this is called for every frame.
+
+    Parameters
+    ----------
+    kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total
+        As in `Frame`.
+    body
+        C-contiguous byte views that together are the body; borrowed, not copied.
+    nbytes
+        Length of the body in bytes.
+    job
+        8 bytes that name the job.
+    key
+        32 bytes, the job's key.
+
+    Returns
+    -------
+    tuple of memoryview
+        The header, then the parts of `body`.  They are valid until the body changes.
     """
     head = _HEAD.pack(
         _MAGIC,
@@ -175,29 +223,58 @@ def encode(
 def decode(
     data: memoryview, job: bytes, key: bytes, guarded: bool = False, leaves: Sequence[bytes] = ()
 ) -> Frame:
-    """The frame in `data`; its body is a view into `data`.
+    """Verify and parse a whole frame.
 
-    guarded: of the medium it came by; leaves: `digests` of the body, if the channel has found them out from this memory.
+    Parameters
+    ----------
+    data
+        The received bytes.
+    job, key
+        As for `encode`.
+    guarded
+        Whether the channel is a trusted transport, so that the tag need not cover the body.
+    leaves
+        `digests` of the body, if the channel has computed them from this memory.
+
+    Returns
+    -------
+    Frame
+        Its body is a view into `data`.
 
     Raises
     ------
     WireError
-        Too short, another version, another job, damaged, not made with this key, or contradictory.
+        The bytes are too short, of another version or job, damaged, not made with this key, or the
+        header contradicts itself.
     """
     return _decode(data, data[HEADER_BYTES:], data.nbytes - HEADER_BYTES, job, key, guarded, leaves)
 
 
 def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
-    """The frame that begins with `head` (84 bytes) and has a body of `nbytes` that is still to come by a guarded medium.
+    """Verify and parse the header of a frame whose body has not been received yet.
+
+    Parameters
+    ----------
+    head
+        The first 84 bytes, from a trusted transport.
+    nbytes
+        Length of the body in bytes.
+    job, key
+        As for `encode`.
+
+    Returns
+    -------
+    Frame
+        With an empty body.
 
     Raises
     ------
     WireError
-        As `decode`; or the tag covers the body, too.
+        As for `decode`, or the tag covers the body, so that it cannot be verified without it.
     """
     frame = _decode(head, _NOTHING, nbytes, job, key, True)
     if not frame.flags & FLAG_GUARDED:
-        raise WireError("the body is needed to see whether the tag is right")
+        raise WireError("the tag covers the body, which has not been received yet")
     return frame
 
 
@@ -213,14 +290,15 @@ def _decode(
     guarded: bool,
     leaves: Sequence[bytes] = (),
 ) -> Frame:
+    """Verify the version first, then the tag, and only then use the header."""
     if nbytes < 0:
-        raise WireError(f"{data.nbytes} bytes are shorter than a frame's header of {HEADER_BYTES}")
+        raise WireError(f"{data.nbytes} bytes are less than a frame's header of {HEADER_BYTES}")
     (
         magic,
         version,
         kind,
         flags,
-        of,
+        sender_job,
         context,
         source,
         dest,
@@ -233,10 +311,10 @@ def _decode(
     ) = _HEAD.unpack_from(data)
     if magic != _MAGIC or version != VERSION:
         raise WireError(f"not a frame of version {VERSION}")
-    if of != job:
-        raise WireError("a frame of another job")
+    if sender_job != job:
+        raise WireError("the frame belongs to another job")
     if flags & FLAG_GUARDED and not guarded:
-        raise WireError("the tag does not cover the body, and this medium is open to others")
+        raise WireError("the tag does not cover the body, but the channel is not a trusted one")
     if not same(
         data[_HEAD_BYTES:HEADER_BYTES],
         _tag(key, data[:_HEAD_BYTES], (body,), nbytes, flags, leaves),

@@ -1,0 +1,540 @@
+"""`Runtime`: what the MPI calls of `api/` use of one rank.
+
+It starts operations and returns handles (`isend`, `irecv`, `icollective`), looks for messages
+(`probe` and its variants), waits, and ends the rank.  Receiving and waiting are in `progress.py`.
+
+What happens if a signal handler raises while a call waits:
+
+- a blocking receive that no message has matched is withdrawn; one that has been matched returns its
+  message, and the exception is raised by the statement after it;
+- a probe has not taken a message;
+- a message that was to be sent has been sent: a blocking send waits for its own put, and only a
+  synchronous one, which waits for its match, is interrupted;
+- a request stays as it is and can be waited for again;
+- a collective goes on: its number is used up, later calls of this rank advance it, its buffers are
+  in use until the other ranks have completed it, and its result is lost.  The construction of a
+  communicator is not interrupted.
+
+A forked child is not the rank: every call raises, `finalize` does nothing, and the channel closes
+its descriptors without a message to the other ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from serverless_mpi import channels, plugins
+from serverless_mpi.collectives import choose
+from serverless_mpi.core.delivery import Incoming
+from serverless_mpi.core.endpoint import Endpoint, Receive
+from serverless_mpi.core.envelope import Envelope
+from serverless_mpi.deadlock import WaitReporter
+from serverless_mpi.errors import JobError, UsageError
+from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
+from serverless_mpi.metering import Meter
+from serverless_mpi.runtime import host
+from serverless_mpi.runtime.collective_driver import CollectiveDriver, Steps
+from serverless_mpi.runtime.operation import Operation, Payload, any_done
+from serverless_mpi.runtime.progress import Progress, never
+from serverless_mpi.runtime.statistics import RankStatistics
+from serverless_mpi.signals import shield
+
+if TYPE_CHECKING:
+    from serverless_mpi.trace import Recorder
+
+ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
+
+
+class Runtime(Progress):
+    """One rank of a job.  Safe to call from any number of threads.
+
+    After an error of the channel every later call raises that error: a rank that has lost its
+    connection to the others cannot go on.
+
+    Parameters
+    ----------
+    spec
+        The rank, and the job that it belongs to.
+
+    Raises
+    ------
+    UsageError
+        The job names a channel or an algorithm that does not exist, or `SMPI_MAX_HELD_BYTES` is not
+        a number of bytes.
+
+    Attributes
+    ----------
+    figures : CostParameters
+        Of the channel, by which algorithms are chosen.
+    algorithms : mapping
+        Algorithms that the user forced, by operation.
+    communicators : mapping
+        The rank's communicators, by context.
+    chosen : dict or None
+        With `--explain`: kind of a collective call -> (calls, blobs given, bytes of them).
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self.size = spec.size
+        plugins.import_algorithms(spec.plugins)
+        self.algorithms = choose.forced(spec.algorithms)
+        self.meter = Meter()
+        self._started = time.monotonic()
+        channel = channels.load(spec.channel)(spec, self.meter)
+        self.figures = channel.figures
+        endpoint = Endpoint(
+            spec.rank,
+            bytes.fromhex(spec.job_id),
+            spec.key,
+            channel.limits.max_frame_bytes,
+            _max_held_bytes(),
+            channel.limits.trusted_transport,
+        )
+        reporter = None
+        if spec.deadlock_s and spec.stats_dir is not None:
+            reporter = WaitReporter(Path(spec.stats_dir), spec.rank, spec.deadlock_s)
+        super().__init__(spec.rank, channel, endpoint, reporter)
+        self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = (
+            {} if ENV_EXPLAIN in os.environ else None
+        )
+        self._forked = False  # this process is a child, and its parent is the rank
+        host.watch_forks(self)
+        self._recorder: Recorder | None = None
+        if ENV_TRACE in os.environ:
+            from serverless_mpi import trace  # only here: without tracing it is not imported
+
+            self.record(trace.RECORDER)
+
+    def record(self, recorder: Recorder | None) -> None:
+        """Report what this rank does to `recorder`; None ends that.
+
+        The recorder gets a span per collective that begins, per `get` of the channel, per `put`
+        that runs in the background (another one is most of the call that makes it), per attempt of
+        a request to a service, and the two ends of every message.
+        """
+        with self._lock:
+            self._recorder = recorder
+            self._on_span = None if recorder is None else recorder.span
+            self._send_queue.on_span = self._on_span if self._send_queue.async_put else None
+            self.meter.on_request = None if recorder is None else recorder.request
+            endpoint = self._endpoint
+            endpoint.on_send = None if recorder is None else recorder.sent
+            endpoint.on_match = None if recorder is None else recorder.matched
+            endpoint.on_step = None if recorder is None else recorder.step
+
+    # --- point-to-point ---------------------------------------------------------------------------
+
+    def isend(
+        self,
+        context: int,
+        dest: int,
+        tag: int,
+        data: Sequence[memoryview],
+        *,
+        sync: bool = False,
+        payload: Payload = Payload.BORROWED,
+    ) -> Operation:
+        """Start sending a point-to-point message.
+
+        Parameters
+        ----------
+        context
+            Of the communicator.
+        dest
+            World rank.
+        tag
+            0 to `TAG_UB`.
+        data
+            C-contiguous byte views that together are the payload.
+        sync
+            The operation also waits until a receive has matched the message.
+        payload
+            When the caller may change the bytes of `data`.
+
+        Returns
+        -------
+        Operation
+            Done when the payload may be changed, and with `sync` the message has been matched.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: the communicator has been freed.
+        JobError, ChannelError
+            The rank has finalized MPI, or lost its channel.
+        """
+        operation = Operation()
+        with self._inside:
+            on_matched = None
+            if sync:
+                operation.hold()
+                on_matched = operation.release
+            frames = self._endpoint.send(context, dest, tag, data, on_matched, time.monotonic())
+            if self._send_queue.async_put:
+                self._send_queue.add(frames, operation, payload)
+            elif frames:
+                self._send_queue.put(frames)
+            operation.release()
+        return operation
+
+    def irecv(
+        self, context: int, source: int, tag: int, into: memoryview | None = None
+    ) -> Operation:
+        """Start receiving a point-to-point message.
+
+        Parameters
+        ----------
+        context
+            Of the communicator.
+        source
+            World rank, or ANY_SOURCE.
+        tag
+            A tag, or ANY_TAG.
+        into
+            Writable memory, borrowed until the operation is done.  A payload that fits is received
+            there, and `landed` of the operation is True then.
+        """
+        with self._inside:
+            return self._receiving(self._endpoint.post(context, source, tag, into))
+
+    def irecv_matched(self, message: Incoming, into: memoryview | None = None) -> Operation:
+        """Start receiving a message that `improbe` or `mprobe` took; `into` as for `irecv`."""
+        with self._inside:
+            return self._receiving(self._endpoint.post_matched(message, into))
+
+    def irecv_parts(
+        self,
+        context: int,
+        source: int,
+        head: Callable[[memoryview], int],
+        part: Callable[[int, memoryview], None],
+    ) -> Operation:
+        """Start receiving a message with tag 0 that states how many more follow, and those.
+
+        Parameters
+        ----------
+        context, source
+            As for `irecv`.
+        head
+            Given the payload of the message with tag 0, returns the number of further messages,
+            which have the tags 1, 2, ...
+        part
+            part(i, payload) is called for the message with tag i + 1, in any order.
+
+        Returns
+        -------
+        Operation
+            Done when every message has been received.  An exception of `head` or `part`, neither of
+            which may call the runtime, is its error.
+        """
+        operation = Operation()
+
+        def each(receive: Receive) -> None:
+            assert receive.data is not None
+            try:
+                if receive.pattern[2] > 0:
+                    part(receive.pattern[2] - 1, receive.data)
+                else:
+                    for index in range(head(receive.data)):
+                        operation.hold()
+                        take(index + 1)
+            except Exception as error:
+                operation.fail(error)
+            else:
+                operation.release()
+
+        def take(tag: int) -> None:
+            receive = self._endpoint.post(context, source, tag)
+            if receive.done:
+                each(receive)
+            else:
+                receive.on_done = each
+
+        with self._inside:
+            take(0)
+        return operation
+
+    def _receiving(self, receive: Receive) -> Operation:
+        operation = Operation()
+        operation.receive = receive
+
+        def finish(receive: Receive) -> None:
+            operation.envelope = receive.envelope
+            operation.data = receive.data
+            operation.landed = receive.landed
+            operation.release()
+
+        if receive.done:
+            finish(receive)
+        else:
+            receive.on_done = finish
+        return operation
+
+    def cancel(self, operation: Operation) -> bool:
+        """Withdraw a receive; return False if it has been matched, or is not one."""
+        with self._inside:
+            receive = operation.receive
+            if operation.done or receive is None or not self._endpoint.cancel(receive):
+                return False
+            operation.cancelled = True
+            operation.complete()
+            return True
+
+    def iprobe(self, context: int, source: int, tag: int) -> Envelope | None:
+        """Return the envelope of the message that a receive would get now, or None."""
+        envelope = self._look(
+            lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=False
+        )
+        assert envelope is None or isinstance(envelope, Envelope)
+        return envelope
+
+    def probe(self, context: int, source: int, tag: int) -> Envelope:
+        """Wait for a message, and return the envelope of the one that a receive would get."""
+        envelope = self._look(
+            lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=True
+        )
+        assert isinstance(envelope, Envelope)
+        return envelope
+
+    def improbe(self, context: int, source: int, tag: int) -> Incoming | None:
+        """Take the message that a receive would get now, for `irecv_matched`; or None."""
+        message = self._look(
+            lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False
+        )
+        assert message is None or isinstance(message, Incoming)
+        return message
+
+    def mprobe(self, context: int, source: int, tag: int) -> Incoming:
+        """Wait for a message and take it, for `irecv_matched`."""
+        message = self._look(
+            lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=True
+        )
+        assert isinstance(message, Incoming)
+        return message
+
+    def _look(self, look: Callable[[], Any], pattern: tuple[int, int, int], block: bool) -> Any:
+        """Return the first result of `look` that is not None; without `block`, None after one try.
+
+        `pattern` is watched meanwhile, so that channels that look for named frames look for it.
+        """
+        result: Any = None
+
+        def seen() -> bool:
+            nonlocal result
+            if result is None:
+                result = look()
+            return result is not None
+
+        with self._inside:
+            if not seen():
+                self._endpoint.watched.append(pattern)
+                try:
+                    if block:
+                        self._wait(seen, None)
+                    else:
+                        self._pump(0.0, seen)
+                        seen()
+                finally:
+                    self._endpoint.watched.remove(pattern)
+        return result
+
+    # --- collectives ------------------------------------------------------------------------------
+
+    def icollective(self, context: int, seq: int, steps: Steps, ranks: Sequence[int]) -> Operation:
+        """Start a collective.
+
+        Parameters
+        ----------
+        context
+            Of the communicator.
+        seq
+            Number of this collective on its communicator, the same on every rank.
+        steps
+            Generator of the algorithm (collectives/).
+        ranks
+            World rank of each rank that the generator names.
+
+        Returns
+        -------
+        Operation
+            Its `result` is what the generator returns; an exception of the generator is its error.
+        """
+        operation = Operation()
+        on_span = self._on_span
+        begin = 0 if on_span is None else time.perf_counter_ns()
+        with self._inside:
+            CollectiveDriver(
+                self._endpoint,
+                self._send_queue,
+                self.figures.ranges,
+                operation,
+                context,
+                seq,
+                steps,
+                ranks,
+            ).step()
+        if on_span is not None:
+            on_span(getattr(steps, "__name__", "collective"), begin)
+        return operation
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def wait(
+        self, operations: Sequence[Operation], all: bool = True, timeout: float | None = None
+    ) -> bool:
+        """Wait until all (or any) of `operations` are done.
+
+        Errors of operations stay in them: the caller raises them.
+
+        Parameters
+        ----------
+        operations
+            None at all counts as done.
+        all
+            False: one of them is enough.
+        timeout
+            Seconds; None for no limit.
+
+        Returns
+        -------
+        bool
+            False if `timeout` seconds have passed first.
+        """
+        pending = list(operations)
+        if len(pending) == 1:
+            (operation,) = pending
+            return self.wait_until(lambda: operation.done, timeout)
+
+        def enough() -> bool:
+            if all:
+                while pending and pending[-1].done:
+                    pending.pop()
+                return not pending
+            return any_done(pending)
+
+        return self.wait_until(enough, timeout)
+
+    def complete_send(self, operation: Operation) -> None:
+        """Wait for a send to which the caller has no other handle."""
+        queue = self._send_queue
+        self.wait_until(
+            lambda: operation.done, interruptible=lambda: not (queue.queued or queue.putting)
+        )
+
+    def complete_receive(self, operation: Operation) -> None:
+        """Wait for a receive to which the caller has no other handle.
+
+        The exception of a signal handler withdraws it, unless it has been matched: then the message
+        is received, and the exception is raised after the call.
+        """
+        receive = operation.receive
+        assert receive is not None
+        try:
+            self.wait_until(lambda: operation.done, interruptible=lambda: receive.envelope is None)
+        except BaseException as error:
+            if self._failure is not None or self.cancel(operation) or not shield.postpone(error):
+                raise
+            self.wait_until(lambda: operation.done, interruptible=never)
+
+    # --- entry, exit ------------------------------------------------------------------------------
+
+    def abort(self, code: int, reason: str = "") -> NoReturn:
+        """Print `reason` and end this process at once; the launcher then ends the other ranks.
+
+        Neither closed standard streams nor a full disk prevent it.  A code that would be 0 after
+        truncation to 8 bits becomes 1, unless it is 0.
+        """
+        try:
+            folder = self.spec.stats_dir
+            if folder is not None and self._recorder is not None and not self._forked:
+                self._recorder.write(Path(folder), self.rank)
+        finally:
+            host.end(code & 0xFF or (1 if code else 0), reason)
+
+    def finalize(self) -> None:
+        """Send what is queued, close the channel, and write the counters to `stats_dir`.
+
+        A second call does nothing.
+
+        Raises
+        ------
+        ChannelError
+            The channel has failed, so messages of this rank may never arrive.  Any other error that
+            ended the rank is raised as it is.
+        """
+        if self._forked:
+            return
+        shield.enter()
+        try:
+            self._finalize()
+        finally:
+            shield.leave()
+
+    def _finalize(self) -> None:
+        with self._lock:
+            if self.finalized:
+                return
+            self._drain()
+            self._stop()
+        self._send_queue.join()
+        failure = self._failure
+        try:
+            self._channel.close()
+        except Exception as error:
+            failure = failure or error
+        if self.spec.stats_dir is not None:
+            try:
+                self._write_statistics(Path(self.spec.stats_dir))
+            except OSError as error:
+                host.warn(
+                    f"rank {self.rank}: its counters cannot be written to {self.spec.stats_dir}"
+                    f" ({error.strerror or error}); the job's statistics lack them"
+                )
+        if failure is not None:
+            raise failure
+
+    def after_fork(self) -> None:
+        """Disown the rank, in a forked child: nothing in it may act for the rank."""
+        self._forked = True
+        self._lock = threading.Lock()  # a thread of the parent may have held it
+        self._changed = threading.Condition(self._lock)
+        self._sleepers, self._pumping, self._pump_predicate = 0, False, None
+        self._failure = JobError(
+            f"this process was forked from rank {self.rank} and is not a rank itself: it cannot"
+            " communicate; communicate in the parent, or start the child as a program of its own"
+            " (subprocess, spawn)"
+        )
+        self._send_queue.abandon()
+        self._channel.abandon()
+
+    def _write_statistics(self, folder: Path) -> None:
+        RankStatistics(
+            rank=self.rank,
+            seconds=time.monotonic() - self._started,
+            meter=self.meter.snapshot(),
+            dropped=self._endpoint.dropped,
+            duplicates=self._endpoint.duplicates,
+            collectives=[[*call, *counts] for call, counts in (self.chosen or {}).items()],
+        ).write(folder)
+        if self._recorder is not None:
+            self._recorder.write(folder, self.rank)
+
+
+def _max_held_bytes() -> int:
+    """Bytes of unexpected messages that may be held; by default half of the memory."""
+    text = os.environ.get(ENV_MAX_HELD)
+    if text is None:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        limit = int(text)
+    except ValueError:
+        limit = 0
+    if limit < 1:
+        raise UsageError(f"{ENV_MAX_HELD}={text!r} is not a number of bytes; try {1 << 30}")
+    return limit
