@@ -33,7 +33,7 @@ from tests.harness import on_each
 __all__ = ["cloud"]
 
 OWN = FrameName(0, 7, 0, 1, 0, 0, 0).key()
-SHARED = FrameName(2, 7, 0, SHARED, 3, 0, 0).key()
+SHARED_KEY = FrameName(2, 7, 0, SHARED, 3, 0, 0).key()
 
 
 def table(*rows: tuple[int, int], count: int | None = None) -> bytes:
@@ -52,9 +52,9 @@ def test_references_of_this_package_are_followed() -> None:
         ((memoryview(b"ab"),), (memoryview(b"c"),)),
     )
     magic, text = reference(scattered)
-    assert locate_frame(magic, memoryview(text), 2) == Place(SHARED, 4 + 24 + 2, 1, 4 + 24 + 3)
+    assert locate_frame(magic, memoryview(text), 2) == Place(SHARED_KEY, 4 + 24 + 2, 1, 4 + 24 + 3)
     alone = [reference(one) for one in scattered.split_per_reader()]
-    assert locate_frame(*_viewed(alone[1]), 2) == Place(f"{SHARED}.000002", 0, None, 0)
+    assert locate_frame(*_viewed(alone[1]), 2) == Place(f"{SHARED_KEY}.000002", 0, None, 0)
 
 
 def _viewed(made: tuple[bytes, bytes]) -> tuple[bytes, memoryview]:
@@ -74,12 +74,12 @@ ODD = [
     (PLAIN, OWN.encode() * 100),
     (DEALT, b""),
     (DEALT, b"abc"),
-    (DEALT, table(count=1) + SHARED.encode()[:11]),
-    (DEALT, table((1, 5), count=0xFFFFFFFF) + SHARED.encode()),
-    (DEALT, table((1, 2**63)) + SHARED.encode()),
-    (DEALT, table((0, 2**63), (1, 2**63)) + SHARED.encode()),
-    (DEALT, table((1, 0)) + SHARED.encode()),
-    (DEALT, table((2, 5)) + SHARED.encode()),  # not for this rank
+    (DEALT, table(count=1) + SHARED_KEY.encode()[:11]),
+    (DEALT, table((1, 5), count=0xFFFFFFFF) + SHARED_KEY.encode()),
+    (DEALT, table((1, 2**63)) + SHARED_KEY.encode()),
+    (DEALT, table((0, 2**63), (1, 2**63)) + SHARED_KEY.encode()),
+    (DEALT, table((1, 0)) + SHARED_KEY.encode()),
+    (DEALT, table((2, 5)) + SHARED_KEY.encode()),  # not for this rank
     (DEALT, table((1, 5)) + OWN.replace("r/000001", "r/000002").encode()),
     (DEALT, table((1, 5)) + b"\xff"),
 ]

@@ -10,7 +10,13 @@ import pytest
 
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels.base import ExpectedFrame, FrameName, OutgoingFrame
-from serverless_mpi.channels.object import MULTIPART_BYTES, ObjectChannel, Store, TreeHash
+from serverless_mpi.channels.object import (
+    MAX_FRAME_BYTES,
+    MULTIPART_BYTES,
+    ObjectChannel,
+    Store,
+    TreeHash,
+)
 from serverless_mpi.core.endpoint import Endpoint
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.job import JobSpec
@@ -114,7 +120,7 @@ def test_what_a_broken_attempt_brought_is_not_digested(
     answers: list[Reply] = [HangUp(broken), whole]
     with Server(lambda request: answers.pop(0)) as server:
         spec = JobSpec.new(1, "object", endpoint=server.url, settings={"bucket": "b"})
-        store = Store(spec, Meter())
+        store = Store(spec, Meter(), MAX_FRAME_BYTES)
         part = memoryview(bytearray(300_000))
         leaves = TreeHash(part)
         store._fetch("k", 0, part, leaves.come)
