@@ -817,7 +817,7 @@ def get_runtime() -> Runtime:
     if _runtime is None:
         with _runtime_lock:
             if _runtime is None:
-                _runtime = Runtime(take_spec(os.environ) or JobSpec.new(1, "memory"))
+                _runtime = Runtime(take_spec(os.environ) or JobSpec.new(1, channels.SINGLE_RANK))
     return _runtime
 
 

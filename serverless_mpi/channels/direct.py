@@ -186,6 +186,8 @@ class DirectChannel(Channel):
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False)
     figures = FIGURES
     options = frozenset({"host"})
+    platforms = frozenset({"local"})  # a function of Lambda accepts no connections
+    model = "serverless_mpi.simulation.media:Parametric"
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

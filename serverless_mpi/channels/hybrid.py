@@ -22,8 +22,6 @@ from serverless_mpi.channels.base import (
     Limits,
     OutgoingFrame,
 )
-from serverless_mpi.channels.object import AWS_FIGURES as OBJECT_AWS
-from serverless_mpi.channels.object import EMULATOR_FIGURES as OBJECT_EMULATOR
 from serverless_mpi.channels.object import (
     NOTHING,
     ObjectChannel,
@@ -33,8 +31,6 @@ from serverless_mpi.channels.object import (
     table,
     table_bytes,
 )
-from serverless_mpi.channels.queue import AWS_FIGURES as QUEUE_AWS
-from serverless_mpi.channels.queue import EMULATOR_FIGURES as QUEUE_EMULATOR
 from serverless_mpi.channels.queue import MAX_FRAME_BYTES as QUEUE_FRAME_BYTES
 from serverless_mpi.channels.queue import QueueChannel
 from serverless_mpi.core.tags import TAG_BYTES, Purpose, make, same
@@ -129,36 +125,38 @@ def opened(data: memoryview, key: bytes) -> tuple[bytes, memoryview] | None:
     return magic, text
 
 
-def figures(aws: bool, limit: int) -> CostParameters:
-    """The queue's for frames of up to `limit` bytes; beyond, an object's and its reference's together."""
-    small = QUEUE_AWS if aws else QUEUE_EMULATOR
-    large = OBJECT_AWS if aws else OBJECT_EMULATOR
-    both = replace(
-        large,
-        latency_s=small.latency_s + large.latency_s,
-        put_s=small.put_s + large.put_s,
-        get_s=small.get_s + large.get_s,
-        put_usd=small.put_usd + large.put_usd,
-        get_usd=small.get_usd + large.get_usd,
-    )
-    return replace(small, ranges=True, large=(limit, both))
-
-
 class HybridChannel(Channel):
     """The queue and the object channel together."""
 
     services = QueueChannel.services | ObjectChannel.services
     contained = True
+    model = "serverless_mpi.simulation.media:Hybrid"
+    limits = Limits(MAX_FRAME_BYTES, async_put=True)
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
-        self.limits = Limits(MAX_FRAME_BYTES, async_put=True, serial=spec.endpoint is not None)
+        self.limits = replace(self.limits, serial=spec.endpoint is not None)
         self._queue = QueueChannel(spec, meter)
         self._store = Store(spec, meter, MAX_FRAME_BYTES)
         self._prices = Prices.load()
         self._threshold = threshold(self._prices)
-        self.figures = figures(spec.endpoint is None, self._threshold)
+        self.figures = self.cost(aws=spec.endpoint is None, prices=self._prices)
         self._closed = False
+
+    @classmethod
+    def cost(cls, *, aws: bool, prices: Prices) -> CostParameters:
+        """Return the queue's up to the threshold; beyond it, an object's and its reference's together."""
+        small = QueueChannel.cost(aws=aws, prices=prices)
+        large = ObjectChannel.cost(aws=aws, prices=prices)
+        both = replace(
+            large,
+            latency_s=small.latency_s + large.latency_s,
+            put_s=small.put_s + large.put_s,
+            get_s=small.get_s + large.get_s,
+            put_usd=small.put_usd + large.put_usd,
+            get_usd=small.get_usd + large.get_usd,
+        )
+        return replace(small, ranges=True, large=(threshold(prices), both))
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

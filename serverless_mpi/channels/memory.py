@@ -52,6 +52,8 @@ class Hub:
 class MemoryChannel(Channel):
     """Frames copied from thread to thread."""
 
+    platforms = frozenset({"local"})
+    one_process = True
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False)
     figures = CostParameters(
         latency_s=1e-5, bandwidth_Bps=5e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=1

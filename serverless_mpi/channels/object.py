@@ -386,10 +386,14 @@ class ObjectChannel(Channel):
 
     services = frozenset({"s3"})
     contained = True
+    model = "serverless_mpi.simulation.media:Objects"
+    limits = Limits(MAX_FRAME_BYTES, async_put=True)
+    figures = AWS_FIGURES
+    emulator_figures = EMULATOR_FIGURES
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
-        self.limits = Limits(MAX_FRAME_BYTES, async_put=True, serial=spec.endpoint is not None)
+        self.limits = replace(self.limits, serial=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         self._pauses = AWS_PAUSES_S if spec.endpoint is None else EMULATOR_PAUSES_S
         self._store = Store(spec, meter, MAX_FRAME_BYTES)

@@ -165,10 +165,14 @@ class QueueChannel(Channel):
 
     services = frozenset({"sqs", "sns"})
     contained = True
+    model = "serverless_mpi.simulation.media:Queue"
+    limits = Limits(MAX_FRAME_BYTES, async_put=True)
+    figures = AWS_FIGURES
+    emulator_figures = EMULATOR_FIGURES
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
-        self.limits = Limits(MAX_FRAME_BYTES, async_put=True, serial=spec.endpoint is not None)
+        self.limits = replace(self.limits, serial=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
         self._clients = [
