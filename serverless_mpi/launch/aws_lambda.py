@@ -74,10 +74,10 @@ class LambdaLauncher(Launcher):
     region = ""  # that of AWS's own settings
 
     def run(self, plan: Plan) -> int:
+        _check(plan)
         if plan.endpoint is not None:
             check_endpoint(plan.endpoint)
         plan = replace(plan, region=own_region(plan.region, plan.endpoint))
-        _check(plan)
         prices = metering.Prices.load(plan.prices)
         bundles = [pack(program, plan.requirements is not None) for program in plan.programs]
         stack = Stack.find(plan.stack, plan.endpoint, plan.region)
