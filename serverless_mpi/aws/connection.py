@@ -126,14 +126,12 @@ class Connection:
         self._ahead = bytearray(AHEAD_BYTES)
         self._view = memoryview(self._ahead)
         self._have = 0
-        self._used_at = time.monotonic()
+        self.used_at = time.monotonic()
         self.used = False  # it has answered before
         self.reusable = True
 
     def stale(self) -> bool:
-        """Whether the other side has closed it meanwhile."""
-        if time.monotonic() - self._used_at < IDLE_S:
-            return False
+        """Return whether the server has closed it; ask after it was idle for `IDLE_S`."""
         readable = select.poll()
         readable.register(self._sock, select.POLLIN)
         return bool(readable.poll(0))  # nothing may come before a request but the end
@@ -159,10 +157,13 @@ class Connection:
             Whatever a signal handler, `into` or `come` raised; the connection is closed then, too.
         """
         sent = False
+        nbytes = 0
+        for part in body:
+            nbytes += len(part)
         if come is not None:
             come(0)
         try:
-            if sum(len(part) for part in body) <= JOINED_BYTES:
+            if nbytes <= JOINED_BYTES:
                 sent = True
                 self._sock.sendall(b"".join((head, *body)))
             else:
@@ -182,7 +183,7 @@ class Connection:
             self.close()
             raise
         self.used = True
-        self._used_at = time.monotonic()
+        self.used_at = time.monotonic()
         return answer
 
     def _answer(self, method: str, into: Into, come: Come) -> Answer:

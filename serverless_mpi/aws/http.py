@@ -15,7 +15,7 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 
 from serverless_mpi.aws.config import Config
-from serverless_mpi.aws.connection import Answer, Come, Connection, Into, Lost, Untrusted
+from serverless_mpi.aws.connection import IDLE_S, Answer, Come, Connection, Into, Lost, Untrusted
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.refusals import refused
 from serverless_mpi.aws.retry import (
@@ -120,15 +120,17 @@ class Client:
         else:
             payload_hash, parts, length = UNSIGNED, body, sum(part.nbytes for part in body)  # type: ignore[assignment]
         before: set[Event] = set()
-        patience = self.patience(budget_s)
+        patience: Patience | None = None
         lost_attempts = 0
         while True:
             signed = self._signer.headers(
                 self._credentials.get(), method, self.host, path, query or {}, headers, payload_hash
             )
             signed["content-length"] = str(length)
-            lines = "\r\n".join([f"{name}: {value}" for name, value in signed.items()])
-            head = f"{method} {target} HTTP/1.1\r\n{lines}\r\n\r\n"
+            head = f"{method} {target} HTTP/1.1\r\n"
+            for name, value in signed.items():
+                head += f"{name}: {value}\r\n"
+            head += "\r\n"
             if head.count("\n") != len(signed) + 2:
                 raise ChannelError(
                     f"a line break in the headers of {self.service}.{action}: {sorted(signed)}"
@@ -167,6 +169,8 @@ class Client:
                     self._correct_clock(answer)
             before.add(event)
             if event in BUSY:
+                if patience is None:
+                    patience = self.patience(budget_s)
                 pause = patience.pause()
                 if pause is None:
                     raise Busy(
@@ -212,7 +216,7 @@ class Client:
                 if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                     raise  # a signal handler's
                 break  # another thread was quicker
-            if not connection.stale():
+            if time.monotonic() - connection.used_at < IDLE_S or not connection.stale():
                 return connection
             connection.close()
         return Connection(*self._address, self._tls)

@@ -28,10 +28,6 @@ class Keys:
         return f"Keys({self.access!r}, ...)"
 
 
-def _hmac(key: bytes, text: str) -> bytes:
-    return hmac.digest(key, text.encode(), "sha256")
-
-
 class Signer:
     """Signs the requests of one service in one region.
 
@@ -45,21 +41,12 @@ class Signer:
         self._stamp: tuple[int, str] = (-1, "")  # a second, and how it is written
         self.skew_s = 0.0
 
-    def _key(self, secret: str, day: str) -> bytes:
-        cached = self._cached
-        if cached is None or cached[0] != day or cached[1] != secret:
-            key = _hmac(f"AWS4{secret}".encode(), day)
-            for part in (self._region, self._service, "aws4_request"):
-                key = _hmac(key, part)
-            self._cached = cached = (day, secret, key)
-        return cached[2]
-
-    def _now(self, now: float | None) -> str:
-        second = int((time.time() if now is None else now) + self.skew_s)
-        kept = self._stamp
-        if kept[0] != second:
-            self._stamp = kept = (second, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second)))
-        return kept[1]
+    def _derive(self, secret: str, day: str) -> tuple[str, str, bytes]:
+        """Return (day, secret, the signing key of that day)."""
+        key = f"AWS4{secret}".encode()
+        for part in (day, self._region, self._service, "aws4_request"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        return day, secret, key
 
     def headers(
         self,
@@ -76,7 +63,12 @@ class Signer:
 
         path: percent-encoded; now: seconds of the epoch, None for the clock's.
         """
-        stamp = self._now(now)
+        second = int((time.time() if now is None else now) + self.skew_s)
+        written = self._stamp  # read once: another thread may replace it
+        if written[0] != second:
+            written = (second, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second)))
+            self._stamp = written
+        stamp = written[1]
         signed = {
             **headers,
             "host": host,
@@ -89,13 +81,21 @@ class Signer:
             return signed
         names = sorted(signed)
         listed = ";".join(names)
-        lines = "\n".join([f"{name}:{signed[name]}" for name in names])
-        canonical = f"{method}\n{path}\n{canonical_query(query) if query else ''}\n{lines}\n\n{listed}\n{payload_hash}"
-        scope = f"{stamp[:8]}/{self._region}/{self._service}/aws4_request"
+        lines = ""
+        for name in names:
+            lines += f"{name}:{signed[name]}\n"
+        pairs = canonical_query(query) if query else ""
+        canonical = f"{method}\n{path}\n{pairs}\n{lines}\n{listed}\n{payload_hash}"
+        day = stamp[:8]
+        cached = self._cached
+        if cached is None or cached[0] != day or cached[1] != keys.secret:
+            self._cached = cached = self._derive(keys.secret, day)
+        scope = f"{day}/{self._region}/{self._service}/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
-        signature = _hmac(self._key(keys.secret, stamp[:8]), text).hex()
+        signature = hmac.digest(cached[2], text.encode(), "sha256").hex()
         signed["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={keys.access}/{scope}, SignedHeaders={listed}, Signature={signature}"
+            f"AWS4-HMAC-SHA256 Credential={keys.access}/{scope},"
+            f" SignedHeaders={listed}, Signature={signature}"
         )
         return signed
 

@@ -8,7 +8,6 @@ Source: Amazon SQS API Reference.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Collection, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from serverless_mpi.aws.connection import file_of, raised_by
 from serverless_mpi.aws.http import Busy, Client
-from serverless_mpi.aws.retry import BUDGET_S
+from serverless_mpi.aws.retry import BUDGET_S, Patience
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.metering import BILLED_CHUNK_BYTES
 
@@ -48,6 +47,7 @@ class Sqs:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._quoted: dict[str, bytes] = {}  # URL of a queue -> as JSON; one per rank at most
         self.prompt = False
 
     def _call(
@@ -108,13 +108,22 @@ class Sqs:
         Busy
             The service was busy for `budget_s` seconds.
         """
-        entries = {str(place): frame for place, frame in enumerate(frames)}
-        patience = self._client.patience(budget_s)
+        quoted = self._quoted.get(queue)
+        if quoted is None:
+            quoted = self._quoted[queue] = json.dumps(queue).encode()
+        # Loops and formatting by hand: most batches have one frame, for which comprehensions cost more
+        # than what they do; and base64 has nothing that JSON must escape.
+        entries: dict[str, bytes] = {}
+        for number, frame in enumerate(frames):
+            entries[str(number)] = frame
+        patience: Patience | None = None
         while True:
-            # put together by hand: looking for what is to be escaped would take longer than all the rest, and base64 has nothing
-            messages = b",".join([_message(name, frame) for name, frame in entries.items()])
-            request = b'{"QueueUrl":%b,"Entries":[%b]}' % (json.dumps(queue).encode(), messages)
-            nbytes = sum(len(frame) + ENVELOPE_BYTES for frame in entries.values())
+            messages: list[bytes] = []
+            nbytes = 0
+            for name, frame in entries.items():
+                messages.append(_message(name, frame))
+                nbytes += len(frame) + ENVELOPE_BYTES
+            request = b'{"QueueUrl":%b,"Entries":[%b]}' % (quoted, b",".join(messages))
             answer = self._call("SendMessageBatch", queue, request, nbytes, len(entries), budget_s)
             failed = self._failed("SendMessageBatch", queue, answer, entries)
             blamed = [entry for entry in failed if entry.get("SenderFault")]
@@ -123,6 +132,8 @@ class Sqs:
             entries = {entry["Id"]: entries[entry["Id"]] for entry in failed}
             if not entries:
                 return
+            if patience is None:
+                patience = self._client.patience(budget_s)
             pause = patience.pause()
             if pause is None:
                 raise Busy(
@@ -208,7 +219,7 @@ def _message(name: str, frame: bytes) -> bytes:
         return b'{"Id":"%b","MessageBody":"%b"}' % (name.encode(), BODY.encode())
     return (
         b'{"Id":"%b","MessageBody":"%b","MessageAttributes":{"%b":{"DataType":"Binary","BinaryValue":"%b"}}}'
-        % (name.encode(), BODY.encode(), FRAME.encode(), base64.b64encode(frame))
+        % (name.encode(), BODY.encode(), FRAME.encode(), binascii.b2a_base64(frame, newline=False))
     )
 
 

@@ -168,6 +168,9 @@ class HybridChannel(Channel):
         ObjectChannel.destroy(spec)
 
     def put(self, frames: Sequence[OutgoingFrame]) -> None:
+        if len(frames) == 1 and not frames[0].bodies and frames[0].nbytes <= self._threshold:
+            self._queue.put(frames)  # the usual case: 5 Python calls, 1 us, less
+            return
         small: list[OutgoingFrame] = []
         large: list[OutgoingFrame] = []
         for given in frames:
