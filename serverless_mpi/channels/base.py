@@ -250,7 +250,7 @@ class Channel(ABC):
 
     @classmethod
     def inherited(cls, spec: JobSpec) -> tuple[int, ...]:
-        """Return descriptors that the process of rank `spec.rank` inherits under the same numbers."""
+        """Return descriptors that the process of rank `spec.rank` inherits, numbers unchanged."""
         return ()
 
     @abstractmethod

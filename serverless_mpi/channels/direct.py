@@ -40,7 +40,7 @@ from serverless_mpi.channels.base import (
     Limits,
     OutgoingFrame,
 )
-from serverless_mpi.channels.buffers import space
+from serverless_mpi.channels.buffers import uninitialized
 from serverless_mpi.channels.handshake import Acceptor, authenticate
 from serverless_mpi.core.tags import TAG_BYTES, same
 from serverless_mpi.core.wire import HEADER_BYTES
@@ -166,7 +166,7 @@ class _Incoming:
         """A frame of `nbytes` that begins with `there`, the header at least."""
         landing = land(there[:HEADER_BYTES], nbytes - HEADER_BYTES) if land is not None else None
         if landing is None:
-            self._body = space(nbytes)
+            self._body = uninitialized(nbytes)
             self._long = Delivery(self._body, None)
         else:
             self._body = landing.memory

@@ -1,4 +1,4 @@
-"""hybrid, the default: a small frame is a message; a large one is an object, and its reference a message.
+"""hybrid, the default: a small frame is a message, a large one an object and a reference to it.
 
 The rule is the price: `threshold` is the longest frame that is cheaper on the
 queue, `together` decides whether scattered frames become one object.  The
@@ -67,7 +67,7 @@ def threshold(prices: Prices) -> int:
 
 
 def together(frame: OutgoingFrame, prices: Prices) -> bool:
-    """Return whether a scattered frame is cheaper as one object than as a message or object per reader."""
+    """Return whether a scattered frame is cheaper as one object than as one per reader."""
     usd_per_reader = prices.of("s3.GET") + prices.of("sqs")
     usd_together = prices.of("s3.PUT") + prices.of("sns") + len(frame.dests) * usd_per_reader
     usd_apart = 0.0
@@ -80,7 +80,7 @@ def together(frame: OutgoingFrame, prices: Prices) -> bool:
 
 
 def object_key(frame: OutgoingFrame) -> str:
-    """Return the key of a frame's object; a scattered frame that travels apart has one per reader."""
+    """Return the key of a frame's object; a scattered one that travels apart has one per reader."""
     apart = frame.name.dest == SCATTERED and not frame.bodies
     return f"{frame.name.key()}.{frame.dests[0]:06d}" if apart else frame.name.key()
 
@@ -101,7 +101,7 @@ class Place(NamedTuple):
 
 
 def locate_frame(magic: bytes, text: memoryview, rank: int) -> Place | None:
-    """Return where the frame of `rank` is, given a reference; None if it is damaged or for another rank."""
+    """Return where a reference puts the frame of `rank`; None if it is damaged or for another."""
     start, nbytes, end, key = 0, None, 0, bytes(text)
     if magic == _SCATTERED_MAGIC:
         place = locate(text, rank)
@@ -124,7 +124,7 @@ def sealed(frame: OutgoingFrame, key: bytes) -> bytes:
 
 
 def opened(data: memoryview, key: bytes) -> tuple[bytes, memoryview] | None:
-    """Return (magic, text) of a reference that was made with the job's key; None for anything else."""
+    """Return (magic, text) of a reference made with the job's key; None for anything else."""
     magic, tag, text = bytes(data[:2]), data[2 : 2 + TAG_BYTES], data[2 + TAG_BYTES :]
     if magic not in (_MAGIC, _SCATTERED_MAGIC):
         return None
@@ -153,7 +153,7 @@ class HybridChannel(Channel):
 
     @classmethod
     def cost(cls, *, aws: bool, prices: Prices) -> CostParameters:
-        """Return the queue's up to the threshold; beyond it, an object's and its reference's together."""
+        """Return the queue's parameters; beyond the threshold an object's and a reference's together."""
         small = QueueChannel.cost(aws=aws, prices=prices)
         large = ObjectChannel.cost(aws=aws, prices=prices)
         both = replace(

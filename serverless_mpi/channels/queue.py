@@ -49,8 +49,9 @@ MAX_FRAME_BYTES = 3 * BILLED_CHUNK_BYTES - 4096
 # ministack 1.5 drops binary attributes from PublishBatch; its Publish keeps them
 EMULATOR_TOPIC_ENTRIES = 1
 
-# AWS: "tens or low hundreds of milliseconds" per call (SQS FAQ); one frame of 252 KiB per round trip.
-# Emulator: the best fit to the times of all collectives on two cores (docs/benchmarks-collectives.md).
+# AWS: "tens or low hundreds of milliseconds" per call (SQS FAQ); a frame of 252 KiB per round trip.
+# Emulator: the best fit to the times of all collectives on two cores
+# (docs/benchmarks-collectives.md).
 # A rank has 8 sends of up to 10 frames in flight, and receives 10 frames per round trip.
 AWS_FIGURES = CostParameters(
     latency_s=0.04,
@@ -67,7 +68,8 @@ EMULATOR_FIGURES = replace(
     AWS_FIGURES, latency_s=0.0002, bandwidth_Bps=8e7, put_s=0.001, get_s=0.0003, parallelism=2
 )
 
-# moto's long poll looks for messages every 100 ms only, so such emulators get short polls with growing pauses
+# an emulator whose long poll looks for messages only every 100 ms gets short polls, with growing
+# pauses between them
 EMULATOR_PAUSE_S = 0.0005
 EMULATOR_MAX_PAUSE_S = 0.01
 T = TypeVar("T")
@@ -157,7 +159,7 @@ def plan(
 def _publishes(
     frames: Sequence[tuple[bytes, Sequence[int]]], max_entries: int
 ) -> list[tuple[int, list[tuple[bytes, Sequence[int]]]]]:
-    """Return (topic, messages) of each publish; a frame is published once per topic of its readers."""
+    """Return (topic, messages) of each publish: a frame once per topic of its readers."""
     by_topic: dict[int, list[tuple[bytes, Sequence[int]]]] = {}
     for frame, dests in frames:
         readers: dict[int, list[int]] = {}
@@ -192,8 +194,8 @@ def _batches(
 class QueueChannel(Channel):
     """Frames as messages of SQS and SNS.
 
-    Settings: `queues` and `topics`, JSON lists of URLs and ARNs; `slots`, the numbers by which a
-    deployed stack's topics know the queues of ranks, which are the ranks' own numbers without a stack.
+    Settings: `queues` and `topics`, JSON lists of URLs and ARNs; `slots`, the numbers by which the
+    topics of a deployed stack know the queues of ranks.  Without a stack these are the ranks.
     """
 
     services = frozenset({"sqs", "sns"})
@@ -216,7 +218,7 @@ class QueueChannel(Channel):
         self._sqs.prompt = spec.endpoint is None
         self._sns = sns.Sns(self._clients[1])
         self._queues: list[str] = json.loads(spec.settings["queues"])
-        # the queues of a stack exist before the job: its topics know them by their numbers in the stack
+        # a stack's queues exist before the job, so its topics know them by their numbers in the stack
         slots: list[int] = json.loads(spec.settings.get("slots", "null")) or list(range(spec.size))
         self._slots = slots
         self._by_slot = dict(zip(slots, self._queues, strict=True))
@@ -224,7 +226,7 @@ class QueueChannel(Channel):
         self._mine = self._queues[spec.rank]
         self._prices = Prices.load()
         self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
-        # an emulator serves one request at a time, so several threads of a rank would only wait for each other
+        # an emulator serves one request at a time: several threads would only wait for each other
         self._pool = Workers(1 if self.limits.serial else REQUESTS_AT_ONCE)
         self._patience = self._clients[0].patience(GAP_TIMEOUT_S)  # of polls that find SQS busy
         self._deletions = Deletions(

@@ -172,7 +172,7 @@ def _objects() -> list[bytes]:
 
 
 def _get_dealt(data: bytes) -> object:
-    return _CACHE.store(data).get_dealt("key", 1)
+    return _CACHE.store(data).get_scattered("key", 1)
 
 
 class _Cache:
