@@ -153,7 +153,7 @@ class HybridChannel(Channel):
 
     @classmethod
     def cost(cls, *, aws: bool, prices: Prices) -> CostParameters:
-        """Return the queue's parameters; beyond the threshold an object's and a reference's together."""
+        """Return the queue's parameters; above the threshold those of object and reference."""
         small = QueueChannel.cost(aws=aws, prices=prices)
         large = ObjectChannel.cost(aws=aws, prices=prices)
         both = replace(

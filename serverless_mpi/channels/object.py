@@ -129,7 +129,7 @@ def side_by_side(frame: OutgoingFrame) -> tuple[memoryview, ...]:
 
 
 def table(frame: OutgoingFrame) -> bytes:
-    """Return the table of a scattered frame: the number of readers, then rank and length of each."""
+    """Return the table of a scattered frame: the number of readers, rank and length of each."""
     lengths = [sum(part.nbytes for part in parts) for parts in frame.bodies]
     slices = [_SLICE.pack(dest, nbytes) for dest, nbytes in zip(frame.dests, lengths, strict=True)]
     return _COUNT.pack(len(slices)) + b"".join(slices)
@@ -173,7 +173,7 @@ def table_limit(size: int) -> int:
 
 
 class TreeHash:
-    """Digests of a part of a body, leaf by leaf as it arrives, so that hashing overlaps receiving."""
+    """Digests of a part of a body, leaf by leaf while it arrives."""
 
     def __init__(self, part: memoryview) -> None:
         self._part = part
@@ -343,7 +343,7 @@ class Store:
                 return [key.removeprefix(self.prefix) for key in keys]
 
     def read(self, objects: Sequence[ReadObject]) -> None:
-        """Note that `objects` were read: this rank's own are deleted later, shared ones reported."""
+        """Note that `objects` were read: own ones are deleted later, shared ones reported."""
         for key, nbytes in objects:
             if key.startswith(self._own):
                 self._deletions.add((key,), nbytes)

@@ -218,7 +218,7 @@ class QueueChannel(Channel):
         self._sqs.prompt = spec.endpoint is None
         self._sns = sns.Sns(self._clients[1])
         self._queues: list[str] = json.loads(spec.settings["queues"])
-        # a stack's queues exist before the job, so its topics know them by their numbers in the stack
+        # a stack's queues exist before the job: its topics know them by their numbers in the stack
         slots: list[int] = json.loads(spec.settings.get("slots", "null")) or list(range(spec.size))
         self._slots = slots
         self._by_slot = dict(zip(slots, self._queues, strict=True))
