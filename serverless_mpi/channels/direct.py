@@ -182,8 +182,8 @@ class DirectChannel(Channel):
     """Streams between the ranks of one machine or one private network.
 
     Settings that `provision` makes: `addresses` and `fds`, one word per rank, and `lanes`, the
-    number of cores that the ranks share.  Setting that it takes: `host`, the address to listen on by TCP;
-    Unix sockets without it.
+    number of cores that the ranks share.  Setting that it takes: `host`, the address to listen on
+    by TCP; Unix sockets without it.
     """
 
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False)

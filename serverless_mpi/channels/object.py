@@ -51,8 +51,8 @@ from serverless_mpi.channels.cleanup import (
     SharedObjects,
     decode_report,
     encode_report,
+    report_remaining,
     reports_for,
-    say_left,
 )
 from serverless_mpi.core.endpoint import GAP_TIMEOUT_S
 from serverless_mpi.core.envelope import ANY_SOURCE
@@ -381,12 +381,12 @@ class Store:
 
     def close(self) -> None:
         """Delete the objects that were read, and release threads and connections."""
-        left = self._deletions.close()
+        remaining = self._deletions.close()
         self._pool.close()
         self._ranges.close()
         self._client.close()
-        say_left(
-            left,
+        report_remaining(
+            remaining,
             "objects that were read",
             self._deletions.trouble,
             self._spec.rank,

@@ -37,7 +37,7 @@ from serverless_mpi.channels.base import (
     Limits,
     OutgoingFrame,
 )
-from serverless_mpi.channels.cleanup import Deletions, say_left
+from serverless_mpi.channels.cleanup import Deletions, report_remaining
 from serverless_mpi.core.endpoint import GAP_TIMEOUT_S
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
@@ -319,12 +319,12 @@ class QueueChannel(Channel):
         if self._closed:
             return
         self._closed = True
-        left = self._deletions.close()
+        remaining = self._deletions.close()
         self._pool.close()
         for client in self._clients:
             client.close()
-        say_left(
-            left,
+        report_remaining(
+            remaining,
             "messages that were received",
             self._deletions.trouble,
             self.spec.rank,
