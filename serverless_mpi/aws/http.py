@@ -50,7 +50,7 @@ _NO_HEADERS: Mapping[str, str] = {}
 
 
 class Busy(ChannelError):
-    """The service throttled a request, or failed, until its time was over; a later request may succeed."""
+    """The service throttled a request, or failed, for its whole budget; a later one may succeed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retryable=True)
@@ -168,7 +168,8 @@ class Client:
         if isinstance(body, bytes):
             payload_hash, parts, length = sha256(body).hexdigest(), [body], len(body)
         else:
-            payload_hash, parts, length = UNSIGNED, body, sum(part.nbytes for part in body)  # type: ignore[assignment]
+            payload_hash, parts = UNSIGNED, body  # type: ignore[assignment]
+            length = sum(part.nbytes for part in body)
         before: set[Event] = set()
         patience: Patience | None = None
         lost_attempts = 0

@@ -1,4 +1,8 @@
-"""Signature Version 4, with the day's signing key kept.
+"""Signature Version 4: signs the headers of a request.
+
+The signing key depends on the day only, so it is derived once per day and secret;
+the time stamp is formatted once per second.  Both caches are replaced as a whole, so
+several threads may sign.
 
 Source: "Create a signed AWS API request", AWS IAM User Guide.
 """
@@ -12,12 +16,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import quote
 
-UNSIGNED = "UNSIGNED-PAYLOAD"  # S3 takes it over TLS, and an emulator always
+UNSIGNED = "UNSIGNED-PAYLOAD"  # S3 accepts it over TLS, an emulator always
 
 
 @dataclass(frozen=True)
 class Keys:
-    """An access key; expires is in seconds of the epoch, None if never."""
+    """An access key; `expires` is in seconds since the epoch, None for never."""
 
     access: str
     secret: str
@@ -29,16 +33,19 @@ class Keys:
 
 
 class Signer:
-    """Signs the requests of one service in one region.
+    """Signs the requests of one service in one region.  Thread-safe.
 
-    skew_s: seconds to add to this machine's clock to get the service's.
+    Attributes
+    ----------
+    skew_s
+        Seconds by which the service's clock is ahead of this machine's.
     """
 
     def __init__(self, service: str, region: str) -> None:
         self._service = service
         self._region = region
         self._cached: tuple[str, str, bytes] | None = None  # day, secret, key
-        self._stamp: tuple[int, str] = (-1, "")  # a second, and how it is written
+        self._stamp: tuple[int, str] = (-1, "")  # a second, and its time stamp
         self.skew_s = 0.0
 
     def _derive(self, secret: str, day: str) -> tuple[str, str, bytes]:
@@ -59,9 +66,20 @@ class Signer:
         payload_hash: str,
         now: float | None = None,
     ) -> dict[str, str]:
-        """`headers` (names in lower case) with host, date, payload hash and signature; without that if `keys` is empty.
+        """Return `headers` with host, date, payload hash and signature.
 
-        path: percent-encoded; now: seconds of the epoch, None for the clock's.
+        Parameters
+        ----------
+        keys
+            Access key; if it is empty, nothing is signed.
+        method, host, path, query
+            Of the request; the path is percent-encoded, the query is not.
+        headers
+            Names in lower case.
+        payload_hash
+            SHA-256 of the body in hexadecimal digits, or UNSIGNED.
+        now
+            Seconds since the epoch; None for this machine's clock.
         """
         second = int((time.time() if now is None else now) + self.skew_s)
         written = self._stamp  # read once: another thread may replace it
@@ -101,7 +119,7 @@ class Signer:
 
 
 def canonical_query(query: Mapping[str, str]) -> str:
-    """The query string as it is signed and sent."""
+    """Return the query string as it is signed and sent."""
     pairs = sorted(
         (quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in query.items()
     )

@@ -282,12 +282,29 @@ class DirectChannel(Channel):
     # -- sending
 
     def put(self, parcels: Sequence[OutgoingFrame]) -> None:
-        if (
-            len(parcels) == 1
-            and len(parcels[0].dests) == 1
-            and self._put_at_once(parcels[0], parcels[0].dests[0])
-        ):
+        # One short frame for one connected rank is the usual case: it is written at once, and in this
+        # function, which saves a Python call.
+        if len(parcels) != 1 or len(parcels[0].dests) != 1:
+            self._put_batch(parcels)
             return
+        frame, dest = parcels[0], parcels[0].dests[0]
+        nbytes, sock = frame.nbytes, self._outgoing.get(dest)
+        if nbytes > AHEAD_BYTES or sock is None:
+            self._put_batch(parcels)
+            return
+        pieces: list[bytes | memoryview] = [LENGTH.pack(nbytes), *frame.parts]
+        with self._put_lock:
+            try:
+                sent = sock.sendmsg(pieces)
+            except OSError:  # full, or broken: `_write` finds out
+                sent = 0
+            if sent < LENGTH.size + nbytes:
+                rest = memoryview(b"".join(pieces))[sent:]
+                self._send({dest: collections.deque([rest])})
+        self.meter.count("direct", "put", nbytes=nbytes, messages=1)
+
+    def _put_batch(self, parcels: Sequence[OutgoingFrame]) -> None:
+        """Put any frames, those for one rank in as few system calls as possible."""
         pending: dict[int, collections.deque[memoryview]] = {}
         nbytes = frames = 0
         for frame in parcels:
@@ -304,26 +321,6 @@ class DirectChannel(Channel):
         with self._put_lock:
             self._send(pending)
         self.meter.count("direct", "put", requests=frames, nbytes=nbytes, messages=frames)
-
-    def _put_at_once(self, frame: OutgoingFrame, dest: int) -> bool:
-        """Put one short frame for one rank, the usual case; return False if nothing was sent."""
-        nbytes = frame.nbytes
-        if nbytes > AHEAD_BYTES:
-            return False
-        sock = self._outgoing.get(dest)
-        if sock is None:
-            return False
-        whole: list[bytes | memoryview] = [LENGTH.pack(nbytes), *frame.parts]
-        with self._put_lock:
-            try:
-                sent = sock.sendmsg(whole)
-            except OSError:  # full, or broken: `_write` finds out
-                return False
-            if sent < LENGTH.size + nbytes:
-                rest = memoryview(b"".join(whole))[sent:]
-                self._send({dest: collections.deque([rest])})
-        self.meter.count("direct", "put", nbytes=nbytes, messages=1)
-        return True
 
     def _send(
         self, pending: dict[int, collections.deque[memoryview]], deadline: float | None = None
