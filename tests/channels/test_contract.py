@@ -60,9 +60,9 @@ def test_what_destroy_leaves_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_lost_frame_is_reported() -> None:
     with pytest.raises(
         AssertionError,
-        match="Losing, every_frame_arrives_unchanged: rank 1 got 23 of 27 frames within 0.1 s",
+        match="Losing, every_frame_arrives_unchanged: rank 1 got [0-9]+ of 27 frames within 0.5 s",
     ):
-        check_channel(Losing, patience_s=0.1)
+        check_channel(Losing, patience_s=0.5)
 
 
 def test_a_channel_of_services_needs_an_endpoint() -> None:

@@ -27,10 +27,8 @@ def frames_left(environ: dict[str, str]) -> list[str]:
     return [name for name in os.listdir(environ["TMPDIR"]) if "folder" in name]
 
 
-def contract(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    program = (
-        "from serverless_mpi.testing import check_channel; check_channel('folder', patience_s=2)"
-    )
+def contract(environ: dict[str, str], options: str = "") -> subprocess.CompletedProcess[str]:
+    program = f"from serverless_mpi.testing import check_channel; check_channel('folder'{options})"
     command = [sys.executable, "-c", program]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
 
@@ -122,9 +120,11 @@ def test_one_that_loses_a_frame_is_caught(environ: dict[str, str], tmp_path: Pat
     kept = contract(environ)
     assert kept.returncode == 0, kept.stderr  # what is read later is not lost
     environ = changed(environ, tmp_path, "for dest in frame.dests:", "for dest in frame.dests[:1]:")
-    suite = contract(environ)
+    # only the check that fails waits so long, so that a busy machine changes nothing
+    suite = contract(environ, ", patience_s=3, skip=['every_frame_arrives_unchanged']")
     assert suite.returncode == 1
-    assert "FolderChannel, one_put_reaches_any_subset: rank 2 got 1 of 3 frames" in suite.stderr
+    assert "FolderChannel, one_put_reaches_any_subset: rank" in suite.stderr
+    assert "frames within 3 s" in suite.stderr
     assert not frames_left(environ)
 
 
