@@ -1,9 +1,10 @@
 """Counts billable requests and bytes, and prices them.
 
-Every attempt counts, retries included, in billed units: SQS and SNS bill each
-API call by started chunks of 64 KB of payload; S3 bills each request; DELETE
-is free.  Prices are data: `prices.json`, or a file of the same shape.
-Sources: the services' pricing pages, named in the table.
+The rule: every attempt counts, retries included, in billed units.  SQS and SNS bill
+each API call by started chunks of 64 KB of payload; S3 bills each request; DELETE is
+free.  What is not a service of AWS is counted under a name of its own, and is free.
+Prices are data: `prices.json`, or a file of the same shape; the table names its sources,
+the services' pricing pages.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from typing import Any
 
 from serverless_mpi.errors import UsageError
 
-BILLED_CHUNK_BYTES = (
-    64 * 1024
-)  # SQS and SNS: "every 64 KB chunk of a payload is billed as 1 request"
+# SQS and SNS: "every 64 KB chunk of a payload is billed as 1 request"
+BILLED_CHUNK_BYTES = 64 * 1024
 CHUNKED_SERVICES = ("sqs", "sns")
 _FIELDS = ("requests", "billed", "nbytes", "messages")
 
@@ -36,9 +36,8 @@ class Meter:
     def __init__(self) -> None:
         self.on_request: Callable[[str, str, int], None] | None = None
         self._lock = threading.Lock()
-        self._rows: dict[
-            tuple[str, str], list[int]
-        ] = {}  # (service, operation) -> amounts in the order of _FIELDS
+        # (service, operation) -> counts in the order of _FIELDS
+        self._rows: dict[tuple[str, str], list[int]] = {}
 
     def count(
         self,
@@ -49,9 +48,20 @@ class Meter:
         messages: int = 0,
         billed: int | None = None,
     ) -> None:
-        """Add a request: `nbytes` of payload in `messages` messages.
+        """Add requests of one operation.
 
-        billed: units on the bill; by default the started 64 KB chunks for SQS and SNS, else the requests.
+        Parameters
+        ----------
+        service, operation
+            Name of boto3's client and of the operation; for anything that is not AWS, the
+            channel's name and "put".
+        requests
+            Number of requests; 0 to add bytes that became known after the request was counted.
+        nbytes, messages
+            Payload in bytes, and the number of messages in it.
+        billed
+            Units on the bill; None for the started 64 KB chunks for SQS and SNS, and for the
+            number of requests for others.
         """
         if billed is None:
             billed = requests
@@ -67,7 +77,7 @@ class Meter:
             row[3] += messages
 
     def snapshot(self) -> Snapshot:
-        """A copy of the counters."""
+        """Return a copy of the counters."""
         with self._lock:
             return {
                 f"{service}.{operation}": dict(zip(_FIELDS, row, strict=True))
@@ -76,7 +86,7 @@ class Meter:
 
 
 def merge(snapshots: list[Snapshot]) -> Snapshot:
-    """The sum of several ranks' counters."""
+    """Return the sum of the counters of several ranks."""
     total: Snapshot = {}
     for snapshot in snapshots:
         for name, row in snapshot.items():
@@ -88,7 +98,17 @@ def merge(snapshots: list[Snapshot]) -> Snapshot:
 
 @dataclass(frozen=True)
 class Prices:
-    """A dated price table.  usd_per_request: by "service" or "service.OPERATION"; usd_per_gb_second: by architecture."""
+    """A dated price table of one region.
+
+    Attributes
+    ----------
+    dated, region
+        When and for which AWS region the prices hold.
+    usd_per_request
+        US dollars per billed unit, by "service" or "service.OPERATION".
+    usd_per_gb_second
+        US dollars per gigabyte-second of a function, by architecture.
+    """
 
     dated: str
     region: str
@@ -97,7 +117,7 @@ class Prices:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Prices:
-        """The package's table, or the file at `path`.
+        """Return the package's table, or that of the file at `path`.
 
         Raises
         ------
@@ -119,23 +139,25 @@ class Prices:
             ) from error
 
     def of(self, name: str) -> float:
-        """Dollars per billed unit of "service.operation"; 0 for what is no service of AWS."""
+        """Return the US dollars per billed unit of "service.operation"; 0 for what is not AWS."""
         return self.usd_per_request.get(name, self.usd_per_request.get(name.partition(".")[0], 0.0))
 
     def requests_usd(self, snapshot: Snapshot) -> float:
-        """Dollars for all counted requests."""
+        """Return the US dollars for all counted requests."""
         return sum(row["billed"] * self.of(name) for name, row in snapshot.items())
 
     def lambda_usd(self, seconds: float, memory_gb: float, arch: str = "x86_64") -> float:
-        """Dollars of one function of `memory_gb` that runs `seconds`, its invocation included."""
+        """Return the US dollars of a function of `memory_gb` that runs `seconds`, with its start."""
         return self.usd_per_request["lambda"] + seconds * memory_gb * self.usd_per_gb_second[arch]
 
 
 def report(records: list[dict[str, Any]], prices: Prices) -> dict[str, Any]:
-    """What a job's ranks left in their stats files, summed and priced.
+    """Sum and price what the ranks of a job left in their statistics files.
 
-    Returns ranks, seconds (the longest), operations (name -> counts and usd),
-    messages, nbytes, requests, usd, dropped, duplicates, by_rank (rank -> the same sums), prices.
+    Returns
+    -------
+    ranks, seconds (the longest), operations (name -> counts and usd), requests, billed, nbytes,
+    messages, usd, dropped, duplicates, by_rank (rank -> its sums), prices (dated, region).
     """
     total = merge([record["meter"] for record in records])
     operations = {
@@ -154,6 +176,7 @@ def report(records: list[dict[str, Any]], prices: Prices) -> dict[str, Any]:
 
 
 def _sums(snapshot: Snapshot, prices: Prices) -> dict[str, float]:
+    """Return the counts and dollars of all operations together."""
     return {
         **{field: sum(row[field] for row in snapshot.values()) for field in _FIELDS},
         "usd": prices.requests_usd(snapshot),
@@ -161,18 +184,20 @@ def _sums(snapshot: Snapshot, prices: Prices) -> dict[str, float]:
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """`report` as a table for people."""
+    """Return the result of `report` as a table."""
     lines = [
         f"{'operation':<28}{'requests':>10}{'billed':>10}{'messages':>10}{'bytes':>15}{'USD':>12}"
     ]
     rows = [*summary["operations"].items(), ("total", summary)]
     for name, row in rows:
         lines.append(
-            f"{name:<28}{row['requests']:>10,}{row['billed']:>10,}{row['messages']:>10,}{row['nbytes']:>15,}{row['usd']:>12.6f}"
+            f"{name:<28}{row['requests']:>10,}{row['billed']:>10,}{row['messages']:>10,}"
+            f"{row['nbytes']:>15,}{row['usd']:>12.6f}"
         )
     prices = summary["prices"]
     lines.append(
-        f"{summary['ranks']} ranks, {summary['seconds']:.2f} s; prices of {prices['region']}, {prices['dated']}; "
-        f"frames dropped {summary['dropped']}, duplicates {summary['duplicates']}"
+        f"{summary['ranks']} ranks, {summary['seconds']:.2f} s;"
+        f" prices of {prices['region']}, {prices['dated']};"
+        f" frames dropped {summary['dropped']}, duplicates {summary['duplicates']}"
     )
     return "\n".join(lines)

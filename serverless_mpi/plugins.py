@@ -66,15 +66,20 @@ def load(group: str, own: Mapping[str, str], name: str, what: str) -> Any:
     target = own.get(name) or targets(group).get(name)
     if target is None:
         raise UsageError(f"unknown {what} {name!r}; known: {', '.join(names(group, own))}")
-    module, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return resolve(target)
     except (ImportError, AttributeError) as error:
         if name in own:
             raise
         raise UsageError(
             f"{what} {name!r} is an extension ({target}) that cannot be imported: {error}"
         ) from error
+
+
+def resolve(target: str) -> Any:
+    """Import what "module:attribute" names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def algorithm_modules() -> tuple[str, ...]:

@@ -210,5 +210,5 @@ def test_what_services_allow_is_waited_for() -> None:
 def test_unknown_operations_and_channels_are_named() -> None:
     with pytest.raises(UsageError, match="no collective 'alreduce'; known: .*allreduce"):
         forecast("alreduce", 8, 4, "queue", AWS, PRICES)
-    with pytest.raises(UsageError, match="'memory' cannot be simulated; known: hybrid"):
+    with pytest.raises(UsageError, match="channel memory has no simulation model"):
         forecast("allreduce", 8, 4, "memory", AWS, PRICES)

@@ -1,8 +1,10 @@
-"""What AWS's own tools are told: the profile, the region, endpoints and certificates.
+"""Settings of AWS's own tools: the profile, the region, endpoints and certificates.
 
-Found as botocore finds them: environment, then the profile in the configuration files, then the default; a test
-compares the answers with botocore's.
-Sources: "Settings reference", AWS SDKs and Tools Reference Guide; "Configuration file", boto3 documentation.
+The rule is botocore's: the environment first, then the profile in the configuration files,
+then the default.  A test compares the answers with botocore's.
+
+Sources: "Settings reference", AWS SDKs and Tools Reference Guide; "Configuration file",
+boto3 documentation.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import ssl
 
 DEFAULT_REGION = "us-east-1"
-# start of a region's name -> (domain of its endpoints, of its dual-stack endpoints); the first that fits
+# (prefix of region names, domain of endpoints, of dual-stack endpoints); the first match counts
 PARTITIONS: tuple[tuple[str, str, str], ...] = (
     ("cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn"),
     ("us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
@@ -29,7 +31,7 @@ PARTITIONS: tuple[tuple[str, str, str], ...] = (
 
 
 class Config:
-    """The settings of one environment; files are read at first need."""
+    """The settings of one environment; the configuration files are read at first use."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self.environ = os.environ if environ is None else environ
@@ -37,13 +39,16 @@ class Config:
 
     @property
     def profile_name(self) -> str:
-        """The profile in use."""
+        """Name of the profile in use."""
         return (
             self.environ.get("AWS_PROFILE") or self.environ.get("AWS_DEFAULT_PROFILE") or "default"
         )
 
     def profile(self, name: str) -> dict[str, str] | None:
-        """The settings of a profile, those of the credentials file before those of the configuration file; None: no such."""
+        """Return the settings of a profile; None if there is no such profile.
+
+        The credentials file takes precedence over the configuration file.
+        """
         config, credentials = self._read()
         section = (
             "default"
@@ -55,6 +60,7 @@ class Config:
         return {**config.get(section, {}), **credentials.get(name, {})}
 
     def _own(self) -> dict[str, str]:
+        """Return the settings of the profile in use."""
         return self.profile(self.profile_name) or {}
 
     def _read(self) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
@@ -65,13 +71,13 @@ class Config:
         return self._files
 
     def region(self, explicit: str | None = None) -> str:
-        """The region to work in."""
+        """Return the region to work in."""
         environ = self.environ
         named = explicit or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
         return named or self._own().get("region") or DEFAULT_REGION
 
     def endpoint(self, service: str, region: str) -> str:
-        """URL of a service, AWS's own unless another is configured."""
+        """Return the URL of a service, AWS's own unless another is configured."""
         if not _true(
             self._setting("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls")
         ):
@@ -88,9 +94,8 @@ class Config:
         domain, dual = next(
             (domain, dual) for start, domain, dual in PARTITIONS if region.startswith(start)
         )
-        always = (
-            region.startswith("us-gov-") and service != "s3"
-        )  # those are FIPS endpoints whatever one asks for
+        # every endpoint of GovCloud but S3's is a FIPS endpoint
+        always = region.startswith("us-gov-") and service != "s3"
         fips = (
             "-fips"
             if not always and _true(self._setting("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint"))
@@ -103,14 +108,14 @@ class Config:
         return f"https://{service}{fips}.{region}.{domain}"
 
     def tls(self) -> ssl.SSLContext:
-        """What verifies the other side's certificate and name.
+        """Return the context that verifies a server's certificate and name.
 
         Raises
         ------
         UsageError
-            The bundle of trusted certificates that is named is none.
+            The configured file is not a bundle of certificates.
         """
-        import ssl
+        import ssl  # 10 MB and 40 ms, which a rank on an emulator does not pay
 
         bundle = (
             self._setting("AWS_CA_BUNDLE", "ca_bundle")
@@ -127,6 +132,7 @@ class Config:
         return context
 
     def _setting(self, variable: str, name: str) -> str:
+        """Return a setting of the environment or of the profile; "" if it is not set."""
         return self.environ.get(variable) or self._own().get(name) or ""
 
 
@@ -135,14 +141,15 @@ def _true(text: str) -> bool:
 
 
 def _sections(name: str) -> dict[str, dict[str, str]]:
-    """A configuration file's sections; a nested setting `inner = x` of `outer =` is "outer.inner"."""
+    """Return a file's sections; a nested setting `inner = x` of `outer =` is "outer.inner"."""
     try:
         text = Path(name).expanduser().read_text()
     except (OSError, RuntimeError):  # no such file, or no home: nothing is configured there
         return {}
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{name} is not text in UTF-8 (byte {error.start}): write it again, or set the variable that names it"
+            f"{name} is not text in UTF-8 (byte {error.start}): save it as UTF-8, or set the"
+            " variable that names the file"
         ) from None
     sections: dict[str, dict[str, str]] = {}
     section: dict[str, str] = {}

@@ -1,10 +1,16 @@
-"""One kept HTTP/1.1 connection: a request's bytes out, an answer in.  No retries, no signing, no meaning.
+"""One kept HTTP/1.1 connection: sends a request's bytes and receives an answer.
 
-Why not http.client: it parses headers as e-mail and takes twice the CPU of the whole call here (benchmarks/client.py).
-The socket stays blocking and the kernel keeps the time-outs, which saves a poll for each read.
-A signal handler runs inside whatever call it interrupts, so its exception may look like the socket's own (TimeoutError is
-the usual one).  `raised_by` tells them apart by the frames of the traceback: only an exception that this file and the
-standard library's socket modules raised is a lost connection; any other closes the connection and propagates.
+No retries, no signatures, no meaning: those are in `http.py`, `sigv4.py` and the services'
+files.  Why not http.client: it parses headers as e-mail, and takes twice the CPU time
+of a whole call here (benchmarks/client.py).  The socket stays blocking and the kernel
+keeps the time-outs, which saves a poll per read.
+
+Pitfall: a signal handler runs inside the call that it interrupts, so its exception may
+look like the socket's own (TimeoutError is the usual one).  `raised_by` distinguishes
+them by the frames of the traceback: only an exception raised by this file and the
+standard library's socket modules is a lost connection.  Any other closes the connection
+and propagates.
+
 Source: RFC 9112 (HTTP/1.1 message syntax).
 """
 
@@ -25,34 +31,33 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0  # above the longest poll of 20 s
-IDLE_S = 1.0  # a connection that was idle for longer may have been closed by the other side, so it is looked at first
-AHEAD_BYTES = 64 << 10
+IDLE_S = 1.0  # after as long, the server may have closed the connection: `stale` checks it
+AHEAD_BYTES = 64 << 10  # of the receive buffer
 MAX_HEAD_BYTES = 64 << 10
 MAX_TRAILERS = 100
-MAX_ANNOUNCED = 100
-JOINED_BYTES = 64 << 10  # a body up to this goes out in one piece with its head
-MAX_BODY_BYTES = (
-    5 << 30
-)  # of an answer: the longest object of one PUT; more is no answer of these services
+MAX_ANNOUNCED = 100  # answers of status 1xx before the final one
+JOINED_BYTES = 64 << 10  # a body of at most this is sent in one call with its head
+MAX_BODY_BYTES = 5 << 30  # of an answer: the longest object of one PUT
 _TIMEVAL = struct.Struct("ll")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer; body is writable memory; the names of headers are in lower case."""
+    """An HTTP answer; `body` is writable memory, header names are in lower case."""
 
     status: int
     body: memoryview
     headers: dict[str, str]
 
 
+# memory for the body of an answer, or a function of the headers that returns it
 Into = memoryview | Callable[[dict[str, str]], memoryview] | None
-
+# called with the number of bytes of the body that have arrived
 Come = Callable[[int], None] | None
 
 
 class Lost(Exception):
-    """No whole answer came.  sent: whether the other side may have seen the request."""
+    """No complete answer arrived; `sent` states whether the server may have seen the request."""
 
     def __init__(self, sent: bool, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__}: {error}")
@@ -60,13 +65,13 @@ class Lost(Exception):
 
 
 class Untrusted(Exception):
-    """The other side's certificate is not good."""
+    """The server's certificate is not trusted."""
 
 
 def raised_by(error: BaseException, files: Collection[str]) -> bool:
-    """Whether `error` was raised by code of `files` alone, from where it is caught down.
+    """Return whether `error` was raised by code of `files` alone, from where it is caught down.
 
-    False if another function raised it: a signal handler that ran meanwhile, or a caller's callback.
+    False if another function raised it: a signal handler, or a caller's callback.
     """
     trace = error.__traceback__
     while trace is not None:
@@ -77,13 +82,13 @@ def raised_by(error: BaseException, files: Collection[str]) -> bool:
 
 
 def file_of(function: Callable[..., object]) -> str:
-    """The file of a Python function, as tracebacks name it."""
+    """Return the file of a Python function, as tracebacks name it."""
     assert isinstance(function, FunctionType)
     return function.__code__.co_filename
 
 
 def _own(error: BaseException) -> bool:
-    """Whether the socket, or what is read from it, is the cause."""
+    """Return whether the socket, or what was received from it, is the cause."""
     files = [file_of(raised_by), file_of(socket.create_connection)]
     if "ssl" in sys.modules:
         files.append(file_of(sys.modules["ssl"].create_default_context))
@@ -91,10 +96,32 @@ def _own(error: BaseException) -> bool:
 
 
 class Connection:
-    """A connection to host:port; with `tls` its certificate is verified for `host`.
+    """A connection to a server.  Not thread-safe.
 
-    timeout_s: for connecting and for an answer, each.  Raises Lost if it cannot be made, Untrusted if the certificate is
-    not good.
+    Parameters
+    ----------
+    host, port
+        The server.
+    tls
+        Context that verifies the server's certificate for `host`; None for plain HTTP.
+    timeout_s
+        Longest wait in seconds for the connection and for each read of an answer.
+
+    Attributes
+    ----------
+    used_at
+        Monotonic seconds of the last answer.
+    used
+        Whether it has answered a request.
+    reusable
+        Whether it may carry another request.
+
+    Raises
+    ------
+    Lost
+        The server cannot be reached.
+    Untrusted
+        Its certificate is not trusted.
     """
 
     def __init__(
@@ -126,17 +153,15 @@ class Connection:
         self._ahead = bytearray(AHEAD_BYTES)
         self._view = memoryview(self._ahead)
         self._have = 0
-        self._used_at = time.monotonic()
-        self.used = False  # it has answered before
+        self.used_at = time.monotonic()
+        self.used = False
         self.reusable = True
 
     def stale(self) -> bool:
-        """Whether the other side has closed it meanwhile."""
-        if time.monotonic() - self._used_at < IDLE_S:
-            return False
+        """Return whether the server has closed it; ask after it was idle for `IDLE_S`."""
         readable = select.poll()
         readable.register(self._sock, select.POLLIN)
-        return bool(readable.poll(0))  # nothing may come before a request but the end
+        return bool(readable.poll(0))  # before a request only its end can make it readable
 
     def exchange(
         self,
@@ -146,23 +171,40 @@ class Connection:
         into: Into = None,
         come: Come = None,
     ) -> Answer:
-        """Send a request and take its answer, in `into` if it succeeds and fits.
+        """Send a request and receive its answer.
 
-        into: memory, or what names it when the answer's headers are here; come: told how many bytes of it are filled,
-        first that none is, so that it drops what an earlier attempt filled.
+        Parameters
+        ----------
+        head
+            Request line and headers, with the empty line.
+        body
+            Sent one after the other; borrowed.
+        method
+            HTTP method of `head`.
+        into
+            Memory that receives the body of a success that fits; or a function of the headers.
+        come
+            Called with the number of bytes that `into` has received, first with 0.
 
         Raises
         ------
         Lost
-            The connection broke, or what came is not HTTP; it is closed then.
+            The connection broke, or what arrived is not HTTP.
         BaseException
-            Whatever a signal handler, `into` or `come` raised; the connection is closed then, too.
+            Anything that a signal handler, `into` or `come` raised.
+
+        Notes
+        -----
+        The connection is closed after any error.
         """
         sent = False
+        nbytes = 0
+        for part in body:
+            nbytes += len(part)
         if come is not None:
             come(0)
         try:
-            if sum(len(part) for part in body) <= JOINED_BYTES:
+            if nbytes <= JOINED_BYTES:
                 sent = True
                 self._sock.sendall(b"".join((head, *body)))
             else:
@@ -182,16 +224,17 @@ class Connection:
             self.close()
             raise
         self.used = True
-        self._used_at = time.monotonic()
+        self.used_at = time.monotonic()
         return answer
 
     def _answer(self, method: str, into: Into, come: Come) -> Answer:
+        """Receive an answer."""
         for _ in range(MAX_ANNOUNCED):
             status, headers = self._head()
             if status >= 200:
-                break  # 1xx only announces
+                break  # 1xx announces another answer
         else:
-            raise ValueError(f"{MAX_ANNOUNCED} answers announce another, and none comes")
+            raise ValueError(f"{MAX_ANNOUNCED} answers of status 1xx and no final one")
         if headers.get("connection", "").lower() == "close":
             self.reusable = False
         if method == "HEAD" or status in (204, 304):
@@ -213,7 +256,7 @@ class Connection:
         return Answer(status, body, headers)
 
     def _head(self) -> tuple[int, dict[str, str]]:
-        """Status line and headers."""
+        """Receive status and headers."""
         while (end := self._ahead.find(b"\r\n\r\n", 0, self._have)) < 0:
             if self._have >= MAX_HEAD_BYTES:
                 raise ValueError(f"an answer's head is longer than {MAX_HEAD_BYTES} bytes")
@@ -222,7 +265,7 @@ class Connection:
         self._drop(end + 4)
         version, _, rest = first.partition(" ")
         if not version.startswith("HTTP/1."):
-            raise ValueError(f"no HTTP/1.1 answer: {first[:60]!r}")
+            raise ValueError(f"not an answer of HTTP/1.1: {first[:60]!r}")
         if version == "HTTP/1.0":
             self.reusable = False
         headers = {}
@@ -232,19 +275,21 @@ class Connection:
         return int(rest[:3]), headers
 
     def _more(self) -> None:
-        """Read ahead."""
+        """Receive into the buffer what has arrived."""
         got = self._sock.recv_into(self._view[self._have :])
         if not got:
-            raise EOFError("the other side closed the connection")
+            raise EOFError("the server closed the connection")
         self._have += got
 
     def _drop(self, nbytes: int) -> None:
+        """Remove the first bytes from the buffer."""
         left = self._have - nbytes
         if left:
             self._view[:left] = self._ahead[nbytes : self._have]
         self._have = left
 
     def _fill(self, into: memoryview, come: Come = None) -> None:
+        """Receive exactly as many bytes as `into` holds."""
         filled = min(self._have, into.nbytes)
         into[:filled] = self._view[:filled]
         self._drop(filled)
@@ -257,6 +302,7 @@ class Connection:
                 come(filled)
 
     def _line(self) -> bytes:
+        """Receive a line of a chunked body."""
         while (end := self._ahead.find(b"\r\n", 0, self._have)) < 0:
             if self._have >= MAX_HEAD_BYTES:
                 raise ValueError("a line of a chunked answer is too long")
@@ -266,6 +312,7 @@ class Connection:
         return line
 
     def _chunks(self) -> memoryview:
+        """Receive a chunked body."""
         whole = bytearray()
         while size := int(self._line().partition(b";")[0], 16):
             piece = _memory(size, len(whole))
@@ -280,6 +327,7 @@ class Connection:
         return memoryview(whole)
 
     def _rest(self) -> memoryview:
+        """Receive a body that ends with the connection."""
         whole = bytearray(self._ahead[: self._have])
         self._have = 0
         while len(whole) <= MAX_BODY_BYTES:
@@ -290,23 +338,24 @@ class Connection:
         raise ValueError(f"an answer is longer than {MAX_BODY_BYTES:,} bytes")
 
     def close(self) -> None:
-        """Close it; may be called again."""
+        """Close the connection; may be called again."""
         self.reusable = False
         self._sock.close()
 
 
 def _memory(nbytes: int, before: int = 0) -> bytearray:
-    """Memory for `nbytes` of an answer of which `before` are here."""
+    """Allocate `nbytes` for an answer of which `before` bytes have arrived."""
     if not 0 <= nbytes <= MAX_BODY_BYTES - before:
         raise ValueError(f"an answer cannot be {before + nbytes:,} bytes long")
     try:
         return bytearray(nbytes)
     except MemoryError:
-        raise ValueError(f"there is no memory for an answer of {nbytes:,} bytes") from None
+        raise ValueError(f"not enough memory for an answer of {nbytes:,} bytes") from None
 
 
 def _secured(sock: socket.socket, tls: ssl.SSLContext, host: str) -> socket.socket:
-    import ssl
+    """Do the TLS handshake."""
+    import ssl  # imported already: the context is one of its objects
 
     try:
         return tls.wrap_socket(sock, server_hostname=host)

@@ -54,33 +54,37 @@ def client(service: str, endpoint: str | None, region: str, keys: Keys = DUMMY) 
 
 
 def _state_payload_hash(request: Any, **_: Any) -> None:
-    """Send the body's hash in a header, so that an emulator can check the signature before it reads the body."""
+    """Send the body's hash in a header: an emulator then verifies the signature before the body."""
     from botocore.auth import SigV4Auth
 
     request.headers["X-Amz-Content-SHA256"] = SigV4Auth(None, "", "").payload(request)
 
 
 def _of_job(service: str, spec: JobSpec) -> Any:
+    """Return a client of a service with the keys of a job."""
     return client(service, spec.endpoint, spec.region, emulator_keys(spec.key))
 
 
 def _all(call: Any, items: Iterable[Any]) -> list[Any]:
+    """Return [call(item) for item in items], several at a time."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(call, items))
 
 
 @contextlib.contextmanager
 def _explaining(endpoint: str | None, region: str) -> Iterator[None]:
-    """What goes wrong inside is a ChannelError that names the place."""
+    """Turn any error inside into a ChannelError that names the endpoint."""
     try:
         yield
     except Exception as error:  # botocore has no common base of its own and the socket's errors
         raise ChannelError(
-            f"{endpoint or f'AWS in {region}'} did not list or remove what jobs left there: {_line(error)}"
+            f"{endpoint or f'AWS in {region}'} did not list or remove what jobs left there:"
+            f" {_line(error)}"
         ) from error
 
 
 def _explained(spec: JobSpec, error: Exception) -> ChannelError:
+    """Return the error for a job whose resources cannot be created."""
     where = spec.endpoint or f"AWS in {spec.region}"
     return ChannelError(
         f"{where} did not make or remove what job {spec.job_id} needs: {_line(error)}"
@@ -88,81 +92,92 @@ def _explained(spec: JobSpec, error: Exception) -> ChannelError:
 
 
 def _line(error: Exception) -> str:
-    """The error in one line: what is no AWS may answer with a page of HTML."""
+    """Return an error in one line: a server that is not AWS may answer with a page of HTML."""
     return textwrap.shorten(str(error), _ERROR_CHARACTERS)
 
 
 def make_queues(spec: JobSpec) -> dict[str, str]:
-    """A queue for each rank, and topics that serve 200 ranks each; returns their addresses as settings."""
+    """Create a queue for each rank, and a topic for every 200 ranks.
+
+    Returns
+    -------
+    Settings: `queues` (URLs by rank) and `topics` (ARNs), as JSON lists.
+
+    Raises
+    ------
+    ChannelError
+        Something cannot be created; what was created is for `remove_queues`.
+    """
     try:
         sqs, sns = (_of_job(service, spec) for service in ("sqs", "sns"))
-        attributes = {
-            "VisibilityTimeout": str(VISIBILITY_S),
-            "MessageRetentionPeriod": str(RETENTION_S),
-        }
-
-        def make_queue(rank: int) -> tuple[str, str]:
-            url = sqs.create_queue(
-                QueueName=f"{PREFIX}{spec.job_id}-{rank}", Attributes=attributes
-            )["QueueUrl"]
-            answer = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
-            return url, answer["Attributes"]["QueueArn"]
-
-        queues = _all(make_queue, range(spec.size))
-        topics = []
-        if spec.size > 1:
-            count = -(-spec.size // FILTERS_PER_TOPIC)
+        queues = _all(lambda rank: _make_queue(sqs, spec, rank), range(spec.size))
+        topics: list[str] = []
+        if spec.size > 1:  # a lone rank has no other to publish to
             topics = _all(
-                lambda n: sns.create_topic(Name=f"{PREFIX}{spec.job_id}-{n}")["TopicArn"],
-                range(count),
+                lambda number: sns.create_topic(Name=f"{PREFIX}{spec.job_id}-{number}")["TopicArn"],
+                range(-(-spec.size // FILTERS_PER_TOPIC)),
             )
-
-        def subscribe(rank: int) -> None:
-            url, arn = queues[rank]
-            topic = topics[rank // FILTERS_PER_TOPIC]
-            policy = {
-                "Version": "2012-10-17",
-                "Statement": [
-                    {
-                        "Effect": "Allow",
-                        "Principal": {"Service": "sns.amazonaws.com"},
-                        "Action": "sqs:SendMessage",
-                        "Resource": arn,
-                        "Condition": {"ArnEquals": {"aws:SourceArn": topic}},
-                    }
-                ],
-            }
-            sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": json.dumps(policy)})
-            sns.subscribe(
-                TopicArn=topic,
-                Protocol="sqs",
-                Endpoint=arn,
-                Attributes={
-                    "RawMessageDelivery": "true",
-                    "FilterPolicy": json.dumps({TO: [str(rank)]}),
-                },
+            _all(
+                lambda rank: _subscribe(
+                    sqs, sns, queues[rank], topics[rank // FILTERS_PER_TOPIC], rank
+                ),
+                range(spec.size),
             )
-
-        if topics:
-            _all(subscribe, range(spec.size))
     except Exception as error:
         raise _explained(spec, error) from error
     return {"queues": json.dumps([url for url, _ in queues]), "topics": json.dumps(topics)}
 
 
+def _make_queue(sqs: Any, spec: JobSpec, rank: int) -> tuple[str, str]:
+    """Create a rank's queue; return its URL and ARN."""
+    attributes = {
+        "VisibilityTimeout": str(VISIBILITY_S),
+        "MessageRetentionPeriod": str(RETENTION_S),
+    }
+    name = f"{PREFIX}{spec.job_id}-{rank}"
+    url = sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+    answer = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+    return url, answer["Attributes"]["QueueArn"]
+
+
+def _subscribe(sqs: Any, sns: Any, queue: tuple[str, str], topic: str, rank: int) -> None:
+    """Let a topic send to a rank's queue (URL, ARN), filtered by the rank's number."""
+    url, arn = queue
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": {"Service": "sns.amazonaws.com"},
+                "Action": "sqs:SendMessage",
+                "Resource": arn,
+                "Condition": {"ArnEquals": {"aws:SourceArn": topic}},
+            }
+        ],
+    }
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": json.dumps(policy)})
+    sns.subscribe(
+        TopicArn=topic,
+        Protocol="sqs",
+        Endpoint=arn,
+        Attributes={"RawMessageDelivery": "true", "FilterPolicy": json.dumps({TO: [str(rank)]})},
+    )
+
+
 def remove_queues(spec: JobSpec) -> None:
-    """Remove the job's queues and topics, whatever there is of them."""
+    """Remove the queues and topics of a job that exist."""
     _remove_queues(spec.endpoint, spec.region, f"{PREFIX}{spec.job_id}-")
 
 
 def _remove_queues(endpoint: str | None, region: str, prefix: str) -> int:
+    """Remove queues and topics whose names begin with `prefix`; return their number."""
     with _explaining(endpoint, region):
         sqs, sns = (client(service, endpoint, region) for service in ("sqs", "sns"))
         queues = list(_paged(sqs, "list_queues", "QueueUrls", QueueNamePrefix=prefix))
         topics = [
-            t["TopicArn"]
-            for t in _paged(sns, "list_topics", "Topics")
-            if _name(t["TopicArn"]).startswith(prefix)
+            topic["TopicArn"]
+            for topic in _paged(sns, "list_topics", "Topics")
+            if _name(topic["TopicArn"]).startswith(prefix)
         ]
         _all(lambda url: sqs.delete_queue(QueueUrl=url), queues)
         for topic in topics:
@@ -175,33 +190,34 @@ def _remove_queues(endpoint: str | None, region: str, prefix: str) -> int:
 
 
 def make_bucket(spec: JobSpec) -> dict[str, str]:
-    """A bucket for the job's objects."""
+    """Create a bucket for the objects of a job; return the setting `bucket`."""
     try:
         s3 = _of_job("s3", spec)
         bucket = f"{PREFIX}{spec.job_id}"
-        where = (
-            {}
+        location = (
+            {}  # us-east-1 is the default, and must not be named
             if spec.region == "us-east-1"
             else {"CreateBucketConfiguration": {"LocationConstraint": spec.region}}
         )
-        s3.create_bucket(Bucket=bucket, **where)
+        s3.create_bucket(Bucket=bucket, **location)
     except Exception as error:
         raise _explained(spec, error) from error
     return {"bucket": bucket}
 
 
 def remove_bucket(spec: JobSpec) -> None:
-    """Remove the job's bucket and everything in it, if it is there."""
+    """Remove the bucket of a job and everything in it, if it exists."""
     _remove_bucket(spec.endpoint, spec.region, f"{PREFIX}{spec.job_id}")
 
 
 def _remove_bucket(endpoint: str | None, region: str, bucket: str) -> int:
+    """Remove a bucket and everything in it; return 0 if it does not exist, else 1."""
     with _explaining(endpoint, region):
         s3 = client("s3", endpoint, region)
-        if bucket not in [one["Name"] for one in s3.list_buckets()["Buckets"]]:
+        if bucket not in [listed["Name"] for listed in s3.list_buckets()["Buckets"]]:
             return 0
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            keys = [{"Key": one["Key"]} for one in page.get("Contents", [])]
+            keys = [{"Key": listed["Key"]} for listed in page.get("Contents", [])]
             if keys:
                 s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
         s3.delete_bucket(Bucket=bucket)
@@ -209,7 +225,10 @@ def _remove_bucket(endpoint: str | None, region: str, bucket: str) -> int:
 
 
 def leftovers(endpoint: str | None, region: str) -> list[str]:
-    """Ids of the jobs that have queues, topics or buckets there; what a deployed stack owns has no job's id in its name."""
+    """Return the ids of jobs that have queues, topics or buckets there.
+
+    What a deployed stack owns is not among them: its names contain no job's id.
+    """
     with _explaining(endpoint, region):
         sqs, sns, s3 = (client(service, endpoint, region) for service in ("sqs", "sns", "s3"))
         names = [
@@ -217,21 +236,23 @@ def leftovers(endpoint: str | None, region: str) -> list[str]:
         ]
         names += [_name(topic["TopicArn"]) for topic in _paged(sns, "list_topics", "Topics")]
         names += [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
-        return sorted({found.group(1) for found in map(_OF_JOB.match, names) if found})
+        return sorted({match.group(1) for match in map(_OF_JOB.match, names) if match})
 
 
 def remove(endpoint: str | None, region: str, job_id: str) -> int:
-    """Remove everything of a job; how many things that were."""
+    """Remove everything of a job; return the number of queues, topics and buckets."""
     return _remove_queues(endpoint, region, f"{PREFIX}{job_id}-") + _remove_bucket(
         endpoint, region, f"{PREFIX}{job_id}"
     )
 
 
 def _name(address: str) -> str:
+    """Return the last part of a URL or ARN."""
     return address.replace("/", ":").rpartition(":")[2]
 
 
 def _paged(service: Any, call: str, field: str, **arguments: Any) -> Iterator[Any]:
+    """Yield the items of all pages of a listing."""
     while True:
         page = getattr(service, call)(**arguments)
         yield from page.get(field) or ()

@@ -8,30 +8,40 @@ from __future__ import annotations
 from serverless_mpi.aws.http import Client
 from serverless_mpi.errors import ChannelError
 
-MAX_EVENT_BYTES = (
-    1 << 20
-)  # payload of an asynchronous invocation: 1 MB (quota since October 2025); synchronous: 6 MB
+# payload of an asynchronous invocation: 1 MB (quota since October 2025); synchronous: 6 MB
+MAX_EVENT_BYTES = 1 << 20
 
 
 class Functions:
-    """The calls of the data path."""
+    """The calls of the data path.  Thread-safe."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def start(self, function: str, payload: bytes) -> None:
-        """Have `function` (a name, or name:alias) invoked with `payload`, a JSON text.
+        """Invoke a function asynchronously.
 
-        An attempt whose answer was lost is made again, so the function may be invoked twice.
+        Parameters
+        ----------
+        function
+            A name, or name:alias.
+        payload
+            A JSON text of at most MAX_EVENT_BYTES.
 
         Raises
         ------
         ChannelError
-            The payload is too large, the function is not there, may not be invoked, or is throttled for good.
+            The payload is too large, or the function does not exist, may not be invoked, or is
+            throttled for the whole budget.
+
+        Notes
+        -----
+        An attempt whose answer was lost is repeated, so the function may run twice.
         """
         if len(payload) > MAX_EVENT_BYTES:
             raise ChannelError(
-                f"{len(payload):,} bytes are too much for an asynchronous invocation, which takes {MAX_EVENT_BYTES:,}"
+                f"a payload of {len(payload):,} bytes is too large for an asynchronous invocation,"
+                f" which takes {MAX_EVENT_BYTES:,}"
             )
         name, _, alias = function.partition(":")
         answer = self._client.request(

@@ -1,6 +1,16 @@
 """Signed requests of one service over kept connections; every attempt is metered.
 
-Whether a request is tried again is decided by the tables of `retry.py`, after a random part of a growing pause.
+The rule: `Client.request` repeats an attempt as the tables of `retry.py` allow,
+after a random part of a growing pause, and returns the answer whatever its
+status once no rule applies.  What a status means is for the caller: `sqs.py`,
+`sns.py`, `s3.py`.
+
+Invariants:
+
+- A request that may have been done is repeated only if `retry.REPEATABLE` names it.
+- Each attempt is signed anew, since a pause may outlive a signature or a credential,
+  and is counted by the meter, since AWS bills it.
+- A connection is used by one thread at a time; after any error it is closed.
 """
 
 from __future__ import annotations
@@ -12,10 +22,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from serverless_mpi.aws.config import Config
-from serverless_mpi.aws.connection import Answer, Come, Connection, Into, Lost, Untrusted
+from serverless_mpi.aws.connection import IDLE_S, Answer, Come, Connection, Into, Lost, Untrusted
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.refusals import refused
 from serverless_mpi.aws.retry import (
@@ -34,22 +45,45 @@ from serverless_mpi.metering import Meter
 
 __all__ = ["Answer", "Busy", "Client"]
 
-GARBLED_BYTES = 120  # of such an answer that an error shows
+GARBLED_BYTES = 120  # of a malformed answer, shown in the error
 _NO_HEADERS: Mapping[str, str] = {}
 
 
 class Busy(ChannelError):
-    """The service throttled the request, or failed, for as long as it may; it can be asked again later."""
+    """The service throttled a request, or failed, for its whole budget; a later one may succeed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retryable=True)
 
 
-class Client:
-    """Requests of one service to one endpoint.  Safe for threads; each in use has a connection of its own.
+class _Attempt(NamedTuple):
+    """What became of one attempt: an answer, or the reason for which there is none."""
 
-    service: "sqs", "sns" or "s3"; endpoint: URL, None for what the configuration says, else AWS's own in `region`.
-    sleep, chance, clock: pause for seconds, a random number between two, and seconds since some time.
+    event: Event
+    answer: Answer | None
+    problem: Lost | None = None
+    on_kept_connection: bool = False
+
+
+class Client:
+    """Requests of one service to one endpoint.
+
+    Thread-safe: each request in progress has a connection of its own.
+
+    Parameters
+    ----------
+    service
+        "sqs", "sns" or "s3".
+    region
+        AWS region for signatures and for AWS's own endpoint.
+    endpoint
+        URL; None for the one that the user's AWS configuration names, or else AWS's own.
+    credentials
+        Source of access keys.
+    meter
+        Counts every attempt.
+    sleep, chance, clock
+        Pause in seconds; a random number between two; monotonic seconds.  Tests replace them.
     """
 
     def __init__(
@@ -80,7 +114,7 @@ class Client:
         self._closed = threading.Event()
 
     def patience(self, budget_s: float = BUDGET_S) -> Patience:
-        """A time of `budget_s` seconds for trouble with this service, by the client's clock."""
+        """Return the retry time of one request: `budget_s` seconds by the client's clock."""
         return Patience(budget_s, self._clock, self._chance)
 
     def request(
@@ -99,71 +133,76 @@ class Client:
         billed_as: str | None = None,
         budget_s: float = BUDGET_S,
     ) -> Answer:
-        """Do a request; the answer whatever its status, once nothing of `retry.py` is to be done about it.
+        """Do a request and return its answer, whatever the status, once no retry is due.
 
-        action: its name in `retry.REPEATABLE`; headers: names in lower case; body: bytes, or byte views that are sent
-        one after the other; nbytes, messages, billed_as: what the meter counts for each attempt, and under which name if
-        not the action's; into: memory for the answer's body, or what
-        names it, given the headers; come: told how many bytes of that are filled, again from 0 after another attempt;
-        budget_s: for how long a service that is busy is asked again.
+        Parameters
+        ----------
+        action
+            Name in `retry.REPEATABLE`, and on the meter unless `billed_as` is given.
+        method, path, query
+            HTTP method, percent-encoded path, and query, which is encoded here.
+        headers
+            Header names in lower case.
+        body
+            Bytes, which the signature covers, or byte views that are sent one after the other
+            unsigned.  Borrowed until the call returns.
+        nbytes, messages, billed_as
+            What the meter counts for each attempt, and under which name.
+        into
+            Memory for the answer's body, or a function of the answer's headers that returns it.
+        come
+            Called with the number of bytes of the body that have arrived; from 0 again in
+            another attempt.
+        budget_s
+            Seconds for which a busy service is asked again.
 
         Raises
         ------
         Busy
             The service throttled the request, or failed, for `budget_s` seconds.
         ChannelError
-            No answer after 8 attempts, or none to a request that must not be done twice.
+            There was no answer in 8 attempts, or none to a request that must not be repeated;
+            or the server's certificate is not trusted.
         """
         target = f"{path}?{canonical_query(query)}" if query else path
         if isinstance(body, bytes):
             payload_hash, parts, length = sha256(body).hexdigest(), [body], len(body)
         else:
-            payload_hash, parts, length = UNSIGNED, body, sum(part.nbytes for part in body)  # type: ignore[assignment]
+            payload_hash, parts = UNSIGNED, body  # type: ignore[assignment]
+            length = sum(part.nbytes for part in body)
         before: set[Event] = set()
-        patience = self.patience(budget_s)
+        patience: Patience | None = None
         lost_attempts = 0
         while True:
             signed = self._signer.headers(
                 self._credentials.get(), method, self.host, path, query or {}, headers, payload_hash
             )
             signed["content-length"] = str(length)
-            lines = "\r\n".join([f"{name}: {value}" for name, value in signed.items()])
-            head = f"{method} {target} HTTP/1.1\r\n{lines}\r\n\r\n"
+            head = f"{method} {target} HTTP/1.1\r\n"
+            for name, value in signed.items():
+                head += f"{name}: {value}\r\n"
+            head += "\r\n"
             if head.count("\n") != len(signed) + 2:
                 raise ChannelError(
-                    f"a line break in the headers of {self.service}.{action}: {sorted(signed)}"
+                    f"a header of {self.service}.{action} contains a line break: {sorted(signed)}"
                 )
             self.meter.count(self.service, billed_as or action, nbytes=nbytes, messages=messages)
-            answer: Answer | None = None
-            kept = False
             on_request = self.meter.on_request
             begin = 0 if on_request is None else time.perf_counter_ns()
             try:
-                connection = self._connection()
-                try:
-                    answer = connection.exchange(head.encode("latin-1"), parts, method, into, come)
-                except Lost:
-                    kept = connection.used
-                    raise
-                finally:
-                    if on_request is not None:
-                        on_request(self.service, action, begin)
-                self._keep(connection)
-                event = event_of(answer)
-            except Untrusted as error:
-                raise ChannelError(
-                    f"the certificate of {self.endpoint} is not trusted: {error}; AWS_CA_BUNDLE names a file of those that are"
-                ) from error
-            except Lost as lost:
-                event = Event.LOST if lost.sent else Event.NOT_SENT
-                problem: object = lost
+                attempt = self._attempt(head.encode("latin-1"), parts, method, into, come)
+            finally:
+                if on_request is not None:
+                    on_request(self.service, action, begin)
+            event, answer = attempt.event, attempt.answer
             if not again(event, f"{self.service}.{action}", before):
                 if answer is not None:
                     return answer
                 raise ChannelError(
-                    f"{self.service} at {self.endpoint} was asked to {action} and did not answer; "
-                    f"it may have done it, so it is not asked again: {problem}"
+                    f"no answer from {self.service} at {self.endpoint} to {action}, which is not"
+                    f" repeated because it may have been done: {attempt.problem}"
                 )
+            problem: object = attempt.problem
             if answer is not None:
                 problem = refused(self.service, action, answer)
                 if event is Event.EXPIRED:
@@ -172,6 +211,8 @@ class Client:
                     self._correct_clock(answer)
             before.add(event)
             if event in BUSY:
+                if patience is None:
+                    patience = self.patience(budget_s)
                 pause = patience.pause()
                 if pause is None:
                     raise Busy(
@@ -183,19 +224,51 @@ class Client:
                 lost_attempts += 1
                 if lost_attempts == ATTEMPTS:
                     raise ChannelError(
-                        f"{self.service} at {self.endpoint} did not do {action} {path[:80]} in {ATTEMPTS} "
-                        f"attempts; the last: {problem}",
+                        f"{self.service} at {self.endpoint} did not do {action} {path[:80]} in"
+                        f" {ATTEMPTS} attempts; the last: {problem}",
                         retryable=True,
                     )
-                if not kept:  # one that was kept may have been closed meanwhile: no sign of trouble
+                # the server may close an idle connection at any time: no reason to pause
+                if not attempt.on_kept_connection:
                     self.sleep(self._chance(0.0, longest_pause_s(lost_attempts)))
 
+    def _attempt(
+        self, head: bytes, parts: Sequence[bytes | memoryview], method: str, into: Into, come: Come
+    ) -> _Attempt:
+        """Send a request once, over a kept connection if there is one."""
+        connection: Connection | None = None
+        try:
+            while connection is None:
+                try:
+                    connection = self._idle.pop()
+                except IndexError as error:
+                    # a signal handler may have raised it, deeper in
+                    if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                        raise
+                    connection = Connection(*self._address, self._tls)
+                    break
+                if time.monotonic() - connection.used_at >= IDLE_S and connection.stale():
+                    connection.close()
+                    connection = None
+            answer = connection.exchange(head, parts, method, into, come)
+            self._keep(connection)
+            return _Attempt(event_of(answer), answer)
+        except Untrusted as error:
+            raise ChannelError(
+                f"the certificate of {self.endpoint} is not trusted: {error};"
+                " set AWS_CA_BUNDLE to a file of trusted certificates"
+            ) from error
+        except Lost as lost:
+            event = Event.LOST if lost.sent else Event.NOT_SENT
+            kept = connection is not None and connection.used
+            return _Attempt(event, None, lost, kept)
+
     def refused(self, what: str, answer: Answer) -> ChannelError:
-        """The error for an answer that is not what was asked for."""
+        """Return the error for an answer whose status is not success."""
         return refused(self.service, what, answer)
 
     def garbled(self, what: str, body: bytes | memoryview) -> ChannelError:
-        """The error for a success whose body is not what the service's documentation says."""
+        """Return the error for a success whose body violates the service's API."""
         text = bytes(body[:GARBLED_BYTES]).decode(errors="replace")
         return ChannelError(
             f"{self.service} at {self.endpoint} answered to {what} with what the AWS API does not "
@@ -203,26 +276,15 @@ class Client:
         )
 
     def _correct_clock(self, answer: Answer) -> None:
+        """Sign by the service's clock from now on."""
         try:
             theirs = time.strptime(answer.headers["date"], "%a, %d %b %Y %H:%M:%S GMT")
-        except (KeyError, ValueError):  # then the second attempt tells the story
+        except (KeyError, ValueError):  # the second attempt then fails, with the service's reason
             return
         self._signer.skew_s = calendar.timegm(theirs) - time.time()
 
-    def _connection(self) -> Connection:
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError as error:
-                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                    raise  # a signal handler's
-                break  # another thread was quicker
-            if not connection.stale():
-                return connection
-            connection.close()
-        return Connection(*self._address, self._tls)
-
     def _keep(self, connection: Connection) -> None:
+        """Keep a connection for the next request, unless either side ends it."""
         if connection.reusable and not self._closed.is_set():
             self._idle.append(connection)
         else:

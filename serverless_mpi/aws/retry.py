@@ -1,11 +1,16 @@
-"""When a request is tried again: three tables, and nothing else decides it.
+"""When a request is sent again: three tables decide it, and nothing else.
 
-What happened decides whether the service may have done the request (`AGAIN`); whether doing it twice is harmless is
-a property of the action (`REPEATABLE`).  A request that the service may have done and that is not in that table is
-never sent again.  A service that answers that it is busy or has failed gets a time to recover (`BUSY`), since it is
-there and most of its troubles pass; a service that cannot be reached gets a number of attempts, since it may be gone.
-Sources: "Exponential Backoff And Jitter", AWS Architecture Blog (full jitter); "Retry behavior", AWS SDKs and Tools
-Reference Guide (codes).
+The rule: what happened decides whether the service may have done the request (`AGAIN`);
+whether doing it twice is harmless is a property of the action (`REPEATABLE`).  A request
+that may have been done and is not in that table is never sent again.  A service that
+answers that it is busy, or has failed, gets time to recover (`BUSY`), since most of its
+troubles pass; a service that cannot be reached gets a number of attempts, since it may
+be gone.
+
+If you add an action to `sqs.py`, `sns.py` or `s3.py`, decide whether it is repeatable.
+
+Sources: "Exponential Backoff And Jitter", AWS Architecture Blog (full jitter); "Retry
+behavior", AWS SDKs and Tools Reference Guide (codes).
 """
 
 from __future__ import annotations
@@ -16,31 +21,31 @@ from collections.abc import Callable
 from serverless_mpi.aws.connection import Answer
 from serverless_mpi.aws.refusals import code_of
 
-ATTEMPTS = 8  # that end without an answer
+ATTEMPTS = 8  # without an answer
 BUDGET_S = 90.0  # from the first answer of a busy service to the last attempt
-PAUSE_S = 0.05  # the first pause is up to this, each later one up to twice the one before
+PAUSE_S = 0.05  # longest first pause; the longest doubles with each attempt, up to:
 MAX_PAUSE_S = 5.0
 
 
 class Event(enum.Enum):
     """How an attempt ended."""
 
-    ANSWERED = "answered"  # success, or a refusal that would come again
+    ANSWERED = "answered"  # success, or a refusal that another attempt would repeat
     NOT_SENT = "not sent"  # no connection
-    LOST = "lost"  # the connection broke when the request may have been seen
-    THROTTLED = "throttled"  # the service says that it did nothing, and to come later
-    FAILED = "failed"  # the service does not know what it did
-    EXPIRED = "expired"  # the keys are too old: with new ones, once
-    SKEWED = "skewed"  # the clocks differ: with the service's time, once
+    LOST = "lost"  # the connection broke after the service may have seen the request
+    THROTTLED = "throttled"  # the service did nothing, and asks for a later attempt
+    FAILED = "failed"  # the service may or may not have done it
+    EXPIRED = "expired"  # the credentials have expired: once more with new ones
+    SKEWED = "skewed"  # the clocks differ: once more with the service's time
 
 
 class Again(enum.Enum):
-    """Whether the request is sent again."""
+    """Rule for another attempt."""
 
     NO = "no"
     YES = "yes"
     IF_REPEATABLE = "if it may be done twice"
-    ONCE = "once, after what was wrong has been put right"
+    ONCE = "once, after its cause has been removed"
 
 
 AGAIN: dict[Event, Again] = {
@@ -53,27 +58,27 @@ AGAIN: dict[Event, Again] = {
     Event.SKEWED: Again.ONCE,
 }
 
-BUSY = frozenset(
-    (Event.THROTTLED, Event.FAILED)
-)  # the service is there: time decides, not attempts
+# the service can be reached: time limits the attempts, not their number
+BUSY = frozenset((Event.THROTTLED, Event.FAILED))
 
 # service.action -> why it may be done twice
 REPEATABLE: dict[str, str] = {
-    "sqs.SendMessageBatch": "the receiver drops a frame that comes twice (core/delivery.py)",
-    "sqs.ReceiveMessage": "messages of an answer that was lost come again after the visibility timeout",
+    "sqs.SendMessageBatch": "the receiver drops a duplicate frame (core/delivery.py)",
+    "sqs.ReceiveMessage": "messages of a lost answer reappear after the visibility timeout",
     "sqs.DeleteMessageBatch": "deleting what is deleted succeeds",
-    "sns.Publish": "the receiver drops a frame that comes twice (core/delivery.py)",
-    "sns.PublishBatch": "the receiver drops a frame that comes twice (core/delivery.py)",
+    "sns.Publish": "the receiver drops a duplicate frame (core/delivery.py)",
+    "sns.PublishBatch": "the receiver drops a duplicate frame (core/delivery.py)",
     "s3.GET": "reading changes nothing",
     "s3.LIST": "reading changes nothing",
     "s3.PUT": "the same bytes under the same key, or under the same part number",
     "s3.DELETE": "deleting what is deleted succeeds",
-    "s3.CreateMultipartUpload": "an upload that nobody continues holds no bytes",
+    "s3.CreateMultipartUpload": "an upload without parts holds no bytes",
     "lambda.Invoke": "a rank is what claims its number first (launch/handler.py)",
     "sts.AssumeRole": "another set of keys, both good",
     "sts.AssumeRoleWithWebIdentity": "another set of keys, both good",
 }
-# not in it: s3.CompleteMultipartUpload.  Once done, it fails a second time with NoSuchUpload; aws/s3.py looks for the object.
+# s3.CompleteMultipartUpload is not in it: a second one fails with NoSuchUpload, and aws/s3.py then
+# looks for the object.
 
 _THROTTLES = frozenset(
     (
@@ -105,7 +110,7 @@ _SKEWED = frozenset(("RequestTimeTooSkewed", "RequestInTheFuture"))
 
 
 def event_of(answer: Answer) -> Event:
-    """What an answer tells of the attempt."""
+    """Return how the attempt ended that brought an answer."""
     status = answer.status
     if status < 400:
         return Event.ANSWERED
@@ -118,14 +123,24 @@ def event_of(answer: Answer) -> Event:
         return Event.FAILED
     if code in _EXPIRED:
         return Event.EXPIRED
-    # SQS and SNS say it with the code of a wrong signature
+    # SQS and SNS report it with the code of a wrong signature
     if code in _SKEWED or "Signature expired" in message or "Signature not yet current" in message:
         return Event.SKEWED
     return Event.ANSWERED
 
 
 def again(event: Event, action: str, before: set[Event]) -> bool:
-    """Whether to send `action` ("service.action") again after `event`; before: what happened to it already."""
+    """Return whether to send a request again.
+
+    Parameters
+    ----------
+    event
+        How the last attempt ended.
+    action
+        "service.action".
+    before
+        How earlier attempts ended.
+    """
     rule = AGAIN[event]
     if rule is Again.IF_REPEATABLE:
         return action in REPEATABLE
@@ -135,21 +150,26 @@ def again(event: Event, action: str, before: set[Event]) -> bool:
 
 
 def longest_pause_s(attempt: int) -> float:
-    """The pause before attempt 2, 3, ... is a random part of this; attempt: of those already made."""
+    """Return the longest pause in seconds after that many attempts; the pause is a random part."""
     return float(min(MAX_PAUSE_S, PAUSE_S * 2 ** min(attempt - 1, 32)))
 
 
 class Patience:
-    """How long a busy service is asked again: random pauses that grow (full jitter), within a time.
+    """Pauses between attempts at a busy service: random and growing (full jitter), within a budget.
 
     Parameters
     ----------
-    budget_s : float
-        Seconds from the first trouble in a row to the last attempt; 0: there is no second attempt.
-    clock : callable
-        Seconds, monotonic.
-    chance : callable
-        A random number between two.
+    budget_s
+        Seconds from the first trouble in a row to the last attempt; 0 allows no second attempt.
+    clock
+        Returns monotonic seconds.
+    chance
+        Returns a random number between two.
+
+    Attributes
+    ----------
+    troubles
+        Number of troubles in a row.
     """
 
     def __init__(
@@ -159,10 +179,10 @@ class Patience:
         self._clock = clock
         self._chance = chance
         self._began = 0.0
-        self.troubles = 0  # in a row
+        self.troubles = 0
 
     def pause(self) -> float | None:
-        """Note one more trouble; seconds until the next attempt, or None if the time is over."""
+        """Note a trouble; return the seconds until the next attempt, None if time is over."""
         now = self._clock()
         if not self.troubles:
             self._began = now
@@ -171,5 +191,5 @@ class Patience:
         return None if now + pause - self._began > self.budget_s else pause
 
     def over(self) -> None:
-        """The trouble has passed."""
+        """Note that the trouble has passed."""
         self.troubles = 0

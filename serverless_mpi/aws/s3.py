@@ -1,4 +1,8 @@
-"""S3: objects put, read whole or by ranges, listed and deleted.
+"""S3: put, read (whole or by ranges), list and delete objects.
+
+Pitfall: a write whose answer was lost may have been done.  A PUT is repeated, since it
+writes the same bytes; `create` recognises its own object by the body; a multipart upload
+that is gone is compared by length.  S3 may also answer 200 with an <Error> in the body.
 
 Source: Amazon S3 API Reference.
 """
@@ -20,28 +24,30 @@ from serverless_mpi.errors import ChannelError
 MAX_DELETED = 1000  # keys of one DeleteObjects
 PART_BYTES = 16 << 20  # of a multipart upload and of a range; parts of less than 5 MiB are refused
 DELETE_BUDGET_S = 2.0  # a delete that fails is tried again later, with others
-MAX_DIGITS = 20  # of a size
+MAX_DIGITS = 20  # of an object's size
 _ERROR = re.compile(rb"<Error>(.*?)</Error>", re.DOTALL)
 _KEY = re.compile(rb"<Key>([^<]*)</Key>")
-_COMPLETIONS = 4  # how often an upload is asked to be completed when it is not known whether it is
+_COMPLETIONS = 4  # attempts to complete an upload when the answers are lost
 Parallel = Callable[[Callable[[int], str], Sequence[int]], list[str]]
 
 
 class S3:
-    """The calls of the data path, on one bucket."""
+    """The calls of the data path, on one bucket.  Thread-safe."""
 
     def __init__(self, client: Client, bucket: str) -> None:
         self._client = client
         self._bucket = bucket
 
     def _path(self, key: str) -> str:
+        """Return the percent-encoded path of an object."""
         return f"/{self._bucket}/{quote(key, safe='-_.~/')}"
 
     def _refuse(self, what: str, answer: Answer) -> ChannelError:
+        """Return the error for an answer whose status is not success."""
         return self._client.refused(f"{what} in bucket {self._bucket}", answer)
 
     def put(self, key: str, parts: Sequence[memoryview]) -> None:
-        """Make an object of `parts`."""
+        """Create or replace an object; its parts are sent one after the other, and borrowed."""
         nbytes = sum(part.nbytes for part in parts)
         answer = self._client.request(
             "PUT", "PUT", self._path(key), body=parts, nbytes=nbytes, messages=1
@@ -50,11 +56,19 @@ class S3:
             raise self._refuse(f"put {key}", answer)
 
     def create(self, key: str, body: bytes) -> bool:
-        """Make an object if there is none of that name yet; whether this call made it.
+        """Create an object unless it exists; return whether this call created it.
 
-        An attempt whose answer was lost is tried again and then finds its own object: the body tells whose it is,
-        so it must be unlike any other caller's.
-        Source: "Conditional writes", Amazon S3 User Guide.
+        Parameters
+        ----------
+        key
+            Name of the object.
+        body
+            Must differ from any other caller's: after an answer was lost, the attempt that
+            follows recognises its own object by it.
+
+        References
+        ----------
+        "Conditional writes", Amazon S3 User Guide.
         """
         patience = self._client.patience()
         while True:
@@ -69,7 +83,7 @@ class S3:
             )
             if answer.status != 409:
                 break
-            pause = patience.pause()  # another write of the same name: S3 asks to try again
+            pause = patience.pause()  # a concurrent write of that name: S3 asks to try again
             if pause is None:
                 break
             self._client.sleep(pause)
@@ -83,9 +97,20 @@ class S3:
     def put_multipart(
         self, key: str, parts: Sequence[Sequence[memoryview]], parallel: Parallel
     ) -> None:
-        """Make a large object of `parts`, each of byte views and of at least 5 MiB but the last, sent at the same time.
+        """Create a large object from parts that are sent at the same time.
 
-        What was sent of an object that fails is removed again, since it would be billed.
+        Parameters
+        ----------
+        key
+            Name of the object.
+        parts
+            Byte views of each part; every part but the last has at least 5 MiB.  Borrowed.
+        parallel
+            parallel(call, numbers) returns [call(number) for number in numbers].
+
+        Notes
+        -----
+        The upload is aborted after any error, since its parts would be billed.
         """
         answer = self._client.request(
             "CreateMultipartUpload", "POST", self._path(key), {"uploads": ""}, billed_as="PUT"
@@ -119,7 +144,7 @@ class S3:
             tags = parallel(send, range(len(parts)))
             self._complete(key, upload, tags, sum(piece.nbytes for part in parts for piece in part))
         except BaseException:
-            with contextlib.suppress(ChannelError):  # what failed is what the caller is told
+            with contextlib.suppress(ChannelError):  # the first error is the one that matters
                 self._client.request(
                     "DELETE",
                     "DELETE",
@@ -130,6 +155,7 @@ class S3:
             raise
 
     def _complete(self, key: str, upload: str, tags: Sequence[str], nbytes: int) -> None:
+        """Complete a multipart upload of `nbytes`, although answers may be lost."""
         listing = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>"
             for number, tag in enumerate(tags, 1)
@@ -148,9 +174,9 @@ class S3:
                     messages=0 if lost or patience.troubles else 1,
                     billed_as="PUT",
                 )
-            except Busy:  # it has been asked for long enough
+            except Busy:  # its budget is spent
                 raise
-            except ChannelError:  # nobody knows whether it was done: the next attempt shows it
+            except ChannelError:  # it may have been done: the next attempt shows it
                 lost += 1
                 if lost == _COMPLETIONS:
                     raise
@@ -159,7 +185,7 @@ class S3:
             if answer.status == 200 and b"<Error>" not in text:
                 return
             if answer.status == 404 and self._size(key) == nbytes:
-                return  # an attempt before had done it
+                return  # an earlier attempt completed it
             trouble = self._refuse(f"complete {key}", answer)
             if answer.status != 200 and answer.status < 500:
                 raise trouble
@@ -169,7 +195,7 @@ class S3:
             self._client.sleep(pause)
 
     def _size(self, key: str) -> int | None:
-        """Bytes of an object, None if there is none."""
+        """Return the length of an object in bytes; None if it does not exist."""
         answer = self._client.request("GET", "HEAD", self._path(key))
         return _size(answer.headers) if answer.status == 200 else None
 
@@ -182,11 +208,25 @@ class S3:
         come: Callable[[int], None] | None = None,
         budget_s: float = BUDGET_S,
     ) -> tuple[memoryview, int] | None:
-        """(bytes from `start` on, size of the whole object); None if there is no such object.
+        """Read an object or a range of it.
 
-        into: memory for the bytes, or what names it, given the size of the whole object; come: told how many bytes are
-        there, again from the first after another attempt; budget_s: as for `Client.request`, 0 for who polls.
-        An object that ends before `start + length` gives fewer bytes.
+        Parameters
+        ----------
+        key
+            Name of the object.
+        start, length
+            Range in bytes; `length` None reads all.
+        into
+            Memory for the bytes, or a function of the object's size that returns it.
+        come
+            Called with the number of bytes that have arrived, from 0 again in another attempt.
+        budget_s
+            As for `Client.request`; 0 for a poll.
+
+        Returns
+        -------
+        (bytes, size of the whole object); fewer bytes than `length` if the object ends before.
+        None if it does not exist.
         """
         headers = {}
         if length is not None:
@@ -207,7 +247,7 @@ class S3:
         return answer.body, _size(answer.headers)
 
     def list(self, prefix: str, after: str = "", budget_s: float = BUDGET_S) -> list[str]:
-        """Up to 1000 keys below `prefix` that come after `after`, in order."""
+        """Return up to 1000 keys that begin with `prefix` and sort after `after`, in order."""
         query = {"list-type": "2", "prefix": prefix}
         if after:
             query["start-after"] = after
@@ -216,7 +256,7 @@ class S3:
             raise self._refuse(f"list {prefix}", answer)
         body = bytes(answer.body)
         keys = [_key(text) for text in _KEY.findall(body)]
-        # a page of other keys than those asked for would be asked for again and again
+        # a caller would request a page of wrong keys again and again
         if b"</ListBucketResult>" not in body or not all(
             key > after and key.startswith(prefix) for key in keys
         ):
@@ -224,7 +264,7 @@ class S3:
         return keys
 
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
-        """Delete up to 1000 objects in one request; returns the keys of those that were not deleted."""
+        """Delete up to 1000 objects in one request; return the keys of those that failed."""
         listing = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in keys)
         body = f"<Delete><Quiet>true</Quiet>{listing}</Delete>".encode()
         answer = self._client.request(
@@ -251,11 +291,12 @@ class S3:
 
 
 def _key(text: bytes) -> str:
+    """Return a key from its form in XML."""
     return unescape(text.decode(errors="replace"))
 
 
 def _size(headers: Mapping[str, str]) -> int:
-    """Of the whole object, whether all of it or a range was asked for; 0 where the headers do not say it."""
+    """Return the size of the whole object by the headers of any GET; 0 if they do not state it."""
     whole = headers.get("content-range", "").rpartition("/")[2]
     text = whole if whole.isdecimal() else headers.get("content-length", "0")
     return int(text) if text.isdecimal() and len(text) < MAX_DIGITS else 0

@@ -1,4 +1,8 @@
-"""Signature Version 4, with the day's signing key kept.
+"""Signature Version 4: signs the headers of a request.
+
+The signing key depends on the day only, so it is derived once per day and secret;
+the time stamp is formatted once per second.  Both caches are replaced as a whole, so
+several threads may sign.
 
 Source: "Create a signed AWS API request", AWS IAM User Guide.
 """
@@ -12,12 +16,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import quote
 
-UNSIGNED = "UNSIGNED-PAYLOAD"  # S3 takes it over TLS, and an emulator always
+UNSIGNED = "UNSIGNED-PAYLOAD"  # S3 accepts it over TLS, an emulator always
 
 
 @dataclass(frozen=True)
 class Keys:
-    """An access key; expires is in seconds of the epoch, None if never."""
+    """An access key; `expires` is in seconds since the epoch, None for never."""
 
     access: str
     secret: str
@@ -28,38 +32,28 @@ class Keys:
         return f"Keys({self.access!r}, ...)"
 
 
-def _hmac(key: bytes, text: str) -> bytes:
-    return hmac.digest(key, text.encode(), "sha256")
-
-
 class Signer:
-    """Signs the requests of one service in one region.
+    """Signs the requests of one service in one region.  Thread-safe.
 
-    skew_s: seconds to add to this machine's clock to get the service's.
+    Attributes
+    ----------
+    skew_s
+        Seconds by which the service's clock is ahead of this machine's.
     """
 
     def __init__(self, service: str, region: str) -> None:
         self._service = service
         self._region = region
         self._cached: tuple[str, str, bytes] | None = None  # day, secret, key
-        self._stamp: tuple[int, str] = (-1, "")  # a second, and how it is written
+        self._stamp: tuple[int, str] = (-1, "")  # a second, and its time stamp
         self.skew_s = 0.0
 
-    def _key(self, secret: str, day: str) -> bytes:
-        cached = self._cached
-        if cached is None or cached[0] != day or cached[1] != secret:
-            key = _hmac(f"AWS4{secret}".encode(), day)
-            for part in (self._region, self._service, "aws4_request"):
-                key = _hmac(key, part)
-            self._cached = cached = (day, secret, key)
-        return cached[2]
-
-    def _now(self, now: float | None) -> str:
-        second = int((time.time() if now is None else now) + self.skew_s)
-        kept = self._stamp
-        if kept[0] != second:
-            self._stamp = kept = (second, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second)))
-        return kept[1]
+    def _derive(self, secret: str, day: str) -> tuple[str, str, bytes]:
+        """Return (day, secret, the signing key of that day)."""
+        key = f"AWS4{secret}".encode()
+        for part in (day, self._region, self._service, "aws4_request"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        return day, secret, key
 
     def headers(
         self,
@@ -72,11 +66,27 @@ class Signer:
         payload_hash: str,
         now: float | None = None,
     ) -> dict[str, str]:
-        """`headers` (names in lower case) with host, date, payload hash and signature; without that if `keys` is empty.
+        """Return `headers` with host, date, payload hash and signature.
 
-        path: percent-encoded; now: seconds of the epoch, None for the clock's.
+        Parameters
+        ----------
+        keys
+            Access key; if it is empty, nothing is signed.
+        method, host, path, query
+            Of the request; the path is percent-encoded, the query is not.
+        headers
+            Names in lower case.
+        payload_hash
+            SHA-256 of the body in hexadecimal digits, or UNSIGNED.
+        now
+            Seconds since the epoch; None for this machine's clock.
         """
-        stamp = self._now(now)
+        second = int((time.time() if now is None else now) + self.skew_s)
+        written = self._stamp  # read once: another thread may replace it
+        if written[0] != second:
+            written = (second, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second)))
+            self._stamp = written
+        stamp = written[1]
         signed = {
             **headers,
             "host": host,
@@ -89,19 +99,27 @@ class Signer:
             return signed
         names = sorted(signed)
         listed = ";".join(names)
-        lines = "\n".join([f"{name}:{signed[name]}" for name in names])
-        canonical = f"{method}\n{path}\n{canonical_query(query) if query else ''}\n{lines}\n\n{listed}\n{payload_hash}"
-        scope = f"{stamp[:8]}/{self._region}/{self._service}/aws4_request"
+        lines = ""
+        for name in names:
+            lines += f"{name}:{signed[name]}\n"
+        pairs = canonical_query(query) if query else ""
+        canonical = f"{method}\n{path}\n{pairs}\n{lines}\n{listed}\n{payload_hash}"
+        day = stamp[:8]
+        cached = self._cached
+        if cached is None or cached[0] != day or cached[1] != keys.secret:
+            self._cached = cached = self._derive(keys.secret, day)
+        scope = f"{day}/{self._region}/{self._service}/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
-        signature = _hmac(self._key(keys.secret, stamp[:8]), text).hex()
+        signature = hmac.digest(cached[2], text.encode(), "sha256").hex()
         signed["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={keys.access}/{scope}, SignedHeaders={listed}, Signature={signature}"
+            f"AWS4-HMAC-SHA256 Credential={keys.access}/{scope},"
+            f" SignedHeaders={listed}, Signature={signature}"
         )
         return signed
 
 
 def canonical_query(query: Mapping[str, str]) -> str:
-    """The query string as it is signed and sent."""
+    """Return the query string as it is signed and sent."""
     pairs = sorted(
         (quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in query.items()
     )

@@ -1,6 +1,8 @@
 """SNS: publish a message or a batch, over the Query protocol.
 
-Each message names its readers in the attribute TO, a String.Array, which the subscriptions' filter policies match.
+Each message names its readers in the attribute TO, a String.Array; the filter policy of
+a rank's subscription matches its own number.
+
 Source: Amazon SNS API Reference; "Subscription filter policies", SNS Developer Guide.
 """
 
@@ -16,52 +18,54 @@ from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.sqs import BODY, ENVELOPE_BYTES, FRAME
 from serverless_mpi.errors import ChannelError
 
-TO = "t"
+TO = "t"  # names of message attributes are billed, so they are short
 MAX_ENTRIES = 10  # of a batch
 MAX_BATCH_BYTES = 256 * 1024  # of a message and of a batch
-FILTERS_PER_TOPIC = 200  # subscriptions with a filter policy a topic may have (service quota)
+FILTERS_PER_TOPIC = 200  # filter policies per topic (service quota)
 _FAILED = re.compile(r"<Failed>(.*?)</Failed>", re.DOTALL)
 _WHOLE = re.compile(r"</Publish(Batch)?Response>\s*$")
 _ENTRY = re.compile(r"<member>(.*?)</member>", re.DOTALL)
 
 
 def readers(dests: Sequence[int]) -> str:
-    """The attribute that names the ranks `dests`: a list in JSON."""
+    """Return the attribute that names the ranks `dests`, a JSON list."""
     return '["' + '","'.join(map(str, dests)) + '"]'
 
 
 def billed_bytes(frame: bytes, dests: Sequence[int]) -> int:
-    """Bytes of one message on the bill."""
+    """Return the billed bytes of one message."""
     return len(frame) + ENVELOPE_BYTES + len(TO) + len("String.Array") + len(readers(dests))
 
 
 class Sns:
-    """The calls of the data path."""
+    """The calls of the data path.  Thread-safe."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def publish(self, topic: str, messages: Sequence[tuple[bytes, Sequence[int]]]) -> None:
-        """Publish (frame, ranks that read it) in one request: at most 10, 256 KiB in all."""
-        entries = {str(place): message for place, message in enumerate(messages)}
+        """Publish messages in one request, and those that failed again.
+
+        Parameters
+        ----------
+        topic
+            ARN of the topic.
+        messages
+            (frame, ranks that read it): at most 10, 256 KiB in all.
+
+        Raises
+        ------
+        Busy
+            The service was busy for its budget; any of the messages may have been published.
+        ChannelError
+            The service refused a message.
+        """
+        entries = {str(number): message for number, message in enumerate(messages)}
         patience = self._client.patience()
         while True:
             nbytes = sum(billed_bytes(frame, dests) for frame, dests in entries.values())
             action = "Publish" if len(entries) == 1 else "PublishBatch"
-            form = {"Action": action, "Version": "2010-03-31", "TopicArn": topic}
-            for number, (name, (frame, dests)) in enumerate(entries.items(), 1):
-                entry = ""
-                if len(entries) > 1:
-                    entry = f"PublishBatchRequestEntries.member.{number}."
-                    form[f"{entry}Id"] = name
-                form[f"{entry}Message"] = BODY
-                attribute = f"{entry}MessageAttributes.entry"
-                form[f"{attribute}.1.Name"] = TO
-                form[f"{attribute}.1.Value.DataType"] = "String.Array"
-                form[f"{attribute}.1.Value.StringValue"] = readers(dests)
-                form[f"{attribute}.2.Name"] = FRAME
-                form[f"{attribute}.2.Value.DataType"] = "Binary"
-                form[f"{attribute}.2.Value.BinaryValue"] = base64.b64encode(frame).decode()
+            form = _form(action, topic, entries)
             answer = self._client.request(
                 action,
                 "POST",
@@ -87,7 +91,7 @@ class Sns:
     def _failed(
         self, topic: str, body: bytes, entries: dict[str, tuple[bytes, Sequence[int]]]
     ) -> dict[str, tuple[bytes, Sequence[int]]]:
-        """What of `entries` an answer says was not published."""
+        """Return the entries that an answer reports as not published."""
         text = body.decode(errors="replace")
         if not _WHOLE.search(text):
             raise self._client.garbled(f"publish on {topic}", body)
@@ -104,3 +108,24 @@ class Sns:
                 raise self._client.garbled(f"publish on {topic}", entry.encode())
             again[name] = entries[name]
         return again
+
+
+def _form(
+    action: str, topic: str, entries: dict[str, tuple[bytes, Sequence[int]]]
+) -> dict[str, str]:
+    """Return the form of a Publish of one entry, or of a PublishBatch."""
+    form = {"Action": action, "Version": "2010-03-31", "TopicArn": topic}
+    for number, (name, (frame, dests)) in enumerate(entries.items(), 1):
+        entry = ""
+        if len(entries) > 1:
+            entry = f"PublishBatchRequestEntries.member.{number}."
+            form[f"{entry}Id"] = name
+        form[f"{entry}Message"] = BODY
+        attribute = f"{entry}MessageAttributes.entry"
+        form[f"{attribute}.1.Name"] = TO
+        form[f"{attribute}.1.Value.DataType"] = "String.Array"
+        form[f"{attribute}.1.Value.StringValue"] = readers(dests)
+        form[f"{attribute}.2.Name"] = FRAME
+        form[f"{attribute}.2.Value.DataType"] = "Binary"
+        form[f"{attribute}.2.Value.BinaryValue"] = base64.b64encode(frame).decode()
+    return form

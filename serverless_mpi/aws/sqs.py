@@ -1,14 +1,18 @@
 """SQS: send, receive and delete in batches, over the AWS JSON 1.0 protocol.
 
-A frame travels in the binary attribute FRAME: its billed size is the frame's own, not that of its base64 form.
-Anybody who may send to a queue can put any message there, so `frames_of` raises for none: what has no proper frame is
-a frame of 0 bytes, which the core counts as dropped and the channel deletes like any other.
+The rule: a frame is the binary attribute FRAME of a message, so the bill counts the
+frame's own bytes and not those of its base64 form.  A message without attributes
+only ends a long poll (`channels/queue.py`, wake).
+
+Invariant: anyone who may send to a queue can put any message there, so `frames_of`
+raises for none.  A message without a proper frame becomes a frame of 0 bytes, which
+the core counts as dropped and the channel deletes like any other.
+
 Source: Amazon SQS API Reference.
 """
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Collection, Sequence
@@ -17,37 +21,57 @@ from typing import Any
 
 from serverless_mpi.aws.connection import file_of, raised_by
 from serverless_mpi.aws.http import Busy, Client
-from serverless_mpi.aws.retry import BUDGET_S
+from serverless_mpi.aws.retry import BUDGET_S, Patience
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.metering import BILLED_CHUNK_BYTES
 
 FRAME = "f"  # names of message attributes are billed, so they are short
 BODY = "."  # a message needs a body of at least one character
-ENVELOPE_BYTES = len(FRAME) + len("Binary") + len(BODY)  # what is billed beside the frame
+ENVELOPE_BYTES = len(FRAME) + len("Binary") + len(BODY)  # billed in addition to the frame
 MAX_ENTRIES = 10  # of a batch
 MAX_BATCH_BYTES = 1 << 20  # of a message and of a batch: 1 MiB (quota since August 2025)
 MAX_LONG_POLL_S = 20
-PROMPT = "x-prompt-long-poll"  # a header by which an emulator says that its long polls answer at once, as AWS's do
-POLL_BUDGET_S = 0.0  # a poll that fails has found nothing yet: who polls asks again
+# header of an emulator whose long polls return as soon as a message arrives, as AWS's do
+PROMPT = "x-prompt-long-poll"
+POLL_BUDGET_S = 0.0  # a poll is not retried: the next poll does the same
 DELETE_BUDGET_S = 2.0  # a delete that fails is tried again later, with others
+
+_EMPTY_ENTRY = b'{"Id":"%%b","MessageBody":"%b"}' % BODY.encode()
+_ENTRY = (
+    b'{"Id":"%%b","MessageBody":"%b","MessageAttributes":'
+    b'{"%b":{"DataType":"Binary","BinaryValue":"%%b"}}}' % (BODY.encode(), FRAME.encode())
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message: its frame (None: it only wakes; 0 bytes: it has none) and the handle that deletes it."""
+    """A received message.
+
+    Attributes
+    ----------
+    frame
+        Writable memory; 0 bytes if the message has no proper frame; None if it only ends a poll.
+    handle
+        Deletes the message.
+    """
 
     frame: memoryview | None
     handle: str
 
 
 class Sqs:
-    """The calls of the data path.
+    """The calls of the data path.  Thread-safe.
 
-    prompt: whether a long poll answers as soon as a message comes; of an emulator it is known after a receive.
+    Attributes
+    ----------
+    prompt
+        Whether a long poll returns as soon as a message arrives; for an emulator this is known
+        after the first receive.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._quoted: dict[str, bytes] = {}  # URL of a queue -> as JSON; one per rank at most
         self.prompt = False
 
     def _call(
@@ -59,6 +83,7 @@ class Sqs:
         messages: int = 0,
         budget_s: float = BUDGET_S,
     ) -> dict[str, Any]:
+        """Do a request and return the fields of its answer."""
         answer = self._client.request(
             action,
             "POST",
@@ -91,7 +116,7 @@ class Sqs:
     def _failed(
         self, action: str, queue: str, answer: dict[str, Any], names: Collection[str]
     ) -> list[dict[str, Any]]:
-        """The entries of a batch that were not done, each with an Id of `names`."""
+        """Return the entries of a batch that failed, each with an Id of `names`."""
         failed = answer.get("Failed") or []
         if isinstance(failed, list) and all(
             isinstance(entry, dict) and isinstance(name := entry.get("Id"), str) and name in names
@@ -101,20 +126,40 @@ class Sqs:
         raise self._client.garbled(f"{action} on {queue}", repr(failed).encode())
 
     def send(self, queue: str, frames: Sequence[bytes], budget_s: float = BUDGET_S) -> None:
-        """Send frames (at most 10, 1 MiB in all) in one request; b'' is a message without a frame.
+        """Send frames in one request, and those that failed again.
+
+        Parameters
+        ----------
+        queue
+            URL of the queue.
+        frames
+            At most 10 frames, 1 MiB in all; b'' is a message that only ends a poll.
+        budget_s
+            Seconds for which a busy service is asked again.
 
         Raises
         ------
         Busy
-            The service was busy for `budget_s` seconds.
+            The service was busy for `budget_s` seconds; any of the frames may have been sent.
+        ChannelError
+            The service refused a message.
         """
-        entries = {str(place): frame for place, frame in enumerate(frames)}
-        patience = self._client.patience(budget_s)
+        quoted = self._quoted.get(queue)
+        if quoted is None:
+            quoted = self._quoted[queue] = json.dumps(queue).encode()
+        # Loops and formatting by hand: most batches have one frame, where comprehensions cost more
+        # than what they do; and base64 has nothing that JSON must escape.
+        entries: dict[str, bytes] = {}
+        for number, frame in enumerate(frames):
+            entries[str(number)] = frame
+        patience: Patience | None = None
         while True:
-            # put together by hand: looking for what is to be escaped would take longer than all the rest, and base64 has nothing
-            messages = b",".join([_message(name, frame) for name, frame in entries.items()])
-            request = b'{"QueueUrl":%b,"Entries":[%b]}' % (json.dumps(queue).encode(), messages)
-            nbytes = sum(len(frame) + ENVELOPE_BYTES for frame in entries.values())
+            messages: list[bytes] = []
+            nbytes = 0
+            for name, frame in entries.items():
+                messages.append(_message(name, frame))
+                nbytes += len(frame) + ENVELOPE_BYTES
+            request = b'{"QueueUrl":%b,"Entries":[%b]}' % (quoted, b",".join(messages))
             answer = self._call("SendMessageBatch", queue, request, nbytes, len(entries), budget_s)
             failed = self._failed("SendMessageBatch", queue, answer, entries)
             blamed = [entry for entry in failed if entry.get("SenderFault")]
@@ -123,6 +168,8 @@ class Sqs:
             entries = {entry["Id"]: entries[entry["Id"]] for entry in failed}
             if not entries:
                 return
+            if patience is None:
+                patience = self._client.patience(budget_s)
             pause = patience.pause()
             if pause is None:
                 raise Busy(
@@ -132,7 +179,7 @@ class Sqs:
             self._client.sleep(pause)
 
     def receive(self, queue: str, wait_s: int) -> list[Received]:
-        """Up to 10 messages, after at most `wait_s` seconds (0..20).
+        """Return up to 10 messages, after at most `wait_s` seconds (0 to 20).
 
         Raises
         ------
@@ -153,7 +200,7 @@ class Sqs:
             raise self._client.garbled(f"ReceiveMessage on {queue}", repr(messages).encode())
         received = frames_of(messages)
         nbytes = sum(one.frame.nbytes + ENVELOPE_BYTES for one in received if one.frame is not None)
-        # the size is known only now: the chunks of 64 KB beyond the first are added to the request's one
+        # the size is known only now: the chunks of 64 KB beyond the request's first are added
         extra = max(1, -(-nbytes // BILLED_CHUNK_BYTES)) - 1
         self._client.meter.count(
             "sqs", "ReceiveMessage", requests=0, nbytes=nbytes, messages=len(received), billed=extra
@@ -161,11 +208,11 @@ class Sqs:
         return received
 
     def delete(self, queue: str, handles: Sequence[str]) -> list[str]:
-        """Delete up to 10 received messages; returns the handles of those that were not deleted.
+        """Delete up to 10 received messages; return the handles of those that failed.
 
-        A message that is not deleted comes again, and is dropped as a duplicate.
+        A message that is not deleted is received again, and dropped as a duplicate.
         """
-        named = {str(place): handle for place, handle in enumerate(handles)}
+        named = {str(number): handle for number, handle in enumerate(handles)}
         entries = [{"Id": name, "ReceiptHandle": handle} for name, handle in named.items()]
         request = json.dumps({"QueueUrl": queue, "Entries": entries}).encode()
         answer = self._call("DeleteMessageBatch", queue, request, budget_s=DELETE_BUDGET_S)
@@ -174,7 +221,7 @@ class Sqs:
 
 
 def frames_of(messages: Sequence[Any]) -> list[Received]:
-    """The frames of an answer's messages, as JSON gave them; a message without a handle cannot be received or deleted."""
+    """Return the messages of a parsed answer, those without a handle omitted."""
     received = []
     for message in messages:
         handle = message.get("ReceiptHandle") if isinstance(message, dict) else None
@@ -191,28 +238,25 @@ def frames_of(messages: Sequence[Any]) -> list[Received]:
 
 
 def _decoded(value: Any) -> bytearray:
-    """The bytes of a binary attribute; none if `value` is not the base64 form of any."""
+    """Return the bytes of a binary attribute; none if `value` is not base64."""
     if not isinstance(value, str):
         return bytearray()
     try:
         return bytearray(binascii.a2b_base64(value))
     except ValueError as error:
-        if not raised_by(error, _JSON_FILES):  # a signal handler's
+        if not raised_by(error, _JSON_FILES):  # by a signal handler
             raise
         return bytearray()
 
 
 def _message(name: str, frame: bytes) -> bytes:
-    """An entry of a batch, as JSON."""
+    """Return an entry of a batch as JSON."""
     if not frame:
-        return b'{"Id":"%b","MessageBody":"%b"}' % (name.encode(), BODY.encode())
-    return (
-        b'{"Id":"%b","MessageBody":"%b","MessageAttributes":{"%b":{"DataType":"Binary","BinaryValue":"%b"}}}'
-        % (name.encode(), BODY.encode(), FRAME.encode(), base64.b64encode(frame))
-    )
+        return _EMPTY_ENTRY % name.encode()
+    return _ENTRY % (name.encode(), binascii.b2a_base64(frame, newline=False))
 
 
-# whose exceptions say that a text is not JSON or base64
+# files whose exceptions mean that a text is not JSON or base64
 _JSON_FILES = tuple(
     file_of(function) for function in (_message, json.loads, json.JSONDecoder.decode)
 )

@@ -1,4 +1,8 @@
-"""Several requests at a time, also while the interpreter ends, when no thread can be started any more."""
+"""A pool of threads for requests that also works while the interpreter ends.
+
+MPI finalizes at exit, when the standard pools accept no more work; `Workers` then runs
+what is submitted at once, in the caller.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,17 @@ T = TypeVar("T")
 
 
 class Workers:
-    """A pool of threads; what is submitted when the interpreter is ending (MPI finalizes at exit) is done at once."""
+    """A pool of at most `most` threads."""
 
     def __init__(self, most: int) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="smpi-worker")
 
     def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Start call(*arguments)."""
+        """Start call(*arguments); run it at once if the interpreter is ending."""
         try:
             return self._pool.submit(call, *arguments)
-        except RuntimeError as error:  # the pools of an ending interpreter take nothing any more
-            if not raised_by(error, _POOL_FILES):  # a signal handler's: `call` may have begun
+        except RuntimeError as error:  # the interpreter is ending
+            if not raised_by(error, _POOL_FILES):  # by a signal handler: `call` may have begun
                 raise
             done: Future[T] = Future()
             try:
@@ -33,15 +37,15 @@ class Workers:
             return done
 
     def each(self, call: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
-        """[call(item) for item in items], several at a time."""
+        """Return [call(item) for item in items], several at a time."""
         return [future.result() for future in [self.submit(call, item) for item in items]]
 
     def close(self) -> None:
-        """Wait for what runs, and let the threads go."""
+        """Wait for what runs, and end the threads."""
         self._pool.shutdown()
 
 
-# whose RuntimeErrors are the pool's
+# files whose RuntimeErrors are the pool's
 _POOL_FILES = tuple(
     file_of(function)
     for function in (Workers.submit, ThreadPoolExecutor.submit, threading.Thread.start)

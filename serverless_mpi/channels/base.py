@@ -1,9 +1,24 @@
-"""What a channel is: a medium that takes frames, gives frames, and loses none.
+"""What a channel is: a medium that carries frames between the ranks of one job and loses none.
 
-A channel may duplicate and reorder; `core/delivery.py` makes order above it.
-It knows nothing of communicators, tags or collectives.  A new channel is one
-file that defines a `Channel` and one row in `channels/__init__.py`; the
-contract suite in `tests/channels` then holds for it.
+The rule: every frame that `put` accepted is returned by a `get` of each of its
+readers at least once.  A channel may reorder and duplicate; `core/delivery.py`
+restores order and drops duplicates above it.  A channel knows nothing of
+communicators, tags or collectives: to it a frame is bytes with a name.
+
+Everything that launchers, the simulation and the planner must know of a
+channel is a class attribute of its `Channel`, so nothing outside of the
+channel's own file compares channel names.
+
+Invariants of the caller (`runtime.py`), on which a channel may rely:
+
+- A frame is never addressed to the rank that puts it.
+- `OutgoingFrame.parts` do not change until `put` returns; a channel that keeps
+  a frame for longer copies it.
+- `get` and `ack` are called by one thread at a time, `put` and `wake` by any
+  thread at any time until `close`.
+
+If you change this contract, also change `testing/channels.py`, which holds
+every registered channel to it, and docs/how-to/add-a-channel.md.
 """
 
 from __future__ import annotations
@@ -15,26 +30,39 @@ from typing import Any, ClassVar
 
 from serverless_mpi.core.frames import SCATTERED, SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.job import JobSpec
+from serverless_mpi.metering import Meter, Prices
 
 __all__ = [
     "SCATTERED",
     "SHARED",
     "Channel",
-    "Delivery",
     "CostParameters",
+    "Delivery",
+    "ExpectedFrame",
     "FrameName",
     "Limits",
     "OutgoingFrame",
-    "ExpectedFrame",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One frame that arrived; `receipt` acknowledges it (None: nothing to acknowledge).
+    """One frame that arrived.
 
-    landing: where `Channel.land` had its body put; `data` is empty then.
-    leaves: `core.wire.digests` of the body, where the channel has them.
+    Attributes
+    ----------
+    data
+        The frame, header included.  Its memory must be writable and belong to the
+        receiver alone: the core returns it to the user without a copy.  Memory
+        that is read-only is copied.
+    receipt
+        What `Channel.ack` is given once the frame is stored; None if there is
+        nothing to acknowledge.
+    landing
+        The object that `Channel.land` returned, if the body was received into its
+        memory.  `data` is empty then.
+    leaves
+        `core.wire.digests` of the body, if the channel has computed them; empty otherwise.
     """
 
     data: memoryview
@@ -45,15 +73,21 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the medium can carry.
+    """What the medium can carry, and how.
 
-    max_frame_bytes: largest frame, header included.
-    async_put: a put takes about a round trip, so the runtime puts from a
-    sender thread and gathers what has been queued meanwhile.
-    trusted_transport: nobody but the two ranks' own user can read or write what is on
-    its way, so frames need no tag over their bodies.
-    serial: the medium does one thing at a time, as an emulator does; who waits
-    puts first and asks for frames then.
+    Attributes
+    ----------
+    max_frame_bytes
+        Largest frame in bytes, header included.  Longer messages are cut.
+    async_put
+        A put takes about a round trip.  The runtime then puts from a sender thread, and
+        gathers the frames that are queued meanwhile into one put.
+    trusted_transport
+        Only processes of the user who runs the ranks can read or write what is in transit,
+        so frames need no authentication tag over their bodies.
+    serial
+        The medium serves one request at a time, as an emulator does.  A caller that waits
+        puts its queued frames itself before it asks for frames.
     """
 
     max_frame_bytes: int
@@ -64,17 +98,34 @@ class Limits:
 
 @dataclass(frozen=True)
 class CostParameters:
-    """What the medium costs; collective algorithms are chosen by it, so all ranks must see the same.
+    """What the medium costs, in time and money.
 
-    latency_s: one small message from put to get; bandwidth_Bps: bytes per
-    second of one large message; put_usd, get_usd: dollars per small frame;
-    fanout: one put reaches many ranks at one price; batch: frames per request;
-    ranges: a reader can take a part of what was put, so dealt parcels come to
-    `put` whole (else one by one).
-    put_s, get_s: how long a rank is busy with one put, one get, beside its
-    bytes; lanes: how many ranks can be busy at once (cores of one machine; 0: each has a machine of its own);
-    billed_bytes: a longer message is billed as several (0: never); beyond:
-    (nbytes, the figures of messages longer than that).
+    Collective algorithms are chosen by these figures, so all ranks of a job must have equal ones.
+
+    Attributes
+    ----------
+    latency_s
+        Seconds from the put of one small frame to its get.
+    bandwidth_Bps
+        Bytes per second of one large message.
+    put_usd, get_usd
+        US dollars per small frame.
+    fanout
+        One put reaches many ranks at one price.
+    batch
+        Frames per request.
+    ranges
+        A reader can read a part of what was put.  `put` then receives scattered frames as
+        one `OutgoingFrame` with `bodies`; otherwise the runtime splits them first.
+    put_s, get_s
+        Seconds for which a rank is busy with one put or get, its bytes not included.
+    parallelism
+        Ranks that can be busy at once: the cores of one machine; 0 if each has its own.
+    billed_bytes
+        A message is billed once per started `billed_bytes` bytes; 0 if it is billed once.
+    large
+        (limit in bytes, the cost parameters of messages longer than that); None if all
+        lengths have the same.
     """
 
     latency_s: float
@@ -92,81 +143,176 @@ class CostParameters:
 
 
 class Channel(ABC):
-    """A medium between the ranks of one job, seen from one rank.
+    """A medium between the ranks of one job, as one rank uses it.
 
-    `put` and `wake` may be called from any thread, also while `get` runs;
-    `get` and `ack` are called by one thread at a time.
+    Parameters
+    ----------
+    spec
+        The job as this rank sees it; `spec.settings` is what `provision` returned.
+    meter
+        Counts requests and bytes.  Call `meter.count(service, operation, nbytes=...,
+        messages=...)` for every request, retries included.  An AWS service has the name of its
+        boto3 client, and its requests are priced by `prices.json`; anything else is counted
+        under the channel's own name and is free: `meter.count("folder", "put", ...)`.
 
-    services: what it needs of AWS, by the names of boto3's clients; a launcher
-    starts an emulator of them where no endpoint is given.
-    contained: `provision` and the ranks make things at `services` only. An
-    emulator that ends with the job takes them along, so `destroy` is not called
-    then; for any other channel a launcher always calls it.
-    options: settings of the user's that `provision` takes, by their names on the
-    command line.
+    Attributes
+    ----------
+    services
+        AWS services that it needs, by the names of boto3's clients.  A launcher starts an
+        emulator of them if the user names no endpoint.
+    contained
+        `provision` and the ranks create things at `services` only.  An emulator that ends
+        with the job takes them with it, so the launcher does not call `destroy` then.
+        For any other channel a launcher always calls `destroy`.
+    options
+        Command-line options that `provision` reads from `spec.settings`, without dashes.
+    platforms
+        Platforms on which it works, by the names of launchers; None for every platform.
+    one_process
+        It connects threads of one process, so a launcher refuses it for more than one rank.
+    limits
+        What the medium can carry.  An instance may narrow what the class states.
+    figures
+        Cost parameters on AWS, or everywhere if the channel uses no AWS service.  An instance
+        has those of the medium that it is connected to.
+    emulator_figures
+        Cost parameters on an emulator; None if they are `figures`.
+    model
+        Its simulation model, as "module:class" of a subclass of `simulation.media.Medium`, imported
+        only to simulate.  "serverless_mpi.simulation.media:Parametric" derives a model from
+        the cost parameters.  None: `--simulate` refuses the channel.
+    land
+        Set by the runtime if `limits.trusted_transport`.  Given a frame's first 84 bytes and the
+        number of bytes that follow, it returns an object whose `memory` receives those, or None.
+        Call it without holding a lock that `put` or `wake` need.
     """
 
     services: ClassVar[frozenset[str]] = frozenset()
     contained: ClassVar[bool] = False
     options: ClassVar[frozenset[str]] = frozenset()
+    platforms: ClassVar[frozenset[str] | None] = None
+    one_process: ClassVar[bool] = False
     limits: Limits
     figures: CostParameters
-    # Set by the runtime of a guarded channel: given a frame's first 84 bytes and the length of the rest, it names memory
-    # for the rest (an object with `memory`), or None.  To be called without a lock that `put` or `wake` need.
+    emulator_figures: ClassVar[CostParameters | None] = None
+    model: ClassVar[str | None] = None
     land: Callable[[memoryview, int], Any] | None = None
 
-    def __init__(self, spec: JobSpec, meter: Any) -> None:
+    def __init__(self, spec: JobSpec, meter: Meter) -> None:
         self.spec = spec
         self.meter = meter
 
     @classmethod
-    def provision(cls, spec: JobSpec) -> dict[str, str]:
-        """Make what the job needs (queues, topics, a bucket); the launcher calls it once.
+    def cost(cls, *, aws: bool, prices: Prices) -> CostParameters:
+        """Return the cost parameters on AWS or on an emulator, without a job.
 
-        Returns settings that every rank gets in its JobSpec.
+        Parameters
+        ----------
+        aws
+            On AWS; otherwise on the embedded emulator.
+        prices
+            Price table, for channels that choose a way by price.
+        """
+        if aws or cls.emulator_figures is None:
+            return cls.figures
+        return cls.emulator_figures
+
+    @classmethod
+    def provision(cls, spec: JobSpec) -> dict[str, str]:
+        """Create what the job needs: queues, topics, a bucket, sockets.
+
+        The launcher calls it once per job, before any rank starts.
+
+        Returns
+        -------
+        Settings that every rank finds in its `JobSpec.settings`.
+
+        Raises
+        ------
+        ChannelError
+            Something cannot be created.
         """
         return {}
 
     @classmethod
     def destroy(cls, spec: JobSpec) -> None:
-        """Remove everything `provision` and the ranks made; may be called again.
+        """Remove everything that `provision` and the ranks created.
 
-        `spec.settings` is what `provision` returned, or what it was given if it failed. The key is not the job's.
+        It may run in another process than `provision`, more than once, and after a `provision`
+        that failed half-way: `spec.settings` is then what `provision` was given, so names
+        should derive from `spec.job_id`.  `spec.key` is not the job's key.
+
+        Raises
+        ------
+        ChannelError
+            Something is left; it will be called again by `smpirun --cleanup`.
         """
 
     @classmethod
     def inherited(cls, spec: JobSpec) -> tuple[int, ...]:
-        """Open files that the process of rank `spec.rank` must inherit under the same numbers."""
+        """Return descriptors that the process of rank `spec.rank` inherits, numbers unchanged."""
         return ()
 
     @abstractmethod
     def put(self, parcels: Sequence[OutgoingFrame]) -> None:
-        """Give frames to the medium; returns when it has them, which may be when their readers take them.
+        """Hand frames to the medium, in any order.
 
-        Raises ChannelError when it cannot; frames of the batch may then be there or not.
+        Returns when the medium holds them; a medium without storage may block until their
+        readers take them.  Thread-safe.
+
+        Parameters
+        ----------
+        parcels
+            Frames, each for one or several ranks, never for this one.  Their memory is
+            borrowed until `put` returns.
+
+        Raises
+        ------
+        ChannelError
+            The medium cannot take them.  Any part of the batch may have been delivered.
         """
 
     @abstractmethod
     def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
-        """Frames for this rank, after at most `max_wait_s` seconds; [] if none came.
+        """Return frames for this rank, or [] if none arrived within `max_wait_s` seconds.
 
-        0 asks only for what is there now.  `wanted` names what receives wait
-        for; a medium that delivers by itself need not look.
+        Parameters
+        ----------
+        max_wait_s
+            Longest wait in seconds; 0 returns what is there now.
+        wanted
+            Returns the frames that receives wait for at the moment of the call.  A medium that
+            delivers by itself need not call it; what it delivers may be anything.
+
+        Raises
+        ------
+        ChannelError
+            The medium failed, or a peer is lost.
         """
 
     def ack(self, receipts: Sequence[object]) -> None:
-        """The frames are stored; the medium may forget them.  May be done lazily, until close."""
+        """Release frames that are stored; the medium may do so as late as `close`.
+
+        Parameters
+        ----------
+        receipts
+            `Delivery.receipt` of each, those that are None not included.
+        """
 
     @abstractmethod
     def wake(self) -> None:
-        """Make a `get` that waits in another thread return soon."""
+        """Make a `get` that waits in another thread return soon.  Thread-safe.
+
+        If no `get` waits, the next one returns early instead.
+        """
 
     def abandon(self) -> None:  # noqa: B027
-        """In a forked child: close this process's copies of descriptors, and say nothing to anybody.
+        """Close this process's copies of descriptors after a fork, without sending anything.
 
-        Needed where a copy would keep something alive that the other ranks watch.  Threads and locks are the parent's.
+        Called in the child.  Needed where a copy would keep something alive that the other
+        ranks watch.  Threads and locks are the parent's: do not touch them.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Flush and let go of everything on this rank's side; may be called again."""
+        """Flush, and release everything on this rank's side; may be called again."""

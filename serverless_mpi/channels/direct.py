@@ -1,22 +1,26 @@
-"""direct: framed streams between ranks that can reach each other: Unix sockets on one machine, TCP beyond.
+"""direct: streams of frames between ranks: Unix sockets on one machine, TCP between machines.
 
 A connection carries frames one way, from the rank that opened it to the rank
-that accepted it: two ranks that talk both ways hold two.  So `put` and `get`
-never share a socket, and a connection that is closed never throws away bytes
-that are still on their way.  The launcher binds every rank's listening socket
-before any rank runs and the rank inherits it, so addresses are known from the
-start and connecting early merely waits in the backlog.  `handshake.py` has how the
-two ends prove themselves.
+that accepted it; two ranks that exchange frames hold two.  So `put` and `get`
+never share a socket, and closing a connection never discards bytes in transit.
+The launcher binds every rank's listening socket before any rank runs, and the rank
+inherits it: addresses are known from the start, and an early connection waits in
+the backlog.  `handshake.py` has the mutual proof of the job key.
 
-Frame: length (8 bytes, little endian), then that many bytes.  Length GOODBYE and
-the farewell of the connection's handshake end it properly.  A connection that
-ends otherwise means that the peer died.  On TCP nothing protects the lengths from
-somebody who sits between two machines, so none is believed that an honest peer
-would not send: a longer frame than MAX_FRAME_BYTES, or a wrong farewell, breaks
-the connection before any memory is taken for it.
+A frame is its length (8 bytes, little endian) and that many bytes.  The length
+GOODBYE, followed by the farewell of the handshake, ends the connection properly.
+A connection that ends otherwise means that the peer died.
 
-A Unix socket is guarded by the kernel (see `Limits`): the body of a long frame
-is received straight into the memory of whoever waits for it.
+Invariants:
+
+- On TCP nothing protects lengths from an attacker between two machines.  A frame
+  longer than MAX_FRAME_BYTES, or a wrong farewell, breaks the connection before any
+  memory is allocated for it.
+- Only the user's own processes can connect to a Unix socket, so the transport is
+  trusted (see `Limits`): the body of a long frame is received into the memory of
+  the receive that waits for it.
+- A put whose socket is full reads meanwhile, unless a get does, so two ranks that
+  send to each other do not deadlock.
 """
 
 from __future__ import annotations
@@ -40,26 +44,24 @@ from serverless_mpi.channels.base import (
     Limits,
     OutgoingFrame,
 )
-from serverless_mpi.channels.buffers import space
+from serverless_mpi.channels.buffers import uninitialized
 from serverless_mpi.channels.handshake import Acceptor, authenticate
 from serverless_mpi.core.tags import TAG_BYTES, same
 from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 
-MAX_FRAME_BYTES = (
-    16 << 20
-)  # larger messages travel as several frames, so that checking one overlaps moving the next
-AHEAD_BYTES = 64 << 10  # one recv takes many small frames
-SOCKET_BYTES = (
-    1 << 20
-)  # asked for as a Unix socket's buffer; the system grants what it allows (net.core.wmem_max)
+MAX_FRAME_BYTES = 16 << 20  # so that verifying one frame overlaps receiving the next
+AHEAD_BYTES = 64 << 10  # of a receive buffer: one recv takes many small frames
+SOCKET_BYTES = 1 << 20  # requested buffer of a Unix socket; net.core.wmem_max limits it
 IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
-CONNECT_S = 30.0  # TCP connect; the socket was bound before the rank started, so this only bounds a broken network
-FAREWELL_S = 5.0  # how long close() tries to tell a slow peer that this rank ended properly
-LOOK_S = 100e-6  # how long a get looks before it sleeps: three short messages
-LOOKS_SKIPPED = 256  # most waits after a look in vain that sleep at once
-# measured on two cores, with benchmarks/collectives.py
+CONNECT_S = (
+    30.0  # the peer's socket is bound before any rank starts: only a broken network takes long
+)
+FAREWELL_S = 5.0  # longest wait of close() for a peer that reads slowly
+SPIN_S = 100e-6  # how long a get polls before it sleeps: the time of three short messages
+MAX_SPINS_SKIPPED = 256  # waits that sleep at once after polls that found nothing
+# measured on two cores with benchmarks/collectives.py
 FIGURES = CostParameters(
     latency_s=1e-4,
     bandwidth_Bps=8e9,
@@ -70,7 +72,7 @@ FIGURES = CostParameters(
     put_s=2e-5,
     get_s=4e-5,
 )
-SLICE_S = 0.02  # a put that waits looks this often whether it must read as well
+SLICE_S = 0.02  # a put that waits checks this often whether a get reads
 
 LENGTH = struct.Struct("<Q")
 GOODBYE = (1 << 64) - 1
@@ -81,7 +83,7 @@ Land = Callable[[memoryview, int], Any] | None
 
 
 def _address(text: str) -> tuple[str, int] | str:
-    """Where a word of the setting `addresses` leads: host:port, or @ and the abstract name of a Unix socket."""
+    """Parse an address of the settings: host:port, or @ and a Unix socket's abstract name."""
     if text.startswith("@"):
         return "\0" + text[1:]
     host, _, port = text.rpartition(":")
@@ -89,26 +91,26 @@ def _address(text: str) -> tuple[str, int] | str:
 
 
 class _Incoming:
-    """A proven connection from `rank`: bytes in, frames out."""
+    """An authenticated connection from `rank`: bytes in, frames out."""
 
     def __init__(self, sock: socket.socket, rank: int, farewell: bytes) -> None:
         self.sock = sock
         self.rank = rank
-        self.ended = False  # said goodbye
-        self.fault = "broke without a goodbye"  # how it ended otherwise
+        self.ended = False  # by the peer's farewell
+        self.fault = "broke without a goodbye"  # otherwise, in an error text
         self._farewell = farewell
         self._ahead = memoryview(bytearray(AHEAD_BYTES))
-        self._have = 0  # bytes of _ahead not yet made into frames
-        self._long: Delivery | None = None  # a frame too long for _ahead, and
-        self._body = _NOTHING  # the memory for what is still to come of it
-        self._filled = 0
+        self._have = 0  # bytes in _ahead that are not part of a frame yet
+        self._long: Delivery | None = None  # a frame that is too long for _ahead,
+        self._body = _NOTHING  # the memory that receives it,
+        self._filled = 0  # and how much of that is received
 
     def read(self, inbox: collections.deque[Delivery], land: Land) -> bool:
-        """Take what is there; False once the connection is over."""
+        """Receive what has arrived; return False once the connection is over."""
         while True:
-            space = self._ahead[self._have :] if self._long is None else self._body[self._filled :]
+            free = self._ahead[self._have :] if self._long is None else self._body[self._filled :]
             try:
-                got = self.sock.recv_into(space)
+                got = self.sock.recv_into(free)
             except BlockingIOError:
                 return True
             except OSError:
@@ -119,7 +121,7 @@ class _Incoming:
                 self._have += got
                 if not self._cut(inbox, land):
                     return False
-                if self._long is None and got < len(space):
+                if self._long is None and got < len(free):
                     return True  # the socket is drained: no need to ask again
             else:
                 self._filled += got
@@ -129,7 +131,7 @@ class _Incoming:
                     return True
 
     def _cut(self, inbox: collections.deque[Delivery], land: Land) -> bool:
-        """Make frames of what was read ahead."""
+        """Cut what was received into frames; return False if the connection is over."""
         at = 0
         while self._have - at >= LENGTH.size:
             (nbytes,) = LENGTH.unpack_from(self._ahead, at)
@@ -147,7 +149,7 @@ class _Incoming:
                 at = start + nbytes
                 inbox.append(Delivery(memoryview(bytearray(self._ahead[start:at])), None))
             elif LENGTH.size + nbytes <= AHEAD_BYTES or self._have - at < _PREFIX:
-                break  # wait for the rest, of a long one for the rest of its header
+                break  # wait for the rest of the frame, or of a long frame's header
             else:
                 self._begin(self._ahead[start : self._have], nbytes, land)
                 at = self._have
@@ -158,15 +160,15 @@ class _Incoming:
         return True
 
     def _refuse(self, what: str) -> bool:
-        """What came is not of this rank's making: the connection is broken."""
-        self.fault = f"{what}, so its bytes were damaged or changed on their way"
+        """Break the connection: an honest peer would not have sent this."""
+        self.fault = f"{what}, so its bytes were damaged or changed in transit"
         return False
 
     def _begin(self, there: memoryview, nbytes: int, land: Land) -> None:
-        """A frame of `nbytes` that begins with `there`, the header at least."""
+        """Begin a long frame of `nbytes` of which `there`, at least its header, has arrived."""
         landing = land(there[:HEADER_BYTES], nbytes - HEADER_BYTES) if land is not None else None
         if landing is None:
-            self._body = space(nbytes)
+            self._body = uninitialized(nbytes)
             self._long = Delivery(self._body, None)
         else:
             self._body = landing.memory
@@ -179,13 +181,16 @@ class _Incoming:
 class DirectChannel(Channel):
     """Streams between the ranks of one machine or one private network.
 
-    Settings: `addresses` and `fds`, one word per rank, and `lanes`, the cores they share, made by `provision`.
-    The setting `host`, if given to `provision`, is the address to bind with TCP; without it Unix sockets serve.
+    Settings that `provision` makes: `addresses` and `fds`, one word per rank, and `lanes`, the
+    number of cores that the ranks share.  Setting that it takes: `host`, the address to listen on
+    by TCP; Unix sockets without it.
     """
 
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False)
     figures = FIGURES
     options = frozenset({"host"})
+    platforms = frozenset({"local"})  # a function of Lambda accepts no connections
+    model = "serverless_mpi.simulation.media:Parametric"
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:
@@ -194,7 +199,7 @@ class DirectChannel(Channel):
         Raises
         ------
         ChannelError
-            The host is no address of this machine.
+            The host is not an address of this machine.
         """
         host = spec.settings.get("host")
         bound: list[socket.socket] = []
@@ -207,9 +212,7 @@ class DirectChannel(Channel):
                     family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 sock = socket.socket(family, socket.SOCK_STREAM)
                 bound.append(sock)
-                sock.bind(
-                    "" if host is None else (host, 0)
-                )  # the kernel picks a free name, or port
+                sock.bind("" if host is None else (host, 0))  # the kernel picks a free name or port
                 sock.listen(max(128, spec.size))
                 name = sock.getsockname()
                 if host is None:
@@ -220,7 +223,8 @@ class DirectChannel(Channel):
             for sock in bound:
                 sock.close()
             raise ChannelError(
-                f"channel direct cannot listen on {host or 'a Unix socket'}: {error.strerror or error};"
+                f"channel direct cannot listen on {host or 'a Unix socket'}:"
+                f" {error.strerror or error};"
                 " --host takes an address of this machine, 127.0.0.1 always works"
             ) from error
         return {
@@ -231,7 +235,7 @@ class DirectChannel(Channel):
 
     @classmethod
     def inherited(cls, spec: JobSpec) -> tuple[int, ...]:
-        """The listening socket of rank `spec.rank`."""
+        """Return the descriptor of the listening socket of rank `spec.rank`."""
         fds = spec.settings.get("fds", "").split()
         return (int(fds[spec.rank]),) if fds else ()
 
@@ -239,10 +243,8 @@ class DirectChannel(Channel):
         super().__init__(spec, meter)
         self._addresses = [_address(text) for text in spec.settings["addresses"].split()]
         self.figures = replace(FIGURES, parallelism=int(spec.settings.get("lanes", "0")))
-        guarded = all(isinstance(address, str) for address in self._addresses)
-        self.limits = Limits(
-            max_frame_bytes=MAX_FRAME_BYTES, async_put=False, trusted_transport=guarded
-        )
+        unix = all(isinstance(address, str) for address in self._addresses)
+        self.limits = replace(self.limits, trusted_transport=unix)
         (fd,) = self.inherited(spec)
         try:
             listener = socket.socket(fileno=fd)
@@ -253,37 +255,56 @@ class DirectChannel(Channel):
             ) from error
         listener.set_inheritable(False)
         self._inbox: collections.deque[Delivery] = collections.deque()
-        self._fresh: collections.deque[_Incoming] = collections.deque()  # proven, not yet polled
+        self._fresh: collections.deque[_Incoming] = (
+            collections.deque()
+        )  # authenticated, not yet polled
         self._outgoing: dict[int, socket.socket] = {}
-        self._farewells: dict[int, bytes] = {}  # of these
+        self._farewells: dict[int, bytes] = {}  # of the outgoing connections
         self._put_lock = threading.Lock()
-        self._get_lock = threading.Lock()  # held by whoever reads: a get, or a put that waits
+        self._get_lock = threading.Lock()  # held while reading: by a get, or a put that waits
         self._getting = 0  # gets that hold or want _get_lock
         self._lost: list[_Incoming] = []  # connections that broke
-        self._ended: set[int] = set()  # ranks that said goodbye
+        self._ended: set[int] = set()  # ranks whose connection ended by a farewell
         self._closed = False
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._woken = False
-        self._looks = spec.size <= len(os.sched_getaffinity(0))
-        self._skip = 0  # waits to come that do not look before they sleep
-        self._in_vain = 1  # doubles with each look that found nothing
+        self._spins = spec.size <= len(os.sched_getaffinity(0))  # each rank has a core
+        self._skip = 0  # coming waits that sleep at once
+        self._futile = 1  # doubles with each spin that found nothing
         self._poll = select.epoll()
         self._poll.register(self._wake_read, select.EPOLLIN)
         self._incoming: dict[int, _Incoming] = {}  # by file descriptor
-        self._door = Acceptor(spec, listener, self._admit)
-        self._door.start()
+        self._acceptor = Acceptor(spec, listener, self._admit)
+        self._acceptor.start()
 
     # -- sending
 
     def put(self, parcels: Sequence[OutgoingFrame]) -> None:
-        if (
-            len(parcels) == 1
-            and len(parcels[0].dests) == 1
-            and self._put_at_once(parcels[0], parcels[0].dests[0])
-        ):
+        # One short frame for one connected rank is the usual case: it is written at once, and in this
+        # function, which saves a Python call.
+        if len(parcels) != 1 or len(parcels[0].dests) != 1:
+            self._put_batch(parcels)
             return
+        frame, dest = parcels[0], parcels[0].dests[0]
+        nbytes, sock = frame.nbytes, self._outgoing.get(dest)
+        if nbytes > AHEAD_BYTES or sock is None:
+            self._put_batch(parcels)
+            return
+        pieces: list[bytes | memoryview] = [LENGTH.pack(nbytes), *frame.parts]
+        with self._put_lock:
+            try:
+                sent = sock.sendmsg(pieces)
+            except OSError:  # full, or broken: `_write` finds out
+                sent = 0
+            if sent < LENGTH.size + nbytes:
+                rest = memoryview(b"".join(pieces))[sent:]
+                self._send({dest: collections.deque([rest])})
+        self.meter.count("direct", "put", nbytes=nbytes, messages=1)
+
+    def _put_batch(self, parcels: Sequence[OutgoingFrame]) -> None:
+        """Put any frames, those for one rank in as few system calls as possible."""
         pending: dict[int, collections.deque[memoryview]] = {}
         nbytes = frames = 0
         for frame in parcels:
@@ -301,30 +322,10 @@ class DirectChannel(Channel):
             self._send(pending)
         self.meter.count("direct", "put", requests=frames, nbytes=nbytes, messages=frames)
 
-    def _put_at_once(self, frame: OutgoingFrame, dest: int) -> bool:
-        """One frame for one rank, as most are, if its socket takes it whole; False if it has taken none of it."""
-        nbytes = frame.nbytes
-        if nbytes > AHEAD_BYTES:
-            return False
-        sock = self._outgoing.get(dest)
-        if sock is None:
-            return False
-        whole: list[bytes | memoryview] = [LENGTH.pack(nbytes), *frame.parts]
-        with self._put_lock:
-            try:
-                sent = sock.sendmsg(whole)
-            except OSError:  # full, or broken: `_write` tells which
-                return False
-            if sent < LENGTH.size + nbytes:
-                rest = memoryview(b"".join(whole))[sent:]
-                self._send({dest: collections.deque([rest])})
-        self.meter.count("direct", "put", nbytes=nbytes, messages=1)
-        return True
-
     def _send(
         self, pending: dict[int, collections.deque[memoryview]], deadline: float | None = None
     ) -> None:
-        """Write everything; while a socket is full, read, so that two ranks may send to each other at once."""
+        """Write everything until `deadline`; read while a socket is full."""
         for dest in pending:
             if dest not in self._outgoing:
                 self._outgoing[dest] = self._connect(dest)
@@ -337,7 +338,7 @@ class DirectChannel(Channel):
             self._wait({self._outgoing[dest].fileno(): select.POLLOUT for dest in pending})
 
     def _write(self, dest: int, views: collections.deque[memoryview]) -> bool:
-        """Write what fits; True when all of it is written."""
+        """Write what a socket accepts; return whether everything is written."""
         sock = self._outgoing[dest]
         try:
             while views:
@@ -361,6 +362,7 @@ class DirectChannel(Channel):
         return True
 
     def _fate(self, rank: int) -> str:
+        """Return what became of a rank, for an error text."""
         return (
             "has already finalized"
             if rank in self._ended
@@ -368,7 +370,7 @@ class DirectChannel(Channel):
         )
 
     def _wait(self, fds: dict[int, int]) -> None:
-        """Wait until one of `fds` is ready, reading meanwhile unless a get does."""
+        """Wait until one of `fds` is ready; read meanwhile unless a get does."""
         poll = select.poll()
         for fd, mask in fds.items():
             poll.register(fd, mask)
@@ -383,7 +385,7 @@ class DirectChannel(Channel):
             poll.poll(SLICE_S * 1000)
 
     def _connect(self, dest: int) -> socket.socket:
-        """A proven connection to `dest`; waits until that rank has started."""
+        """Return an authenticated connection to `dest`, once that rank has started."""
         spec = self.spec
         if not 0 <= dest < spec.size:
             raise ChannelError(f"rank {dest} is outside 0..{spec.size - 1}")
@@ -420,7 +422,7 @@ class DirectChannel(Channel):
     # -- receiving
 
     def _admit(self, sock: socket.socket, rank: int, farewell: bytes) -> None:
-        """Called by the doorkeeper's thread."""
+        """Take over an authenticated connection; the acceptor's thread calls this."""
         self._fresh.append(_Incoming(sock, rank, farewell))
         self._nudge()
 
@@ -446,10 +448,10 @@ class DirectChannel(Channel):
         return frames
 
     def _read(self, max_wait_s: float) -> None:
-        """Read what comes until there is a frame, a wake, a lost peer, or the time is over."""
+        """Read until there is a frame, a wake or a lost peer, or the time is over."""
         left = max_wait_s
         deadline = time.monotonic() + left if left > 0 else 0.0
-        events = self._look(max_wait_s)
+        events = self._spin(max_wait_s)
         while True:
             for fd, _ in events or self._poll.poll(left):
                 connection = self._incoming.get(fd)
@@ -461,27 +463,27 @@ class DirectChannel(Channel):
                 return
             left, events = max(0.0, deadline - time.monotonic()), []
 
-    def _look(self, max_wait_s: float) -> list[tuple[int, int]]:
-        """What comes within LOOK_S, without sleeping; nothing if that has not paid lately, or there is no core for it.
+    def _spin(self, max_wait_s: float) -> list[tuple[int, int]]:
+        """Return the events of the next SPIN_S without sleeping; [] if recent spins found nothing.
 
-        A process that slept takes longer to get up to speed again than a short message takes.
+        A process that slept takes longer to resume than a short message takes to arrive.
         """
-        if max_wait_s <= 0 or not self._looks:
+        if max_wait_s <= 0 or not self._spins:
             return []
         if self._skip:
             self._skip -= 1
             return []
-        until = time.monotonic() + min(LOOK_S, max_wait_s)
+        until = time.monotonic() + min(SPIN_S, max_wait_s)
         while not (events := self._poll.poll(0)):
             if time.monotonic() >= until:
-                self._in_vain = min(2 * self._in_vain, LOOKS_SKIPPED)
-                self._skip = self._in_vain
+                self._futile = min(2 * self._futile, MAX_SPINS_SKIPPED)
+                self._skip = self._futile
                 return []
-        self._in_vain = 1
+        self._futile = 1
         return events
 
     def _settle(self) -> None:
-        """Take in the nudges: wakes, and connections that were just proven."""
+        """Empty the wake pipe, and poll the connections that were just authenticated."""
         try:
             while len(os.read(self._wake_read, 4096)) == 4096:
                 pass
@@ -493,6 +495,7 @@ class DirectChannel(Channel):
             self._poll.register(connection.sock.fileno(), select.EPOLLIN)
 
     def _hang_up(self, fd: int, connection: _Incoming) -> None:
+        """Close a connection that is over, and note whether it ended properly."""
         self._poll.unregister(fd)
         del self._incoming[fd]
         connection.sock.close()
@@ -506,17 +509,18 @@ class DirectChannel(Channel):
         self._nudge()
 
     def _nudge(self) -> None:
+        """Make a poll in another thread return."""
         try:
             os.write(self._wake_write, b"\0")
-        except BlockingIOError:  # the pipe is full of nudges: one more would say nothing new
+        except BlockingIOError:  # the pipe is full: the reader will wake anyway
             pass
 
     def abandon(self) -> None:
         if self._closed:
             return
-        # Without goodbyes, and without touching what the poll watches: that is the parent's, too.
+        # without farewells, and without unregistering anything: the parent shares the poll object
         self._closed = True
-        self._door.abandon()
+        self._acceptor.abandon()
         for sock in self._outgoing.values():
             sock.close()
         for connection in (*self._incoming.values(), *self._fresh):
@@ -529,18 +533,17 @@ class DirectChannel(Channel):
         if self._closed:
             return
         self._closed = True
-        self.wake()  # whoever reads returns at once
-        self._door.stop()
+        self.wake()  # a get that waits returns at once
+        self._acceptor.stop()
         deadline = time.monotonic() + FAREWELL_S
-        if self._put_lock.acquire(
-            timeout=FAREWELL_S
-        ):  # else a thread is in a put that nobody reads
+        # without the lock, a thread is in a put that no rank reads
+        if self._put_lock.acquire(timeout=FAREWELL_S):
             try:
                 for dest, sock in self._outgoing.items():
                     goodbye = memoryview(LENGTH.pack(GOODBYE) + self._farewells[dest])
                     try:
                         self._send({dest: collections.deque([goodbye])}, deadline)
-                    except ChannelError:  # it ended first: there is nobody to say goodbye to
+                    except ChannelError:  # the peer ended first
                         pass
                     sock.close()
                 self._outgoing.clear()

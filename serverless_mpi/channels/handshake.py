@@ -1,15 +1,20 @@
-"""How ranks prove to each other that they know the job's key before the first frame of a connection.
+"""The handshake of a connection: each side proves that it knows the job's key.
 
-The connector sends HELLO (magic, job, its rank, the rank it wants, nonce); the acceptor answers nonce, proof; the
-connector answers proof.  Both proofs are tags made with the job's key (`core.tags`) over HELLO and both nonces, so each
-side proves that it knows the key, freshly.  A third tag over the same, the farewell, ends the connection: only the
-connector can say that nothing more will come.  On a Unix socket the other side must also be a process of the same user,
-which the kernel says.  A small thread does this for whoever connects; strangers are dropped by it and cost the program
-nothing.
+The connector sends HELLO (magic, job, its rank, the rank that it wants, nonce); the
+acceptor answers with a nonce and a proof; the connector answers with a proof.  Both
+proofs are tags made with the job's key (`core.tags`) over HELLO and the acceptor's
+nonce, so neither can be replayed.  A third tag over them, the farewell, ends the
+connection: only the connector can state that nothing follows.  On a Unix socket the
+kernel also names the peer's user, which must be this one.
 
-Until a connection is proven, everything read from it has a fixed length, and nothing that it carries is believed or
-raises: a connection that fails is closed.  What the system refuses for want of resources (a file descriptor, memory)
-pauses accepting and ends nothing.
+Invariants:
+
+- Everything read before the proof has a fixed length and a deadline, and nothing in
+  it raises: a connection that fails is closed.
+- Unproven connections are bounded; the oldest is dropped for a new one.
+- If the system lacks a file descriptor or memory, accepting pauses and nothing ends.
+
+A thread of its own (`Acceptor`) accepts, so that strangers cost the program nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +33,9 @@ from serverless_mpi.core.tags import PROOF_BYTES, Purpose, make, same
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 
-HANDSHAKE_S = 10.0  # a stranger that says nothing is dropped after this long
-STRANGERS = 64  # connections that may be unproven at once, besides one per rank
-
-ACCEPT_PAUSE_S = (
-    0.1  # no accept for this long after the system had no file descriptor or memory for one
-)
+HANDSHAKE_S = 10.0  # a connection that is not proven after this long is dropped
+STRANGERS = 64  # unproven connections at once, in addition to one per rank
+ACCEPT_PAUSE_S = 0.1  # after an accept that failed for lack of a file descriptor or memory
 
 MAGIC = b"SMPI/2\r\n"
 HELLO = struct.Struct("<8s8sII16s")  # magic, job id, connecting rank, wanted rank, nonce
@@ -41,17 +43,17 @@ NONCE_BYTES = 16
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 
 
-# errors of accept(2) that end at once: nobody is there any more, or was
+# errors of accept(2) for which trying again at once is right: the connector is gone
 _GONE = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
 
 
 def farewell(key: bytes, hello: bytes, nonce: bytes) -> bytes:
-    """What ends the connection of this handshake."""
+    """Return the tag that ends the connection of this handshake."""
     return make(key, Purpose.GOODBYE, hello + nonce)
 
 
 def same_user(sock: socket.socket) -> bool:
-    """Whether the other end of a Unix socket is a process of this user; TCP does not know."""
+    """Return whether the peer is a process of this user; True on TCP, which cannot know."""
     if sock.family != socket.AF_UNIX:
         return True
     _, uid, _ = _CREDENTIALS.unpack(
@@ -61,19 +63,32 @@ def same_user(sock: socket.socket) -> bool:
 
 
 def authenticate(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], None]) -> bytes:
-    """Prove to rank `dest` who this is, see that it is who it should be, and return the connection's farewell.
+    """Do the handshake as the connector.
 
-    sock: does not block; wait: returns when it may have something to read.
+    Parameters
+    ----------
+    sock
+        A connected, nonblocking socket.
+    spec
+        The job, as this rank sees it.
+    dest
+        The rank that should answer.
+    wait
+        Returns when the socket may be readable.
+
+    Returns
+    -------
+    The farewell of the connection.
 
     Raises
     ------
     OSError
-        The other side hung up.
+        The peer closed the connection.
     ChannelError
-        It does not know the key, or is another user's.
+        The peer does not know the job's key, or is another user's process.
     """
     if not same_user(sock):
-        raise ChannelError(f"whoever answers for rank {dest} is another user's process")
+        raise ChannelError(f"the process that answers for rank {dest} is another user's")
     hello = HELLO.pack(
         MAGIC, bytes.fromhex(spec.job_id), spec.rank, dest, secrets.token_bytes(NONCE_BYTES)
     )
@@ -90,25 +105,37 @@ def authenticate(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[
         reply += got
     nonce, proof = reply[:NONCE_BYTES], reply[NONCE_BYTES:]
     if not same(proof, make(spec.key, Purpose.ACCEPT, hello + nonce, PROOF_BYTES)):
-        raise ChannelError(f"whoever answers for rank {dest} does not know the key of this job")
+        raise ChannelError(
+            f"the process that answers for rank {dest} does not know the key of this job"
+        )
     sock.send(make(spec.key, Purpose.CONNECT, hello + nonce, PROOF_BYTES))
     return farewell(spec.key, hello, nonce)
 
 
 class _PendingConnection:
-    """A connection whose other side has not proven itself."""
+    """A connection whose peer has not proven that it knows the key."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self.sock = sock
         self.deadline = deadline
-        self.heard = b""
-        self.expected = b""  # the proof that will do, once HELLO was answered
+        self.received = b""
+        self.expected = b""  # the peer's proof; empty until HELLO is answered
         self.farewell = b""
         self.rank = -1
 
 
 class Acceptor(threading.Thread):
-    """Accepts connections and lets in those who know the key."""
+    """A thread that accepts connections and passes on those whose peers know the key.
+
+    Parameters
+    ----------
+    spec
+        The job, as this rank sees it.
+    listener
+        The rank's listening socket; the thread closes it.
+    admit
+        Called as admit(socket, rank, farewell) in the thread; takes over the connection.
+    """
 
     def __init__(
         self,
@@ -116,14 +143,13 @@ class Acceptor(threading.Thread):
         listener: socket.socket,
         admit: Callable[[socket.socket, int, bytes], None],
     ) -> None:
-        """admit(sock, rank, farewell): takes a connection that rank `rank` has proven."""
         super().__init__(name="smpi-direct-accept", daemon=True)
         self._spec = spec
         self._listener = listener
         self._admit = admit
         self._stop_read, self._stop_write = os.pipe()
         self._selector = selectors.DefaultSelector()
-        self._strangers: dict[socket.socket, _PendingConnection] = {}
+        self._pending: dict[socket.socket, _PendingConnection] = {}
         self._accept_again_at: float | None = None  # accepting is paused until then
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -139,12 +165,12 @@ class Acceptor(threading.Thread):
                 for key, _ in events:
                     if key.fileobj is self._listener:
                         self._accept(now)
-                    elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._strangers:
-                        self._hear(self._strangers[key.fileobj])
+                    elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._pending:
+                        self._on_readable(self._pending[key.fileobj])
                 self._tick(now)
         finally:
-            for stranger in list(self._strangers.values()):
-                self._drop(stranger)
+            for pending in list(self._pending.values()):
+                self._drop(pending)
             self._selector.close()
             self._listener.close()
             os.close(self._stop_read)
@@ -155,79 +181,83 @@ class Acceptor(threading.Thread):
         self.join()
 
     def abandon(self) -> None:
-        """In a forked child, which has no such thread: close the child's copies of descriptors."""
-        for stranger in self._strangers.values():
-            stranger.sock.close()
+        """Close a forked child's copies of descriptors; the child does not have the thread."""
+        for pending in self._pending.values():
+            pending.sock.close()
         self._selector.close()
         self._listener.close()
         os.close(self._stop_read)
         os.close(self._stop_write)
 
     def _patience(self, now: float) -> float | None:
-        """How long the selector may wait; None for ever."""
-        times = [stranger.deadline for stranger in self._strangers.values()]
+        """Return how many seconds the selector may wait; None for no limit."""
+        times = [pending.deadline for pending in self._pending.values()]
         if self._accept_again_at is not None:
             times.append(self._accept_again_at)
         return max(0.0, min(times) - now) if times else None
 
     def _tick(self, now: float) -> None:
-        """Do what is due."""
-        for stranger in [s for s in self._strangers.values() if s.deadline <= now]:
-            self._drop(stranger)
+        """Drop connections that took too long, and accept again after a pause."""
+        for late in [pending for pending in self._pending.values() if pending.deadline <= now]:
+            self._drop(late)
         if self._accept_again_at is not None and self._accept_again_at <= now:
             self._accept_again_at = None
             self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _accept(self, now: float) -> None:
+        """Accept one connection, or pause accepting if the system lacks resources."""
         try:
             sock, _ = self._listener.accept()
         except OSError as error:
             if error.errno not in _GONE:
-                # no file descriptor or memory: the listener stays ready, so to ask it again at once would spin
+                # no descriptor or memory; the listener stays readable, so polling it would spin
                 self._selector.unregister(self._listener)
                 self._accept_again_at = now + ACCEPT_PAUSE_S
             return
         try:
-            welcome = same_user(sock)
+            acceptable = same_user(sock)
             sock.setblocking(False)
-            if welcome:
-                while len(self._strangers) >= STRANGERS + self._spec.size:
-                    self._drop(min(self._strangers.values(), key=lambda s: s.deadline))
+            if acceptable:
+                while len(self._pending) >= STRANGERS + self._spec.size:
+                    self._drop(min(self._pending.values(), key=lambda pending: pending.deadline))
                 self._selector.register(sock, selectors.EVENT_READ)
         except OSError:
-            welcome = False
-        if welcome:
-            self._strangers[sock] = _PendingConnection(sock, now + HANDSHAKE_S)
+            acceptable = False
+        if acceptable:
+            self._pending[sock] = _PendingConnection(sock, now + HANDSHAKE_S)
         else:
             sock.close()
 
-    def _forget(self, stranger: _PendingConnection) -> None:
-        self._selector.unregister(stranger.sock)
-        del self._strangers[stranger.sock]
+    def _release(self, pending: _PendingConnection) -> None:
+        """Stop watching a connection."""
+        self._selector.unregister(pending.sock)
+        del self._pending[pending.sock]
 
-    def _drop(self, stranger: _PendingConnection) -> None:
-        self._forget(stranger)
-        stranger.sock.close()
+    def _drop(self, pending: _PendingConnection) -> None:
+        self._release(pending)
+        pending.sock.close()
 
-    def _hear(self, stranger: _PendingConnection) -> None:
-        needed = PROOF_BYTES if stranger.expected else HELLO.size
+    def _on_readable(self, pending: _PendingConnection) -> None:
+        """Receive a part of HELLO or of the proof, and act once it is complete."""
+        needed = PROOF_BYTES if pending.expected else HELLO.size
         try:
-            got = stranger.sock.recv(needed - len(stranger.heard))
+            got = pending.sock.recv(needed - len(pending.received))
         except BlockingIOError:
             return
         except OSError:
             got = b""
-        stranger.heard += got
+        pending.received += got
         if not got:
-            self._drop(stranger)
-        elif len(stranger.heard) == needed:
-            heard, stranger.heard = stranger.heard, b""
-            if stranger.expected:
-                self._verify_proof(stranger, heard)
+            self._drop(pending)
+        elif len(pending.received) == needed:
+            received, pending.received = pending.received, b""
+            if pending.expected:
+                self._verify_proof(pending, received)
             else:
-                self._answer(stranger, heard)
+                self._answer(pending, received)
 
-    def _answer(self, stranger: _PendingConnection, hello: bytes) -> None:
+    def _answer(self, pending: _PendingConnection, hello: bytes) -> None:
+        """Answer HELLO with a nonce and this side's proof."""
         spec = self._spec
         magic, job, source, dest, _nonce = HELLO.unpack(hello)
         if (
@@ -236,25 +266,25 @@ class Acceptor(threading.Thread):
             or dest != spec.rank
             or not 0 <= source < spec.size
         ):
-            self._drop(stranger)
+            self._drop(pending)
             return
         nonce = secrets.token_bytes(NONCE_BYTES)
         reply = nonce + make(spec.key, Purpose.ACCEPT, hello + nonce, PROOF_BYTES)
-        stranger.rank = source
-        stranger.expected = make(spec.key, Purpose.CONNECT, hello + nonce, PROOF_BYTES)
-        stranger.farewell = farewell(spec.key, hello, nonce)
+        pending.rank = source
+        pending.expected = make(spec.key, Purpose.CONNECT, hello + nonce, PROOF_BYTES)
+        pending.farewell = farewell(spec.key, hello, nonce)
         try:
-            sent = stranger.sock.send(reply)
+            sent = pending.sock.send(reply)
         except OSError:
             sent = 0
-        if sent != len(
-            reply
-        ):  # an empty socket buffer takes 48 bytes, unless the other side is gone
-            self._drop(stranger)
+        # an empty socket buffer takes 48 bytes, unless the peer is gone
+        if sent != len(reply):
+            self._drop(pending)
 
-    def _verify_proof(self, stranger: _PendingConnection, proof: bytes) -> None:
-        if same(proof, stranger.expected):
-            self._forget(stranger)
-            self._admit(stranger.sock, stranger.rank, stranger.farewell)
+    def _verify_proof(self, pending: _PendingConnection, proof: bytes) -> None:
+        """Admit a connection whose peer has sent the expected proof."""
+        if same(proof, pending.expected):
+            self._release(pending)
+            self._admit(pending.sock, pending.rank, pending.farewell)
         else:
-            self._drop(stranger)
+            self._drop(pending)

@@ -1,4 +1,8 @@
-"""memory: ranks that are threads of one process, for tests and for a job of size 1."""
+"""memory: ranks that are threads of one process, for tests and for a job of size 1.
+
+The rule: `put` copies a frame into the inbox of each reader, under the inbox's
+condition; `get` takes all that the inbox has.  Nothing is acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,12 @@ from serverless_mpi.channels.base import (
 )
 from serverless_mpi.job import JobSpec
 
-MAX_FRAME_BYTES = 1 << 30  # only bounds one copy; there is no medium to ask
+MAX_FRAME_BYTES = 1 << 30  # bounds one copy; the medium itself has no limit
 
 
 class _Inbox:
+    """The frames that one rank has not taken yet."""
+
     def __init__(self) -> None:
         self.ready = threading.Condition()
         self.frames: deque[bytearray] = deque()
@@ -28,7 +34,7 @@ class _Inbox:
 
 
 class Hub:
-    """The medium itself: an inbox per rank, shared by the channels of one job."""
+    """The medium: an inbox per rank, shared by the channels of one job."""
 
     _hubs: dict[str, Hub] = {}
     _lock = threading.Lock()
@@ -38,7 +44,7 @@ class Hub:
 
     @classmethod
     def of(cls, spec: JobSpec) -> Hub:
-        """The hub of a job, made by whichever rank comes first."""
+        """Return the hub of a job, which the first rank creates."""
         with cls._lock:
             return cls._hubs.setdefault(spec.job_id, cls(spec.size))
 
@@ -50,8 +56,10 @@ class Hub:
 
 
 class MemoryChannel(Channel):
-    """Frames copied from thread to thread."""
+    """Frames that are copied from thread to thread."""
 
+    platforms = frozenset({"local"})
+    one_process = True
     limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False)
     figures = CostParameters(
         latency_s=1e-5, bandwidth_Bps=5e9, put_usd=0.0, get_usd=0.0, fanout=False, batch=1
@@ -66,13 +74,13 @@ class MemoryChannel(Channel):
         Hub.forget(spec)
 
     def put(self, parcels: Sequence[OutgoingFrame]) -> None:
-        for parcel in parcels:
-            for dest in parcel.dests:
-                frame = bytearray().join(parcel.parts)
-                self.meter.count("memory", "put", nbytes=len(frame), messages=1)
+        for frame in parcels:
+            for dest in frame.dests:
+                copy = bytearray().join(frame.parts)  # one per reader, which owns it
+                self.meter.count("memory", "put", nbytes=len(copy), messages=1)
                 inbox = self._hub.inboxes[dest]
                 with inbox.ready:
-                    inbox.frames.append(frame)
+                    inbox.frames.append(copy)
                     inbox.ready.notify()
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:

@@ -1,7 +1,17 @@
-"""queue: an SQS queue per rank, and SNS topics whose filter policies bring one publish to any subset of ranks.
+"""queue: one SQS queue per rank, and SNS topics that deliver one publish to any subset of ranks.
 
-The rule of what goes where is `plan`: frames for one rank alone go straight to its queue, frames for several
-ranks are published once, and where one publish of everything is cheaper than a request a queue, that is done.
+The rule is `plan`: a frame for one rank is sent to its queue, a frame for several
+ranks is published once.  If publishing everything costs less than one request
+per queue, everything is published.  A topic's subscriptions have filter policies,
+so each rank receives only messages that name it; a topic has 200 of them, so
+rank r belongs to topic r // 200.
+
+Invariants: a message is deleted only after `ack`, and no later than 20 s after
+it, so it does not reappear (the visibility timeout is 60 s).  A message that
+does reappear is a duplicate, which the core drops.
+
+If you change what becomes of a batch, also change `simulation/media.py` (Queue),
+which counts its requests, and docs/reference/channels.md.
 """
 
 from __future__ import annotations
@@ -27,21 +37,22 @@ from serverless_mpi.channels.base import (
     Limits,
     OutgoingFrame,
 )
-from serverless_mpi.channels.cleanup import Deletions, say_left
+from serverless_mpi.channels.cleanup import Deletions, report_remaining
 from serverless_mpi.core.endpoint import GAP_TIMEOUT_S
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
-# Three billed chunks with the list of a frame's readers (200 of a topic, at most 9 bytes each).  A fourth would fit AWS's
-# 256 KiB, but not the emulator, which counts a binary attribute by its base64 form.
+# Three billed chunks, less the list of a frame's readers (200 per topic, at most 9 bytes each).
+# A fourth chunk would fit AWS's 256 KiB, but not the emulator, which counts a binary attribute
+# by the length of its base64 form.
 MAX_FRAME_BYTES = 3 * BILLED_CHUNK_BYTES - 4096
-EMULATOR_TOPIC_ENTRIES = (
-    1  # ministack 1.5 drops binary attributes from PublishBatch; its Publish keeps them
-)
+# ministack 1.5 drops binary attributes from PublishBatch; its Publish keeps them
+EMULATOR_TOPIC_ENTRIES = 1
 
-# AWS: "tens or low hundreds of milliseconds" a call (SQS FAQ); a frame of 252 KiB a round trip.
-# Emulator: what fits the times of every collective best, measured on two cores (docs/benchmarks-collectives.md).
-# A rank has 8 sends of up to 10 frames on their way at once, and receives 10 frames a round trip.
+# AWS: "tens or low hundreds of milliseconds" per call (SQS FAQ); a frame of 252 KiB per round trip.
+# Emulator: the best fit to the times of all collectives on two cores
+# (docs/benchmarks-collectives.md).
+# A rank has 8 sends of up to 10 frames in flight, and receives 10 frames per round trip.
 AWS_FIGURES = CostParameters(
     latency_s=0.04,
     bandwidth_Bps=6e6,
@@ -57,36 +68,47 @@ EMULATOR_FIGURES = replace(
     AWS_FIGURES, latency_s=0.0002, bandwidth_Bps=8e7, put_s=0.001, get_s=0.0003, parallelism=2
 )
 
-# where an emulator's long poll looks only every 100 ms it is asked again and again, with a growing pause
+# an emulator whose long poll looks for messages only every 100 ms gets short polls, with growing
+# pauses between them
 EMULATOR_PAUSE_S = 0.0005
 EMULATOR_MAX_PAUSE_S = 0.01
 T = TypeVar("T")
 
-ACK_AFTER_S = 20.0  # well within the visibility timeout of 60 s
-WAKE_BUDGET_S = 2.0  # a poll takes up to 20
-REQUESTS_AT_ONCE = 8
+ACK_AFTER_S = 20.0  # longest delay of a delete; the visibility timeout is 60 s
+WAKE_BUDGET_S = 2.0  # the poll that a wake message would end takes up to 20 s
+REQUESTS_AT_ONCE = 8  # of one rank
 
 
 @dataclass
 class Plan:
-    """Requests: frames for a queue (rank, frames), and messages for a topic (topic, (frame, ranks))."""
+    """Requests of one put.
+
+    Attributes
+    ----------
+    queue
+        (rank, frames) of each SendMessageBatch.
+    topic
+        (topic, [(frame, ranks that read it)]) of each Publish or PublishBatch.
+    """
 
     queue: list[tuple[int, list[bytes]]] = field(default_factory=list)
     topic: list[tuple[int, list[tuple[bytes, Sequence[int]]]]] = field(default_factory=list)
 
     def usd(self, prices: Prices) -> float:
-        """What the requests cost; deliveries from SNS to SQS are free."""
+        """Return what the requests cost in US dollars; deliveries from SNS to SQS are free."""
         by_queue = sum(
-            _chunks(sum(len(one) + sqs.ENVELOPE_BYTES for one in frames))
+            _chunks(sum(len(frame) + sqs.ENVELOPE_BYTES for frame in frames))
             for _, frames in self.queue
         )
         by_topic = sum(
-            _chunks(sum(sns.billed_bytes(*one) for one in messages)) for _, messages in self.topic
+            _chunks(sum(sns.billed_bytes(frame, ranks) for frame, ranks in messages))
+            for _, messages in self.topic
         )
         return by_queue * prices.of("sqs") + by_topic * prices.of("sns")
 
 
 def _chunks(nbytes: int) -> int:
+    """Return the billed units of a request with that payload."""
     return max(1, -(-nbytes // BILLED_CHUNK_BYTES))
 
 
@@ -95,27 +117,35 @@ def plan(
     prices: Prices,
     topic_entries: int = sns.MAX_ENTRIES,
 ) -> Plan:
-    """The cheaper of two ways to bring each (frame, ranks) to its ranks.
+    """Return the cheaper of two ways to deliver frames.
 
-    One sends what is for a single rank straight to its queue and publishes the
-    rest; the other publishes everything.  Both fill requests to their limits;
-    topic_entries is that of a publish.
+    One way sends each frame for a single rank to its queue and publishes the others; the other
+    publishes all.  Both fill their requests to the limits.
+
+    Parameters
+    ----------
+    frames
+        (frame, ranks that read it).
+    prices
+        Price table.
+    topic_entries
+        Most messages of one publish.
     """
     split, published = Plan(), Plan()
-    alone: dict[int, list[bytes]] = {}
+    by_queue: dict[int, list[bytes]] = {}
     shared: list[tuple[bytes, Sequence[int]]] = []
     for frame, dests in frames:
         if len(dests) == 1:
-            alone.setdefault(dests[0], []).append(frame)
+            by_queue.setdefault(dests[0], []).append(frame)
         else:
             shared.append((frame, dests))
-    for dest, own in alone.items():
+    for dest, own in by_queue.items():
         for batch in _batches(
-            own, lambda one: len(one) + sqs.ENVELOPE_BYTES, sqs.MAX_BATCH_BYTES, sqs.MAX_ENTRIES
+            own, lambda frame: len(frame) + sqs.ENVELOPE_BYTES, sqs.MAX_BATCH_BYTES, sqs.MAX_ENTRIES
         ):
             split.queue.append((dest, batch))
     split.topic = _publishes(shared, topic_entries)
-    if len(alone) + len(shared) > 1:  # only then can one request do the work of several
+    if len(by_queue) + len(shared) > 1:  # otherwise one request cannot replace several
         least = max(
             -(-len(frames) // topic_entries), _chunks(sum(len(frame) for frame, _ in frames))
         )
@@ -127,8 +157,9 @@ def plan(
 
 
 def _publishes(
-    frames: Sequence[tuple[bytes, Sequence[int]]], most: int
+    frames: Sequence[tuple[bytes, Sequence[int]]], max_entries: int
 ) -> list[tuple[int, list[tuple[bytes, Sequence[int]]]]]:
+    """Return (topic, messages) of each publish: a frame once per topic of its readers."""
     by_topic: dict[int, list[tuple[bytes, Sequence[int]]]] = {}
     for frame, dests in frames:
         readers: dict[int, list[int]] = {}
@@ -140,35 +171,43 @@ def _publishes(
         (topic, batch)
         for topic, messages in by_topic.items()
         for batch in _batches(
-            messages, lambda one: sns.billed_bytes(*one), sns.MAX_BATCH_BYTES, most
+            messages, lambda message: sns.billed_bytes(*message), sns.MAX_BATCH_BYTES, max_entries
         )
     ]
 
 
 def _batches(
-    items: Sequence[T], size: Callable[[T], int], most_bytes: int, most: int
+    items: Sequence[T], size: Callable[[T], int], max_bytes: int, max_entries: int
 ) -> list[list[T]]:
-    """`items` in order, in as few batches as that allows."""
+    """Cut `items`, in order, into as few batches as the limits allow."""
     batches: list[list[T]] = []
-    room = 0
+    free_bytes = 0
     for item in items:
-        if not batches or len(batches[-1]) == most or size(item) > room:
+        if not batches or len(batches[-1]) == max_entries or size(item) > free_bytes:
             batches.append([])
-            room = most_bytes
+            free_bytes = max_bytes
         batches[-1].append(item)
-        room -= size(item)
+        free_bytes -= size(item)
     return batches
 
 
 class QueueChannel(Channel):
-    """Frames through SQS and SNS."""
+    """Frames as messages of SQS and SNS.
+
+    Settings: `queues` and `topics`, JSON lists of URLs and ARNs; `slots`, the numbers by which the
+    topics of a deployed stack know the queues of ranks.  Without a stack these are the ranks.
+    """
 
     services = frozenset({"sqs", "sns"})
     contained = True
+    model = "serverless_mpi.simulation.media:Queue"
+    limits = Limits(MAX_FRAME_BYTES, async_put=True)
+    figures = AWS_FIGURES
+    emulator_figures = EMULATOR_FIGURES
 
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
-        self.limits = Limits(MAX_FRAME_BYTES, async_put=True, serial=spec.endpoint is not None)
+        self.limits = replace(self.limits, serial=spec.endpoint is not None)
         self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
         credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
         self._clients = [
@@ -179,7 +218,7 @@ class QueueChannel(Channel):
         self._sqs.prompt = spec.endpoint is None
         self._sns = sns.Sns(self._clients[1])
         self._queues: list[str] = json.loads(spec.settings["queues"])
-        # a deployed stack's queues were given their numbers, by which its topics know them, before there were ranks
+        # a stack's queues exist before the job: its topics know them by their numbers in the stack
         slots: list[int] = json.loads(spec.settings.get("slots", "null")) or list(range(spec.size))
         self._slots = slots
         self._by_slot = dict(zip(slots, self._queues, strict=True))
@@ -187,9 +226,9 @@ class QueueChannel(Channel):
         self._mine = self._queues[spec.rank]
         self._prices = Prices.load()
         self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
-        # an emulator does one thing after the other, and several threads of a rank only stand in one another's way
+        # an emulator serves one request at a time: several threads would only wait for each other
         self._pool = Workers(1 if self.limits.serial else REQUESTS_AT_ONCE)
-        self._patience = self._clients[0].patience(GAP_TIMEOUT_S)  # with polls that find it busy
+        self._patience = self._clients[0].patience(GAP_TIMEOUT_S)  # of polls that find SQS busy
         self._deletions = Deletions(
             partial(self._sqs.delete, self._mine),
             sqs.MAX_ENTRIES,
@@ -214,13 +253,13 @@ class QueueChannel(Channel):
         control.remove_queues(spec)
 
     def put(self, parcels: Sequence[OutgoingFrame]) -> None:
-        if len(parcels) == 1 and len(parcels[0].dests) == 1:  # there is nothing to choose
-            (parcel,) = parcels
-            self._sqs.send(self._queues[parcel.dests[0]], [b"".join(parcel.parts)])
+        if len(parcels) == 1 and len(parcels[0].dests) == 1:  # nothing to choose
+            (frame,) = parcels
+            self._sqs.send(self._queues[frame.dests[0]], [b"".join(frame.parts)])
             return
         frames = [
-            (b"".join(parcel.parts), [self._slots[dest] for dest in parcel.dests])
-            for parcel in parcels
+            (b"".join(frame.parts), [self._slots[dest] for dest in frame.dests])
+            for frame in parcels
         ]
         chosen = plan(frames, self._prices, self._topic_entries)
         calls: list[Callable[[], None]] = []
@@ -254,10 +293,12 @@ class QueueChannel(Channel):
                 continue
             self._patience.over()
             deliveries = [
-                Delivery(one.frame, one.handle) for one in received if one.frame is not None
+                Delivery(message.frame, message.handle)
+                for message in received
+                if message.frame is not None
             ]
-            if len(deliveries) < len(received):
-                self.ack([one.handle for one in received if one.frame is None])  # what wake() sent
+            if len(deliveries) < len(received):  # the others were sent by `wake`
+                self.ack([message.handle for message in received if message.frame is None])
             if deliveries or received or left <= 0:
                 return deliveries
             if self._woken.wait(0 if wait_s else min(pause, left)):
@@ -269,21 +310,21 @@ class QueueChannel(Channel):
         self._deletions.add([str(receipt) for receipt in receipts])
 
     def wake(self) -> None:
-        self._woken.set()  # first: who does not see that polls are long will see this
+        self._woken.set()  # ends a pause between short polls; a long poll ends by a message
         if self._sqs.prompt:
-            with contextlib.suppress(Busy):  # then the poll ends by itself
+            with contextlib.suppress(Busy):  # the poll then ends by itself, within 20 s
                 self._sqs.send(self._mine, [b""], WAKE_BUDGET_S)
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        left = self._deletions.close()
+        remaining = self._deletions.close()
         self._pool.close()
         for client in self._clients:
             client.close()
-        say_left(
-            left,
+        report_remaining(
+            remaining,
             "messages that were received",
             self._deletions.trouble,
             self.spec.rank,

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import ceil, exp, inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serverless_mpi.channels import direct, hybrid, object, queue
+from serverless_mpi import channels
 from serverless_mpi.channels.base import CostParameters
+from serverless_mpi.channels.object import ObjectChannel
+from serverless_mpi.channels.queue import MAX_FRAME_BYTES
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference.cost import Bill, BilledModel, Use
 from serverless_mpi.inference.networks import COPIES, DEGREE
@@ -125,13 +127,14 @@ class Work:
 class Platform:
     """Where workers run, and its figures.
 
-    start_s: from a call to a worker's first statement, package imported; call_s: of one call; load_Bps: from the store
+    store_latency_s: of one small object; start_s: from a call to a worker's first statement, package imported; call_s: of one call; load_Bps: from the store
     into a worker; edges_s: living samples x nonzeros of one vCPU in a second; memory_sizes: MB on offer;
     mb_a_vcpu: 0 where workers share `cores`; base_mb: of a worker that holds nothing yet.
     """
 
     name: str
     channels: Mapping[str, CostParameters]
+    store_latency_s: float
     start_s: float = tree.START_S
     call_s: float = tree.CALL_S
     load_Bps: float = 8 * 9e7
@@ -155,28 +158,26 @@ def place(name: str) -> Platform:
     UsageError
         No such platform.
     """
-    if name == "lambda":
-        aws = {
-            "queue": queue.AWS_FIGURES,
-            "object": object.AWS_FIGURES,
-            "hybrid": queue.AWS_FIGURES,
-        }
-        return Platform(name, aws, limit_s=LAMBDA_LIMIT_S)
-    if name != "local":
+    if name not in ("lambda", "local"):
         raise UsageError(f"no platform {name!r}; known: lambda, local")
+    aws, prices = name == "lambda", Prices.load()
+    kinds = {known: channels.load(known) for known in channels.CHANNELS}
+    figures = {
+        known: kind.cost(aws=aws, prices=prices)
+        for known, kind in kinds.items()
+        if channels.works_on(kind, name) and not kind.one_process
+    }
+    store_latency_s = ObjectChannel.cost(aws=aws, prices=prices).latency_s
+    if aws:
+        return Platform(name, figures, store_latency_s, limit_s=LAMBDA_LIMIT_S)
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MB
-    here = {
-        "queue": queue.EMULATOR_FIGURES,
-        "object": object.EMULATOR_FIGURES,
-        "hybrid": queue.EMULATOR_FIGURES,
-        "direct": direct.DirectChannel.figures,
-    }
     return Platform(
         name,
-        here,
+        figures,
+        store_latency_s,
         start_s=0.3,
         call_s=0.01,
         load_Bps=5e8,
@@ -310,8 +311,7 @@ def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) ->
         place.call_s,
     )
     loaded = work.weight_bytes / way.parts + work.neurons * samples / way.parts / 8
-    latency = place.channels["object"].latency_s
-    load = latency + loaded / place.load_Bps
+    load = place.store_latency_s + loaded / place.load_Bps
     meter = Meter()
     meter.count("s3", "GET", way.workers * max(2, ceil(loaded / (16 * MB))))
     exchange = np.zeros(work.layers)
@@ -323,7 +323,7 @@ def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) ->
         exchange = cut * _exchange(place, way, message)
         exchange = np.maximum(exchange - a_layer / way.parts, 0)
         for size, times in zip(*np.unique(np.round(message), return_counts=True), strict=True):
-            _count(meter, way, int(size), int(times) * cut * way.workers)
+            _count(meter, place, way, int(size), int(times) * cut * way.workers)
     compute_s, exchange_s = float(a_layer.sum()), float(exchange.sum())
     busy = place.start_s + load + compute_s + exchange_s
     waiting = (
@@ -340,8 +340,7 @@ def _exchange(place: Platform, way: Deployment, message: Floats) -> Floats:
     """(layers,): seconds of one batch's exchanges, in which a worker gets a message of that many bytes from each peer."""
     peers = way.parts - 1
 
-    def over(channel: str) -> Floats:
-        figures = place.channels[channel]
+    def over(figures: CostParameters) -> Floats:
         rounds = ceil(peers / (AT_ONCE * figures.batch))
         requests = ceil(peers / figures.batch)
         busy = figures.put_s + requests * figures.get_s * (
@@ -349,16 +348,19 @@ def _exchange(place: Platform, way: Deployment, message: Floats) -> Floats:
         )
         return figures.latency_s * (1 + rounds) / 2 + busy + peers * message / figures.bandwidth_Bps
 
-    if way.channel != "hybrid":
-        return over(way.channel or "object")
-    return np.where(
-        message <= _threshold(), over("queue"), place.channels["queue"].latency_s + over("object")
+    assert way.channel is not None, "workers of several parts exchange rows"
+    figures = place.channels[way.channel]
+    if figures.large is None:
+        return over(figures)
+    limit, large = figures.large
+    # references travel in batches while the objects are put and read, so only their latency adds
+    alone = replace(
+        large,
+        latency_s=large.latency_s - figures.latency_s,
+        put_s=large.put_s - figures.put_s,
+        get_s=large.get_s - figures.get_s,
     )
-
-
-@lru_cache(maxsize=1)
-def _threshold() -> int:
-    return hybrid.threshold(Prices.load())
+    return np.where(message <= limit, over(figures), figures.latency_s + over(alone))
 
 
 @lru_cache(maxsize=1024)
@@ -366,19 +368,20 @@ def _branching(workers: int, start_s: float, call_s: float) -> int:
     return tree.choose(workers, start_s, call_s)
 
 
-def _count(meter: Meter, way: Deployment, size: int, times: int) -> None:
+def _count(meter: Meter, place: Platform, way: Deployment, size: int, times: int) -> None:
     """Requests of `times` exchanges in which a worker sends each peer a message of `size` bytes and gets as many."""
-    peers, channel = way.parts - 1, way.channel
-    if channel == "direct":
-        return
-    if channel == "object" or (channel == "hybrid" and size > _threshold()):
+    assert way.channel is not None, "workers of several parts exchange rows"
+    peers, figures = way.parts - 1, place.channels[way.channel]
+    services = channels.load(way.channel).services
+    queued = "sqs" in services
+    if "s3" in services and (not queued or (figures.large and size > figures.large[0])):
         meter.count("s3", "PUT", times)  # one object for all, read by ranges
-        meter.count("s3", "GET", round(times * peers * (LOOKS_A_GET if channel == "object" else 1)))
+        meter.count("s3", "GET", round(times * peers * (1 if queued else LOOKS_A_GET)))
         meter.count("s3", "DELETE", ceil(times / 1000))
         size = FRAME_BYTES  # of a reference
-    if channel == "object":
+    if not queued:
         return
-    frames = peers * max(1, ceil(size / queue.MAX_FRAME_BYTES))
+    frames = peers * max(1, ceil(size / MAX_FRAME_BYTES))
     chunks = ceil(peers * size / BILLED_CHUNK_BYTES)
     publishes = max(ceil(frames / 10), ceil(peers * size / (4 * BILLED_CHUNK_BYTES)))
     polls = ceil(max(frames / FRAMES_A_POLL, chunks / 4))

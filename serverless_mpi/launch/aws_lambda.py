@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from serverless_mpi import __version__, metering, trace
+from serverless_mpi import __version__, channels, metering, trace
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
 from serverless_mpi.deadlock import judge
@@ -34,8 +34,6 @@ from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 from serverless_mpi.stack import bucket
 
-WITHOUT_PLATFORM = ("direct", "memory")  # a function takes no connections, and shares no memory
-NEEDS_QUEUES = ("queue", "hybrid")
 LISTEN_S = 2  # of one request: a signal is answered after it
 APPEAR_S = (
     75.0  # no rank came up for this long, and some are missing: Lambda gives an event up after 60 s
@@ -76,10 +74,10 @@ class LambdaLauncher(Launcher):
     region = ""  # that of AWS's own settings
 
     def run(self, plan: Plan) -> int:
+        _check(plan)
         if plan.endpoint is not None:
             check_endpoint(plan.endpoint)
         plan = replace(plan, region=own_region(plan.region, plan.endpoint))
-        _check(plan)
         prices = metering.Prices.load(plan.prices)
         bundles = [pack(program, plan.requirements is not None) for program in plan.programs]
         stack = Stack.find(plan.stack, plan.endpoint, plan.region)
@@ -117,10 +115,7 @@ class LambdaLauncher(Launcher):
 
 
 def _check(plan: Plan) -> None:
-    if plan.channel in WITHOUT_PLATFORM:
-        raise UsageError(
-            f"channel {plan.channel} does not work between functions; known there: queue, object, hybrid"
-        )
+    channels.load_for(plan.channel, "lambda", plan.size)
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
             f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
@@ -226,8 +221,9 @@ class Job:
         )
         self._undo.callback(self._remove_frames)
         self._undo.callback(self._give_back)
+        services = channels.load(plan.channel).services
         self._lease = lease = pool.take(
-            stack, self.spec.job_id, plan.size if plan.channel in NEEDS_QUEUES else 0, self._limit_s
+            stack, self.spec.job_id, plan.size if "sqs" in services else 0, self._limit_s
         )
         settings = {
             "bucket": stack.bucket,
@@ -501,7 +497,7 @@ class Job:
 
     def _remove_frames(self) -> None:
         """Delete the job's messages that are objects; what the bucket knows of the job itself goes after a day."""
-        if self._plan.channel == "queue":
+        if "s3" not in channels.load(self._plan.channel).services:
             return
         with (
             contextlib.suppress(ChannelError, UsageError),

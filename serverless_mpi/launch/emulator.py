@@ -33,6 +33,7 @@ from serverless_mpi.errors import JobError, UsageError
 
 HOST = "127.0.0.1"
 START_S = 30.0  # it takes 0.3 s on an idle machine
+SERVICES = ("s3", "sqs", "sns")  # those on which channels are tested
 STOP_S = 3.0  # then it is killed: its state is in memory, so nothing is lost
 ANSWER_S = 1.0  # until an answer that does not come is asked for again, while it starts
 ENDPOINT_S = 5.0  # how long an endpoint that the user names may take to answer
@@ -131,7 +132,7 @@ class Emulator:
         folder: str | Path,
         port: int | None = None,
         region: str = "us-east-1",
-        services: Iterable[str] = ("s3", "sqs", "sns"),
+        services: Iterable[str] = SERVICES,
         keys: Keys | None = None,
     ) -> None:
         self._folder = Path(folder)

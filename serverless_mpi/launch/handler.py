@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from serverless_mpi import __version__, deadlock
+from serverless_mpi import __version__, channels, deadlock
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.functions import Functions
 from serverless_mpi.aws.http import Client
@@ -57,10 +57,9 @@ def preload() -> None:
     """Import what every rank needs; done once, when an environment begins (and kept in its snapshot)."""
     import numpy  # noqa: F401
 
-    import serverless_mpi.channels.hybrid
-    import serverless_mpi.channels.object
-    import serverless_mpi.channels.queue
     import serverless_mpi.MPI  # noqa: F401
+
+    channels.load(channels.DEFAULT)  # hybrid, which imports queue and object
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:

@@ -158,17 +158,13 @@ class LocalLauncher(Launcher):
     )
 
     def run(self, plan: Plan) -> int:
-        if plan.channel == "memory" and plan.size > 1:
-            raise UsageError(
-                "channel memory is for the threads of one process: -n 1, or another channel"
-            )
+        channel = channels.load_for(plan.channel, "local", plan.size)
         commands = [command(program) for program in plan.programs]
         if plan.branching is not None and any(argv[0] != sys.executable for argv in commands):
             raise UsageError(
                 "--branching is for Python programs: another executable does not start its children"
             )
         prices = metering.Prices.load(plan.prices)
-        channel = channels.load(plan.channel)
         if plan.host is not None and "host" not in channel.options:
             raise UsageError(f"--host: channel {plan.channel} does not listen; channel direct does")
         if plan.port is not None and (plan.endpoint is not None or not channel.services):

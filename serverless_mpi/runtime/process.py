@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
+from serverless_mpi import channels
 from serverless_mpi.job import JobSpec, take_spec
 from serverless_mpi.runtime.runtime import Runtime
 
@@ -25,7 +26,7 @@ def get_runtime() -> Runtime:
     if current is None:
         with _creation_lock:
             if current is None:
-                current = Runtime(take_spec(os.environ) or JobSpec.new(1, "memory"))
+                current = Runtime(take_spec(os.environ) or JobSpec.new(1, channels.SINGLE_RANK))
     return current
 
 

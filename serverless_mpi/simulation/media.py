@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serverless_mpi import channels, plugins
 from serverless_mpi.aws import sns, sqs
 from serverless_mpi.aws.s3 import PART_BYTES
-from serverless_mpi.channels import direct, hybrid, object, queue
+from serverless_mpi.channels import hybrid, object, queue
 from serverless_mpi.channels.base import CostParameters, OutgoingFrame
 from serverless_mpi.core.tags import TAG_BYTES
 from serverless_mpi.errors import UsageError
@@ -84,11 +85,37 @@ class Item:
     reference: int = 0
 
 
-class Medium:
-    """What a batch of parcels becomes."""
+@dataclass(frozen=True)
+class Conditions:
+    """What a model is built for.
 
-    def __init__(self, latency: Latency, meter: Meter) -> None:
-        self.latency = latency
+    Attributes
+    ----------
+    channel
+        Name under which a channel that uses no AWS service is metered.
+    latency
+        Figures of the services: AWS's or the emulator's.
+    prices
+        Price table, for channels that choose a way by price.
+    figures
+        Cost parameters of the channel.
+    """
+
+    channel: str
+    latency: Latency
+    prices: Prices
+    figures: CostParameters
+
+
+class Medium:
+    """The simulation model of a channel: what a batch of frames becomes, and when it is there.
+
+    A channel names its subclass in `Channel.model`.
+    """
+
+    def __init__(self, conditions: Conditions, meter: Meter) -> None:
+        self.conditions = conditions
+        self.latency = conditions.latency
         self.meter = meter
         self._lanes: dict[int, list[float]] = defaultdict(lambda: [0.0] * REQUESTS_AT_ONCE)
 
@@ -113,12 +140,15 @@ class Medium:
         return end
 
 
-class Direct(Medium):
-    """One message after the other, from memory to memory."""
+class Parametric(Medium):
+    """The channel as its cost parameters state it: each rank puts one frame after the other.
 
-    def __init__(self, latency: Latency, meter: Meter, figures: CostParameters) -> None:
-        super().__init__(latency, meter)
-        self._figures = figures
+    It serves every channel whose ranks do not compete for a service.
+    """
+
+    def __init__(self, conditions: Conditions, meter: Meter) -> None:
+        super().__init__(conditions, meter)
+        self._figures = conditions.figures
         self._free: dict[int, float] = defaultdict(float)
 
     def put(
@@ -132,7 +162,7 @@ class Direct(Medium):
                     + figures.put_s
                     + parcel.nbytes / figures.bandwidth_Bps
                 )
-                self.meter.count("direct", "put", nbytes=parcel.nbytes, messages=1)
+                self.meter.count(self.conditions.channel, "put", nbytes=parcel.nbytes, messages=1)
                 found.append(
                     (
                         dest,
@@ -154,10 +184,10 @@ class Direct(Medium):
 class Queue(Medium):
     """SNS and SQS."""
 
-    def __init__(self, latency: Latency, meter: Meter, prices: Prices) -> None:
-        super().__init__(latency, meter)
-        self._prices = prices
-        self._sns = _Gate(latency.sns_per_s)
+    def __init__(self, conditions: Conditions, meter: Meter) -> None:
+        super().__init__(conditions, meter)
+        self._prices = conditions.prices
+        self._sns = _Gate(self.latency.sns_per_s)
         self._received: dict[int, int] = defaultdict(int)
 
     def put(
@@ -215,9 +245,10 @@ class Queue(Medium):
 class Objects(Medium):
     """S3."""
 
-    def __init__(self, latency: Latency, meter: Meter) -> None:
-        super().__init__(latency, meter)
-        self._puts, self._gets = _Gate(latency.s3_puts_per_s), _Gate(latency.s3_gets_per_s)
+    def __init__(self, conditions: Conditions, meter: Meter) -> None:
+        super().__init__(conditions, meter)
+        self._puts = _Gate(self.latency.s3_puts_per_s)
+        self._gets = _Gate(self.latency.s3_gets_per_s)
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
@@ -286,10 +317,10 @@ class Objects(Medium):
 class Hybrid(Queue):
     """Both: what is large is an object, and its reference travels by the queue."""
 
-    def __init__(self, latency: Latency, meter: Meter, prices: Prices) -> None:
-        super().__init__(latency, meter, prices)
-        self._objects = Objects(latency, meter)
-        self._threshold = hybrid.threshold(prices)
+    def __init__(self, conditions: Conditions, meter: Meter) -> None:
+        super().__init__(conditions, meter)
+        self._objects = Objects(conditions, meter)
+        self._threshold = hybrid.threshold(conditions.prices)
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
@@ -336,28 +367,39 @@ def _when(item: Item) -> float:
 def medium(
     channel: str, latency: Latency, meter: Meter, prices: Prices
 ) -> tuple[Medium, CostParameters, int]:
-    """(the model of a channel, its figures, its longest frame)."""
-    if channel == "queue":
-        return (
-            Queue(latency, meter, prices),
-            queue.AWS_FIGURES if latency.aws else queue.EMULATOR_FIGURES,
-            queue.MAX_FRAME_BYTES,
+    """Return the simulation model of a channel, its cost parameters, and its largest frame.
+
+    Parameters
+    ----------
+    channel
+        The channel's name.
+    latency
+        Figures of AWS or of the emulator.
+    meter
+        Counts the requests that the model makes.
+    prices
+        Price table, for channels that choose a way by price.
+
+    Returns
+    -------
+    (model, cost parameters, bytes of the longest frame, header included).
+
+    Raises
+    ------
+    UsageError
+        There is no such channel, it has no simulation model, or the model cannot be imported.
+    """
+    kind = channels.load(channel)
+    if kind.model is None:
+        raise UsageError(
+            f"channel {channel} has no simulation model, so its collectives cannot be forecast"
         )
-    if channel == "object":
-        return (
-            Objects(latency, meter),
-            object.AWS_FIGURES if latency.aws else object.EMULATOR_FIGURES,
-            object.MAX_FRAME_BYTES,
-        )
-    if channel == "hybrid":
-        return (
-            Hybrid(latency, meter, prices),
-            hybrid.figures(latency.aws, hybrid.threshold(prices)),
-            hybrid.MAX_FRAME_BYTES,
-        )
-    if channel == "direct":
-        figures = direct.DirectChannel.figures
-        return Direct(latency, meter, figures), figures, direct.MAX_FRAME_BYTES
-    raise UsageError(
-        f"channel {channel!r} cannot be simulated; known: hybrid, queue, object, direct"
-    )
+    figures = kind.cost(aws=latency.aws, prices=prices)
+    try:
+        model: type[Medium] = plugins.resolve(kind.model)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"the simulation model of channel {channel} ({kind.model}) cannot be imported: {error}"
+        ) from error
+    conditions = Conditions(channel, latency, prices, figures)
+    return model(conditions, meter), figures, kind.limits.max_frame_bytes

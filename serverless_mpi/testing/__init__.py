@@ -5,10 +5,14 @@ promise.  The package's own tests run them over everything that is registered,
 and so can an extension's:
 
     from serverless_mpi.collectives.choose import find
-    from serverless_mpi.testing import check_algorithm
+    from serverless_mpi.testing import check_algorithm, check_channel
 
     def test_chain():
         check_algorithm(find("bcast", "chain"))
+
+    def test_folder():
+        check_channel("folder")
 """
 
 from serverless_mpi.testing.algorithms import check_algorithm as check_algorithm
+from serverless_mpi.testing.channels import check_channel as check_channel

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serverless_mpi.aws import connection as wire
+from serverless_mpi.aws import http
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.retry import (
@@ -106,7 +106,7 @@ def test_a_kept_connection_that_was_closed_is_replaced_at_once(bench: Open) -> N
 def test_an_idle_connection_is_looked_at_first(
     bench: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "IDLE_S", 0.0)
+    monkeypatch.setattr(http, "IDLE_S", 0.0)
     b = bench(reply(connection="keep-alive"), DONE)
     b.client.request("DeleteMessageBatch", "POST", "/")
     b.server.hang_up()
@@ -186,7 +186,7 @@ def test_nobody_listens() -> None:
 def test_what_may_not_be_done_twice_is_not_sent_twice(bench: Open, trouble: Reply) -> None:
     b = bench(trouble, DONE)
     if isinstance(trouble, HangUp):
-        with pytest.raises(ChannelError, match="may have done it"):
+        with pytest.raises(ChannelError, match="may have been done"):
             b.client.request("CreateQueue", "POST", "/")
     else:
         assert b.client.request("CreateQueue", "POST", "/").status == 500

@@ -17,7 +17,7 @@ from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels import object
 from serverless_mpi.channels.base import SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.channels.cleanup import (
-    MOST_REPORTED,
+    MAX_REPORTED,
     Deletions,
     ReadReports,
     SharedObjects,
@@ -131,7 +131,7 @@ def test_the_last_attempt_is_made_again_where_that_may_help(
 
 
 def test_names_that_fail_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serverless_mpi.channels.cleanup.MOST_FAILED", 5)
+    monkeypatch.setattr("serverless_mpi.channels.cleanup.MAX_FAILED", 5)
     scene = Scene()
     scene.error = denied("delete", "x")
     for _ in range(4):
@@ -168,13 +168,13 @@ def test_a_reader_reports_after_so_many_bytes_and_short_programs_never() -> None
 
 def test_the_keys_of_a_report_are_bounded() -> None:
     reports = ReadReports(4, 1 << 40)
-    made = [reports.read(shared_key(seq), 1) for seq in range(2 * MOST_REPORTED)]
+    made = [reports.read(shared_key(seq), 1) for seq in range(2 * MAX_REPORTED)]
     due = [report for report in made if report is not None]
-    assert [len(keys) for _, keys in due] == [MOST_REPORTED] * 2
+    assert [len(keys) for _, keys in due] == [MAX_REPORTED] * 2
     for name, keys in due:  # nor do reports that cannot be put gather without end
         reports.not_reported(name, keys)
     report = reports.read(shared_key(0), 1)
-    assert report is not None and len(report[1]) == MOST_REPORTED
+    assert report is not None and len(report[1]) == MAX_REPORTED
 
 
 def test_reports_are_authenticated() -> None:

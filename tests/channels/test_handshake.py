@@ -149,7 +149,7 @@ class Clock:
         return self in [key.fileobj for key in self.keeper._selector.get_map().values()]
 
     def close(self) -> None:
-        for stranger in list(self.keeper._strangers.values()):
+        for stranger in list(self.keeper._pending.values()):
             self.keeper._drop(stranger)
         self.keeper._selector.close()
         self.real.close()
@@ -177,7 +177,7 @@ def test_without_a_file_descriptor_accepting_pauses(clock: Clock, code: int) -> 
         assert clock.listens() and keeper._patience(now + ACCEPT_PAUSE_S) is None
         clock.error = None
         keeper._accept(now + ACCEPT_PAUSE_S)
-        assert len(keeper._strangers) == 1
+        assert len(keeper._pending) == 1
 
 
 def test_a_connection_that_is_gone_again_does_not_pause_accepting(clock: Clock) -> None:
@@ -196,7 +196,7 @@ def test_what_the_system_refuses_about_one_connection_closes_that_one(
     with connect(clock.real) as sock:
         monkeypatch.setattr(clock.keeper._selector, "register", full)
         clock.keeper._accept(100.0)
-        assert sock.recv(1) == b"" and not clock.keeper._strangers
+        assert sock.recv(1) == b"" and not clock.keeper._pending
 
 
 def test_a_stranger_who_says_nothing_is_dropped_in_time(clock: Clock) -> None:
@@ -205,21 +205,21 @@ def test_a_stranger_who_says_nothing_is_dropped_in_time(clock: Clock) -> None:
         keeper._accept(100.0)
         assert keeper._patience(101.0) == HANDSHAKE_S - 1
         keeper._tick(100.0 + HANDSHAKE_S - 0.001)
-        assert keeper._strangers
+        assert keeper._pending
         keeper._tick(100.0 + HANDSHAKE_S)
-        assert not keeper._strangers and sock.recv(1) == b""
+        assert not keeper._pending and sock.recv(1) == b""
 
 
 def test_sizes_before_a_proof_are_fixed(clock: Clock) -> None:
     """What a stranger sends beyond that is not read."""
     with connect(clock.real) as sock:
         clock.keeper._accept(100.0)
-        (stranger,) = clock.keeper._strangers.values()
+        (stranger,) = clock.keeper._pending.values()
         hello = handshake.HELLO.pack(
             handshake.MAGIC, bytes.fromhex(SPEC.job_id), 0, 1, secrets.token_bytes(16)
         )
         sock.sendall(hello + bytes(1 << 16))
-        clock.keeper._hear(stranger)
+        clock.keeper._on_readable(stranger)
         assert len(sock.recv(1000)) == handshake.NONCE_BYTES + PROOF_BYTES
-        clock.keeper._hear(stranger)
-        assert not clock.keeper._strangers and not clock.admitted.ranks
+        clock.keeper._on_readable(stranger)
+        assert not clock.keeper._pending and not clock.admitted.ranks

@@ -10,7 +10,13 @@ import pytest
 
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels.base import ExpectedFrame, FrameName, OutgoingFrame
-from serverless_mpi.channels.object import MULTIPART_BYTES, ObjectChannel, Store, TreeHash
+from serverless_mpi.channels.object import (
+    MAX_FRAME_BYTES,
+    MULTIPART_BYTES,
+    ObjectChannel,
+    Store,
+    TreeHash,
+)
 from serverless_mpi.core.endpoint import Endpoint
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.job import JobSpec
@@ -80,7 +86,7 @@ def test_keys_are_forgotten_when_they_are_deleted(
         (delivery,) = b.get(GIVE_UP_S, lambda: [wanted(frame)])
         b.ack([delivery.receipt])
     b.close()
-    assert not b._fetched
+    assert not b._acknowledged
 
 
 def test_leaves_are_digested_as_they_come_also_of_a_second_attempt() -> None:
@@ -89,13 +95,13 @@ def test_leaves_are_digested_as_they_come_also_of_a_second_attempt() -> None:
     leaves = TreeHash(part)
     body[:LEAF_BYTES] = bytes(LEAF_BYTES)  # what a first attempt brought that broke off
     for filled in (0, LEAF_BYTES + 9):
-        leaves.come(filled)
+        leaves.update(filled)
     body[:LEAF_BYTES] = bytes(range(256)) * (LEAF_BYTES // 256)
     for filled in (0, 2 * LEAF_BYTES, 3 * LEAF_BYTES + 1, 3 * LEAF_BYTES + 5):
-        leaves.come(filled)
-    assert leaves.all() == digests((part,))
-    assert TreeHash(part).all() == digests((part,))
-    assert TreeHash(part[:0]).all() == []
+        leaves.update(filled)
+    assert leaves.digests() == digests((part,))
+    assert TreeHash(part).digests() == digests((part,))
+    assert TreeHash(part[:0]).digests() == []
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -114,10 +120,10 @@ def test_what_a_broken_attempt_brought_is_not_digested(
     answers: list[Reply] = [HangUp(broken), whole]
     with Server(lambda request: answers.pop(0)) as server:
         spec = JobSpec.new(1, "object", endpoint=server.url, settings={"bucket": "b"})
-        store = Store(spec, Meter(), 1 << 20)
+        store = Store(spec, Meter(), MAX_FRAME_BYTES)
         part = memoryview(bytearray(300_000))
         leaves = TreeHash(part)
-        store._fetch("k", 0, part, leaves.come)
-        assert part == second and leaves.all() == digests((part,))
+        store._fetch("k", 0, part, leaves.update)
+        assert part == second and leaves.digests() == digests((part,))
         store._client.close()
     assert not answers

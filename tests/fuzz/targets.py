@@ -172,7 +172,7 @@ def _objects() -> list[bytes]:
 
 
 def _get_dealt(data: bytes) -> object:
-    return _CACHE.store(data).get_dealt("key", 1)
+    return _CACHE.store(data).get_scattered("key", 1)
 
 
 class _Cache:
@@ -290,11 +290,11 @@ def _accept(data: bytes) -> object:
     stranger = handshake._PendingConnection(_Stream(data), 0.0)  # type: ignore[arg-type]
     keeper._spec, keeper._admit = SPEC, lambda sock, rank, farewell: admitted.append(rank)
     keeper._selector = _NoSelector()  # type: ignore[assignment]
-    keeper._strangers = {stranger.sock: stranger}
+    keeper._pending = {stranger.sock: stranger}
     for _ in range(LOOPS):
-        if stranger.sock not in keeper._strangers:
+        if stranger.sock not in keeper._pending:
             return admitted
-        keeper._hear(stranger)
+        keeper._on_readable(stranger)
     raise AssertionError("a stranger that says nothing more is heard again and again")
 
 

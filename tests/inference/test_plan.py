@@ -110,7 +110,7 @@ def test_what_cannot_be_is_refused() -> None:
     work = Work.random(65536, 1920, 1000)
     with pytest.raises(UsageError, match="parts would fit"):
         advice.survey(work, LAMBDA, MODEL, memory_limit_mb=512, max_workers=8)
-    with pytest.raises(UsageError, match="no channel 'direct' on lambda; known: queue"):
+    with pytest.raises(UsageError, match="no channel 'direct' on lambda; known: hybrid"):
         advice.survey(Work.radix(1024, 120, 10), LAMBDA, MODEL, channels=["direct"])
     with pytest.raises(UsageError, match="900 s"):
         advice.survey(
