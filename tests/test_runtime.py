@@ -19,7 +19,7 @@ from serverless_mpi.collectives.steps import Recv, Send
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG
 from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import JobSpec, current_spec, is_rank, take_spec
-from serverless_mpi.runtime import ENV_MAX_HELD, Runtime
+from serverless_mpi.runtime import ENV_MAX_HELD, Runtime, send_queue
 
 TIMEOUT_S = 60.0  # only reached by a failure
 
@@ -370,3 +370,18 @@ def test_a_spec_is_taken_out_of_the_environment_once(monkeypatch: pytest.MonkeyP
     assert take_spec({}) is None
     assert take_spec(environ) == spec and current_spec(environ) == spec and is_rank({})
     assert "SMPI_KEY" not in environ and "SMPI_JOB" not in environ
+
+
+def test_when_gathered_frames_are_due() -> None:
+    """After a quiet moment, after the longest one, and pauses that double until frames are queued."""
+    policy = send_queue.GatherPolicy()
+    policy.first_at = policy.last_at = 10.0
+    assert policy.due_at() == 10.0 + send_queue.GATHER_QUIET_S
+    policy.last_at = 11.0
+    assert policy.due_at() == 10.0 + send_queue.GATHER_LONGEST_S
+    look, seldom = send_queue.LOOK_EVERY_S, send_queue.LOOK_SELDOM_S
+    assert policy.pause(11.0, queued=True) == look
+    pauses = [policy.pause(11.0, queued=False) for _ in range(5)]
+    assert pauses == [2 * look, 4 * look, 8 * look, seldom, seldom]
+    assert policy.pause(11.0 + send_queue.DOZE_AFTER_S, queued=False) is None
+    assert policy.pause(11.0, queued=False) == 2 * look
