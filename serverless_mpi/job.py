@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, MutableMapping
+import re
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,18 +40,50 @@ def is_rank(environ: Mapping[str, str]) -> bool:
     )
 
 
-_PUBLIC_TYPES: dict[str, type | tuple[type, ...]] = {
-    "job_id": str,
-    "size": int,
-    "channel": str,
-    "endpoint": (str, type(None)),
-    "region": str,
-    "settings": dict,
-    "stats_dir": (str, type(None)),
-    "deadlock_s": (int, float),
-    "plugins": list,
-    "algorithms": dict,
+_JOB_ID = re.compile(r"[0-9a-f]{16}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_URL = re.compile(r"https?://[^\s]{1,2000}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _is_seconds(value: Any) -> bool:
+    """Whether it is a time that is neither negative nor endless; true is not a number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < 1e9
+
+
+# The one schema of a job outside its process: field -> whether a JSON value can be its value.
+_PUBLIC: dict[str, Callable[[Any], bool]] = {
+    "job_id": lambda value: _is_text(value) and _JOB_ID.fullmatch(value) is not None,
+    "size": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+    "channel": lambda value: _is_text(value) and _NAME.fullmatch(value) is not None,
+    "endpoint": lambda value: value is None or (_is_text(value) and bool(_URL.fullmatch(value))),
+    "region": _is_text,
+    "settings": _is_text_table,
+    "stats_dir": lambda value: value is None or _is_text(value),
+    "deadlock_s": _is_seconds,
+    "plugins": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "algorithms": _is_text_table,
 }
+
+
+class JobFieldError(JobError):
+    """A description of a job is damaged; `field` names the first field that is, "" for the whole.
+
+    Neither the text nor the attribute quotes a value.
+    """
+
+    def __init__(self, field: str) -> None:
+        at = f"its field {field}" if field else "it is not a JSON object with the fields of a job"
+        super().__init__(f"not a job of this version of serverless_mpi: {at}")
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -102,12 +135,8 @@ class JobSpec:
             raise JobError(f"rank {self.rank} is outside 0..{self.size - 1}")
         if len(self.key) != KEY_BYTES:
             raise JobError(f"the job key has {len(self.key)} bytes; {KEY_BYTES} are needed")
-        try:
-            good = len(bytes.fromhex(self.job_id)) == 8
-        except ValueError:
-            good = False
-        if not good:
-            raise JobError(f"job id {self.job_id!r} is not 16 hexadecimal digits")
+        if _JOB_ID.fullmatch(self.job_id) is None:
+            raise JobError(f"job id {self.job_id!r} is not 16 lower-case hexadecimal digits")
 
     @classmethod
     def new(cls, size: int, channel: str, **more: object) -> JobSpec:
@@ -137,26 +166,28 @@ class JobSpec:
     def from_public(cls, public: Mapping[str, Any], rank: int, key: bytes) -> JobSpec:
         """Rebuild a spec from what `public` returned.
 
+        Parameters
+        ----------
+        public
+            Parsed JSON; every field of `public` must be there, and no other.
+        rank, key
+            As in `JobSpec`; they travel beside the rest.
+
         Raises
         ------
+        JobFieldError
+            A field is unknown, missing, or has a value that it cannot have.
         JobError
-            A field is unknown, missing, or of another type.
+            The rank or the key is not one of that job.
         """
         if not isinstance(public, Mapping):
-            raise JobError(f"a job is described by a JSON object, not by {type(public).__name__}")
-        for name, kind in _PUBLIC_TYPES.items():
-            if name in public and not isinstance(public[name], kind):
-                raise JobError(f"{name} of a job cannot be {public[name]!r}")
-        for name in ("settings", "algorithms"):
-            if not all(isinstance(value, str) for value in public.get(name, {}).values()):
-                raise JobError(f"{name} of a job has values that are not strings")
-        if not all(isinstance(module, str) for module in public.get("plugins", ())):
-            raise JobError("plugins of a job has names that are not strings")
-        unknown = set(public) - set(_PUBLIC_TYPES)
-        if unknown or not {"job_id", "size", "channel"} <= set(public):
-            raise JobError(f"a job has the fields {', '.join(_PUBLIC_TYPES)}, not {sorted(public)}")
-        fields = {**public, "plugins": tuple(public.get("plugins", ()))}
-        return cls(rank=rank, key=key, **fields)
+            raise JobFieldError("")
+        for name, is_valid in _PUBLIC.items():
+            if name not in public or not is_valid(public[name]):
+                raise JobFieldError(name)
+        if len(public) > len(_PUBLIC):
+            raise JobFieldError("")
+        return cls(rank=rank, key=key, **{**public, "plugins": tuple(public["plugins"])})
 
     def to_env(self) -> dict[str, str]:
         """Return environment variables from which `from_env` rebuilds this spec."""

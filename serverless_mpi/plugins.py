@@ -97,4 +97,5 @@ def import_algorithms(modules: Iterable[str]) -> None:
             raise JobError(
                 f"this rank cannot import {module}, which the launcher found as an extension with"
                 f" collective algorithms ({error}); install it for the ranks too"
+                " (on lambda: name it in the file of --requirements)"
             ) from error

@@ -21,7 +21,7 @@ from serverless_mpi.stack import bucket
 
 
 @dataclass(frozen=True)
-class ExpectedFrame:
+class Requirements:
     """A file of requirements for a stack.
 
     path: the file; target: for what; memory: file in which this machine remembers the zip.
@@ -32,7 +32,7 @@ class ExpectedFrame:
     memory: Path
 
     @classmethod
-    def read(cls, path: str, stack: Stack) -> ExpectedFrame:
+    def read(cls, path: str, stack: Stack) -> Requirements:
         """The requirements of a file.
 
         Raises

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from serverless_mpi import __version__, metering, trace
+from serverless_mpi import __version__, metering, plugins, trace
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
 from serverless_mpi.deadlock import judge
@@ -64,6 +64,7 @@ class LambdaLauncher(Launcher):
             "deadlock_s",
             "stats",
             "prices",
+            "algorithms",
             "explain",
             "trace",
             "stack",
@@ -212,6 +213,8 @@ class Job:
             region=plan.region,
             endpoint=plan.endpoint,
             deadlock_s=deadlock_s,
+            plugins=plugins.algorithm_modules(),
+            algorithms=plan.algorithms,
         )
 
     # -- beginning
@@ -328,7 +331,7 @@ class Job:
             return None
         from serverless_mpi.deploy import requirements
 
-        wanted = requirements.ExpectedFrame.read(self._plan.requirements, self._stack)
+        wanted = requirements.Requirements.read(self._plan.requirements, self._stack)
         known = wanted.known()
         if known is not None and self._has(*known):
             return known[0]

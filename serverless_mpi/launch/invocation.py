@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from serverless_mpi.errors import JobError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import JobFieldError, JobSpec
 from serverless_mpi.stack import bucket
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_JOB_ID = re.compile(r"[0-9a-f]{16}")
 _FUNCTION = re.compile(r"[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_-]{1,128})?")
 _URL = re.compile(r"https?://[^\s]{1,2000}")
 
@@ -101,16 +99,6 @@ class Invocation:
     def to_event(self) -> bytes:
         """The payload of an invocation."""
         spec = self.spec
-        public = {
-            "job_id": spec.job_id,
-            "rank": spec.rank,
-            "size": spec.size,
-            "channel": spec.channel,
-            "endpoint": spec.endpoint,
-            "region": spec.region,
-            "settings": dict(spec.settings),
-            "deadlock_s": spec.deadlock_s,
-        }
         rest = {
             name: getattr(self, name)
             for name in (
@@ -125,7 +113,8 @@ class Invocation:
             )
         }
         tasks = [asdict(task) for task in self.tasks]
-        return json.dumps({"job": public, "key": spec.key.hex(), "tasks": tasks, **rest}).encode()
+        job = {"job": spec.public(), "rank": spec.rank, "key": spec.key.hex()}
+        return json.dumps({**job, "tasks": tasks, **rest}).encode()
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> Invocation:
@@ -138,44 +127,39 @@ class Invocation:
             quotes nothing of the event, which holds the key.
         """
         checked = _Fields(event, "event")
-        job = _Fields(checked.take("job", dict), "job")
-        tasks = tuple(
-            _task(one, f"tasks[{n}]") for n, one in enumerate(checked.take("tasks", list))
-        )
+        job = checked.take("job", dict)
+        rank = checked.take("rank", int)
         key = checked.take("key", str)
+        tasks = tuple(
+            _task(task, f"tasks[{number}]")
+            for number, task in enumerate(checked.take("tasks", list))
+        )
         try:
-            spec = JobSpec(
-                job_id=job.matching("job_id", _JOB_ID),
-                rank=job.take("rank", int),
-                size=job.take("size", int),
-                channel=job.matching("channel", _NAME),
-                key=bytes.fromhex(key),
-                endpoint=job.url("endpoint", none=True),
-                region=job.take("region", str),
-                settings=job.texts("settings"),
-                deadlock_s=job.seconds("deadlock_s"),
-            )
+            spec = JobSpec.from_public(job, rank, bytes.fromhex(key))
+        except JobFieldError as error:
+            raise _odd(f"job.{error.field}".rstrip(".")) from None
         except ValueError:
             raise _odd("key") from None
-        job.end()
-        order = cls(
+        if spec.stats_dir is not None:  # a folder of the function, which the rank itself makes
+            raise _odd("job.stats_dir")
+        invocation = cls(
             spec,
             tasks,
             function=checked.matching("function", _FUNCTION),
             branching=checked.take("branching", int),
-            console=checked.url("console"),
-            limit_s=checked.seconds("limit_s", none=True),
+            console=checked.matching("console", _URL),
+            limit_s=checked.seconds_or_none("limit_s"),
             alias=checked.take("alias", bool),
             site=checked.zip("site"),
             explain=checked.take("explain", bool),
             trace=checked.take("trace", bool),
         )
         checked.end()
-        if order.branching < 1:
+        if invocation.branching < 1:
             raise _odd("branching")
         if sum(task.ranks for task in tasks) != spec.size:
             raise _odd("tasks")
-        return order
+        return invocation
 
 
 def _odd(field: str) -> JobError:
@@ -232,10 +216,10 @@ class _Fields:
             raise _odd(self._path(name))
         return found
 
-    def seconds(self, name: str, none: bool = False) -> Any:
-        """A time that is neither negative nor endless."""
+    def seconds_or_none(self, name: str) -> float | None:
+        """A time that is neither negative nor endless, or None."""
         value = self._left.pop(name, math.nan)
-        if none and value is None:
+        if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
             raise _odd(self._path(name))
@@ -247,12 +231,6 @@ class _Fields:
         if not pattern.fullmatch(value):
             raise _odd(self._path(name))
         return value
-
-    def url(self, name: str, none: bool = False) -> Any:
-        """An http(s) URL."""
-        if none and self._left.get(name, "") is None:
-            return self._left.pop(name)
-        return self.matching(name, _URL)
 
     def zip(self, name: str) -> str | None:
         """A key that names its content, or None."""

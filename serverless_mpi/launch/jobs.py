@@ -22,10 +22,9 @@ import shutil
 import signal
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from serverless_mpi import channels
 from serverless_mpi.errors import ChannelError, JobError, UsageError
@@ -167,17 +166,9 @@ class JobFolder:
 
     def record(self, spec: JobSpec) -> None:
         """Write down what the channel makes at a service that outlives this job."""
-        public: Mapping[str, Any] = {
-            "job_id": spec.job_id,
-            "size": spec.size,
-            "channel": spec.channel,
-            "endpoint": spec.endpoint,
-            "region": spec.region,
-            "settings": dict(spec.settings),
-        }
         draft = self.path / "spec.new"
         with _writing(draft):
-            draft.write_text(json.dumps(public))
+            draft.write_text(json.dumps(spec.public()))
             draft.replace(self.path / "spec.json")
 
     def recorded(self) -> JobSpec:
@@ -228,7 +219,7 @@ class JobFolder:
 
 
 def _recorded(path: Path) -> JobSpec:
-    return JobSpec(rank=0, key=bytes(KEY_BYTES), **json.loads(path.read_text()))
+    return JobSpec.from_public(json.loads(path.read_text()), rank=0, key=bytes(KEY_BYTES))
 
 
 def clear(path: Path) -> None:

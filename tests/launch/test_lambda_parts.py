@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +81,7 @@ def test_what_has_the_jobs_tag_and_is_not_a_word_is_not_heard(name: str, value: 
 
 def test_an_order_survives_its_event_and_a_broken_one_does_not_tell_the_key() -> None:
     spec = JobSpec(JOB, 0, 3, "queue", KEY, settings={"bucket": "b"})
+    spec = replace(spec, plugins=("chain_bcast",), algorithms={"bcast": "chain"})
     tasks = (Task("script", ("a.py", "x"), 1, ZIP), Task("module", ("m",), 2, None, {"V": "1"}))
     order = Invocation(spec, tasks, "f:live", 2, "http://q", 4.0, False, ZIP)
     assert Invocation.from_event(json.loads(order.to_event())) == order
@@ -318,7 +320,7 @@ def test_a_zip_of_requirements_is_known_by_what_this_machine_made_of_it(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "needed.txt").write_text("some\n")
-    wanted = requirements.ExpectedFrame.read(str(tmp_path / "needed.txt"), stack)
+    wanted = requirements.Requirements.read(str(tmp_path / "needed.txt"), stack)
     assert wanted.known() is None
     known = wanted.remember(b"a zip")
     assert known == (f"programs/{hashlib.sha256(b'a zip').hexdigest()}.zip", wanted.known()[1])  # type: ignore[index]
@@ -382,7 +384,7 @@ def test_emitted_zips_are_named_by_content(
 
 def test_text_of_the_bucket_does_not_command_the_terminal() -> None:
     assert cli.printable("\x1b]0;mine\x07 a\tb \u009b2J \u202e\n") == (
-        "\\x1b]0;mine\\x07 a\tb \\x9b2J \\u202e\\n"
+        "\\x1b]0;mine\\x07 a\\tb \\x9b2J \\u202e\\n"
     )
 
 
