@@ -22,7 +22,7 @@ MAY: dict[str, set[str]] = {
     "channels": {"plugins", "channels.base", "core", "aws", "errors", "job", "metering"},
     "aws": {"core", "errors", "metering", "job"},
     "collectives": {"channels.base", "errors"},
-    "testing": {"plugins", "collectives", "channels.base", "errors"},
+    "testing": {"plugins", "collectives", "channels.base", "errors", "launch"},
     "deadlock": set(),
     "signals": set(),
     "trace": {"core", "signals"},

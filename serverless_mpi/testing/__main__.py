@@ -7,39 +7,92 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
-from serverless_mpi import plugins
+from serverless_mpi import launch, plugins
 from serverless_mpi.errors import MPIException, ServerlessMPIError
 from serverless_mpi.testing.algorithms import check_algorithm, registered
+from serverless_mpi.testing.launchers import check_launcher
+
+LAMBDA_PATIENCE_S = 60.0  # an emulator starts its functions one after the other
 
 Check = tuple[str, Callable[[], None]]
 
 
-def _algorithms() -> Iterator[Check]:
+class Skipped(Exception):
+    """An object that cannot be checked here; the text says what would make it possible."""
+
+
+def _algorithms(options: argparse.Namespace) -> Iterator[Check]:
     plugins.import_algorithms(plugins.algorithm_modules())
     for algorithm in registered():
         yield f"{algorithm.operation} {algorithm.name}", partial(check_algorithm, algorithm)
 
 
-SUITES: dict[str, Callable[[], Iterator[Check]]] = {"algorithms": _algorithms}
+def _launchers(options: argparse.Namespace) -> Iterator[Check]:
+    for name in plugins.names(plugins.LAUNCHERS, launch.LAUNCHERS):
+        yield f"platform {name}", partial(_check_launcher, name, options)
+
+
+def _check_launcher(name: str, options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="check-launcher-") as workdir:
+        if name != "lambda":
+            check_launcher(name, Path(workdir))
+            return
+        if options.endpoint is None:
+            raise Skipped("needs --endpoint, an AWS emulator with a stack of `smpi deploy`")
+        job_options = ("--channel", "queue", "--endpoint", options.endpoint)
+        check_launcher(
+            name,
+            Path(workdir),
+            options=(*job_options, "--stack", options.stack),
+            stdin=False,
+            patience_s=LAMBDA_PATIENCE_S,
+        )
+
+
+SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Check]]] = {
+    "algorithms": _algorithms,
+    "launchers": _launchers,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suites that are named, or all; return the exit code."""
+    """Run the suites that the options name, or all.
+
+    Parameters
+    ----------
+    arguments
+        Command line; that of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if any contract is broken.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m serverless_mpi.testing",
         description="Hold everything that is registered, extensions included, to its contract.",
     )
     for name in SUITES:
         parser.add_argument(f"--{name}", action="store_true", help=f"check {name} (default: all)")
-    options = vars(parser.parse_args(arguments))
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="an AWS emulator, to check platform lambda on"
+    )
+    parser.add_argument(
+        "--stack", metavar="NAME", default="smpi", help="stack of the emulator (default smpi)"
+    )
+    options = parser.parse_args(arguments)
     broken = 0
-    for name in [name for name in SUITES if options[name]] or list(SUITES):
-        for title, check in SUITES[name]():
+    for name in [name for name in SUITES if getattr(options, name)] or list(SUITES):
+        for title, check in SUITES[name](options):
             try:
                 check()
+            except Skipped as reason:
+                print(f"{title}: skipped: {reason}", flush=True)
             except (AssertionError, ServerlessMPIError, MPIException) as error:
                 broken += 1
                 print(f"{title}: BROKEN: {error}", flush=True)

@@ -20,7 +20,7 @@ from serverless_mpi import launch
 from serverless_mpi.deploy import cli as deploy_cli
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.launch import cli, local
-from serverless_mpi.launch.base import EVERY, OPTIONS, Launcher, Plan
+from serverless_mpi.launch.base import COMMON_FIELDS, OPTIONS, Launcher, Plan
 from serverless_mpi.launch.output import LineWriter, printable, printable_lines, say
 from serverless_mpi.metering import Prices
 from tests.harness import GIVE_UP_S, ROOT, smpirun
@@ -117,11 +117,11 @@ NAMES = {one.name for one in fields(Plan)}
 @pytest.mark.parametrize("platform", launch.LAUNCHERS)
 def test_what_a_launcher_declares_it_reads(platform: str) -> None:
     launcher = launch.load(platform)
-    assert launcher.honors <= NAMES - EVERY
+    assert launcher.honors <= NAMES - COMMON_FIELDS
     module = sys.modules[launcher.__module__]
     read = set(re.findall(r"plan\.(\w+)", Path(str(module.__file__)).read_text()))
     assert launcher.honors <= read
-    assert read & NAMES <= launcher.honors | EVERY  # and does not read what it refuses
+    assert read & NAMES <= launcher.honors | COMMON_FIELDS  # and does not read what it refuses
 
 
 class Bare(Launcher):
