@@ -125,12 +125,14 @@ def rank(interrupts: int, seed: int) -> None:
         goal = peer.sent + chance.randrange(1, AHEAD)
         while peer.sent < goal:
             peer.send()
-            peer.sent = runtime._endpoint._sent.get((context, peer.other), 0)
+            state = runtime._endpoint._contexts.get(context)
+            peer.sent = 0 if state is None else state.sent.get(peer.other, 0)
         # without interrupts: how many there are, and whether more are wanted
         last[0] = peer.interrupts >= interrupts
         theirs, last[1] = control.sendrecv((peer.sent, last[0]), peer.other, source=peer.other)
         while peer.received < theirs:
             peer.receive()
+    signal.setitimer(signal.ITIMER_REAL, 0)  # at the interpreter's end nobody handles it
     print(
         f"rank {comm.rank}: {peer.interrupts} interrupts, {peer.received} messages, {rounds} rounds"
     )

@@ -52,19 +52,26 @@ class Interrupt(Exception):
 def interrupted(chance: random.Random) -> Callable[[Callable[[], Any]], Any]:
     """Make calls under a timer whose handler raises at a random moment, until one ends by itself."""
 
+    armed = False  # a signal that is handled after the call ended has nothing to interrupt
+
     def handler(*_: object) -> None:
-        raise Interrupt
+        if armed:
+            raise Interrupt
 
     signal.signal(signal.SIGALRM, handler)
 
     def patiently(call: Callable[[], Any]) -> Any:
+        nonlocal armed
         for _ in range(10):
             try:
+                armed = True
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 0.02))
                 result = call()
+                armed = False
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 return result
             except Interrupt:
+                armed = False
                 report("struck")
         return call()
 

@@ -309,6 +309,9 @@ class _Reports:
                 self._on_struck()
 
     def close(self) -> None:
+        """Take what has been sent so far, and no more; may be called again."""
+        if self._socket.fileno() < 0:
+            return
         end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         end.sendto(b"", "\0" + self.name)
         self._thread.join()
@@ -387,7 +390,8 @@ def run(combination: Combination, seed: int, bench: Bench) -> Result:
         if "left things behind" in err:  # as documented where the service cannot be reached
             words = ["--cleanup", *(("--endpoint", bench.endpoint()) if emulated else ())]
             _smpirun(words, environ, "", bench, 60.0, result)
-        _verify_proof(result, fault, code, out, err, reports)
+        reports.close()  # all are here now
+        _judge(result, fault, code, out, err, reports)
         result.injected = max(
             len(reports.of("struck")) + fault.name.startswith("launcher")
             + (fault.name == "slow reader"),
@@ -492,7 +496,7 @@ def _small_disk(folder: Path) -> Iterator[list[str]]:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def _verify_proof(
+def _judge(
     result: Result, fault: Fault, code: int, out: str, err: str, reports: _Reports
 ) -> None:
     """Right answer, named error, or what must not be."""
