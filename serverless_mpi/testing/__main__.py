@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in SUITES:
         parser.add_argument(f"--{name}", action="store_true", help=f"check {name} (default: all)")
     parser.add_argument(
+        "--only", metavar="TEXT", default="", help="check only names with this text"
+    )
+    parser.add_argument(
         "--endpoint", metavar="URL", help="an AWS emulator, to check platform lambda on"
     )
     parser.add_argument(
@@ -89,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     broken = 0
     for name in [name for name in SUITES if getattr(options, name)] or list(SUITES):
         for title, check in SUITES[name](options):
+            if options.only not in title:
+                continue
             try:
                 check()
             except Skipped as reason:

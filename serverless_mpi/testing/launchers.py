@@ -38,10 +38,14 @@ _MARK = "CHECK_LAUNCHER_MARK"  # a variable by which the processes of a job are 
 _GONE_S = 10.0  # a process that was killed has left the process table by then
 _RANKS = 3
 
-# The head of each program.  A rank that nobody stops ends by itself with exit code 0.
-_HEAD = """\
+_OUT_OF_PATIENCE = "nobody stopped this rank"
+# The head of each program.  A rank that nobody stops says so and ends by itself.
+_HEAD = f"""\
 import os, sys, threading, time
-patience = threading.Timer({patience_s}, os._exit, (0,))
+def end_by_itself():
+    os.write(2, b"{_OUT_OF_PATIENCE}\\n")
+    os._exit(0)
+patience = threading.Timer({{patience_s}}, end_by_itself)
 patience.daemon = True
 patience.start()
 from serverless_mpi import MPI
@@ -98,6 +102,9 @@ class _Case:
             raise AssertionError(
                 f"the job did not end, though its ranks end after {self.patience_s:g} s"
             ) from None
+        assert _OUT_OF_PATIENCE not in err, (
+            f"a rank was not stopped; it ended by itself after {self.patience_s:g} s"
+        )
         deadline = time.monotonic() + _GONE_S
         while (left := _marked(mark)) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -303,7 +310,12 @@ def _check_lines(case: _Case) -> None:
 
 @_promise("no rank but 0 reads standard input")
 def _check_stdin(case: _Case) -> None:
-    body = "print(rank, repr(sys.stdin.read()))\n"
+    """The others try first, so one that shares it with rank 0 gets the text."""
+    body = (
+        "if rank == 0: comm.barrier()\n"
+        "print(rank, repr(sys.stdin.read()))\n"
+        "if rank == 1: comm.barrier()\n"
+    )
     job = case.run("-n", 2, case.program(body), stdin="text")
     _expect(job, 0)
     _expect_lines(job.stdout, [f"0 {'text' if case.stdin else ''!r}", "1 ''"])

@@ -496,9 +496,7 @@ def _small_disk(folder: Path) -> Iterator[list[str]]:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def _judge(
-    result: Result, fault: Fault, code: int, out: str, err: str, reports: _Reports
-) -> None:
+def _judge(result: Result, fault: Fault, code: int, out: str, err: str, reports: _Reports) -> None:
     """Right answer, named error, or what must not be."""
     done = reports.of("done")
     for record in done:
