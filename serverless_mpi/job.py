@@ -13,14 +13,10 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_RANK
 from serverless_mpi.errors import JobError
 
 FRAMES = "f/"  # where frames lie in a bucket; the role of a stack's functions grants this prefix
-ENV_JOB = "SMPI_JOB"  # JSON of everything but the rank and the key
-ENV_RANK = "SMPI_RANK"
-ENV_KEY = "SMPI_KEY"  # 64 hexadecimal digits
-ENV_EXPLAIN = "SMPI_EXPLAIN"  # set where ranks shall note which algorithms were chosen
-ENV_TRACE = "SMPI_TRACE"  # set where ranks shall leave a trace in stats_dir
 KEY_BYTES = 32
 # set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun), and Open MPI's mpirun
 MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")

@@ -49,8 +49,10 @@ from serverless_mpi.core.endpoint import Endpoint, Receive, ReceiveSlot
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, Envelope
 from serverless_mpi.core.frames import ExpectedFrame
 from serverless_mpi.deadlock import WaitReporter
+from serverless_mpi.env import ENV_EXPLAIN, ENV_TRACE
+from serverless_mpi.env import ENV_MAX_HELD as ENV_MAX_HELD
 from serverless_mpi.errors import JobError, UsageError
-from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec, take_spec
+from serverless_mpi.job import JobSpec, take_spec
 from serverless_mpi.metering import Meter
 from serverless_mpi.operation import Operation, Payload, any_done
 from serverless_mpi.outgoing import Outgoing
@@ -60,7 +62,6 @@ LONG_POLL_S = (
     20.0  # the longest single wait; SQS allows no longer (ReceiveMessage, WaitTimeSeconds)
 )
 MOST_TOLD = 8  # awaited things that a report of a deadlock names for each rank
-ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
 
 Steps = Generator[Any, Any, Any]
 

@@ -26,8 +26,9 @@ from serverless_mpi.aws.functions import Functions
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sqs import Sqs
+from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
-from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
+from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_TIMEOUT
 from serverless_mpi.launch.invocation import Invocation
@@ -210,7 +211,7 @@ class Rank:
             **{name: "1" for name, on in asked.items() if on},
             **self._order.task.variables,
             **spec.to_env(),
-            "SMPI_ALIAS": "1" if self._order.alias else "0",
+            ENV_ALIAS: "1" if self._order.alias else "0",
         }
 
     def _fetch(self, key: str, most_bytes: int) -> memoryview:

@@ -27,12 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serverless_mpi import channels
+from serverless_mpi.env import ENV_LINEAGE
 from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import KEY_BYTES, JobSpec
 
-ENV_LINEAGE = (
-    "SMPI_LINEAGE"  # ids of the job and of the jobs it was started in, with slashes between
-)
 SWEEPS = (
     50  # a process may fork while it is being looked for; each sweep finds what the last one missed
 )

@@ -25,18 +25,20 @@ from serverless_mpi import channels, metering, plugins, trace
 from serverless_mpi.aws.credentials import emulator_keys
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
+from serverless_mpi.env import (
+    ENV_ALIAS,
+    ENV_BEGUN,
+    ENV_EXPLAIN,
+    ENV_LINEAGE,
+    ENV_LOCAL_RANKS,
+    ENV_TRACE,
+)
 from serverless_mpi.errors import ChannelError, JobError, UsageError
-from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
+from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
-from serverless_mpi.launch.jobs import (
-    ENV_LINEAGE,
-    JobFolder,
-    clear_dead_jobs,
-    kill_processes_of,
-    state_folder,
-)
+from serverless_mpi.launch.jobs import JobFolder, clear_dead_jobs, kill_processes_of, state_folder
 from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 
@@ -48,13 +50,6 @@ READ_BYTES = 64 << 10
 SHOWN_RANKS = 8  # of those that a line names
 LOOKS = 6  # how often within the limit of a deadlock the launcher looks for one
 SITE = Path(__file__).with_name("site")
-ENV_ALIAS = "SMPI_ALIAS"
-ENV_BEGUN = (
-    "SMPI_BEGUN"  # descriptor to which a rank of a tree writes its number (4 bytes, little endian)
-)
-ENV_LOCAL_RANKS = (
-    "SMPI_LOCAL_RANKS"  # of this job on this machine; the kernel's threads share its processors
-)
 
 # A rank must not reach an account that its user did not name; boto3 reads these files and asks this service by itself.
 BLINDED = {
