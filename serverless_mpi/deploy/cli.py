@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="smpi",
         description="Deploy serverless_mpi to AWS Lambda, and look after it.",
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run smpi; returns the exit code."""
     try:
-        options = _parser().parse_args(arguments)
+        options = build_parser().parse_args(arguments)
         if options.endpoint is not None:
             from serverless_mpi.launch.emulator import check_endpoint
 

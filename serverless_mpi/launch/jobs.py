@@ -217,7 +217,18 @@ class JobFolder:
 
 
 def _recorded(path: Path) -> JobSpec:
-    return JobSpec.from_public(json.loads(path.read_text()), rank=0, key=bytes(KEY_BYTES))
+    """Read a record of a job.
+
+    Raises
+    ------
+    JobError
+        It is damaged, or another version of this package wrote it.
+    """
+    try:
+        public = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise JobError(f"the job's record cannot be read: {error}") from error
+    return JobSpec.from_public(public, rank=0, key=bytes(KEY_BYTES))
 
 
 def clear(path: Path) -> None:
@@ -227,6 +238,8 @@ def clear(path: Path) -> None:
     ------
     ChannelError
         The service could not be reached; the folder stays, for another try.
+    JobError
+        The record of what the job made is damaged; the folder stays.
     """
     kill_processes_of(path.name)
     record = path / "spec.json"
@@ -251,8 +264,8 @@ def clear_dead_jobs() -> list[str]:
                     continue  # it lives, or its guard is at work
                 try:
                     clear(path)
-                except ChannelError as error:
-                    said.append(f"kept job {path.name}; removing {path} forgets it: {error}")
+                except (ChannelError, JobError) as error:
+                    said.append(f"kept job {path.name}; to give it up, remove {path}: {error}")
                 else:
                     said.append(f"removed job {path.name}")
     return said

@@ -19,7 +19,8 @@ import pytest
 from serverless_mpi import launch
 from serverless_mpi.deploy import cli as deploy_cli
 from serverless_mpi.errors import JobError, UsageError
-from serverless_mpi.launch import cli, local
+from serverless_mpi.job import JobSpec
+from serverless_mpi.launch import cli, jobs, local
 from serverless_mpi.launch.base import COMMON_FIELDS, OPTIONS, Launcher, Plan
 from serverless_mpi.launch.output import LineWriter, printable, printable_lines, say
 from serverless_mpi.metering import Prices
@@ -306,3 +307,20 @@ def test_an_error_is_no_terminal_sequence(capfd: pytest.CaptureFixture[str]) -> 
     assert cli.main(["-n", ESCAPES, "prog.py"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"job_id": "0011223344556677"}', None])
+def test_cleanup_keeps_a_job_whose_record_it_cannot_read(
+    record: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    spec = JobSpec.new(1, "direct")
+    for job_id in ("00" * 8, "11" * 8):
+        folder = jobs.state_folder() / job_id
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+        text = json.dumps(spec.public()) if job_id == "11" * 8 or record is None else record
+        (folder / "spec.json").write_text(text)
+    first, second = sorted(jobs.clear_dead_jobs(), key=lambda line: line.split()[2])
+    assert second == f"removed job {'11' * 8}"
+    assert first.startswith("removed" if record is None else f"kept job {'00' * 8}; to give it up")
