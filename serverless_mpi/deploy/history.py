@@ -94,7 +94,7 @@ class History:
             start = bucket.job_key(job_id, "job.json")
             if not _JOB.fullmatch(job_id) or start not in self._keys(start):
                 raise UsageError(
-                    f"stack {self._stack.name} knows no job {job_id!r}; `smpi jobs` lists those of the last day"
+                    f"stack {self._stack.name} has no job {job_id!r}; `smpi jobs` lists those of the last day"
                 )
             return self._job(job_id)
 

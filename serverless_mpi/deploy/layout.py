@@ -57,7 +57,7 @@ class Layout:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise UsageError(
-                f"--stack {self.name}: a stack's name is up to 30 lower-case letters and digits, and begins with a letter"
+                f"--stack {self.name}: the name of a stack has up to 30 lower-case letters and digits, and begins with a letter"
             )
         low, high = MEMORY_MB
         for size in self.memory_mb:

@@ -46,8 +46,8 @@ def take(
     """
     if slots > stack.ranks:
         raise UsageError(
-            f"{slots} ranks need as many queues, and stack {stack.name} has {stack.ranks}: `smpi deploy --ranks {slots}` makes more,"
-            " and --channel object needs none"
+            f"{slots} ranks need {slots} queues, and stack {stack.name} has {stack.ranks}: run `smpi deploy --ranks {slots}`,"
+            " or use --channel object, which needs none"
         )
     lease: list[Lease] = []
 
@@ -59,8 +59,8 @@ def take(
         if len(free) < slots or console is None:
             soonest = min(one["until"] for one in held.values()) - clock()
             raise UsageError(
-                f"other jobs have the queues of stack {stack.name} ({', '.join(held)}); the first lease ends in at most {soonest:.0f} s."
-                " `smpi jobs` tells what runs, `smpi clean` gives back what dead launchers hold"
+                f"other jobs use the queues of stack {stack.name} ({', '.join(held)}); the first lease ends within {soonest:.0f} s."
+                " `smpi jobs` lists running jobs; `smpi clean` frees the queues of jobs whose launcher died"
             )
         held[job_id] = {"slots": free, "console": console, "until": clock() + limit_s + MARGIN_S}
         lease[:] = [Lease(job_id, tuple(free), console)]
@@ -124,7 +124,7 @@ def _checked(text: bytes, stack: Stack) -> Held:
         good = False
     if not good:
         raise ChannelError(
-            f"{KEY} in bucket {stack.bucket}, which says who has the queues, is damaged: when no job of stack"
+            f"{KEY} in bucket {stack.bucket}, the table of leased queues, is damaged: when no job of stack"
             f" {stack.name} runs, `aws s3 rm s3://{stack.bucket}/{KEY}` frees them all"
         )
     return leases
@@ -152,5 +152,5 @@ def _change(stack: Stack, change: Callable[[Held], Any], clock: Callable[[], flo
             ):
                 raise
     raise ChannelError(
-        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job wanted one; try again"
+        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job tried to take one; try again"
     )

@@ -83,7 +83,7 @@ class Requirements:
             if sum(sizes) > bucket.SITE_BYTES or len(sizes) > bucket.MAX_FILES:
                 raise UsageError(
                     f"--requirements {self.path}: {len(sizes):,} files of {sum(sizes) >> 20} MB unpacked;"
-                    f" a function takes {bucket.MAX_FILES:,} of {bucket.SITE_BYTES >> 20} MB"
+                    f" a function allows {bucket.MAX_FILES:,} files of {bucket.SITE_BYTES >> 20} MB in all"
                 )
             return zipped(site)
 

@@ -87,7 +87,7 @@ class LambdaLauncher(Launcher):
         memory, function = stack.function(plan.memory_mb)
         if stack.version != __version__:
             raise UsageError(
-                f"stack {stack.name} runs serverless_mpi {stack.version}, this is {__version__}: `smpi deploy` brings it up to date"
+                f"stack {stack.name} runs serverless_mpi {stack.version}, this machine {__version__}: update the stack with `smpi deploy`"
             )
         _check_quota(stack, plan.size)
         limit_s = min(plan.timeout_s or TIME_LIMIT_S, TIME_LIMIT_S)
@@ -113,18 +113,18 @@ class LambdaLauncher(Launcher):
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         raise UsageError(
-            "what jobs left in a stack is removed by `smpi clean`, the stack itself by `smpi destroy`"
+            "--cleanup has no effect with --platform lambda: `smpi clean` removes what jobs left in a stack, `smpi destroy` the stack"
         )
 
 
 def _check(plan: Plan) -> None:
     if plan.channel in WITHOUT_PLATFORM:
         raise UsageError(
-            f"channel {plan.channel} does not work between functions; known there: queue, object, hybrid"
+            f"channel {plan.channel} does not work between functions; use queue, object or hybrid"
         )
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
-            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
+            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; use more ranks, or continue from a checkpoint"
         )
 
 
@@ -137,8 +137,8 @@ def _check_quota(stack: Stack, size: int) -> None:
         )
     if size > limit:
         raise UsageError(
-            f"{size} ranks run at the same time, and this account has {limit} concurrent executions in {stack.region}:"
-            " fewer ranks, or ask for more in Service Quotas (L-B99A9384)"
+            f"{size} ranks run at the same time, and this account is limited to {limit} concurrent executions in {stack.region}:"
+            " use fewer ranks, or request a higher limit in Service Quotas (L-B99A9384)"
         )
 
 
@@ -147,7 +147,7 @@ def _check_budget(plan: Plan, most_usd: float, limit_s: float) -> None:
     if plan.budget_usd is None or most_usd <= plan.budget_usd:
         return
     story = (
-        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s, without their messages;"
+        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s, messages not included;"
         f" the budget is {plan.budget_usd:g} USD"
     )
     fits = limit_s * plan.budget_usd / most_usd
@@ -157,7 +157,7 @@ def _check_budget(plan: Plan, most_usd: float, limit_s: float) -> None:
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
         raise UsageError("not started")
-    raise UsageError(f"{story}: --timeout {max(1, int(fits))} keeps it")
+    raise UsageError(f"{story}; --timeout {max(1, int(fits))} stays within it")
 
 
 @dataclass
@@ -256,8 +256,8 @@ class Job:
         event = order.to_event()
         if len(event) > MAX_EVENT_BYTES:
             raise UsageError(
-                f"what each rank must be told has {len(event):,} bytes, and an asynchronous invocation takes {MAX_EVENT_BYTES:,}:"
-                " fewer ranks, shorter arguments or variables"
+                f"the description of the job has {len(event):,} bytes, and an asynchronous invocation takes {MAX_EVENT_BYTES:,}:"
+                " use fewer ranks, shorter arguments or variables"
             )
         self._undo.callback(self._stop_if_unfinished)
         self._put(
@@ -376,7 +376,7 @@ class Job:
                 self._take(word)
 
     def _listen(self) -> list[console.ConsoleMessage]:
-        with explained("listen to the ranks", self._stack.endpoint, self._stack.region):
+        with explained("receive messages of the ranks", self._stack.endpoint, self._stack.region):
             # one request and its answer: a signal that comes meanwhile loses no word that was deleted
             answer = self._sqs.receive_message(
                 QueueUrl=self._console,
@@ -450,7 +450,7 @@ class Job:
             number = next(number for number, rank in enumerate(self._ranks) if not rank.ended)
             self._failure = (
                 EXIT_TIMEOUT,
-                f"rank {number} did not tell its end in the time that a function has; `smpi logs` may",
+                f"rank {number} did not report its exit before the time limit of its function; see `smpi logs`",
             )
         if quiet_s < (APPEAR_S if self._plan.endpoint is None else EMULATOR_APPEAR_S):
             return
@@ -460,8 +460,8 @@ class Job:
             if not rank.up and (above is None or self._ranks[above].up):
                 self._failure = (
                     1,
-                    f"rank {number} never began: Lambda took its invocation {quiet_s:.0f} s ago and started no function for it;"
-                    " `smpi logs` and `smpi doctor` may tell why",
+                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago and started no function;"
+                    " see `smpi logs` and `smpi doctor`",
                 )
                 return
 
@@ -473,13 +473,13 @@ class Job:
         try:
             self._s3.put_object(Bucket=self._stack.bucket, Key=self._key(bucket.STOP), Body=message)
         except Exception as error:  # boto3 has no common class of what a request may raise
-            say(f"the ranks could not be told to stop, and run to their limit: {error}")
+            say(f"the ranks could not be asked to stop, and run to their time limit: {error}")
 
     def _stop_if_unfinished(self) -> None:
         """On every way out: a job that its launcher does not see to its end is stopped, and heard out for a moment."""
         if all(rank.ended for rank in self._ranks) or self._failure is not None:
             return
-        self._stop("its launcher left")
+        self._stop("its launcher ended")
         if self._invoked:
             with contextlib.suppress(ChannelError, UsageError, BrokenPipeError):
                 self._hear_out()

@@ -147,7 +147,7 @@ class Rank:
         if (
             stopped is not None
         ):  # a rank that begins late must not take the messages of who has its queue next
-            return 0, f"began when the job was over: {stopped}"
+            return 0, f"started after the job had ended: {stopped}"
         self._start_children()
         self._speak(console.UP, {"cold": self._cold, "init_s": self._init_s})
         return self._run_program(folder)
@@ -252,14 +252,14 @@ class Rank:
             if child.peak_bytes + own > MEMORY_SHARE * self._memory and child.code is None:
                 return EXIT_MEMORY, (
                     f"out of memory: the program used {child.peak_bytes >> 20} MB of the function's {self._memory >> 20} MB"
-                    " (the rest is the function's own); smpi deploy --memory makes larger ones"
+                    " (the rest is the function's own); deploy larger functions with smpi deploy --memory"
                 )
             if self._order.limit_s is not None and now - self._began > self._order.limit_s:
                 return EXIT_TIMEOUT, f"ran longer than --timeout {self._order.limit_s:g} s"
             if now > self._limit - LAST_S:
                 return (
                     EXIT_TIMEOUT,
-                    f"time-out: the function's time is over after {self._limit - self._began:.0f} s",
+                    f"time-out: the function reached its limit after {self._limit - self._began:.0f} s",
                 )
         return None
 
@@ -271,7 +271,7 @@ class Rank:
         if child.code == EXIT_MEMORY and child.peak_bytes + own > self._memory // 2:
             return (
                 EXIT_MEMORY,
-                f"was killed, perhaps for want of memory: it used {child.peak_bytes >> 20} MB of {self._memory >> 20} MB",
+                f"was killed, perhaps because memory ran out: it used {child.peak_bytes >> 20} MB of {self._memory >> 20} MB",
             )
         if child.code > 128:
             return child.code, f"was killed by signal {child.code - 128}"
@@ -287,7 +287,7 @@ class Rank:
         """What would help a program that does not import."""
         last = self._last_words.decode(errors="replace").strip().rpartition("\n")[2]
         if last.startswith(("ModuleNotFoundError", "ImportError")):
-            return f" ({last}; what it imports is named in a file for --requirements, or is in its folder)"
+            return f" ({last}; name the package in a file for --requirements, or put it into the program's folder)"
         return ""
 
     # -- telling
@@ -427,12 +427,12 @@ def _why(event: Mapping[str, Any]) -> tuple[int, str]:
     if "OutOfMemory" in kind or "signal: killed" in text:
         return (
             EXIT_MEMORY,
-            f"out of memory: the platform killed the function ({kind} {text}); smpi deploy --memory makes larger ones",
+            f"out of memory: the platform killed the function ({kind} {text}); deploy larger functions with smpi deploy --memory",
         )
     if condition == "EventAgeExceeded" or "TooManyRequests" in kind or "Rate Exceeded" in text:
         return (
             1,
-            "was throttled: no function was free for it; fewer ranks, or a higher quota of concurrent executions (smpi doctor)",
+            "was throttled: Lambda had no function free for it; use fewer ranks, or request a higher quota of concurrent executions (smpi doctor)",
         )
     return 1, f"failed on the platform: {kind} {text}"
 

@@ -94,7 +94,7 @@ class Invocation:
             first += task.ranks
             if self.spec.rank < first:
                 return task
-        raise JobError(f"rank {self.spec.rank} has no program: the order tells of {first} ranks")
+        raise JobError(f"rank {self.spec.rank} has no program: the tasks have {first} ranks")
 
     def to_event(self) -> bytes:
         """The payload of an invocation."""
@@ -164,7 +164,7 @@ class Invocation:
 
 def _odd(field: str) -> JobError:
     return JobError(
-        f"this event is not an order of a launcher of this version ({field}); see smpi doctor"
+        f"this event is not an invocation by a launcher of this version (field {field}); see smpi doctor"
     )
 
 

@@ -103,14 +103,14 @@ def command(program: Program) -> list[str]:
     path = folder / name
     if path.is_dir() and (path / "__main__.py").exists() or path.suffix in (".py", ".pyz", ".pyw"):
         if not path.exists():
-            raise UsageError(f"no program {name} in {folder.resolve()}")
+            raise UsageError(f"there is no program {name} in {folder.resolve()}")
         return [sys.executable, name, *arguments]
     if os.sep in name:
         if not path.exists():
-            raise UsageError(f"no program {name} in {folder.resolve()}")
+            raise UsageError(f"there is no program {name} in {folder.resolve()}")
         if not os.access(path, os.X_OK) or path.is_dir():
             raise UsageError(
-                f"{name} cannot be executed; a Python program ends with .py, others need `chmod +x`"
+                f"{name} cannot be executed; the name of a Python program ends with .py; others need `chmod +x`"
             )
         return [
             os.path.abspath(path),
@@ -120,7 +120,7 @@ def command(program: Program) -> list[str]:
     found = shutil.which(name, path=search)
     if found is None:
         raise UsageError(
-            f"no program {name}: neither a .py file in {folder.resolve()} nor a command in PATH"
+            f"there is no program {name}: neither a .py file in {folder.resolve()} nor a command in PATH"
         )
     return [found, *arguments]
 
@@ -155,12 +155,12 @@ class LocalLauncher(Launcher):
     def run(self, plan: Plan) -> int:
         if plan.channel == "memory" and plan.size > 1:
             raise UsageError(
-                "channel memory is for the threads of one process: -n 1, or another channel"
+                "channel memory connects threads of one process: use -n 1 or another channel"
             )
         commands = [command(program) for program in plan.programs]
         if plan.branching is not None and any(argv[0] != sys.executable for argv in commands):
             raise UsageError(
-                "--branching is for Python programs: another executable does not start its children"
+                "--branching works with Python programs only: other executables do not start further ranks"
             )
         prices = metering.Prices.load(plan.prices)
         channel = channels.load(plan.channel)
@@ -168,7 +168,7 @@ class LocalLauncher(Launcher):
             raise UsageError(f"--host: channel {plan.channel} does not listen; channel direct does")
         if plan.port is not None and (plan.endpoint is not None or not channel.services):
             raise UsageError(
-                "--port is of the emulator that smpirun starts, and this job starts none"
+                "--port sets the port of the emulator that smpirun starts, and this job starts none"
             )
         _open_standard_files()
         with Signals() as signals, contextlib.ExitStack() as undo:
@@ -252,7 +252,9 @@ class LocalLauncher(Launcher):
             channel.destroy(folder.recorded())
         except ChannelError as error:
             folder.keep = True
-            say(f"job {folder.job_id} left things behind, `smpirun --cleanup` tries again: {error}")
+            say(
+                f"job {folder.job_id} could not be removed completely; `smpirun --cleanup` tries again: {error}"
+            )
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         from serverless_mpi.aws import control
@@ -267,7 +269,7 @@ class LocalLauncher(Launcher):
             for job_id in control.leftovers(endpoint, region):
                 if not (state_folder() / job_id).exists():
                     said.append(
-                        f"removed job {job_id} from {endpoint}: {control.remove(endpoint, region, job_id)} things"
+                        f"removed job {job_id} from {endpoint}: {control.remove(endpoint, region, job_id)} resources"
                     )
         return said
 
@@ -289,7 +291,9 @@ class LocalLauncher(Launcher):
         elif summary["ranks"]:
             sys.stderr.write(printable_lines(metering.render(summary)) + "\n")
             if plan.region != prices.region:
-                say(f"these are not the prices of {plan.region}; --prices FILE gives its own")
+                say(
+                    f"the prices are not those of {plan.region}; name a table of them with --prices FILE"
+                )
 
 
 _NO_RECORD = {"rank": 0, "seconds": 0.0, "meter": {}, "dropped": 0, "duplicates": 0}
@@ -312,9 +316,9 @@ def _records(stats: Path, size: int, prices: metering.Prices) -> list[dict[str, 
         else:
             records.append(record)
     if damaged:
-        say(f"the statistics of {_ranks(damaged)} are damaged, and not counted")
+        say(f"the statistics of {_ranks(damaged)} are damaged and not counted")
     if missing and (records or damaged):
-        say(f"{_ranks(missing)} left no statistics; the figures are of the others")
+        say(f"{_ranks(missing)} left no statistics; the figures cover the other ranks")
     return records
 
 

@@ -202,7 +202,7 @@ def unpack(data: bytes | memoryview, folder: Path, most_bytes: int) -> None:
             if nbytes > most_bytes or len(entries) > MAX_FILES:
                 raise ServerlessMPIError(
                     f"a zip of this job has {len(entries):,} files of {nbytes >> 20} MB;"
-                    f" a function takes {MAX_FILES:,} of {most_bytes >> 20} MB"
+                    f" a function allows {MAX_FILES:,} files of {most_bytes >> 20} MB in all"
                 )
             for entry in entries:
                 parts = PurePosixPath(entry.filename).parts

@@ -356,7 +356,7 @@ def test_a_time_out_of_the_platform(deployed: Deployed, script) -> None:  # type
         assert done.returncode == 124 and "time-out" in done.stderr, done.stderr
         prog = script(HELLO + "c.recv(source=c.rank)\n")  # and one that the rank sees coming
         done = deployed.run("-n", 2, "--memory", SIZES[1], prog)
-        assert done.returncode == 124 and "time is over after 10 s" in done.stderr, done.stderr
+        assert done.returncode == 124 and "reached its limit after 10 s" in done.stderr, done.stderr
     finally:
         client.update_function_configuration(FunctionName=function, Timeout=900)
 
@@ -462,10 +462,10 @@ def test_leftovers_of_an_earlier_job_are_dropped_and_counted(deployed: Deployed,
         (["--memory", "768", "examples/hello.py"], "smpi deploy --memory 512,768,1024"),
         (["--channel", "direct", "examples/hello.py"], "does not work between functions"),
         (["--timeout", "901", "examples/hello.py"], "at most 900 s"),
-        (["-n", "17", "examples/hello.py"], "--channel object needs none"),
+        (["-n", "17", "examples/hello.py"], "--channel object, which needs none"),
         (["-n", "100000", "--channel", "object", "examples/hello.py"], "concurrent executions"),
-        (["--branching", "0", "examples/hello.py"], "--branching 0"),
-        (["-n", "16", "--budget", "0.01", "examples/hello.py"], "--timeout 74 keeps it"),
+        (["--branching", "0", "examples/hello.py"], "--branching: '0'"),
+        (["-n", "16", "--budget", "0.01", "examples/hello.py"], "--timeout 74 stays within it"),
         (["missing.py"], "no program missing.py"),
         (["-m", "no_such_module"], "neither in"),
         (["--requirements", "missing.txt", "examples/hello.py"], "missing.txt"),

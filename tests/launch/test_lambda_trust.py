@@ -299,7 +299,7 @@ def test_the_launchers_stop_replaces_what_others_put_there(
 def test_ranks_that_cannot_be_stopped_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     job = _job(SimpleNamespace())  # which puts nothing
     job._stop("its launcher left")
-    assert "could not be told to stop, and run to their limit" in capsys.readouterr().err
+    assert "could not be asked to stop, and run to their time limit" in capsys.readouterr().err
 
 
 # -- orders
@@ -401,13 +401,13 @@ def test_any_event_at_all_is_an_error_of_one_kind(event: Any) -> None:
 
 @pytest.mark.parametrize("event", [None, [], "ping", 1, {}])
 def test_the_function_refuses_what_is_no_order(event: Any) -> None:
-    with pytest.raises(JobError, match="not an order"):
+    with pytest.raises(JobError, match="not an invocation"):
         handler.handler(event, None)
 
 
 @pytest.mark.parametrize("record", [{}, {"requestPayload": None}, {"requestPayload": [1]}])
 def test_a_failure_record_without_an_order_is_an_error(record: dict[str, Any]) -> None:
-    with pytest.raises(JobError, match="not an order"):
+    with pytest.raises(JobError, match="not an invocation"):
         handler.report(record, None)
 
 

@@ -201,7 +201,7 @@ def test_missing_and_damaged_statistics_are_named(
         (tmp_path / f"rank-{rank}.json").write_text(json.dumps(record(rank)))
     assert local._records(tmp_path, 3, prices) == [record(0), record(2)]
     assert capsys.readouterr().err == (
-        "smpirun: rank 1 left no statistics; the figures are of the others\n"
+        "smpirun: rank 1 left no statistics; the figures cover the other ranks\n"
     )
     seconds = json.dumps({**record(1), "seconds": "x"})
     rows = '{"rank": 1, "meter": {"x": {}}}'
@@ -209,7 +209,7 @@ def test_missing_and_damaged_statistics_are_named(
         (tmp_path / "rank-1.json").write_text(damage)
         assert len(local._records(tmp_path, 3, prices)) == 2
         assert capsys.readouterr().err == (
-            "smpirun: the statistics of rank 1 are damaged, and not counted\n"
+            "smpirun: the statistics of rank 1 are damaged and not counted\n"
         )
     local._records(tmp_path, 40, prices)
     assert "ranks 3, 4, 5, 6, 7, 8, 9, 10 and 29 more left" in capsys.readouterr().err
