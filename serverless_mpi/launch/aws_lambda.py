@@ -197,7 +197,7 @@ class Job:
             console.OUT: LineWriter(1, plan.tag_output),
             console.ERR: LineWriter(2, plan.tag_output),
         }
-        self._ear = console.InOrderReader()
+        self._reader = console.InOrderReader()
         self._waits: dict[int, dict[str, Any]] = {}  # of ranks that have waited long
         self._deadlocked_since: float | None = None
         self._failure: tuple[int, str] | None = None
@@ -241,7 +241,7 @@ class Job:
         self.spec = replace(self.spec, settings=settings)
         self._console = stack.console(lease.console)
         branching = plan.branching or tree.choose(plan.size)
-        order = Invocation(
+        invocation = Invocation(
             self.spec,
             tasks,
             self._function,
@@ -253,7 +253,7 @@ class Job:
             plan.explain,
             plan.trace is not None,
         )
-        event = order.to_event()
+        event = invocation.to_event()
         if len(event) > MAX_EVENT_BYTES:
             raise UsageError(
                 f"the description of the job has {len(event):,} bytes, and an asynchronous invocation takes {MAX_EVENT_BYTES:,}:"
@@ -346,11 +346,11 @@ class Job:
         """Pass on what ranks say until all have ended or one failed; then have all stop."""
         quiet_since = time.monotonic()
         while not all(rank.ended for rank in self._ranks) and self._failure is None:
-            words = self._listen()
-            if any(word.kind == console.UP for word in words):
+            messages = self._listen()
+            if any(message.kind == console.UP for message in messages):
                 quiet_since = time.monotonic()
-            for word in words:
-                self._take(word)
+            for message in messages:
+                self._take(message)
             if self._signals.noted:
                 raise Interrupted(self._signals.noted[0])
             if self._failure is None:
@@ -362,18 +362,18 @@ class Job:
             self._stop(story)
             others = self.spec.size > 1 and self._failure[0] != EXIT_DEADLOCK
             say(story + ("; the other ranks are stopped" if others else ""))
-            self._hear_out()
+            self._drain()
         for writer in self._writers.values():
             for number in range(self.spec.size):
                 writer.finish(number)
         return 0 if self._failure is None else self._failure[0]
 
-    def _hear_out(self) -> None:
+    def _drain(self) -> None:
         """What ranks of a job that is over still have to say; for a moment."""
         deadline = time.monotonic() + LAST_WORDS_S
         while time.monotonic() < deadline and not all(rank.ended for rank in self._ranks):
-            for word in self._listen():
-                self._take(word)
+            for message in self._listen():
+                self._take(message)
 
     def _listen(self) -> list[console.ConsoleMessage]:
         with explained("receive messages of the ranks", self._stack.endpoint, self._stack.region):
@@ -384,44 +384,47 @@ class Job:
                 WaitTimeSeconds=LISTEN_S,
                 MessageAttributeNames=[FRAME],
             )
-            messages = answer.get("Messages", [])
-            self._meter.count("sqs", "ReceiveMessage", messages=len(messages))
-            words: list[console.ConsoleMessage] = []
-            for message in messages:
-                frame = message.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
-                word = console.decode(frame, self.spec.job_id, self.spec.key)
-                if word is not None:  # else it is of a job that had this console before
-                    words += self._ear.hear(word)
-            if messages:
+            received = answer.get("Messages", [])
+            self._meter.count("sqs", "ReceiveMessage", messages=len(received))
+            messages: list[console.ConsoleMessage] = []
+            for entry in received:
+                encoded = entry.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
+                message = console.decode(encoded, self.spec.job_id, self.spec.key)
+                if message is not None:  # else it is of a job that had this console before
+                    messages += self._reader.push(message)
+            if received:
                 entries = [
-                    {"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]}
-                    for n, one in enumerate(messages)
+                    {"Id": str(n), "ReceiptHandle": entry["ReceiptHandle"]}
+                    for n, entry in enumerate(received)
                 ]
                 self._meter.count("sqs", "DeleteMessageBatch")
                 self._sqs.delete_message_batch(QueueUrl=self._console, Entries=entries)
-        return words
+        return messages
 
-    def _take(self, word: console.ConsoleMessage) -> None:
-        rank = self._ranks[word.rank]
-        if word.kind == console.UP:
+    def _take(self, message: console.ConsoleMessage) -> None:
+        rank = self._ranks[message.rank]
+        if message.kind == console.UP:
             rank.up = True
-            rank.facts.update(word.facts)
-        elif word.kind == console.WAITS:
-            if word.facts:
-                self._waits[word.rank] = word.facts
+            rank.facts.update(message.facts)
+        elif message.kind == console.WAITS:
+            if message.facts:
+                self._waits[message.rank] = message.facts
             else:
-                self._waits.pop(word.rank, None)
-        elif word.kind == console.END:
+                self._waits.pop(message.rank, None)
+        elif message.kind == console.END:
             rank.up = True
             if not rank.ended:
                 rank.ended = True
-                rank.facts.update(word.facts)
-                self._writers[console.OUT].finish(word.rank)
-                self._writers[console.ERR].finish(word.rank)
-                if word.facts["code"] and self._failure is None:
-                    self._failure = (word.facts["code"], f"rank {word.rank} {word.facts['reason']}")
+                rank.facts.update(message.facts)
+                self._writers[console.OUT].finish(message.rank)
+                self._writers[console.ERR].finish(message.rank)
+                if message.facts["code"] and self._failure is None:
+                    self._failure = (
+                        message.facts["code"],
+                        f"rank {message.rank} {message.facts['reason']}",
+                    )
         else:
-            self._writers[word.kind].feed(word.rank, word.data)
+            self._writers[message.kind].feed(message.rank, message.data)
 
     def _look_for_a_deadlock(self) -> None:
         """Whether every rank that runs waits for another; what each waits in is the job's failure then.
@@ -482,7 +485,7 @@ class Job:
         self._stop("its launcher ended")
         if self._invoked:
             with contextlib.suppress(ChannelError, UsageError, BrokenPipeError):
-                self._hear_out()
+                self._drain()
 
     def _give_back(self) -> None:
         """End the lease, but for the queues of ranks that may still run."""

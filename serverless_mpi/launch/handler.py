@@ -93,9 +93,9 @@ def _about() -> dict[str, Any]:
 class Rank:
     """One rank's invocation."""
 
-    def __init__(self, order: Invocation, context: Any, cold: bool) -> None:
-        spec = order.spec
-        self._order = order
+    def __init__(self, invocation: Invocation, context: Any, cold: bool) -> None:
+        spec = invocation.spec
+        self._invocation = invocation
         self._began = time.monotonic()
         begun_for_this = (
             cold and os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") == "on-demand"
@@ -123,7 +123,7 @@ class Rank:
 
     def run(self) -> dict[str, Any]:
         """From the claim to the end."""
-        spec = self._order.spec
+        spec = self._invocation.spec
         try:
             if not self._s3.create(self._key(f"{bucket.RANK}{spec.rank}"), self._claim()):
                 return {"rank": spec.rank, "claimed": False}
@@ -153,15 +153,17 @@ class Rank:
         return self._run_program(folder)
 
     def _key(self, name: str) -> str:
-        return bucket.job_key(self._order.spec.job_id, name)
+        return bucket.job_key(self._invocation.spec.job_id, name)
 
     def _claim(self) -> bytes:
         return json.dumps({"claim": secrets.token_hex(8), "since": time.time()}).encode()
 
     def _start_children(self) -> None:
-        spec = self._order.spec
-        for child in tree.children(spec.rank, spec.size, self._order.branching):
-            self._functions.start(self._order.function, self._order.for_rank(child).to_event())
+        spec = self._invocation.spec
+        for child in tree.children(spec.rank, spec.size, self._invocation.branching):
+            self._functions.start(
+                self._invocation.function, self._invocation.for_rank(child).to_event()
+            )
 
     # -- the program
 
@@ -169,15 +171,15 @@ class Rank:
         """Its exit code, and why if it is not 0."""
         work = folder / "program"
         work.mkdir()
-        task = self._order.task
+        task = self._invocation.task
         if task.bundle is not None:
             unpack(self._fetch(task.bundle, bucket.PROGRAM_BYTES), work, bucket.PROGRAM_BYTES)
         paths = []
-        if self._order.site is not None:
+        if self._invocation.site is not None:
             # anew for every rank: what an earlier program could write to is not imported from
             site = folder / "site"
             site.mkdir()
-            unpack(self._fetch(self._order.site, bucket.SITE_BYTES), site, bucket.SITE_BYTES)
+            unpack(self._fetch(self._invocation.site, bucket.SITE_BYTES), site, bucket.SITE_BYTES)
             paths.append(str(site))
         paths += [
             entry for entry in sys.path if entry and Path(entry).is_dir()
@@ -189,7 +191,7 @@ class Rank:
             work,
             paths,
             self._variables(folder),
-            f"{self._order.spec.job_id}.{self._order.spec.rank}",
+            f"{self._invocation.spec.job_id}.{self._invocation.spec.rank}",
         )
         own = _resident_bytes()
         try:
@@ -203,15 +205,15 @@ class Rank:
     def _variables(self, folder: Path) -> dict[str, str]:
         from dataclasses import replace
 
-        spec = replace(self._order.spec, stats_dir=str(folder / "stats"))
-        asked = {ENV_EXPLAIN: self._order.explain, ENV_TRACE: self._order.trace}
+        spec = replace(self._invocation.spec, stats_dir=str(folder / "stats"))
+        asked = {ENV_EXPLAIN: self._invocation.explain, ENV_TRACE: self._invocation.trace}
         return {
             "TMPDIR": str(folder),
             "HOME": str(folder),
             **{name: "1" for name, on in asked.items() if on},
-            **self._order.task.variables,
+            **self._invocation.task.variables,
             **spec.to_env(),
-            ENV_ALIAS: "1" if self._order.alias else "0",
+            ENV_ALIAS: "1" if self._invocation.alias else "0",
         }
 
     def _fetch(self, key: str, most_bytes: int) -> memoryview:
@@ -254,8 +256,11 @@ class Rank:
                     f"out of memory: the program used {child.peak_bytes >> 20} MB of the function's {self._memory >> 20} MB"
                     " (the rest is the function's own); deploy larger functions with smpi deploy --memory"
                 )
-            if self._order.limit_s is not None and now - self._began > self._order.limit_s:
-                return EXIT_TIMEOUT, f"ran longer than --timeout {self._order.limit_s:g} s"
+            if (
+                self._invocation.limit_s is not None
+                and now - self._began > self._invocation.limit_s
+            ):
+                return EXIT_TIMEOUT, f"ran longer than --timeout {self._invocation.limit_s:g} s"
             if now > self._limit - LAST_S:
                 return (
                     EXIT_TIMEOUT,
@@ -279,7 +284,7 @@ class Rank:
 
     def _stopped(self) -> str | None:
         """Why the job is over, or None while it is not."""
-        spec = self._order.spec
+        spec = self._invocation.spec
         found = self._s3.get(self._key(bucket.STOP), 0, bucket.STOP_BYTES)
         return None if found is None else bucket.stop_reason(found[0], spec.job_id, spec.key)
 
@@ -299,7 +304,7 @@ class Rank:
         self._said[-1][1].extend(data)
         if stream == "err":
             self._last_words = (self._last_words + data)[-2000:]
-        spec = self._order.spec
+        spec = self._invocation.spec
         if self._logged < LOGGED_BYTES:
             for line in data.decode(errors="replace").splitlines():
                 print(f"smpi {spec.job_id} rank {spec.rank} {stream}: {line}")
@@ -312,9 +317,9 @@ class Rank:
 
     def _tell_waits(self, stats: Path) -> None:
         """Pass on what the program reports of a long wait, and that it waits no longer."""
-        if not self._order.spec.deadlock_s:
+        if not self._invocation.spec.deadlock_s:
             return
-        record = deadlock.read(stats, self._order.spec.rank)
+        record = deadlock.read(stats, self._invocation.spec.rank)
         if record != self._waits:
             self._waits = record
             self._speak(console.WAITS, {} if record is None else _by_wall_clock(record))
@@ -326,13 +331,13 @@ class Rank:
         self._said = []
 
     def _speak(self, kind: str, facts: dict[str, Any], data: bytes = b"") -> None:
-        spec = self._order.spec
-        word = console.ConsoleMessage(spec.rank, self._seq, kind, data, facts)
+        spec = self._invocation.spec
+        message = console.ConsoleMessage(spec.rank, self._seq, kind, data, facts)
         self._seq += 1
-        self._sqs.send(self._order.console, [console.encode(word, spec.job_id, spec.key)])
+        self._sqs.send(self._invocation.console, [console.encode(message, spec.job_id, spec.key)])
 
     def _end(self, code: int, reason: str, folder: Path) -> None:
-        spec = self._order.spec
+        spec = self._invocation.spec
         if code:
             stop_all(self._s3, spec, f"rank {spec.rank} {reason}")
         self._flush()
@@ -399,8 +404,8 @@ def report(event: Mapping[str, Any], context: Any) -> None:
     The event is the record of an asynchronous invocation, with the rank's order in it.
     Source: "Retaining records of asynchronous invocations", AWS Lambda Developer Guide.
     """
-    order = Invocation.from_event(event.get("requestPayload", {}))
-    spec = order.spec
+    invocation = Invocation.from_event(event.get("requestPayload", {}))
+    spec = invocation.spec
     code, reason = _why(event)
     meter = Meter()
     credentials = Credentials(spec.endpoint)
@@ -409,10 +414,10 @@ def report(event: Mapping[str, Any], context: Any) -> None:
         _closing(Client("sqs", spec.region, spec.endpoint, credentials, meter)) as to_sqs,
     ):
         stop_all(S3(to_s3, spec.settings["bucket"]), spec, f"rank {spec.rank} {reason}")
-        word = console.ConsoleMessage(
+        message = console.ConsoleMessage(
             spec.rank, -1, console.END, facts={"code": code, "reason": reason}
         )
-        Sqs(to_sqs).send(order.console, [console.encode(word, spec.job_id, spec.key)])
+        Sqs(to_sqs).send(invocation.console, [console.encode(message, spec.job_id, spec.key)])
 
 
 def _why(event: Mapping[str, Any]) -> tuple[int, str]:

@@ -486,7 +486,7 @@ def _retag_word(data: bytes) -> bytes:
 
 def _hear(data: bytes) -> object:
     word = console.decode(data, JOB.hex(), KEY)
-    return None if word is None else list(console.InOrderReader().hear(word))
+    return None if word is None else list(console.InOrderReader().push(word))
 
 
 def _stops() -> list[bytes]:

@@ -19,6 +19,8 @@ from serverless_mpi.aws import control
 from serverless_mpi.deploy import pool
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
+from serverless_mpi.testing import check_launcher
+from serverless_mpi.testing.launchers import PROMISES
 from tests.harness import GIVE_UP_S, ROOT, interrupt
 from tests.launch.lambda_stack import RANKS, SERVICES, SIZES, Deployed, smpi
 
@@ -530,3 +532,19 @@ def test_a_requirement_is_fetched_once(deployed: Deployed, script, tmp_path: Pat
         done = deployed.run("-n", 2, "--requirements", tmp_path / "needed.txt", prog, env=env)
         assert done.returncode == 0 and done.stdout == "sample\nsample\n", done.stderr
         assert ("fetching wheels" in done.stderr) is fetched
+
+
+# the tests above hold platform lambda to these promises, and to more of each
+ABOVE = ("--deadlock", "--timeout", "Ctrl-C", "the exit code", "--stats", "--explain", "--trace")
+
+
+@pytest.mark.parametrize("promise", [name for name in PROMISES if not name.startswith(ABOVE)])
+def test_lambda_keeps(deployed: Deployed, promise: str, tmp_path: Path) -> None:
+    check_launcher(
+        "lambda",
+        tmp_path,
+        options=("--channel", "queue", "--endpoint", deployed.endpoint),
+        promises=[promise],
+        stdin=False,
+        patience_s=30.0,
+    )

@@ -39,7 +39,7 @@ ZIP = "programs/" + "0f" * 32 + ".zip"
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), max_size=60),
     st.randoms(use_true_random=False),
 )
-def test_words_are_heard_in_order_and_once_whatever_the_queue_does(
+def test_messages_are_read_in_order_and_once_whatever_the_queue_does(
     more: list[tuple[int, int]], random: Any
 ) -> None:
     said = [
@@ -49,13 +49,13 @@ def test_words_are_heard_in_order_and_once_whatever_the_queue_does(
     ]
     arriving = said + [said[rank * 21 + seq] for rank, seq in more]  # some twice
     random.shuffle(arriving)
-    ear = console.InOrderReader()
-    heard = [word for one in arriving for word in ear.hear(one)]
+    reader = console.InOrderReader()
+    read = [message for arrived in arriving for message in reader.push(arrived)]
     for rank in range(4):
-        assert [word.seq for word in heard if word.rank == rank] == list(range(21))
+        assert [message.seq for message in read if message.rank == rank] == list(range(21))
 
 
-def test_a_word_of_another_job_or_key_is_not_heard() -> None:
+def test_a_message_of_another_job_or_key_is_dropped() -> None:
     message = console.encode(
         console.ConsoleMessage(1, 2, console.ERR, b"\xff\n\0", {"a": 1}), JOB, KEY
     )
@@ -72,7 +72,7 @@ def test_a_word_of_another_job_or_key_is_not_heard() -> None:
     ("name", "value"),
     [("rank", {}), ("rank", "1"), ("seq", None), ("kind", ["out"]), ("facts", [])],
 )
-def test_what_has_the_jobs_tag_and_is_not_a_word_is_not_heard(name: str, value: object) -> None:
+def test_what_has_the_jobs_tag_and_is_damaged_is_dropped(name: str, value: object) -> None:
     fields: dict[str, Any] = {"rank": 1, "seq": 0, "kind": console.OUT, "facts": {}, name: value}
     assert (
         console.decode(console.encode(console.ConsoleMessage(**fields), JOB, KEY), JOB, KEY) is None

@@ -430,7 +430,9 @@ def test_a_rank_passes_on_that_it_waits_and_that_it_goes_on(
     file.write_text(json.dumps(_waits(100.0, 40.0)))
     made._tell_waits(tmp_path)
     assert not spoken  # --deadlock 0
-    monkeypatch.setattr(made, "_order", Invocation(_spec(deadlock_s=60.0), (), "f", 2, "http://q"))
+    monkeypatch.setattr(
+        made, "_invocation", Invocation(_spec(deadlock_s=60.0), (), "f", 2, "http://q")
+    )
     for _ in range(3):
         made._tell_waits(tmp_path)
     file.unlink()
