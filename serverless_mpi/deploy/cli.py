@@ -1,6 +1,8 @@
-"""smpi: the command that deploys a stack and looks after it.
+"""The command line of smpi, which deploys a stack and manages it.
 
-Here is what is typed and what is printed; what is done is in the other files of this room.
+Only arguments and printed text are here: each command is a function `_NAME` that
+calls the other files of this package.  They are imported when a command runs, so
+that `smpi --help` does not load boto3.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of smpi and its commands."""
     parser = _Parser(
         prog="smpi",
         description="Deploy serverless_mpi to AWS Lambda, and manage the deployed stack.",
@@ -54,7 +57,35 @@ def build_parser() -> argparse.ArgumentParser:
             name, parents=[where], help=text, description=text, allow_abbrev=False
         )
 
-    deploy = command("deploy", "create the stack, or update it")
+    _add_deploy_options(command("deploy", "create the stack, or update it"))
+    destroy = command("destroy", "remove the stack and everything in it")
+    destroy.add_argument("--force", action="store_true", help="destroy it even while jobs run")
+    command("doctor", "check credentials, clock, region, quotas and the stack")
+    hello = command("hello", "run a test job: ranks on Lambda greet each other")
+    hello.add_argument(
+        "-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)"
+    )
+    logs = command("logs", "print what the ranks of a job wrote, from the functions' logs")
+    logs.add_argument("job", metavar="JOB")
+    logs.add_argument("--rank", metavar="R", help="only this rank")
+    logs.add_argument("--follow", action="store_true", help="keep printing until the job has ended")
+    command("jobs", "list the jobs of the last day")
+    cost = command("cost", "print the requests, time and dollars of a job")
+    cost.add_argument("job", metavar="JOB")
+    cost.add_argument("--json", action="store_true", help="print one line of JSON")
+    cost.add_argument(
+        "--prices", metavar="FILE", help="price table in the format of the package's prices.json"
+    )
+    clean = command(
+        "clean",
+        "remove the records of jobs from the bucket; with JOB or --all, also stop running jobs",
+    )
+    clean.add_argument("job", metavar="JOB", nargs="*")
+    clean.add_argument("--all", action="store_true", help="stop every running job")
+    return parser
+
+
+def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
     deploy.add_argument(
         "--memory",
         metavar="MB[,MB]",
@@ -94,31 +125,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write the template and the zips to this folder; do not deploy",
     )
-    destroy = command("destroy", "remove the stack and everything in it")
-    destroy.add_argument("--force", action="store_true", help="destroy it even while jobs run")
-    command("doctor", "check credentials, clock, region, quotas and the stack")
-    hello = command("hello", "run a test job: ranks on Lambda greet each other")
-    hello.add_argument(
-        "-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)"
-    )
-    logs = command("logs", "print what the ranks of a job wrote, from the functions' logs")
-    logs.add_argument("job", metavar="JOB")
-    logs.add_argument("--rank", metavar="R", help="only this rank")
-    logs.add_argument("--follow", action="store_true", help="keep printing until the job has ended")
-    command("jobs", "list the jobs of the last day")
-    cost = command("cost", "print the requests, time and dollars of a job")
-    cost.add_argument("job", metavar="JOB")
-    cost.add_argument("--json", action="store_true", help="print one line of JSON")
-    cost.add_argument(
-        "--prices", metavar="FILE", help="price table in the format of the package's prices.json"
-    )
-    clean = command(
-        "clean",
-        "remove the records of jobs from the bucket; with JOB or --all, also stop running jobs",
-    )
-    clean.add_argument("job", metavar="JOB", nargs="*")
-    clean.add_argument("--all", action="store_true", help="stop every running job")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

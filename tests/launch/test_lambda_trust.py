@@ -245,9 +245,9 @@ def test_a_program_is_sent_once_and_again_where_another_is_in_its_place(tmp_path
     bundle = Bundle("script", ("prog.py",), {"prog.py": tmp_path / "prog.py"})
     s3 = FakeBoto()
     job = _job(s3)
-    assert [job._send(bundle), job._send(bundle)] == [bundle.key] * 2 and s3.puts == 1
+    assert [job._upload(bundle), job._upload(bundle)] == [bundle.key] * 2 and s3.puts == 1
     s3.objects[bundle.key] = b"something else"
-    job._send(bundle)
+    job._upload(bundle)
     bucket.check_zip(bundle.key, s3.objects[bundle.key])
 
 
