@@ -425,25 +425,25 @@ def test_a_rank_passes_on_that_it_waits_and_that_it_goes_on(
 ) -> None:
     spoken: list[tuple[str, dict[str, Any]]] = []
     made, _ = rank()
-    monkeypatch.setattr(made, "_speak", lambda kind, facts: spoken.append((kind, facts)))
+    monkeypatch.setattr(made, "_send_message", lambda kind, facts: spoken.append((kind, facts)))
     file = tmp_path / "waits-0.json"
     file.write_text(json.dumps(_waits(100.0, 40.0)))
-    made._tell_waits(tmp_path)
+    made._pass_on_waits(tmp_path)
     assert not spoken  # --deadlock 0
     monkeypatch.setattr(
         made, "_invocation", Invocation(_spec(deadlock_s=60.0), (), "f", 2, "http://q")
     )
     for _ in range(3):
-        made._tell_waits(tmp_path)
+        made._pass_on_waits(tmp_path)
     file.unlink()
     for _ in range(3):
-        made._tell_waits(tmp_path)
+        made._pass_on_waits(tmp_path)
     ((_, told), over) = spoken
     assert over == (console.WAITS, {})
     assert told["at"] - told["since"] == pytest.approx(60.0)
     assert told["at"] - 100.0 == pytest.approx(time.time() - time.monotonic(), abs=5)
     file.write_text(json.dumps({**_waits(1.0, 1.0), "waits": ["x" * 10**6] * 100}))
-    made._tell_waits(tmp_path)
+    made._pass_on_waits(tmp_path)
     assert len(json.dumps(spoken[-1])) < 10_000
 
 
