@@ -1,7 +1,12 @@
-"""JobSpec: everything a rank must know of its job, as an environment or a payload.
+"""JobSpec: the description of a job, seen from one rank.
 
-The job's key lives here and nowhere else; it travels in the environment of a
-local process or in an invocation payload, never through a channel.
+It crosses process boundaries in two forms, which share one schema (`_PUBLIC`):
+environment variables of a local process (`to_env`, `from_env`), and JSON in the
+payload of an invocation and in the record of a job (`public`, `from_public`).
+The rank and the key travel beside the JSON.  The key never travels through a
+channel and is in no file.
+
+If you add a field to `JobSpec`, also add it to `_PUBLIC` and `public`.
 """
 
 from __future__ import annotations
@@ -18,17 +23,17 @@ from serverless_mpi.errors import JobError
 
 FRAMES = "f/"  # where frames lie in a bucket; the role of a stack's functions grants this prefix
 KEY_BYTES = 32
-# set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun), and Open MPI's mpirun
+# Set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun) and Open MPI's mpirun.
 MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 def frames_prefix(job_id: str) -> str:
-    """Where a job's frames lie in its bucket."""
+    """Return the prefix of a job's frames in its bucket."""
     return f"{FRAMES}{job_id}/"
 
 
 def is_rank(environ: Mapping[str, str]) -> bool:
-    """Whether a launcher, smpirun or a real MPI's, started a process with that environment as a rank."""
+    """Return whether this process is a rank that smpirun or a real MPI's launcher started."""
     return (
         _taken is not None
         or ENV_JOB in environ
@@ -99,12 +104,12 @@ class JobSpec:
     region
         AWS region of queues, topics and buckets.
     settings
-        What the channel's `provision` made: bucket, queue URLs, topics, addresses.
+        What the channel's `provision` returned: bucket, queue URLs, topics, addresses.
     stats_dir
-        Folder in which each rank leaves its counters when it ends; None for none.
+        Folder in which each rank writes its counters when it ends; None for none.
     deadlock_s
-        A rank that waits long tells of it in that folder, so that the launcher can end a job in which every
-        rank has waited for this many seconds; 0 for never.
+        The launcher ends a job in which every rank has waited for this many seconds; 0 for
+        never.  Ranks report long waits in `stats_dir`.
     plugins
         Modules that register collective algorithms; every rank imports them before its first call.
     algorithms
@@ -136,11 +141,11 @@ class JobSpec:
 
     @classmethod
     def new(cls, size: int, channel: str, **more: object) -> JobSpec:
-        """A fresh job with its own id and key, seen from rank 0."""
+        """Return a new job with a random id and key, seen from rank 0; `more` sets other fields."""
         return cls(os.urandom(8).hex(), 0, size, channel, os.urandom(KEY_BYTES), **more)  # type: ignore[arg-type]
 
     def with_rank(self, rank: int) -> JobSpec:
-        """The same job seen from another rank."""
+        """Return the job as another rank sees it."""
         return replace(self, rank=rank)
 
     def public(self) -> dict[str, Any]:
@@ -195,12 +200,12 @@ class JobSpec:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> JobSpec | None:
-        """The spec in `environ`, or None where this process is no rank of a job.
+        """Return the spec in `environ`, or None if the process is not a rank.
 
         Raises
         ------
         JobError
-            The variables are there but damaged; the launcher that set them is at fault.
+            The variables are damaged; the launcher that set them is at fault.
         """
         if ENV_JOB not in environ:
             return None
@@ -214,15 +219,25 @@ class JobSpec:
             ) from error
 
 
-_taken: JobSpec | None = None  # what this process has taken out of its environment
+_taken: JobSpec | None = None  # the spec that this process took out of its environment
 
 
 def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
-    """The spec of this process, which is its rank from now on; None where no launcher started it.
+    """Make this process its rank: return its spec and remove it from the environment.
 
-    The variables leave the environment with it.  So the first process that imports MPI is the rank, be it the one that
-    was launched or a descendant (`smpirun bash -c "python program.py"`), and what that process starts is a job of its
-    own, of one rank, and does not see the key.
+    The first process that imports MPI is the rank, whether it was launched or is a descendant
+    (`smpirun bash -c "python program.py"`).  Processes that it starts do not see the key; each is
+    a job of one rank.
+
+    Parameters
+    ----------
+    environ
+        Environment of the process; the job and the key are deleted from it.
+
+    Returns
+    -------
+    JobSpec or None
+        None if no launcher started the process.
     """
     global _taken
     if _taken is None:
@@ -233,5 +248,5 @@ def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
 
 
 def current_spec(environ: Mapping[str, str]) -> JobSpec | None:
-    """The spec of this process, taken or not."""
+    """Return the spec of this process, taken or still in `environ`."""
     return _taken or JobSpec.from_env(environ)
