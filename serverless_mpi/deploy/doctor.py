@@ -1,4 +1,4 @@
-"""What must be right before a job can run, one check a line, each with what to do."""
+"""Checks of what a job needs: one line per check, each with its remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stack's bucket and logs tell of jobs, for a day: list them, their logs, their bills; and put an end to them."""
+"""Jobs of the last day, from a stack's bucket and logs: list, logs, bill, stop, forget."""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""The pool's lease: which job has which queues.  One small object in the bucket, changed only by who has read it last.
+"""Leases of a stack's queues: which job uses which queue.
 
-Each change is a PUT that S3 makes only if the object is still the one that was read (If-Match), so two launchers never
-take the same queue.  A lease ends by itself when its job's time is over: no function of it runs any more.
+The leases are one small object in the bucket.  A launcher reads it, and changes it
+by a PUT that S3 executes only if the object is still the one that was read
+(If-Match).  So two launchers never take the same queue.  A lease expires at the
+time limit of its job, after which no function of the job runs.
+
 Source: "Conditional writes", Amazon S3 User Guide.
 """
 

@@ -1,6 +1,6 @@
-"""A deployed stack: found, made, changed and removed, by CloudFormation.
+"""Deployed stacks: find, create, update and remove them by CloudFormation.
 
-Here is also what is said when AWS says no: boto3's errors become words with a remedy.
+`explained` turns boto3's errors into errors of this package that name the remedy.
 """
 
 from __future__ import annotations

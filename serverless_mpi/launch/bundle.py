@@ -1,8 +1,8 @@
-"""A program's files: what goes to the platform, found by content.
+"""Bundles: the files of a program, as one zip for the platform.
 
-The folder that a program would be run in goes as one zip whose name is its SHA-256: a program that has not changed is
-not sent again, and a rank runs nothing else.  Left out is what no program imports: hidden files, byte code, virtual
-environments.
+A bundle holds the folder in which the program would run.  Its name contains its
+SHA-256: an unchanged program is not sent again, and a rank runs nothing else.
+Omitted is what no program imports: hidden files, byte code, virtual environments.
 """
 
 from __future__ import annotations
