@@ -40,8 +40,8 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     from serverless_mpi.inference import options
     from serverless_mpi.launch import cli as launch
 
-    yield "smpirun", launch._parser()
-    for name, parser in (("smpi", deploy._parser()), ("smpi-infer", options.parser())):
+    yield "smpirun", launch.build_parser()
+    for name, parser in (("smpi", deploy.build_parser()), ("smpi-infer", options.parser())):
         yield name, parser
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from serverless_mpi.job import ENV_TRACE as _ENV_TRACE
+from serverless_mpi.env import ENV_TRACE as _ENV_TRACE
 from serverless_mpi.job import current_spec as _current_spec
 from serverless_mpi.job import is_rank as _is_rank
 from serverless_mpi.job import take_spec as _take_spec

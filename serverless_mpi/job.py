@@ -1,37 +1,39 @@
-"""JobSpec: everything a rank must know of its job, as an environment or a payload.
+"""JobSpec: the description of a job, seen from one rank.
 
-The job's key lives here and nowhere else; it travels in the environment of a
-local process or in an invocation payload, never through a channel.
+It crosses process boundaries in two forms, which share one schema (`_PUBLIC`):
+environment variables of a local process (`to_env`, `from_env`), and JSON in the
+payload of an invocation and in the record of a job (`public`, `from_public`).
+The rank and the key travel beside the JSON.  The key never travels through a
+channel and is in no file.
+
+If you add a field to `JobSpec`, also add it to `_PUBLIC` and `public`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, MutableMapping
+import re
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_RANK
 from serverless_mpi.errors import JobError
 
 FRAMES = "f/"  # where frames lie in a bucket; the role of a stack's functions grants this prefix
-ENV_JOB = "SMPI_JOB"  # JSON of everything but the rank and the key
-ENV_RANK = "SMPI_RANK"
-ENV_KEY = "SMPI_KEY"  # 64 hexadecimal digits
-ENV_EXPLAIN = "SMPI_EXPLAIN"  # set where ranks shall note which algorithms were chosen
-ENV_TRACE = "SMPI_TRACE"  # set where ranks shall leave a trace in stats_dir
 KEY_BYTES = 32
-# set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun), and Open MPI's mpirun
+# Set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun) and Open MPI's mpirun.
 MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 def frames_prefix(job_id: str) -> str:
-    """Where a job's frames lie in its bucket."""
+    """Return the prefix of a job's frames in its bucket."""
     return f"{FRAMES}{job_id}/"
 
 
 def is_rank(environ: Mapping[str, str]) -> bool:
-    """Whether a launcher, smpirun or a real MPI's, started a process with that environment as a rank."""
+    """Return whether this process is a rank that smpirun or a real MPI's launcher started."""
     return (
         _taken is not None
         or ENV_JOB in environ
@@ -39,18 +41,50 @@ def is_rank(environ: Mapping[str, str]) -> bool:
     )
 
 
-_PUBLIC_TYPES: dict[str, type | tuple[type, ...]] = {
-    "job_id": str,
-    "size": int,
-    "channel": str,
-    "endpoint": (str, type(None)),
-    "region": str,
-    "settings": dict,
-    "stats_dir": (str, type(None)),
-    "deadlock_s": (int, float),
-    "plugins": list,
-    "algorithms": dict,
+_JOB_ID = re.compile(r"[0-9a-f]{16}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_URL = re.compile(r"https?://[^\s]{1,2000}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _is_seconds(value: Any) -> bool:
+    """Whether it is a time that is neither negative nor endless; true is not a number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < 1e9
+
+
+# The one schema of a job outside its process: field -> whether a JSON value can be its value.
+_PUBLIC: dict[str, Callable[[Any], bool]] = {
+    "job_id": lambda value: _is_text(value) and _JOB_ID.fullmatch(value) is not None,
+    "size": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+    "channel": lambda value: _is_text(value) and _NAME.fullmatch(value) is not None,
+    "endpoint": lambda value: value is None or (_is_text(value) and bool(_URL.fullmatch(value))),
+    "region": _is_text,
+    "settings": _is_text_table,
+    "stats_dir": lambda value: value is None or _is_text(value),
+    "deadlock_s": _is_seconds,
+    "plugins": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "algorithms": _is_text_table,
 }
+
+
+class JobFieldError(JobError):
+    """A description of a job is damaged; `field` names the first field that is, "" for the whole.
+
+    Neither the text nor the attribute quotes a value.
+    """
+
+    def __init__(self, field: str) -> None:
+        at = f"its field {field}" if field else "it is not a JSON object with the fields of a job"
+        super().__init__(f"not a job of this version of serverless_mpi: {at}")
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -70,12 +104,12 @@ class JobSpec:
     region
         AWS region of queues, topics and buckets.
     settings
-        What the channel's `provision` made: bucket, queue URLs, topics, addresses.
+        What the channel's `provision` returned: bucket, queue URLs, topics, addresses.
     stats_dir
-        Folder in which each rank leaves its counters when it ends; None for none.
+        Folder in which each rank writes its counters when it ends; None for none.
     deadlock_s
-        A rank that waits long tells of it in that folder, so that the launcher can end a job in which every
-        rank has waited for this many seconds; 0 for never.
+        The launcher ends a job in which every rank has waited for this many seconds; 0 for
+        never.  Ranks report long waits in `stats_dir`.
     plugins
         Modules that register collective algorithms; every rank imports them before its first call.
     algorithms
@@ -102,20 +136,16 @@ class JobSpec:
             raise JobError(f"rank {self.rank} is outside 0..{self.size - 1}")
         if len(self.key) != KEY_BYTES:
             raise JobError(f"the job key has {len(self.key)} bytes; {KEY_BYTES} are needed")
-        try:
-            good = len(bytes.fromhex(self.job_id)) == 8
-        except ValueError:
-            good = False
-        if not good:
-            raise JobError(f"job id {self.job_id!r} is not 16 hexadecimal digits")
+        if _JOB_ID.fullmatch(self.job_id) is None:
+            raise JobError(f"job id {self.job_id!r} is not 16 lower-case hexadecimal digits")
 
     @classmethod
     def new(cls, size: int, channel: str, **more: object) -> JobSpec:
-        """A fresh job with its own id and key, seen from rank 0."""
+        """Return a new job with a random id and key, seen from rank 0; `more` sets other fields."""
         return cls(os.urandom(8).hex(), 0, size, channel, os.urandom(KEY_BYTES), **more)  # type: ignore[arg-type]
 
     def with_rank(self, rank: int) -> JobSpec:
-        """The same job seen from another rank."""
+        """Return the job as another rank sees it."""
         return replace(self, rank=rank)
 
     def public(self) -> dict[str, Any]:
@@ -137,26 +167,28 @@ class JobSpec:
     def from_public(cls, public: Mapping[str, Any], rank: int, key: bytes) -> JobSpec:
         """Rebuild a spec from what `public` returned.
 
+        Parameters
+        ----------
+        public
+            Parsed JSON; every field of `public` must be there, and no other.
+        rank, key
+            As in `JobSpec`; they travel beside the rest.
+
         Raises
         ------
+        JobFieldError
+            A field is unknown, missing, or has a value that it cannot have.
         JobError
-            A field is unknown, missing, or of another type.
+            The rank or the key is not one of that job.
         """
         if not isinstance(public, Mapping):
-            raise JobError(f"a job is described by a JSON object, not by {type(public).__name__}")
-        for name, kind in _PUBLIC_TYPES.items():
-            if name in public and not isinstance(public[name], kind):
-                raise JobError(f"{name} of a job cannot be {public[name]!r}")
-        for name in ("settings", "algorithms"):
-            if not all(isinstance(value, str) for value in public.get(name, {}).values()):
-                raise JobError(f"{name} of a job has values that are not strings")
-        if not all(isinstance(module, str) for module in public.get("plugins", ())):
-            raise JobError("plugins of a job has names that are not strings")
-        unknown = set(public) - set(_PUBLIC_TYPES)
-        if unknown or not {"job_id", "size", "channel"} <= set(public):
-            raise JobError(f"a job has the fields {', '.join(_PUBLIC_TYPES)}, not {sorted(public)}")
-        fields = {**public, "plugins": tuple(public.get("plugins", ()))}
-        return cls(rank=rank, key=key, **fields)
+            raise JobFieldError("")
+        for name, is_valid in _PUBLIC.items():
+            if name not in public or not is_valid(public[name]):
+                raise JobFieldError(name)
+        if len(public) > len(_PUBLIC):
+            raise JobFieldError("")
+        return cls(rank=rank, key=key, **{**public, "plugins": tuple(public["plugins"])})
 
     def to_env(self) -> dict[str, str]:
         """Return environment variables from which `from_env` rebuilds this spec."""
@@ -168,12 +200,12 @@ class JobSpec:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> JobSpec | None:
-        """The spec in `environ`, or None where this process is no rank of a job.
+        """Return the spec in `environ`, or None if the process is not a rank.
 
         Raises
         ------
         JobError
-            The variables are there but damaged; the launcher that set them is at fault.
+            The variables are damaged; the launcher that set them is at fault.
         """
         if ENV_JOB not in environ:
             return None
@@ -187,15 +219,25 @@ class JobSpec:
             ) from error
 
 
-_taken: JobSpec | None = None  # what this process has taken out of its environment
+_taken: JobSpec | None = None  # the spec that this process took out of its environment
 
 
 def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
-    """The spec of this process, which is its rank from now on; None where no launcher started it.
+    """Make this process its rank: return its spec and remove it from the environment.
 
-    The variables leave the environment with it.  So the first process that imports MPI is the rank, be it the one that
-    was launched or a descendant (`smpirun bash -c "python program.py"`), and what that process starts is a job of its
-    own, of one rank, and does not see the key.
+    The first process that imports MPI is the rank, whether it was launched or is a descendant
+    (`smpirun bash -c "python program.py"`).  Processes that it starts do not see the key; each is
+    a job of one rank.
+
+    Parameters
+    ----------
+    environ
+        Environment of the process; the job and the key are deleted from it.
+
+    Returns
+    -------
+    JobSpec or None
+        None if no launcher started the process.
     """
     global _taken
     if _taken is None:
@@ -206,5 +248,5 @@ def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
 
 
 def current_spec(environ: Mapping[str, str]) -> JobSpec | None:
-    """The spec of this process, taken or not."""
+    """Return the spec of this process, taken or still in `environ`."""
     return _taken or JobSpec.from_env(environ)

@@ -1,6 +1,6 @@
-"""Extensions from other distributions: channels, launchers and algorithms, found by entry point.
+"""Extensions of other distributions: channels, launchers and algorithms, found by entry point.
 
-A distribution names what it brings in its metadata:
+A distribution names its extensions in its metadata:
 
     [project.entry-points."serverless_mpi.channels"]
     folder = "folder_channel:FolderChannel"
@@ -11,10 +11,10 @@ A distribution names what it brings in its metadata:
     [project.entry-points."serverless_mpi.algorithms"]
     chain = "chain_bcast"
 
-Reading metadata takes 10 ms and more, which every start on Lambda would pay.
-So it is read only where a name is not the package's own, and for algorithms by
-the launcher alone: it passes the names of their modules to the ranks in the
-job, which also makes sure that all ranks register the same algorithms.
+Reading metadata takes 10 ms or more, at every start on Lambda.  So it is read only
+for a name that is not the package's own, and for algorithms only by the launcher:
+the job (`JobSpec.plugins`) names their modules to the ranks, on every platform.
+All ranks then register the same algorithms, as the choice between them requires.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def load(group: str, own: Mapping[str, str], name: str, what: str) -> Any:
     name
         What the user asked for.
     what
-        Word for the error text: "channel", "platform".
+        Kind of the object, for the error text: "channel" or "platform".
 
     Raises
     ------
     UsageError
-        No such name; the message lists the known ones.  Or its module cannot be imported.
+        There is no such name (the text lists the known ones), or its module cannot be imported.
     """
     target = own.get(name) or targets(group).get(name)
     if target is None:
@@ -102,4 +102,5 @@ def import_algorithms(modules: Iterable[str]) -> None:
             raise JobError(
                 f"this rank cannot import {module}, which the launcher found as an extension with"
                 f" collective algorithms ({error}); install it for the ranks too"
+                " (on lambda: name it in the file of --requirements)"
             ) from error

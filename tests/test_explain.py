@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from serverless_mpi import MPI
+from serverless_mpi.env import ENV_EXPLAIN
 from serverless_mpi.errors import UsageError
 from serverless_mpi.explain import explain, shown_size, simulate, size_of
-from serverless_mpi.job import ENV_EXPLAIN
 from serverless_mpi.metering import Prices
 from tests.harness import run, smpirun
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "serverless_mpi"
-STANDARD_ONLY = ("errors", "job", "core", "collectives", "channels.base")
+STANDARD_ONLY = ("errors", "env", "job", "core", "collectives", "channels.base")
 
 # room -> rooms of the package it may import, beside itself
 MAY: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
-    "job": {"errors"},
+    "env": set(),
+    "job": {"env", "errors"},
     "plugins": {"errors"},
     "metering": {"errors"},
     "core": {"errors"},
@@ -57,6 +58,7 @@ MAY: dict[str, set[str]] = {
         "runtime.send_queue",
         "runtime.collective_driver",
         "runtime.statistics",
+        "env",
         "plugins",
         "core",
         "channels",
@@ -70,10 +72,11 @@ MAY: dict[str, set[str]] = {
         "signals",
     },
     "api": {"runtime", "runtime.operation", "collectives", "core", "errors", "__init__", "signals"},
-    "MPI": {"api", "core", "errors", "job", "trace"},
+    "MPI": {"api", "core", "env", "errors", "job", "trace"},
     "alias": {"__init__"},
-    "futures": {"MPI", "alias", "errors"},
+    "futures": {"MPI", "alias", "env", "errors"},
     "launch": {
+        "env",
         "plugins",
         "collectives",
         "core",
@@ -94,6 +97,7 @@ MAY: dict[str, set[str]] = {
     },
     # the function itself: it deploys nothing, and has no boto3
     "launch.handler": {
+        "env",
         "launch",
         "launch.sandbox",
         "deadlock",
@@ -108,13 +112,14 @@ MAY: dict[str, set[str]] = {
         "sparse",
     },
     "launch.function": {"launch", "launch.handler", "launch.sandbox"},
-    "launch.sandbox": {"launch", "alias", "errors", "job", "stack"},
+    "launch.sandbox": {"launch", "alias", "env", "errors", "job", "stack"},
     "launch.hello": {"MPI"},
     "stack": {"core", "errors", "job"},
     "deploy": {"aws", "metering", "errors", "__init__", "job", "stack"},
     "deploy.cli": {"deploy", "launch", "metering", "errors", "__init__"},
-    "sparse": {"_spdnn"},
+    "sparse": {"_spdnn", "env"},
     "inference": {
+        "env",
         "sparse",
         "MPI",
         "channels",

@@ -1,1 +1,1 @@
-"""A stack on AWS: its template, its package, deploying and removing it, looking after it.  `smpi` is its command."""
+"""Stacks on AWS: template, package, deployment, jobs and bills.  The command is `smpi`."""

@@ -1,4 +1,4 @@
-"""What a job on the platform took: seconds and gigabyte-seconds of each rank, cold starts, requests, dollars."""
+"""The bill of a job: seconds and GB-seconds per rank, cold starts, requests, dollars."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""smpi: the command that deploys a stack and looks after it.
+"""The command line of smpi, which deploys a stack and manages it.
 
-Here is what is typed and what is printed; what is done is in the other files of this room.
+Only arguments and printed text are here: each command is a function `_NAME` that
+calls the other files of this package.  They are imported when a command runs, so
+that `smpi --help` does not load boto3.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of smpi and its commands."""
     parser = _Parser(
         prog="smpi",
-        description="Deploy serverless_mpi to AWS Lambda, and look after it.",
+        description="Deploy serverless_mpi to AWS Lambda, and manage the deployed stack.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -44,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--region", metavar="R", default="", help="AWS region (default: that of your AWS settings)"
     )
-    where.add_argument("--endpoint", metavar="URL", help="an emulator instead of AWS")
+    where.add_argument(
+        "--endpoint", metavar="URL", help="use a running AWS emulator instead of AWS"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -52,12 +57,40 @@ def _parser() -> argparse.ArgumentParser:
             name, parents=[where], help=text, description=text, allow_abbrev=False
         )
 
-    deploy = command("deploy", "make the stack, or bring it up to date")
+    _add_deploy_options(command("deploy", "create the stack, or update it"))
+    destroy = command("destroy", "remove the stack and everything in it")
+    destroy.add_argument("--force", action="store_true", help="destroy it even while jobs run")
+    command("doctor", "check credentials, clock, region, quotas and the stack")
+    hello = command("hello", "run a test job: ranks on Lambda greet each other")
+    hello.add_argument(
+        "-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)"
+    )
+    logs = command("logs", "print what the ranks of a job wrote, from the functions' logs")
+    logs.add_argument("job", metavar="JOB")
+    logs.add_argument("--rank", metavar="R", help="only this rank")
+    logs.add_argument("--follow", action="store_true", help="keep printing until the job has ended")
+    command("jobs", "list the jobs of the last day")
+    cost = command("cost", "print the requests, time and dollars of a job")
+    cost.add_argument("job", metavar="JOB")
+    cost.add_argument("--json", action="store_true", help="print one line of JSON")
+    cost.add_argument(
+        "--prices", metavar="FILE", help="price table in the format of the package's prices.json"
+    )
+    clean = command(
+        "clean",
+        "remove the records of jobs from the bucket; with JOB or --all, also stop running jobs",
+    )
+    clean.add_argument("job", metavar="JOB", nargs="*")
+    clean.add_argument("--all", action="store_true", help="stop every running job")
+    return parser
+
+
+def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
     deploy.add_argument(
         "--memory",
         metavar="MB[,MB]",
         default=str(names.DEFAULT_MEMORY_MB),
-        help=f"a function for each size (default {names.DEFAULT_MEMORY_MB}, one virtual CPU)",
+        help=f"one function per size (default {names.DEFAULT_MEMORY_MB}, which gives one virtual CPU)",
     )
     deploy.add_argument(
         "--arch", metavar="A", default="x86_64", help=f"{' or '.join(names.ARCHS)} (default x86_64)"
@@ -65,56 +98,39 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument(
         "--python",
         metavar="V",
-        help=f"{' or '.join(names.PYTHONS)} (default: this one, if it is among them)",
+        help=f"{' or '.join(names.PYTHONS)} (default: the version that runs this command, if Lambda has it)",
     )
     deploy.add_argument(
         "--ranks",
         metavar="N",
         default="64",
-        help="queues in the pool (default 64); unused ones cost nothing",
+        help="most ranks at a time on channels queue and hybrid: one queue per rank"
+        " (default 64); unused queues cost nothing",
     )
-    deploy.add_argument("--jobs", metavar="N", default="16", help="jobs at a time (default 16)")
+    deploy.add_argument(
+        "--jobs", metavar="N", default="16", help="most jobs at a time (default 16)"
+    )
     deploy.add_argument(
         "--snapstart",
         action="store_true",
-        help="start functions from a snapshot, which AWS charges for",
+        help="start functions from a snapshot (SnapStart): faster; AWS charges for it",
     )
     deploy.add_argument(
-        "--wheel", metavar="FILE", help="a wheel of this package for the architecture"
+        "--wheel",
+        metavar="FILE",
+        help="wheel of this package for the architecture, if this machine has another one",
     )
     deploy.add_argument(
-        "--emit", metavar="DIR", help="write template and zips there, and touch nothing"
+        "--emit",
+        metavar="DIR",
+        help="write the template and the zips to this folder; do not deploy",
     )
-    destroy = command("destroy", "remove the stack and everything in it")
-    destroy.add_argument("--force", action="store_true", help="even while jobs run")
-    command("doctor", "check credentials, clock, region, quotas and the stack")
-    hello = command("hello", "have ranks greet each other on the platform")
-    hello.add_argument(
-        "-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)"
-    )
-    logs = command("logs", "what a job's ranks printed, from the functions' logs")
-    logs.add_argument("job", metavar="JOB")
-    logs.add_argument("--rank", metavar="R", help="of one rank only")
-    logs.add_argument("--follow", action="store_true", help="go on until the job has ended")
-    command("jobs", "the jobs of the last day")
-    cost = command("cost", "what a job took and cost")
-    cost.add_argument("job", metavar="JOB")
-    cost.add_argument("--json", action="store_true", help="one line of JSON")
-    cost.add_argument(
-        "--prices", metavar="FILE", help="a price table like the package's prices.json"
-    )
-    clean = command(
-        "clean", "forget what jobs left in the bucket; with JOB or --all, stop those that run"
-    )
-    clean.add_argument("job", metavar="JOB", nargs="*")
-    clean.add_argument("--all", action="store_true", help="stop every job that runs")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run smpi; returns the exit code."""
     try:
-        options = _parser().parse_args(arguments)
+        options = build_parser().parse_args(arguments)
         if options.endpoint is not None:
             from serverless_mpi.launch.emulator import check_endpoint
 
@@ -138,7 +154,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(word) for word in text.split(",")}))
     except ValueError:
-        raise UsageError(f"{option} {text}: not whole numbers with commas between") from None
+        raise UsageError(f"{option} {text}: not whole numbers separated by commas") from None
 
 
 def _deploy(options: argparse.Namespace) -> int:
@@ -216,13 +232,11 @@ def _destroy(options: argparse.Namespace) -> int:
             held = pool.held(Stack.find(options.stack, options.endpoint, region))
             if held:
                 _say(
-                    f"jobs hold queues of stack {options.stack}: {', '.join(held)}; `smpi clean --all` stops them, --force does not ask"
+                    f"jobs hold queues of stack {options.stack}: {', '.join(held)}; stop them with `smpi clean --all`, or ignore them with --force"
                 )
                 return 1
     if Deployment(options.stack, options.endpoint, region, _say).destroy():
-        _say(
-            f"stack {options.stack} is gone: nothing of it is left, and nothing of it costs anything"
-        )
+        _say(f"stack {options.stack} is destroyed: nothing of it is left, so it costs nothing")
     else:
         _say(f"there is no stack {options.stack} in {region}")
     return 0
@@ -315,7 +329,7 @@ def _clean(options: argparse.Namespace) -> int:
         count = history.forget(job.job_id)
         _say(
             f"job {job.job_id}: "
-            + ("" if ended else "stopped; " if stopped else "told to stop; ")
+            + ("" if ended else "stopped; " if stopped else "asked to stop; ")
             + f"{count} objects removed"
         )
     if not wanted:

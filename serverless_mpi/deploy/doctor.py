@@ -1,4 +1,4 @@
-"""What must be right before a job can run, one check a line, each with what to do."""
+"""Checks of what a job needs: one line per check, each with its remedy."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
         said = json.loads(answer["Payload"].read())
         if "FunctionError" in answer:
             raise ServerlessMPIError(
-                f"function {function} failed: {said.get('errorMessage')}; `smpi deploy` makes it anew"
+                f"function {function} failed: {said.get('errorMessage')}; run `smpi deploy` to replace it"
             )
         kernel = (
             "with the C kernel"

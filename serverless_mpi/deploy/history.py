@@ -1,4 +1,4 @@
-"""What a stack's bucket and logs tell of jobs, for a day: list them, their logs, their bills; and put an end to them."""
+"""Jobs of the last day, from a stack's bucket and logs: list, logs, bill, stop, forget."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class History:
             start = bucket.job_key(job_id, "job.json")
             if not _JOB.fullmatch(job_id) or start not in self._keys(start):
                 raise UsageError(
-                    f"stack {self._stack.name} knows no job {job_id!r}; `smpi jobs` lists those of the last day"
+                    f"stack {self._stack.name} has no job {job_id!r}; `smpi jobs` lists those of the last day"
                 )
             return self._job(job_id)
 

@@ -1,7 +1,8 @@
-"""What a stack is made of, in names and numbers: the template writes them, the launcher finds things by them.
+"""Names and sizes of a stack's resources: the template writes them, the launcher derives them.
 
-Everything is named after the stack, so that its role may touch these names and no others.  A stack's name has no
-dash: no stack's names are then the beginning of another's.
+Every name begins with the name of the stack, so that a role can be limited to the
+names of its stack.  The name of a stack has no dash: otherwise the names of one
+stack could begin with the name of another.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Layout:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise UsageError(
-                f"--stack {self.name}: a stack's name is up to 30 lower-case letters and digits, and begins with a letter"
+                f"--stack {self.name}: the name of a stack has up to 30 lower-case letters and digits, and begins with a letter"
             )
         low, high = MEMORY_MB
         for size in self.memory_mb:

@@ -119,7 +119,7 @@ def build(target: Target, wheel: str | None = None) -> Package:
         size = sum(path.stat().st_size for path in _walk(folder))
         if size > UNPACKED_BYTES:
             raise UsageError(
-                f"the package has {size >> 20} MB unpacked; Lambda takes {UNPACKED_BYTES >> 20} MB"
+                f"the unpacked package has {size >> 20} MB; Lambda allows {UNPACKED_BYTES >> 20} MB"
             )
         return Package(zipped(function), zipped(layer), size, tuple(notes))
 
@@ -191,7 +191,7 @@ def _from_wheel(wheel: str, folder: Path, target: Target) -> None:
     if not wheel.endswith(f"_{machine_name}.whl") or not Path(wheel).name.startswith(
         "serverless_mpi-"
     ):
-        raise UsageError(f"--wheel {wheel}: it is no wheel of serverless_mpi for {target.arch}")
+        raise UsageError(f"--wheel {wheel}: not a wheel of serverless_mpi for {target.arch}")
     try:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
@@ -203,7 +203,7 @@ def _from_wheel(wheel: str, folder: Path, target: Target) -> None:
         if missing := [name for name in _not_on_lambda(module, target) if name not in bundled]:
             raise UsageError(
                 f"--wheel {wheel}: its C kernel needs {', '.join(missing)}, which Lambda does not have;"
-                " CMAKE_ARGS=-DSPDNN_OPENMP=OFF builds one that does not"
+                " build it with CMAKE_ARGS=-DSPDNN_OPENMP=OFF"
             )
         module.rename(module.with_name("_spdnn.abi3.so"))
 

@@ -1,7 +1,10 @@
-"""The pool's lease: which job has which queues.  One small object in the bucket, changed only by who has read it last.
+"""Leases of a stack's queues: which job uses which queue.
 
-Each change is a PUT that S3 makes only if the object is still the one that was read (If-Match), so two launchers never
-take the same queue.  A lease ends by itself when its job's time is over: no function of it runs any more.
+The leases are one small object in the bucket.  A launcher reads it, and changes it
+by a PUT that S3 executes only if the object is still the one that was read
+(If-Match).  So two launchers never take the same queue.  A lease expires at the
+time limit of its job, after which no function of the job runs.
+
 Source: "Conditional writes", Amazon S3 User Guide.
 """
 
@@ -46,8 +49,8 @@ def take(
     """
     if slots > stack.ranks:
         raise UsageError(
-            f"{slots} ranks need as many queues, and stack {stack.name} has {stack.ranks}: `smpi deploy --ranks {slots}` makes more,"
-            " and --channel object needs none"
+            f"{slots} ranks need {slots} queues, and stack {stack.name} has {stack.ranks}: run `smpi deploy --ranks {slots}`,"
+            " or use --channel object, which needs none"
         )
     lease: list[Lease] = []
 
@@ -59,8 +62,8 @@ def take(
         if len(free) < slots or console is None:
             soonest = min(one["until"] for one in held.values()) - clock()
             raise UsageError(
-                f"other jobs have the queues of stack {stack.name} ({', '.join(held)}); the first lease ends in at most {soonest:.0f} s."
-                " `smpi jobs` tells what runs, `smpi clean` gives back what dead launchers hold"
+                f"other jobs use the queues of stack {stack.name} ({', '.join(held)}); the first lease ends within {soonest:.0f} s."
+                " `smpi jobs` lists running jobs; `smpi clean` frees the queues of jobs whose launcher died"
             )
         held[job_id] = {"slots": free, "console": console, "until": clock() + limit_s + MARGIN_S}
         lease[:] = [Lease(job_id, tuple(free), console)]
@@ -124,7 +127,7 @@ def _checked(text: bytes, stack: Stack) -> Held:
         good = False
     if not good:
         raise ChannelError(
-            f"{KEY} in bucket {stack.bucket}, which says who has the queues, is damaged: when no job of stack"
+            f"{KEY} in bucket {stack.bucket}, the table of leased queues, is damaged: when no job of stack"
             f" {stack.name} runs, `aws s3 rm s3://{stack.bucket}/{KEY}` frees them all"
         )
     return leases
@@ -152,5 +155,5 @@ def _change(stack: Stack, change: Callable[[Held], Any], clock: Callable[[], flo
             ):
                 raise
     raise ChannelError(
-        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job wanted one; try again"
+        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job tried to take one; try again"
     )

@@ -21,7 +21,7 @@ from serverless_mpi.stack import bucket
 
 
 @dataclass(frozen=True)
-class ExpectedFrame:
+class Requirements:
     """A file of requirements for a stack.
 
     path: the file; target: for what; memory: file in which this machine remembers the zip.
@@ -32,7 +32,7 @@ class ExpectedFrame:
     memory: Path
 
     @classmethod
-    def read(cls, path: str, stack: Stack) -> ExpectedFrame:
+    def read(cls, path: str, stack: Stack) -> Requirements:
         """The requirements of a file.
 
         Raises
@@ -83,7 +83,7 @@ class ExpectedFrame:
             if sum(sizes) > bucket.SITE_BYTES or len(sizes) > bucket.MAX_FILES:
                 raise UsageError(
                     f"--requirements {self.path}: {len(sizes):,} files of {sum(sizes) >> 20} MB unpacked;"
-                    f" a function takes {bucket.MAX_FILES:,} of {bucket.SITE_BYTES >> 20} MB"
+                    f" a function allows {bucket.MAX_FILES:,} files of {bucket.SITE_BYTES >> 20} MB in all"
                 )
             return zipped(site)
 

@@ -1,6 +1,6 @@
-"""A deployed stack: found, made, changed and removed, by CloudFormation.
+"""Deployed stacks: find, create, update and remove them by CloudFormation.
 
-Here is also what is said when AWS says no: boto3's errors become words with a remedy.
+`explained` turns boto3's errors into errors of this package that name the remedy.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def explained(what: str, endpoint: str | None, region: str) -> Iterator[None]:
             ) from error
         if code in _EXPIRED or kind == "UnauthorizedSSOTokenError":
             raise UsageError(
-                f"the AWS credentials have expired: `aws sso login`, or get new keys ({error})"
+                f"the AWS credentials have expired: run `aws sso login`, or get new keys ({error})"
             ) from error
         if code in _REFUSED:
             raise UsageError(
-                f"AWS does not know these credentials, or the clock is wrong (smpi doctor tells): {error}"
+                f"AWS does not accept these credentials, or the clock is wrong (check with smpi doctor): {error}"
             ) from error
         if code in _DENIED:
-            raise UsageError(f"these AWS credentials may not {what}: {error}") from error
+            raise UsageError(f"these AWS credentials do not permit to {what}: {error}") from error
         if kind in (
             "EndpointConnectionError",
             "ConnectTimeoutError",
@@ -81,7 +81,7 @@ def explained(what: str, endpoint: str | None, region: str) -> Iterator[None]:
             "InvalidRegionError",
         ):
             raise UsageError(
-                f"{where} cannot be reached to {what}: {error}; is the region right, is there a network?"
+                f"cannot reach {where} to {what}: {error}; check the region and the network"
             ) from error
         raise ChannelError(f"{where} did not {what}: {error}") from error
 
@@ -103,7 +103,7 @@ def own_region(region: str, endpoint: str | None) -> str:
     with explained("find the region", endpoint, "?"):
         found = boto3.Session().region_name
     if not found:
-        raise UsageError("no AWS region: --region, AWS_REGION, or `aws configure` names one")
+        raise UsageError("no AWS region: set one with --region, AWS_REGION or `aws configure`")
     return str(found)
 
 
@@ -141,14 +141,14 @@ class Stack:
         found = describe(name, endpoint, region)
         if found is None:
             raise UsageError(
-                f"there is no stack {name} at {endpoint or f'AWS in {region}'}: `smpi deploy --stack {name}` makes it; --region names another region"
+                f"there is no stack {name} at {endpoint or f'AWS in {region}'}: create it with `smpi deploy --stack {name}`, or name another region with --region"
             )
         outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs") or ()}
         if "Functions" not in outputs or not found["StackStatus"].endswith(
             ("_COMPLETE", "CLEANUP_IN_PROGRESS")
         ):
             raise UsageError(
-                f"stack {name} is not whole ({found['StackStatus']}): `smpi deploy --stack {name}` makes it so"
+                f"stack {name} is not complete ({found['StackStatus']}): run `smpi deploy --stack {name}`"
             )
         return cls(
             name,
@@ -179,7 +179,7 @@ class Stack:
             known = ", ".join(map(str, sorted(self.functions)))
             every = ",".join(map(str, sorted({*self.functions, size})))
             raise UsageError(
-                f"--memory {size}: stack {self.name} has {known} MB; `smpi deploy --memory {every}` adds it"
+                f"--memory {size}: stack {self.name} has {known} MB; add it with `smpi deploy --memory {every}`"
             )
         return size, self.functions[size]
 
@@ -254,8 +254,8 @@ class Deployment:
                 there = describe(self._name, self._endpoint, self._region)
             if there is not None and there["StackStatus"] == "UPDATE_ROLLBACK_FAILED":
                 raise UsageError(
-                    f"stack {self._name} is UPDATE_ROLLBACK_FAILED, which no update can change:"
-                    f" `smpi destroy --stack {self._name}` and `smpi deploy` make it anew"
+                    f"stack {self._name} is UPDATE_ROLLBACK_FAILED, which cannot be updated:"
+                    f" run `smpi destroy --stack {self._name}`, then `smpi deploy`"
                 )
             if there is not None and there["StackStatus"] in (
                 "ROLLBACK_COMPLETE",

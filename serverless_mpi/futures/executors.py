@@ -12,6 +12,7 @@ from concurrent import futures as cf
 from concurrent.futures import BrokenExecutor, Executor, as_completed
 from typing import Any
 
+from serverless_mpi.env import ENV_MAX_WORKERS
 from serverless_mpi.errors import missing
 from serverless_mpi.futures import pool as pools
 from serverless_mpi.futures import worker
@@ -26,7 +27,6 @@ __all__ = [
     "get_comm_workers",
 ]
 
-ENV_MAX_WORKERS = "MPI4PY_FUTURES_MAX_WORKERS"  # the default of max_workers in a job of one rank
 
 Pairs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
+from serverless_mpi.env import ENV_TERMINAL
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.inference.options import parser
 from serverless_mpi.job import is_rank
@@ -103,10 +104,10 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         from serverless_mpi import MPI
 
         if sys.stderr.isatty():
-            os.environ.setdefault(worker.ENV_TERMINAL, os.ttyname(sys.stderr.fileno()))
+            os.environ.setdefault(ENV_TERMINAL, os.ttyname(sys.stderr.fileno()))
         return worker.run(MPI.COMM_WORLD, options)
     sources.check_paths(options)
-    return _launched(options, ["run", *arguments], [worker.ENV_TERMINAL])
+    return _launched(options, ["run", *arguments], [ENV_TERMINAL])
 
 
 def _settled(

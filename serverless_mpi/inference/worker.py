@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi import job
+from serverless_mpi.env import ENV_TERMINAL
 from serverless_mpi.errors import ServerlessMPIError, UsageError
 from serverless_mpi.inference import dataset, engine, files, sources
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
-ENV_TERMINAL = "SMPI_INFER_TERMINAL"  # device on which rank 0 draws its progress
 MEMBERS = (
     "compute_s",
     "send_s",

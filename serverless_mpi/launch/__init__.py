@@ -1,6 +1,7 @@
-"""Launchers: how the ranks of a job come to life.
+"""Launchers start the ranks of a job, each on one platform.
 
-The table: a platform's name and where its launcher is, imported on first use.
+`LAUNCHERS` maps the name of a platform to its class, which is imported on first
+use.  Other distributions add theirs by entry point (`serverless_mpi.plugins`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ DEFAULT = "local"
 
 
 def load(name: str) -> type[Launcher]:
-    """The launcher class of that platform.
+    """Return the launcher class of a platform.
 
     Raises
     ------
     UsageError
-        No such platform; the message names the known ones.
+        There is no such platform; the text lists the known ones.
     """
     launcher: type[Launcher] = plugins.load(plugins.LAUNCHERS, LAUNCHERS, name, "platform")
     return launcher

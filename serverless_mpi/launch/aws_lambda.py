@@ -1,7 +1,18 @@
 """Platform lambda: ranks are invocations of a deployed function.
 
-The launcher sends the program, leases queues, starts rank 0, and listens: the other ranks are started by ranks.  How a
-rank runs is handler.py's; what a stack is, deploy's.
+The launcher uploads the program to the stack's bucket, leases queues, invokes
+rank 0, and reads the console, a queue.  Ranks start the other ranks, as a tree.
+
+- The console is how the launcher learns of everything: a rank is up, printed,
+  waits, ended.  A rank that cannot report is reported by the platform
+  (`handler.report`).
+- The launcher stops ranks by an object in the bucket, which each rank looks for.
+- The lease of queues ends with the job.  A rank that may still run keeps its
+  queue until its time limit, so that the next job does not get its messages.
+- What is made is registered with `undo` before it is made, so it is removed on
+  every way out.
+
+How a rank runs is in handler.py; what a deployed stack is, in deploy/.
 """
 
 from __future__ import annotations
@@ -16,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from serverless_mpi import __version__, channels, metering, trace
+from serverless_mpi import __version__, channels, metering, plugins, trace
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
 from serverless_mpi.deadlock import judge
@@ -34,23 +45,23 @@ from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 from serverless_mpi.stack import bucket
 
-LISTEN_S = 2  # of one request: a signal is answered after it
-APPEAR_S = (
-    75.0  # no rank came up for this long, and some are missing: Lambda gives an event up after 60 s
-)
-EMULATOR_APPEAR_S = 180.0  # its functions begin on the cores of this machine, all at once
+LISTEN_S = 2  # seconds of one receive; a signal is handled after it
+# No rank has come up for this long, and some are missing.  Lambda gives an event up after 60 s.
+APPEAR_S = 75.0
+EMULATOR_APPEAR_S = 180.0  # all its functions start at once on the cores of this machine
 # Least limit of a deadlock on AWS: a message whose receive was lost comes again after 60 s (the queues' visibility
 # time-out), and the long poll that finds it takes up to 20 s.
 LEAST_DEADLOCK_S = 90.0
-SETTLE_S = (
-    6.0  # a rank's report comes within this: a turn of the rank, SQS, two receives of the launcher
-)
-LATE_S = 75.0  # an event that no function was free for is given up after 60 s; a rank that begins late sees that the job is over
-LAST_WORDS_S = 20.0  # for the other ranks to see that the job is over (2 s), stop (3 s) and say so
+# A rank's report arrives within this time: a turn of the rank, SQS, two receives of the launcher.
+SETTLE_S = 6.0
+# Lambda gives an event up after 60 s without a free function.  A rank that starts later than this
+# finds that the job has ended.
+LATE_S = 75.0
+DRAIN_S = 20.0  # for other ranks to find that the job has ended (2 s), stop (3 s) and report
 
 
 class LambdaLauncher(Launcher):
-    """Invocations of a stack's functions."""
+    """Runs ranks as invocations of the functions of a deployed stack."""
 
     honors = frozenset(
         {
@@ -62,6 +73,7 @@ class LambdaLauncher(Launcher):
             "deadlock_s",
             "stats",
             "prices",
+            "algorithms",
             "explain",
             "trace",
             "stack",
@@ -84,7 +96,7 @@ class LambdaLauncher(Launcher):
         memory, function = stack.function(plan.memory_mb)
         if stack.version != __version__:
             raise UsageError(
-                f"stack {stack.name} runs serverless_mpi {stack.version}, this is {__version__}: `smpi deploy` brings it up to date"
+                f"stack {stack.name} runs serverless_mpi {stack.version}, this machine {__version__}: update the stack with `smpi deploy`"
             )
         _check_quota(stack, plan.size)
         limit_s = min(plan.timeout_s or TIME_LIMIT_S, TIME_LIMIT_S)
@@ -95,7 +107,8 @@ class LambdaLauncher(Launcher):
             try:
                 job = Job(plan, stack, memory, function, limit_s, signals, undo)
                 job.start(bundles)
-                signals.raising = False  # a request that is cut off while it listens would lose words for a minute
+                # a receive that is cut off would hide its messages for a minute
+                signals.raising = False
                 code = job.watch()
                 job.save_trace()
                 job.report(prices)
@@ -110,7 +123,7 @@ class LambdaLauncher(Launcher):
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         raise UsageError(
-            "what jobs left in a stack is removed by `smpi clean`, the stack itself by `smpi destroy`"
+            "--cleanup has no effect with --platform lambda: `smpi clean` removes what jobs left in a stack, `smpi destroy` the stack"
         )
 
 
@@ -118,7 +131,7 @@ def _check(plan: Plan) -> None:
     channels.load_for(plan.channel, "lambda", plan.size)
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
-            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; more ranks, or a program that goes on from a checkpoint"
+            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; use more ranks, or continue from a checkpoint"
         )
 
 
@@ -131,17 +144,17 @@ def _check_quota(stack: Stack, size: int) -> None:
         )
     if size > limit:
         raise UsageError(
-            f"{size} ranks run at the same time, and this account has {limit} concurrent executions in {stack.region}:"
-            " fewer ranks, or ask for more in Service Quotas (L-B99A9384)"
+            f"{size} ranks run at the same time, and this account is limited to {limit} concurrent executions in {stack.region}:"
+            " use fewer ranks, or request a higher limit in Service Quotas (L-B99A9384)"
         )
 
 
 def _check_budget(plan: Plan, most_usd: float, limit_s: float) -> None:
-    """Ask, or refuse, where the ranks' time alone might cost more than the budget."""
+    """Ask for consent, or refuse, if the ranks' time alone might cost more than the budget."""
     if plan.budget_usd is None or most_usd <= plan.budget_usd:
         return
     story = (
-        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s, without their messages;"
+        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s, messages not included;"
         f" the budget is {plan.budget_usd:g} USD"
     )
     fits = limit_s * plan.budget_usd / most_usd
@@ -151,12 +164,12 @@ def _check_budget(plan: Plan, most_usd: float, limit_s: float) -> None:
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
         raise UsageError("not started")
-    raise UsageError(f"{story}: --timeout {max(1, int(fits))} keeps it")
+    raise UsageError(f"{story}; --timeout {max(1, int(fits))} stays within it")
 
 
 @dataclass
 class _RankFacts:
-    """What the launcher knows of a rank."""
+    """What a rank has reported."""
 
     up: bool = False
     ended: bool = False
@@ -164,7 +177,7 @@ class _RankFacts:
 
 
 class Job:
-    """A job on the platform, from the first upload to the last word."""
+    """One job on the platform, from the first upload to the bill."""
 
     def __init__(
         self,
@@ -191,7 +204,7 @@ class Job:
             console.OUT: LineWriter(1, plan.tag_output),
             console.ERR: LineWriter(2, plan.tag_output),
         }
-        self._ear = console.InOrderReader()
+        self._reader = console.InOrderReader()
         self._waits: dict[int, dict[str, Any]] = {}  # of ranks that have waited long
         self._deadlocked_since: float | None = None
         self._failure: tuple[int, str] | None = None
@@ -207,24 +220,42 @@ class Job:
             region=plan.region,
             endpoint=plan.endpoint,
             deadlock_s=deadlock_s,
+            plugins=plugins.algorithm_modules(),
+            algorithms=plan.algorithms,
         )
 
-    # -- beginning
+    # -- starting
 
     def start(self, bundles: list[Bundle]) -> None:
-        """Send what is not there yet, lease, and start rank 0."""
-        stack, plan = self._stack, self._plan
-        site = self._send_requirements()
+        """Upload what the bucket lacks, lease queues, and invoke rank 0, which starts the others.
+
+        Every step is undone by `undo` in reverse, however the job ends.
+
+        Parameters
+        ----------
+        bundles
+            Packed programs, in the order of the plan.
+        """
         tasks = tuple(
-            Task(bundle.kind, bundle.argv, program.ranks, self._send(bundle), program.variables)
-            for bundle, program in zip(bundles, plan.programs, strict=True)
+            Task(bundle.kind, bundle.argv, program.ranks, self._upload(bundle), program.variables)
+            for bundle, program in zip(bundles, self._plan.programs, strict=True)
         )
+        site = self._upload_requirements()
         self._undo.callback(self._remove_frames)
         self._undo.callback(self._give_back)
-        services = channels.load(plan.channel).services
-        self._lease = lease = pool.take(
-            stack, self.spec.job_id, plan.size if "sqs" in services else 0, self._limit_s
-        )
+        self._take_lease()
+        event = self._event(tasks, site)
+        self._undo.callback(self._stop_if_unfinished)
+        self._record_start()
+        self._until = time.time() + self._limit_s + pool.MARGIN_S / 2
+        self._invoke(event)
+
+    def _take_lease(self) -> None:
+        """Lease a console and the queues that the channel needs; the job's settings name them."""
+        stack, plan = self._stack, self._plan
+        needs_queues = "sqs" in channels.load(plan.channel).services
+        queues = plan.size if needs_queues else 0
+        self._lease = lease = pool.take(stack, self.spec.job_id, queues, self._limit_s)
         settings = {
             "bucket": stack.bucket,
             "slots": json.dumps(lease.slots),
@@ -233,26 +264,39 @@ class Job:
         }
         self.spec = replace(self.spec, settings=settings)
         self._console = stack.console(lease.console)
-        branching = plan.branching or tree.choose(plan.size)
-        order = Invocation(
+
+    def _event(self, tasks: tuple[Task, ...], site: str | None) -> bytes:
+        """Return the payload of rank 0's invocation.
+
+        Raises
+        ------
+        UsageError
+            It is larger than an asynchronous invocation may be.
+        """
+        plan = self._plan
+        event = Invocation(
             self.spec,
             tasks,
-            self._function,
-            branching,
-            self._console,
-            plan.timeout_s,
-            plan.alias,
-            site,
-            plan.explain,
-            plan.trace is not None,
-        )
-        event = order.to_event()
+            function=self._function,
+            branching=plan.branching or tree.choose(plan.size),
+            console=self._console,
+            limit_s=plan.timeout_s,
+            alias=plan.alias,
+            site=site,
+            explain=plan.explain,
+            trace=plan.trace is not None,
+        ).to_event()
         if len(event) > MAX_EVENT_BYTES:
             raise UsageError(
-                f"what each rank must be told has {len(event):,} bytes, and an asynchronous invocation takes {MAX_EVENT_BYTES:,}:"
-                " fewer ranks, shorter arguments or variables"
+                f"the description of the job has {len(event):,} bytes, and an asynchronous"
+                f" invocation takes {MAX_EVENT_BYTES:,}:"
+                " use fewer ranks, shorter arguments or variables"
             )
-        self._undo.callback(self._stop_if_unfinished)
+        return event
+
+    def _record_start(self) -> None:
+        """Write what `smpi jobs` lists and what `smpi clean` needs to stop the job."""
+        stack, plan, now = self._stack, self._plan, time.time()
         self._put(
             "job.json",
             {
@@ -260,8 +304,8 @@ class Job:
                 "channel": plan.channel,
                 "memory_mb": self._memory,
                 "arch": stack.arch,
-                "began": time.time(),
-                "until": time.time() + self._limit_s,
+                "began": now,
+                "until": now + self._limit_s,
                 # without arguments, which may hold secrets: every job of the stack may read this
                 "program": [Path(program.argv[0]).name for program in plan.programs],
                 "version": __version__,
@@ -273,14 +317,17 @@ class Job:
                 Key=bucket.stop_for_clean_key(self.spec.job_id),
                 Body=bucket.stop_message(self.spec.job_id, self.spec.key, "smpi clean"),
             )
-        self._until = time.time() + self._limit_s + pool.MARGIN_S / 2
+
+    def _invoke(self, event: bytes) -> None:
+        """Start rank 0.  The job counts as started even if the answer is lost."""
+        stack = self._stack
         name, _, alias = self._function.partition(":")
+        qualifier = {"Qualifier": alias} if alias else {}
         with explained(f"invoke function {self._function}", stack.endpoint, stack.region):
             self._meter.count("lambda", "Invoke", nbytes=len(event), messages=1)
-            more = {"Qualifier": alias} if alias else {}
             self._invoked = True
             stack.client("lambda").invoke(
-                FunctionName=name, InvocationType="Event", Payload=event, **more
+                FunctionName=name, InvocationType="Event", Payload=event, **qualifier
             )
 
     def _key(self, name: str) -> str:
@@ -292,7 +339,7 @@ class Job:
                 Bucket=self._stack.bucket, Key=self._key(name), Body=json.dumps(facts).encode()
             )
 
-    def _send(self, bundle: Bundle) -> str | None:
+    def _upload(self, bundle: Bundle) -> str | None:
         if not bundle.files:
             return None
         if not self._has(bundle.key, bundle.etag):
@@ -319,12 +366,12 @@ class Job:
         with explained("send the program", self._stack.endpoint, self._stack.region):
             self._s3.put_object(Bucket=self._stack.bucket, Key=key, Body=data)
 
-    def _send_requirements(self) -> str | None:
+    def _upload_requirements(self) -> str | None:
         if self._plan.requirements is None:
             return None
         from serverless_mpi.deploy import requirements
 
-        wanted = requirements.ExpectedFrame.read(self._plan.requirements, self._stack)
+        wanted = requirements.Requirements.read(self._plan.requirements, self._stack)
         known = wanted.known()
         if known is not None and self._has(*known):
             return known[0]
@@ -333,17 +380,28 @@ class Job:
         self._put_zip(key, data)
         return key
 
-    # -- listening
+    # -- reading the console
 
     def watch(self) -> int:
-        """Pass on what ranks say until all have ended or one failed; then have all stop."""
+        """Write the ranks' output until all have ended or one has failed; then stop the others.
+
+        Returns
+        -------
+        int
+            Exit code of the job.
+
+        Raises
+        ------
+        Interrupted
+            A signal came.
+        """
         quiet_since = time.monotonic()
         while not all(rank.ended for rank in self._ranks) and self._failure is None:
-            words = self._listen()
-            if any(word.kind == console.UP for word in words):
+            messages = self._listen()
+            if any(message.kind == console.UP for message in messages):
                 quiet_since = time.monotonic()
-            for word in words:
-                self._take(word)
+            for message in messages:
+                self._take(message)
             if self._signals.noted:
                 raise Interrupted(self._signals.noted[0])
             if self._failure is None:
@@ -356,66 +414,70 @@ class Job:
             others = self.spec.size > 1 and self._failure[0] != EXIT_DEADLOCK
             first, *more = story.split("\n  ")
             say(first + ("; the other ranks are stopped" if others else ""), *more)
-            self._hear_out()
+            self._drain()
         for writer in self._writers.values():
             for number in range(self.spec.size):
                 writer.finish(number)
         return 0 if self._failure is None else self._failure[0]
 
-    def _hear_out(self) -> None:
-        """What ranks of a job that is over still have to say; for a moment."""
-        deadline = time.monotonic() + LAST_WORDS_S
+    def _drain(self) -> None:
+        """Read what ranks still report after the job has ended, for at most DRAIN_S."""
+        deadline = time.monotonic() + DRAIN_S
         while time.monotonic() < deadline and not all(rank.ended for rank in self._ranks):
-            for word in self._listen():
-                self._take(word)
+            for message in self._listen():
+                self._take(message)
 
     def _listen(self) -> list[console.ConsoleMessage]:
-        with explained("listen to the ranks", self._stack.endpoint, self._stack.region):
-            # one request and its answer: a signal that comes meanwhile loses no word that was deleted
+        with explained("receive messages of the ranks", self._stack.endpoint, self._stack.region):
+            # Signals are only noted meanwhile: one that raised between the receive and the delete
+            # would lose messages.
             answer = self._sqs.receive_message(
                 QueueUrl=self._console,
                 MaxNumberOfMessages=MAX_ENTRIES,
                 WaitTimeSeconds=LISTEN_S,
                 MessageAttributeNames=[FRAME],
             )
-            messages = answer.get("Messages", [])
-            self._meter.count("sqs", "ReceiveMessage", messages=len(messages))
-            words: list[console.ConsoleMessage] = []
-            for message in messages:
-                frame = message.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
-                word = console.decode(frame, self.spec.job_id, self.spec.key)
-                if word is not None:  # else it is of a job that had this console before
-                    words += self._ear.hear(word)
-            if messages:
+            received = answer.get("Messages", [])
+            self._meter.count("sqs", "ReceiveMessage", messages=len(received))
+            messages: list[console.ConsoleMessage] = []
+            for entry in received:
+                encoded = entry.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
+                message = console.decode(encoded, self.spec.job_id, self.spec.key)
+                if message is not None:  # else it is of a job that had this console before
+                    messages += self._reader.push(message)
+            if received:
                 entries = [
-                    {"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]}
-                    for n, one in enumerate(messages)
+                    {"Id": str(n), "ReceiptHandle": entry["ReceiptHandle"]}
+                    for n, entry in enumerate(received)
                 ]
                 self._meter.count("sqs", "DeleteMessageBatch")
                 self._sqs.delete_message_batch(QueueUrl=self._console, Entries=entries)
-        return words
+        return messages
 
-    def _take(self, word: console.ConsoleMessage) -> None:
-        rank = self._ranks[word.rank]
-        if word.kind == console.UP:
+    def _take(self, message: console.ConsoleMessage) -> None:
+        rank = self._ranks[message.rank]
+        if message.kind == console.UP:
             rank.up = True
-            rank.facts.update(word.facts)
-        elif word.kind == console.WAITS:
-            if word.facts:
-                self._waits[word.rank] = word.facts
+            rank.facts.update(message.facts)
+        elif message.kind == console.WAITS:
+            if message.facts:
+                self._waits[message.rank] = message.facts
             else:
-                self._waits.pop(word.rank, None)
-        elif word.kind == console.END:
+                self._waits.pop(message.rank, None)
+        elif message.kind == console.END:
             rank.up = True
             if not rank.ended:
                 rank.ended = True
-                rank.facts.update(word.facts)
-                self._writers[console.OUT].finish(word.rank)
-                self._writers[console.ERR].finish(word.rank)
-                if word.facts["code"] and self._failure is None:
-                    self._failure = (word.facts["code"], f"rank {word.rank} {word.facts['reason']}")
+                rank.facts.update(message.facts)
+                self._writers[console.OUT].finish(message.rank)
+                self._writers[console.ERR].finish(message.rank)
+                if message.facts["code"] and self._failure is None:
+                    self._failure = (
+                        message.facts["code"],
+                        f"rank {message.rank} {message.facts['reason']}",
+                    )
         else:
-            self._writers[word.kind].feed(word.rank, word.data)
+            self._writers[message.kind].feed(message.rank, message.data)
 
     def _look_for_a_deadlock(self) -> None:
         """Whether every rank that runs waits for another; what each waits in is the job's failure then.
@@ -439,12 +501,12 @@ class Job:
         self._failure = (EXIT_DEADLOCK, "\n  ".join([story, *lines, *ended]))
 
     def _look_for_the_missing(self, quiet_s: float) -> None:
-        """A rank whose parent is up and that nobody has heard of."""
+        """Fail the job if a rank whose parent is up has not reported for too long, or time is over."""
         if time.time() > self._until:
             number = next(number for number, rank in enumerate(self._ranks) if not rank.ended)
             self._failure = (
                 EXIT_TIMEOUT,
-                f"rank {number} did not tell its end in the time that a function has; `smpi logs` may",
+                f"rank {number} did not report its exit before the time limit of its function; see `smpi logs`",
             )
         if quiet_s < (APPEAR_S if self._plan.endpoint is None else EMULATOR_APPEAR_S):
             return
@@ -454,32 +516,32 @@ class Job:
             if not rank.up and (above is None or self._ranks[above].up):
                 self._failure = (
                     1,
-                    f"rank {number} never began: Lambda took its invocation {quiet_s:.0f} s ago and started no function for it;"
-                    " `smpi logs` and `smpi doctor` may tell why",
+                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago and started no function;"
+                    " see `smpi logs` and `smpi doctor`",
                 )
                 return
 
     # -- ending
 
     def _stop(self, reason: str) -> None:
-        """Have all ranks stop.  It replaces what is there: a rank's own message, or what another job put there."""
+        """Ask all ranks to stop; replace what a rank, or another job, put there."""
         message = bucket.stop_message(self.spec.job_id, self.spec.key, reason)
         try:
             self._s3.put_object(Bucket=self._stack.bucket, Key=self._key(bucket.STOP), Body=message)
         except Exception as error:  # boto3 has no common class of what a request may raise
-            say(f"the ranks could not be told to stop, and run to their limit: {error}")
+            say(f"the ranks could not be asked to stop, and run to their time limit: {error}")
 
     def _stop_if_unfinished(self) -> None:
-        """On every way out: a job that its launcher does not see to its end is stopped, and heard out for a moment."""
+        """On every way out: stop a job that has not ended, and read its last reports."""
         if all(rank.ended for rank in self._ranks) or self._failure is not None:
             return
-        self._stop("its launcher left")
+        self._stop("its launcher ended")
         if self._invoked:
             with contextlib.suppress(ChannelError, UsageError, BrokenPipeError):
-                self._hear_out()
+                self._drain()
 
     def _give_back(self) -> None:
-        """End the lease, but for the queues of ranks that may still run."""
+        """End the lease; queues of ranks that may still run stay leased until they cannot."""
         if self._lease is None:
             return
         unsure = (
@@ -496,7 +558,7 @@ class Job:
             pool.give_back(self._stack, self.spec.job_id, unsure, None if runs else LATE_S)
 
     def _remove_frames(self) -> None:
-        """Delete the job's messages that are objects; what the bucket knows of the job itself goes after a day."""
+        """Delete the job's frames in the bucket; a lifecycle rule expires its records in a day."""
         if "s3" not in channels.load(self._plan.channel).services:
             return
         with (
@@ -508,7 +570,7 @@ class Job:
     # -- the bill
 
     def save_trace(self) -> None:
-        """Make one file of what the ranks left, and remove that from the bucket."""
+        """Merge the traces of the ranks to one file, and remove them from the bucket."""
         if self._plan.trace is None:
             return
         with tempfile.TemporaryDirectory(prefix="smpirun-") as folder:
@@ -526,7 +588,7 @@ class Job:
             trace.save(Path(folder), self._plan.trace, say)
 
     def report(self, prices: metering.Prices) -> None:
-        """What it took: written to the bucket for `smpi cost`, and printed where it was asked for."""
+        """Write what the job took to the bucket, for `smpi cost`, and print it if asked for."""
         ranks, launcher = [rank.facts for rank in self._ranks], self._meter.snapshot()
         facts = {
             "ranks": ranks,

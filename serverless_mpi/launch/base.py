@@ -1,8 +1,16 @@
-"""What a launcher is: it makes a job of a plan, sees it to its end, and leaves nothing behind.
+"""The interface of a launcher: it runs a plan to its end and leaves nothing behind.
 
-A plan is what the command line says and no more; where processes or functions
-come from is the launcher's. A new platform is one file that defines a
-`Launcher` and one row in `launch/__init__.py`.
+A `Plan` is what the command line says, and nothing else.  A `Launcher` knows
+where processes or functions come from.  A new platform is one file with a
+`Launcher` and one row: in `LAUNCHERS` (launch/__init__.py), or in the entry
+points of another distribution (group `serverless_mpi.launchers`).
+
+A launcher honors a field of `Plan`, or its option is refused: `honors` is the
+list, and `check` refuses.  An option that is silently ignored is a fault.
+
+If you add a field to `Plan`, also add its option in launch/cli.py (and to
+`OPTIONS` if the two names differ), put it in `honors` of the launchers that
+read it, and give it a value in `serverless_mpi/testing/launchers.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +23,7 @@ from typing import ClassVar
 from serverless_mpi.errors import UsageError
 
 EXIT_USAGE = 2  # the command line cannot work
-EXIT_TIMEOUT = 124  # as timeout(1) says it
+EXIT_TIMEOUT = 124  # the code that timeout(1) uses
 EXIT_DEADLOCK = 125  # every rank waits, and nothing is in flight
 
 
@@ -124,15 +132,24 @@ OPTIONS = {
     "memory_mb": "--memory",
     "budget_usd": "--budget",
 }
-EVERY = frozenset({"programs", "channel"})  # fields that mean something on every platform
+COMMON_FIELDS = frozenset({"programs", "channel"})  # these have an effect on every platform
+
+
+def option_of(field_name: str) -> str:
+    """Return the option that sets this field of `Plan`."""
+    return OPTIONS.get(field_name, f"--{field_name.replace('_', '-')}")
 
 
 class Launcher(ABC):
     """Runs plans on one platform.
 
-    honors: the fields of `Plan`, beside `EVERY`, that have an effect on this
-    platform; the command line refuses the others.
-    region: the AWS region of a plan that names none.
+    Attributes
+    ----------
+    honors
+        The fields of `Plan`, besides `COMMON_FIELDS`, that have an effect on this platform.
+        The command line refuses the options of all others.
+    region
+        AWS region of a plan that names none.
     """
 
     honors: ClassVar[frozenset[str]] = frozenset()
@@ -140,36 +157,66 @@ class Launcher(ABC):
 
     @classmethod
     def check(cls, plan: Plan, platform: str) -> None:
-        """See that everything the plan asks for is done on this platform.
+        """Check that everything the plan asks for has an effect on this platform.
+
+        Parameters
+        ----------
+        plan
+            The job.
+        platform
+            Name of this launcher, for the error text.
 
         Raises
         ------
         UsageError
-            A field that it does not honor has not its default.
+            A field that this launcher does not honor differs from its default.
         """
-        for one in fields(plan):
-            if one.name in EVERY or one.name in cls.honors:
+        for entry in fields(plan):
+            if entry.name in COMMON_FIELDS or entry.name in cls.honors:
                 continue
-            default: object = cls.region if one.name == "region" else one.default
-            if one.default_factory is not MISSING:
-                default = one.default_factory()
-            if getattr(plan, one.name) != default:
-                option = OPTIONS.get(one.name, f"--{one.name.replace('_', '-')}")
-                raise UsageError(f"{option} has no effect with --platform {platform}: omit it")
+            default: object = cls.region if entry.name == "region" else entry.default
+            if entry.default_factory is not MISSING:
+                default = entry.default_factory()
+            if getattr(plan, entry.name) != default:
+                raise UsageError(
+                    f"{option_of(entry.name)} has no effect with --platform {platform}: omit it"
+                )
 
     @abstractmethod
     def run(self, plan: Plan) -> int:
-        """Run the job to its end; returns the exit code of the whole.
+        """Run the job to its end and remove everything that was made for it.
 
-        0 if every rank ended with 0, else the code of the rank that failed
-        first (128 + n if signal n ended it), or EXIT_TIMEOUT.
+        Parameters
+        ----------
+        plan
+            The job; `check` has accepted it.
+
+        Returns
+        -------
+        int
+            Exit code of smpirun: 0 if every rank ended with 0; else the exit code of the rank
+            that failed first, or 128 + N if signal N ended it; `EXIT_TIMEOUT` after
+            `timeout_s`; `EXIT_DEADLOCK` after a deadlock; 130 after Ctrl-C.
 
         Raises
         ------
         UsageError, ChannelError
-            The job could not begin. Nothing of it is left.
+            The job could not begin.
         """
 
     @abstractmethod
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
-        """Remove what dead jobs left behind; returns one line for each job: what was removed, or why it could not be."""
+        """Remove what jobs left behind whose launcher was killed (`smpirun --cleanup`).
+
+        Parameters
+        ----------
+        endpoint
+            URL of an emulator in which to look, too; None for no emulator.
+        region
+            AWS region of what is in the emulator.
+
+        Returns
+        -------
+        list of str
+            One line per job: what was removed, or why it could not be.
+        """

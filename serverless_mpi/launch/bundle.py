@@ -1,8 +1,8 @@
-"""A program's files: what goes to the platform, found by content.
+"""Bundles: the files of a program, as one zip for the platform.
 
-The folder that a program would be run in goes as one zip whose name is its SHA-256: a program that has not changed is
-not sent again, and a rank runs nothing else.  Left out is what no program imports: hidden files, byte code, virtual
-environments.
+A bundle holds the folder in which the program would run.  Its name contains its
+SHA-256: an unchanged program is not sent again, and a rank runs nothing else.
+Omitted is what no program imports: hidden files, byte code, virtual environments.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def pack(program: Program, with_requirements: bool) -> Bundle:
         folder = root if program.folder is not None else path.parent
         if folder not in (path, *path.parents):
             raise UsageError(
-                f"{name} is outside --wdir {program.folder}; the platform gets that folder's files only"
+                f"{name} is outside --wdir {program.folder}; only files of that folder are sent to the platform"
             )
         return Bundle(kinds.SCRIPT, (str(path.relative_to(folder)), *arguments), _files(folder))
     entry = _console_script(words[0])
@@ -106,7 +106,7 @@ def _without_python(program: Program) -> Program:
         return Program(tuple(rest[1:]), program.ranks, True, program.variables, program.folder)
     if rest[0].startswith("-"):
         raise UsageError(
-            f"{name} {rest[0]}: options of the interpreter are not passed on to the platform; write the program to a file"
+            f"{name} {rest[0]}: options of the interpreter are not passed on to the platform; put the program into a file"
         )
     return Program(tuple(rest), program.ranks, False, program.variables, program.folder)
 
@@ -120,7 +120,7 @@ def _module_files(module: str, root: Path, with_requirements: bool) -> dict[str,
     if top in ON_PLATFORM or top in sys.stdlib_module_names or with_requirements:
         return {}
     raise UsageError(
-        f"module {module} is neither in {root} nor on the platform; --wdir names its folder, --requirements a file that installs it"
+        f"module {module} is neither in {root} nor on the platform; name its folder with --wdir, or install it with --requirements"
     )
 
 

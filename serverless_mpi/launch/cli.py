@@ -1,7 +1,11 @@
-"""smpirun: the command line, made into a plan.
+"""The command line of smpirun: arguments become a `Plan`, which a launcher runs.
 
-Here is only what is typed: options, their defaults and what is wrong with
-them. How a job runs is the launcher's.
+Only what is typed is checked here: options, their types and their defaults.
+Whether an option has an effect on a platform is the launcher's (`Launcher.check`),
+and so is everything about how a job runs.
+
+If you add an option of a job, also add its field to `launch.base.Plan`; the head
+of that file says what else.
 """
 
 from __future__ import annotations
@@ -9,230 +13,297 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from serverless_mpi import __version__, channels, launch, plugins
 from serverless_mpi.collectives import choose
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
-from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
+from serverless_mpi.launch.base import EXIT_USAGE, Launcher, Plan, Program
 from serverless_mpi.launch.output import printable, say
 
 STATS = ("text", "json", "none")
 
 _EPILOG = """\
 examples:
-  smpirun -n 4 prog.py args            four ranks of a Python program, over an embedded AWS emulator
+  smpirun -n 4 prog.py args            4 ranks of a Python program, over an embedded AWS emulator
   smpirun -n 4 --channel direct -m pkg.module
   smpirun -n 1 master.py : -n 3 worker.py
   smpirun -n 2 ./a_program             any executable
 
-Exit code: 0 if every rank ended with 0, else that of the rank that failed
-first (128 + n if signal n ended it), 124 after --timeout, 125 after a deadlock, 2 if the command
-line cannot work. Credentials and endpoints of AWS in the environment are
-ignored; --endpoint and -x name what shall be used.
+exit code:
+  0    every rank ended with 0
+  N    exit code of the rank that failed first; 128 + S if signal S ended it
+  2    the command line is not valid
+  124  the job ran longer than --timeout
+  125  deadlock: see --deadlock
+  130  Ctrl-C
+
+A local job ignores credentials and endpoints of AWS in the environment. Use --endpoint and -x to
+name those that it needs.
 """
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see smpirun --help")
+        raise UsageError(f"{message.removeprefix('argument ')}; see smpirun --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+# -- types of options: text to value, or an error text for argparse
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
+    return int(text)
+
+
+def _amount(unit: str, *, zero: bool = False) -> Callable[[str], float]:
+    """Return a type for finite numbers above 0 of that unit; `zero` allows 0 as well."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not 0 < number < float("inf") and not (zero and number == 0):
+            least = "0 or more" if zero else "above 0"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} {least}")
+        return number
+
+    return parse
+
+
+def _variable(text: str) -> tuple[str, str | None]:
+    """Return the name and value of VAR=value; the value of VAR is None: that of the environment."""
+    name, equals, value = text.partition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not VAR or VAR=value")
+    return name, value if equals else None
+
+
+def _algorithm(text: str) -> tuple[str, str]:
+    operation, equals, name = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not OP=NAME, as in bcast=binomial")
+    return operation, name
+
+
+# -- the parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of one program's part of the command line."""
     parser = _Parser(
         prog="smpirun",
-        usage="smpirun [-n N] [options] prog.py [args ...] [: [-n N] prog.py [args ...]] ...",
-        description="Run MPI programs over queues and objects.",
+        usage="smpirun [options] [-n N] prog.py [args ...] [: [-n N] prog.py [args ...]] ...",
+        description="Run MPI programs whose messages travel through AWS queues and objects.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    each = parser.add_argument_group("of each program")
-    each.add_argument("-n", "-np", dest="ranks", metavar="N", help="number of ranks (default 1)")
-    each.add_argument(
+    _add_program_options(parser.add_argument_group("options of each program"))
+    _add_job_options(parser.add_argument_group("options of the job (before the first program)"))
+    _add_report_options(parser.add_argument_group("reports (before the first program)"))
+    _add_lambda_options(
+        parser.add_argument_group("options of --platform lambda (`smpi deploy` makes the stack)")
+    )
+    _add_other_commands(parser.add_argument_group("instead of a job"))
+    return parser
+
+
+def _add_program_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-n",
+        "-np",
+        dest="ranks",
+        metavar="N",
+        type=_positive_int,
+        default=1,
+        help="number of ranks (default 1)",
+    )
+    group.add_argument(
         "-x",
         dest="variables",
         metavar="VAR[=V]",
         action="append",
+        type=_variable,
         default=[],
-        help="give the ranks a variable; its value is yours",
+        help="export an environment variable to the ranks, with its current value unless =V is"
+        " given",
     )
-    each.add_argument("--wdir", "-wdir", dest="folder", metavar="D", help="working directory")
-    each.add_argument(
+    group.add_argument("--wdir", "-wdir", dest="folder", metavar="DIR", help="working directory")
+    group.add_argument(
         "-m",
         dest="module",
         metavar="MODULE",
         nargs=argparse.REMAINDER,
-        help="run a module, as python -m does",
+        help="run a module and its arguments, as python -m does",
     )
-    each.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    whole = parser.add_argument_group("of the job (before the first program)")
-    whole.add_argument(
+    group.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def _add_job_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--channel",
         metavar="NAME",
-        help=f"{', '.join(channels.CHANNELS)} (default {channels.DEFAULT})",
+        default=channels.DEFAULT,
+        help=f"how messages travel: {', '.join(channels.CHANNELS)} (default {channels.DEFAULT})",
     )
-    whole.add_argument(
+    group.add_argument(
         "--platform",
         metavar="NAME",
-        help=f"{', '.join(launch.LAUNCHERS)} (default {launch.DEFAULT})",
+        default=launch.DEFAULT,
+        help=f"where ranks run: {', '.join(launch.LAUNCHERS)} (default {launch.DEFAULT})",
     )
-    whole.add_argument("--endpoint", metavar="URL", help="an AWS emulator that runs already")
-    whole.add_argument(
-        "--port", metavar="P", help="port of the emulator that is started (default: a free one)"
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="use a running AWS emulator; by default smpirun starts one if the channel needs it",
     )
-    whole.add_argument(
+    group.add_argument(
+        "--port",
+        metavar="P",
+        type=_port,
+        help="port of the emulator that smpirun starts (default: a free one)",
+    )
+    group.add_argument(
         "--host",
         metavar="ADDR",
-        help="channel direct: the address to listen on by TCP (default: Unix sockets of this machine)",
+        help="channel direct: listen on this address by TCP (default: Unix sockets)",
     )
-    whole.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
-    whole.add_argument(
-        "--no-alias", action="store_true", help="`from mpi4py import MPI` means the real mpi4py"
+    group.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
+    group.add_argument(
+        "--no-alias",
+        action="store_true",
+        help="let `from mpi4py import MPI` find the real mpi4py instead of this package",
     )
-    whole.add_argument(
+    group.add_argument(
+        "--branching",
+        metavar="B",
+        type=_positive_int,
+        help="start ranks as a tree: each rank starts B others (default: the launcher starts all;"
+        " on lambda a tree whose B depends on -n)",
+    )
+    group.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_amount("seconds"),
+        help="stop the job after S seconds, with exit code 124",
+    )
+    group.add_argument(
+        "--deadlock",
+        metavar="S",
+        type=_amount("seconds", zero=True),
+        default=60.0,
+        help="stop the job with exit code 125 when every rank has waited for S seconds and no"
+        " message is in flight, and print where each waits (default 60; 0: never)",
+    )
+    group.add_argument(
+        "--algorithm",
+        dest="algorithms",
+        metavar="OP=NAME",
+        action="append",
+        type=_algorithm,
+        default=[],
+        help="use this algorithm for a collective wherever it can serve the call, as in"
+        " bcast=binomial",
+    )
+
+
+def _add_report_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--tag-output",
         "-l",
         action="store_true",
         help="begin each line of output with its rank: [3] ...",
     )
-    whole.add_argument(
-        "--branching",
-        metavar="B",
-        help="start ranks as a tree: each starts B others when it begins (default: none; on lambda chosen from -n)",
-    )
-    whole.add_argument(
-        "--timeout", metavar="S", help="stop the job after S seconds, with exit code 124"
-    )
-    whole.add_argument(
-        "--deadlock",
-        metavar="S",
-        help="when every rank has waited for S seconds and nothing is in flight, say where, and end with exit code 125"
-        " (default 60; 0: never)",
-    )
-    whole.add_argument(
+    group.add_argument(
         "--stats",
         metavar="|".join(STATS),
-        help="requests, bytes and dollars at the end: a table on stderr, or one line of JSON, the last of stdout"
-        " (default: text where stderr is a terminal, else none)",
+        choices=STATS,
+        help="print requests, bytes and dollars at the end: a table on standard error, or one line"
+        " of JSON, the last of standard output (default: text if standard error is a terminal,"
+        " else none)",
     )
-    whole.add_argument(
-        "--prices", metavar="FILE", help="a price table like the package's prices.json"
+    group.add_argument(
+        "--prices", metavar="FILE", help="price table in the format of the package's prices.json"
     )
-    cloud = parser.add_argument_group(
-        "of the job, with --platform lambda (`smpi deploy` makes the stack)"
-    )
-    cloud.add_argument("--stack", metavar="NAME", help="the deployed stack (default smpi)")
-    cloud.add_argument(
-        "--memory",
-        metavar="MB",
-        help="memory of each rank: one of the sizes that were deployed (default: the least)",
-    )
-    cloud.add_argument(
-        "--budget",
-        metavar="USD",
-        help="ask, or refuse, before a job that might cost more is started",
-    )
-    cloud.add_argument(
-        "--requirements",
-        metavar="FILE",
-        help="what the program imports beside numpy, as pip reads it; wheels only",
-    )
-    whole.add_argument(
+    group.add_argument(
         "--explain",
         action="store_true",
-        help="say at the end which algorithm each collective took, and its cost",
+        help="print at the end which algorithm each collective used, and what it cost",
     )
-    whole.add_argument(
-        "--algorithm",
-        dest="algorithms",
-        metavar="OP=NAME",
-        action="append",
-        default=[],
-        help="use this algorithm for a collective where it can serve the call, as in: bcast=binomial",
-    )
-    whole.add_argument(
-        "--simulate",
-        action="store_true",
-        help="no job: what collectives of N ranks take, as in: --simulate -n 1000 allreduce:8MB barrier",
-    )
-    whole.add_argument("--latency", metavar="NAME", help="with --simulate: aws (default), emulator")
-    whole.add_argument(
+    group.add_argument(
         "--trace",
         metavar="FILE",
         help="write what each rank did when, for Perfetto or chrome://tracing",
     )
-    whole.add_argument(
+
+
+def _add_lambda_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--stack", metavar="NAME", default="smpi", help="deployed stack (default smpi)"
+    )
+    group.add_argument(
+        "--memory",
+        metavar="MB",
+        type=_positive_int,
+        help="memory of each rank, one of the deployed sizes (default: the smallest)",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="USD",
+        type=_amount("dollars"),
+        help="ask before starting a job that might cost more; refuse it if there is no terminal",
+    )
+    group.add_argument(
+        "--requirements",
+        metavar="FILE",
+        help="packages that the program imports besides numpy, in pip's format; wheels only",
+    )
+
+
+def _add_other_commands(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--simulate",
+        action="store_true",
+        help="print what collectives of N ranks cost, without running them:"
+        " --simulate -n 1000 allreduce:8MB barrier",
+    )
+    group.add_argument(
+        "--latency",
+        metavar="NAME",
+        default="aws",
+        help="with --simulate: figures of aws (default) or emulator",
+    )
+    group.add_argument(
         "--cleanup",
         action="store_true",
-        help="remove what dead jobs left behind (with --endpoint: all that no job of yours uses there), and end",
+        help="remove what jobs left behind whose smpirun was killed (with --endpoint: also"
+        " everything there that no running job of yours uses)",
     )
-    return parser
 
+
+# -- from arguments to a plan
 
 _OF_EACH = {"ranks", "variables", "folder", "module", "program"}
 
 
-def _number(text: str, option: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"{option} {text}: not a whole number") from None
-
-
-def _above_0(text: str, option: str, unit: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 < number < float("inf"):
-        raise UsageError(f"{option} {text}: not a number of {unit} above 0")
-    return number
-
-
-def _algorithms(given: Sequence[str]) -> dict[str, str]:
-    """Return operation -> name of its algorithm; extensions are registered first."""
-    plugins.import_algorithms(plugins.algorithm_modules())
-    chosen = {}
-    for text in given:
-        operation, equals, name = text.partition("=")
-        if not equals:
-            raise UsageError(f"--algorithm {text}: it takes OP=NAME, as in bcast=binomial")
-        chosen[operation] = name
-    choose.forced(chosen)
-    return chosen
-
-
-def _program(options: argparse.Namespace, environ: Mapping[str, str]) -> Program:
-    ranks = 1 if options.ranks is None else _number(options.ranks, "-n")
-    if ranks < 1:
-        raise UsageError(f"-n {ranks}: a job needs at least 1 rank")
-    variables = {}
-    for given in options.variables:
-        name, equals, value = given.partition("=")
-        if not name:
-            raise UsageError(f"-x {given}: it takes VAR or VAR=value")
-        if not equals and name not in environ:
-            raise UsageError(
-                f"-x {name}: no such variable in the environment; -x {name}=value gives it one"
-            )
-        variables[name] = value if equals else environ[name]
-    argv = tuple(options.program if options.module is None else options.module)
-    if not argv:
-        what = "a program" if options.module is None else "the name of a module after -m"
-        raise UsageError(f"the command line lacks {what}, as in: smpirun -n 4 prog.py")
-    return Program(argv, ranks, options.module is not None, variables, options.folder)
-
-
-def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, str]:
-    """The job that `arguments` ask for, and the platform it is to run on.
+def _parse(arguments: Sequence[str]) -> list[argparse.Namespace]:
+    """Return the options of each program; the first has those of the job.
 
     Raises
     ------
     UsageError
-        They ask for none that could run.
+        An option is not valid, or one of the job comes after the first program.
     """
     segments: list[list[str]] = [[]]
     for argument in arguments:
@@ -240,93 +311,135 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
             segments.append([])
         else:
             segments[-1].append(argument)
-    parser = _parser()
+    parser = build_parser()
     parsed = [parser.parse_args(segment) for segment in segments]
-    job = parsed[0]
     for later in parsed[1:]:
         for name, value in vars(later).items():
-            if name not in _OF_EACH and value:
+            if name not in _OF_EACH and value != parser.get_default(name):
                 raise UsageError(
-                    f"--{name.replace('_', '-')} is of the whole job: put it before the first program"
+                    f"--{name.replace('_', '-')} applies to the whole job:"
+                    " put it before the first program"
                 )
-    channel = job.channel or channels.DEFAULT
-    channels.load(channel)
-    platform = job.platform or launch.DEFAULT
-    launcher = launch.load(platform)
-    quiet = "stats" not in launcher.honors or sys.stderr is None or not sys.stderr.isatty()
-    stats = job.stats or ("none" if quiet else "text")
-    if stats not in STATS:
-        raise UsageError(f"--stats {stats}: known are {', '.join(STATS)}")
-    timeout = None if job.timeout is None else _above_0(job.timeout, "--timeout", "seconds")
-    deadlock = (
-        60.0
-        if job.deadlock is None
-        else 0.0
-        if job.deadlock == "0"
-        else _above_0(job.deadlock, "--deadlock", "seconds")
-    )
-    branching = None if job.branching is None else _number(job.branching, "--branching")
-    if branching is not None and branching < 1:
-        raise UsageError(f"--branching {branching}: a rank starts at least 1 other")
-    port = None if job.port is None else _number(job.port, "--port")
-    if port is not None and not 0 < port < 1 << 16:
-        raise UsageError(f"--port {port}: a port is in 1..65535")
+    return parsed
+
+
+def _algorithms(choices: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return operation -> name of its algorithm; extensions are registered first."""
+    plugins.import_algorithms(plugins.algorithm_modules())
+    algorithms = dict(choices)
+    choose.forced(algorithms)  # raises for an unknown name
+    return algorithms
+
+
+def _program(options: argparse.Namespace, environ: Mapping[str, str]) -> Program:
+    variables = {}
+    for name, value in options.variables:
+        if value is None and name not in environ:
+            raise UsageError(
+                f"-x {name}: the environment has no such variable; -x {name}=value sets one"
+            )
+        variables[name] = environ[name] if value is None else value
+    argv = tuple(options.program if options.module is None else options.module)
+    if not argv:
+        missing = "a program" if options.module is None else "the name of a module after -m"
+        raise UsageError(f"the command line lacks {missing}, as in: smpirun -n 4 prog.py")
+    return Program(argv, options.ranks, options.module is not None, variables, options.folder)
+
+
+def _stats(asked: str | None, launcher: type[Launcher]) -> str:
+    """Return how to print statistics; a table by default if a person reads standard error."""
+    if asked is not None:
+        return asked
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return "text" if is_terminal and "stats" in launcher.honors else "none"
+
+
+def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, str]:
+    """Return the job that a command line asks for, and the name of its platform.
+
+    Parameters
+    ----------
+    arguments
+        Of smpirun, without its name.
+    environ
+        Values of the variables that -x exports.
+
+    Raises
+    ------
+    UsageError
+        The command line is not valid, or asks for something that has no effect on the platform.
+    """
+    parsed = _parse(arguments)
+    job = parsed[0]
+    channels.load(job.channel)
+    launcher = launch.load(job.platform)
     made = Plan(
         tuple(_program(options, environ) for options in parsed),
-        channel,
+        job.channel,
         endpoint=job.endpoint,
-        port=port,
+        port=job.port,
         host=job.host,
-        algorithms=_algorithms(job.algorithms),
         region=job.region or launcher.region,
         alias=not job.no_alias,
         tag_output=job.tag_output,
-        timeout_s=timeout,
-        deadlock_s=deadlock,
-        stats=stats,
+        timeout_s=job.timeout,
+        deadlock_s=job.deadlock,
+        stats=_stats(job.stats, launcher),
         prices=job.prices,
         explain=job.explain,
+        algorithms=_algorithms(job.algorithms),
         trace=job.trace,
-        stack=job.stack or "smpi",
-        memory_mb=None if job.memory is None else _number(job.memory, "--memory"),
-        branching=branching,
-        budget_usd=None if job.budget is None else _above_0(job.budget, "--budget", "dollars"),
+        stack=job.stack,
+        memory_mb=job.memory,
+        branching=job.branching,
+        budget_usd=job.budget,
         requirements=job.requirements,
     )
-    launcher.check(made, platform)
-    return made, platform
+    launcher.check(made, job.platform)
+    return made, job.platform
+
+
+# -- what is run
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from serverless_mpi import explain, metering
+    from serverless_mpi import explain, metering  # a job does not need the simulation
 
     prices = metering.Prices.load(options.prices)
-    ranks = 1 if options.ranks is None else _number(options.ranks, "-n")
-    if ranks < 1:
-        raise UsageError(f"-n {ranks}: a job needs at least 1 rank")
-    channel, latency = options.channel or channels.DEFAULT, options.latency or "aws"
     algorithms = choose.forced(_algorithms(options.algorithms))
     region = options.region or "us-east-1"
     for line in explain.simulate(
-        options.program, ranks, channel, latency, region, prices, algorithms
+        options.program, options.ranks, options.channel, options.latency, region, prices, algorithms
     ):
         print(line, flush=True)
     return 0
 
 
+def _cleanup(options: argparse.Namespace) -> int:
+    launcher = launch.load(options.platform)()
+    for line in launcher.cleanup(options.endpoint, options.region or "us-east-1"):
+        print(printable(f"smpirun: {line}"))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run smpirun; returns the exit code."""
+    """Run smpirun.
+
+    Parameters
+    ----------
+    arguments
+        Command line; that of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code, as `smpirun --help` lists them.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        first = arguments[: arguments.index(":")] if ":" in arguments else arguments
-        options = _parser().parse_args(first)
+        options = _parse(arguments)[0]
         if options.cleanup:
-            platform = options.platform or launch.DEFAULT
-            for line in launch.load(platform)().cleanup(
-                options.endpoint, options.region or "us-east-1"
-            ):
-                print(printable(f"smpirun: {line}"))
-            return 0
+            return _cleanup(options)
         if options.simulate:
             return _simulate(options)
         made, platform = plan(arguments, os.environ)

@@ -1,7 +1,16 @@
-"""What ranks say to their launcher: they are up, what they print, that they have waited long, how they ended.
+"""Console messages: what ranks of platform lambda report to their launcher.
 
-A word is a message of a queue: a tag made with the job's key, a head in JSON, the bytes that were printed.  Queues
-reorder and duplicate; each rank numbers its words, and the launcher hears them in order, once.
+A rank reports that it is up, what its program prints, that it has waited long,
+and how it ended.  Each report is one message of an SQS queue, the job's console:
+
+    tag (made with the job's key) | head: one line of JSON | bytes that were printed
+
+The queue reorders and duplicates messages.  So each rank numbers its messages
+from 0, and `InOrderReader` yields them in order, each once.  A console serves
+one job after the other: a message of an earlier job fails its tag and is dropped.
+
+The number -1 is outside the order: it marks an END that the platform reports
+for a rank that could not (`handler.report`).
 """
 
 from __future__ import annotations
@@ -18,10 +27,20 @@ UP, OUT, ERR, WAITS, END = "up", "out", "err", "waits", "end"
 
 @dataclass(frozen=True)
 class ConsoleMessage:
-    """One thing a rank says.
+    """One report of a rank.
 
-    rank, seq: who says it, and its number from 0; kind: UP, OUT, ERR, WAITS or END; data: what was printed;
-    facts: of UP, WAITS and END.
+    Attributes
+    ----------
+    rank
+        The rank that reports.
+    seq
+        Number of the message, from 0; -1 if the platform reports for the rank.
+    kind
+        UP, OUT, ERR, WAITS or END.
+    data
+        Of OUT and ERR: the bytes that were printed.
+    facts
+        Of UP, WAITS and END: JSON values.
     """
 
     rank: int
@@ -31,18 +50,43 @@ class ConsoleMessage:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def encode(word: ConsoleMessage, job_id: str, key: bytes) -> bytes:
-    """The message."""
-    head = json.dumps(
-        {"job": job_id, "rank": word.rank, "seq": word.seq, "kind": word.kind, "facts": word.facts}
-    ).encode()
-    body = head + b"\n" + word.data
+def encode(message: ConsoleMessage, job_id: str, key: bytes) -> bytes:
+    """Return the bytes of a message.
+
+    Parameters
+    ----------
+    message
+        What a rank reports.
+    job_id, key
+        Of the job; see `JobSpec`.
+    """
+    head = {
+        "job": job_id,
+        "rank": message.rank,
+        "seq": message.seq,
+        "kind": message.kind,
+        "facts": message.facts,
+    }
+    body = json.dumps(head).encode() + b"\n" + message.data
     return make(key, Purpose.CONSOLE, body) + body
 
 
-def decode(message: bytes, job_id: str, key: bytes) -> ConsoleMessage | None:
-    """The word in a message, or None: it is of another job, not made with the job's key, or not a word."""
-    tag, body = message[:TAG_BYTES], message[TAG_BYTES:]
+def decode(encoded: bytes, job_id: str, key: bytes) -> ConsoleMessage | None:
+    """Return the message in bytes that `encode` made.
+
+    Parameters
+    ----------
+    encoded
+        Bytes from the queue, which others may write to.
+    job_id, key
+        Of the job; see `JobSpec`.
+
+    Returns
+    -------
+    ConsoleMessage or None
+        None for a message of another job, one without the job's tag, or a damaged one.
+    """
+    tag, body = encoded[:TAG_BYTES], encoded[TAG_BYTES:]
     if not same(tag, make(key, Purpose.CONSOLE, body)):
         return None
     line, _, data = body.partition(b"\n")
@@ -52,30 +96,36 @@ def decode(message: bytes, job_id: str, key: bytes) -> ConsoleMessage | None:
         rank, seq = head["rank"], head["seq"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    good = isinstance(rank, int) and isinstance(seq, int) and isinstance(facts, dict)
-    if not good or job != job_id or kind not in (UP, OUT, ERR, WAITS, END):
+    has_types = isinstance(rank, int) and isinstance(seq, int) and isinstance(facts, dict)
+    if not has_types or job != job_id or kind not in (UP, OUT, ERR, WAITS, END):
         return None
     return ConsoleMessage(rank, seq, kind, data, facts)
 
 
 class InOrderReader:
-    """Puts words in order.  A rank's END that the platform itself reports (seq -1) stands outside the order."""
+    """Restores the order of each rank's messages and drops duplicates."""
 
     def __init__(self) -> None:
-        self._next: dict[int, int] = {}
-        self._early: dict[int, dict[int, ConsoleMessage]] = {}
-        self._reported: set[int] = set()
+        self._next_seq: dict[int, int] = {}  # by rank
+        self._early: dict[int, dict[int, ConsoleMessage]] = {}  # by rank and number
+        self._reported: set[int] = set()  # ranks for which the platform has reported
 
-    def hear(self, word: ConsoleMessage) -> Iterator[ConsoleMessage]:
-        """The words that may be heard now, in order; nothing for one that was heard before."""
-        if word.seq < 0:
-            if word.rank not in self._reported:
-                self._reported.add(word.rank)
-                yield word
+    def push(self, message: ConsoleMessage) -> Iterator[ConsoleMessage]:
+        """Yield the messages that are next in order now that this one has arrived.
+
+        Parameters
+        ----------
+        message
+            As it came from the queue.  One that came before yields nothing.
+        """
+        if message.seq < 0:
+            if message.rank not in self._reported:
+                self._reported.add(message.rank)
+                yield message
             return
-        early = self._early.setdefault(word.rank, {})
-        if word.seq >= self._next.get(word.rank, 0):
-            early[word.seq] = word
-        while (number := self._next.get(word.rank, 0)) in early:
-            self._next[word.rank] = number + 1
-            yield early.pop(number)
+        early = self._early.setdefault(message.rank, {})
+        if message.seq >= self._next_seq.get(message.rank, 0):
+            early[message.seq] = message
+        while (seq := self._next_seq.get(message.rank, 0)) in early:
+            self._next_seq[message.rank] = seq + 1
+            yield early.pop(seq)

@@ -71,7 +71,7 @@ def _listen(port: int) -> socket.socket:
             "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         )
         raise UsageError(
-            f"port {port} of {HOST} {what}; name another, or omit --port to have a free one found"
+            f"port {port} of {HOST} {what}; use another port, or omit --port for a free one"
         ) from error
 
 
@@ -102,11 +102,11 @@ def check_endpoint(url: str) -> None:
     except ValueError:
         parts, port = urlsplit(""), 0
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"endpoint {url!r} is not a URL; it looks like http://127.0.0.1:4566")
+        raise UsageError(f"endpoint {url!r} is not a URL such as http://127.0.0.1:4566")
     if not _answers(parts.hostname, port, "/", ENDPOINT_S, parts.scheme == "https"):
         raise UsageError(
             f"endpoint {url} does not answer (tried for at most {ENDPOINT_S:.0f} s);"
-            " start it, or omit --endpoint to have an emulator started"
+            " start it, or omit --endpoint: smpirun then starts an emulator"
         )
 
 
@@ -161,7 +161,7 @@ class Emulator:
             It ended at once, or did not answer within START_S.
         """
         if not all(map(importlib.util.find_spec, ("ministack", "uvicorn", "httptools"))):
-            raise UsageError(f"emulator not installed: {INSTALL}")
+            raise UsageError(f"the AWS emulator is not installed: {INSTALL}")
         self._listener = _listen(self._port or 0)
         try:
             port = self._listener.getsockname()[1]

@@ -1,8 +1,21 @@
-"""The function: an event becomes a JobSpec, the rank starts its children, and its program runs as it would locally.
+"""The function of platform lambda: runs one rank for one event.
 
-A rank is what claims its number first: the claim is a conditional PUT, so a second delivery of the same event, and a
-retry, finds it and leaves.  How a rank ended is told to the launcher, and a failure to all other ranks, by an object
-that whoever fails first makes and everybody looks at.  Nothing here imports boto3.
+An event becomes an `Invocation`.  The rank starts its children in the tree,
+runs its program in a child process, passes its output on to the console, and
+reports how it ended.
+
+- A rank is run once.  Lambda may deliver an event twice and retries failed ones,
+  so each invocation first claims its rank by a conditional PUT; one that finds
+  the claim returns.
+- A job ends together.  The first rank that fails puts an object (`bucket.STOP`)
+  in the bucket; every rank looks for it.  A rank that starts late and finds it
+  must not run: its queue may already belong to another job.
+- A rank reports before the platform can stop it: LAST_S before the time limit,
+  and below the memory limit, above which the whole function would be killed.
+- What the rank cannot report, `report` does: the platform calls it for failed
+  invocations.
+
+Nothing here imports boto3: every cold start would pay for it.
 """
 
 from __future__ import annotations
@@ -26,8 +39,9 @@ from serverless_mpi.aws.functions import Functions
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sqs import Sqs
+from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
-from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
+from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_TIMEOUT
 from serverless_mpi.launch.invocation import Invocation
@@ -35,26 +49,25 @@ from serverless_mpi.launch.sandbox import Child, unpack
 from serverless_mpi.metering import Meter
 from serverless_mpi.stack import bucket
 
-TURN_S = 0.1  # how often memory is looked at
-LISTEN_S = 2.0  # between two looks for the job's end: a GET each, 0.02 cents a rank and hour
-SPEAK_S = 0.25  # the first pause between two words of output; it doubles to SPEAK_MOST_S while the program keeps printing
-SPEAK_MOST_S = 4.0
-WORD_BYTES = (
-    128 << 10
-)  # of output in a word; two billed chunks, and half of what the emulator's queues take
-LOGGED_BYTES = (
-    1 << 20
-)  # of a rank's output that goes to the function's log too, which costs 0.50 USD a GB
-LAST_S = 4.0  # before the platform's limit: time to stop the program, and to tell
-WAITS_TOLD, WAIT_CHARS = 16, 300  # of a report of waits: threads, and characters of each
-MEMORY_SHARE = 0.97  # of the function's memory: a program above it would be killed, with the function, by the platform
-EXIT_MEMORY = 137  # as a process that the kernel killed
+TURN_S = 0.1  # seconds between two looks at the program's memory
+LISTEN_S = 2.0  # seconds between two looks for the job's end: one GET, 0.02 cents per rank and hour
+# The first pause between two messages of output; it doubles up to the second figure while the
+# program keeps printing.
+SPEAK_S, SPEAK_MOST_S = 0.25, 4.0
+# Output of one message: two billed chunks, and half of what the emulator's queues accept.
+MESSAGE_BYTES = 128 << 10
+# Output of a rank that also goes to the function's log, which costs 0.50 USD per GB.
+LOGGED_BYTES = 1 << 20
+LAST_S = 4.0  # before the platform's time limit: to stop the program and to report
+REPORTED_WAITS, WAIT_CHARS = 16, 300  # of a report of waits: threads, and characters of each
+MEMORY_SHARE = 0.97  # of the function's memory; above it the platform kills the whole function
+EXIT_MEMORY = 137  # the code of a process that the kernel killed
 
 _cold = True
 
 
 def preload() -> None:
-    """Import what every rank needs; done once, when an environment begins (and kept in its snapshot)."""
+    """Import what every rank needs, once per environment (or once per snapshot of SnapStart)."""
     import numpy  # noqa: F401
 
     import serverless_mpi.MPI  # noqa: F401
@@ -63,7 +76,25 @@ def preload() -> None:
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
-    """What the platform calls.  Returns facts that hold no secret; raises only where nobody could be told."""
+    """Run a rank, or answer a ping of `smpi doctor`; the platform calls this.
+
+    Parameters
+    ----------
+    event
+        What `Invocation.to_event` wrote, or `{"ping": ...}`.
+    context
+        Of the AWS Lambda runtime: time and memory limits.
+
+    Returns
+    -------
+    dict
+        Facts without secrets, which the platform may log.
+
+    Raises
+    ------
+    JobError
+        The event is not valid.  Other failures are reported to the launcher.
+    """
     global _cold
     cold, _cold = _cold, False
     if isinstance(event, Mapping) and "ping" in event:
@@ -91,9 +122,9 @@ def _about() -> dict[str, Any]:
 class Rank:
     """One rank's invocation."""
 
-    def __init__(self, order: Invocation, context: Any, cold: bool) -> None:
-        spec = order.spec
-        self._order = order
+    def __init__(self, invocation: Invocation, context: Any, cold: bool) -> None:
+        spec = invocation.spec
+        self._invocation = invocation
         self._began = time.monotonic()
         begun_for_this = (
             cold and os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") == "on-demand"
@@ -112,16 +143,16 @@ class Rank:
         self._sqs = Sqs(self._clients[1])
         self._functions = Functions(self._clients[2])
         self._seq = 0
-        self._said: list[
+        self._unsent: list[
             tuple[str, bytearray]
-        ] = []  # output that the launcher has not been told yet
+        ] = []  # output that has not been sent to the launcher
         self._logged = 0
         self._last_words = b""
-        self._waits: dict[str, Any] | None = None  # as the launcher was told last
+        self._waits: dict[str, Any] | None = None  # as last sent to the launcher
 
     def run(self) -> dict[str, Any]:
-        """From the claim to the end."""
-        spec = self._order.spec
+        """Claim the rank, run it, report how it ended; return facts for the platform."""
+        spec = self._invocation.spec
         try:
             if not self._s3.create(self._key(f"{bucket.RANK}{spec.rank}"), self._claim()):
                 return {"rank": spec.rank, "claimed": False}
@@ -142,40 +173,40 @@ class Rank:
 
     def _begin(self, folder: Path) -> tuple[int, str]:
         stopped = self._stopped()
-        if (
-            stopped is not None
-        ):  # a rank that begins late must not take the messages of who has its queue next
-            return 0, f"began when the job was over: {stopped}"
+        if stopped is not None:  # its queue may already belong to another job
+            return 0, f"started after the job had ended: {stopped}"
         self._start_children()
-        self._speak(console.UP, {"cold": self._cold, "init_s": self._init_s})
+        self._send_message(console.UP, {"cold": self._cold, "init_s": self._init_s})
         return self._run_program(folder)
 
     def _key(self, name: str) -> str:
-        return bucket.job_key(self._order.spec.job_id, name)
+        return bucket.job_key(self._invocation.spec.job_id, name)
 
     def _claim(self) -> bytes:
         return json.dumps({"claim": secrets.token_hex(8), "since": time.time()}).encode()
 
     def _start_children(self) -> None:
-        spec = self._order.spec
-        for child in tree.children(spec.rank, spec.size, self._order.branching):
-            self._functions.start(self._order.function, self._order.for_rank(child).to_event())
+        spec = self._invocation.spec
+        for child in tree.children(spec.rank, spec.size, self._invocation.branching):
+            self._functions.start(
+                self._invocation.function, self._invocation.for_rank(child).to_event()
+            )
 
     # -- the program
 
     def _run_program(self, folder: Path) -> tuple[int, str]:
-        """Its exit code, and why if it is not 0."""
+        """Return the program's exit code, and the reason if it is not 0."""
         work = folder / "program"
         work.mkdir()
-        task = self._order.task
+        task = self._invocation.task
         if task.bundle is not None:
             unpack(self._fetch(task.bundle, bucket.PROGRAM_BYTES), work, bucket.PROGRAM_BYTES)
         paths = []
-        if self._order.site is not None:
+        if self._invocation.site is not None:
             # anew for every rank: what an earlier program could write to is not imported from
             site = folder / "site"
             site.mkdir()
-            unpack(self._fetch(self._order.site, bucket.SITE_BYTES), site, bucket.SITE_BYTES)
+            unpack(self._fetch(self._invocation.site, bucket.SITE_BYTES), site, bucket.SITE_BYTES)
             paths.append(str(site))
         paths += [
             entry for entry in sys.path if entry and Path(entry).is_dir()
@@ -187,7 +218,7 @@ class Rank:
             work,
             paths,
             self._variables(folder),
-            f"{self._order.spec.job_id}.{self._order.spec.rank}",
+            f"{self._invocation.spec.job_id}.{self._invocation.spec.rank}",
         )
         own = _resident_bytes()
         try:
@@ -201,19 +232,19 @@ class Rank:
     def _variables(self, folder: Path) -> dict[str, str]:
         from dataclasses import replace
 
-        spec = replace(self._order.spec, stats_dir=str(folder / "stats"))
-        asked = {ENV_EXPLAIN: self._order.explain, ENV_TRACE: self._order.trace}
+        spec = replace(self._invocation.spec, stats_dir=str(folder / "stats"))
+        asked = {ENV_EXPLAIN: self._invocation.explain, ENV_TRACE: self._invocation.trace}
         return {
             "TMPDIR": str(folder),
             "HOME": str(folder),
             **{name: "1" for name, on in asked.items() if on},
-            **self._order.task.variables,
+            **self._invocation.task.variables,
             **spec.to_env(),
-            "SMPI_ALIAS": "1" if self._order.alias else "0",
+            ENV_ALIAS: "1" if self._invocation.alias else "0",
         }
 
     def _fetch(self, key: str, most_bytes: int) -> memoryview:
-        """A zip, if it is the one that the launcher sent; most_bytes: it may have unpacked."""
+        """Fetch a zip and check that it is the one the launcher sent; most_bytes: unpacked."""
         most_bytes += most_bytes // 8  # what does not compress grows a little
         found = self._s3.get(key, 0, most_bytes)
         if found is None:
@@ -229,9 +260,10 @@ class Rank:
         return data
 
     def _watch(self, child: Child, own: int, stats: Path) -> tuple[int, str] | None:
-        """Exit code and reason where the program is to be ended, None once it has ended.
+        """Watch the program until it ends (None) or must be ended (exit code and reason).
 
-        own: bytes of the function itself; stats: the folder in which the program's MPI reports.
+        own: bytes of memory of the function itself; stats: folder in which the program's MPI
+        reports.
         """
         listen, pause = time.monotonic() + LISTEN_S, SPEAK_S
         speak = time.monotonic() + pause
@@ -239,10 +271,10 @@ class Rank:
             child.turn(TURN_S, self._take)
             now = time.monotonic()
             if now >= speak:
-                pause = min(2 * pause, SPEAK_MOST_S) if self._said else SPEAK_S
+                pause = min(2 * pause, SPEAK_MOST_S) if self._unsent else SPEAK_S
                 self._flush()
                 speak = now + pause
-            self._tell_waits(stats)
+            self._pass_on_waits(stats)
             if now >= listen:
                 if (reason := self._stopped()) is not None:
                     return 0, f"stopped: {reason}"
@@ -250,54 +282,57 @@ class Rank:
             if child.peak_bytes + own > MEMORY_SHARE * self._memory and child.code is None:
                 return EXIT_MEMORY, (
                     f"out of memory: the program used {child.peak_bytes >> 20} MB of the function's {self._memory >> 20} MB"
-                    " (the rest is the function's own); smpi deploy --memory makes larger ones"
+                    " (the rest is the function's own); deploy larger functions with smpi deploy --memory"
                 )
-            if self._order.limit_s is not None and now - self._began > self._order.limit_s:
-                return EXIT_TIMEOUT, f"ran longer than --timeout {self._order.limit_s:g} s"
+            if (
+                self._invocation.limit_s is not None
+                and now - self._began > self._invocation.limit_s
+            ):
+                return EXIT_TIMEOUT, f"ran longer than --timeout {self._invocation.limit_s:g} s"
             if now > self._limit - LAST_S:
                 return (
                     EXIT_TIMEOUT,
-                    f"time-out: the function's time is over after {self._limit - self._began:.0f} s",
+                    f"time-out: the function reached its limit after {self._limit - self._began:.0f} s",
                 )
         return None
 
     def _ended(self, child: Child, own: int) -> tuple[int, str]:
-        """The same of a program that has ended; all that it said has been taken, which may have come after its end was seen."""
+        """Return exit code and reason of a program that has exited; call it after `child.stop`."""
         assert child.code is not None
         if child.code == 0:
             return 0, ""
         if child.code == EXIT_MEMORY and child.peak_bytes + own > self._memory // 2:
             return (
                 EXIT_MEMORY,
-                f"was killed, perhaps for want of memory: it used {child.peak_bytes >> 20} MB of {self._memory >> 20} MB",
+                f"was killed, perhaps because memory ran out: it used {child.peak_bytes >> 20} MB of {self._memory >> 20} MB",
             )
         if child.code > 128:
             return child.code, f"was killed by signal {child.code - 128}"
         return child.code, f"ended with exit code {child.code}{self._hint()}"
 
     def _stopped(self) -> str | None:
-        """Why the job is over, or None while it is not."""
-        spec = self._order.spec
+        """Return why the job has ended, or None while it runs."""
+        spec = self._invocation.spec
         found = self._s3.get(self._key(bucket.STOP), 0, bucket.STOP_BYTES)
         return None if found is None else bucket.stop_reason(found[0], spec.job_id, spec.key)
 
     def _hint(self) -> str:
-        """What would help a program that does not import."""
+        """Return a remedy if the program ended at an import."""
         last = self._last_words.decode(errors="replace").strip().rpartition("\n")[2]
         if last.startswith(("ModuleNotFoundError", "ImportError")):
-            return f" ({last}; what it imports is named in a file for --requirements, or is in its folder)"
+            return f" ({last}; name the package in a file for --requirements, or put it into the program's folder)"
         return ""
 
-    # -- telling
+    # -- reporting
 
     def _take(self, stream: str, data: bytes) -> None:
-        """Keep output until it is told, and put it in the function's log."""
-        if not self._said or self._said[-1][0] != stream:
-            self._said.append((stream, bytearray()))
-        self._said[-1][1].extend(data)
+        """Keep output for the next message, and write it to the function's log."""
+        if not self._unsent or self._unsent[-1][0] != stream:
+            self._unsent.append((stream, bytearray()))
+        self._unsent[-1][1].extend(data)
         if stream == "err":
             self._last_words = (self._last_words + data)[-2000:]
-        spec = self._order.spec
+        spec = self._invocation.spec
         if self._logged < LOGGED_BYTES:
             for line in data.decode(errors="replace").splitlines():
                 print(f"smpi {spec.job_id} rank {spec.rank} {stream}: {line}")
@@ -305,32 +340,32 @@ class Rank:
             self._logged += len(data)
             if self._logged >= LOGGED_BYTES:
                 print(f"smpi {spec.job_id} rank {spec.rank}: more output is not logged")
-        if sum(len(part) for _, part in self._said) >= 4 * WORD_BYTES:
+        if sum(len(part) for _, part in self._unsent) >= 4 * MESSAGE_BYTES:
             self._flush()
 
-    def _tell_waits(self, stats: Path) -> None:
-        """Pass on what the program reports of a long wait, and that it waits no longer."""
-        if not self._order.spec.deadlock_s:
+    def _pass_on_waits(self, stats: Path) -> None:
+        """Pass on what the program reports of a long wait, and that the wait is over."""
+        if not self._invocation.spec.deadlock_s:
             return
-        record = deadlock.read(stats, self._order.spec.rank)
+        record = deadlock.read(stats, self._invocation.spec.rank)
         if record != self._waits:
             self._waits = record
-            self._speak(console.WAITS, {} if record is None else _by_wall_clock(record))
+            self._send_message(console.WAITS, {} if record is None else _by_wall_clock(record))
 
     def _flush(self) -> None:
-        for stream, data in self._said:
-            for start in range(0, len(data), WORD_BYTES):
-                self._speak(stream, {}, bytes(data[start : start + WORD_BYTES]))
-        self._said = []
+        for stream, data in self._unsent:
+            for start in range(0, len(data), MESSAGE_BYTES):
+                self._send_message(stream, {}, bytes(data[start : start + MESSAGE_BYTES]))
+        self._unsent = []
 
-    def _speak(self, kind: str, facts: dict[str, Any], data: bytes = b"") -> None:
-        spec = self._order.spec
-        word = console.ConsoleMessage(spec.rank, self._seq, kind, data, facts)
+    def _send_message(self, kind: str, facts: dict[str, Any], data: bytes = b"") -> None:
+        spec = self._invocation.spec
+        message = console.ConsoleMessage(spec.rank, self._seq, kind, data, facts)
         self._seq += 1
-        self._sqs.send(self._order.console, [console.encode(word, spec.job_id, spec.key)])
+        self._sqs.send(self._invocation.console, [console.encode(message, spec.job_id, spec.key)])
 
     def _end(self, code: int, reason: str, folder: Path) -> None:
-        spec = self._order.spec
+        spec = self._invocation.spec
         if code:
             stop_all(self._s3, spec, f"rank {spec.rank} {reason}")
         self._flush()
@@ -354,7 +389,7 @@ class Rank:
         self._s3.put(
             self._key(f"{bucket.RANK}{spec.rank}"), (memoryview(json.dumps(facts).encode()),)
         )
-        self._speak(console.END, facts)
+        self._send_message(console.END, facts)
 
 
 def _counters(path: Path) -> Any:
@@ -372,7 +407,7 @@ def _by_wall_clock(record: Mapping[str, Any]) -> dict[str, Any]:
         "at": record["at"] + ahead,
         "since": record["since"] + ahead,
         **{
-            name: [text[:WAIT_CHARS] for text in record[name][:WAITS_TOLD]]
+            name: [text[:WAIT_CHARS] for text in record[name][:REPORTED_WAITS]]
             for name in ("waits", "awaited")
         },
     }
@@ -392,13 +427,26 @@ def stop_all(s3: S3, spec: JobSpec, reason: str) -> bool:
 
 
 def report(event: Mapping[str, Any], context: Any) -> None:
-    """What the platform calls when it gave up an invocation: it tells launcher and ranks what the rank itself cannot.
+    """Report an invocation that failed to the launcher and the other ranks; the platform calls this.
 
-    The event is the record of an asynchronous invocation, with the rank's order in it.
-    Source: "Retaining records of asynchronous invocations", AWS Lambda Developer Guide.
+    Parameters
+    ----------
+    event
+        Record of an asynchronous invocation, with the rank's event in it.
+    context
+        Not used.
+
+    Raises
+    ------
+    JobError
+        The record has no valid event.
+
+    References
+    ----------
+    "Retaining records of asynchronous invocations", AWS Lambda Developer Guide.
     """
-    order = Invocation.from_event(event.get("requestPayload", {}))
-    spec = order.spec
+    invocation = Invocation.from_event(event.get("requestPayload", {}))
+    spec = invocation.spec
     code, reason = _why(event)
     meter = Meter()
     credentials = Credentials(spec.endpoint)
@@ -407,14 +455,14 @@ def report(event: Mapping[str, Any], context: Any) -> None:
         _closing(Client("sqs", spec.region, spec.endpoint, credentials, meter)) as to_sqs,
     ):
         stop_all(S3(to_s3, spec.settings["bucket"]), spec, f"rank {spec.rank} {reason}")
-        word = console.ConsoleMessage(
+        message = console.ConsoleMessage(
             spec.rank, -1, console.END, facts={"code": code, "reason": reason}
         )
-        Sqs(to_sqs).send(order.console, [console.encode(word, spec.job_id, spec.key)])
+        Sqs(to_sqs).send(invocation.console, [console.encode(message, spec.job_id, spec.key)])
 
 
 def _why(event: Mapping[str, Any]) -> tuple[int, str]:
-    """Exit code and reason of a failed invocation."""
+    """Return exit code and reason of a failed invocation."""
     answer, context = event.get("responsePayload"), event.get("requestContext")
     if not isinstance(answer, Mapping):
         answer = {"errorMessage": "" if answer is None else str(answer)[:1000]}
@@ -425,12 +473,12 @@ def _why(event: Mapping[str, Any]) -> tuple[int, str]:
     if "OutOfMemory" in kind or "signal: killed" in text:
         return (
             EXIT_MEMORY,
-            f"out of memory: the platform killed the function ({kind} {text}); smpi deploy --memory makes larger ones",
+            f"out of memory: the platform killed the function ({kind} {text}); deploy larger functions with smpi deploy --memory",
         )
     if condition == "EventAgeExceeded" or "TooManyRequests" in kind or "Rate Exceeded" in text:
         return (
             1,
-            "was throttled: no function was free for it; fewer ranks, or a higher quota of concurrent executions (smpi doctor)",
+            "was throttled: Lambda had no function free for it; use fewer ranks, or request a higher quota of concurrent executions (smpi doctor)",
         )
     return 1, f"failed on the platform: {kind} {text}"
 
@@ -448,6 +496,6 @@ def _resident_bytes() -> int:
 
 
 def _seconds_alive() -> float:
-    """Since this process began."""
+    """Return the seconds since this process began."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

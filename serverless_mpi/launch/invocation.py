@@ -1,7 +1,14 @@
-"""An order: what one rank is told in its invocation.  Event -> JobSpec, the program, and whom to start.
+"""An invocation: what one rank receives when a function is started for it.
 
-The job's key travels here and nowhere else on the platform: events are not stored in queues or objects, and nobody
-may log one.
+`Invocation.to_event` writes the payload, `from_event` checks and reads it: the job
+(`JobSpec.public`), the rank, the key, the programs, and how to start further ranks.
+
+The job's key travels here and nowhere else on the platform.  Lambda stores events
+in no queue or bucket of the account; nobody may log one, so errors name a field
+and never quote a value.
+
+If you add a field to `Invocation`, also write it in `to_event` and check it in
+`from_event`.  There is one version: the launcher refuses a stack of another one.
 """
 
 from __future__ import annotations
@@ -14,11 +21,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from serverless_mpi.errors import JobError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import JobFieldError, JobSpec
 from serverless_mpi.stack import bucket
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_JOB_ID = re.compile(r"[0-9a-f]{16}")
 _FUNCTION = re.compile(r"[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_-]{1,128})?")
 _URL = re.compile(r"https?://[^\s]{1,2000}")
 
@@ -51,7 +56,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Invocation:
-    """What a rank needs to begin.
+    """What a rank needs to start.
 
     spec
         The job seen from this rank; its settings name the bucket.
@@ -62,7 +67,7 @@ class Invocation:
     branching
         How many children each rank starts.
     console
-        URL of the queue that takes what the rank has to say.
+        URL of the queue for console messages.
     limit_s
         How long the rank may run, in seconds from its own beginning, since clocks differ; None for the platform's limit.
     alias
@@ -85,32 +90,22 @@ class Invocation:
     trace: bool = False
 
     def for_rank(self, rank: int) -> Invocation:
-        """The same order to another rank."""
+        """Return the invocation of another rank of the job."""
         return replace(self, spec=self.spec.with_rank(rank))
 
     @property
     def task(self) -> Task:
-        """The program of this rank."""
+        """Return the program of this rank."""
         first = 0
         for task in self.tasks:
             first += task.ranks
             if self.spec.rank < first:
                 return task
-        raise JobError(f"rank {self.spec.rank} has no program: the order tells of {first} ranks")
+        raise JobError(f"rank {self.spec.rank} has no program: the tasks have {first} ranks")
 
     def to_event(self) -> bytes:
-        """The payload of an invocation."""
+        """Return the payload of the invocation: JSON, with the key in it."""
         spec = self.spec
-        public = {
-            "job_id": spec.job_id,
-            "rank": spec.rank,
-            "size": spec.size,
-            "channel": spec.channel,
-            "endpoint": spec.endpoint,
-            "region": spec.region,
-            "settings": dict(spec.settings),
-            "deadlock_s": spec.deadlock_s,
-        }
         rest = {
             name: getattr(self, name)
             for name in (
@@ -125,62 +120,58 @@ class Invocation:
             )
         }
         tasks = [asdict(task) for task in self.tasks]
-        return json.dumps({"job": public, "key": spec.key.hex(), "tasks": tasks, **rest}).encode()
+        job = {"job": spec.public(), "rank": spec.rank, "key": spec.key.hex()}
+        return json.dumps({**job, "tasks": tasks, **rest}).encode()
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> Invocation:
-        """The order that `to_event` wrote.
+        """Read what `to_event` wrote.
 
         Raises
         ------
         JobError
-            It is not one; whoever invoked the function is at fault.  The text names the first odd field and
-            quotes nothing of the event, which holds the key.
+            The event is not valid; the caller of the function is at fault.  The text names the
+            first field that is wrong and quotes nothing of the event, which holds the key.
         """
         checked = _Fields(event, "event")
-        job = _Fields(checked.take("job", dict), "job")
-        tasks = tuple(
-            _task(one, f"tasks[{n}]") for n, one in enumerate(checked.take("tasks", list))
-        )
+        job = checked.take("job", dict)
+        rank = checked.take("rank", int)
         key = checked.take("key", str)
+        tasks = tuple(
+            _task(task, f"tasks[{number}]")
+            for number, task in enumerate(checked.take("tasks", list))
+        )
         try:
-            spec = JobSpec(
-                job_id=job.matching("job_id", _JOB_ID),
-                rank=job.take("rank", int),
-                size=job.take("size", int),
-                channel=job.matching("channel", _NAME),
-                key=bytes.fromhex(key),
-                endpoint=job.url("endpoint", none=True),
-                region=job.take("region", str),
-                settings=job.texts("settings"),
-                deadlock_s=job.seconds("deadlock_s"),
-            )
+            spec = JobSpec.from_public(job, rank, bytes.fromhex(key))
+        except JobFieldError as error:
+            raise _invalid(f"job.{error.field}".rstrip(".")) from None
         except ValueError:
-            raise _odd("key") from None
-        job.end()
-        order = cls(
+            raise _invalid("key") from None
+        if spec.stats_dir is not None:  # a folder of the function, which the rank itself makes
+            raise _invalid("job.stats_dir")
+        invocation = cls(
             spec,
             tasks,
             function=checked.matching("function", _FUNCTION),
             branching=checked.take("branching", int),
-            console=checked.url("console"),
-            limit_s=checked.seconds("limit_s", none=True),
+            console=checked.matching("console", _URL),
+            limit_s=checked.seconds_or_none("limit_s"),
             alias=checked.take("alias", bool),
             site=checked.zip("site"),
             explain=checked.take("explain", bool),
             trace=checked.take("trace", bool),
         )
         checked.end()
-        if order.branching < 1:
-            raise _odd("branching")
+        if invocation.branching < 1:
+            raise _invalid("branching")
         if sum(task.ranks for task in tasks) != spec.size:
-            raise _odd("tasks")
-        return order
+            raise _invalid("tasks")
+        return invocation
 
 
-def _odd(field: str) -> JobError:
+def _invalid(field: str) -> JobError:
     return JobError(
-        f"this event is not an order of a launcher of this version ({field}); see smpi doctor"
+        f"this event is not an invocation by a launcher of this version (field {field}); see smpi doctor"
     )
 
 
@@ -195,14 +186,14 @@ def _task(event: Any, name: str) -> Task:
     )
     task.end()
     if made.kind not in (SCRIPT, MODULE, ENTRY, EXECUTABLE):
-        raise _odd(f"{name}.kind")
+        raise _invalid(f"{name}.kind")
     if not made.argv or not all(isinstance(word, str) and "\0" not in word for word in made.argv):
-        raise _odd(f"{name}.argv")
+        raise _invalid(f"{name}.argv")
     if made.ranks < 1:
-        raise _odd(f"{name}.ranks")
+        raise _invalid(f"{name}.ranks")
     for variable, value in made.variables.items():
         if not variable or "=" in variable or "\0" in variable + value:
-            raise _odd(f"{name}.variables")
+            raise _invalid(f"{name}.variables")
     return made
 
 
@@ -211,7 +202,7 @@ class _Fields:
 
     def __init__(self, event: Any, name: str) -> None:
         if not isinstance(event, Mapping):
-            raise _odd(name)
+            raise _invalid(name)
         self._left = dict(event)
         self._name = name
 
@@ -222,46 +213,40 @@ class _Fields:
         """A field of that type; true is not a number."""
         value = self._left.pop(name, None)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise _odd(self._path(name))
+            raise _invalid(self._path(name))
         return value
 
     def texts(self, name: str) -> dict[str, str]:
         """A table of texts."""
         found: dict[str, str] = self.take(name, dict)
         if not all(isinstance(value, str) for value in found.values()):
-            raise _odd(self._path(name))
+            raise _invalid(self._path(name))
         return found
 
-    def seconds(self, name: str, none: bool = False) -> Any:
-        """A time that is neither negative nor endless."""
+    def seconds_or_none(self, name: str) -> float | None:
+        """A time that is neither negative nor endless, or None."""
         value = self._left.pop(name, math.nan)
-        if none and value is None:
+        if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-            raise _odd(self._path(name))
+            raise _invalid(self._path(name))
         return float(value)
 
     def matching(self, name: str, pattern: re.Pattern[str]) -> str:
         """A text of that form."""
         value: str = self.take(name, str)
         if not pattern.fullmatch(value):
-            raise _odd(self._path(name))
+            raise _invalid(self._path(name))
         return value
-
-    def url(self, name: str, none: bool = False) -> Any:
-        """An http(s) URL."""
-        if none and self._left.get(name, "") is None:
-            return self._left.pop(name)
-        return self.matching(name, _URL)
 
     def zip(self, name: str) -> str | None:
         """A key that names its content, or None."""
         value = self._left.pop(name, None)
         if value is not None and not bucket.is_zip_key(value):
-            raise _odd(self._path(name))
+            raise _invalid(self._path(name))
         return None if value is None else str(value)
 
     def end(self) -> None:
         """All fields have been taken."""
         if self._left:
-            raise _odd(f"{self._name} has more fields")
+            raise _invalid(f"{self._name} has more fields")

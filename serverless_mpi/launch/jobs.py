@@ -1,14 +1,15 @@
-"""What a running job is known by, so that nothing of it outlives it.
+"""Job folders and guards: nothing of a job outlives it, even if its launcher is killed.
 
-Every job has a folder in the user's state folder with a lock that its
-launcher holds, and a record of what must be removed. Every process of a job
-carries the job's id in its environment. A guard, which is forked before
-anything else is made, shares the lock and waits for the launcher: if the
-launcher dies it kills the job's processes, removes what the job made, and
-ends. Only where the guard died too is there work for `smpirun --cleanup`:
-a folder whose lock nobody holds belongs to a dead job.
+- Every job has a folder in the user's state folder, with a lock that the
+  launcher holds and a record of what must be removed (`JobSpec.public`).
+- Every process of a job has the job's id in its environment.
+- A guard is forked before anything else is made.  It shares the lock and waits
+  for the launcher.  If the launcher dies, the guard kills the job's processes,
+  removes what the job made, and ends.
+- If the guard died as well, `smpirun --cleanup` does its work: a folder whose
+  lock nobody holds belongs to a dead job.
 
-The job's key is never written.
+The job's key is never written to a file.
 """
 
 from __future__ import annotations
@@ -22,21 +23,17 @@ import shutil
 import signal
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from serverless_mpi import channels
+from serverless_mpi.env import ENV_LINEAGE
 from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import KEY_BYTES, JobSpec
 
-ENV_LINEAGE = (
-    "SMPI_LINEAGE"  # ids of the job and of the jobs it was started in, with slashes between
-)
-SWEEPS = (
-    50  # a process may fork while it is being looked for; each sweep finds what the last one missed
-)
+# A process may fork during a scan of /proc; each sweep finds what the last one missed.
+SWEEPS = 50
 _DONE = b"d"
 _REMEDY = "free some disk space, or set TMPDIR to a folder on another disk"
 
@@ -68,12 +65,12 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked_state() -> Iterator[Path]:
-    """The state folder, made if need be, with nobody else making or removing jobs in it.
+    """Yield the state folder, made if needed, locked against other launchers.
 
     Raises
     ------
     UsageError
-        Something that is not ours has the folder's name.
+        Another user, or something that is not a folder, has its name.
     """
     folder = state_folder()
     while True:
@@ -83,7 +80,7 @@ def _locked_state() -> Iterator[Path]:
             there = folder.lstat()
             if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
                 raise UsageError(
-                    f"{folder} is not a folder of this user; remove it, or set TMPDIR to a folder of yours"
+                    f"{folder} is not a folder of this user; remove it, or set TMPDIR to a folder of your own"
                 )
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # another job ended, and removed it, in between
@@ -105,7 +102,7 @@ def _locked_state() -> Iterator[Path]:
 
 
 def processes_of(job_id: str) -> list[int]:
-    """Process ids that carry the job's id. Linux only; elsewhere none are found."""
+    """Return the processes with the job's id in their environment (Linux; else none)."""
     found = []
     for entry in os.scandir("/proc") if os.path.isdir("/proc") else ():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -123,7 +120,7 @@ def processes_of(job_id: str) -> list[int]:
 
 
 def kill_processes_of(job_id: str) -> None:
-    """Kill every process that carries the job's id, also those that left their process group."""
+    """Kill every process of the job, also those that left their process group."""
     for _ in range(SWEEPS):
         pids = processes_of(job_id)
         if not pids:
@@ -146,7 +143,7 @@ class JobFolder:
 
     @classmethod
     def begin(cls) -> JobFolder:
-        """A new job: its folder, its lock, its guard. Call it before there are threads."""
+        """Make the folder, lock and guard of a new job.  It forks: call it before there are threads."""
         job_id = secrets.token_hex(8)
         with _locked_state() as state:
             path = state / job_id
@@ -162,30 +159,22 @@ class JobFolder:
 
     @property
     def stats(self) -> Path:
-        """Where ranks leave their counters."""
+        """Folder for the counters of ranks."""
         return self.path / "stats"
 
     def record(self, spec: JobSpec) -> None:
-        """Write down what the channel makes at a service that outlives this job."""
-        public: Mapping[str, Any] = {
-            "job_id": spec.job_id,
-            "size": spec.size,
-            "channel": spec.channel,
-            "endpoint": spec.endpoint,
-            "region": spec.region,
-            "settings": dict(spec.settings),
-        }
+        """Write what `clear` needs to remove what the channel makes outside this machine."""
         draft = self.path / "spec.new"
         with _writing(draft):
-            draft.write_text(json.dumps(public))
+            draft.write_text(json.dumps(spec.public()))
             draft.replace(self.path / "spec.json")
 
     def recorded(self) -> JobSpec:
-        """What `record` wrote last, without the key."""
+        """Return what `record` wrote last, without the key."""
         return _recorded(self.path / "spec.json")
 
     def end(self) -> None:
-        """The job is over and has removed what it made; remove its folder and let the guard go."""
+        """Remove the folder of a job that has removed all else, and end its guard."""
         with _locked_state():
             if not self.keep:
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -228,16 +217,29 @@ class JobFolder:
 
 
 def _recorded(path: Path) -> JobSpec:
-    return JobSpec(rank=0, key=bytes(KEY_BYTES), **json.loads(path.read_text()))
+    """Read a record of a job.
+
+    Raises
+    ------
+    JobError
+        It is damaged, or another version of this package wrote it.
+    """
+    try:
+        public = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise JobError(f"the job's record cannot be read: {error}") from error
+    return JobSpec.from_public(public, rank=0, key=bytes(KEY_BYTES))
 
 
 def clear(path: Path) -> None:
-    """Remove everything of the dead job whose folder is `path`: processes, what its channel made, the folder.
+    """Remove everything of a dead job: processes, what its channel made, its folder.
 
     Raises
     ------
     ChannelError
         The service could not be reached; the folder stays, for another try.
+    JobError
+        The record of what the job made is damaged; the folder stays.
     """
     kill_processes_of(path.name)
     record = path / "spec.json"
@@ -248,8 +250,8 @@ def clear(path: Path) -> None:
 
 
 def clear_dead_jobs() -> list[str]:
-    """Clear every job whose launcher and guard are dead; returns one line for each."""
-    said = []
+    """Clear every job whose launcher and guard are dead; return one line per job."""
+    lines = []
     with _locked_state() as state:
         for path in sorted(state.iterdir()):
             if not (path / "lock").exists():
@@ -259,11 +261,11 @@ def clear_dead_jobs() -> list[str]:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    continue  # it lives, or its guard is at work
+                    continue  # it runs, or its guard is clearing it
                 try:
                     clear(path)
-                except ChannelError as error:
-                    said.append(f"kept job {path.name}; removing {path} forgets it: {error}")
+                except (ChannelError, JobError) as error:
+                    lines.append(f"kept job {path.name}; to give it up, remove {path}: {error}")
                 else:
-                    said.append(f"removed job {path.name}")
-    return said
+                    lines.append(f"removed job {path.name}")
+    return lines

@@ -1,7 +1,17 @@
-"""The local platform: N processes of this machine, and an emulator where the channel needs AWS.
+"""Platform local: N processes of this machine, and an emulator if the channel needs AWS.
 
-This file starts, watches and stops processes. What must be removed after a
-crash is jobs.py's, lines of output are output.py's, the emulator is emulator.py's.
+- What is made is registered for removal before it is made.  A guard process
+  (jobs.py) removes it if the launcher is killed.
+- Each rank leads a session, so a terminal's Ctrl-C reaches the launcher only,
+  which stops all ranks in order: SIGTERM, GRACE_S, SIGKILL.
+- The job ends when every rank has ended, one has failed, the time is over, or a
+  signal came.  The exit code is that of the rank that failed first, so ends are
+  seen in their order (pidfd).
+- Neither the launcher nor the ranks see an AWS account that the user did not
+  name with -x: the environment is cleaned first.
+
+This file starts, watches and stops processes.  Job folders and the guard are in
+jobs.py, lines of output in output.py, the emulator in emulator.py.
 """
 
 from __future__ import annotations
@@ -25,38 +35,34 @@ from serverless_mpi import channels, metering, plugins, trace
 from serverless_mpi.aws.credentials import emulator_keys
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
+from serverless_mpi.env import (
+    ENV_ALIAS,
+    ENV_BEGUN,
+    ENV_EXPLAIN,
+    ENV_LINEAGE,
+    ENV_LOCAL_RANKS,
+    ENV_TRACE,
+)
 from serverless_mpi.errors import ChannelError, JobError, UsageError
-from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
+from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
 from serverless_mpi.launch.emulator import Emulator, check_endpoint
-from serverless_mpi.launch.jobs import (
-    ENV_LINEAGE,
-    JobFolder,
-    clear_dead_jobs,
-    kill_processes_of,
-    state_folder,
-)
+from serverless_mpi.launch.jobs import JobFolder, clear_dead_jobs, kill_processes_of, state_folder
 from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 
-EXIT_EMULATOR = 1  # of a job whose emulator ended before it
-GRACE_S = 3.0  # between SIGTERM and SIGKILL
-DRAIN_S = 2.0  # for output that is still in the pipes when every process is dead
-REAP_S = 0.05  # how often ends are looked for where the kernel cannot tell (no pidfd)
+EXIT_EMULATOR = 1  # exit code of a job whose emulator ended first
+GRACE_S = 3.0  # seconds between SIGTERM and SIGKILL
+DRAIN_S = 2.0  # seconds to read what is still in the pipes when every process has ended
+REAP_S = 0.05  # seconds between two polls for ended ranks, without pidfd
 READ_BYTES = 64 << 10
-SHOWN_RANKS = 8  # of those that a line names
-LOOKS = 6  # how often within the limit of a deadlock the launcher looks for one
+SHOWN_RANKS = 8  # most ranks that one line of text names
+LOOKS = 6  # looks for a deadlock within its limit
 SITE = Path(__file__).with_name("site")
-ENV_ALIAS = "SMPI_ALIAS"
-ENV_BEGUN = (
-    "SMPI_BEGUN"  # descriptor to which a rank of a tree writes its number (4 bytes, little endian)
-)
-ENV_LOCAL_RANKS = (
-    "SMPI_LOCAL_RANKS"  # of this job on this machine; the kernel's threads share its processors
-)
 
-# A rank must not reach an account that its user did not name; boto3 reads these files and asks this service by itself.
+# A rank must not reach an account that its user did not name.  boto3 reads these files and asks
+# this service by itself.
 BLINDED = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -75,12 +81,13 @@ class _Rank:
     pidfd: int | None
 
     @property
-    def told(self) -> str:
+    def title(self) -> str:
+        """The rank, its program and process, for error texts."""
         return f"rank {self.number} ({' '.join(self.program.argv[:1])}, process {self.process.pid})"
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what would name an AWS account, and without a proxy before this machine."""
+    """Return the environment without names of an AWS account or a proxy for this machine."""
     clean = {
         name: value
         for name, value in environ.items()
@@ -92,12 +99,17 @@ def _clean(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def command(program: Program) -> list[str]:
-    """What to execute for `program`.
+    """Return the command line that executes a program.
+
+    Parameters
+    ----------
+    program
+        A Python file, folder, zip or module, or an executable; relative to its folder.
 
     Raises
     ------
     UsageError
-        There is no such file or executable.
+        There is no such folder, file or executable.
     """
     folder = Path(program.folder or ".")
     if not folder.is_dir():
@@ -108,14 +120,14 @@ def command(program: Program) -> list[str]:
     path = folder / name
     if path.is_dir() and (path / "__main__.py").exists() or path.suffix in (".py", ".pyz", ".pyw"):
         if not path.exists():
-            raise UsageError(f"no program {name} in {folder.resolve()}")
+            raise UsageError(f"there is no program {name} in {folder.resolve()}")
         return [sys.executable, name, *arguments]
     if os.sep in name:
         if not path.exists():
-            raise UsageError(f"no program {name} in {folder.resolve()}")
+            raise UsageError(f"there is no program {name} in {folder.resolve()}")
         if not os.access(path, os.X_OK) or path.is_dir():
             raise UsageError(
-                f"{name} cannot be executed; a Python program ends with .py, others need `chmod +x`"
+                f"{name} cannot be executed; the name of a Python program ends with .py; others need `chmod +x`"
             )
         return [
             os.path.abspath(path),
@@ -125,7 +137,7 @@ def command(program: Program) -> list[str]:
     found = shutil.which(name, path=search)
     if found is None:
         raise UsageError(
-            f"no program {name}: neither a .py file in {folder.resolve()} nor a command in PATH"
+            f"there is no program {name}: neither a .py file in {folder.resolve()} nor a command in PATH"
         )
     return [found, *arguments]
 
@@ -136,7 +148,7 @@ def _restore(environ: Mapping[str, str]) -> None:
 
 
 class LocalLauncher(Launcher):
-    """Processes on this machine."""
+    """Runs ranks as processes of this machine."""
 
     honors = frozenset(
         {
@@ -162,14 +174,14 @@ class LocalLauncher(Launcher):
         commands = [command(program) for program in plan.programs]
         if plan.branching is not None and any(argv[0] != sys.executable for argv in commands):
             raise UsageError(
-                "--branching is for Python programs: another executable does not start its children"
+                "--branching works with Python programs only: other executables do not start further ranks"
             )
         prices = metering.Prices.load(plan.prices)
         if plan.host is not None and "host" not in channel.options:
             raise UsageError(f"--host: channel {plan.channel} does not listen; channel direct does")
         if plan.port is not None and (plan.endpoint is not None or not channel.services):
             raise UsageError(
-                "--port is of the emulator that smpirun starts, and this job starts none"
+                "--port sets the port of the emulator that smpirun starts, and this job starts none"
             )
         _open_standard_files()
         with Signals() as signals, contextlib.ExitStack() as undo:
@@ -198,7 +210,7 @@ class LocalLauncher(Launcher):
     ) -> int:
         folder = JobFolder.begin()
         undo.callback(folder.end)
-        # The launcher too calls AWS's client library, and shall see no more than the ranks do.
+        # The launcher calls boto3 as well, which must not see more than the ranks do.
         undo.callback(_restore, dict(os.environ))
         environ = {**_clean(os.environ), **BLINDED}
         _restore(environ)
@@ -253,7 +265,9 @@ class LocalLauncher(Launcher):
             channel.destroy(folder.recorded())
         except ChannelError as error:
             folder.keep = True
-            say(f"job {folder.job_id} left things behind, `smpirun --cleanup` tries again: {error}")
+            say(
+                f"job {folder.job_id} could not be removed completely; `smpirun --cleanup` tries again: {error}"
+            )
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         from serverless_mpi.aws import control
@@ -268,7 +282,7 @@ class LocalLauncher(Launcher):
             for job_id in control.leftovers(endpoint, region):
                 if not (state_folder() / job_id).exists():
                     said.append(
-                        f"removed job {job_id} from {endpoint}: {control.remove(endpoint, region, job_id)} things"
+                        f"removed job {job_id} from {endpoint}: {control.remove(endpoint, region, job_id)} resources"
                     )
         return said
 
@@ -290,22 +304,24 @@ class LocalLauncher(Launcher):
         elif summary["ranks"]:
             sys.stderr.write(printable_lines(metering.render(summary)) + "\n")
             if plan.region != prices.region:
-                say(f"these are not the prices of {plan.region}; --prices FILE gives its own")
+                say(
+                    f"the prices are not those of {plan.region}; name a table of them with --prices FILE"
+                )
 
 
 _NO_RECORD = {"rank": 0, "seconds": 0.0, "meter": {}, "dropped": 0, "duplicates": 0}
 
 
 def _records(stats: Path, size: int, prices: metering.Prices) -> list[dict[str, Any]]:
-    """Return the counters that ranks left, and say whose are missing.
+    """Return the counters that ranks left; print whose are missing or damaged.
 
-    A job in which no rank left any (its programs do not use MPI) is not worth a word.
+    Nothing is printed if no rank left any: the programs do not use MPI.
     """
     records, missing, damaged = [], [], []
     for rank in range(size):
         try:
             record = json.loads((stats / f"rank-{rank}.json").read_text())
-            metering.report([_NO_RECORD, record], prices)  # what is read of it is there, as numbers
+            metering.report([_NO_RECORD, record], prices)  # raises if a number is missing
         except OSError:
             missing.append(rank)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -313,9 +329,9 @@ def _records(stats: Path, size: int, prices: metering.Prices) -> list[dict[str, 
         else:
             records.append(record)
     if damaged:
-        say(f"the statistics of {_ranks(damaged)} are damaged, and not counted")
+        say(f"the statistics of {_ranks(damaged)} are damaged and not counted")
     if missing and (records or damaged):
-        say(f"{_ranks(missing)} left no statistics; the figures are of the others")
+        say(f"{_ranks(missing)} left no statistics; the figures cover the other ranks")
     return records
 
 
@@ -326,7 +342,7 @@ def _ranks(numbers: Sequence[int]) -> str:
 
 
 class Running:
-    """The processes of one job and their output."""
+    """The processes of one job, and their output."""
 
     def __init__(
         self,
@@ -353,13 +369,13 @@ class Running:
             "out": LineWriter(1, plan.tag_output),
             "err": LineWriter(2, plan.tag_output),
         }
-        self._muted = False  # nobody reads the output any more
+        self._muted = False  # nobody reads the output any longer
         self._living: dict[int, _Rank] = {}
         self._pipes = 0
         self._inherited = [
             fd for rank in range(spec.size) for fd in channel.inherited(spec.with_rank(rank))
         ]
-        # exit code and story (a line, and more of it) of the rank that failed first
+        # exit code and text (a line, and lines below it) of the first failure
         self._failure: tuple[int, tuple[str, ...]] | None = None
         self._unstarted = [
             (number, program, argv)
@@ -377,7 +393,7 @@ class Running:
     # -- beginning
 
     def start(self) -> None:
-        """Start every rank; in a tree rank 0 alone, since each then asks for its children."""
+        """Start every rank; in a tree only rank 0, since each rank that begins has its children started."""
         if self._plan.branching is None:
             self._start_some(range(self._spec.size))
             return
@@ -387,7 +403,7 @@ class Running:
         self._start_some(range(1))
 
     def _start_some(self, numbers: range) -> None:
-        """Start those of them that have not been started."""
+        """Start the ranks among `numbers` that have not been started."""
         for one in [one for one in self._unstarted if one[0] in numbers]:
             self._start(*one)
             self._unstarted.remove(one)
@@ -395,7 +411,7 @@ class Running:
             self._let_go()
 
     def _grow(self, number: int) -> None:
-        """Rank `number` has begun: start its children, as a function of AWS would invoke them."""
+        """Start the children of a rank that has begun, which on Lambda it would invoke itself."""
         if self._plan.branching is not None and not self._stopping:
             self._start_some(tree.children(number, self._spec.size, self._plan.branching))
 
@@ -446,14 +462,20 @@ class Running:
         return environ
 
     def _let_go(self) -> None:
-        """Close our copies of what the ranks inherited: a socket lives as long as its rank."""
+        """Close the launcher's copies of inherited sockets, so that each closes with its rank."""
         while self._inherited:
             os.close(self._inherited.pop())
 
     # -- watching
 
     def watch(self) -> int:
-        """Pass on output until every rank ended, one failed, a signal came, or the time is over; then stop all."""
+        """Write output until the job ends (see the head of the file), then stop all ranks.
+
+        Returns
+        -------
+        int
+            Exit code of the job.
+        """
         deadline = None if self._plan.timeout_s is None else time.monotonic() + self._plan.timeout_s
         while self._living and self._failure is None and not self._signals.noted:
             left = None if deadline is None else deadline - time.monotonic()
@@ -470,7 +492,7 @@ class Running:
             tick = self._plan.deadlock_s / LOOKS or None
             self._turn(tick if left is None else left if tick is None else min(left, tick))
         running = len(self._living)
-        self._without_emulator()  # a rank may have failed because of it, and been seen first
+        self._without_emulator()  # a rank may have failed because of it
         self.stop()
         if self._failure is not None:
             code, (first, *more) = self._failure
@@ -484,7 +506,7 @@ class Running:
         return 0
 
     def _without_emulator(self) -> bool:
-        """Whether the emulator has ended before the ranks: that is the job's failure then."""
+        """Fail the job if the emulator has ended before the ranks; return whether it has."""
         end = None if self._emulator is None else self._emulator.ended()
         if end is None or not (self._living or self._failure) or self._signals.noted:
             return False
@@ -492,7 +514,7 @@ class Running:
         return True
 
     def _deadlocked(self) -> bool:
-        """Whether every rank that lives waits for another; what each waits in is the job's failure then."""
+        """Fail the job if every running rank waits for another; return whether it does."""
         limit = self._plan.deadlock_s
         if not limit or self._spec.stats_dir is None:
             return False
@@ -513,7 +535,7 @@ class Running:
         return True
 
     def _turn(self, left: float | None) -> None:
-        """Wait for something to happen, for at most `left` seconds, and see to it."""
+        """Wait at most `left` seconds for output, ends and signals, and handle what came."""
         blind = any(rank.pidfd is None for rank in self._living.values())  # then so is the emulator
         if blind:
             left = REAP_S if left is None else min(left, REAP_S)
@@ -570,16 +592,16 @@ class Running:
         if self._failure is not None or self._signals.noted:
             return
         if code == 0:
-            self._grow(rank.number)  # it may have been quicker than we read
+            self._grow(rank.number)  # its number may still be in the pipe
         if code < 0:
-            self._failure = (128 - code, (f"{rank.told} was killed by {_signal_name(-code)}",))
+            self._failure = (128 - code, (f"{rank.title} was killed by {_signal_name(-code)}",))
         elif code > 0:
-            self._failure = (code, (f"{rank.told} ended with exit code {code}",))
+            self._failure = (code, (f"{rank.title} ended with exit code {code}",))
 
     # -- ending
 
     def stop(self) -> None:
-        """End every process: SIGTERM, and SIGKILL after GRACE_S or at a second signal; then read what they had to say."""
+        """End every process: SIGTERM, and SIGKILL after GRACE_S or a second signal; then read output."""
         self._stopping = True
         signals_seen = len(self._signals.noted)
         self._signal(signal.SIGTERM)
@@ -593,7 +615,7 @@ class Running:
         self._signal(signal.SIGKILL)
         while self._living:
             self._quiet_turn(None)
-        kill_processes_of(self._spec.job_id)  # what ranks left running, in whatever group
+        kill_processes_of(self._spec.job_id)  # also those that left their process group
         deadline = time.monotonic() + DRAIN_S
         while self._pipes and (left := deadline - time.monotonic()) > 0:
             self._quiet_turn(left)
@@ -615,7 +637,7 @@ class Running:
                 os.killpg(rank.process.pid, number)
 
     def close(self) -> None:
-        """Stop what still runs and let go of everything; after `watch` there is little left."""
+        """Stop what still runs and close all files; call it after `watch`, however that ended."""
         self._let_go()
         self.stop()
         for key in list(self._selector.get_map().values()):
@@ -631,7 +653,7 @@ class Running:
 
 
 def _pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; ends are then seen in the order they happen."""
+    """Return a descriptor that becomes readable when the process ends; None without pidfd."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):  # not Linux, or before 5.3
@@ -646,7 +668,7 @@ def _signal_name(number: int) -> str:
 
 
 def _open_standard_files() -> None:
-    """Give standard input, output and error to nobody where they are closed: else a pipe of ours would get their number."""
+    """Open /dev/null for closed standard files, whose numbers a pipe would get otherwise."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)

@@ -1,11 +1,13 @@
-"""What a command writes: many processes' output, put together line by line, and its own words.
+"""Text on the terminal: output of ranks, joined line by line, and messages of smpirun.
 
-The output of programs is passed on as it is, terminal sequences included, as `mpiexec` does. Everything else that the
-user reads (`say`, `printable`) may contain text that somebody else chose: the name of a communicator, a file's name, an
-object in a bucket that another job wrote. So no control character of it reaches the terminal.
+- Output of programs is passed on unchanged, terminal sequences included, as
+  `mpiexec` does.
+- Any other text (`say`, `printable`) may have parts that others chose: the name
+  of a communicator or a file, an object in a bucket that another job wrote.  No
+  control character of it reaches the terminal.
 
-Here is only the cutting into lines and the tags; where bytes come from is the
-launcher's, so this is tested without a process.
+`LineWriter` only cuts bytes into lines and adds tags.  Where the bytes come from
+is the launcher's, so it is tested without processes.
 """
 
 from __future__ import annotations
@@ -17,9 +19,8 @@ import sys
 
 from serverless_mpi.errors import JobError
 
-LINE_MAX = (
-    1 << 20
-)  # bytes of one line that are held back for its end; a longer line is written in pieces
+# Bytes of one line that are held until its end comes; a longer line is written in pieces.
+LINE_MAX = 1 << 20
 
 
 def printable(text: str) -> str:
@@ -27,7 +28,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
     )
 
 
@@ -37,14 +39,16 @@ def printable_lines(text: str) -> str:
 
 
 def say(text: str, *more: str) -> None:
-    """Write a line of smpirun's own to standard error, and `more` lines that belong to it."""
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it
+    """Write a message of smpirun to standard error, and `more` lines, indented below it."""
+    with contextlib.suppress(OSError, ValueError):  # standard error is closed
         sys.stderr.write("\n  ".join(map(printable, (f"smpirun: {text}", *more))) + "\n")
         sys.stderr.flush()
 
 
 class LineWriter:
     """Writes whole lines of several sources to one file descriptor, never mixed.
+
+    Not thread-safe.
 
     A source's last line may lack its newline; it is written as it is, and a
     newline is added only if another line follows.
@@ -53,18 +57,18 @@ class LineWriter:
     def __init__(self, fd: int, tagged: bool) -> None:
         self._fd = fd
         self._tagged = tagged
-        self._held: dict[int, bytearray] = {}  # rank -> the beginning of a line
-        self._open = -1  # rank whose unfinished line stands last in the output
+        self._held: dict[int, bytearray] = {}  # rank -> the start of a line without an end
+        self._open = -1  # rank whose unfinished line is last in the output
 
     def feed(self, rank: int, data: bytes) -> None:
-        """Bytes that came from `rank`; what makes whole lines is written.
+        """Take bytes from a rank and write the lines that are complete.
 
         Raises
         ------
         BrokenPipeError
-            Nobody reads the output any more.
+            The reader of the output has closed it.
         JobError
-            It cannot be written, as when a disk is full.
+            The output cannot be written, for example to a full disk.
         """
         held = self._held.setdefault(rank, bytearray())
         held += data
@@ -77,7 +81,7 @@ class LineWriter:
             self._write(rank, whole)
 
     def finish(self, rank: int) -> None:
-        """Nothing more will come from `rank`: write what is held of it."""
+        """Write what is held of a rank, from which no more bytes come."""
         held = self._held.pop(rank, None)
         if held:
             self._write(rank, bytes(held))
@@ -98,7 +102,7 @@ class LineWriter:
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
-            except BlockingIOError:  # whoever gave us the descriptor made it non-blocking
+            except BlockingIOError:  # the descriptor was inherited as non-blocking
                 select.select([], [self._fd], [])
             except BrokenPipeError:
                 raise

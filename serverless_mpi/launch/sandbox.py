@@ -28,10 +28,10 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import NoReturn
 
+from serverless_mpi.env import ENV_ALIAS, ENV_LINEAGE, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
-from serverless_mpi.job import ENV_TRACE
 from serverless_mpi.launch import invocation as kinds
-from serverless_mpi.launch.jobs import ENV_LINEAGE, kill_processes_of
+from serverless_mpi.launch.jobs import kill_processes_of
 from serverless_mpi.stack.bucket import MAX_FILES
 
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
@@ -202,7 +202,7 @@ def unpack(data: bytes | memoryview, folder: Path, most_bytes: int) -> None:
             if nbytes > most_bytes or len(entries) > MAX_FILES:
                 raise ServerlessMPIError(
                     f"a zip of this job has {len(entries):,} files of {nbytes >> 20} MB;"
-                    f" a function takes {MAX_FILES:,} of {most_bytes >> 20} MB"
+                    f" a function allows {MAX_FILES:,} files of {most_bytes >> 20} MB in all"
                 )
             for entry in entries:
                 parts = PurePosixPath(entry.filename).parts
@@ -263,7 +263,7 @@ def _run(kind: str, argv: list[str], folder: Path) -> int:
     if kind == kinds.EXECUTABLE:
         path = folder / argv[0]
         os.execvp(str(path) if path.exists() else argv[0], argv)
-    if os.environ.get("SMPI_ALIAS") == "1":
+    if os.environ.get(ENV_ALIAS) == "1":
         from serverless_mpi import alias
 
         alias.install()

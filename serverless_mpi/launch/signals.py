@@ -1,4 +1,4 @@
-"""A launcher's signals: a job is stopped in order, whatever the launcher was doing when the signal came."""
+"""Signals of a launcher: a job is stopped in order, wherever a signal interrupts the launcher."""
 
 from __future__ import annotations
 

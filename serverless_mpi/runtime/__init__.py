@@ -14,9 +14,10 @@
 
 from __future__ import annotations
 
+from serverless_mpi.env import ENV_MAX_HELD
 from serverless_mpi.runtime.host import end
 from serverless_mpi.runtime.process import get_runtime
 from serverless_mpi.runtime.progress import never
-from serverless_mpi.runtime.runtime import ENV_MAX_HELD, Runtime
+from serverless_mpi.runtime.runtime import Runtime
 
 __all__ = ["ENV_MAX_HELD", "Runtime", "end", "get_runtime", "never"]

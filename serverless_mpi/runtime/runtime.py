@@ -34,8 +34,9 @@ from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.endpoint import Endpoint, Receive
 from serverless_mpi.core.envelope import Envelope
 from serverless_mpi.deadlock import WaitReporter
+from serverless_mpi.env import ENV_EXPLAIN, ENV_MAX_HELD, ENV_TRACE
 from serverless_mpi.errors import JobError, UsageError
-from serverless_mpi.job import ENV_EXPLAIN, ENV_TRACE, JobSpec
+from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
 from serverless_mpi.runtime import host
 from serverless_mpi.runtime.collective_driver import CollectiveDriver, Steps
@@ -46,8 +47,6 @@ from serverless_mpi.signals import shield
 
 if TYPE_CHECKING:
     from serverless_mpi.trace import Recorder
-
-ENV_MAX_HELD = "SMPI_MAX_HELD_BYTES"
 
 
 class Runtime(Progress):

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from serverless_mpi.env import ENV_LOCAL_RANKS, ENV_THREADS
+
 # How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH, Intel MPI.
 LOCAL_RANKS = (
-    "SMPI_LOCAL_RANKS",
+    ENV_LOCAL_RANKS,
     "OMPI_COMM_WORLD_LOCAL_SIZE",
     "MPI_LOCALNRANKS",
     "MV2_COMM_WORLD_LOCAL_SIZE",
@@ -38,10 +40,10 @@ def default_threads() -> int:
 
 def threads_of(environ: Mapping[str, str], processors: int, allowed: float) -> int:
     """The rule of `default_threads`. processors: of the affinity mask; allowed: processors of the cgroup's quota."""
-    told = environ.get("SMPI_THREADS")
+    told = environ.get(ENV_THREADS)
     if told:
         if not told.isdecimal() or int(told) < 1:
-            raise ValueError(f"SMPI_THREADS is {told!r}; it must be a whole number from 1 on")
+            raise ValueError(f"{ENV_THREADS} is {told!r}; it must be a whole number from 1 on")
         return int(told)
     memory = environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
     if memory.isdecimal():

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi._spdnn import ffi, lib
+from serverless_mpi.env import ENV_KERNEL
 from serverless_mpi.sparse.cpus import default_threads
 from serverless_mpi.sparse.panels import WIDTH, Panels, check
 from serverless_mpi.sparse.rows import Floats, SparseRows
@@ -210,7 +211,7 @@ def path() -> str:
     name = lib.spdnn_path()
     if name == ffi.NULL:
         raise ValueError(
-            "SMPI_KERNEL names a path that this machine has not; unset it, or use plain"
+            f"{ENV_KERNEL} names an instruction set that this machine lacks; unset it, or use plain"
         )
     return bytes(ffi.string(name)).decode()
 

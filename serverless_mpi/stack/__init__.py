@@ -1,1 +1,1 @@
-"""Facts of a deployed stack that both who deploys it and the functions that run in it rely on."""
+"""Facts of a deployed stack on which `deploy` and the functions of the stack both rely."""

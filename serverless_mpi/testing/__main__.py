@@ -16,27 +16,31 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
-from serverless_mpi import channels, plugins
+from serverless_mpi import channels, launch, plugins
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.emulator import SERVICES, Emulator
 from serverless_mpi.testing.algorithms import check_algorithm, registered
 from serverless_mpi.testing.channels import check_channel
+from serverless_mpi.testing.launchers import check_launcher
+
+LAMBDA_PATIENCE_S = 60.0  # an emulator starts its functions one after the other
 
 Check = tuple[str, Callable[[], None]]
 
 
 class Skipped(Exception):
-    """A check that cannot run here; the text is the reason."""
+    """An object that cannot be checked here; the text says what would make it possible."""
 
 
-def _algorithms() -> Iterator[Check]:
+def _algorithms(options: argparse.Namespace) -> Iterator[Check]:
     plugins.import_algorithms(plugins.algorithm_modules())
     for algorithm in registered():
         yield f"{algorithm.operation} {algorithm.name}", partial(check_algorithm, algorithm)
 
 
-def _channels() -> Iterator[Check]:
+def _channels(options: argparse.Namespace) -> Iterator[Check]:
     """Yield a check per registered channel; those that need services share an emulator."""
     with _SharedEmulator() as emulator:
         for name in channels.names():
@@ -82,24 +86,69 @@ class _SharedEmulator:
         return self._endpoint
 
 
-SUITES: dict[str, Callable[[], Iterator[Check]]] = {
+def _launchers(options: argparse.Namespace) -> Iterator[Check]:
+    for name in plugins.names(plugins.LAUNCHERS, launch.LAUNCHERS):
+        yield f"platform {name}", partial(_check_launcher, name, options)
+
+
+def _check_launcher(name: str, options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="check-launcher-") as workdir:
+        if name != "lambda":
+            check_launcher(name, Path(workdir))
+            return
+        if options.endpoint is None:
+            raise Skipped("needs --endpoint, an AWS emulator with a stack of `smpi deploy`")
+        job_options = ("--channel", "queue", "--endpoint", options.endpoint)
+        check_launcher(
+            name,
+            Path(workdir),
+            options=(*job_options, "--stack", options.stack),
+            stdin=False,
+            patience_s=LAMBDA_PATIENCE_S,
+        )
+
+
+SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Check]]] = {
     "algorithms": _algorithms,
     "channels": _channels,
+    "launchers": _launchers,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suites that are named, or all; return the exit code."""
+    """Run the suites that the options name, or all.
+
+    Parameters
+    ----------
+    arguments
+        Command line; that of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if any contract is broken.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m serverless_mpi.testing",
         description="Hold everything that is registered, extensions included, to its contract.",
     )
     for name in SUITES:
         parser.add_argument(f"--{name}", action="store_true", help=f"check {name} (default: all)")
-    options = vars(parser.parse_args(arguments))
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="check only names with this text"
+    )
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="an AWS emulator, to check platform lambda on"
+    )
+    parser.add_argument(
+        "--stack", metavar="NAME", default="smpi", help="stack of the emulator (default smpi)"
+    )
+    options = parser.parse_args(arguments)
     broken = 0
-    for name in [name for name in SUITES if options[name]] or list(SUITES):
-        for title, check in SUITES[name]():
+    for name in [name for name in SUITES if getattr(options, name)] or list(SUITES):
+        for title, check in SUITES[name](options):
+            if options.only not in title:
+                continue
             try:
                 check()
             except Skipped as reason:

@@ -10,8 +10,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from serverless_mpi.env import ENV_CONFORMANCE_CACHE
+
 VERSION = "4.1.2"
-ENV_CACHE = "SMPI_CONFORMANCE_CACHE"
 
 # Every case that the real MPI passes has to pass here, but for those that docs/conformance.md names.
 PROMISED = tuple(
@@ -28,8 +29,8 @@ PROMISED = tuple(
 
 def cache() -> Path:
     """The folder outside of the repository where downloads are kept."""
-    if ENV_CACHE in os.environ:
-        return Path(os.environ[ENV_CACHE])
+    if ENV_CONFORMANCE_CACHE in os.environ:
+        return Path(os.environ[ENV_CONFORMANCE_CACHE])
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "serverless_mpi"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from serverless_mpi import env
 from tests.harness import ROOT
 
 DOCS = ROOT / "docs"
@@ -133,14 +134,28 @@ def test_extras(page: Path) -> None:
         assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"{page.name}: no extra {extra}"
 
 
-def test_every_variable_has_a_line_and_every_line_a_variable() -> None:
-    name = re.compile(r"\bSMPI_[A-Z][A-Z_]+\b")
-    sources = [*ROOT.glob("serverless_mpi/**/*.py"), *ROOT.glob("kernels/*.c")]
-    sources += [ROOT / "tests" / "conformance" / "suite.py"]
-    used = {found for path in sources for found in name.findall(path.read_text(encoding="utf-8"))}
+def test_every_variable_has_its_row() -> None:
     page = TEXTS[DOCS / "reference" / "environment.md"]
-    listed = set(re.findall(r"^\| `(SMPI_[A-Z_]+)`", page, re.MULTILINE))
-    assert used == listed
+    rows = re.findall(r"^\| `(?:SMPI|MPI4PY)_.*$", page, re.MULTILINE)
+    assert rows == [variable.row() for variable in env.VARIABLES]
+
+
+def test_every_variable_is_used_and_spelled_in_one_place() -> None:
+    """The kernel and sitecustomize.py cannot import the table; serverless_mpi/env.py says why."""
+    sources = [*ROOT.glob("serverless_mpi/**/*.py"), *ROOT.glob("kernels/*.c")]
+    sources.append(ROOT / "tests" / "conformance" / "suite.py")
+    sources.remove(ROOT / "serverless_mpi" / "env.py")
+    texts = {path: path.read_text(encoding="utf-8") for path in sources}
+    constants = {value: name for name, value in vars(env).items() if name.startswith("ENV_")}
+    assert sorted(constants) == sorted(variable.name for variable in env.VARIABLES)
+    spelled = re.compile(r"[\"'](SMPI_[A-Z_]+)[\"']")
+    for path, text in texts.items():
+        if path.suffix != ".c" and path.name != "sitecustomize.py":
+            assert not spelled.findall(text), f"{path}: import the name from serverless_mpi.env"
+        unknown = set(re.findall(r"\bSMPI_[A-Z][A-Z_]+\b", text)) - set(constants)
+        assert not unknown, f"{path}: add {unknown} to serverless_mpi/env.py"
+    for name, constant in constants.items():
+        assert any(name in text or constant in text for text in texts.values()), f"unused: {name}"
 
 
 def test_the_readme_is_short_and_has_one_picture() -> None:

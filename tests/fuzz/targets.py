@@ -32,6 +32,7 @@ from serverless_mpi.core.endpoint import Endpoint
 from serverless_mpi.core.frames import FrameName
 from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES, Purpose, make
 from serverless_mpi.deadlock import verdict
+from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_RANK
 from serverless_mpi.errors import (
     ChannelError,
     JobError,
@@ -40,7 +41,7 @@ from serverless_mpi.errors import (
     UsageError,
     WireError,
 )
-from serverless_mpi.job import ENV_JOB, ENV_KEY, ENV_RANK, JobSpec
+from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import console
 from serverless_mpi.launch.invocation import Invocation, Task
 from serverless_mpi.launch.local import LocalLauncher
@@ -485,7 +486,7 @@ def _retag_word(data: bytes) -> bytes:
 
 def _hear(data: bytes) -> object:
     word = console.decode(data, JOB.hex(), KEY)
-    return None if word is None else list(console.InOrderReader().hear(word))
+    return None if word is None else list(console.InOrderReader().push(word))
 
 
 def _stops() -> list[bytes]:

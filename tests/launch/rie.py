@@ -165,9 +165,7 @@ class Front:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 if self.path.endswith("/invocations"):
                     with lock:
-                        instance = (
-                            free.pop() if free else instances[json.loads(body)["job"]["rank"]]
-                        )
+                        instance = free.pop() if free else instances[json.loads(body)["rank"]]
 
                     def run() -> None:
                         answers.append(instance.invoke(body))

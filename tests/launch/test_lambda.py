@@ -19,6 +19,8 @@ from serverless_mpi.aws import control
 from serverless_mpi.deploy import pool
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
+from serverless_mpi.testing import check_launcher
+from serverless_mpi.testing.launchers import PROMISES
 from tests.harness import GIVE_UP_S, ROOT, interrupt
 from tests.launch.lambda_stack import RANKS, SERVICES, SIZES, Deployed, smpi
 
@@ -356,7 +358,7 @@ def test_a_time_out_of_the_platform(deployed: Deployed, script) -> None:  # type
         assert done.returncode == 124 and "time-out" in done.stderr, done.stderr
         prog = script(HELLO + "c.recv(source=c.rank)\n")  # and one that the rank sees coming
         done = deployed.run("-n", 2, "--memory", SIZES[1], prog)
-        assert done.returncode == 124 and "time is over after 10 s" in done.stderr, done.stderr
+        assert done.returncode == 124 and "reached its limit after 10 s" in done.stderr, done.stderr
     finally:
         client.update_function_configuration(FunctionName=function, Timeout=900)
 
@@ -462,10 +464,10 @@ def test_leftovers_of_an_earlier_job_are_dropped_and_counted(deployed: Deployed,
         (["--memory", "768", "examples/hello.py"], "smpi deploy --memory 512,768,1024"),
         (["--channel", "direct", "examples/hello.py"], "does not work on platform lambda"),
         (["--timeout", "901", "examples/hello.py"], "at most 900 s"),
-        (["-n", "17", "examples/hello.py"], "--channel object needs none"),
+        (["-n", "17", "examples/hello.py"], "--channel object, which needs none"),
         (["-n", "100000", "--channel", "object", "examples/hello.py"], "concurrent executions"),
-        (["--branching", "0", "examples/hello.py"], "--branching 0"),
-        (["-n", "16", "--budget", "0.01", "examples/hello.py"], "--timeout 74 keeps it"),
+        (["--branching", "0", "examples/hello.py"], "--branching: '0'"),
+        (["-n", "16", "--budget", "0.01", "examples/hello.py"], "--timeout 74 stays within it"),
         (["missing.py"], "no program missing.py"),
         (["-m", "no_such_module"], "neither in"),
         (["--requirements", "missing.txt", "examples/hello.py"], "missing.txt"),
@@ -530,3 +532,19 @@ def test_a_requirement_is_fetched_once(deployed: Deployed, script, tmp_path: Pat
         done = deployed.run("-n", 2, "--requirements", tmp_path / "needed.txt", prog, env=env)
         assert done.returncode == 0 and done.stdout == "sample\nsample\n", done.stderr
         assert ("fetching wheels" in done.stderr) is fetched
+
+
+# the tests above hold platform lambda to these promises, and to more of each
+ABOVE = ("--deadlock", "--timeout", "Ctrl-C", "the exit code", "--stats", "--explain", "--trace")
+
+
+@pytest.mark.parametrize("promise", [name for name in PROMISES if not name.startswith(ABOVE)])
+def test_lambda_keeps(deployed: Deployed, promise: str, tmp_path: Path) -> None:
+    check_launcher(
+        "lambda",
+        tmp_path,
+        options=("--channel", "queue", "--endpoint", deployed.endpoint),
+        promises=[promise],
+        stdin=False,
+        patience_s=30.0,
+    )

@@ -102,7 +102,7 @@ def test_a_killed_rank_and_a_time_out(deployed: Deployed, room: Room, tmp_path: 
     """A program that is killed, and one that does not end before the function's time is over: all end, with the reason."""
     for ending, code, reason, limit_s in (
         ("import os\nif c.rank == 3: os.kill(os.getpid(), 9)\n", 137, "signal 9", 60),
-        ("", 124, "time is over", 8),
+        ("", 124, "reached its limit", 8),
     ):
         lease = _lease()
         order = deployed.order(

@@ -245,9 +245,9 @@ def test_a_program_is_sent_once_and_again_where_another_is_in_its_place(tmp_path
     bundle = Bundle("script", ("prog.py",), {"prog.py": tmp_path / "prog.py"})
     s3 = FakeBoto()
     job = _job(s3)
-    assert [job._send(bundle), job._send(bundle)] == [bundle.key] * 2 and s3.puts == 1
+    assert [job._upload(bundle), job._upload(bundle)] == [bundle.key] * 2 and s3.puts == 1
     s3.objects[bundle.key] = b"something else"
-    job._send(bundle)
+    job._upload(bundle)
     bucket.check_zip(bundle.key, s3.objects[bundle.key])
 
 
@@ -299,7 +299,7 @@ def test_the_launchers_stop_replaces_what_others_put_there(
 def test_ranks_that_cannot_be_stopped_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     job = _job(SimpleNamespace())  # which puts nothing
     job._stop("its launcher left")
-    assert "could not be told to stop, and run to their limit" in capsys.readouterr().err
+    assert "could not be asked to stop, and run to their time limit" in capsys.readouterr().err
 
 
 # -- orders
@@ -356,14 +356,19 @@ def _put(event: dict[str, Any], path: str, value: Any) -> None:
         ("job", []),
         ("job.more", 1),
         ("job.job_id", "../../code"),
-        ("job.rank", 1),
-        ("job.rank", -1),
+        ("rank", 1),
+        ("rank", -1),
+        ("rank", True),
         ("job.size", 0),
         ("job.channel", "no such"),
         ("job.channel", ["object"]),
         ("job.endpoint", "ftp://x"),
         ("job.settings", {"bucket": 1}),
         ("job.deadlock_s", float("inf")),
+        ("job.deadlock_s", True),
+        ("job.stats_dir", "/tmp"),
+        ("job.plugins", [1]),
+        ("job.algorithms", {"bcast": 1}),
     ],
 )
 def test_an_odd_event_is_one_clear_error(path: str, value: Any) -> None:
@@ -396,13 +401,13 @@ def test_any_event_at_all_is_an_error_of_one_kind(event: Any) -> None:
 
 @pytest.mark.parametrize("event", [None, [], "ping", 1, {}])
 def test_the_function_refuses_what_is_no_order(event: Any) -> None:
-    with pytest.raises(JobError, match="not an order"):
+    with pytest.raises(JobError, match="not an invocation"):
         handler.handler(event, None)
 
 
 @pytest.mark.parametrize("record", [{}, {"requestPayload": None}, {"requestPayload": [1]}])
 def test_a_failure_record_without_an_order_is_an_error(record: dict[str, Any]) -> None:
-    with pytest.raises(JobError, match="not an order"):
+    with pytest.raises(JobError, match="not an invocation"):
         handler.report(record, None)
 
 
@@ -420,23 +425,25 @@ def test_a_rank_passes_on_that_it_waits_and_that_it_goes_on(
 ) -> None:
     spoken: list[tuple[str, dict[str, Any]]] = []
     made, _ = rank()
-    monkeypatch.setattr(made, "_speak", lambda kind, facts: spoken.append((kind, facts)))
+    monkeypatch.setattr(made, "_send_message", lambda kind, facts: spoken.append((kind, facts)))
     file = tmp_path / "waits-0.json"
     file.write_text(json.dumps(_waits(100.0, 40.0)))
-    made._tell_waits(tmp_path)
+    made._pass_on_waits(tmp_path)
     assert not spoken  # --deadlock 0
-    monkeypatch.setattr(made, "_order", Invocation(_spec(deadlock_s=60.0), (), "f", 2, "http://q"))
+    monkeypatch.setattr(
+        made, "_invocation", Invocation(_spec(deadlock_s=60.0), (), "f", 2, "http://q")
+    )
     for _ in range(3):
-        made._tell_waits(tmp_path)
+        made._pass_on_waits(tmp_path)
     file.unlink()
     for _ in range(3):
-        made._tell_waits(tmp_path)
+        made._pass_on_waits(tmp_path)
     ((_, told), over) = spoken
     assert over == (console.WAITS, {})
     assert told["at"] - told["since"] == pytest.approx(60.0)
     assert told["at"] - 100.0 == pytest.approx(time.time() - time.monotonic(), abs=5)
     file.write_text(json.dumps({**_waits(1.0, 1.0), "waits": ["x" * 10**6] * 100}))
-    made._tell_waits(tmp_path)
+    made._pass_on_waits(tmp_path)
     assert len(json.dumps(spoken[-1])) < 10_000
 
 

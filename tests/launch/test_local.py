@@ -19,8 +19,9 @@ import pytest
 from serverless_mpi import launch
 from serverless_mpi.deploy import cli as deploy_cli
 from serverless_mpi.errors import JobError, UsageError
-from serverless_mpi.launch import cli, local
-from serverless_mpi.launch.base import EVERY, OPTIONS, Launcher, Plan
+from serverless_mpi.job import JobSpec
+from serverless_mpi.launch import cli, jobs, local
+from serverless_mpi.launch.base import COMMON_FIELDS, OPTIONS, Launcher, Plan
 from serverless_mpi.launch.output import LineWriter, printable, printable_lines, say
 from serverless_mpi.metering import Prices
 from tests.harness import GIVE_UP_S, ROOT, smpirun
@@ -117,11 +118,11 @@ NAMES = {one.name for one in fields(Plan)}
 @pytest.mark.parametrize("platform", launch.LAUNCHERS)
 def test_what_a_launcher_declares_it_reads(platform: str) -> None:
     launcher = launch.load(platform)
-    assert launcher.honors <= NAMES - EVERY
+    assert launcher.honors <= NAMES - COMMON_FIELDS
     module = sys.modules[launcher.__module__]
     read = set(re.findall(r"plan\.(\w+)", Path(str(module.__file__)).read_text()))
     assert launcher.honors <= read
-    assert read & NAMES <= launcher.honors | EVERY  # and does not read what it refuses
+    assert read & NAMES <= launcher.honors | COMMON_FIELDS  # and does not read what it refuses
 
 
 class Bare(Launcher):
@@ -171,6 +172,7 @@ def test_an_option_without_effect_is_refused(
     [
         (["--stack", "s"], "--stack has no effect with --platform local"),
         (["--platform", "lambda", "--port", "1"], "--port has no effect with --platform lambda"),
+        (["--platform", "lambda", "--host", "h"], "--host has no effect with --platform lambda"),
         (["--channel", "queue", "--host", "127.0.0.1"], "--host: channel queue does not listen"),
         (["--channel", "direct", "--port", "1"], "this job starts none"),
         (["--endpoint", "http://127.0.0.1:9", "--port", "1"], "this job starts none"),
@@ -199,7 +201,7 @@ def test_missing_and_damaged_statistics_are_named(
         (tmp_path / f"rank-{rank}.json").write_text(json.dumps(record(rank)))
     assert local._records(tmp_path, 3, prices) == [record(0), record(2)]
     assert capsys.readouterr().err == (
-        "smpirun: rank 1 left no statistics; the figures are of the others\n"
+        "smpirun: rank 1 left no statistics; the figures cover the other ranks\n"
     )
     seconds = json.dumps({**record(1), "seconds": "x"})
     rows = '{"rank": 1, "meter": {"x": {}}}'
@@ -207,7 +209,7 @@ def test_missing_and_damaged_statistics_are_named(
         (tmp_path / "rank-1.json").write_text(damage)
         assert len(local._records(tmp_path, 3, prices)) == 2
         assert capsys.readouterr().err == (
-            "smpirun: the statistics of rank 1 are damaged, and not counted\n"
+            "smpirun: the statistics of rank 1 are damaged and not counted\n"
         )
     local._records(tmp_path, 40, prices)
     assert "ranks 3, 4, 5, 6, 7, 8, 9, 10 and 29 more left" in capsys.readouterr().err
@@ -290,14 +292,14 @@ def test_a_jobs_program_and_reason_are_no_terminal_sequences(
         "size": 1,
         "channel": ESCAPES,
         "memory_mb": 1,
-        "program": [f"prog.py{ESCAPES}"],
+        "program": ["prog.py", ESCAPES],
     }
     job = SimpleNamespace(job_id="0" * 16, start=start, state=ESCAPES, end={}, ranks={})
     history = SimpleNamespace(jobs=lambda: [job], stop=lambda job_id: True, forget=lambda job_id: 1)
     monkeypatch.setattr(deploy_cli, "_history", lambda options: history)
     deploy_cli._jobs(argparse.Namespace(stack="smpi"))
     shown = capsys.readouterr().out.rstrip("\n").split("\n")
-    assert len(shown) == 1 + len(ESCAPES.splitlines())
+    assert len(shown) == 1 + len(ESCAPES.splitlines())  # a deadlock has several lines
     assert all(line.isprintable() for line in shown)
 
 
@@ -305,3 +307,20 @@ def test_an_error_is_no_terminal_sequence(capfd: pytest.CaptureFixture[str]) -> 
     assert cli.main(["-n", ESCAPES, "prog.py"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"job_id": "0011223344556677"}', None])
+def test_cleanup_keeps_a_job_whose_record_it_cannot_read(
+    record: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    spec = JobSpec.new(1, "direct")
+    for job_id in ("00" * 8, "11" * 8):
+        folder = jobs.state_folder() / job_id
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+        text = json.dumps(spec.public()) if job_id == "11" * 8 or record is None else record
+        (folder / "spec.json").write_text(text)
+    first, second = sorted(jobs.clear_dead_jobs(), key=lambda line: line.split()[2])
+    assert second == f"removed job {'11' * 8}"
+    assert first.startswith("removed" if record is None else f"kept job {'00' * 8}; to give it up")

@@ -219,7 +219,7 @@ def test_prices_of_another_region_are_told() -> None:
     done = smpirun(
         "-n", 1, *DIRECT, "--region", "eu-west-1", "--stats", "text", "examples/hello.py"
     )
-    assert done.returncode == 0 and "not the prices of eu-west-1" in done.stderr
+    assert done.returncode == 0 and "prices are not those of eu-west-1" in done.stderr
 
 
 def test_a_missing_emulator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ def test_ctrl_c_stops_everything(script) -> None:  # type: ignore[no-untyped-def
 
 def test_what_cannot_be_a_tree_is_told() -> None:
     done = smpirun("-n", 2, *DIRECT, "--branching", 2, "/bin/true")
-    assert done.returncode == 2 and "--branching is for Python programs" in done.stderr
+    assert done.returncode == 2 and "--branching works with Python programs only" in done.stderr
     done = smpirun("-n", 2, *DIRECT, "--branching", 0, "x.py")
-    assert done.returncode == 2 and "a rank starts at least 1 other" in done.stderr
+    assert (
+        done.returncode == 2
+        and "--branching: '0' is not a whole number of at least 1" in done.stderr
+    )
