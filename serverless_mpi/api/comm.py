@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 from serverless_mpi.api.bsend import OF_PROCESS, Attached
 from serverless_mpi.api.comm_constructors import CommConstructors
-from serverless_mpi.api.comm_state import State
+from serverless_mpi.api.comm_state import Kind, State, null_handle
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES
 from serverless_mpi.api.errhandler import Guarded
 from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group
@@ -23,7 +23,6 @@ from serverless_mpi.api.info import Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
 from serverless_mpi.api.request import Request
-from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.core.envelope import TAG_UB, UNDEFINED
 from serverless_mpi.errors import ERR_COMM, MPIException, missing
 from serverless_mpi.runtime import Runtime
@@ -32,6 +31,8 @@ from serverless_mpi.runtime import Runtime
 GRAPH = 1
 CART = 2
 DIST_GRAPH = 3
+
+_TOPOLOGIES = {Kind.GRAPH: GRAPH, Kind.CART: CART, Kind.DIST_GRAPH: DIST_GRAPH}
 
 MAX_NAME = 128
 
@@ -73,17 +74,7 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     @classmethod
     def _of_state(cls, state: State | None) -> Any:
         """A handle of the class that the communicator is of."""
-        from serverless_mpi.api import topocomm
-        from serverless_mpi.api.intercomm import Intercomm
-        from serverless_mpi.api.intracomm import Intracomm
-
-        if state is None:
-            return cls._of(None)
-        shapes = {Cart: topocomm.Cartcomm, Graph: topocomm.Graphcomm, Dist: topocomm.Distgraphcomm}
-        kind = (
-            Intercomm if state.remote is not None else shapes.get(type(state.topology), Intracomm)
-        )
-        return kind._of(state)
+        return cls._of(None) if state is None else state.handle()
 
     @property
     def _ob(self) -> State | None:
@@ -175,8 +166,7 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     def Get_topology(self) -> int:
         """CART, GRAPH, DIST_GRAPH, or UNDEFINED."""
         self._live()
-        topology = self._state.topology
-        return {Cart: CART, Graph: GRAPH, Dist: DIST_GRAPH}.get(type(topology), UNDEFINED)
+        return _TOPOLOGIES.get(self._state.kind, UNDEFINED)
 
     def Get_attr(self, keyval: int) -> Any:
         """A value attached to it, or None; TAG_UB, UNIVERSE_SIZE and so on are always there."""
@@ -282,9 +272,7 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     @classmethod
     def Get_parent(cls) -> Any:
         """The processes that spawned this job: none, since nothing can be spawned."""
-        from serverless_mpi.api.intercomm import Intercomm
-
-        return Intercomm()
+        return null_handle(Kind.INTER)
 
     @classmethod
     def Join(cls, fd: int) -> NoReturn:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from serverless_mpi.api.attributes import Attributed
-from serverless_mpi.api.comm_state import State
+from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.environ import Get_processor_name
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
@@ -144,10 +144,9 @@ class CommConstructors(Attributed):
 
     def _like(self, state: State | None) -> Comm:
         """A handle to a communicator of one group, or two, as this one is; a null one of that class for None."""
-        from serverless_mpi.api.intercomm import Intercomm
-        from serverless_mpi.api.intracomm import Intracomm
-
-        return (Intracomm if self._state.remote is None else Intercomm)._of(state)
+        kind = Kind.INTRA if self._state.remote is None else Kind.INTER
+        handle: Comm = KINDS[kind]._of(state)
+        return handle
 
     def Split(self, color: int = 0, key: int = 0) -> Comm:
         """A communicator for each colour, ordered by key, then rank; a null one for colour UNDEFINED."""

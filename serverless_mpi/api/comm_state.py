@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 import threading
 from collections import Counter
@@ -11,6 +12,28 @@ from typing import Any
 from serverless_mpi.api.bsend import Attached
 from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.runtime import Runtime
+
+
+class Kind(enum.Enum):
+    """What a communicator is, which decides the class of its handles."""
+
+    INTRA = enum.auto()
+    INTER = enum.auto()
+    CART = enum.auto()
+    GRAPH = enum.auto()
+    DIST_GRAPH = enum.auto()
+
+
+# Each class of handles enters itself here when its module is imported, so a parent class makes
+# handles of its subclasses without importing their modules. `serverless_mpi.MPI` imports them all.
+KINDS: dict[Kind, type[Any]] = {}
+
+_KIND_OF_TOPOLOGY = {Cart: Kind.CART, Graph: Kind.GRAPH, Dist: Kind.DIST_GRAPH}
+
+
+def null_handle(kind: Kind) -> Any:
+    """Make a null handle of the class of `kind`."""
+    return KINDS[kind]._of(None)
 
 
 class State:
@@ -66,6 +89,17 @@ class State:
         )
         runtime.communicators[context] = self
         runtime.own(self, context)
+
+    @property
+    def kind(self) -> Kind:
+        """What this communicator is: between two groups, with a topology, or neither."""
+        if self.remote is not None:
+            return Kind.INTER
+        return _KIND_OF_TOPOLOGY.get(type(self.topology), Kind.INTRA)
+
+    def handle(self) -> Any:
+        """Make a handle of the class that this communicator is of."""
+        return KINDS[self.kind]._of(self)
 
     def count(self, key: Any) -> int:
         """How often this has been asked for `key` before."""

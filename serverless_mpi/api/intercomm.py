@@ -10,7 +10,7 @@ from typing import Any
 
 from serverless_mpi.api.buffers import InPlaceType
 from serverless_mpi.api.comm import Comm, internal
-from serverless_mpi.api.comm_state import State
+from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
@@ -152,5 +152,7 @@ def _commctx_inter(comm: Intercomm) -> tuple[Intercomm, int, Intracomm, bool]:
         state.local = comm._child(state.ranks, "local", state.ranks)
     return Intercomm._of(state), tag, Intracomm._of(state.local), state.ranks < state.peers
 
+
+KINDS[Kind.INTER] = Intercomm
 
 __all__ = ["Intercomm", "_commctx_inter"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from serverless_mpi.api.comm import Comm, internal
-from serverless_mpi.api.comm_state import State
+from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group
 from serverless_mpi.api.info import INFO_NULL, Info
@@ -88,11 +88,9 @@ class Intracomm(Comm):
         self, dims: Sequence[int], periods: Sequence[bool] | None = None, reorder: bool = False
     ) -> Any:
         """A grid of shape `dims`, with `periods` (one, or one a dimension) closed to rings; ranks go row by row."""
-        from serverless_mpi.api.topocomm import Cartcomm
-
         self._live()
         cart = Cart.made(dims, periods, len(self._state.ranks))
-        return Cartcomm._of(self._shaped(cart, cart.size, "cart"))
+        return KINDS[Kind.CART]._of(self._shaped(cart, cart.size, "cart"))
 
     def Cart_map(self, dims: Sequence[int], periods: Sequence[bool] | None = None) -> int:
         """The rank that this process would have in such a grid, or UNDEFINED."""
@@ -104,11 +102,9 @@ class Intracomm(Comm):
         self, index: Sequence[int], edges: Sequence[int], reorder: bool = False
     ) -> Any:
         """A graph that every process describes: node i's neighbours are edges[index[i-1]:index[i]]."""
-        from serverless_mpi.api.topocomm import Graphcomm
-
         self._live()
         graph = Graph.made(index, edges, len(self._state.ranks))
-        return Graphcomm._of(self._shaped(graph, graph.size, "graph"))
+        return KINDS[Kind.GRAPH]._of(self._shaped(graph, graph.size, "graph"))
 
     def Graph_map(self, index: Sequence[int], edges: Sequence[int]) -> int:
         """The rank that this process would have in such a graph, or UNDEFINED."""
@@ -126,11 +122,9 @@ class Intracomm(Comm):
         reorder: bool = False,
     ) -> Any:
         """A graph of which every process gives the edges to and from itself.  Sends nothing."""
-        from serverless_mpi.api.topocomm import Distgraphcomm
-
         self._live()
         size = len(self._state.ranks)
-        return Distgraphcomm._of(
+        return KINDS[Kind.DIST_GRAPH]._of(
             self._shaped(
                 Dist.adjacent(sources, destinations, sourceweights, destweights, size),
                 size,
@@ -148,8 +142,6 @@ class Intracomm(Comm):
         reorder: bool = False,
     ) -> Any:
         """A graph of which every process gives any edges: degrees[i] of them from sources[i]."""
-        from serverless_mpi.api.topocomm import Distgraphcomm
-
         self._live()
         size = len(self._state.ranks)
         edges, weighted = Dist.edges_given(sources, degrees, destinations, weights, size)
@@ -160,7 +152,7 @@ class Intracomm(Comm):
             [edge for some, _ in given for edge in some],
             any(flag for _, flag in given),
         )
-        return Distgraphcomm._of(self._shaped(dist, size, "dist_graph"))
+        return KINDS[Kind.DIST_GRAPH]._of(self._shaped(dist, size, "dist_graph"))
 
     # --- two groups ----------------------------------------------------------
 
@@ -168,8 +160,6 @@ class Intracomm(Comm):
         self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0
     ) -> Any:
         """Join this group with another one, whose members call it too; the two leaders meet in `peer_comm` under `tag`."""
-        from serverless_mpi.api.intercomm import Intercomm
-
         self._live()
         state = self._state
         if not isinstance(peer_comm, Intracomm):
@@ -195,7 +185,7 @@ class Intracomm(Comm):
             raise MPIException(
                 ERR_COMM, "the two groups of an intercommunicator must have no process in common"
             )
-        return Intercomm._of(self._between(tag, mine, theirs))
+        return self._between(tag, mine, theirs).handle()
 
     def _between(self, tag: int, mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> State:
         context = derive_context(0, "inter", tag, *sorted((mine, theirs)))
@@ -253,6 +243,8 @@ class Intracomm(Comm):
         """Missing."""
         raise missing("Intracomm.Connect (dynamic processes)")
 
+
+KINDS[Kind.INTRA] = Intracomm
 
 _from_nothing: weakref.WeakKeyDictionary[Runtime, Counter[Any]] = weakref.WeakKeyDictionary()
 

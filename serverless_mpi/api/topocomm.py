@@ -13,6 +13,7 @@ from serverless_mpi.api.buffers import Message as Spec
 from serverless_mpi.api.buffers import VMessage, WMessage, check_length
 from serverless_mpi.api.collective import decode_list, encode_each
 from serverless_mpi.api.comm import Comm
+from serverless_mpi.api.comm_state import KINDS, Kind
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm
 from serverless_mpi.api.persistent import Prequest
@@ -321,5 +322,9 @@ class Distgraphcomm(Topocomm):
         weights = None if dist.weights is None else (list(dist.weights[0]), list(dist.weights[1]))
         return list(dist.sources), list(dist.dests), weights
 
+
+KINDS[Kind.CART] = Cartcomm
+KINDS[Kind.GRAPH] = Graphcomm
+KINDS[Kind.DIST_GRAPH] = Distgraphcomm
 
 __all__ = ["Cartcomm", "Distgraphcomm", "Graphcomm", "Topocomm", "UNWEIGHTED", "WEIGHTS_EMPTY"]
