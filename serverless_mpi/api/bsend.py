@@ -10,8 +10,8 @@ from typing import Any
 
 from serverless_mpi.api.memory import BUFFER_AUTOMATIC, BufferAutomaticType, as_bytes
 from serverless_mpi.api.memory import buffer as Buffer
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.request import Request, request_of
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.errors import ERR_BUFFER, ERR_OTHER, MPIException
 from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import Runtime, get_runtime
@@ -64,7 +64,7 @@ class Attached:
         for _, operation, _ in self._under_way:
             operation.add_done_callback(lambda _: everything._release())
         everything._release()
-        return Request._of(get_runtime(), everything, _finish)
+        return request_of(get_runtime(), everything, _finish)
 
     def reserve(self, nbytes: int) -> None:
         """See that a message fits.
@@ -96,7 +96,7 @@ class Attached:
 
 
 def _finish(operation: Operation, status: Status) -> None:
-    status._fill_empty()
+    fill_empty_status(status)
 
 
 OF_PROCESS = Attached()

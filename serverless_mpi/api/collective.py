@@ -13,8 +13,8 @@ from typing import Any
 from serverless_mpi.api.op import SUM, Op
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.plan import Plan, Plans, nothing, of_objects
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.request import Request, request_of
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.collectives.choose import Algorithm, Facts, select
 from serverless_mpi.collectives.operations import OPERATIONS, Layout
 from serverless_mpi.collectives.steps import Steps, whole
@@ -80,13 +80,23 @@ class Collective(Plans):
     @uninterrupted
     def _start(self, plan: Plan) -> Request:
         running = self._run(plan, self._context, next(self._calls))
-        return Request._of(self._runtime, running, finishing(plan))
+        return request_of(self._runtime, running, finishing(plan))
+
+    @uninterrupted
+    def _call(self, plan: Plan) -> Any:
+        """Start a call and wait for it: a blocking call needs no request."""
+        running = self._run(plan, self._context, next(self._calls))
+        if not running.done:
+            self._runtime.wait((running,), all=True)
+        if running.error is not None:
+            raise running.error
+        return plan.finish(running.result)
 
     # --- objects -------------------------------------------------------------
 
     def barrier(self) -> None:
         """Return when every rank has called it."""
-        self._start(self._barrier())._await()
+        self._call(self._barrier())
 
     Barrier = barrier
 
@@ -103,41 +113,35 @@ class Collective(Plans):
         def finish(got: Any) -> Any:
             return decode(got) if peer and not mine else obj if peer else None
 
-        return self._start(Plan("bcast", None, lambda: (place, blob), finish))._await()
+        return self._call(Plan("bcast", None, lambda: (place, blob), finish))
 
     def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
         """The list of all ranks' objects on the root, None elsewhere."""
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None)
-        objects: list[Any] | None = self._start(
-            Plan("gather", None, lambda: arguments, decode_list)
-        )._await()
+        objects: list[Any] | None = self._call(Plan("gather", None, lambda: arguments, decode_list))
         return objects
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
         """The root's sendobj[rank]."""
         mine, peer = self._role(root)
         arguments = (self._number(root), encode_each(sendobj, len(self._peers)) if mine else None)
-        return self._start(
+        return self._call(
             Plan("scatter", None, lambda: arguments, _decode_some if peer else nothing)
-        )._await()
+        )
 
     def allgather(self, sendobj: Any) -> list[Any]:
         """The list of all ranks' objects."""
         self._live()
         arguments = (encode(sendobj),)
-        objects: list[Any] = self._start(
-            Plan("allgather", None, lambda: arguments, decode_list)
-        )._await()
+        objects: list[Any] = self._call(Plan("allgather", None, lambda: arguments, decode_list))
         return objects
 
     def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
         """What each rank had for this one: sendobj[r] goes to rank r."""
         self._live()
         arguments = (encode_each(sendobj, len(self._peers)),)
-        objects: list[Any] = self._start(
-            Plan("alltoall", None, lambda: arguments, decode_list)
-        )._await()
+        objects: list[Any] = self._call(Plan("alltoall", None, lambda: arguments, decode_list))
         return objects
 
     def reduce(
@@ -146,7 +150,7 @@ class Collective(Plans):
         """All ranks' objects combined in rank order, on the root; None elsewhere."""
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None, of_objects(op))
-        return self._start(Plan("reduce", None, lambda: arguments, _decode_some))._await()
+        return self._call(Plan("reduce", None, lambda: arguments, _decode_some))
 
     def allreduce(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM) -> Any:
         """All ranks' objects combined in rank order, everywhere."""
@@ -163,75 +167,75 @@ class Collective(Plans):
     def _combine(self, operation: str, sendobj: Any, op: Callable[[Any, Any], Any]) -> Any:
         self._live()
         arguments = (encode(sendobj), of_objects(op))
-        return self._start(Plan(operation, None, lambda: arguments, _decode_some))._await()
+        return self._call(Plan(operation, None, lambda: arguments, _decode_some))
 
     # --- buffers -------------------------------------------------------------
 
     def Bcast(self, buf: Any, root: int = 0) -> None:
         """Give the root's buffer to every rank's."""
-        self._start(self._bcast(buf, root))._await()
+        self._call(self._bcast(buf, root))
 
     def Gather(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
         """Collect every rank's block in the root's buffer."""
-        self._start(self._gather(sendbuf, recvbuf, root))._await()
+        self._call(self._gather(sendbuf, recvbuf, root))
 
     def Gatherv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
         """Collect blocks of any lengths in places of the root's buffer."""
-        self._start(self._gatherv(sendbuf, recvbuf, root))._await()
+        self._call(self._gatherv(sendbuf, recvbuf, root))
 
     def Scatter(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
         """Give each rank its block of the root's buffer."""
-        self._start(self._scatter(sendbuf, recvbuf, root))._await()
+        self._call(self._scatter(sendbuf, recvbuf, root))
 
     def Scatterv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
         """Give each rank its block, of any length and place, of the root's buffer."""
-        self._start(self._scatterv(sendbuf, recvbuf, root))._await()
+        self._call(self._scatterv(sendbuf, recvbuf, root))
 
     def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Collect every rank's block in every rank's buffer."""
-        self._start(self._allgather(sendbuf, recvbuf))._await()
+        self._call(self._allgather(sendbuf, recvbuf))
 
     def Allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
         """Collect blocks of any lengths in places of every rank's buffer."""
-        self._start(self._allgatherv(sendbuf, recvbuf))._await()
+        self._call(self._allgatherv(sendbuf, recvbuf))
 
     def Alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give block r of this rank's buffer to rank r."""
-        self._start(self._alltoall(sendbuf, recvbuf))._await()
+        self._call(self._alltoall(sendbuf, recvbuf))
 
     def Alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give each rank its block, of any length and place."""
-        self._start(self._alltoallv(sendbuf, recvbuf))._await()
+        self._call(self._alltoallv(sendbuf, recvbuf))
 
     def Alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give each rank its block, of any length, place and datatype."""
-        self._start(self._alltoallw(sendbuf, recvbuf))._await()
+        self._call(self._alltoallw(sendbuf, recvbuf))
 
     def Reduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0) -> None:
         """Combine all ranks' buffers, element by element, into the root's."""
-        self._start(self._reduce(sendbuf, recvbuf, op, root))._await()
+        self._call(self._reduce(sendbuf, recvbuf, op, root))
 
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
         """Combine all ranks' buffers into every rank's."""
-        self._start(self._allreduce(sendbuf, recvbuf, op))._await()
+        self._call(self._allreduce(sendbuf, recvbuf, op))
 
     def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
         """Combine all ranks' buffers; rank r gets the r-th of equal blocks."""
-        self._start(self._reduce_scatter_block(sendbuf, recvbuf, op))._await()
+        self._call(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Reduce_scatter(
         self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM
     ) -> None:
         """Combine all ranks' buffers; rank r gets recvcounts[r] elements of the result."""
-        self._start(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))._await()
+        self._call(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
     def Scan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
         """Combine the buffers of ranks 0 to this one."""
-        self._start(self._scan(sendbuf, recvbuf, op))._await()
+        self._call(self._scan(sendbuf, recvbuf, op))
 
     def Exscan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
         """Combine the buffers of the ranks below this one; rank 0's receive buffer stays."""
-        self._start(self._exscan(sendbuf, recvbuf, op))._await()
+        self._call(self._exscan(sendbuf, recvbuf, op))
 
     def Ibcast(self, buf: Any, root: int = 0) -> Request:
         """Start `Bcast`."""
@@ -304,7 +308,7 @@ def finishing(plan: Plan) -> Callable[[Operation, Status], Any]:
     """What a request does with a plan's result."""
 
     def complete(done: Operation, status: Status) -> Any:
-        status._fill_empty()
+        fill_empty_status(status)
         return plan.finish(done.result)
 
     return complete

@@ -17,8 +17,8 @@ from serverless_mpi.api.comm_constructors import CommConstructors
 from serverless_mpi.api.comm_state import Kind, State, null_handle
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES
 from serverless_mpi.api.errhandler import Guarded
-from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group, group_of
+from serverless_mpi.api.handle import Handle, forget, name_constant
 from serverless_mpi.api.info import Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
@@ -140,7 +140,7 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     def Get_group(self) -> Group:
         """Its processes as a group, those of this process's own."""
         self._live()
-        return Group._of(self._state.ranks, self._runtime.rank, self._state.session)
+        return group_of(self._state.ranks, self._runtime.rank, self._state.session)
 
     def Get_name(self) -> str:
         """Its name."""
@@ -207,7 +207,7 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
         if (a.remote is None) != (b.remote is None):
             return UNEQUAL
         found = [
-            Group.Compare(Group._of(x, -1), Group._of(y, -1))
+            Group.Compare(group_of(x, -1), group_of(y, -1))
             for x, y in ((a.ranks, b.ranks), (a.peers, b.peers))
         ]
         return UNEQUAL if UNEQUAL in found else SIMILAR if SIMILAR in found else CONGRUENT
@@ -312,7 +312,7 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
         raise missing("Comm.Ishrink (fault tolerance)")
 
 
-COMM_NULL: Comm = Comm()._name_constant("COMM_NULL")
+COMM_NULL: Comm = name_constant(Comm(), "COMM_NULL")
 
 
 def _comm_lock(comm: Comm, key: Any = None) -> threading.Lock:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from serverless_mpi.api.attributes import Attributed
 from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.environ import Get_processor_name
-from serverless_mpi.api.group import Group
+from serverless_mpi.api.group import Group, group_ranks
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
-from serverless_mpi.api.request import Request
+from serverless_mpi.api.request import Request, request_of
+from serverless_mpi.api.status import fill_empty_status
 from serverless_mpi.collectives.choose import Facts, select
 from serverless_mpi.collectives.steps import whole
 from serverless_mpi.core.envelope import UNDEFINED, derive_context
@@ -120,7 +121,7 @@ class CommConstructors(Attributed):
     def _completed(self) -> Request:
         operation = Operation()
         operation._end()
-        return Request._of(self._runtime, operation, lambda _, status: status._fill_empty())
+        return request_of(self._runtime, operation, lambda _, status: fill_empty_status(status))
 
     def _split(self, color: Any, key: int) -> State | None:
         """What the communicator of one colour shares, ordered by key, then rank; None for colour None."""
@@ -197,7 +198,7 @@ class CommConstructors(Attributed):
         return self._like(self._child(ranks, "create", number, remote=remote) if made else None)
 
     def _check_group(self, group: Group) -> tuple[int, ...]:
-        ranks = group._live()
+        ranks = group_ranks(group)
         if not set(ranks) <= set(self._state.ranks):
             raise MPIException(
                 ERR_GROUP, "the group has processes that are not in the communicator"

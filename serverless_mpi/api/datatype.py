@@ -7,6 +7,7 @@ packing in packing.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from serverless_mpi.api.datatype_state import (
     COMBINER_VECTOR,
     TypeState,
 )
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.api.layout import Block, Layout
 from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_RANK, ERR_TYPE, MPIException
 
@@ -542,7 +543,7 @@ def _handle(state: TypeState) -> Datatype:
         return state.constant  # type: ignore[no-any-return]
     if not state.predefined:
         state.refs += 1
-    return Datatype._of_state(state)  # type: ignore[no-any-return]
+    return handle_of(Datatype, state)
 
 
 def _positive(count: int) -> None:
@@ -571,6 +572,9 @@ def _datatype_decode(
     return datatype.decode()
 
 
-DATATYPE_NULL: Datatype = Datatype()._name_constant("DATATYPE_NULL")
+# What a datatype is, for the modules that pack, count and reduce; ERR_TYPE for a null handle.
+type_state: Callable[[Datatype], TypeState] = attrgetter("_live")
+
+DATATYPE_NULL: Datatype = name_constant(Datatype(), "DATATYPE_NULL")
 
 __all__ = ["DATATYPE_NULL", "Datatype", "_datatype_create", "_datatype_decode"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from serverless_mpi.api.attributes import reported
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.errors import (
     ERR_ARG,
     ERR_ERRHANDLER,
@@ -67,11 +67,11 @@ class Errhandler(Handle):
             self.Free()
 
 
-ERRHANDLER_NULL: Errhandler = Errhandler()._name_constant("ERRHANDLER_NULL")
-ERRORS_RETURN: Errhandler = Errhandler._of_state(_State())._name_constant("ERRORS_RETURN")
-ERRORS_ABORT: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant("ERRORS_ABORT")
-ERRORS_ARE_FATAL: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant(
-    "ERRORS_ARE_FATAL"
+ERRHANDLER_NULL: Errhandler = name_constant(Errhandler(), "ERRHANDLER_NULL")
+ERRORS_RETURN: Errhandler = name_constant(handle_of(Errhandler, _State()), "ERRORS_RETURN")
+ERRORS_ABORT: Errhandler = name_constant(handle_of(Errhandler, _State(fatal=True)), "ERRORS_ABORT")
+ERRORS_ARE_FATAL: Errhandler = name_constant(
+    handle_of(Errhandler, _State(fatal=True)), "ERRORS_ARE_FATAL"
 )
 
 
@@ -95,12 +95,12 @@ class Guarded:
                 f"{MOST_HANDLERS} error handlers of a {kind.__name__} exist; free one first"
             )
         _made[kind] = _made.get(kind, 0) + 1
-        return Errhandler._of_state(_State(errhandler_fn, kind=kind))  # type: ignore[no-any-return]
+        return handle_of(Errhandler, _State(errhandler_fn, kind=kind))
 
     def Get_errhandler(self) -> Errhandler:
         """A handle to its handler."""
         self._check_live()
-        return Errhandler._of_state(getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob)  # type: ignore[no-any-return]
+        return handle_of(Errhandler, getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob)
 
     def Set_errhandler(self, errhandler: Errhandler) -> None:
         """Give it a handler.

@@ -7,7 +7,7 @@ from typing import Any
 
 from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.request import Pending, Request
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.errors import ERR_REQUEST, MPIException
 from serverless_mpi.operation import Operation
 from serverless_mpi.runtime import get_runtime
@@ -35,7 +35,7 @@ class _General(Pending):
             reported(lambda: function(*first, *self.args, **self.kwargs))
 
     def status_of(self, operation: Operation, status: Status) -> None:
-        status._fill_empty()
+        fill_empty_status(status)
         self._call(self.query, status)
 
     def _take(self, operation: Operation, status: Status) -> Any:

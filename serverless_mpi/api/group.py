@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.core.envelope import PROC_NULL, UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_OTHER, ERR_RANK, MPIException
 
@@ -171,7 +171,11 @@ def _seen(group1: Group, group2: Group) -> tuple[int, Attached | None]:
     return known._me, known._session
 
 
-GROUP_NULL: Group = Group()._name_constant("GROUP_NULL")
-GROUP_EMPTY: Group = Group._of_state(_State((), -1))._name_constant("GROUP_EMPTY")
+# For the modules of communicators: functions, because they are not methods of mpi4py's Group.
+group_of = Group._of
+group_ranks = Group._live
+
+GROUP_NULL: Group = name_constant(Group(), "GROUP_NULL")
+GROUP_EMPTY: Group = name_constant(handle_of(Group, _State((), -1)), "GROUP_EMPTY")
 
 __all__ = ["CONGRUENT", "GROUP_EMPTY", "GROUP_NULL", "Group", "IDENT", "SIMILAR", "UNEQUAL"]

@@ -7,7 +7,7 @@ process does not pickle. Handles have numbers, so that they can be passed throug
 from __future__ import annotations
 
 import itertools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 _numbers = itertools.count(1)
 _states: dict[int, Any] = {}  # number -> state, of those whose number was asked for
@@ -26,6 +26,9 @@ def forget(state: Any) -> None:
     """The state is gone: so is its number."""
     if _numbered:
         _states.pop(_numbered.pop(id(state), 0), None)
+
+
+H = TypeVar("H", bound="Handle")
 
 
 class Handle:
@@ -63,15 +66,6 @@ class Handle:
     def _of_state(cls, state: Any) -> Any:
         self = object.__new__(cls)
         self._ob = state
-        return self
-
-    def _name_constant(self, label: str) -> Any:
-        """Make this handle the constant `MPI.<label>`."""
-        self._label = label
-        if self._ob is None:
-            self._family[0]._null = self
-        else:
-            self._ob.constant = self
         return self
 
     def _constant(self) -> Any:
@@ -139,6 +133,26 @@ class Handle:
     def f2py(cls, arg: int) -> Any:
         """The object with that number."""
         return cls.fromhandle(arg)
+
+
+# What the other modules of api/ do with handles. These are functions, because a public method would
+# be visible on the objects of a program, where mpi4py has none of that name.
+
+
+def handle_of(cls: type[H], state: Any) -> H:
+    """Make a handle of class `cls` to `state`; a null handle for None."""
+    handle: H = cls._of_state(state)
+    return handle
+
+
+def name_constant(handle: H, label: str) -> H:
+    """Make `handle` the constant `MPI.<label>`, which pickles by that name."""
+    handle._label = label
+    if handle._ob is None:
+        handle._family[0]._null = handle
+    else:
+        handle._ob.constant = handle
+    return handle
 
 
 def _sizeof(arg: Any) -> int:

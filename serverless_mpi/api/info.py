@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.errors import (
     ERR_ARG,
     ERR_INFO,
@@ -203,7 +203,7 @@ def _environment() -> dict[str, str]:
     return facts
 
 
-INFO_NULL: Info = Info()._name_constant("INFO_NULL")
-INFO_ENV: Info = Info._of_state(_State(_environment()))._name_constant("INFO_ENV")
+INFO_NULL: Info = name_constant(Info(), "INFO_NULL")
+INFO_ENV: Info = name_constant(handle_of(Info, _State(_environment())), "INFO_ENV")
 
 __all__ = ["INFO_ENV", "INFO_NULL", "Info", "MAX_INFO_KEY", "MAX_INFO_VAL"]

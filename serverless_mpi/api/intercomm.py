@@ -12,7 +12,7 @@ from serverless_mpi.api.buffers import InPlaceType
 from serverless_mpi.api.comm import Comm, internal
 from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
-from serverless_mpi.api.group import Group
+from serverless_mpi.api.group import Group, group_of, group_ranks
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm, from_nothing
 from serverless_mpi.collectives.operations import BETWEEN, OPERATIONS, Layout
@@ -44,7 +44,7 @@ class Intercomm(Comm):
         errhandler: Errhandler | None = None,
     ) -> Intercomm:
         """Join two groups, whose members alone call it; no communicator is needed, and nothing is sent."""
-        local, remote = local_group._live(), remote_group._live()
+        local, remote = group_ranks(local_group), group_ranks(remote_group)
         runtime = get_runtime()
         if runtime.rank not in local:
             raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the local group")
@@ -67,7 +67,7 @@ class Intercomm(Comm):
     def Get_remote_group(self) -> Group:
         """The processes of the other group."""
         self._live()
-        return Group._of(self._peers, self._runtime.rank, self._state.session)
+        return group_of(self._peers, self._runtime.rank, self._state.session)
 
     def Get_remote_size(self) -> int:
         """Their number."""

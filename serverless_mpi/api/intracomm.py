@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from serverless_mpi.api.comm import Comm, internal
 from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
-from serverless_mpi.api.group import Group
+from serverless_mpi.api.group import Group, group_ranks
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.topologies import Cart, Dist, Graph
@@ -57,7 +57,7 @@ class Intracomm(Comm):
         errhandler: Errhandler | None = None,
     ) -> Intracomm:
         """The processes of `group`, who alone call it; no communicator is needed."""
-        ranks = group._live()
+        ranks = group_ranks(group)
         if not ranks:
             return Intracomm()
         runtime = get_runtime()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from serverless_mpi.api.handle import Handle
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
-from serverless_mpi.api.transfer import as_object, completed, room
+from serverless_mpi.api.handle import Handle, handle_of, name_constant
+from serverless_mpi.api.request import Request, complete_receive, request_of
+from serverless_mpi.api.status import Status, fill_null_status
+from serverless_mpi.api.transfer import as_object, completed, receive_request, room
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import ERR_REQUEST, MPIException
 from serverless_mpi.operation import Operation
+from serverless_mpi.runtime import Runtime
 from serverless_mpi.signals import uninterrupted
 
 if TYPE_CHECKING:
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
 
 
 class _Matched:
-    """What all handles to one message share: where it was matched, and what it is until it is received; nothing for NO_PROC."""
+    """What all handles to one message share.
 
-    def __init__(self, comm: PointToPoint | None, incoming: Incoming | None) -> None:
-        self.comm, self.incoming = comm, incoming
+    runtime: that took it; None for NO_PROC; places: world rank -> rank in the communicator;
+    incoming: the message until it is received.
+    """
+
+    def __init__(
+        self, runtime: Runtime | None, places: Mapping[int, int], incoming: Incoming | None
+    ) -> None:
+        self.runtime, self.places, self.incoming = runtime, places, incoming
         self.constant: Message | None = None
 
 
@@ -35,10 +42,6 @@ class Message(Handle):
 
     def __new__(cls, message: Message | None = None) -> Message:
         return cls._copy(message)  # type: ignore[no-any-return]
-
-    @classmethod
-    def _of(cls, comm: PointToPoint, incoming: Incoming) -> Message:
-        return cls._of_state(_Matched(comm, incoming))  # type: ignore[no-any-return]
 
     @classmethod
     def probe(
@@ -71,17 +74,18 @@ class Message(Handle):
         if self is not MESSAGE_NO_PROC:
             self._ob = None
         if matched is MESSAGE_NO_PROC._ob:
-            return Request._of(None, completed(), lambda operation, status: status._fill_null())
-        if matched is None or matched.comm is None or matched.incoming is None:
+            return request_of(None, completed(), lambda operation, status: fill_null_status(status))
+        if matched is None or matched.runtime is None or matched.incoming is None:
             raise MPIException(ERR_REQUEST, "the message is null or has been received")
-        comm, incoming = matched.comm, matched.incoming
-        matched.comm = matched.incoming = None
-        return comm._received(comm._runtime.irecv_matched(incoming, into), value)
+        runtime, incoming = matched.runtime, matched.incoming
+        matched.incoming = None
+        operation = runtime.irecv_matched(incoming, into)
+        return receive_request(runtime, matched.places, operation, value)
 
     @uninterrupted
     def recv(self, status: Status | None = None) -> Any:
         """Receive it as an object."""
-        return self._start(as_object)._complete_own(status)
+        return complete_receive(self._start(as_object), status)
 
     def irecv(self) -> Request:
         """Start receiving it as an object."""
@@ -90,14 +94,21 @@ class Message(Handle):
     @uninterrupted
     def Recv(self, buf: Any, status: Status | None = None) -> None:
         """Receive it into a buffer."""
-        self.Irecv(buf)._complete_own(status)
+        complete_receive(self.Irecv(buf), status)
 
     def Irecv(self, buf: Any) -> Request:
         """Start receiving it into a buffer."""
         return self._start(*room(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
 
 
-MESSAGE_NULL: Message = Message()._name_constant("MESSAGE_NULL")
-MESSAGE_NO_PROC: Message = Message._of_state(_Matched(None, None))._name_constant("MESSAGE_NO_PROC")
+def matched_message(runtime: Runtime, places: Mapping[int, int], incoming: Incoming) -> Message:
+    """Make a handle to a message that a matched probe has taken."""
+    return handle_of(Message, _Matched(runtime, places, incoming))
+
+
+MESSAGE_NULL: Message = name_constant(Message(), "MESSAGE_NULL")
+MESSAGE_NO_PROC: Message = name_constant(
+    handle_of(Message, _Matched(None, {}, None)), "MESSAGE_NO_PROC"
+)
 
 __all__ = ["MESSAGE_NO_PROC", "MESSAGE_NULL", "Message"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype import Datatype, type_state
 from serverless_mpi.api.datatype_state import COMBINER_DUP
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.api.memory import buffer
 from serverless_mpi.api.types import BYTE, PACKED
 from serverless_mpi.errors import ERR_BUFFER, ERR_OP, ERR_TRUNCATE, MPIException
@@ -166,7 +166,7 @@ class Op(Handle):
         state = self._live
         if state.user is not None:
             return
-        of = datatype._live
+        of = type_state(datatype)
         if of.combiner == COMBINER_DUP:
             of = of.types[0]
         if of.pair is not None:
@@ -192,7 +192,7 @@ class Op(Handle):
             return _combine_memory(state.user, a, b, datatype)
         if state.arrays is None:
             raise MPIException(ERR_OP, f"{state.name} does not combine buffers")
-        dtype = datatype._live.pair or datatype._live.base
+        dtype = type_state(datatype).pair or type_state(datatype).base
         with np.errstate(over="ignore", invalid="ignore"):
             result = state.arrays(np.frombuffer(a, dtype), np.frombuffer(b, dtype))
         return (
@@ -206,7 +206,7 @@ def _combine_memory(
     function: Callable[..., Any], a: memoryview, b: memoryview, datatype: Datatype
 ) -> memoryview:
     """A program's function sees the elements as the datatype lays them out in memory."""
-    layout = datatype._live.layout
+    layout = type_state(datatype).layout
     if layout.dense:
         inout = bytearray(b)
         function(buffer.frombuffer(bytearray(a)), buffer.frombuffer(inout), datatype)
@@ -226,10 +226,13 @@ _PREDEFINED: list[str] = []
 
 def _predefined(label: str, *arguments: Any, **more: Any) -> Op:
     _PREDEFINED.append(label)
-    return Op._of_state(_State(f"MPI_{label}", *arguments, **more))._name_constant(label)  # type: ignore[no-any-return]
+    return name_constant(handle_of(Op, _State(f"MPI_{label}", *arguments, **more)), label)
 
 
-OP_NULL: Op = Op()._name_constant("OP_NULL")
+# Combining functions of an operation by datatype, which plan.py keeps.
+combiners_of: Callable[[Op], dict[Any, Any]] = operator.attrgetter("_live.combiners")
+
+OP_NULL: Op = name_constant(Op(), "OP_NULL")
 MAX = _predefined("MAX", np.maximum, lambda x, y: y if y > x else x, _REALS)
 MIN = _predefined("MIN", np.minimum, lambda x, y: y if y < x else x, _REALS)
 SUM = _predefined("SUM", np.add, operator.add, _NUMBERS)

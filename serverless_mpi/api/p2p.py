@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
-from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message
+from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message, matched_message
 from serverless_mpi.api.pickling import encode
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
-from serverless_mpi.api.transfer import as_object, both, completed, outgoing, room
+from serverless_mpi.api.request import Request, complete, complete_receive, operation_of, request_of
+from serverless_mpi.api.status import Status, fill_empty_status, fill_null_status, fill_status
+from serverless_mpi.api.transfer import as_object, both, completed, outgoing, receive_request, room
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
 from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.operation import Operation, Payload
@@ -72,14 +72,14 @@ class PointToPoint:
         """Start a send of bytes that may change when `payload` says."""
 
         def finish(operation: Operation, status: Status) -> None:
-            status._fill_empty()
+            fill_empty_status(status)
 
         if dest == PROC_NULL:
-            return Request._of(self._runtime, completed(), finish)
+            return request_of(self._runtime, completed(), finish)
         operation = self._runtime.isend(
             self._context, self._world(dest), tag, data, sync=sync, payload=payload
         )
-        return Request._of(self._runtime, operation, finish)
+        return request_of(self._runtime, operation, finish)
 
     def _send(self, data: Sequence[memoryview], dest: int, tag: int, sync: bool = False) -> None:
         """A blocking send, which needs no request."""
@@ -103,8 +103,9 @@ class PointToPoint:
         attached, nbytes = self._attached(), sum(part.nbytes for part in data)
         attached.reserve(nbytes)
         request = self._start_send(data, dest, tag, payload=Payload.TRANSIENT)
-        assert request._operation is not None
-        attached.took(self._runtime, request._operation, nbytes)
+        operation = operation_of(request)
+        assert operation is not None
+        attached.took(self._runtime, operation, nbytes)
         return request
 
     @uninterrupted
@@ -117,11 +118,12 @@ class PointToPoint:
     ) -> Request:
         self._check_recv(source, tag)
         if source == PROC_NULL:
-            return Request._of(
-                self._runtime, completed(), lambda operation, status: status._fill_null()
+            return request_of(
+                self._runtime, completed(), lambda operation, status: fill_null_status(status)
             )
         world = source if source == ANY_SOURCE else self._world(source)
-        return self._received(self._runtime.irecv(self._context, world, tag, into), value)
+        operation = self._runtime.irecv(self._context, world, tag, into)
+        return receive_request(self._runtime, self._places, operation, value)
 
     def _recv(
         self,
@@ -135,7 +137,7 @@ class PointToPoint:
         self._check_recv(source, tag)
         if source == PROC_NULL:
             if status is not None:
-                status._fill_null()
+                fill_null_status(status)
             return None
         runtime = self._runtime
         shield.enter()
@@ -154,19 +156,8 @@ class PointToPoint:
         finally:
             shield.leave()
 
-    def _received(self, operation: Operation, value: Callable[[Operation], Any]) -> Request:
-        places = self._places  # the communicator may be freed before the receive is done
-
-        def finish(operation: Operation, status: Status) -> Any:
-            envelope = operation.envelope
-            assert envelope is not None
-            status._fill(places[envelope.source], envelope.tag, envelope.nbytes)
-            return value(operation)
-
-        return Request._of(self._runtime, operation, finish)
-
     def _status(self, envelope: Envelope, status: Status) -> None:
-        status._fill(self._places[envelope.source], envelope.tag, envelope.nbytes)
+        fill_status(status, self._places[envelope.source], envelope.tag, envelope.nbytes)
 
     # --- objects -------------------------------------------------------------
 
@@ -240,7 +231,7 @@ class PointToPoint:
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
-            status._fill_null()
+            fill_null_status(status)
         else:
             self._status(
                 self._runtime.probe(self._context, self._world_source(source), tag), status
@@ -254,7 +245,7 @@ class PointToPoint:
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
-            status._fill_null()
+            fill_null_status(status)
             return True
         envelope = self._runtime.iprobe(self._context, self._world_source(source), tag)
         if envelope is None:
@@ -290,14 +281,14 @@ class PointToPoint:
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
-            status._fill_null()
+            fill_null_status(status)
             return Message(MESSAGE_NO_PROC)
         take = self._runtime.mprobe if block else self._runtime.improbe
         incoming = take(self._context, self._world_source(source), tag)
         if incoming is None:
             return None
         self._status(incoming.envelope, status)
-        return Message._of(self, incoming)
+        return matched_message(self._runtime, self._places, incoming)
 
     # --- buffers -------------------------------------------------------------
 
@@ -419,12 +410,12 @@ class PointToPoint:
 
     def _complete_both(self, receive: Request, send: Request, status: Status | None) -> Any:
         """Wait for a receive and a send that the program has no requests for."""
-        sending = send._operation
+        sending = operation_of(send)
         assert sending is not None
         try:
-            value = receive._complete_own(status)
+            value = complete_receive(receive, status)
         finally:
             if not sending.done:
                 self._runtime.complete_send(sending)
-        send._complete(None)
+        complete(send, None)
         return value

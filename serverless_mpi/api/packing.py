@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype import Datatype, type_state
 from serverless_mpi.api.datatype_state import TypeState
 from serverless_mpi.api.memory import as_bytes
 from serverless_mpi.api.types import LONG, UNSIGNED_LONG, WCHAR
@@ -29,7 +29,7 @@ _LONG_DOUBLE = np.dtype("g")
 
 
 def _count(datatype: Datatype, buf: memoryview) -> int:
-    layout = datatype._live.layout
+    layout = type_state(datatype).layout
     if layout.extent <= 0:
         if not buf.nbytes:
             return 0
@@ -58,7 +58,7 @@ def _checked(datatype: Datatype) -> Datatype:
 def pack(datatype: Datatype, inbuf: Any, outbuf: Any, position: int) -> int:
     """`Datatype.Pack`."""
     source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
-    layout = _checked(datatype)._live.layout
+    layout = type_state(_checked(datatype)).layout
     count = _count(datatype, source)
     nbytes = count * layout.size
     _room(target, position, nbytes, "do not fit at")
@@ -69,7 +69,7 @@ def pack(datatype: Datatype, inbuf: Any, outbuf: Any, position: int) -> int:
 def unpack(datatype: Datatype, inbuf: Any, position: int, outbuf: Any) -> int:
     """`Datatype.Unpack`."""
     source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
-    layout = _checked(datatype)._live.layout
+    layout = type_state(_checked(datatype)).layout
     count = _count(datatype, target)
     nbytes = count * layout.size
     _room(source, position, nbytes, "are not there from")
@@ -84,7 +84,7 @@ def external_size(datatype: Datatype, datarep: str) -> int:
             ERR_UNSUPPORTED_DATAREP,
             f"representation {datarep!r} is not known; there is 'external32'",
         )
-    return sum(_width(basic) * many for basic, many in datatype._live.basics())
+    return sum(_width(basic) * many for basic, many in type_state(datatype).basics())
 
 
 def pack_external(datatype: Datatype, datarep: str, inbuf: Any, outbuf: Any, position: int) -> int:
@@ -93,9 +93,9 @@ def pack_external(datatype: Datatype, datarep: str, inbuf: Any, outbuf: Any, pos
     count = _count(_checked(datatype), source)
     nbytes = external_size(datatype, datarep) * count
     _room(target, position, nbytes, "do not fit at")
-    packed = datatype._live.layout.pack(source, 0, count)
+    packed = type_state(datatype).layout.pack(source, 0, count)
     target[position : position + nbytes] = _convert(
-        datatype._live, packed, count, _encode, native=True
+        type_state(datatype), packed, count, _encode, native=True
     )
     return position + nbytes
 
@@ -109,9 +109,9 @@ def unpack_external(
     nbytes = external_size(datatype, datarep) * count
     _room(source, position, nbytes, "are not there from")
     packed = _convert(
-        datatype._live, source[position : position + nbytes], count, _decode, native=False
+        type_state(datatype), source[position : position + nbytes], count, _decode, native=False
     )
-    datatype._live.layout.unpack(memoryview(packed), target, 0, count)
+    type_state(datatype).layout.unpack(memoryview(packed), target, 0, count)
     return position + nbytes
 
 

@@ -18,8 +18,8 @@ from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.persistent import Prequest, Repeat
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.request import Request, request_of
+from serverless_mpi.api.status import Status, fill_empty_status, fill_null_status, fill_status
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, derive_context
 from serverless_mpi.errors import (
     ERR_ARG,
@@ -52,7 +52,7 @@ class _Send(Repeat):
         self._left = set(range(self.partitions))
         self._all = Operation(self.partitions + 1)
         self._put(0, memoryview(_HEAD.pack(self.partitions)))
-        return Request._of(self._runtime, self._all, lambda _, status: status._fill_empty())
+        return request_of(self._runtime, self._all, lambda _, status: fill_empty_status(status))
 
     def ready(self, partition: int) -> None:
         _check(partition, self.partitions)
@@ -113,13 +113,13 @@ class _Receive(Repeat):
             operation = self._runtime.irecv_parts(
                 self._context, self._source, self._head, self._piece
             )
-        return Request._of(self._runtime, operation, self._filled)
+        return request_of(self._runtime, operation, self._filled)
 
     def _filled(self, operation: Operation, status: Status) -> None:
         if self._source is None:
-            status._fill_null()
+            fill_null_status(status)
         else:
-            status._fill(self.rank, self.tag, self.partitions * self._spec.nbytes)
+            fill_status(status, self.rank, self.tag, self.partitions * self._spec.nbytes)
 
     def _head(self, data: memoryview) -> int:
         (self._pieces,) = _HEAD.unpack(data)

@@ -11,7 +11,7 @@ from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.op import SUM, Op
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.plan import Plan
-from serverless_mpi.api.request import Pending, Request
+from serverless_mpi.api.request import Pending, Request, request_of
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, derive_context
 from serverless_mpi.errors import ERR_REQUEST, MPIException
 from serverless_mpi.signals import uninterrupted
@@ -123,7 +123,7 @@ class Persistent(PointToPoint, Collective):
         starts = itertools.count()
 
         def start() -> Request:
-            return Request._of(
+            return request_of(
                 self._runtime, self._run(plan, context, next(starts)), finishing(plan)
             )
 

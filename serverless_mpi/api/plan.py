@@ -22,7 +22,7 @@ from serverless_mpi.api.buffers import (
     check_length,
 )
 from serverless_mpi.api.datatype import Datatype
-from serverless_mpi.api.op import Op
+from serverless_mpi.api.op import Op, combiners_of
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.collectives.steps import Combine, Elementwise, whole
 from serverless_mpi.errors import ERR_BUFFER, ERR_ROOT, MPIException
@@ -56,7 +56,7 @@ def of_objects(op: Callable[[Any, Any], Any]) -> Combine:
 
 def _of_elements(op: Op, datatype: Datatype) -> Combine:
     """Return how packed elements of a datatype are combined; kept with the operation, if both are predefined."""
-    kept: dict[Any, Combine] = op._live.combiners
+    kept: dict[Any, Combine] = combiners_of(op)
     combine = kept.get(datatype._ob)
     if combine is None:
         op.check(datatype)

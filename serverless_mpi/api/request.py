@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
-from serverless_mpi.api.handle import Handle, forget
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.handle import Handle, forget, name_constant
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
 from serverless_mpi.operation import Operation, any_done
@@ -37,7 +38,7 @@ class Pending:
         if operation.error is None and not operation.cancelled:
             self.finish(operation, status)
         else:
-            status._fill_empty()
+            fill_empty_status(status)
             status.Set_cancelled(operation.cancelled)
 
     def cancel(self) -> None:
@@ -75,7 +76,7 @@ class Request(Handle):
         pending = self._ob
         status = Status() if status is None else status
         if pending is None or pending.operation is None:
-            status._fill_empty()
+            fill_empty_status(status)
             return None
         operation, finish = pending.operation, pending.finish
         assert finish is not None
@@ -87,7 +88,7 @@ class Request(Handle):
         if operation.error is not None:
             raise operation.error
         if operation.cancelled:
-            status._fill_empty()
+            fill_empty_status(status)
             status.Set_cancelled(True)
             return None
         return finish(operation, status)
@@ -185,7 +186,7 @@ class Request(Handle):
         """(which is done, its object); (UNDEFINED, None) if all are null."""
         if not any(request._operation is not None for request in requests):
             if status is not None:
-                status._fill_empty()
+                fill_empty_status(status)
             return UNDEFINED, None
         _wait(requests, all=False)
         index = _done(requests)[0]
@@ -199,7 +200,7 @@ class Request(Handle):
         """(which is done, whether one is, its object)."""
         if not any(request._operation is not None for request in requests):
             if status is not None:
-                status._fill_empty()
+                fill_empty_status(status)
             return UNDEFINED, True, None
         if not _test(requests, any_done):
             return UNDEFINED, False, None
@@ -275,7 +276,7 @@ class Request(Handle):
         """(which is done, whether one is); the requests stay."""
         if not any(request._operation is not None for request in requests):
             if status is not None:
-                status._fill_empty()
+                fill_empty_status(status)
             return UNDEFINED, True
         if not _test(requests, any_done):
             return UNDEFINED, False
@@ -335,7 +336,7 @@ def _peek(request: Request, status: Status | None) -> None:
         return
     pending = request._ob
     if pending is None or pending.operation is None:
-        status._fill_empty()
+        fill_empty_status(status)
         return
     try:
         pending.status_of(pending.operation, status)
@@ -408,6 +409,12 @@ def _complete_each(
     return results
 
 
-REQUEST_NULL: Request = Request()._name_constant("REQUEST_NULL")
+# For the modules that start operations: functions, because they are not methods of mpi4py's Request.
+request_of = Request._of
+operation_of: Callable[[Request], Operation | None] = attrgetter("_operation")
+complete = Request._complete
+complete_receive = Request._complete_own
+
+REQUEST_NULL: Request = name_constant(Request(), "REQUEST_NULL")
 
 __all__ = ["REQUEST_NULL", "Request"]

@@ -6,8 +6,8 @@ from typing import Any
 
 from serverless_mpi.api import bsend
 from serverless_mpi.api.errhandler import ERRORS_RETURN, Errhandler, Guarded
-from serverless_mpi.api.group import Group
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.group import Group, group_of
+from serverless_mpi.api.handle import Handle, forget, name_constant
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.request import Request
 from serverless_mpi.errors import ERR_ARG, ERR_SESSION, MPIException
@@ -83,7 +83,7 @@ class Session(Handle, Guarded):
 
     def Create_group(self, pset_name: str) -> Group:
         """The processes of a set."""
-        return Group._of(self._ranks(pset_name), get_runtime().rank, self._ob.attached)
+        return group_of(self._ranks(pset_name), get_runtime().rank, self._ob.attached)
 
     def Attach_buffer(self, buf: Any) -> None:
         """Give memory for the buffered sends of its groups' communicators; None for memory as it is needed."""
@@ -106,6 +106,6 @@ class Session(Handle, Guarded):
         return self._ob.attached.iflush()  # type: ignore[no-any-return]
 
 
-SESSION_NULL: Session = Session()._name_constant("SESSION_NULL")
+SESSION_NULL: Session = name_constant(Session(), "SESSION_NULL")
 
 __all__ = ["MAX_PSET_NAME_LEN", "MAX_STRINGTAG_LEN", "SESSION_NULL", "Session"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype import Datatype, type_state
 from serverless_mpi.api.types import BYTE
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import ERR_COUNT, SUCCESS, MPIException
@@ -108,17 +108,17 @@ class Status:
 
     def Get_count(self, datatype: Datatype = BYTE) -> int:
         """Elements received; UNDEFINED if the bytes are no whole number of them."""
-        return datatype._live.count_of(self._fields[_NBYTES])
+        return type_state(datatype).count_of(self._fields[_NBYTES])
 
     def Get_elements(self, datatype: Datatype) -> int:
         """Basic elements received; UNDEFINED if one of them is not whole."""
-        return datatype._live.elements_of(self._fields[_NBYTES])
+        return type_state(datatype).elements_of(self._fields[_NBYTES])
 
     def Set_elements(self, datatype: Datatype, count: int) -> None:
         """Set the length as `count` basic elements."""
         if count < 0:
             raise MPIException(ERR_COUNT, f"a count of {count} is negative")
-        self._fields[_NBYTES] = datatype._live.bytes_of(count)
+        self._fields[_NBYTES] = type_state(datatype).bytes_of(count)
 
     def Is_cancelled(self) -> bool:
         """Whether the request was cancelled."""
@@ -136,5 +136,10 @@ class Status:
     )
     cancelled = property(Is_cancelled, Set_cancelled, doc="Whether the request was cancelled.")
 
+
+# For the modules that complete requests: functions, because they are not methods of mpi4py's Status.
+fill_status = Status._fill
+fill_null_status = Status._fill_null
+fill_empty_status = Status._fill_empty
 
 __all__ = ["F_ERROR", "F_SOURCE", "F_STATUS_SIZE", "F_TAG", "Status"]

@@ -115,39 +115,39 @@ class Topocomm(Intracomm):
     def neighbor_allgather(self, sendobj: Any) -> list[Any]:
         """Give an object to every destination; the objects of the sources, None beyond a border."""
         arguments = (*self._topology.edges(self._state.rank), encode(sendobj))
-        result: list[Any] = self._start(
+        result: list[Any] = self._call(
             Plan("neighbor_allgather", None, lambda: arguments, decode_list)
-        )._await()
+        )
         return result
 
     def neighbor_alltoall(self, sendobj: list[Any]) -> list[Any]:
         """Give sendobj[j] to destination j; the objects of the sources, None beyond a border."""
         out, into = self._topology.edges(self._state.rank)
         arguments = (out, into, encode_each(sendobj, len(out)))
-        result: list[Any] = self._start(
+        result: list[Any] = self._call(
             Plan("neighbor_alltoall", None, lambda: arguments, decode_list)
-        )._await()
+        )
         return result
 
     def Neighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give a block to every destination; a block of each source comes."""
-        self._start(self._to_neighbors(Spec, sendbuf, recvbuf))._await()
+        self._call(self._to_neighbors(Spec, sendbuf, recvbuf))
 
     def Neighbor_allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
         """The same; the blocks that come may have any lengths and places."""
-        self._start(self._to_neighbors(VMessage, sendbuf, recvbuf))._await()
+        self._call(self._to_neighbors(VMessage, sendbuf, recvbuf))
 
     def Neighbor_alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
         """Give block j to destination j; a block of each source comes."""
-        self._start(self._between_neighbors(Spec, sendbuf, recvbuf))._await()
+        self._call(self._between_neighbors(Spec, sendbuf, recvbuf))
 
     def Neighbor_alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
         """The same with blocks of any lengths and places."""
-        self._start(self._between_neighbors(VMessage, sendbuf, recvbuf))._await()
+        self._call(self._between_neighbors(VMessage, sendbuf, recvbuf))
 
     def Neighbor_alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
         """The same with blocks of any lengths, places and datatypes."""
-        self._start(self._between_neighbors(WMessage, sendbuf, recvbuf))._await()
+        self._call(self._between_neighbors(WMessage, sendbuf, recvbuf))
 
     def Ineighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> Request:
         """Start `Neighbor_allgather`."""

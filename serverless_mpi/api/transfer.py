@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serverless_mpi.api.buffers import Message as Spec
 from serverless_mpi.api.buffers import block
 from serverless_mpi.api.memory import plain
 from serverless_mpi.api.pickling import decode
-from serverless_mpi.api.request import Request
+from serverless_mpi.api.request import Request, operation_of, request_of
+from serverless_mpi.api.status import Status, fill_status
 from serverless_mpi.core.envelope import PROC_NULL
 from serverless_mpi.operation import Operation
+from serverless_mpi.runtime import Runtime
 
 
 def completed() -> Operation:
@@ -58,16 +60,37 @@ def room(buf: Any, rank: int) -> tuple[Callable[[Operation], Any], memoryview | 
     return into(spec), spec.landing()
 
 
+def receive_request(
+    runtime: Runtime,
+    places: Mapping[int, int],
+    operation: Operation,
+    value: Callable[[Operation], Any],
+) -> Request:
+    """Make the request of a receive.
+
+    Parameters
+    ----------
+    places
+        World rank -> rank in the communicator, which may be freed before the receive is done.
+    value
+        What makes the result of `operation` into the value of the request.
+    """
+
+    def finish(operation: Operation, status: Status) -> Any:
+        envelope = operation.envelope
+        assert envelope is not None
+        fill_status(status, places[envelope.source], envelope.tag, envelope.nbytes)
+        return value(operation)
+
+    return request_of(runtime, operation, finish)
+
+
 def both(receive: Request, send: Request) -> Request:
     """A request that is done when both are, and is the receive's then."""
-    pending = receive._ob
-    assert (
-        pending is not None
-        and pending.operation is not None
-        and pending.finish is not None
-        and send._operation is not None
-    )
+    pending, sent = receive._ob, operation_of(send)
+    assert pending is not None and sent is not None
     received, finish = pending.operation, pending.finish
+    assert received is not None and finish is not None
     operation = Operation(2)
 
     def one(done: Operation) -> None:
@@ -77,5 +100,5 @@ def both(receive: Request, send: Request) -> Request:
             operation._release()
 
     received.add_done_callback(one)
-    send._operation.add_done_callback(one)
-    return Request._of(pending.runtime, operation, lambda _, status: finish(received, status))
+    sent.add_done_callback(one)
+    return request_of(pending.runtime, operation, lambda _, status: finish(received, status))

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.datatype import DATATYPE_NULL, Datatype
+from serverless_mpi.api.datatype import DATATYPE_NULL, Datatype, type_state
 from serverless_mpi.api.datatype_state import COMBINER_F90_COMPLEX, COMBINER_NAMED, TypeState
+from serverless_mpi.api.handle import handle_of, name_constant
 from serverless_mpi.api.layout import Layout
 from serverless_mpi.api.memory import CASTABLE, native
 from serverless_mpi.core.envelope import UNDEFINED
@@ -34,7 +35,7 @@ def _basic(label: str, kind: str, char: str, code: str = "", name: str = "") -> 
     state.typestr = {"S": "S1", "U": "U1", "b": "b1"}.get(
         dtype.kind
     ) or f"{dtype.kind}{dtype.itemsize}"
-    return Datatype._of_state(state)._name_constant(label)  # type: ignore[no-any-return]
+    return name_constant(handle_of(Datatype, state), label)
 
 
 def _pair(label: str, first: Datatype, name: str = "") -> Datatype:
@@ -45,7 +46,7 @@ def _pair(label: str, first: Datatype, name: str = "") -> Datatype:
     made = Datatype.Create_struct([1, 1], [0, dtype.fields["index"][1]], [first, INT])._ob  # type: ignore[index]
     state.layout, state.parts, state.base = made.layout.bounded(0, dtype.itemsize), made.parts, None
     state.pair = np.dtype([("value", value), ("index", "i")])
-    return Datatype._of_state(state)._name_constant(label)  # type: ignore[no-any-return]
+    return name_constant(handle_of(Datatype, state), label)
 
 
 PACKED = _basic("PACKED", "u1", "B")
@@ -317,18 +318,22 @@ def f90(combiner: int, kind: str, p: int, r: int, params: dict[str, int]) -> Dat
             state = _state("", like.base)
             state.combiner, state.params, state.integers = combiner, params, list(params.values())
             state.typechar, state.typestr, state.code = like.typechar, like.typestr, like.typestr
-            return _f90_made.setdefault((combiner, p, r), Datatype._of_state(state))
+            return _f90_made.setdefault((combiner, p, r), handle_of(Datatype, state))
     raise MPIException(ERR_OTHER, f"there is no type of {p} digits and range {r}")
 
 
 def _typecode(datatype: Datatype) -> str | None:
     """What `tocode` says, or None."""
-    return None if not datatype else datatype._live.code
+    return None if not datatype else type_state(datatype).code
 
 
 def _typealign(datatype: Datatype) -> int | None:
     """Alignment in bytes, or None where it has none."""
-    return None if not datatype or not datatype._live.predefined else datatype._live.layout.align
+    return (
+        None
+        if not datatype or not type_state(datatype).predefined
+        else type_state(datatype).layout.align
+    )
 
 
 __all__ = ["_typealign", "_typecode", "_typedict", "_typedict_c", "_typedict_f"] + [
