@@ -16,7 +16,8 @@ import numpy as np
 from serverless_mpi.api.datatype import Datatype
 from serverless_mpi.api.layout import Layout, too_long
 from serverless_mpi.api.memory import IN_PLACE, BottomType, InPlaceType, as_bytes, at_address, plain
-from serverless_mpi.api.types import BYTE, OF_CHARACTER, of_code
+from serverless_mpi.api.type_tables import OF_CHARACTER, of_code
+from serverless_mpi.api.types import BYTE
 from serverless_mpi.errors import ERR_BUFFER, ERR_COUNT, ERR_TRUNCATE, ERR_TYPE, MPIException
 
 _NO_BYTES = memoryview(bytearray())

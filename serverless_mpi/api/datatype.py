@@ -36,6 +36,8 @@ from serverless_mpi.api.datatype_state import (
 )
 from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.api.layout import Block, Layout
+from serverless_mpi.api.packing import Packing
+from serverless_mpi.api.type_tables import f90, of_code, of_size, pair_of
 from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_RANK, ERR_TYPE, MPIException
 
 _COMBINERS = {
@@ -44,7 +46,7 @@ _COMBINERS = {
 _MOST_NAME = 127
 
 
-class Datatype(Handle, Attributed):
+class Datatype(Handle, Attributed, Packing):
     """An MPI datatype.
 
     size: bytes of data; lb, ub, extent: bytes an element spans in an array of them; a derived type must be committed before it
@@ -167,8 +169,6 @@ class Datatype(Handle, Attributed):
     @classmethod
     def fromcode(cls, code: str) -> Datatype:
         """The predefined type of a character code or type string, such as 'd' or 'f8'."""
-        from serverless_mpi.api.types import of_code
-
         try:
             return cls(of_code(code))
         except (KeyError, BufferError):
@@ -463,78 +463,27 @@ class Datatype(Handle, Attributed):
     @classmethod
     def Get_value_index(cls, value: Datatype, index: Datatype) -> Datatype:
         """The predefined pair of two predefined types, for MINLOC and MAXLOC; DATATYPE_NULL if there is none."""
-        from serverless_mpi.api.types import pair_of
-
         return cls(pair_of(value._live, index._live))
 
     @classmethod
     def Create_f90_integer(cls, r: int) -> Datatype:
         """The integer of `r` decimal digits."""
-        from serverless_mpi.api.types import f90
-
-        return cls(f90(COMBINER_F90_INTEGER, "i", 0, r, {"r": r}))
+        return handle_of(cls, f90(COMBINER_F90_INTEGER, "i", 0, r, {"r": r}))
 
     @classmethod
     def Create_f90_real(cls, p: int, r: int) -> Datatype:
         """The real number of `p` decimal digits and exponents up to `r`."""
-        from serverless_mpi.api.types import f90
-
-        return cls(f90(COMBINER_F90_REAL, "f", p, r, {"p": p, "r": r}))
+        return handle_of(cls, f90(COMBINER_F90_REAL, "f", p, r, {"p": p, "r": r}))
 
     @classmethod
     def Create_f90_complex(cls, p: int, r: int) -> Datatype:
         """The complex number of two such."""
-        from serverless_mpi.api.types import f90
-
-        return cls(f90(COMBINER_F90_COMPLEX, "c", p, r, {"p": p, "r": r}))
+        return handle_of(cls, f90(COMBINER_F90_COMPLEX, "c", p, r, {"p": p, "r": r}))
 
     @classmethod
     def Match_size(cls, typeclass: int, size: int) -> Datatype:
         """The Fortran type of a class (TYPECLASS_INTEGER, ..) and size in bytes."""
-        from serverless_mpi.api.types import of_size
-
         return cls(of_size(typeclass, size))
-
-    # --- packing -------------------------------------------------------------
-
-    def Pack(self, inbuf: Any, outbuf: Any, position: int, comm: Any) -> int:
-        """Put as many elements as fill `inbuf` to byte `position` of `outbuf`; the position after them."""
-        from serverless_mpi.api import packing
-
-        comm._live()
-        return packing.pack(self, inbuf, outbuf, position)
-
-    def Unpack(self, inbuf: Any, position: int, outbuf: Any, comm: Any) -> int:
-        """Take as many elements as fill `outbuf` from byte `position` of `inbuf`; the position after them."""
-        from serverless_mpi.api import packing
-
-        comm._live()
-        return packing.unpack(self, inbuf, position, outbuf)
-
-    def Pack_size(self, count: int, comm: Any) -> int:
-        """Bytes that `count` packed elements take."""
-        _positive(count)
-        comm._live()
-        return self.Get_size() * count
-
-    def Pack_external(self, datarep: str, inbuf: Any, outbuf: Any, position: int) -> int:
-        """The same as `Pack` in a representation that all machines share: "external32"."""
-        from serverless_mpi.api import packing
-
-        return packing.pack_external(self, datarep, inbuf, outbuf, position)
-
-    def Unpack_external(self, datarep: str, inbuf: Any, position: int, outbuf: Any) -> int:
-        """The same as `Unpack` from that representation."""
-        from serverless_mpi.api import packing
-
-        return packing.unpack_external(self, datarep, inbuf, position, outbuf)
-
-    def Pack_external_size(self, datarep: str, count: int) -> int:
-        """Bytes that `count` elements take in that representation."""
-        from serverless_mpi.api import packing
-
-        _positive(count)
-        return packing.external_size(self, datarep) * count
 
 
 def _handle(state: TypeState) -> Datatype:
