@@ -8,8 +8,10 @@ A specification is a buffer (its type and count are found out), or a list or tup
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -19,6 +21,82 @@ from serverless_mpi.api.memory import IN_PLACE, BottomType, InPlaceType, as_byte
 from serverless_mpi.api.type_tables import OF_CHARACTER, of_code
 from serverless_mpi.api.types import BYTE
 from serverless_mpi.errors import ERR_BUFFER, ERR_COUNT, ERR_TRUNCATE, ERR_TYPE, MPIException
+
+
+class SupportsBuffer(Protocol):
+    """An object with the buffer protocol: bytes, bytearray, array.array, a NumPy array."""
+
+    if sys.version_info >= (3, 12):
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            """Return a view of its memory."""
+
+
+class SupportsDLPack(Protocol):
+    """An array that other libraries read by DLPack."""
+
+    def __dlpack__(self, /, *, stream: Any = None) -> object:
+        """Return a capsule with its memory."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the kind and the number of its device."""
+
+
+class SupportsCudaArray(Protocol):
+    """An array with the CUDA Array Interface, in memory that the host can read."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The description of its memory."""
+
+
+# What programs may give for a buffer, as mpi4py.typing names it. The head of this module says what
+# each form means. A list may have the items of any of the tuples.
+Buffer: TypeAlias = SupportsBuffer | SupportsDLPack | SupportsCudaArray
+Bottom: TypeAlias = BottomType | None
+InPlace: TypeAlias = InPlaceType | None
+Count: TypeAlias = SupportsIndex
+Counts: TypeAlias = Sequence[SupportsIndex]
+TypeSpec: TypeAlias = Datatype | str
+# one block
+BufSpec: TypeAlias = (
+    Buffer
+    | tuple[Buffer, Count]
+    | tuple[Buffer, TypeSpec]
+    | tuple[Buffer, Count, TypeSpec]
+    | tuple[Bottom, Count, Datatype]
+    | list[Any]
+)
+# equal blocks, one for each rank
+BufSpecB: TypeAlias = (
+    Buffer
+    | tuple[Buffer, Count]
+    | tuple[Buffer, TypeSpec]
+    | tuple[Buffer, Count, TypeSpec]
+    | list[Any]
+)
+# a block for each rank, of its own length and displacement
+BufSpecV: TypeAlias = (
+    Buffer
+    | tuple[Buffer, Counts]
+    | tuple[Buffer, tuple[Counts, Counts]]
+    | tuple[Buffer, TypeSpec]
+    | tuple[Buffer, Counts, TypeSpec]
+    | tuple[Buffer, tuple[Counts, Counts], TypeSpec]
+    | tuple[Buffer, Counts, Counts, TypeSpec]
+    | tuple[Bottom, tuple[Counts, Counts], Datatype]
+    | tuple[Bottom, Counts, Counts, Datatype]
+    | list[Any]
+)
+# a block for each rank, of its own length, displacement and datatype
+BufSpecW: TypeAlias = (
+    tuple[Buffer, Sequence[Datatype]]
+    | tuple[Buffer, tuple[Counts, Counts], Sequence[Datatype]]
+    | tuple[Buffer, Counts, Counts, Sequence[Datatype]]
+    | tuple[Bottom, tuple[Counts, Counts], Sequence[Datatype]]
+    | tuple[Bottom, Counts, Counts, Sequence[Datatype]]
+    | list[Any]
+)
 
 _NO_BYTES = memoryview(bytearray())
 
@@ -145,7 +223,7 @@ class _Memory:
         layout.unpack(data, view, offset, count)
 
 
-class Message:
+class BlockSpec:
     """One block, or `blocks` equal ones, of a buffer.
 
     count: elements of one block; nbytes: of one block, packed.
@@ -208,8 +286,8 @@ class Message:
         return view[offset : offset + self.nbytes]
 
 
-class Contiguous:
-    """A `Message` of a C-contiguous array of numbers in native byte order: its bytes are the message.
+class ContiguousSpec:
+    """A `BlockSpec` of a C-contiguous array of numbers in native byte order: its bytes are the message.
 
     Most buffers are of this kind, and nothing of their datatype needs to be looked at.  Made by
     `block`, which fills the slots itself: a constructor would be one more Python call.
@@ -250,7 +328,7 @@ class Contiguous:
         return self._view[: self.nbytes] if self.count else None
 
 
-def block(spec: Any, readonly: bool, blocks: int = 1) -> Message | Contiguous:
+def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousSpec:
     """Parse a specification of one block, or of `blocks` equal ones.
 
     Parameters
@@ -264,8 +342,8 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> Message | Contiguous:
     """
     view = plain(spec, readonly)
     if view is None or spec.size % blocks:
-        return Message(spec, readonly, blocks)
-    made = Contiguous.__new__(Contiguous)
+        return BlockSpec(spec, readonly, blocks)
+    made = ContiguousSpec.__new__(ContiguousSpec)
     made.count = spec.size // blocks
     made.nbytes = view.nbytes // blocks
     made.datatype = OF_CHARACTER[spec.dtype.char]
@@ -273,7 +351,7 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> Message | Contiguous:
     return made
 
 
-class VMessage:
+class VectorSpec:
     """A block for each of `size` ranks, of its own count and displacement (in elements)."""
 
     __slots__ = ("counts", "displs", "datatype", "_memory", "_layout")
@@ -328,7 +406,7 @@ class VMessage:
         )
 
 
-class WMessage:
+class GeneralSpec:
     """A block for each of `size` ranks, of its own count, displacement (in bytes) and datatype."""
 
     __slots__ = ("counts", "displs", "datatypes", "_memory", "_layouts")
@@ -385,12 +463,12 @@ def check_length(data: memoryview, nbytes: int, who: str) -> None:
 
 
 __all__ = [
-    "Contiguous",
+    "ContiguousSpec",
     "IN_PLACE",
     "InPlaceType",
-    "Message",
-    "VMessage",
-    "WMessage",
+    "BlockSpec",
+    "VectorSpec",
+    "GeneralSpec",
     "block",
     "check_length",
 ]

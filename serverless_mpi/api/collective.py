@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from serverless_mpi.api.buffers import BufSpec, BufSpecB, BufSpecV, BufSpecW, InPlace
 from serverless_mpi.api.op import SUM, Op
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.plan import Plan, Plans, nothing, of_objects
@@ -171,135 +172,159 @@ class Collective(Plans):
 
     # --- buffers -------------------------------------------------------------
 
-    def Bcast(self, buf: Any, root: int = 0) -> None:
+    def Bcast(self, buf: BufSpec, root: int = 0) -> None:
         """Give the root's buffer to every rank's."""
         self._call(self._bcast(buf, root))
 
-    def Gather(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
+    def Gather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB | None, root: int = 0) -> None:
         """Collect every rank's block in the root's buffer."""
         self._call(self._gather(sendbuf, recvbuf, root))
 
-    def Gatherv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
+    def Gatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV | None, root: int = 0) -> None:
         """Collect blocks of any lengths in places of the root's buffer."""
         self._call(self._gatherv(sendbuf, recvbuf, root))
 
-    def Scatter(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
+    def Scatter(self, sendbuf: BufSpecB | None, recvbuf: BufSpec | InPlace, root: int = 0) -> None:
         """Give each rank its block of the root's buffer."""
         self._call(self._scatter(sendbuf, recvbuf, root))
 
-    def Scatterv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
+    def Scatterv(self, sendbuf: BufSpecV | None, recvbuf: BufSpec | InPlace, root: int = 0) -> None:
         """Give each rank its block, of any length and place, of the root's buffer."""
         self._call(self._scatterv(sendbuf, recvbuf, root))
 
-    def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Allgather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB) -> None:
         """Collect every rank's block in every rank's buffer."""
         self._call(self._allgather(sendbuf, recvbuf))
 
-    def Allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Allgatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV) -> None:
         """Collect blocks of any lengths in places of every rank's buffer."""
         self._call(self._allgatherv(sendbuf, recvbuf))
 
-    def Alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Alltoall(self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB) -> None:
         """Give block r of this rank's buffer to rank r."""
         self._call(self._alltoall(sendbuf, recvbuf))
 
-    def Alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Alltoallv(self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV) -> None:
         """Give each rank its block, of any length and place."""
         self._call(self._alltoallv(sendbuf, recvbuf))
 
-    def Alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Alltoallw(self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW) -> None:
         """Give each rank its block, of any length, place and datatype."""
         self._call(self._alltoallw(sendbuf, recvbuf))
 
-    def Reduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0) -> None:
+    def Reduce(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec | None, op: Op = SUM, root: int = 0
+    ) -> None:
         """Combine all ranks' buffers, element by element, into the root's."""
         self._call(self._reduce(sendbuf, recvbuf, op, root))
 
-    def Allreduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
+    def Allreduce(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> None:
         """Combine all ranks' buffers into every rank's."""
         self._call(self._allreduce(sendbuf, recvbuf, op))
 
-    def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
+    def Reduce_scatter_block(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM
+    ) -> None:
         """Combine all ranks' buffers; rank r gets the r-th of equal blocks."""
         self._call(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Reduce_scatter(
-        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpec,
+        recvcounts: Sequence[int] | None = None,
+        op: Op = SUM,
     ) -> None:
         """Combine all ranks' buffers; rank r gets recvcounts[r] elements of the result."""
         self._call(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
-    def Scan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
+    def Scan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> None:
         """Combine the buffers of ranks 0 to this one."""
         self._call(self._scan(sendbuf, recvbuf, op))
 
-    def Exscan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
+    def Exscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> None:
         """Combine the buffers of the ranks below this one; rank 0's receive buffer stays."""
         self._call(self._exscan(sendbuf, recvbuf, op))
 
-    def Ibcast(self, buf: Any, root: int = 0) -> Request:
+    def Ibcast(self, buf: BufSpec, root: int = 0) -> Request:
         """Start `Bcast`."""
         return self._start(self._bcast(buf, root))
 
-    def Igather(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> Request:
+    def Igather(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB | None, root: int = 0
+    ) -> Request:
         """Start `Gather`."""
         return self._start(self._gather(sendbuf, recvbuf, root))
 
-    def Igatherv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> Request:
+    def Igatherv(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV | None, root: int = 0
+    ) -> Request:
         """Start `Gatherv`."""
         return self._start(self._gatherv(sendbuf, recvbuf, root))
 
-    def Iscatter(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> Request:
+    def Iscatter(
+        self, sendbuf: BufSpecB | None, recvbuf: BufSpec | InPlace, root: int = 0
+    ) -> Request:
         """Start `Scatter`."""
         return self._start(self._scatter(sendbuf, recvbuf, root))
 
-    def Iscatterv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> Request:
+    def Iscatterv(
+        self, sendbuf: BufSpecV | None, recvbuf: BufSpec | InPlace, root: int = 0
+    ) -> Request:
         """Start `Scatterv`."""
         return self._start(self._scatterv(sendbuf, recvbuf, root))
 
-    def Iallgather(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Iallgather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB) -> Request:
         """Start `Allgather`."""
         return self._start(self._allgather(sendbuf, recvbuf))
 
-    def Iallgatherv(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Iallgatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV) -> Request:
         """Start `Allgatherv`."""
         return self._start(self._allgatherv(sendbuf, recvbuf))
 
-    def Ialltoall(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Ialltoall(self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB) -> Request:
         """Start `Alltoall`."""
         return self._start(self._alltoall(sendbuf, recvbuf))
 
-    def Ialltoallv(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Ialltoallv(self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV) -> Request:
         """Start `Alltoallv`."""
         return self._start(self._alltoallv(sendbuf, recvbuf))
 
-    def Ialltoallw(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Ialltoallw(self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW) -> Request:
         """Start `Alltoallw`."""
         return self._start(self._alltoallw(sendbuf, recvbuf))
 
-    def Ireduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0) -> Request:
+    def Ireduce(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec | None, op: Op = SUM, root: int = 0
+    ) -> Request:
         """Start `Reduce`."""
         return self._start(self._reduce(sendbuf, recvbuf, op, root))
 
-    def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> Request:
+    def Iallreduce(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
         """Start `Allreduce`."""
         return self._start(self._allreduce(sendbuf, recvbuf, op))
 
-    def Ireduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> Request:
+    def Ireduce_scatter_block(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM
+    ) -> Request:
         """Start `Reduce_scatter_block`."""
         return self._start(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Ireduce_scatter(
-        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpec,
+        recvcounts: Sequence[int] | None = None,
+        op: Op = SUM,
     ) -> Request:
         """Start `Reduce_scatter`."""
         return self._start(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
-    def Iscan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> Request:
+    def Iscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
         """Start `Scan`."""
         return self._start(self._scan(sendbuf, recvbuf, op))
 
-    def Iexscan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> Request:
+    def Iexscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
         """Start `Exscan`."""
         return self._start(self._exscan(sendbuf, recvbuf, op))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from serverless_mpi.api.buffers import BufSpec
 from serverless_mpi.api.handle import Handle, handle_of, name_constant
 from serverless_mpi.api.request import Request, complete_receive, request_of
 from serverless_mpi.api.status import Status, fill_null_status
@@ -92,11 +93,11 @@ class Message(Handle):
         return self._start(as_object)
 
     @uninterrupted
-    def Recv(self, buf: Any, status: Status | None = None) -> None:
+    def Recv(self, buf: BufSpec, status: Status | None = None) -> None:
         """Receive it into a buffer."""
         complete_receive(self.Irecv(buf), status)
 
-    def Irecv(self, buf: Any) -> Request:
+    def Irecv(self, buf: BufSpec) -> Request:
         """Start receiving it into a buffer."""
         return self._start(*room(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
 

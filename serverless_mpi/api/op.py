@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serverless_mpi.api.buffers import BlockSpec, BufSpec
 from serverless_mpi.api.datatype import Datatype, type_state
 from serverless_mpi.api.datatype_state import COMBINER_DUP
 from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
@@ -147,11 +148,9 @@ class Op(Handle):
             raise ValueError("the operation is null")
         return self._ob.objects(x, y)
 
-    def Reduce_local(self, inbuf: Any, inoutbuf: Any) -> None:
+    def Reduce_local(self, inbuf: BufSpec, inoutbuf: BufSpec) -> None:
         """inoutbuf = inbuf (op) inoutbuf, for buffers of this rank alone."""
-        from serverless_mpi.api.buffers import Message
-
-        left, right = Message(inbuf, readonly=True), Message(inoutbuf, readonly=False)
+        left, right = BlockSpec(inbuf, readonly=True), BlockSpec(inoutbuf, readonly=False)
         if left.datatype != right.datatype:
             raise ValueError("mismatch in input and output datatypes")
         if left.count != right.count:

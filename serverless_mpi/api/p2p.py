@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
+from serverless_mpi.api.buffers import Buffer, BufSpec
 from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message, matched_message
 from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.request import Request, complete, complete_receive, operation_of, request_of
@@ -192,7 +193,7 @@ class PointToPoint:
 
     def recv(
         self,
-        buf: Any = None,
+        buf: Buffer | None = None,
         source: int = ANY_SOURCE,
         tag: int = ANY_TAG,
         status: Status | None = None,
@@ -202,7 +203,9 @@ class PointToPoint:
             warnings.warn("the 'buf' argument is deprecated", UserWarning, stacklevel=2)
         return self._recv(source, tag, status, as_object)
 
-    def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
+    def irecv(
+        self, buf: Buffer | None = None, source: int = ANY_SOURCE, tag: int = ANY_TAG
+    ) -> Request:
         """Start receiving an object; `wait` gives it."""
         return self._start_recv(source, tag, as_object)
 
@@ -212,7 +215,7 @@ class PointToPoint:
         sendobj: Any,
         dest: int,
         sendtag: int = 0,
-        recvbuf: Any = None,
+        recvbuf: Buffer | None = None,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
         status: Status | None = None,
@@ -292,56 +295,60 @@ class PointToPoint:
 
     # --- buffers -------------------------------------------------------------
 
-    def Send(self, buf: Any, dest: int, tag: int = 0) -> None:
+    def Send(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
         """Send a buffer to rank `dest`; returns when it may be changed."""
         self._check_send(dest, tag)
         self._send(outgoing(buf, dest), dest, tag)
 
     Rsend = Send
 
-    def Bsend(self, buf: Any, dest: int, tag: int = 0) -> None:
+    def Bsend(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
         """Send a buffer, buffered: never waits for the receiver."""
         self.Ibsend(buf, dest, tag)
 
-    def Ssend(self, buf: Any, dest: int, tag: int = 0) -> None:
+    def Ssend(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
         """Send a buffer; returns when a receive has matched it."""
         self._check_send(dest, tag)
         self._send(outgoing(buf, dest), dest, tag, sync=True)
 
-    def Isend(self, buf: Any, dest: int, tag: int = 0) -> Request:
+    def Isend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
         """Start sending a buffer, which must not change before the request is done."""
         self._check_send(dest, tag)
         return self._start_send(outgoing(buf, dest), dest, tag)
 
     Irsend = Isend
 
-    def Ibsend(self, buf: Any, dest: int, tag: int = 0) -> Request:
+    def Ibsend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
         """Start a buffered send of a buffer, which may be changed at once."""
         self._check_send(dest, tag)
         return self._start_buffered(outgoing(buf, dest), dest, tag)
 
-    def Issend(self, buf: Any, dest: int, tag: int = 0) -> Request:
+    def Issend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
         """Start a send of a buffer that is done when a receive has matched it."""
         self._check_send(dest, tag)
         return self._start_send(outgoing(buf, dest), dest, tag, sync=True)
 
     def Recv(
-        self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+        self,
+        buf: BufSpec,
+        source: int = ANY_SOURCE,
+        tag: int = ANY_TAG,
+        status: Status | None = None,
     ) -> None:
         """Receive into a buffer; ERR_TRUNCATE if the message is longer."""
         self._recv(source, tag, status, *room(buf, source))
 
-    def Irecv(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
+    def Irecv(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
         """Start receiving into a buffer."""
         return self._start_recv(source, tag, *room(buf, source))
 
     @uninterrupted
     def Sendrecv(
         self,
-        sendbuf: Any,
+        sendbuf: BufSpec,
         dest: int,
         sendtag: int = 0,
-        recvbuf: Any = None,
+        recvbuf: BufSpec | None = None,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
         status: Status | None = None,
@@ -354,7 +361,7 @@ class PointToPoint:
     @uninterrupted
     def Sendrecv_replace(
         self,
-        buf: Any,
+        buf: BufSpec,
         dest: int,
         sendtag: int = 0,
         source: int = ANY_SOURCE,
@@ -369,10 +376,10 @@ class PointToPoint:
     @uninterrupted
     def Isendrecv(
         self,
-        sendbuf: Any,
+        sendbuf: BufSpec,
         dest: int,
         sendtag: int = 0,
-        recvbuf: Any = None,
+        recvbuf: BufSpec | None = None,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
     ) -> Request:
@@ -383,7 +390,7 @@ class PointToPoint:
     @uninterrupted
     def Isendrecv_replace(
         self,
-        buf: Any,
+        buf: BufSpec,
         dest: int,
         sendtag: int = 0,
         source: int = ANY_SOURCE,
@@ -398,7 +405,7 @@ class PointToPoint:
         data: Sequence[memoryview],
         dest: int,
         sendtag: int,
-        recvbuf: Any,
+        recvbuf: BufSpec,
         source: int,
         recvtag: int,
     ) -> tuple[Request, Request]:

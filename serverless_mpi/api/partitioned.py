@@ -11,9 +11,8 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any
 
-from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.buffers import BlockSpec, BufSpec
 from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.p2p import PointToPoint
@@ -40,7 +39,7 @@ class _Send(Repeat):
     """A partitioned send."""
 
     def __init__(
-        self, runtime: Runtime, context: int, dest: int | None, spec: Spec, partitions: int
+        self, runtime: Runtime, context: int, dest: int | None, spec: BlockSpec, partitions: int
     ) -> None:
         super().__init__(self._begin)
         self._runtime, self._context, self._dest, self._spec = runtime, context, dest, spec
@@ -93,7 +92,7 @@ class _Receive(Repeat):
     """A partitioned receive.  The sender may have cut the message otherwise than this side."""
 
     def __init__(
-        self, runtime: Runtime, context: int, source: int | None, spec: Spec, partitions: int
+        self, runtime: Runtime, context: int, source: int | None, spec: BlockSpec, partitions: int
     ) -> None:
         super().__init__(self._begin)
         self._runtime, self._context, self._source, self._spec = runtime, context, source, spec
@@ -179,12 +178,12 @@ class Partitioned(PointToPoint):
         raise NotImplementedError
 
     def Psend_init(
-        self, buf: Any, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL
+        self, buf: BufSpec, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL
     ) -> Prequest:
         """A send of `partitions` equal pieces of a buffer, each of which goes when `Pready` says so."""
         self._check_send(dest, tag)
         _positive(partitions)
-        spec = Spec(None if dest == PROC_NULL else buf, readonly=True, blocks=partitions)
+        spec = BlockSpec(None if dest == PROC_NULL else buf, readonly=True, blocks=partitions)
         world = None if dest == PROC_NULL else self._peers[dest]
         context = self._pair(self._runtime.rank, world, tag, "to")
         send = _Send(self._runtime, context, world, spec, partitions)
@@ -193,7 +192,7 @@ class Partitioned(PointToPoint):
 
     def Precv_init(
         self,
-        buf: Any,
+        buf: BufSpec,
         partitions: int,
         source: int = ANY_SOURCE,
         tag: int = ANY_TAG,
@@ -207,7 +206,7 @@ class Partitioned(PointToPoint):
             raise MPIException(
                 wild, "a partitioned receive needs its source and tag: it takes no wildcard"
             )
-        spec = Spec(None if source == PROC_NULL else buf, readonly=False, blocks=partitions)
+        spec = BlockSpec(None if source == PROC_NULL else buf, readonly=False, blocks=partitions)
         world = None if source == PROC_NULL else self._peers[source]
         receive = _Receive(
             self._runtime,

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from serverless_mpi.api.buffers import BufSpec, BufSpecB, BufSpecV, BufSpecW, InPlace
 from serverless_mpi.api.collective import Collective, finishing
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.op import SUM, Op
@@ -133,29 +134,29 @@ class Persistent(PointToPoint, Collective):
 
     # --- point-to-point ------------------------------------------------------
 
-    def Send_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+    def Send_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
         """`Send`, to be started any number of times."""
         return self._send_init(self.Isend, buf, dest, tag)
 
-    def Bsend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+    def Bsend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
         """`Bsend`, to be started any number of times."""
         return self._send_init(self.Ibsend, buf, dest, tag)
 
-    def Ssend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+    def Ssend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
         """`Ssend`, to be started any number of times."""
         return self._send_init(self.Issend, buf, dest, tag)
 
-    def Rsend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
+    def Rsend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
         """`Rsend`, to be started any number of times."""
         return self._send_init(self.Irsend, buf, dest, tag)
 
-    def Recv_init(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Prequest:
+    def Recv_init(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Prequest:
         """`Recv`, to be started any number of times."""
         self._check_recv(source, tag)
         return Prequest._repeating(Repeat(lambda: self.Irecv(buf, source, tag)))
 
     def _send_init(
-        self, start: Callable[[Any, int, int], Request], buf: Any, dest: int, tag: int
+        self, start: Callable[[Any, int, int], Request], buf: BufSpec, dest: int, tag: int
     ) -> Prequest:
         self._check_send(dest, tag)
         return Prequest._repeating(Repeat(lambda: start(buf, dest, tag)))
@@ -166,76 +167,107 @@ class Persistent(PointToPoint, Collective):
         """`Barrier`, to be started any number of times."""
         return self._prepare(self._barrier())
 
-    def Bcast_init(self, buf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
+    def Bcast_init(self, buf: BufSpec, root: int = 0, info: Info = INFO_NULL) -> Prequest:
         """`Bcast`, to be started any number of times."""
         return self._prepare(self._bcast(buf, root))
 
     def Gather_init(
-        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpecB | None,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
         """`Gather`, to be started any number of times."""
         return self._prepare(self._gather(sendbuf, recvbuf, root))
 
     def Gatherv_init(
-        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpecV | None,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
         """`Gatherv`, to be started any number of times."""
         return self._prepare(self._gatherv(sendbuf, recvbuf, root))
 
     def Scatter_init(
-        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpecB | None,
+        recvbuf: BufSpec | InPlace,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
         """`Scatter`, to be started any number of times."""
         return self._prepare(self._scatter(sendbuf, recvbuf, root))
 
     def Scatterv_init(
-        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpecV | None,
+        recvbuf: BufSpec | InPlace,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
         """`Scatterv`, to be started any number of times."""
         return self._prepare(self._scatterv(sendbuf, recvbuf, root))
 
-    def Allgather_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Allgather_init(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Allgather`, to be started any number of times."""
         return self._prepare(self._allgather(sendbuf, recvbuf))
 
-    def Allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Allgatherv_init(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Allgatherv`, to be started any number of times."""
         return self._prepare(self._allgatherv(sendbuf, recvbuf))
 
-    def Alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Alltoall_init(
+        self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Alltoall`, to be started any number of times."""
         return self._prepare(self._alltoall(sendbuf, recvbuf))
 
-    def Alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Alltoallv_init(
+        self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Alltoallv`, to be started any number of times."""
         return self._prepare(self._alltoallv(sendbuf, recvbuf))
 
-    def Alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
+    def Alltoallw_init(
+        self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW, info: Info = INFO_NULL
+    ) -> Prequest:
         """`Alltoallw`, to be started any number of times."""
         return self._prepare(self._alltoallw(sendbuf, recvbuf))
 
     def Reduce_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpec | None,
+        op: Op = SUM,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
         """`Reduce`, to be started any number of times."""
         return self._prepare(self._reduce(sendbuf, recvbuf, op, root))
 
     def Allreduce_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
         """`Allreduce`, to be started any number of times."""
         return self._prepare(self._allreduce(sendbuf, recvbuf, op))
 
     def Reduce_scatter_block_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
         """`Reduce_scatter_block`, to be started any number of times."""
         return self._prepare(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Reduce_scatter_init(
         self,
-        sendbuf: Any,
-        recvbuf: Any,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpec,
         recvcounts: Sequence[int] | None = None,
         op: Op = SUM,
         info: Info = INFO_NULL,
@@ -244,13 +276,13 @@ class Persistent(PointToPoint, Collective):
         return self._prepare(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
     def Scan_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
         """`Scan`, to be started any number of times."""
         return self._prepare(self._scan(sendbuf, recvbuf, op))
 
     def Exscan_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
         """`Exscan`, to be started any number of times."""
         return self._prepare(self._exscan(sendbuf, recvbuf, op))

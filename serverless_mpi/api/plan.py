@@ -13,11 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from serverless_mpi.api.buffers import (
-    Contiguous,
+    BlockSpec,
+    BufSpec,
+    BufSpecB,
+    BufSpecV,
+    BufSpecW,
+    ContiguousSpec,
+    GeneralSpec,
+    InPlace,
     InPlaceType,
-    Message,
-    VMessage,
-    WMessage,
+    VectorSpec,
     block,
     check_length,
 )
@@ -28,7 +33,7 @@ from serverless_mpi.collectives.steps import Combine, Elementwise, whole
 from serverless_mpi.errors import ERR_BUFFER, ERR_ROOT, MPIException
 from serverless_mpi.runtime import Runtime
 
-Block = Message | Contiguous
+Block = BlockSpec | ContiguousSpec
 
 
 class Plan(NamedTuple):
@@ -110,7 +115,7 @@ class Plans:
         self._live()
         return Plan("barrier", 0, tuple, nothing)
 
-    def _bcast(self, buf: Any, root: int) -> Plan:
+    def _bcast(self, buf: BufSpec, root: int) -> Plan:
         mine, peer = self._role(root)
         place = self._number(root)
         if not (mine or peer):
@@ -124,21 +129,21 @@ class Plans:
 
         return Plan("bcast", spec.nbytes, lambda: (place, spec.pack() if mine else None), finish)
 
-    def _gather(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
+    def _gather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB | None, root: int) -> Plan:
         mine, peer = self._role(root)
         place = self._number(root)
         room = block(recvbuf, readonly=False, blocks=len(self._peers)) if mine else None
         nbytes, give = self._block(sendbuf, room, mine) if peer else (None, None)
         return Plan("gather", nbytes, lambda: (place, give() if give else None), _fill_blocks(room))
 
-    def _gatherv(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
+    def _gatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV | None, root: int) -> Plan:
         mine, peer = self._role(root)
         place = self._number(root)
-        room = VMessage(recvbuf, readonly=False, size=len(self._peers)) if mine else None
+        room = VectorSpec(recvbuf, readonly=False, size=len(self._peers)) if mine else None
         _, give = self._block(sendbuf, room, mine) if peer else (None, None)
         return Plan("gather", None, lambda: (place, give() if give else None), _fill_each(room))
 
-    def _scatter(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
+    def _scatter(self, sendbuf: BufSpecB | None, recvbuf: BufSpec | InPlace, root: int) -> Plan:
         mine, peer = self._role(root)
         return self._deal(
             block(sendbuf, readonly=True, blocks=len(self._peers)) if mine else None,
@@ -147,16 +152,18 @@ class Plans:
             peer,
         )
 
-    def _scatterv(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
+    def _scatterv(self, sendbuf: BufSpecV | None, recvbuf: BufSpec | InPlace, root: int) -> Plan:
         mine, peer = self._role(root)
         return self._deal(
-            VMessage(sendbuf, readonly=True, size=len(self._peers)) if mine else None,
+            VectorSpec(sendbuf, readonly=True, size=len(self._peers)) if mine else None,
             recvbuf,
             root,
             peer,
         )
 
-    def _deal(self, blocks: Block | VMessage | None, recvbuf: Any, root: int, peer: bool) -> Plan:
+    def _deal(
+        self, blocks: Block | VectorSpec | None, recvbuf: BufSpec | InPlace, root: int, peer: bool
+    ) -> Plan:
         place, size = self._number(root), len(self._peers)
         keep = not peer or self._in_place(recvbuf, blocks is not None)
         room = None if keep else block(recvbuf, readonly=False)
@@ -175,15 +182,15 @@ class Plans:
 
         return Plan("scatter", None, arguments, finish)
 
-    def _allgather(self, sendbuf: Any, recvbuf: Any) -> Plan:
+    def _allgather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB) -> Plan:
         self._live()
         room = block(recvbuf, readonly=False, blocks=len(self._peers))
         nbytes, give = self._block(sendbuf, room, True)
         return Plan("allgather", nbytes, lambda: (give(),), _fill_blocks(room))
 
-    def _allgatherv(self, sendbuf: Any, recvbuf: Any) -> Plan:
+    def _allgatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV) -> Plan:
         self._live()
-        room = VMessage(recvbuf, readonly=False, size=len(self._peers))
+        room = VectorSpec(recvbuf, readonly=False, size=len(self._peers))
         _, give = self._block(sendbuf, room, True)
         return Plan("allgather", None, lambda: (give(),), _fill_each(room))
 
@@ -192,11 +199,11 @@ class Plans:
         return nbytes
 
     def _block(
-        self, sendbuf: Any, room: Block | VMessage | None, may_be_in_place: bool
+        self, sendbuf: BufSpec | InPlace, room: Block | VectorSpec | None, may_be_in_place: bool
     ) -> tuple[int | None, Callable[[], memoryview]]:
         """What this rank gives (its length, if all ranks give as much): its send buffer, or in place its own block."""
         if self._in_place(sendbuf, may_be_in_place) and room is not None:
-            return room.nbytes if not isinstance(room, VMessage) else None, lambda: room.pack(
+            return room.nbytes if not isinstance(room, VectorSpec) else None, lambda: room.pack(
                 self._rank
             )
         spec = block(sendbuf, readonly=True)
@@ -205,7 +212,7 @@ class Plans:
         return self._common(spec.nbytes), spec.pack
 
     def _check_apart(
-        self, give: Block | VMessage, from_block: int, room: Block | VMessage, to_block: int
+        self, give: Block | VectorSpec, from_block: int, room: Block | VectorSpec, to_block: int
     ) -> None:
         """What is sent must not lie where the same is received; between two groups nobody sends to himself."""
         if self._peers is not self._ranks:
@@ -217,7 +224,7 @@ class Plans:
                 "what is sent and what is received are the same memory; MPI.IN_PLACE is the way to say so",
             )
 
-    def _alltoall(self, sendbuf: Any, recvbuf: Any) -> Plan:
+    def _alltoall(self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB) -> Plan:
         self._live()
         size = len(self._peers)
         room = block(recvbuf, readonly=False, blocks=size)
@@ -231,14 +238,17 @@ class Plans:
             _fill_blocks(room),
         )
 
-    def _alltoallv(self, sendbuf: Any, recvbuf: Any) -> Plan:
-        return self._alltoall_each(VMessage, sendbuf, recvbuf)
+    def _alltoallv(self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV) -> Plan:
+        return self._alltoall_each(VectorSpec, sendbuf, recvbuf)
 
-    def _alltoallw(self, sendbuf: Any, recvbuf: Any) -> Plan:
-        return self._alltoall_each(WMessage, sendbuf, recvbuf)
+    def _alltoallw(self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW) -> Plan:
+        return self._alltoall_each(GeneralSpec, sendbuf, recvbuf)
 
     def _alltoall_each(
-        self, kind: type[VMessage] | type[WMessage], sendbuf: Any, recvbuf: Any
+        self,
+        kind: type[VectorSpec] | type[GeneralSpec],
+        sendbuf: BufSpecV | BufSpecW | InPlace,
+        recvbuf: BufSpecV | BufSpecW,
     ) -> Plan:
         self._live()
         size = len(self._peers)
@@ -248,7 +258,9 @@ class Plans:
 
     # --- reducing ------------------------------------------------------------
 
-    def _reduce(self, sendbuf: Any, recvbuf: Any, op: Op, root: int) -> Plan:
+    def _reduce(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec | None, op: Op, root: int
+    ) -> Plan:
         mine, peer = self._role(root)
         place = self._number(root)
         room = block(recvbuf, readonly=False) if mine else None
@@ -260,23 +272,25 @@ class Plans:
             "reduce", nbytes, lambda: (place, give.pack() if give else None, combine), _fill(room)
         )
 
-    def _allreduce(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _allreduce(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op) -> Plan:
         return self._reduce_to_all("allreduce", sendbuf, recvbuf, op)
 
-    def _scan(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _scan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op) -> Plan:
         return self._reduce_to_all("scan", sendbuf, recvbuf, op)
 
-    def _exscan(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _exscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op) -> Plan:
         return self._reduce_to_all("exscan", sendbuf, recvbuf, op)
 
-    def _reduce_to_all(self, operation: str, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _reduce_to_all(
+        self, operation: str, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op
+    ) -> Plan:
         self._live()
         room = block(recvbuf, readonly=False)
         give = self._operand(sendbuf, room, op)
         combine = _of_elements(op, give.datatype)
         return Plan(operation, give.nbytes, lambda: (give.pack(), combine), _fill(room))
 
-    def _operand(self, sendbuf: Any, room: Block | None, op: Op) -> Block:
+    def _operand(self, sendbuf: BufSpec | InPlace, room: Block | None, op: Op) -> Block:
         if self._in_place(sendbuf, room is not None) and room is not None:
             return room
         give = block(sendbuf, readonly=True)
@@ -290,7 +304,7 @@ class Plans:
             self._check_apart(give, 0, room, 0)
         return give
 
-    def _reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _reduce_scatter_block(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op) -> Plan:
         self._live()
         size = self._get_size()
         if self._in_place(sendbuf):
@@ -314,7 +328,7 @@ class Plans:
         )
 
     def _reduce_scatter(
-        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None, op: Op
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, recvcounts: Sequence[int] | None, op: Op
     ) -> Plan:
         self._live()
         size = self._get_size()
@@ -380,7 +394,7 @@ def _fill_blocks(room: Block | None) -> Callable[[Any], None]:
     return finish
 
 
-def _fill_each(room: VMessage | WMessage | None) -> Callable[[Any], None]:
+def _fill_each(room: VectorSpec | GeneralSpec | None) -> Callable[[Any], None]:
     def finish(blobs: Any) -> None:
         if room is not None:
             for rank, blob in enumerate(blobs):

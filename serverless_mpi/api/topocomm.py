@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serverless_mpi.api.buffers import Message as Spec
-from serverless_mpi.api.buffers import VMessage, WMessage, check_length
+from serverless_mpi.api.buffers import (
+    BlockSpec,
+    BufSpec,
+    BufSpecB,
+    BufSpecV,
+    BufSpecW,
+    GeneralSpec,
+    VectorSpec,
+    check_length,
+)
 from serverless_mpi.api.collective import decode_list, encode_each
 from serverless_mpi.api.comm import Comm
 from serverless_mpi.api.comm_state import KINDS, Kind
@@ -37,8 +45,8 @@ def _block(
     kind: type[Any], buf: Any, readonly: bool, count: int
 ) -> tuple[Any, Callable[[int], int]]:
     """(a buffer of a block for each of `count` neighbours, the bytes of each)."""
-    if kind is Spec:
-        spec = Spec(buf, readonly=readonly, blocks=max(count, 1))
+    if kind is BlockSpec:
+        spec = BlockSpec(buf, readonly=readonly, blocks=max(count, 1))
         return spec, lambda _: spec.nbytes
     made = kind(buf, readonly=readonly, size=count)
     return made, made.nbytes
@@ -95,7 +103,7 @@ class Topocomm(Intracomm):
     def _to_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
         out, into = self._topology.edges(self._state.rank)
         room, nbytes = _block(kind, recvbuf, False, len(into))
-        give = Spec(sendbuf, readonly=True)
+        give = BlockSpec(sendbuf, readonly=True)
         return Plan(
             "neighbor_allgather", None, lambda: (out, into, give.pack()), _filling(room, nbytes)
         )
@@ -129,75 +137,75 @@ class Topocomm(Intracomm):
         )
         return result
 
-    def Neighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Neighbor_allgather(self, sendbuf: BufSpec, recvbuf: BufSpecB) -> None:
         """Give a block to every destination; a block of each source comes."""
-        self._call(self._to_neighbors(Spec, sendbuf, recvbuf))
+        self._call(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
 
-    def Neighbor_allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Neighbor_allgatherv(self, sendbuf: BufSpec, recvbuf: BufSpecV) -> None:
         """The same; the blocks that come may have any lengths and places."""
-        self._call(self._to_neighbors(VMessage, sendbuf, recvbuf))
+        self._call(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
 
-    def Neighbor_alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Neighbor_alltoall(self, sendbuf: BufSpecB, recvbuf: BufSpecB) -> None:
         """Give block j to destination j; a block of each source comes."""
-        self._call(self._between_neighbors(Spec, sendbuf, recvbuf))
+        self._call(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
 
-    def Neighbor_alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Neighbor_alltoallv(self, sendbuf: BufSpecV, recvbuf: BufSpecV) -> None:
         """The same with blocks of any lengths and places."""
-        self._call(self._between_neighbors(VMessage, sendbuf, recvbuf))
+        self._call(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
 
-    def Neighbor_alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
+    def Neighbor_alltoallw(self, sendbuf: BufSpecW, recvbuf: BufSpecW) -> None:
         """The same with blocks of any lengths, places and datatypes."""
-        self._call(self._between_neighbors(WMessage, sendbuf, recvbuf))
+        self._call(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
 
-    def Ineighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Ineighbor_allgather(self, sendbuf: BufSpec, recvbuf: BufSpecB) -> Request:
         """Start `Neighbor_allgather`."""
-        return self._start(self._to_neighbors(Spec, sendbuf, recvbuf))
+        return self._start(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
 
-    def Ineighbor_allgatherv(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Ineighbor_allgatherv(self, sendbuf: BufSpec, recvbuf: BufSpecV) -> Request:
         """Start `Neighbor_allgatherv`."""
-        return self._start(self._to_neighbors(VMessage, sendbuf, recvbuf))
+        return self._start(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
 
-    def Ineighbor_alltoall(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Ineighbor_alltoall(self, sendbuf: BufSpecB, recvbuf: BufSpecB) -> Request:
         """Start `Neighbor_alltoall`."""
-        return self._start(self._between_neighbors(Spec, sendbuf, recvbuf))
+        return self._start(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
 
-    def Ineighbor_alltoallv(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Ineighbor_alltoallv(self, sendbuf: BufSpecV, recvbuf: BufSpecV) -> Request:
         """Start `Neighbor_alltoallv`."""
-        return self._start(self._between_neighbors(VMessage, sendbuf, recvbuf))
+        return self._start(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
 
-    def Ineighbor_alltoallw(self, sendbuf: Any, recvbuf: Any) -> Request:
+    def Ineighbor_alltoallw(self, sendbuf: BufSpecW, recvbuf: BufSpecW) -> Request:
         """Start `Neighbor_alltoallw`."""
-        return self._start(self._between_neighbors(WMessage, sendbuf, recvbuf))
+        return self._start(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
 
     def Neighbor_allgather_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpec, recvbuf: BufSpecB, info: Info = INFO_NULL
     ) -> Prequest:
         """`Neighbor_allgather`, to be started any number of times."""
-        return self._prepare(self._to_neighbors(Spec, sendbuf, recvbuf))
+        return self._prepare(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Neighbor_allgatherv_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpec, recvbuf: BufSpecV, info: Info = INFO_NULL
     ) -> Prequest:
         """`Neighbor_allgatherv`, to be started any number of times."""
-        return self._prepare(self._to_neighbors(VMessage, sendbuf, recvbuf))
+        return self._prepare(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoall_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpecB, recvbuf: BufSpecB, info: Info = INFO_NULL
     ) -> Prequest:
         """`Neighbor_alltoall`, to be started any number of times."""
-        return self._prepare(self._between_neighbors(Spec, sendbuf, recvbuf))
+        return self._prepare(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoallv_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpecV, recvbuf: BufSpecV, info: Info = INFO_NULL
     ) -> Prequest:
         """`Neighbor_alltoallv`, to be started any number of times."""
-        return self._prepare(self._between_neighbors(VMessage, sendbuf, recvbuf))
+        return self._prepare(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoallw_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpecW, recvbuf: BufSpecW, info: Info = INFO_NULL
     ) -> Prequest:
         """`Neighbor_alltoallw`, to be started any number of times."""
-        return self._prepare(self._between_neighbors(WMessage, sendbuf, recvbuf))
+        return self._prepare(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
 
 
 class Cartcomm(Topocomm):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from serverless_mpi.api.buffers import Message as Spec
-from serverless_mpi.api.buffers import block
+from serverless_mpi.api.buffers import BlockSpec, BufSpec, block
 from serverless_mpi.api.memory import plain
 from serverless_mpi.api.pickling import decode
 from serverless_mpi.api.request import Request, operation_of, request_of
@@ -29,34 +28,34 @@ def as_object(operation: Operation) -> Any:
     return decode(operation.data)
 
 
-def into(buf: Any) -> Callable[[Operation], Any]:
+def into(buf: BufSpec) -> Callable[[Operation], Any]:
     """What puts received bytes into a buffer, unless they were received there."""
 
     def finish(operation: Operation) -> None:
         assert operation.data is not None
         if not operation.landed:
-            spec = buf if isinstance(buf, Spec) else block(buf, readonly=False)
+            spec = buf if isinstance(buf, BlockSpec) else block(buf, readonly=False)
             spec.unpack(operation.data)
 
     return finish
 
 
-def outgoing(buf: Any, rank: int) -> Sequence[memoryview]:
+def outgoing(buf: BufSpec, rank: int) -> Sequence[memoryview]:
     """What is sent of a buffer: nothing to PROC_NULL, whatever the buffer."""
     if rank == PROC_NULL:
         return ()
     view = plain(buf, readonly=True)
-    return (Spec(buf, readonly=True).pack() if view is None else view,)
+    return (BlockSpec(buf, readonly=True).pack() if view is None else view,)
 
 
-def room(buf: Any, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
+def room(buf: BufSpec, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
     """(what is done with received bytes, memory that they can be received into directly); nothing comes from PROC_NULL."""
     if rank == PROC_NULL:
         return as_object, None
     view = plain(buf, readonly=False)
     if view is not None:
         return into(buf), view
-    spec = Spec(buf, readonly=False)
+    spec = BlockSpec(buf, readonly=False)
     return into(spec), spec.landing()
 
 
