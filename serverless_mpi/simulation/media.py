@@ -84,7 +84,7 @@ class Item:
     reference: int = 0
 
 
-class Medium:
+class ChannelModel:
     """What a batch of parcels becomes."""
 
     def __init__(self, latency: Latency, meter: Meter) -> None:
@@ -113,7 +113,7 @@ class Medium:
         return end
 
 
-class Direct(Medium):
+class Direct(ChannelModel):
     """One message after the other, from memory to memory."""
 
     def __init__(self, latency: Latency, meter: Meter, figures: CostParameters) -> None:
@@ -151,7 +151,7 @@ class Direct(Medium):
         return since
 
 
-class Queue(Medium):
+class Queue(ChannelModel):
     """SNS and SQS."""
 
     def __init__(self, latency: Latency, meter: Meter, prices: Prices) -> None:
@@ -212,7 +212,7 @@ class Queue(Medium):
             self.meter.count("sqs", "DeleteMessageBatch", requests=-(-count // sqs.MAX_ENTRIES))
 
 
-class Objects(Medium):
+class Objects(ChannelModel):
     """S3."""
 
     def __init__(self, latency: Latency, meter: Meter) -> None:
@@ -333,9 +333,9 @@ def _when(item: Item) -> float:
     return item.when
 
 
-def medium(
+def channel_model(
     channel: str, latency: Latency, meter: Meter, prices: Prices
-) -> tuple[Medium, CostParameters, int]:
+) -> tuple[ChannelModel, CostParameters, int]:
     """(the model of a channel, its figures, its longest frame)."""
     if channel == "queue":
         return (
