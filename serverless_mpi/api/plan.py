@@ -145,7 +145,7 @@ class Plans:
 
     def _scatter(self, sendbuf: BufSpecB | None, recvbuf: BufSpec | InPlace, root: int) -> Plan:
         mine, peer = self._role(root)
-        return self._deal(
+        return self._scatter_blocks(
             block(sendbuf, readonly=True, blocks=len(self._peers)) if mine else None,
             recvbuf,
             root,
@@ -154,14 +154,14 @@ class Plans:
 
     def _scatterv(self, sendbuf: BufSpecV | None, recvbuf: BufSpec | InPlace, root: int) -> Plan:
         mine, peer = self._role(root)
-        return self._deal(
+        return self._scatter_blocks(
             VectorSpec(sendbuf, readonly=True, size=len(self._peers)) if mine else None,
             recvbuf,
             root,
             peer,
         )
 
-    def _deal(
+    def _scatter_blocks(
         self, blocks: Block | VectorSpec | None, recvbuf: BufSpec | InPlace, root: int, peer: bool
     ) -> Plan:
         place, size = self._number(root), len(self._peers)
