@@ -74,7 +74,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Cost of a call: seconds until the last rank is done; rounds; dollars, puts, messages of all."""
+    """Cost of a call: seconds to the last rank's end; rounds; dollars, puts, messages of all."""
 
     seconds: float
     usd: float

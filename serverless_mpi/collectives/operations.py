@@ -57,7 +57,7 @@ class Operation:
         return not (self.neighbours or self.between)
 
     def blob_lengths(self, arguments: Sequence[Any]) -> list[int]:
-        """Return the bytes of each blob that a rank gives; `arguments` are those after rank, size."""
+        """Return the bytes of each blob of a rank; `arguments` are those after rank and size."""
         index = 1 if self.rooted else 2 if self.neighbours else 0
         if len(arguments) <= index or arguments[index] is None:
             return []
