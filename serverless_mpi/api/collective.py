@@ -49,8 +49,8 @@ class Collective(Plans):
         arguments = plan.arguments()
         chosen = self._runtime.chosen
         if chosen is not None:
-            # for --explain: the facts of the call, and the lengths of this rank's blobs; between two
-            # groups a rank that takes no part does not know the length
+            # for --explain: facts of the call, and the lengths of this rank's blobs. Between two
+            # groups a rank that takes no part does not know the length.
             known = None if self._kind else plan.nbytes
             call = (operation, size, known, algorithm.name, self._layout(plan.operation, arguments))
             lengths = OPERATIONS[operation].blob_lengths(arguments)

@@ -1,4 +1,21 @@
-"""Point-to-point calls of a communicator: validation, and objects and buffers to and from bytes (MPI 4.1, chapter 3)."""
+"""Point-to-point calls of a communicator: validation, and objects and buffers to and from bytes.
+
+A blocking call checks its arguments, then drives the runtime until its operation is done; it makes
+no request. A nonblocking call returns a `Request` with a function that fills the status and makes
+the value. PROC_NULL sends nothing and receives at once.
+
+Ownership. Bytes that the program may change as soon as the call returns (objects of `isend`, all
+buffered sends) are passed as `Payload.TRANSIENT`, so the runtime copies what it cannot send at
+once. Buffers of other sends are borrowed until the send is done.
+
+Pitfall: these calls are the hot path (`python -m benchmarks direct` measures it), so `_send` and
+`_recv` enter the signal shield themselves instead of using the decorator: one Python call less
+each.
+
+References
+----------
+MPI 4.1, chapter 3.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +38,7 @@ from serverless_mpi.signals import shield, uninterrupted
 
 
 class PointToPoint:
-    """What sends to and receives from one rank.  `Comm` gives the context, the ranks and the runtime."""
+    """The point-to-point calls of a communicator. `Comm` provides context, ranks and runtime."""
 
     _runtime: Runtime
     _context: int
@@ -31,12 +48,13 @@ class PointToPoint:
     def _live(self) -> None: ...
 
     def _attached(self) -> Attached:
-        """The buffer for buffered sends."""
+        """The buffer that buffered sends are counted against."""
         raise NotImplementedError
 
     # --- what all calls share ------------------------------------------------
 
     def _check_send(self, dest: int, tag: int) -> None:
+        """Raise ERR_TAG or ERR_RANK for an invalid tag or destination."""
         self._live()
         if not 0 <= tag <= TAG_UB:
             raise MPIException(ERR_TAG, f"tag {tag} to rank {dest} is outside 0..{TAG_UB}")
@@ -44,6 +62,7 @@ class PointToPoint:
             raise MPIException(ERR_RANK, f"destination {dest} is outside 0..{len(self._peers) - 1}")
 
     def _check_recv(self, source: int, tag: int) -> None:
+        """Raise ERR_TAG or ERR_RANK for an invalid tag or source."""
         self._live()
         if tag != ANY_TAG and not 0 <= tag <= TAG_UB:
             raise MPIException(
@@ -55,7 +74,7 @@ class PointToPoint:
             )
 
     def _world(self, rank: int) -> int:
-        """The world rank of a peer; programs compute ranks as n / 2, which C cuts to an integer."""
+        """The world rank of a peer; a float is truncated: programs compute ranks as n / 2."""
         try:
             return self._peers[rank]
         except TypeError:
@@ -70,7 +89,7 @@ class PointToPoint:
         sync: bool = False,
         payload: Payload = Payload.BORROWED,
     ) -> Request:
-        """Start a send of bytes that may change when `payload` says."""
+        """Start a send; `payload` states when the bytes may change."""
 
         def finish(operation: Operation, status: Status) -> None:
             fill_empty_status(status)
@@ -83,7 +102,7 @@ class PointToPoint:
         return request_of(self._runtime, operation, finish)
 
     def _send(self, data: Sequence[memoryview], dest: int, tag: int, sync: bool = False) -> None:
-        """A blocking send, which needs no request."""
+        """Send and return when the bytes may be changed."""
         if dest == PROC_NULL:
             return
         runtime = self._runtime
@@ -99,6 +118,7 @@ class PointToPoint:
 
     @uninterrupted
     def _start_buffered(self, data: Sequence[memoryview], dest: int, tag: int) -> Request:
+        """Start a send of bytes that may change at once; ERR_BUFFER if they do not fit."""
         if dest == PROC_NULL:
             return self._start_send(data, dest, tag)
         attached, nbytes = self._attached(), sum(part.nbytes for part in data)
@@ -117,6 +137,7 @@ class PointToPoint:
         value: Callable[[Operation], Any],
         into: memoryview | None = None,
     ) -> Request:
+        """Start a receive; `value` makes the value of the request."""
         self._check_recv(source, tag)
         if source == PROC_NULL:
             return request_of(
@@ -134,7 +155,7 @@ class PointToPoint:
         value: Callable[[Operation], Any],
         into: memoryview | None = None,
     ) -> Any:
-        """A blocking receive, which needs no request."""
+        """Receive and return what `value` makes of the operation; None from PROC_NULL."""
         self._check_recv(source, tag)
         if source == PROC_NULL:
             if status is not None:
@@ -158,36 +179,67 @@ class PointToPoint:
             shield.leave()
 
     def _status(self, envelope: Envelope, status: Status) -> None:
+        """Fill a status from the envelope of a message."""
         fill_status(status, self._places[envelope.source], envelope.tag, envelope.nbytes)
 
     # --- objects -------------------------------------------------------------
 
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send a Python object to rank `dest`; returns when `obj` may be changed."""
+        """Send a Python object; return when it may be changed.
+
+        Parameters
+        ----------
+        obj
+            Any object that pickles. Contiguous arrays in it are sent without a copy.
+        dest
+            Rank of the receiver, or MPI.PROC_NULL; on an intercommunicator a rank of the remote
+            group.
+        tag
+            Between 0 and MPI.TAG_UB.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.2.
+        """
         self._check_send(dest, tag)
         self._send(encode(obj), dest, tag)
 
     def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send an object, buffered: never waits for the receiver; ERR_BUFFER if no buffer is attached that it fits in."""
+        """Send a Python object without waiting for the receiver.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: the pickle does not fit in the attached buffer (`Attach_buffer`).
+
+        References
+        ----------
+        MPI 4.1, section 3.6.
+        """
         self.ibsend(obj, dest, tag)
 
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send an object; returns when a receive has matched it."""
+        """Send a Python object; return when a receive has matched it."""
         self._check_send(dest, tag)
         self._send(encode(obj), dest, tag, sync=True)
 
     def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start sending an object, which may be changed at once."""
+        """Start sending a Python object, which may be changed at once."""
         self._check_send(dest, tag)
         return self._start_send(encode(obj), dest, tag, payload=Payload.TRANSIENT)
 
     def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start a buffered send of an object."""
+        """Start a buffered send of a Python object, which may be changed at once."""
         self._check_send(dest, tag)
         return self._start_buffered(encode(obj), dest, tag)
 
     def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start a send of an object that is done when a receive has matched it."""
+        """Start sending a Python object; the request completes when a receive has matched it."""
         self._check_send(dest, tag)
         return self._start_send(encode(obj), dest, tag, sync=True, payload=Payload.TRANSIENT)
 
@@ -198,7 +250,24 @@ class PointToPoint:
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Any:
-        """Receive a Python object; None from PROC_NULL.  `buf` is not needed and not used, as in mpi4py, which warns too."""
+        """Receive a Python object.
+
+        Parameters
+        ----------
+        buf
+            Not used; mpi4py has deprecated it, and a value raises a warning.
+        source
+            Rank of the sender, MPI.ANY_SOURCE or MPI.PROC_NULL.
+        tag
+            Tag of the message, or MPI.ANY_TAG.
+        status
+            Filled with source, tag and length.
+
+        Returns
+        -------
+        object
+            The object; arrays in it are views of the received bytes. None from PROC_NULL.
+        """
         if buf is not None:
             warnings.warn("the 'buf' argument is deprecated", UserWarning, stacklevel=2)
         return self._recv(source, tag, status, as_object)
@@ -206,7 +275,7 @@ class PointToPoint:
     def irecv(
         self, buf: Buffer | None = None, source: int = ANY_SOURCE, tag: int = ANY_TAG
     ) -> Request:
-        """Start receiving an object; `wait` gives it."""
+        """Start receiving a Python object, which `wait` returns; `buf` is not used."""
         return self._start_recv(source, tag, as_object)
 
     @uninterrupted
@@ -220,9 +289,24 @@ class PointToPoint:
         recvtag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Any:
-        """Send an object and receive one, without deadlock."""
+        """Send one Python object and receive another, without deadlock.
+
+        Parameters
+        ----------
+        sendobj, dest, sendtag
+            As in `send`.
+        recvbuf
+            Not used.
+        source, recvtag, status
+            As in `recv`.
+
+        Returns
+        -------
+        object
+            The received object.
+        """
         self._check_send(dest, sendtag)
-        data = encode(sendobj)  # what is wrong with it shows before anything is posted
+        data = encode(sendobj)  # raises before anything is posted
         receive = self._start_recv(source, recvtag, as_object)
         send = self._start_send(data, dest, sendtag)
         return self._complete_both(receive, send, status)
@@ -230,7 +314,24 @@ class PointToPoint:
     def probe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> bool:
-        """Wait for a message, without taking it."""
+        """Wait until a message can be received, and leave it there.
+
+        Parameters
+        ----------
+        source, tag
+            As in `recv`.
+        status
+            Filled with source, tag and length.
+
+        Returns
+        -------
+        bool
+            True, always.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.1.
+        """
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
@@ -244,7 +345,7 @@ class PointToPoint:
     def iprobe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> bool:
-        """Whether a message is there."""
+        """Return whether a message can be received, and leave it; parameters as in `probe`."""
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
@@ -260,12 +361,23 @@ class PointToPoint:
     Iprobe = iprobe
 
     def _world_source(self, source: int) -> int:
+        """The world rank of a source, or ANY_SOURCE."""
         return source if source == ANY_SOURCE else self._world(source)
 
     def mprobe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> Message:
-        """Wait for a message and take it for the returned Message alone."""
+        """Wait for a message and take it out of matching.
+
+        Returns
+        -------
+        Message
+            Only this object can receive the message.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.2.
+        """
         message = self._matched(source, tag, status, block=True)
         assert message is not None
         return message
@@ -273,7 +385,7 @@ class PointToPoint:
     def improbe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> Message | None:
-        """Take a message that is there, or None."""
+        """Take a message that can be received out of matching; None if there is none."""
         return self._matched(source, tag, status, block=False)
 
     Mprobe = mprobe
@@ -281,6 +393,7 @@ class PointToPoint:
 
     @uninterrupted
     def _matched(self, source: int, tag: int, status: Status | None, block: bool) -> Message | None:
+        """Take a message out of matching, waiting for one if `block`."""
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
@@ -296,23 +409,49 @@ class PointToPoint:
     # --- buffers -------------------------------------------------------------
 
     def Send(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
-        """Send a buffer to rank `dest`; returns when it may be changed."""
+        """Send a buffer; return when it may be changed.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification; borrowed until the call returns.
+        dest
+            Rank of the receiver, or MPI.PROC_NULL; on an intercommunicator a rank of the remote
+            group.
+        tag
+            Between 0 and MPI.TAG_UB.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag. ERR_TYPE: the datatype is not committed.
+
+        References
+        ----------
+        MPI 4.1, section 3.2.
+        """
         self._check_send(dest, tag)
         self._send(outgoing(buf, dest), dest, tag)
 
     Rsend = Send
 
     def Bsend(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
-        """Send a buffer, buffered: never waits for the receiver."""
+        """Send a buffer without waiting for the receiver; it may be changed at once.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: the data do not fit in the attached buffer (`Attach_buffer`).
+        """
         self.Ibsend(buf, dest, tag)
 
     def Ssend(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
-        """Send a buffer; returns when a receive has matched it."""
+        """Send a buffer; return when a receive has matched it."""
         self._check_send(dest, tag)
         self._send(outgoing(buf, dest), dest, tag, sync=True)
 
     def Isend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
-        """Start sending a buffer, which must not change before the request is done."""
+        """Start sending a buffer, which must not change until the request completes."""
         self._check_send(dest, tag)
         return self._start_send(outgoing(buf, dest), dest, tag)
 
@@ -324,7 +463,10 @@ class PointToPoint:
         return self._start_buffered(outgoing(buf, dest), dest, tag)
 
     def Issend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
-        """Start a send of a buffer that is done when a receive has matched it."""
+        """Start sending a buffer; the request completes when a receive has matched it.
+
+        The buffer must not change until then.
+        """
         self._check_send(dest, tag)
         return self._start_send(outgoing(buf, dest), dest, tag, sync=True)
 
@@ -335,11 +477,37 @@ class PointToPoint:
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> None:
-        """Receive into a buffer; ERR_TRUNCATE if the message is longer."""
+        """Receive into a buffer.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification of writable memory. A shorter message fills its beginning.
+        source
+            Rank of the sender, MPI.ANY_SOURCE or MPI.PROC_NULL.
+        tag
+            Tag of the message, or MPI.ANY_TAG.
+        status
+            Filled with source, tag and length.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the message is longer than the buffer.
+
+        Notes
+        -----
+        A contiguous array receives its bytes directly, if the receive is posted before the message
+        arrives.
+
+        References
+        ----------
+        MPI 4.1, section 3.2.4.
+        """
         self._recv(source, tag, status, *room(buf, source))
 
     def Irecv(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
-        """Start receiving into a buffer."""
+        """Start receiving into a buffer, which must not be accessed until the request completes."""
         return self._start_recv(source, tag, *room(buf, source))
 
     @uninterrupted
@@ -353,7 +521,19 @@ class PointToPoint:
         recvtag: int = ANY_TAG,
         status: Status | None = None,
     ) -> None:
-        """Send one buffer and receive into another, without deadlock."""
+        """Send one buffer and receive into another, without deadlock.
+
+        Parameters
+        ----------
+        sendbuf, dest, sendtag
+            As in `Send`.
+        recvbuf, source, recvtag, status
+            As in `Recv`; the two buffers must not overlap.
+
+        References
+        ----------
+        MPI 4.1, section 3.11.
+        """
         data = outgoing(sendbuf, dest)
         pair = self._start_both(data, dest, sendtag, recvbuf, source, recvtag)
         self._complete_both(*pair, status)
@@ -368,7 +548,7 @@ class PointToPoint:
         recvtag: int = ANY_TAG,
         status: Status | None = None,
     ) -> None:
-        """Send a buffer and receive into it."""
+        """Send a copy of a buffer and receive into the buffer, without deadlock."""
         data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
         pair = self._start_both(data, dest, sendtag, buf, source, recvtag)
         self._complete_both(*pair, status)
@@ -383,7 +563,10 @@ class PointToPoint:
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
     ) -> Request:
-        """Start sending one buffer and receiving into another; the request is done when both are."""
+        """Start sending one buffer and receiving into another.
+
+        The request completes when both are done; its status is that of the receive.
+        """
         data = outgoing(sendbuf, dest)
         return both(*self._start_both(data, dest, sendtag, recvbuf, source, recvtag))
 
@@ -396,7 +579,7 @@ class PointToPoint:
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
     ) -> Request:
-        """Start sending a buffer and receiving into it."""
+        """Start sending a copy of a buffer and receiving into the buffer."""
         data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
         return both(*self._start_both(data, dest, sendtag, buf, source, recvtag))
 
@@ -409,14 +592,12 @@ class PointToPoint:
         source: int,
         recvtag: int,
     ) -> tuple[Request, Request]:
-        """A receive and a send, both started."""
-        self._check_send(
-            dest, sendtag
-        )  # what is wrong with the send shows before a receive is posted
+        """Start a receive and a send; a faulty send is reported before the receive is posted."""
+        self._check_send(dest, sendtag)
         return self.Irecv(recvbuf, source, recvtag), self._start_send(data, dest, sendtag)
 
     def _complete_both(self, receive: Request, send: Request, status: Status | None) -> Any:
-        """Wait for a receive and a send that the program has no requests for."""
+        """Wait for a receive and a send, even if the receive fails; return the received value."""
         sending = operation_of(send)
         assert sending is not None
         try:
