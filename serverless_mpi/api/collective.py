@@ -7,7 +7,7 @@ Object calls (lower case) pickle; no rank knows the lengths of the others' blobs
 assumes one. Buffer calls (upper case) take buffer specifications (buffers.py). Send buffers are
 borrowed until the call has returned, or its request has completed; receive buffers must not be
 accessed before. `root` and all counts must be equal on all ranks where MPI demands it: they are not
-compared. A block that is longer than its place in the receive buffer raises ERR_TRUNCATE.
+compared. A block whose length differs from what this rank's arguments give raises ERR_TRUNCATE.
 
 The nonblocking call `Ix` and the persistent call `X_init` (persistent.py) make the same plan as `X`
 and take the same arguments: change the three together.
@@ -264,7 +264,7 @@ class Collective(Plans):
         Raises
         ------
         MPIException
-            ERR_TRUNCATE: the root's data are longer than this rank's buffer. ERR_ROOT: no such
+            ERR_TRUNCATE: the root's data are not as long as this rank's buffer. ERR_ROOT: no such
             rank.
 
         Notes
@@ -294,8 +294,8 @@ class Collective(Plans):
         Raises
         ------
         MPIException
-            ERR_TRUNCATE: a rank sent more than a block. ERR_BUFFER: both buffers are the same
-            memory.
+            ERR_TRUNCATE: a rank's data are not as long as a block. ERR_BUFFER: both buffers are the
+            same memory.
 
         References
         ----------

@@ -304,9 +304,10 @@ def _frames(rank: int, step: Send | Scatter, max_frame_bytes: int) -> list[Outgo
         return [HEADER_BYTES + min(most, total - start) for start in range(0, max(1, total), most)]
 
     if isinstance(step, Send):
+        shared: list[Any] = [(Blank(nbytes),) for nbytes in lengths(step.data)]
         return [
-            OutgoingFrame(step.dests, name(SHARED, chunk), (Blank(nbytes),))  # type: ignore[arg-type]
-            for chunk, nbytes in enumerate(lengths(step.data))
+            OutgoingFrame(step.dests, name(SHARED, chunk), body)
+            for chunk, body in enumerate(shared)
         ]
     lengths_of = [(dest, lengths(data)) for dest, data in step.blobs]
     frames = []
