@@ -1,4 +1,4 @@
-"""Messages that a matched probe has taken: nobody else can receive them (MPI 4.1, section 3.8.2)."""
+"""Messages that a matched probe has taken: only their handle can receive them (MPI 4.1, 3.8.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serverless_mpi.api.buffers import BufSpec
 from serverless_mpi.api.handle import Handle, handle_of, name_constant
 from serverless_mpi.api.request import Request, complete_receive, request_of
 from serverless_mpi.api.status import Status, fill_null_status
-from serverless_mpi.api.transfer import as_object, completed, receive_request, room
+from serverless_mpi.api.transfer import as_object, completed, receive_request, receive_target
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import ERR_REQUEST, MPIException
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class _Matched:
-    """What all handles to one message share.
+    """The state of one message.
 
-    runtime: that took it; None for NO_PROC; places: world rank -> rank in the communicator;
+    runtime: that took it, None for NO_PROC; places: world rank -> rank in the communicator;
     incoming: the message until it is received.
     """
 
@@ -36,7 +36,7 @@ class _Matched:
 
 
 class Message(Handle):
-    """A message that a matched probe has taken."""
+    """A message that a matched probe has taken out of matching."""
 
     __module__ = "serverless_mpi.MPI"
     _ob: _Matched | None
@@ -52,7 +52,7 @@ class Message(Handle):
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Message:
-        """`comm.mprobe`."""
+        """Wait for a message and take it out of matching, as `comm.mprobe`."""
         return comm.mprobe(source, tag, status)
 
     @classmethod
@@ -63,7 +63,7 @@ class Message(Handle):
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Message | None:
-        """`comm.improbe`."""
+        """Take a message out of matching if there is one, as `comm.improbe`."""
         return comm.improbe(source, tag, status)
 
     Probe = probe
@@ -71,6 +71,7 @@ class Message(Handle):
 
     @uninterrupted
     def _start(self, value: Callable[[Operation], Any], into: memoryview | None = None) -> Request:
+        """Start the receive; the handle becomes null."""
         matched = self._ob
         if self is not MESSAGE_NO_PROC:
             self._ob = None
@@ -85,21 +86,27 @@ class Message(Handle):
 
     @uninterrupted
     def recv(self, status: Status | None = None) -> Any:
-        """Receive it as an object."""
+        """Receive the message as a Python object; the handle becomes null."""
         return complete_receive(self._start(as_object), status)
 
     def irecv(self) -> Request:
-        """Start receiving it as an object."""
+        """Start receiving the message as a Python object; the handle becomes null."""
         return self._start(as_object)
 
     @uninterrupted
     def Recv(self, buf: BufSpec, status: Status | None = None) -> None:
-        """Receive it into a buffer."""
+        """Receive the message into a buffer; the handle becomes null.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the message is longer than the buffer. ERR_REQUEST: it has been received.
+        """
         complete_receive(self.Irecv(buf), status)
 
     def Irecv(self, buf: BufSpec) -> Request:
-        """Start receiving it into a buffer."""
-        return self._start(*room(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
+        """Start receiving the message into a buffer; the handle becomes null."""
+        return self._start(*receive_target(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
 
 
 def matched_message(runtime: Runtime, places: Mapping[int, int], incoming: Incoming) -> Message:

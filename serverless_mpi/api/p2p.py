@@ -29,7 +29,14 @@ from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message, matched_message
 from serverless_mpi.api.pickling import encode
 from serverless_mpi.api.request import Request, complete, complete_receive, operation_of, request_of
 from serverless_mpi.api.status import Status, fill_empty_status, fill_null_status, fill_status
-from serverless_mpi.api.transfer import as_object, both, completed, outgoing, receive_request, room
+from serverless_mpi.api.transfer import (
+    as_object,
+    both,
+    completed,
+    outgoing,
+    receive_request,
+    receive_target,
+)
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
 from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.operation import Operation, Payload
@@ -504,11 +511,11 @@ class PointToPoint:
         ----------
         MPI 4.1, section 3.2.4.
         """
-        self._recv(source, tag, status, *room(buf, source))
+        self._recv(source, tag, status, *receive_target(buf, source))
 
     def Irecv(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
         """Start receiving into a buffer, which must not be accessed until the request completes."""
-        return self._start_recv(source, tag, *room(buf, source))
+        return self._start_recv(source, tag, *receive_target(buf, source))
 
     @uninterrupted
     def Sendrecv(

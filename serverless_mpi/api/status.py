@@ -162,7 +162,7 @@ class Status:
     cancelled = property(Is_cancelled, Set_cancelled, doc="Whether the request was cancelled.")
 
 
-# For the modules that complete requests: functions, because they are not methods of mpi4py's Status.
+# For the modules that complete requests. Functions, because mpi4py's Status has no such methods.
 fill_status = Status._fill
 fill_null_status = Status._fill_null
 fill_empty_status = Status._fill_empty

@@ -1,4 +1,8 @@
-"""What a point-to-point message is on its way out of a buffer, and what is done with one that has come."""
+"""Between buffers and bytes: what point-to-point calls send, and what they do with received bytes.
+
+A contiguous array of numbers is sent and received in place (`memory.plain`); any other buffer goes
+through its specification, which packs and unpacks.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,20 @@ from serverless_mpi.runtime import Runtime
 
 
 def completed() -> Operation:
-    """An operation that is done: what there is with PROC_NULL."""
+    """Return an operation that is done, as of a call with PROC_NULL."""
     operation = Operation()
     operation._release()
     return operation
 
 
 def as_object(operation: Operation) -> Any:
-    """The object that has come."""
+    """Return the received object."""
     assert operation.data is not None
     return decode(operation.data)
 
 
 def into(buf: BufSpec) -> Callable[[Operation], Any]:
-    """What puts received bytes into a buffer, unless they were received there."""
+    """Make what unpacks received bytes into a buffer, unless they are there already."""
 
     def finish(operation: Operation) -> None:
         assert operation.data is not None
@@ -41,15 +45,18 @@ def into(buf: BufSpec) -> Callable[[Operation], Any]:
 
 
 def outgoing(buf: BufSpec, rank: int) -> Sequence[memoryview]:
-    """What is sent of a buffer: nothing to PROC_NULL, whatever the buffer."""
+    """Return the bytes of a buffer, borrowed if it is contiguous; nothing for PROC_NULL."""
     if rank == PROC_NULL:
         return ()
     view = plain(buf, readonly=True)
     return (BlockSpec(buf, readonly=True).pack() if view is None else view,)
 
 
-def room(buf: BufSpec, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
-    """(what is done with received bytes, memory that they can be received into directly); nothing comes from PROC_NULL."""
+def receive_target(buf: BufSpec, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
+    """Return what to do with received bytes, and memory that can receive them directly (or None).
+
+    From PROC_NULL nothing comes, whatever the buffer.
+    """
     if rank == PROC_NULL:
         return as_object, None
     view = plain(buf, readonly=False)
@@ -85,7 +92,7 @@ def receive_request(
 
 
 def both(receive: Request, send: Request) -> Request:
-    """A request that is done when both are, and is the receive's then."""
+    """Return a request that is done when both are, with the status and value of the receive."""
     pending, sent = receive._ob, operation_of(send)
     assert pending is not None and sent is not None
     received, finish = pending.operation, pending.finish
