@@ -207,7 +207,7 @@ def _seen(group1: Group, group2: Group) -> tuple[int, Attached | None]:
     return known._me, known._session
 
 
-# For the modules of communicators: functions, because they are not methods of mpi4py's Group.
+# For the modules of communicators. Functions, because mpi4py's Group has no such methods.
 group_of = Group._of
 group_ranks = Group._live
 

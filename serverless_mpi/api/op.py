@@ -1,4 +1,13 @@
-"""Reduction operations: which they are, what types they take, how packed bytes are combined (MPI 4.1, 6.9.2)."""
+"""Reduction operations: their functions, the types they take, and how packed bytes are combined.
+
+Predefined operations combine packed elements with NumPy, and Python objects with a Python function.
+A user-defined operation (`Op.Create`) works on memory; it may take its operand as one object, so a
+vector is never cut for it (plan.py).
+
+References
+----------
+MPI 4.1, section 6.9.2.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +41,7 @@ def _truth(function: _Two) -> _Two:
 
 
 def _located(better: _Two) -> _Two:
-    """MAXLOC and MINLOC on packed (value, index) pairs: the better value, of equal ones the lower index."""
+    """MAXLOC and MINLOC on packed (value, index) pairs; of equal values, the lower index."""
 
     def combine(a: _Array, b: _Array) -> _Array:
         first = better(a["value"], b["value"]) | (
@@ -54,7 +63,10 @@ def _located_objects(better: _Two) -> _Two:
 
 
 class _State:
-    """What all handles to one operation share. kinds: NumPy's kinds that it takes; pairs: whether it takes (value, index)."""
+    """State of an operation.
+
+    kinds: NumPy's kinds that it takes; pairs: whether it takes (value, index).
+    """
 
     def __init__(
         self,
@@ -81,7 +93,7 @@ class _State:
 
 
 class Op(Handle):
-    """A reduction operation.  Called with two Python objects it combines them."""
+    """A reduction operation; called with two Python objects, it combines them."""
 
     __module__ = "serverless_mpi.MPI"
     _function: Callable[..., Any] | None = None  # of the program: what the handle pickles as
@@ -95,7 +107,7 @@ class Op(Handle):
 
     @classmethod
     def Create(cls, function: Callable[[Any, Any, Datatype], None], commute: bool = False) -> Op:
-        """An operation of the program's own: function(inbuf, inoutbuf, datatype) on memory, in place in `inoutbuf`.
+        """Make an operation of a function(inbuf, inoutbuf, datatype), which combines into `inoutbuf`.
 
         With commute False operands are combined in rank order.
         """
@@ -119,7 +131,7 @@ class Op(Handle):
         return self._ob  # type: ignore[no-any-return]
 
     def Free(self) -> None:
-        """Give a program's own operation up."""
+        """Free a user-defined operation."""
         state = self._live
         if state.user is None:
             raise MPIException(ERR_OP, f"{state.name} is predefined and cannot be freed")
@@ -128,7 +140,7 @@ class Op(Handle):
         self._ob = self._function = None
 
     def Is_commutative(self) -> bool:
-        """Whether operands may be combined in any order."""
+        """Return whether operands may be combined in any order."""
         return self._live.commute
 
     is_commutative = property(Is_commutative, doc="Whether operands may be combined in any order.")
@@ -143,13 +155,31 @@ class Op(Handle):
         return super().__reduce__()
 
     def __call__(self, x: Any, y: Any, /) -> Any:
-        """x (op) y for Python objects; x is the lower rank's."""
+        """Return x (op) y for Python objects; x is the operand of the lower rank."""
         if self._ob is None:
             raise ValueError("the operation is null")
         return self._ob.objects(x, y)
 
     def Reduce_local(self, inbuf: BufSpec, inoutbuf: BufSpec) -> None:
-        """inoutbuf = inbuf (op) inoutbuf, for buffers of this rank alone."""
+        """Combine two buffers of this process: inoutbuf = inbuf (op) inoutbuf.
+
+        Parameters
+        ----------
+        inbuf
+            Specification of the first operand.
+        inoutbuf
+            Specification of the second operand, of as many elements of the same type, and of the
+            result.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both are the same memory.
+
+        References
+        ----------
+        MPI 4.1, section 6.9.7.
+        """
         left, right = BlockSpec(inbuf, readonly=True), BlockSpec(inoutbuf, readonly=False)
         if left.datatype != right.datatype:
             raise ValueError("mismatch in input and output datatypes")
@@ -180,12 +210,13 @@ class Op(Handle):
             )
 
     def combine(self, a: memoryview, b: memoryview, datatype: Datatype) -> memoryview:
-        """a (op) b of packed elements of `datatype`; a is the lower ranks'.  Neither is changed."""
+        """Return a (op) b of packed elements, a of the lower ranks; neither changes."""
         state = self._live
         if a.nbytes != b.nbytes:
             raise MPIException(
                 ERR_TRUNCATE,
-                f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes; counts must agree on all ranks",
+                f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes;"
+                " counts must agree on all ranks",
             )
         if state.user is not None:
             return _combine_memory(state.user, a, b, datatype)
