@@ -107,9 +107,19 @@ class Op(Handle):
 
     @classmethod
     def Create(cls, function: Callable[[Any, Any, Datatype], None], commute: bool = False) -> Op:
-        """Make an operation of a function(inbuf, inoutbuf, datatype), which combines into `inoutbuf`.
+        """Make an operation of a program's own function.
 
-        With commute False operands are combined in rank order.
+        Parameters
+        ----------
+        function
+            Called as function(inbuf, inoutbuf, datatype); combines both into `inoutbuf`. It must be
+            associative.
+        commute
+            Whether operands may be combined in any order; if not, rank order is kept.
+
+        References
+        ----------
+        MPI 4.1, section 6.9.5.
         """
         if not callable(function):
             raise TypeError("an operation is made of a function")
