@@ -1,7 +1,11 @@
-"""The names users see, as in mpi4py: this package's own, or under mpirun the real `mpi4py.MPI`.
+"""The names of mpi4py.MPI: this package's own, or under mpirun the real module.
 
-smpirun describes the job in SMPI_JOB and comes first; else a process manager of MPI shows itself by its
-variables; else the process is a job of size 1.
+smpirun describes the job in SMPI_JOB, which takes precedence. Otherwise a process manager of MPI is
+recognized by its variables, and this name becomes the real `mpi4py.MPI`. Otherwise the process is a
+job of size 1.
+
+Every module of api/ lists in `__all__` what it adds here; tests/api/test_signatures.py compares the
+names, parameters and defaults with mpi4py's.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ if under_mpirun():
         from mpi4py import MPI as _real
     except ImportError as error:
         raise ImportError(
-            "this process was started by mpirun, which needs the real mpi4py: pip install 'serverless-mpi[mpi]', "
-            "or start it with smpirun instead"
+            "this process was started by mpirun, which needs the real mpi4py:"
+            " pip install 'serverless-mpi[mpi]', or start it with smpirun instead"
         ) from error
     sys.modules[__name__] = _real
 else:
@@ -65,7 +69,7 @@ else:
     from serverless_mpi.errors import MPIException as Exception
 
     def _trace_calls() -> None:
-        """Trace the program's calls; launch/sandbox.py calls it if MPI was imported before the rank began."""
+        """Record every call of the program; launch/sandbox.py calls it if MPI was imported before."""
         from serverless_mpi.api.observe import observe
         from serverless_mpi.trace import RECORDER
 

@@ -1,8 +1,10 @@
-"""Lets programs that say `from mpi4py import MPI` find `serverless_mpi.MPI`.
+"""An import finder that makes `from mpi4py import MPI` load `serverless_mpi.MPI`.
 
-Where mpi4py is installed its pure-Python modules (mpi4py.util, mpi4py.futures)
-work on top of it; where it is not, a bare `mpi4py` package stands in for it,
-with this package's own futures.
+Where mpi4py is installed, its pure-Python modules (mpi4py.util, mpi4py.futures) work on top of it.
+Where it is not, a bare `mpi4py` package stands in for it, with this package's own futures.
+
+Pitfall: the alias and its target are one module object, so the import machinery writes the alias's
+spec into it; `_AliasLoader` restores the module's own.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 
-# name -> (what it finds here, whether even if mpi4py is installed)
+# name -> (module of this package, whether also if mpi4py is installed)
 _ALIASES = {
     "mpi4py.MPI": ("serverless_mpi.MPI", True),
     "mpi4py.futures": ("serverless_mpi.futures", False),
@@ -22,7 +24,7 @@ _ALIASES = {
 
 
 class _Rc(SimpleNamespace):
-    """mpi4py.rc: its options are accepted, and have no effect here."""
+    """mpi4py.rc: its options are accepted and have no effect."""
 
     def __call__(self, **options: object) -> None:
         for name, value in options.items():
@@ -32,7 +34,7 @@ class _Rc(SimpleNamespace):
 
 
 class _AliasLoader(importlib.abc.Loader):
-    """`mpi4py.MPI` is `serverless_mpi.MPI`, the same module object."""
+    """Loads an alias as the module object of its target."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -43,7 +45,7 @@ class _AliasLoader(importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # the import machinery has put the alias's spec on the shared module; it gets its own back
+        # the import machinery has written the alias's spec into the shared module
         module.__spec__, module.__name__ = self._own
 
 
@@ -73,7 +75,7 @@ class _PackageLoader(importlib.abc.Loader):
 
 
 class AliasFinder(importlib.abc.MetaPathFinder):
-    """Finds mpi4py.MPI before anybody else does, and mpi4py if nobody else does."""
+    """Finds mpi4py.MPI before any other finder, and mpi4py if no other finder does."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -91,11 +93,11 @@ class AliasFinder(importlib.abc.MetaPathFinder):
 
 
 def own_futures() -> None:
-    """From now on mpi4py.futures is this package's even where mpi4py is installed: its workers are running."""
+    """Make mpi4py.futures this package's, even if mpi4py is installed: its workers are running."""
     _ALIASES["mpi4py.futures"] = ("serverless_mpi.futures", True)
 
 
 def install() -> None:
-    """Put the finder in front; again does nothing."""
+    """Put the finder in front of all others, once."""
     if not any(isinstance(finder, AliasFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, AliasFinder())

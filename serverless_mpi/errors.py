@@ -1,8 +1,16 @@
 """Every exception of the package, and the MPI error classes.
 
-Nothing is imported here, so any room may import it.  The numbers of the error
-classes are MPICH's, because programs print and compare them.
-Source: MPI 4.1, section 9.4 (error codes and classes).
+This module imports nothing, so every module may import it. The numbers of the error classes are
+MPICH's, because programs print and compare them. A new class needs its number, its sentence in
+`ERROR_STRINGS`, and a row in tests/api/test_errors.py.
+
+Two families: `MPIException` is what MPI calls raise to programs; `ServerlessMPIError` and its
+subclasses are what commands, launchers and channels raise. The text of either names who is at fault
+and what would work; commands print it as one line.
+
+References
+----------
+MPI 4.1, section 9.4 (error codes and classes).
 """
 
 from __future__ import annotations
@@ -75,7 +83,7 @@ ERR_PROC_FAILED_PENDING = 102
 ERR_REVOKED = 103
 ERR_LASTCODE = 0x3FFFFFFF
 
-# error class -> the sentence Get_error_string returns
+# error class -> the sentence that Get_error_string returns
 ERROR_STRINGS: dict[int, str] = {
     SUCCESS: "No MPI error",
     ERR_BUFFER: "Invalid buffer pointer",
@@ -147,15 +155,14 @@ ERROR_STRINGS: dict[int, str] = {
 
 
 class MPIException(RuntimeError):
-    """`MPI.Exception`: an error code with its class and, where known, the story.
+    """The exception of MPI calls, `MPI.Exception`: an error code and a text.
 
     Parameters
     ----------
-    ierr:
-        An error code; its class is itself for the predefined codes.
-    message:
-        Who is at fault and what would work.  Without one the standard's
-        sentence for the class is used.
+    ierr
+        An error code; each predefined code is its own class.
+    message
+        Who is at fault and what would work. Without it the text is the standard's sentence.
     """
 
     # filled by api/errhandler for codes that programs add (MPI_Add_error_code)
@@ -170,15 +177,15 @@ class MPIException(RuntimeError):
         super().__init__(self.ob_mpi) if message is None else super().__init__(self.ob_mpi, message)
 
     def Get_error_code(self) -> int:
-        """The error code."""
+        """Return the error code."""
         return self.ob_mpi
 
     def Get_error_class(self) -> int:
-        """The error class the code belongs to."""
+        """Return the error class to which the code belongs."""
         return self.added_classes.get(self.ob_mpi, self.ob_mpi)
 
     def Get_error_string(self) -> str:
-        """The standard's sentence for the code, followed by what is known of the case."""
+        """Return the standard's sentence for the code, followed by the message if there is one."""
         added = self.added_strings.get(self.ob_mpi)
         if added is not None:
             return added
@@ -189,17 +196,17 @@ class MPIException(RuntimeError):
 
     @property
     def error_code(self) -> int:
-        """The error code."""
+        """Error code."""
         return self.Get_error_code()
 
     @property
     def error_class(self) -> int:
-        """The error class."""
+        """Error class."""
         return self.Get_error_class()
 
     @property
     def error_string(self) -> str:
-        """The error string."""
+        """Error text."""
         return self.Get_error_string()
 
     def __int__(self) -> int:
@@ -249,11 +256,11 @@ class MPIException(RuntimeError):
 
 
 class MissingError(MPIException, NotImplementedError):
-    """A part of MPI that this package does not have; the text names it."""
+    """A call of a part of MPI that this package does not have; the text names the part."""
 
 
 def missing(what: str) -> MissingError:
-    """The error of a call that is not there."""
+    """Make the error of a call that this package does not have; `what` names call and part."""
     return MissingError(ERR_UNSUPPORTED_OPERATION, f"serverless_mpi has no {what}")
 
 
@@ -270,27 +277,41 @@ _CLASS_NAMES: dict[int, str] = {
 
 
 class ServerlessMPIError(RuntimeError):
-    """Base of the package's own exceptions (those that MPI does not name)."""
+    """Base of the package's own exceptions, for which MPI has no name."""
 
 
 class UsageError(ServerlessMPIError):
-    """A command line or setting that cannot work; the text is one line that says what would."""
+    """A command line or a setting that cannot work; the text is one line with what would work."""
 
 
 class StoreError(ServerlessMPIError):
-    """A stored file of inference that is missing, damaged, of a later version or of another model; the text names it."""
+    """A file of the model store that cannot be used; the text names the file.
+
+    It is missing, damaged, of a later format version, or of another model.
+    """
 
 
 class JobError(ServerlessMPIError):
-    """The job as a whole is broken: its description is missing, or a rank of it died."""
+    """The job as a whole cannot go on: its description is missing, or a rank of it has died."""
 
 
 class WireError(ServerlessMPIError):
-    """Bytes that are not a frame of this job: foreign, damaged or forged.  They are dropped."""
+    """Bytes that are not a frame of this job: foreign, damaged or forged.
+
+    The receiver counts and drops them.
+    """
 
 
 class ChannelError(ServerlessMPIError):
-    """The medium failed.  `retryable` says whether the same call may succeed later."""
+    """A channel's service or connection failed.
+
+    Parameters
+    ----------
+    message
+        What failed, and what would work.
+    retryable
+        Whether the same call may succeed later.
+    """
 
     def __init__(self, message: str, retryable: bool = False) -> None:
         super().__init__(message)

@@ -1,4 +1,9 @@
-"""What is said of collectives: after a job what was chosen and what it costs (--explain), or instead of one (--simulate)."""
+"""Reports about collectives: what a job chose and what it costs, or a simulation instead of a job.
+
+`explain` (smpirun --explain) prints which algorithm each kind of call of a job took, with the cost
+of such a call on AWS by the model. `simulate` (smpirun --simulate) plays calls of any number of
+ranks without starting one. Both play the real generators (simulation/).
+"""
 
 from __future__ import annotations
 
@@ -17,30 +22,34 @@ from serverless_mpi.simulation import AWS, LATENCIES, Forecast, forecast, in_reg
 
 _UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
 _CALL = re.compile(r"([a-z_]+)(?::(\d+) ?([kmg]?b?))?", re.IGNORECASE)
-_LARGEST_RUN = 256  # ranks; a larger call that a program made is not played through after it
+_LARGEST_RUN = 256  # ranks of a call that is still played after a job: it takes seconds beyond
 
-_HEAD = f"{'collective':<26}{'ranks':>6} {'algorithm':<24}{'rounds':>7}{'messages':>10}{'bytes':>16}{'requests':>10}{'seconds':>10}{'USD':>12}"
+_HEAD = (
+    f"{'collective':<26}{'ranks':>6} {'algorithm':<24}{'rounds':>7}{'messages':>10}"
+    f"{'bytes':>16}{'requests':>10}{'seconds':>10}{'USD':>12}"
+)
 
 
 def size_of(text: str, unit: str) -> int:
-    """Bytes: 8, 64KB, 8MB; a KB is 1024."""
+    """Return the bytes of a number and a unit: 8, 64KB, 8MB; a KB is 1024 bytes."""
     unit = unit.lower()
     return int(text) * _UNITS[unit if unit.endswith("b") or not unit else unit + "b"]
 
 
 def shown_size(nbytes: int) -> str:
-    """The same as text."""
+    """Return bytes as a number with the largest unit that divides it."""
     for unit in ("GB", "MB", "KB"):
         if nbytes and not nbytes % _UNITS[unit.lower()]:
             return f"{nbytes // _UNITS[unit.lower()]}{unit}"
     return f"{nbytes}B"
 
 
-def _row(one: Forecast, label: str) -> str:
-    requests = sum(row["requests"] for row in one.requests.values())
+def _row(cost: Forecast, label: str) -> str:
+    """A line of the table whose head is `_HEAD`."""
+    requests = sum(row["requests"] for row in cost.requests.values())
     return (
-        f"{label:<26}{one.size:>6} {one.algorithm:<24}{one.rounds:>7,}{one.messages:>10,}{one.sent:>16,}{requests:>10,}"
-        f"{one.seconds:>10.3f}{one.usd:>12.8f}"
+        f"{label:<26}{cost.size:>6} {cost.algorithm:<24}{cost.rounds:>7,}{cost.messages:>10,}"
+        f"{cost.sent:>16,}{requests:>10,}{cost.seconds:>10.3f}{cost.usd:>12.8f}"
     )
 
 
@@ -53,55 +62,82 @@ def simulate(
     prices: Prices,
     algorithms: Mapping[str, Algorithm] = MappingProxyType({}),
 ) -> Iterable[str]:
-    """Lines that say what each of `calls` ("allreduce:8MB") takes.
+    """Yield what each of `calls` costs on a model.
+
+    Parameters
+    ----------
+    calls
+        Operations with the bytes of a blob, such as "allreduce:8MB"; without bytes, 0.
+    ranks
+        Ranks of each call.
+    channel
+        Name of a channel that has a model.
+    latency
+        Name in `simulation.LATENCIES`.
+    region
+        AWS region whose quotas the model uses.
+    prices
+        Prices of the services.
+    algorithms
+        Operation -> the algorithm to play instead of the one that would be chosen.
+
+    Yields
+    ------
+    str
+        A line of a table, and a line for each kind of request.
 
     Raises
     ------
     UsageError
-        A call, a channel or a latency that is not known.
+        A call, a channel or a latency that does not exist.
     """
     if latency not in LATENCIES:
         raise UsageError(f"--latency {latency}: known are {', '.join(LATENCIES)}")
     model = in_region(LATENCIES[latency], region)
     if not calls:
         raise UsageError(
-            "--simulate takes collectives and the bytes of a blob, as in: smpirun --simulate -n 1000 allreduce:8MB barrier"
+            "--simulate takes collectives and the bytes of a blob, as in:"
+            " smpirun --simulate -n 1000 allreduce:8MB barrier"
         )
-    asked = []
-    for call in calls:
-        found = _CALL.fullmatch(call)
-        if (
-            found is None
-            or found.group(1).lower() not in OPERATIONS
-            or not OPERATIONS[found.group(1).lower()].modelled
-        ):
-            raise UsageError(
-                f"--simulate {call}: not a collective and the bytes of a blob, as allreduce:8MB. It plays the communication of"
-                " collectives alone: a program would have to compute on every rank"
-            )
-        asked.append(
-            (
-                call,
-                found.group(1).lower(),
-                size_of(found.group(2), found.group(3)) if found.group(2) else 0,
-            )
-        )
-    yield f"{ranks} ranks over {channel}, latency {latency}, {region}; a model, see docs/collectives.md"
+    parsed = [_parsed(call) for call in calls]
+    yield (
+        f"{ranks} ranks over {channel}, latency {latency}, {region};"
+        " a model, see docs/collectives.md"
+    )
     if latency == "aws":
         waves = (ranks - 1) // model.starts_per_10_s
         usd = ranks * prices.usd_per_request["lambda"]
-        yield f"start of {ranks} functions: about {10 * waves + model.start_s:.1f} s, {usd:.6f} USD, and their seconds by memory"
+        yield (
+            f"start of {ranks} functions: about {10 * waves + model.start_s:.1f} s,"
+            f" {usd:.6f} USD, and their seconds by memory"
+        )
     yield _HEAD
-    for call, operation, nbytes in asked:
-        one = forecast(operation, nbytes, ranks, channel, model, prices, algorithms.get(operation))
-        yield _row(one, call)
-        for name, row in sorted(one.requests.items()):
-            yield f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed{row['messages']:>12,} messages"
+    for call, (operation, nbytes) in zip(calls, parsed, strict=True):
+        cost = forecast(operation, nbytes, ranks, channel, model, prices, algorithms.get(operation))
+        yield _row(cost, call)
+        for name, row in sorted(cost.requests.items()):
+            yield (
+                f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed"
+                f"{row['messages']:>12,} messages"
+            )
+
+
+def _parsed(call: str) -> tuple[str, int]:
+    """The operation and the bytes of a blob that a word such as "allreduce:8MB" names."""
+    match = _CALL.fullmatch(call)
+    operation = match.group(1).lower() if match else ""
+    if match is None or operation not in OPERATIONS or not OPERATIONS[operation].modelled:
+        raise UsageError(
+            f"--simulate {call}: not a collective and the bytes of a blob, as allreduce:8MB. It"
+            " plays only the communication of collectives: a program would have to compute on"
+            " every rank"
+        )
+    return operation, size_of(match.group(2), match.group(3)) if match.group(2) else 0
 
 
 @dataclass
 class _Calls:
-    """Calls of one kind, as ranks tell of them: the blobs they gave, and each one's edges where it has neighbours."""
+    """Calls of one kind: their number, the blobs of all ranks, and the edges of each rank."""
 
     calls: int = 0
     blobs: int = 0
@@ -110,50 +146,70 @@ class _Calls:
 
     @property
     def mean(self) -> int:
-        """Bytes of a blob."""
+        """Mean bytes of a blob."""
         return round(self.nbytes / self.blobs) if self.blobs else 0
 
 
 def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _Calls]:
-    """(operation, ranks, bytes of a blob where ranks know them, algorithm, layout or the communicator of neighbours) -> its calls."""
-    found: dict[tuple[Any, ...], _Calls] = defaultdict(_Calls)
+    """Calls by operation, ranks, bytes of a blob (None if ranks differ), algorithm, and layout.
+
+    In the key of a call with neighbours, the communicator stands for the layout.
+    """
+    kinds: dict[tuple[Any, ...], _Calls] = defaultdict(_Calls)
     for record in records:
-        for operation, size, nbytes, algorithm, layout, calls, blobs, total in record.get(
-            "collectives", ()
-        ):
+        for row in record.get("collectives", ()):
+            operation, size, nbytes, algorithm, layout, calls, blobs, total = row
             about: Any = None if layout is None else tuple(layout)
             if OPERATIONS[operation].neighbours:
                 about, rank, *edges = layout
-                found[operation, size, nbytes, algorithm, about].edges[rank] = edges
-            one = found[operation, size, nbytes, algorithm, about]
-            one.calls, one.blobs, one.nbytes = (
-                one.calls + calls,
-                one.blobs + blobs,
-                one.nbytes + total,
-            )
-    return found
+                kinds[operation, size, nbytes, algorithm, about].edges[rank] = edges
+            kind = kinds[operation, size, nbytes, algorithm, about]
+            kind.calls += calls
+            kind.blobs += blobs
+            kind.nbytes += total
+    return kinds
 
 
 def explain(
     records: Iterable[Mapping[str, Any]], channel: str, region: str, prices: Prices
 ) -> Iterable[str]:
-    """Lines that say which algorithm each kind of call of a job took, and what one such call costs on AWS by the model."""
-    yield f"collectives over {channel}, each call as the model forecasts it on AWS in {region}; bytes of a blob are a mean where they differ:"
+    """Yield which algorithm each kind of call of a job took, and what such a call costs on AWS.
+
+    Parameters
+    ----------
+    records
+        What the ranks report at their end: one mapping per rank, of which "collectives" is read.
+    channel
+        Name of the job's channel; one without a model is listed without costs.
+    region
+        AWS region whose quotas the model uses.
+    prices
+        Prices of the services.
+
+    Yields
+    ------
+    str
+        A line of a table.
+    """
+    yield (
+        f"collectives over {channel}, each call as the model forecasts it on AWS in {region};"
+        " bytes of a blob are a mean where they differ:"
+    )
     yield "   calls " + _HEAD
     rows = []
-    for (operation, size, nbytes, algorithm, layout), one in _collected(records).items():
-        blob = one.mean if nbytes is None else nbytes
-        rows.append((operation, size, blob, algorithm, -(-one.calls // size), layout, one))
-    for operation, size, blob, algorithm, count, layout, one in sorted(
+    for (operation, size, nbytes, algorithm, layout), kind in _collected(records).items():
+        blob = kind.mean if nbytes is None else nbytes
+        rows.append((operation, size, blob, algorithm, -(-kind.calls // size), layout, kind))
+    for operation, size, blob, algorithm, count, layout, kind in sorted(
         rows, key=lambda row: row[:5]
     ):
         label, times = f"{operation}:{shown_size(blob)}", f"{count:>8,} "
+        if OPERATIONS[operation].neighbours:
+            layout = tuple(kind.edges.get(rank, ([], [])) for rank in range(size))
         try:
             if size > _LARGEST_RUN:
-                raise UsageError("too large to be played through after a job")
-            if OPERATIONS[operation].neighbours:
-                layout = tuple(one.edges.get(rank, ([], [])) for rank in range(size))
-            made = forecast(
+                raise UsageError("too large to be played after a job")
+            cost = forecast(
                 operation,
                 blob,
                 size,
@@ -163,9 +219,8 @@ def explain(
                 find(operation, algorithm),
                 layout,
             )
-            yield times + _row(made, label)
-        except (
-            UsageError,
-            JobError,
-        ):  # see above; a channel of which there is no model; a rank left no record of its edges
+        # a channel without a model; or a rank that left no record of its edges, which deadlocks
+        except (UsageError, JobError):
             yield f"{times}{label:<26}{size:>6} {algorithm:<24}{'not forecast':>17}"
+        else:
+            yield times + _row(cost, label)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from serverless_mpi.api.handle import Handle
+from serverless_mpi.api.handle import Handle, name_constant
 from serverless_mpi.errors import missing
 
 WIN_BASE, WIN_SIZE, WIN_DISP_UNIT, WIN_CREATE_FLAVOR, WIN_MODEL = 11, 12, 13, 14, 15
@@ -96,8 +96,8 @@ _fill(
     "amode atomicity group group_rank group_size info size",
 )
 
-WIN_NULL: Win = Win()._name_constant("WIN_NULL")
-FILE_NULL: File = File()._name_constant("FILE_NULL")
+WIN_NULL: Win = name_constant(Win(), "WIN_NULL")
+FILE_NULL: File = name_constant(File(), "FILE_NULL")
 
 Open_port = _absent("Open_port", _PROCESSES)
 Close_port = _absent("Close_port", _PROCESSES)

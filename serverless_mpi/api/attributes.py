@@ -1,7 +1,7 @@
-"""Attributes: values of the program attached to communicators, datatypes and windows (MPI 4.1, section 7.7).
+"""Attributes: values that programs cache on communicators and datatypes (MPI 4.1, section 7.7).
 
-A key knows what is to be done when the object is duplicated and when the value goes. Only here are those functions called; what
-goes wrong in them is printed, and the call that caused them fails.
+A key knows what is to be done when the object is duplicated and when the value goes. Only here are
+those functions called; what goes wrong in them is printed, and the call that caused them fails.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def reported(call: Callable[..., Any], *arguments: Any) -> Any:
     Raises
     ------
     MPIException
-        It raised: with its own code if it raised an MPI.Exception, else ERR_OTHER. Its traceback is on standard error.
+        It raised: with its own code if it raised an MPI.Exception, else ERR_OTHER. Its traceback is
+        on standard error.
     """
     try:
         return call(*arguments)
@@ -57,7 +58,7 @@ def _key(keyval: int, kind: type) -> _Key:
 
 
 class Attributed:
-    """An object that attributes can be attached to. `_attribute_table` gives the dictionary of a live object."""
+    """An object with cached attributes. `_attribute_table` returns the table of a live object."""
 
     _family: ClassVar[tuple[type[Any], ...]]
 
@@ -73,8 +74,10 @@ class Attributed:
     ) -> int:
         """A new key.
 
-        copy_fn(object, keyval, value): gives the duplicate's value, or NotImplemented for none; True copies the reference, False and
-        None copy nothing. delete_fn(object, keyval, value): called when the value goes. nopython: values are integers.
+        copy_fn(object, keyval, value): gives the duplicate's value, or NotImplemented for none;
+        True copies the reference, False and None copy nothing. delete_fn(object, keyval, value):
+        called when the value goes. nopython:
+        values are integers.
         """
         number = next(_numbers)
         _keys[number] = _Key(cls._family[0], copy_fn, delete_fn or None)
@@ -82,18 +85,18 @@ class Attributed:
 
     @classmethod
     def Free_keyval(cls, keyval: int) -> int:
-        """Give the key up: no value can be attached under it any more; those that are stay. Returns KEYVAL_INVALID."""
+        """Free a key; values cached under it stay. Return KEYVAL_INVALID."""
         _key(keyval, cls._family[0]).freed = True
         return KEYVAL_INVALID
 
     def Get_attr(self, keyval: int) -> Any:
-        """The value under a key, or None."""
+        """Return the value cached under a key, or None."""
         table = self._attribute_table()
         _key(keyval, self._family[0])
         return table.get(keyval)
 
     def Set_attr(self, keyval: int, attrval: Any) -> None:
-        """Attach a value; one that is there goes first."""
+        """Cache a value under a key; an earlier value is deleted first."""
         table = self._attribute_table()
         if _key(keyval, self._family[0]).freed:
             raise MPIException(ERR_KEYVAL, f"key {keyval} has been freed")
@@ -102,14 +105,14 @@ class Attributed:
         table[keyval] = attrval
 
     def Delete_attr(self, keyval: int) -> None:
-        """Take the value away."""
+        """Delete the value cached under a key."""
         table = self._attribute_table()
         _key(keyval, self._family[0])
         if keyval in table:
             self._delete(table, keyval)
 
     def _delete(self, table: dict[int, Any], keyval: int) -> None:
-        """Take a value away; it is gone even if the program's function for that fails."""
+        """Delete a value, even if the program's delete function fails."""
         delete = _keys[keyval].delete
         try:
             if delete is not None:
@@ -118,7 +121,7 @@ class Attributed:
             table.pop(keyval, None)
 
     def _copy_attributes(self, new: Attributed) -> None:
-        """Give a duplicate its values."""
+        """Copy the values to a duplicate, by the copy functions of their keys."""
         table = self._attribute_table()
         if not table:
             return
@@ -133,7 +136,7 @@ class Attributed:
                     other[keyval] = made
 
     def _delete_attributes(self) -> None:
-        """The object goes: so do its values, the last first."""
+        """Delete all values, the last first, because the object is freed."""
         table = self._attribute_table()
         for keyval in reversed(list(table)):
             self._delete(table, keyval)

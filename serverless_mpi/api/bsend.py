@@ -1,7 +1,11 @@
-"""Buffered mode: the memory that a program attaches, and the sends that use it (MPI 4.1, section 3.6).
+"""Buffered mode: the memory that a program attaches, and the sends that use it.
 
-What is sent is copied by the runtime anyway, so the memory is accounted and not written: a program that would run out of it under
-another MPI is told so here too.
+The runtime copies what is sent anyway, so the memory is only accounted for, not written. A program
+that would exceed it under another MPI gets the same error here.
+
+References
+----------
+MPI 4.1, section 3.6.
 """
 
 from __future__ import annotations
@@ -10,17 +14,17 @@ from typing import Any
 
 from serverless_mpi.api.memory import BUFFER_AUTOMATIC, BufferAutomaticType, as_bytes
 from serverless_mpi.api.memory import buffer as Buffer
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.request import Request, request_of
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.errors import ERR_BUFFER, ERR_OTHER, MPIException
 from serverless_mpi.runtime import Runtime, get_runtime
 from serverless_mpi.runtime.operation import Operation
 
-BSEND_OVERHEAD = 96  # bytes that a message takes besides its own
+BSEND_OVERHEAD = 96  # bytes that a message takes in addition to its own
 
 
 class Attached:
-    """The buffer of a process, a communicator or a session."""
+    """The attached buffer of a process, a communicator or a session."""
 
     def __init__(self) -> None:
         self.object: Any = None  # what was attached
@@ -30,7 +34,7 @@ class Attached:
         self._under_way: list[tuple[Runtime, Operation, int]] = []
 
     def attach(self, buf: Any) -> None:
-        """Attach memory; ERR_OTHER if there is some already, ERR_BUFFER if no message fits in it."""
+        """Attach memory; ERR_OTHER if some is attached, ERR_BUFFER if no message fits in it."""
         if self.object is not None:
             raise MPIException(ERR_OTHER, "a buffer is attached already; detach it first")
         if buf is None or isinstance(buf, BufferAutomaticType):
@@ -40,31 +44,32 @@ class Attached:
             if view.nbytes < BSEND_OVERHEAD:
                 raise MPIException(
                     ERR_BUFFER,
-                    f"a buffer of {view.nbytes} bytes holds no message, which takes {BSEND_OVERHEAD} besides its own",
+                    f"a buffer of {view.nbytes} bytes holds no message, which needs"
+                    f" {BSEND_OVERHEAD} in addition to its own",
                 )
             self.object, self._room = Buffer.frombuffer(buf), view.nbytes
 
     def detach(self) -> Any:
-        """Detach it and give it back."""
+        """Wait until no send uses the buffer, and return it."""
         if self.object is None:
             return None
         self.flush()
-        found, self.object = self.object, None
-        return found
+        attached, self.object = self.object, None
+        return attached
 
     def flush(self) -> None:
-        """Wait until no send uses it."""
+        """Wait until no send uses the buffer."""
         for runtime, operation, _ in self._under_way:
             runtime.wait((operation,))
         self._under_way.clear()
 
     def iflush(self) -> Request:
-        """The same as a request."""
+        """Return a request that is done when no send uses the buffer."""
         everything = Operation(1 + len(self._under_way))
         for _, operation, _ in self._under_way:
             operation.add_done_callback(lambda _: everything.release())
         everything.release()
-        return Request._of(get_runtime(), everything, _finish)
+        return request_of(get_runtime(), everything, _finish)
 
     def reserve(self, nbytes: int) -> None:
         """See that a message fits.
@@ -86,39 +91,40 @@ class Attached:
         if taken + nbytes + BSEND_OVERHEAD > self._room:
             raise MPIException(
                 ERR_BUFFER,
-                f"a buffered send of {nbytes} + {BSEND_OVERHEAD} bytes; {self._room - taken} of {self._room} bytes are free",
+                f"a buffered send of {nbytes} + {BSEND_OVERHEAD} bytes;"
+                f" {self._room - taken} of {self._room} bytes are free",
             )
 
     def took(self, runtime: Runtime, operation: Operation, nbytes: int) -> None:
-        """A message is on its way."""
+        """Count a message that is being sent."""
         if not operation.done:
             self._under_way.append((runtime, operation, nbytes + BSEND_OVERHEAD))
 
 
 def _finish(operation: Operation, status: Status) -> None:
-    status._fill_empty()
+    fill_empty_status(status)
 
 
 OF_PROCESS = Attached()
 
 
 def Attach_buffer(buf: Any) -> None:
-    """Give memory for the process's buffered sends; BUFFER_AUTOMATIC or None for as much as they need."""
+    """Attach memory for the process's buffered sends; BUFFER_AUTOMATIC or None: no limit."""
     OF_PROCESS.attach(buf)
 
 
 def Detach_buffer() -> Any:
-    """Take it back, once all buffered sends have left it; None if there is none."""
+    """Wait until all buffered sends have left, and return the buffer; None if there is none."""
     return OF_PROCESS.detach()
 
 
 def Flush_buffer() -> None:
-    """Wait until all buffered sends have left it."""
+    """Wait until all buffered sends have left the buffer."""
     OF_PROCESS.flush()
 
 
 def Iflush_buffer() -> Request:
-    """Start waiting for that."""
+    """Start `Flush_buffer`."""
     return OF_PROCESS.iflush()
 
 

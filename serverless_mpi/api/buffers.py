@@ -1,28 +1,115 @@
-"""mpi4py's message specifications: which memory, how many, of what type.  Nothing else reads them.
+"""Buffer specifications, as in mpi4py: which memory, how many elements, of what type.
+
+Only this module interprets them. The parsed forms are `BlockSpec` (one block, or equal ones),
+`ContiguousSpec` (the same, of a contiguous array: the fast path), `VectorSpec` (a block for each
+rank) and `GeneralSpec` (with a datatype for each rank). All borrow the program's memory.
 
 A specification is a buffer (its type and count are found out), or a list or tuple:
-[buf, type], [buf, count], [buf, (count, displacement)], [buf, count, type], [buf, (count, displacement), type],
-[buf, count, displacement, type]; for vectors the same with counts and displacements of all ranks; for Alltoallw
-[buf, types], [buf, (counts, displs), types], [buf, counts, displs, types].  Types may be codes such as 'd'.
+[buf, type], [buf, count], [buf, (count, displacement)], [buf, count, type], [buf, (count,
+displacement), type], [buf, count, displacement, type]; for vectors the same with counts and
+displacements of all ranks; for Alltoallw [buf, types], [buf, (counts, displs), types], [buf,
+counts, displs, types].  Types may
+be codes such
+as 'd'.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol, SupportsIndex, TypeAlias
 
 import numpy as np
 
 from serverless_mpi.api.datatype import Datatype
 from serverless_mpi.api.layout import Layout, too_long
 from serverless_mpi.api.memory import IN_PLACE, BottomType, InPlaceType, as_bytes, at_address, plain
-from serverless_mpi.api.types import BYTE, OF_CHARACTER, of_code
+from serverless_mpi.api.type_tables import OF_CHARACTER, of_code
+from serverless_mpi.api.types import BYTE
 from serverless_mpi.errors import ERR_BUFFER, ERR_COUNT, ERR_TRUNCATE, ERR_TYPE, MPIException
+
+
+class SupportsBuffer(Protocol):
+    """An object with the buffer protocol: bytes, bytearray, array.array, a NumPy array."""
+
+    if sys.version_info >= (3, 12):
+
+        def __buffer__(self, flags: int, /) -> memoryview:
+            """Return a view of its memory."""
+
+
+class SupportsDLPack(Protocol):
+    """An array that other libraries read by DLPack."""
+
+    def __dlpack__(self, /, *, stream: Any = None) -> object:
+        """Return a capsule with its memory."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the kind and the number of its device."""
+
+
+class SupportsCudaArray(Protocol):
+    """An array with the CUDA Array Interface, in memory that the host can read."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The description of its memory."""
+
+
+# What programs may give for a buffer, as mpi4py.typing names it. The head of this module says what
+# each form means. A list may have the items of any of the tuples.
+Buffer: TypeAlias = SupportsBuffer | SupportsDLPack | SupportsCudaArray
+Bottom: TypeAlias = BottomType | None
+InPlace: TypeAlias = InPlaceType | None
+Count: TypeAlias = SupportsIndex
+Counts: TypeAlias = Sequence[SupportsIndex]
+TypeSpec: TypeAlias = Datatype | str
+# one block
+BufSpec: TypeAlias = (
+    Buffer
+    | tuple[Buffer, Count]
+    | tuple[Buffer, TypeSpec]
+    | tuple[Buffer, Count, TypeSpec]
+    | tuple[Bottom, Count, Datatype]
+    | list[Any]
+)
+# equal blocks, one for each rank
+BufSpecB: TypeAlias = (
+    Buffer
+    | tuple[Buffer, Count]
+    | tuple[Buffer, TypeSpec]
+    | tuple[Buffer, Count, TypeSpec]
+    | list[Any]
+)
+# a block for each rank, of its own length and displacement
+BufSpecV: TypeAlias = (
+    Buffer
+    | tuple[Buffer, Counts]
+    | tuple[Buffer, tuple[Counts, Counts]]
+    | tuple[Buffer, TypeSpec]
+    | tuple[Buffer, Counts, TypeSpec]
+    | tuple[Buffer, tuple[Counts, Counts], TypeSpec]
+    | tuple[Buffer, Counts, Counts, TypeSpec]
+    | tuple[Bottom, tuple[Counts, Counts], Datatype]
+    | tuple[Bottom, Counts, Counts, Datatype]
+    | list[Any]
+)
+# a block for each rank, of its own length, displacement and datatype
+BufSpecW: TypeAlias = (
+    tuple[Buffer, Sequence[Datatype]]
+    | tuple[Buffer, tuple[Counts, Counts], Sequence[Datatype]]
+    | tuple[Buffer, Counts, Counts, Sequence[Datatype]]
+    | tuple[Bottom, tuple[Counts, Counts], Sequence[Datatype]]
+    | tuple[Bottom, Counts, Counts, Sequence[Datatype]]
+    | list[Any]
+)
 
 _NO_BYTES = memoryview(bytearray())
 
 
 def _integer(value: Any) -> int:
+    """An index as an int; TypeError for anything else."""
     try:
         return int(value.__index__())
     except AttributeError:
@@ -30,19 +117,20 @@ def _integer(value: Any) -> int:
 
 
 def _is_integer(value: Any) -> bool:
-    """Whether it is one number: an array of no dimensions is, one of one element is not."""
+    """Whether `value` is one number: a 0-d array is, an array of one element is not."""
     return hasattr(value, "__index__") and not (hasattr(value, "__len__") and np.ndim(value))
 
 
 def _integers(values: Any, size: int) -> list[int]:
-    found = [_integer(value) for value in values]
-    if len(found) != size:
-        raise ValueError(f"message: expecting {size} items, got {len(found)}")
-    return found
+    """`size` integers; ValueError for another number of them."""
+    numbers = [_integer(value) for value in values]
+    if len(numbers) != size:
+        raise ValueError(f"message: expecting {size} items, got {len(numbers)}")
+    return numbers
 
 
 def _split(spec: Any, pairs: tuple[type[Any], ...]) -> tuple[Any, Any, Any, Any]:
-    """(buffer, count or counts, displacement or displacements, type), None for what is not said."""
+    """Split a specification into buffer, counts, displacements and type; None for what it omits."""
     if isinstance(spec, np.ndarray):
         return spec, None, None, None
     if not isinstance(spec, (list, tuple)):
@@ -70,7 +158,7 @@ def _split(spec: Any, pairs: tuple[type[Any], ...]) -> tuple[Any, Any, Any, Any]
 
 
 class _Memory:
-    """The bytes of a message's buffer, and the datatype that was given or found out; BOTTOM is address 0."""
+    """A buffer's bytes and its datatype, given or inferred; BOTTOM is address 0."""
 
     __slots__ = ("bottom", "view", "datatype", "layout", "given")
 
@@ -86,7 +174,7 @@ class _Memory:
         self.layout: Layout | None = None if datatype._ob is None else datatype._ob.layout
 
     def extent(self, what: str) -> int:
-        """Of the datatype, which has to have one to count with."""
+        """Extent of the datatype; ValueError if it cannot count elements."""
         if self.layout is None:
             raise ValueError(f"message: cannot {what}, datatype is null")
         if self.layout.extent <= 0:
@@ -94,17 +182,18 @@ class _Memory:
         return self.layout.extent
 
     def number(self, length: int) -> int:
-        """Elements in `length` bytes."""
+        """Number of elements in `length` bytes."""
         extent = self.extent("infer count")
         count, rest = divmod(length, extent)
         if rest:
             raise ValueError(
-                f"message: cannot infer count, buffer length {length} is not a multiple of datatype extent {extent}"
+                f"message: cannot infer count, buffer length {length} is not a multiple of"
+                f" datatype extent {extent}"
             )
         return count
 
     def check(self, count: int, readonly: bool) -> Layout:
-        """The layout of a datatype that may communicate `count` elements."""
+        """Return the layout; ERR_TYPE unless the datatype may communicate `count` elements."""
         self.datatype.check_committed()
         layout = self.layout
         assert layout is not None
@@ -115,39 +204,51 @@ class _Memory:
         return layout
 
     def address(self, offset: int) -> int:
+        """Address of the byte at `offset`."""
         base = (
             0 if self.bottom else np.frombuffer(self.view, np.uint8).__array_interface__["data"][0]
         )
         return int(base) + offset
 
     def window(self, layout: Layout, offset: int, count: int) -> tuple[memoryview, int]:
+        """Memory and offset of `count` elements; ERR_BUFFER if they exceed the buffer."""
         low, high = layout.span(count)
         if self.bottom:
             return at_address(offset + low, high - low), -low
         if offset + low < 0 or offset + high > self.view.nbytes:
             raise MPIException(
                 ERR_BUFFER,
-                f"{count} elements at byte {offset} touch bytes {offset + low} to {offset + high} of a buffer of {self.view.nbytes}",
+                f"{count} elements at byte {offset} touch bytes {offset + low} to {offset + high}"
+                f" of a buffer of {self.view.nbytes}",
             )
         return self.view, offset
 
     def pack(self, layout: Layout, offset: int, count: int) -> memoryview:
+        """Bytes of `count` elements at `offset`; a view if they are dense."""
         if not count:
             return _NO_BYTES
         view, offset = self.window(layout, offset, count)
         return layout.pack(view, offset, count)
 
     def unpack(self, data: memoryview, layout: Layout, offset: int, count: int) -> None:
+        """Put packed bytes into `count` elements at `offset`."""
         if not count and not data.nbytes:
             return
         view, offset = self.window(layout, offset, count)
         layout.unpack(data, view, offset, count)
 
 
-class Message:
+class BlockSpec:
     """One block, or `blocks` equal ones, of a buffer.
 
-    count: elements of one block; nbytes: of one block, packed.
+    Attributes
+    ----------
+    count
+        Elements of one block.
+    nbytes
+        Packed bytes of one block.
+    datatype
+        Type of the elements.
     """
 
     __slots__ = ("count", "nbytes", "datatype", "_memory", "_layout", "_offset", "_step")
@@ -167,7 +268,8 @@ class Message:
                 length -= self._offset
                 if length < 0 and not memory.bottom:
                     raise ValueError(
-                        f"message: displacement {displacement} out of bounds, there are {memory.view.nbytes // extent} entries"
+                        f"message: displacement {displacement} out of bounds, there are"
+                        f" {memory.view.nbytes // extent} entries"
                     )
         if count is not None:
             self.count = _integer(count)
@@ -179,7 +281,8 @@ class Message:
             self.count, rest = divmod(memory.number(length), max(blocks, 1))
             if rest:
                 raise ValueError(
-                    f"message: cannot infer count, the number of entries is not a multiple of the {blocks} blocks"
+                    f"message: cannot infer count, the number of entries is not a multiple of the"
+                    f" {blocks} blocks"
                 )
         else:
             self.count = 0
@@ -188,30 +291,30 @@ class Message:
         self.nbytes = self.count * layout.size
 
     def pack(self, block: int = 0) -> memoryview:
-        """The bytes of a block; a view where they are dense in memory."""
+        """Return the bytes of a block; a view if they are dense in memory."""
         return self._memory.pack(self._layout, self._offset + block * self._step, self.count)
 
     def unpack(self, data: memoryview, block: int = 0) -> None:
-        """Put received bytes to their places; ERR_TRUNCATE if they are too many."""
+        """Put received bytes into a block; ERR_TRUNCATE if they are too many."""
         self._memory.unpack(data, self._layout, self._offset + block * self._step, self.count)
 
     def address(self, block: int = 0) -> int | None:
-        """Where a block lies in memory; None for one without elements."""
+        """Return the address of a block; None if it has no elements."""
         return self._memory.address(self._offset + block * self._step) if self.nbytes else None
 
     def landing(self) -> memoryview | None:
-        """Memory that a payload can be received into directly, or None where it must be spread."""
+        """Return memory that can receive a payload directly; None if it has to be unpacked."""
         if not self.count or not self._layout.is_dense(self.count):
             return None
         view, offset = self._memory.window(self._layout, self._offset, self.count)
         return view[offset : offset + self.nbytes]
 
 
-class Contiguous:
-    """A `Message` of a C-contiguous array of numbers in native byte order: its bytes are the message.
+class ContiguousSpec:
+    """A `BlockSpec` of a C-contiguous array of numbers in native byte order.
 
-    Most buffers are of this kind, and nothing of their datatype needs to be looked at.  Made by
-    `block`, which fills the slots itself: a constructor would be one more Python call.
+    Its bytes are the message, so nothing of the datatype has to be looked at. `block` makes it and
+    fills the slots itself: a constructor would be one more Python call.
     """
 
     __slots__ = ("count", "nbytes", "datatype", "_array", "_view")
@@ -238,42 +341,49 @@ class Contiguous:
         return self._view[: blocks * self.nbytes]
 
     def address(self, block: int = 0) -> int | None:
-        """Return where a block lies in memory; None for one without elements."""
+        """Return the address of a block; None if it has no elements."""
         if not self.nbytes:
             return None
         base: int = self._array.__array_interface__["data"][0]
         return base + block * self.nbytes
 
     def landing(self) -> memoryview | None:
-        """Return the memory that a payload can be received into directly."""
+        """Return the memory that can receive a payload directly."""
         return self._view[: self.nbytes] if self.count else None
 
 
-def block(spec: Any, readonly: bool, blocks: int = 1) -> Message | Contiguous:
-    """Parse a specification of one block, or of `blocks` equal ones.
+def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousSpec:
+    """Parse a specification of one block, or of equal ones.
 
     Parameters
     ----------
     spec
-        As the head of this module says; the memory is borrowed.
+        A buffer specification; the memory is borrowed.
     readonly
-        Whether it is only read.
+        Whether the memory is only read.
     blocks
-        How many equal blocks the buffer holds.
+        Number of equal blocks in the buffer.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The specification is not valid.
+    MPIException
+        ERR_TYPE: the datatype is not committed, or cannot be received into.
     """
     view = plain(spec, readonly)
     if view is None or spec.size % blocks:
-        return Message(spec, readonly, blocks)
-    made = Contiguous.__new__(Contiguous)
-    made.count = spec.size // blocks
-    made.nbytes = view.nbytes // blocks
-    made.datatype = OF_CHARACTER[spec.dtype.char]
-    made._array, made._view = spec, view
-    return made
+        return BlockSpec(spec, readonly, blocks)
+    parsed = ContiguousSpec.__new__(ContiguousSpec)
+    parsed.count = spec.size // blocks
+    parsed.nbytes = view.nbytes // blocks
+    parsed.datatype = OF_CHARACTER[spec.dtype.char]
+    parsed._array, parsed._view = spec, view
+    return parsed
 
 
-class VMessage:
-    """A block for each of `size` ranks, of its own count and displacement (in elements)."""
+class VectorSpec:
+    """A block for each of `size` ranks, with its own count and displacement (in elements)."""
 
     __slots__ = ("counts", "displs", "datatype", "_memory", "_layout")
 
@@ -303,11 +413,11 @@ class VMessage:
         self._layout = memory.check(max(self.counts, default=0), readonly)
 
     def nbytes(self, rank: int) -> int:
-        """Packed bytes of a rank's block."""
+        """Return the packed bytes of a rank's block."""
         return self.counts[rank] * self._layout.size
 
     def address(self, rank: int) -> int | None:
-        """Where a rank's block lies in memory; None for one without elements."""
+        """Return the address of a rank's block; None if it has no elements."""
         return (
             self._memory.address(self.displs[rank] * self._layout.extent)
             if self.nbytes(rank)
@@ -315,20 +425,20 @@ class VMessage:
         )
 
     def pack(self, rank: int) -> memoryview:
-        """The bytes of a rank's block."""
+        """Return the bytes of a rank's block."""
         return self._memory.pack(
             self._layout, self.displs[rank] * self._layout.extent, self.counts[rank]
         )
 
     def unpack(self, data: memoryview, rank: int) -> None:
-        """Put the bytes received from a rank to their places; ERR_TRUNCATE if they are too many."""
+        """Put the bytes received from a rank into its block; ERR_TRUNCATE if they are too many."""
         self._memory.unpack(
             data, self._layout, self.displs[rank] * self._layout.extent, self.counts[rank]
         )
 
 
-class WMessage:
-    """A block for each of `size` ranks, of its own count, displacement (in bytes) and datatype."""
+class GeneralSpec:
+    """A block for each of `size` ranks: its count, displacement (in bytes) and datatype."""
 
     __slots__ = ("counts", "displs", "datatypes", "_memory", "_layouts")
 
@@ -362,34 +472,35 @@ class WMessage:
             self._layouts.append(datatype._ob.layout)
 
     def nbytes(self, rank: int) -> int:
-        """Packed bytes of a rank's block."""
+        """Return the packed bytes of a rank's block."""
         return self.counts[rank] * self._layouts[rank].size
 
     def pack(self, rank: int) -> memoryview:
-        """The bytes of a rank's block."""
+        """Return the bytes of a rank's block."""
         return self._memory.pack(self._layouts[rank], self.displs[rank], self.counts[rank])
 
     def unpack(self, data: memoryview, rank: int) -> None:
-        """Put the bytes received from a rank to their places; ERR_TRUNCATE if they are too many."""
+        """Put the bytes received from a rank into its block; ERR_TRUNCATE if they are too many."""
         self._memory.unpack(data, self._layouts[rank], self.displs[rank], self.counts[rank])
 
 
 def check_length(data: memoryview, nbytes: int, who: str) -> None:
-    """Raise ERR_TRUNCATE unless a collective's blob has exactly the length that this rank's arguments say."""
+    """Raise ERR_TRUNCATE unless a blob is as long as this rank's arguments state."""
     if data.nbytes != nbytes:
         raise MPIException(
             ERR_TRUNCATE,
-            f"{who} gave {data.nbytes} bytes where this rank's arguments say {nbytes}; counts must agree on all ranks",
+            f"{who} sent {data.nbytes} bytes, but this rank's arguments give {nbytes};"
+            " counts must agree on all ranks",
         )
 
 
 __all__ = [
-    "Contiguous",
+    "ContiguousSpec",
     "IN_PLACE",
     "InPlaceType",
-    "Message",
-    "VMessage",
-    "WMessage",
+    "BlockSpec",
+    "VectorSpec",
+    "GeneralSpec",
     "block",
     "check_length",
 ]

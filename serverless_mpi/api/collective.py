@@ -1,7 +1,16 @@
 """Collective calls of a communicator, blocking and nonblocking (MPI 4.1, chapter 6).
 
-Each call is a plan (plan.py) that is started once; the blocking form waits for
-it.  What moves is decided by `collectives.choose` and done by the generators.
+Each call is a plan (plan.py), which is started once. A blocking call waits for the operation itself
+and makes no request. `collectives.choose` picks the algorithm, whose generator the runtime drives.
+
+Object calls (lower case) pickle; no rank knows the lengths of the others' blobs, so the choice
+assumes one. Buffer calls (upper case) take buffer specifications (buffers.py). Send buffers are
+borrowed until the call has returned, or its request has completed; receive buffers must not be
+accessed before. `root` and all counts must be equal on all ranks where MPI demands it: they are not
+compared. A block whose length differs from what this rank's arguments give raises ERR_TRUNCATE.
+
+The nonblocking call `Ix` and the persistent call `X_init` (persistent.py) make the same plan as `X`
+and take the same arguments: change the three together.
 """
 
 from __future__ import annotations
@@ -10,40 +19,39 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from serverless_mpi.api.buffers import BufSpec, BufSpecB, BufSpecV, BufSpecW, InPlace
 from serverless_mpi.api.op import SUM, Op
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.plan import Plan, Plans, nothing, of_objects
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.request import Request, request_of
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.collectives.choose import Algorithm, Facts, select
 from serverless_mpi.collectives.operations import OPERATIONS, Layout
 from serverless_mpi.collectives.steps import Steps, whole
 from serverless_mpi.runtime.operation import Operation
 from serverless_mpi.signals import uninterrupted
 
-MOST_CHOICES = 1024  # that a communicator keeps: one for each operation and length that it met
+MOST_CHOICES = 1024  # kept per communicator: one per operation and length of a blob
 
 
 class Collective(Plans):
-    """What all ranks of a communicator call together.  `Comm` gives the context, the ranks and the runtime."""
+    """The collective calls of a communicator; `Comm` provides context, ranks and runtime."""
 
     _calls: itertools.count[int]
     _state: Any
 
-    _kind = ""  # before the name of an operation in the table
+    _kind = ""  # prefix of the names of operations: "inter_" between two groups
 
     def _steps(self, plan: Plan) -> Steps:
-        """This rank's part of a call."""
+        """Make the generator of this rank's part of a call."""
         operation, size = self._kind + plan.operation, len(self._ranks)
         algorithm = self._choose(operation, size, plan.nbytes)
         arguments = plan.arguments()
         chosen = self._runtime.chosen
-        if (
-            chosen is not None
-        ):  # for --explain: what else ranks know of the call, and the lengths of what they give
-            known = (
-                None if self._kind else plan.nbytes
-            )  # between two groups some ranks have no part, and do not know it
+        if chosen is not None:
+            # for --explain: facts of the call, and the lengths of this rank's blobs. Between two
+            # groups a rank that takes no part does not know the length.
+            known = None if self._kind else plan.nbytes
             call = (operation, size, known, algorithm.name, self._layout(plan.operation, arguments))
             lengths = OPERATIONS[operation].blob_lengths(arguments)
             calls, blobs, nbytes = chosen.get(call, (0, 0, 0))
@@ -66,36 +74,66 @@ class Collective(Plans):
         return algorithm
 
     def _place(self) -> tuple[Any, ...]:
-        """What an algorithm is told first: who this rank is, and among whom."""
+        """The first arguments of an algorithm: this rank, and the ranks of the call."""
         return self._rank, len(self._ranks)
 
     def _layout(self, operation: str, arguments: tuple[Any, ...]) -> Layout | None:
-        """Who speaks to whom, as far as this rank knows, where it is not simply every rank to every other."""
+        """The layout of a call as this rank knows it; None if any two ranks may communicate."""
         return None
 
     def _run(self, plan: Plan, context: int, number: int) -> Operation:
-        """Start a call under a number that all ranks give it."""
+        """Start a call under `number`, which is the same on all ranks."""
         return self._runtime.icollective(context, number, self._steps(plan), self._ranks)
 
     @uninterrupted
     def _start(self, plan: Plan) -> Request:
+        """Start a call; the request finishes the plan."""
         running = self._run(plan, self._context, next(self._calls))
-        return Request._of(self._runtime, running, finishing(plan))
+        return request_of(self._runtime, running, finishing(plan))
+
+    @uninterrupted
+    def _call(self, plan: Plan) -> Any:
+        """Start a call and wait for it: a blocking call needs no request."""
+        running = self._run(plan, self._context, next(self._calls))
+        if not running.done:
+            self._runtime.wait((running,), all=True)
+        if running.error is not None:
+            raise running.error
+        return plan.finish(running.result)
 
     # --- objects -------------------------------------------------------------
 
     def barrier(self) -> None:
-        """Return when every rank has called it."""
-        self._start(self._barrier())._await()
+        """Wait until every rank has called `barrier`.
+
+        References
+        ----------
+        MPI 4.1, section 6.3.
+        """
+        self._call(self._barrier())
 
     Barrier = barrier
 
     def Ibarrier(self) -> Request:
-        """Start `Barrier`."""
+        """Start `Barrier`; the request completes when every rank has started it."""
         return self._start(self._barrier())
 
     def bcast(self, obj: Any, root: int = 0) -> Any:
-        """The root's object, on every rank."""
+        """Broadcast a Python object.
+
+        Parameters
+        ----------
+        obj
+            The object on the root; ignored on other ranks.
+        root
+            Rank whose object is sent; on an intercommunicator MPI.ROOT, MPI.PROC_NULL or a remote
+            rank.
+
+        Returns
+        -------
+        object
+            The root's object: itself on the root, a copy on other ranks.
+        """
         mine, peer = self._role(root)
         blob = encode(obj) if mine else None
         place = self._number(root)
@@ -103,215 +141,535 @@ class Collective(Plans):
         def finish(got: Any) -> Any:
             return decode(got) if peer and not mine else obj if peer else None
 
-        return self._start(Plan("bcast", None, lambda: (place, blob), finish))._await()
+        return self._call(Plan("bcast", None, lambda: (place, blob), finish))
 
     def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
-        """The list of all ranks' objects on the root, None elsewhere."""
+        """Gather one object from each rank at the root.
+
+        Returns
+        -------
+        list or None
+            The objects in rank order on the root; None on other ranks.
+        """
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None)
-        objects: list[Any] | None = self._start(
-            Plan("gather", None, lambda: arguments, decode_list)
-        )._await()
+        objects: list[Any] | None = self._call(Plan("gather", None, lambda: arguments, decode_list))
         return objects
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
-        """The root's sendobj[rank]."""
+        """Scatter a sequence of objects from the root.
+
+        Parameters
+        ----------
+        sendobj
+            On the root one object for each rank; None is as many Nones. Ignored on other ranks.
+        root
+            Rank whose objects are sent.
+
+        Returns
+        -------
+        object
+            The object at this rank's index.
+
+        Raises
+        ------
+        ValueError
+            The sequence does not have one item per rank.
+        """
         mine, peer = self._role(root)
         arguments = (self._number(root), encode_each(sendobj, len(self._peers)) if mine else None)
-        return self._start(
+        return self._call(
             Plan("scatter", None, lambda: arguments, _decode_some if peer else nothing)
-        )._await()
+        )
 
     def allgather(self, sendobj: Any) -> list[Any]:
-        """The list of all ranks' objects."""
+        """Gather one object from each rank on all ranks; return them in rank order."""
         self._live()
         arguments = (encode(sendobj),)
-        objects: list[Any] = self._start(
-            Plan("allgather", None, lambda: arguments, decode_list)
-        )._await()
+        objects: list[Any] = self._call(Plan("allgather", None, lambda: arguments, decode_list))
         return objects
 
     def alltoall(self, sendobj: Sequence[Any]) -> list[Any]:
-        """What each rank had for this one: sendobj[r] goes to rank r."""
+        """Send one object to each rank and receive one from each.
+
+        Parameters
+        ----------
+        sendobj
+            One object for each rank: sendobj[r] goes to rank r.
+
+        Returns
+        -------
+        list
+            The object from each rank, in rank order.
+        """
         self._live()
         arguments = (encode_each(sendobj, len(self._peers)),)
-        objects: list[Any] = self._start(
-            Plan("alltoall", None, lambda: arguments, decode_list)
-        )._await()
+        objects: list[Any] = self._call(Plan("alltoall", None, lambda: arguments, decode_list))
         return objects
 
     def reduce(
         self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM, root: int = 0
     ) -> Any | None:
-        """All ranks' objects combined in rank order, on the root; None elsewhere."""
+        """Combine one object from each rank at the root.
+
+        Parameters
+        ----------
+        sendobj
+            This rank's operand.
+        op
+            A predefined operation, or an associative function of two objects. Operands are combined
+            in rank order.
+        root
+            Rank that receives the result.
+
+        Returns
+        -------
+        object or None
+            The result on the root; None on other ranks.
+        """
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None, of_objects(op))
-        return self._start(Plan("reduce", None, lambda: arguments, _decode_some))._await()
+        return self._call(Plan("reduce", None, lambda: arguments, _decode_some))
 
     def allreduce(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM) -> Any:
-        """All ranks' objects combined in rank order, everywhere."""
+        """Combine one object from each rank, in rank order; return the result on all ranks."""
         return self._combine("allreduce", sendobj, op)
 
     def scan(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM) -> Any:
-        """The objects of ranks 0 to this one combined."""
+        """Combine the objects of ranks 0 to this one, in rank order."""
         return self._combine("scan", sendobj, op)
 
     def exscan(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM) -> Any:
-        """The objects of the ranks below this one combined; None on rank 0."""
+        """Combine the objects of the ranks below this one, in rank order; None on rank 0."""
         return self._combine("exscan", sendobj, op)
 
     def _combine(self, operation: str, sendobj: Any, op: Callable[[Any, Any], Any]) -> Any:
+        """A reduction of objects whose result every rank has."""
         self._live()
         arguments = (encode(sendobj), of_objects(op))
-        return self._start(Plan(operation, None, lambda: arguments, _decode_some))._await()
+        return self._call(Plan(operation, None, lambda: arguments, _decode_some))
 
     # --- buffers -------------------------------------------------------------
 
-    def Bcast(self, buf: Any, root: int = 0) -> None:
-        """Give the root's buffer to every rank's."""
-        self._start(self._bcast(buf, root))._await()
+    def Bcast(self, buf: BufSpec, root: int = 0) -> None:
+        """Broadcast a buffer.
 
-    def Gather(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
-        """Collect every rank's block in the root's buffer."""
-        self._start(self._gather(sendbuf, recvbuf, root))._await()
+        Parameters
+        ----------
+        buf
+            Specification of the buffer: read on the root, written on other ranks.
+        root
+            Rank whose buffer is sent.
 
-    def Gatherv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
-        """Collect blocks of any lengths in places of the root's buffer."""
-        self._start(self._gatherv(sendbuf, recvbuf, root))._await()
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the root's data are not as long as this rank's buffer. ERR_ROOT: no such
+            rank.
 
-    def Scatter(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
-        """Give each rank its block of the root's buffer."""
-        self._start(self._scatter(sendbuf, recvbuf, root))._await()
+        Notes
+        -----
+        Between 1 and ceil(log2 P) rounds; `smpirun --explain` prints the algorithm that was chosen.
 
-    def Scatterv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> None:
-        """Give each rank its block, of any length and place, of the root's buffer."""
-        self._start(self._scatterv(sendbuf, recvbuf, root))._await()
+        References
+        ----------
+        MPI 4.1, section 6.4.
+        """
+        self._call(self._bcast(buf, root))
 
-    def Allgather(self, sendbuf: Any, recvbuf: Any) -> None:
-        """Collect every rank's block in every rank's buffer."""
-        self._start(self._allgather(sendbuf, recvbuf))._await()
+    def Gather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB | None, root: int = 0) -> None:
+        """Gather equal blocks at the root.
 
-    def Allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
-        """Collect blocks of any lengths in places of every rank's buffer."""
-        self._start(self._allgatherv(sendbuf, recvbuf))._await()
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's block; MPI.IN_PLACE on the root if it is in `recvbuf`
+            already.
+        recvbuf
+            On the root a specification of one block for each rank, which are written in rank order;
+            None on other ranks.
+        root
+            Rank that receives.
 
-    def Alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
-        """Give block r of this rank's buffer to rank r."""
-        self._start(self._alltoall(sendbuf, recvbuf))._await()
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: a rank's data are not as long as a block. ERR_BUFFER: both buffers are the
+            same memory.
 
-    def Alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
-        """Give each rank its block, of any length and place."""
-        self._start(self._alltoallv(sendbuf, recvbuf))._await()
+        References
+        ----------
+        MPI 4.1, section 6.5.
+        """
+        self._call(self._gather(sendbuf, recvbuf, root))
 
-    def Alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
-        """Give each rank its block, of any length, place and datatype."""
-        self._start(self._alltoallw(sendbuf, recvbuf))._await()
+    def Gatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV | None, root: int = 0) -> None:
+        """Gather blocks of different lengths at the root.
 
-    def Reduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0) -> None:
-        """Combine all ranks' buffers, element by element, into the root's."""
-        self._start(self._reduce(sendbuf, recvbuf, op, root))._await()
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's block; MPI.IN_PLACE on the root if it is in `recvbuf`
+            already.
+        recvbuf
+            On the root a specification with the count and the displacement of each rank's block;
+            None on other ranks.
+        root
+            Rank that receives.
 
-    def Allreduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
-        """Combine all ranks' buffers into every rank's."""
-        self._start(self._allreduce(sendbuf, recvbuf, op))._await()
+        References
+        ----------
+        MPI 4.1, section 6.5.
+        """
+        self._call(self._gatherv(sendbuf, recvbuf, root))
 
-    def Reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
-        """Combine all ranks' buffers; rank r gets the r-th of equal blocks."""
-        self._start(self._reduce_scatter_block(sendbuf, recvbuf, op))._await()
+    def Scatter(self, sendbuf: BufSpecB | None, recvbuf: BufSpec | InPlace, root: int = 0) -> None:
+        """Scatter equal blocks from the root.
+
+        Parameters
+        ----------
+        sendbuf
+            On the root a specification of one block for each rank; None on other ranks.
+        recvbuf
+            Specification of this rank's block; MPI.IN_PLACE on the root leaves it in `sendbuf`.
+        root
+            Rank that sends.
+
+        References
+        ----------
+        MPI 4.1, section 6.6.
+        """
+        self._call(self._scatter(sendbuf, recvbuf, root))
+
+    def Scatterv(self, sendbuf: BufSpecV | None, recvbuf: BufSpec | InPlace, root: int = 0) -> None:
+        """Scatter blocks of different lengths from the root.
+
+        Parameters
+        ----------
+        sendbuf
+            On the root a specification with the count and the displacement of each rank's block;
+            None on other ranks.
+        recvbuf
+            Specification of this rank's block; MPI.IN_PLACE on the root leaves it in `sendbuf`.
+        root
+            Rank that sends.
+
+        References
+        ----------
+        MPI 4.1, section 6.6.
+        """
+        self._call(self._scatterv(sendbuf, recvbuf, root))
+
+    def Allgather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB) -> None:
+        """Gather equal blocks on all ranks.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's block, or MPI.IN_PLACE if it is in `recvbuf` already.
+        recvbuf
+            Specification of one block for each rank, which are written in rank order.
+
+        References
+        ----------
+        MPI 4.1, section 6.7.
+        """
+        self._call(self._allgather(sendbuf, recvbuf))
+
+    def Allgatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV) -> None:
+        """Gather blocks of different lengths on all ranks.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's block, or MPI.IN_PLACE if it is in `recvbuf` already.
+        recvbuf
+            Specification with the count and the displacement of each rank's block.
+
+        References
+        ----------
+        MPI 4.1, section 6.7.
+        """
+        self._call(self._allgatherv(sendbuf, recvbuf))
+
+    def Alltoall(self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB) -> None:
+        """Send an equal block to each rank and receive one from each.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of one block for each rank, or MPI.IN_PLACE if the blocks are in
+            `recvbuf`, where they are replaced.
+        recvbuf
+            Specification of one block for each rank, which are written in rank order.
+
+        References
+        ----------
+        MPI 4.1, section 6.8.
+        """
+        self._call(self._alltoall(sendbuf, recvbuf))
+
+    def Alltoallv(self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV) -> None:
+        """Send a block of its own length to each rank and receive one from each.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            Specifications with the count and the displacement (in elements) of each rank's block;
+            `sendbuf` may be MPI.IN_PLACE.
+
+        References
+        ----------
+        MPI 4.1, section 6.8.
+        """
+        self._call(self._alltoallv(sendbuf, recvbuf))
+
+    def Alltoallw(self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW) -> None:
+        """Send a block of its own length and datatype to each rank and receive one from each.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            Specifications with the count, the displacement (in bytes) and the datatype of each
+            rank's block; `sendbuf` may be MPI.IN_PLACE.
+
+        References
+        ----------
+        MPI 4.1, section 6.8.
+        """
+        self._call(self._alltoallw(sendbuf, recvbuf))
+
+    def Reduce(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec | None, op: Op = SUM, root: int = 0
+    ) -> None:
+        """Combine buffers element by element at the root.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's operand; MPI.IN_PLACE on the root if it is in `recvbuf`.
+        recvbuf
+            On the root a specification of as many elements of the same datatype; None on other
+            ranks.
+        op
+            Operation; operands are combined in rank order.
+        root
+            Rank that receives the result.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both buffers are the same
+            memory.
+
+        References
+        ----------
+        MPI 4.1, section 6.9.
+        """
+        self._call(self._reduce(sendbuf, recvbuf, op, root))
+
+    def Allreduce(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> None:
+        """Combine buffers element by element, with the result on all ranks.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's operand, or MPI.IN_PLACE if it is in `recvbuf`.
+        recvbuf
+            Specification of as many elements of the same datatype.
+        op
+            Operation; operands are combined in rank order, so the result has the same bits on all
+            ranks.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both buffers are the same
+            memory.
+
+        References
+        ----------
+        MPI 4.1, section 6.9.6.
+        """
+        self._call(self._allreduce(sendbuf, recvbuf, op))
+
+    def Reduce_scatter_block(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM
+    ) -> None:
+        """Combine buffers element by element; rank r receives the r-th of equal blocks.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of one block for each rank, or MPI.IN_PLACE if they are in `recvbuf`.
+        recvbuf
+            Specification of one block.
+        op
+            Operation; operands are combined in rank order.
+
+        References
+        ----------
+        MPI 4.1, section 6.10.1.
+        """
+        self._call(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Reduce_scatter(
-        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpec,
+        recvcounts: Sequence[int] | None = None,
+        op: Op = SUM,
     ) -> None:
-        """Combine all ranks' buffers; rank r gets recvcounts[r] elements of the result."""
-        self._start(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))._await()
+        """Combine buffers element by element; rank r receives recvcounts[r] elements.
 
-    def Scan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
-        """Combine the buffers of ranks 0 to this one."""
-        self._start(self._scan(sendbuf, recvbuf, op))._await()
+        Parameters
+        ----------
+        sendbuf
+            Specification of sum(recvcounts) elements, or MPI.IN_PLACE if they are in `recvbuf`.
+        recvbuf
+            Specification of this rank's elements.
+        recvcounts
+            Elements for each rank. By default each rank receives as many as its `recvbuf` holds,
+            which costs an allgather.
+        op
+            Operation; operands are combined in rank order.
 
-    def Exscan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> None:
-        """Combine the buffers of the ranks below this one; rank 0's receive buffer stays."""
-        self._start(self._exscan(sendbuf, recvbuf, op))._await()
+        References
+        ----------
+        MPI 4.1, section 6.10.2.
+        """
+        self._call(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
-    def Ibcast(self, buf: Any, root: int = 0) -> Request:
-        """Start `Bcast`."""
+    def Scan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> None:
+        """Combine the buffers of ranks 0 to this one, element by element.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's operand, or MPI.IN_PLACE if it is in `recvbuf`.
+        recvbuf
+            Specification of as many elements of the same datatype.
+        op
+            Operation; operands are combined in rank order.
+
+        References
+        ----------
+        MPI 4.1, section 6.11.1.
+        """
+        self._call(self._scan(sendbuf, recvbuf, op))
+
+    def Exscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> None:
+        """Combine the buffers of the ranks below this one, element by element.
+
+        Parameters and errors are those of `Scan`; the receive buffer of rank 0 does not change.
+
+        References
+        ----------
+        MPI 4.1, section 6.11.2.
+        """
+        self._call(self._exscan(sendbuf, recvbuf, op))
+
+    def Ibcast(self, buf: BufSpec, root: int = 0) -> Request:
+        """Start `Bcast`; the buffers are borrowed until the request completes."""
         return self._start(self._bcast(buf, root))
 
-    def Igather(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> Request:
-        """Start `Gather`."""
+    def Igather(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB | None, root: int = 0
+    ) -> Request:
+        """Start `Gather`; the buffers are borrowed until the request completes."""
         return self._start(self._gather(sendbuf, recvbuf, root))
 
-    def Igatherv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> Request:
-        """Start `Gatherv`."""
+    def Igatherv(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV | None, root: int = 0
+    ) -> Request:
+        """Start `Gatherv`; the buffers are borrowed until the request completes."""
         return self._start(self._gatherv(sendbuf, recvbuf, root))
 
-    def Iscatter(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> Request:
-        """Start `Scatter`."""
+    def Iscatter(
+        self, sendbuf: BufSpecB | None, recvbuf: BufSpec | InPlace, root: int = 0
+    ) -> Request:
+        """Start `Scatter`; the buffers are borrowed until the request completes."""
         return self._start(self._scatter(sendbuf, recvbuf, root))
 
-    def Iscatterv(self, sendbuf: Any, recvbuf: Any, root: int = 0) -> Request:
-        """Start `Scatterv`."""
+    def Iscatterv(
+        self, sendbuf: BufSpecV | None, recvbuf: BufSpec | InPlace, root: int = 0
+    ) -> Request:
+        """Start `Scatterv`; the buffers are borrowed until the request completes."""
         return self._start(self._scatterv(sendbuf, recvbuf, root))
 
-    def Iallgather(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Allgather`."""
+    def Iallgather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB) -> Request:
+        """Start `Allgather`; the buffers are borrowed until the request completes."""
         return self._start(self._allgather(sendbuf, recvbuf))
 
-    def Iallgatherv(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Allgatherv`."""
+    def Iallgatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV) -> Request:
+        """Start `Allgatherv`; the buffers are borrowed until the request completes."""
         return self._start(self._allgatherv(sendbuf, recvbuf))
 
-    def Ialltoall(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Alltoall`."""
+    def Ialltoall(self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB) -> Request:
+        """Start `Alltoall`; the buffers are borrowed until the request completes."""
         return self._start(self._alltoall(sendbuf, recvbuf))
 
-    def Ialltoallv(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Alltoallv`."""
+    def Ialltoallv(self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV) -> Request:
+        """Start `Alltoallv`; the buffers are borrowed until the request completes."""
         return self._start(self._alltoallv(sendbuf, recvbuf))
 
-    def Ialltoallw(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Alltoallw`."""
+    def Ialltoallw(self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW) -> Request:
+        """Start `Alltoallw`; the buffers are borrowed until the request completes."""
         return self._start(self._alltoallw(sendbuf, recvbuf))
 
-    def Ireduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0) -> Request:
-        """Start `Reduce`."""
+    def Ireduce(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec | None, op: Op = SUM, root: int = 0
+    ) -> Request:
+        """Start `Reduce`; the buffers are borrowed until the request completes."""
         return self._start(self._reduce(sendbuf, recvbuf, op, root))
 
-    def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> Request:
-        """Start `Allreduce`."""
+    def Iallreduce(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
+        """Start `Allreduce`; the buffers are borrowed until the request completes."""
         return self._start(self._allreduce(sendbuf, recvbuf, op))
 
-    def Ireduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> Request:
-        """Start `Reduce_scatter_block`."""
+    def Ireduce_scatter_block(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM
+    ) -> Request:
+        """Start `Reduce_scatter_block`; the buffers are borrowed until the request completes."""
         return self._start(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Ireduce_scatter(
-        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None = None, op: Op = SUM
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpec,
+        recvcounts: Sequence[int] | None = None,
+        op: Op = SUM,
     ) -> Request:
-        """Start `Reduce_scatter`."""
+        """Start `Reduce_scatter`; the buffers are borrowed until the request completes."""
         return self._start(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
-    def Iscan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> Request:
-        """Start `Scan`."""
+    def Iscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
+        """Start `Scan`; the buffers are borrowed until the request completes."""
         return self._start(self._scan(sendbuf, recvbuf, op))
 
-    def Iexscan(self, sendbuf: Any, recvbuf: Any, op: Op = SUM) -> Request:
-        """Start `Exscan`."""
+    def Iexscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
+        """Start `Exscan`; the buffers are borrowed until the request completes."""
         return self._start(self._exscan(sendbuf, recvbuf, op))
 
 
 def finishing(plan: Plan) -> Callable[[Operation, Status], Any]:
-    """What a request does with a plan's result."""
+    """Make what a request does when its plan is done: fill the status and take the result."""
 
     def complete(done: Operation, status: Status) -> Any:
-        status._fill_empty()
+        fill_empty_status(status)
         return plan.finish(done.result)
 
     return complete
 
 
 def encode_each(objects: Iterable[Any] | None, count: int) -> list[list[memoryview]]:
-    """The blobs of `count` objects; None is as many Nones."""
+    """Pickle `count` objects; None stands for as many Nones.
+
+    Raises
+    ------
+    ValueError
+        There are not `count` objects.
+    """
     items = [None] * count if objects is None else list(objects)
     if len(items) != count:
         raise ValueError(f"expecting {count} items, got {len(items)}")
@@ -319,7 +677,7 @@ def encode_each(objects: Iterable[Any] | None, count: int) -> list[list[memoryvi
 
 
 def decode_list(blobs: Any) -> list[Any] | None:
-    """The objects of blobs, None for those that are not there."""
+    """Unpickle blobs; None where there is no blob, or no list of them."""
     return (
         None if blobs is None else [None if blob is None else decode(whole(blob)) for blob in blobs]
     )

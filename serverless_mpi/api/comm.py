@@ -1,7 +1,14 @@
-"""Communicators: handles, facts, comparing, and their life (MPI 4.1, chapter 7).
+"""Communicators: handles, facts, comparison and lifetime (MPI 4.1, chapter 7).
 
-What is made of them is in comm_constructors.py; what they carry in p2p.py, collective.py, persistent.py and partitioned.py;
-one group is intracomm.py's, two are intercomm.py's, shapes topocomm.py's.
+`Comm` is put together from the modules that hold its calls: comm_constructors.py (new
+communicators), p2p.py, collective.py, persistent.py and partitioned.py. Subclasses are in
+intracomm.py (one group), intercomm.py (two groups) and topocomm.py (topologies).
+
+A handle refers to a `State` (comm_state.py). COMM_WORLD and COMM_SELF make theirs at first use,
+which starts the runtime, so importing MPI connects to nothing.
+
+Pitfall: `_state` is cached in the instance, because every call reads it several times. Whatever
+changes what a handle refers to must go through `_ob`, which clears the cache.
 """
 
 from __future__ import annotations
@@ -14,24 +21,25 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 from serverless_mpi.api.bsend import OF_PROCESS, Attached
 from serverless_mpi.api.comm_constructors import CommConstructors
-from serverless_mpi.api.comm_state import State
+from serverless_mpi.api.comm_state import Kind, State, null_handle
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES
 from serverless_mpi.api.errhandler import Guarded
-from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group, group_of
+from serverless_mpi.api.handle import Handle, forget, name_constant
 from serverless_mpi.api.info import Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
 from serverless_mpi.api.request import Request
-from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.core.envelope import TAG_UB, UNDEFINED
 from serverless_mpi.errors import ERR_COMM, MPIException, missing
 from serverless_mpi.runtime import Runtime
 
-# topologies, and none (UNDEFINED)
+# results of Get_topology, as well as UNDEFINED
 GRAPH = 1
 CART = 2
 DIST_GRAPH = 3
+
+_TOPOLOGIES = {Kind.GRAPH: GRAPH, Kind.CART: CART, Kind.DIST_GRAPH: DIST_GRAPH}
 
 MAX_NAME = 128
 
@@ -39,12 +47,14 @@ C = TypeVar("C", bound="Comm")
 
 
 class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
-    """A communicator.  `rank` and `size` are this process's place in it and its number of processes."""
+    """A communicator: an ordered set of processes with a context of their own.
+
+    `rank` and `size` are this process's rank and the number of processes of its group.
+    """
 
     __module__ = "serverless_mpi.MPI"
-    _maker: Callable[[], State] | None = (
-        None  # COMM_WORLD and COMM_SELF start the runtime at first use
-    )
+    # COMM_WORLD and COMM_SELF: makes the state at first use, which starts the runtime
+    _maker: Callable[[], State] | None = None
     _made: State | None
     _what: ClassVar[str] = "a communicator"
 
@@ -61,33 +71,24 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
 
     @classmethod
     def _takes(cls, comm: Comm) -> bool:
-        """Whether a handle of this class may stand for `comm`."""
+        """Whether a handle of this class may refer to what `comm` refers to."""
         return True
 
     @classmethod
     def _of(cls: type[C], state: State | None) -> C:
+        """Make a handle of this class; a null handle for None."""
         self = Comm.__new__(cls)
         self._made = state
         return self
 
     @classmethod
     def _of_state(cls, state: State | None) -> Any:
-        """A handle of the class that the communicator is of."""
-        from serverless_mpi.api import topocomm
-        from serverless_mpi.api.intercomm import Intercomm
-        from serverless_mpi.api.intracomm import Intracomm
-
-        if state is None:
-            return cls._of(None)
-        shapes = {Cart: topocomm.Cartcomm, Graph: topocomm.Graphcomm, Dist: topocomm.Distgraphcomm}
-        kind = (
-            Intercomm if state.remote is not None else shapes.get(type(state.topology), Intracomm)
-        )
-        return kind._of(state)
+        """Make a handle of the class that the communicator is of."""
+        return cls._of(None) if state is None else state.handle()
 
     @property
     def _ob(self) -> State | None:
-        """What the handle refers to, or None for a null one."""
+        """State of the communicator; None for a null handle."""
         if self._made is None and self._maker is not None:
             self._made = self._maker()
         return self._made
@@ -101,13 +102,14 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
 
     @cached_property
     def _state(self) -> State:
-        """What the handle refers to.  Cached in the instance: the calls below read it several times each."""
+        """State of the communicator; ERR_COMM for a null handle. Cached in the instance."""
         state = self._ob
         if state is None:
             raise MPIException(ERR_COMM, "the communicator is null")
         return state
 
     def _live(self) -> None:
+        """Raise ERR_COMM if the handle is null or the communicator has been freed."""
         if self._state.freed:
             raise MPIException(ERR_COMM, "the communicator has been freed")
 
@@ -117,7 +119,7 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
         self._live()
         return self._state.attributes
 
-    # read in every call: attrgetter is C, a lambda would be one more Python call each
+    # Read in every call: attrgetter is C, a method would be one more Python call each.
     _runtime = property(attrgetter("_state.runtime"))
     _context = property(attrgetter("_state.context"))
     _ranks = property(attrgetter("_state.everyone"))
@@ -137,69 +139,78 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     # --- facts ---------------------------------------------------------------
 
     def Get_size(self) -> int:
-        """Number of processes, of this process's group."""
+        """Return the number of processes in this process's group."""
         self._live()
         return len(self._state.ranks)
 
     def Get_rank(self) -> int:
-        """This process's rank."""
+        """Return this process's rank in its group."""
         self._live()
         return self._state.rank
 
     def Get_group(self) -> Group:
-        """Its processes as a group, those of this process's own."""
+        """Return this process's group."""
         self._live()
-        return Group._of(self._state.ranks, self._runtime.rank, self._state.session)
+        return group_of(self._state.ranks, self._runtime.rank, self._state.session)
 
     def Get_name(self) -> str:
-        """Its name."""
+        """Return the name of the communicator."""
         if self._made is None and self._maker is None:
             return "MPI_COMM_NULL"
         self._live()
         return self._state.name
 
     def Set_name(self, name: str) -> None:
-        """Name it."""
+        """Name the communicator; a name is cut to 127 characters."""
         self._live()
         self._state.name = name[: MAX_NAME - 1]
 
     def Is_inter(self) -> bool:
-        """Whether it joins two groups."""
+        """Return whether the communicator joins two groups."""
         self._live()
         return self._state.remote is not None
 
     def Is_intra(self) -> bool:
-        """Whether it has one group."""
+        """Return whether the communicator has one group."""
         return not self.Is_inter()
 
     def Get_topology(self) -> int:
-        """CART, GRAPH, DIST_GRAPH, or UNDEFINED."""
+        """Return MPI.CART, MPI.GRAPH, MPI.DIST_GRAPH, or MPI.UNDEFINED without a topology."""
         self._live()
-        topology = self._state.topology
-        return {Cart: CART, Graph: GRAPH, Dist: DIST_GRAPH}.get(type(topology), UNDEFINED)
+        return _TOPOLOGIES.get(self._state.kind, UNDEFINED)
 
     def Get_attr(self, keyval: int) -> Any:
-        """A value attached to it, or None; TAG_UB, UNIVERSE_SIZE and so on are always there."""
+        """Return the value cached under a key, or None.
+
+        Parameters
+        ----------
+        keyval
+            A key of `Create_keyval`, or a predefined one: MPI.TAG_UB, MPI.UNIVERSE_SIZE, ...
+
+        References
+        ----------
+        MPI 4.1, sections 7.7 and 9.1.2.
+        """
         self._live()
         if keyval in PREDEFINED_ATTRIBUTES:
             return PREDEFINED_ATTRIBUTES[keyval](self._runtime.size)
         return super().Get_attr(keyval)
 
     def Set_info(self, info: Info) -> None:
-        """Give it hints; those that are not known here are kept and change nothing."""
+        """Set hints; unknown ones are kept and have no effect."""
         self._live()
         self._state.info.update(info._table())
 
     def Get_info(self) -> Info:
-        """Its hints."""
+        """Return a copy of the hints."""
         self._live()
         return Info.Create(self._state.info)
 
-    info = property(Get_info, Set_info, doc="Its hints.")
+    info = property(Get_info, Set_info, doc="Hints, as an Info object.")
     size = property(Get_size, doc="Number of processes.")
-    rank = property(Get_rank, doc="This process's rank.")
-    group = property(Get_group, doc="Its processes as a group.")
-    name = property(Get_name, Set_name, doc="Its name.")
+    rank = property(Get_rank, doc="Rank of this process.")
+    group = property(Get_group, doc="Group of this process.")
+    name = property(Get_name, Set_name, doc="Name of the communicator.")
     is_inter = property(Is_inter, doc="Whether it joins two groups.")
     is_intra = property(Is_intra, doc="Whether it has one group.")
     topology = property(Get_topology, doc="CART, GRAPH, DIST_GRAPH, or UNDEFINED.")
@@ -208,7 +219,18 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     )
 
     def Compare(self, comm: Comm) -> int:
-        """IDENT (the same), CONGRUENT (same ranks), SIMILAR (other order) or UNEQUAL."""
+        """Compare two communicators.
+
+        Returns
+        -------
+        int
+            MPI.IDENT: the same communicator. MPI.CONGRUENT: the same ranks. MPI.SIMILAR: the same
+            processes in another order. MPI.UNEQUAL: otherwise.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.1.
+        """
         self._live()
         comm._live()
         a, b = self._state, comm._state
@@ -216,16 +238,29 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
             return IDENT
         if (a.remote is None) != (b.remote is None):
             return UNEQUAL
-        found = [
-            Group.Compare(Group._of(x, -1), Group._of(y, -1))
+        results = [
+            Group.Compare(group_of(x, -1), group_of(y, -1))
             for x, y in ((a.ranks, b.ranks), (a.peers, b.peers))
         ]
-        return UNEQUAL if UNEQUAL in found else SIMILAR if SIMILAR in found else CONGRUENT
+        for result in (UNEQUAL, SIMILAR):
+            if result in results:
+                return result
+        return CONGRUENT
 
     # --- life ----------------------------------------------------------------
 
     def Free(self) -> None:
-        """Give it up."""
+        """Free the communicator; this handle becomes null.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: it is COMM_WORLD or COMM_SELF, null, or freed already.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.3.
+        """
         self._live()
         if self._maker is not None:
             raise MPIException(ERR_COMM, f"{self._state.name} cannot be freed")
@@ -235,45 +270,62 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
         self._ob = None
 
     def Disconnect(self) -> None:
-        """`Free`, when all that it carries is done."""
+        """Free the communicator, as `Free` does; pending communication must be complete."""
         self.Free()
 
     # --- buffered sends ------------------------------------------------------
 
     def _attached(self) -> Attached:
-        """The buffer for its buffered sends: its own, its session's, or the process's."""
+        """The buffer for buffered sends: the communicator's, its session's, or the process's."""
         state = self._state
         return next(
             (
-                one
-                for one in (state.attached, state.session)
-                if one is not None and one.object is not None
+                buffer
+                for buffer in (state.attached, state.session)
+                if buffer is not None and buffer.object is not None
             ),
             OF_PROCESS,
         )
 
     def Attach_buffer(self, buf: Any) -> None:
-        """Give memory for its buffered sends; BUFFER_AUTOMATIC or None for as much as they need."""
+        """Attach memory for buffered sends on this communicator.
+
+        Parameters
+        ----------
+        buf
+            A writable buffer, whose length limits pending sends; MPI.BUFFER_AUTOMATIC or None for
+            no limit.
+
+        References
+        ----------
+        MPI 4.1, section 3.6.
+        """
         self._live()
         self._state.attached.attach(buf)
 
     def Detach_buffer(self) -> Any:
-        """Take it back, once all its buffered sends have left it; None if there is none."""
+        """Wait until all buffered sends have left, and return the buffer; None if there is none."""
         self._live()
         return self._state.attached.detach()
 
     def Flush_buffer(self) -> None:
-        """Wait until all its buffered sends have left it."""
+        """Wait until all buffered sends have left the attached buffer."""
         self._live()
         self._state.attached.flush()
 
     def Iflush_buffer(self) -> Request:
-        """Start waiting for that."""
+        """Start `Flush_buffer`."""
         self._live()
         return self._state.attached.iflush()
 
     def Abort(self, errorcode: int = 0) -> NoReturn:
-        """End every process of the job; this one's exit code is `errorcode`."""
+        """End every process of the job.
+
+        Parameters
+        ----------
+        errorcode
+            Exit code of this process; 0 becomes 1.
+        """
         runtime: Runtime = self._runtime
         runtime.abort(errorcode or 1, f"rank {runtime.rank} called MPI.Comm.Abort({errorcode})")
 
@@ -281,67 +333,68 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
 
     @classmethod
     def Get_parent(cls) -> Any:
-        """The processes that spawned this job: none, since nothing can be spawned."""
-        from serverless_mpi.api.intercomm import Intercomm
-
-        return Intercomm()
+        """Return a null intercommunicator: this job was not spawned."""
+        return null_handle(Kind.INTER)
 
     @classmethod
     def Join(cls, fd: int) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: dynamic processes are not supported."""
         raise missing("Comm.Join (dynamic processes)")
 
     def Revoke(self) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: fault tolerance is not supported."""
         raise missing("Comm.Revoke (fault tolerance)")
 
     def Is_revoked(self) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: fault tolerance is not supported."""
         raise missing("Comm.Is_revoked (fault tolerance)")
 
     def Get_failed(self) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: fault tolerance is not supported."""
         raise missing("Comm.Get_failed (fault tolerance)")
 
     def Ack_failed(self, num_to_ack: int | None = None) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: fault tolerance is not supported."""
         raise missing("Comm.Ack_failed (fault tolerance)")
 
     def Agree(self, flag: int) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: fault tolerance is not supported."""
         raise missing("Comm.Agree (fault tolerance)")
 
     def Iagree(self, flag: Any) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: fault tolerance is not supported."""
         raise missing("Comm.Iagree (fault tolerance)")
 
     def Shrink(self) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: fault tolerance is not supported."""
         raise missing("Comm.Shrink (fault tolerance)")
 
     def Ishrink(self) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: fault tolerance is not supported."""
         raise missing("Comm.Ishrink (fault tolerance)")
 
 
-COMM_NULL: Comm = Comm()._name_constant("COMM_NULL")
+COMM_NULL: Comm = name_constant(Comm(), "COMM_NULL")
 
 
 def _comm_lock(comm: Comm, key: Any = None) -> threading.Lock:
-    """A lock of the communicator under that key; mpi4py.util asks for it."""
+    """Return the communicator's lock of that key; mpi4py.util calls it."""
     table = _comm_lock_table(comm)
     with comm._state.lock:
         return table.setdefault(key, threading.Lock())
 
 
 def _comm_lock_table(comm: Comm) -> dict[Any, threading.Lock]:
-    """All of them."""
+    """Return all locks of the communicator, by key."""
     comm._live()
     return comm._state.locks
 
 
 def internal(comm: Comm) -> tuple[State, int]:
-    """(a duplicate that no program sees, the next tag to use in it), for mpi4py.util; sends nothing."""
+    """Return a duplicate that programs do not see, and the next tag to use in it.
+
+    mpi4py.util calls it through `_commctx_intra`; it sends nothing.
+    """
     comm._live()
     state = comm._state
     with state.lock:

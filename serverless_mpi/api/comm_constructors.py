@@ -1,7 +1,11 @@
-"""What is made of a communicator: duplicates, parts by colour, type and group (MPI 4.1, section 7.4).
+"""Communicator constructors: duplicates, parts by colour, type and group (MPI 4.1, section 7.4).
 
-A context is derived from facts that all members share, so that only what they do not know yet is sent: colours and
-keys, and the groups of an intercommunicator.
+A context is not agreed upon: every member derives it from facts that all members share (the
+parent's context, how many communicators were made before, the colour, the group). So only what the
+members do not know is sent: colours and keys of `Split`, and the groups of an intercommunicator.
+
+Rule: a constructor takes its number (`next(state.children)`) on every member, also on those that
+get a null communicator; otherwise the members count differently and derive different contexts.
 """
 
 from __future__ import annotations
@@ -10,12 +14,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from serverless_mpi.api.attributes import Attributed
-from serverless_mpi.api.comm_state import State
+from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.environ import Get_processor_name
-from serverless_mpi.api.group import Group
+from serverless_mpi.api.group import Group, group_ranks
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
-from serverless_mpi.api.request import Request
+from serverless_mpi.api.request import Request, request_of
+from serverless_mpi.api.status import fill_empty_status
 from serverless_mpi.collectives.choose import Facts, select
 from serverless_mpi.collectives.steps import whole
 from serverless_mpi.core.envelope import UNDEFINED, derive_context
@@ -35,7 +40,7 @@ C = TypeVar("C", bound="CommConstructors")
 
 
 class CommConstructors(Attributed):
-    """The calls of a communicator that make others.  `Comm` gives what it is."""
+    """The calls of a communicator that make others. `Comm` provides what it is."""
 
     _runtime: Runtime
 
@@ -53,6 +58,7 @@ class CommConstructors(Attributed):
         raise NotImplementedError
 
     def _agree(self, value: Any) -> list[Any]:
+        """Gather `value` from every rank, of both groups, in the order of `everyone`."""
         state = self._state
         size = len(state.everyone)
         algorithm = select("allgather", Facts(size, None, state.runtime.figures)).generator
@@ -72,32 +78,54 @@ class CommConstructors(Attributed):
         remote: Sequence[int] | None = None,
         topology: Any = None,
     ) -> Any:
-        """What a communicator of world ranks shares, in a context derived from facts that all its members share."""
+        """The state of a communicator of world ranks, in a context derived from `facts`."""
         state = self._state
-        made = State(
+        child = State(
             state.runtime,
             derive_context(state.context, *facts),
             ranks,
             remote=remote,
             topology=topology,
         )
-        made.session = state.session
-        return made
+        child.session = state.session
+        return child
 
     def _duplicate(self) -> State:
+        """The state of a duplicate, with hints and error handler."""
         state = self._state
         facts = ("dup", next(state.children))
-        made: State = self._child(state.ranks, *facts, remote=state.remote, topology=state.topology)
-        made.info.update(state.info)
-        made.errhandler = state.errhandler
-        return made
+        child: State = self._child(
+            state.ranks, *facts, remote=state.remote, topology=state.topology
+        )
+        child.info.update(state.info)
+        child.errhandler = state.errhandler
+        return child
 
     def Clone(self: C) -> C:
-        """The same processes in a context of their own.  Sends nothing."""
+        """Duplicate the communicator with its topology and attributes; sends nothing."""
         return self.Dup()
 
     def Dup(self: C, info: Info | None = None) -> C:
-        """The same processes, and topology, in a context of their own.  Sends nothing."""
+        """Duplicate the communicator: the same processes and topology in a new context.
+
+        Parameters
+        ----------
+        info
+            Hints that are added to those of the communicator.
+
+        Returns
+        -------
+        Comm
+            A communicator of the same class, with the cached attributes whose keys copy.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.2.
+        """
         self._live()
         new = type(self)._of(self._duplicate())
         if info:
@@ -106,32 +134,33 @@ class CommConstructors(Attributed):
         return new
 
     def Dup_with_info(self: C, info: Info) -> C:
-        """The same with other hints."""
+        """Duplicate the communicator, with other hints; sends nothing."""
         return self.Dup(info)
 
     def Idup(self: C, info: Info | None = None) -> tuple[C, Request]:
-        """`Dup`, and a request that is done."""
+        """Duplicate the communicator; return it with a request that is complete."""
         return self.Dup(info), self._completed()
 
     def Idup_with_info(self: C, info: Info) -> tuple[C, Request]:
-        """`Dup_with_info`, and a request that is done."""
+        """Duplicate the communicator with other hints; return it with a complete request."""
         return self.Dup(info), self._completed()
 
     def _completed(self) -> Request:
+        """A request that is complete."""
         operation = Operation()
         operation.complete()
-        return Request._of(self._runtime, operation, lambda _, status: status._fill_empty())
+        return request_of(self._runtime, operation, lambda _, status: fill_empty_status(status))
 
     def _split(self, color: Any, key: int) -> State | None:
-        """What the communicator of one colour shares, ordered by key, then rank; None for colour None."""
+        """The state of the part of one colour, ordered by key and rank; None for colour None."""
         state = self._state
         number = next(state.children)
-        given = dict(zip(state.everyone, self._agree((color, key)), strict=True))
+        value_of = dict(zip(state.everyone, self._agree((color, key)), strict=True))
 
         def chosen(ranks: Sequence[int]) -> list[int]:
             return sorted(
-                (world for world in ranks if given[world][0] == color),
-                key=lambda world: given[world][1],
+                (world for world in ranks if value_of[world][0] == color),
+                key=lambda world: value_of[world][1],
             )
 
         if color is None:
@@ -139,18 +168,38 @@ class CommConstructors(Attributed):
         remote = None if state.remote is None else chosen(state.remote)
         if remote is not None and not remote:
             return None  # nobody of that colour in the other group
-        made: State = self._child(chosen(state.ranks), "split", number, color, remote=remote)
-        return made
+        child: State = self._child(chosen(state.ranks), "split", number, color, remote=remote)
+        return child
 
     def _like(self, state: State | None) -> Comm:
-        """A handle to a communicator of one group, or two, as this one is; a null one of that class for None."""
-        from serverless_mpi.api.intercomm import Intercomm
-        from serverless_mpi.api.intracomm import Intracomm
-
-        return (Intracomm if self._state.remote is None else Intercomm)._of(state)
+        """A handle of the class for one group, or two, as this communicator has."""
+        kind = Kind.INTRA if self._state.remote is None else Kind.INTER
+        handle: Comm = KINDS[kind]._of(state)
+        return handle
 
     def Split(self, color: int = 0, key: int = 0) -> Comm:
-        """A communicator for each colour, ordered by key, then rank; a null one for colour UNDEFINED."""
+        """Split the communicator into one for each colour.
+
+        Parameters
+        ----------
+        color
+            Processes of the same colour form a communicator; MPI.UNDEFINED for none.
+        key
+            Ranks are ordered by key, then by rank.
+
+        Returns
+        -------
+        Comm
+            The part of this process; a null communicator for MPI.UNDEFINED.
+
+        Notes
+        -----
+        One allgather of colours and keys.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.2.
+        """
         self._live()
         if color < 0 and color != UNDEFINED:
             raise MPIException(
@@ -159,9 +208,23 @@ class CommConstructors(Attributed):
         return self._like(self._split(None if color == UNDEFINED else int(color), key))
 
     def Split_type(self, split_type: int, key: int = 0, info: Info = INFO_NULL) -> Comm:
-        """COMM_TYPE_SHARED: the processes on one machine; the guided types where the info asks for mpi_shared_memory.
+        """Split the communicator by a property of the processes.
 
-        COMM_TYPE_HW_UNGUIDED: those on one machine if the communicator spans several, else a null communicator.
+        Parameters
+        ----------
+        split_type
+            COMM_TYPE_SHARED: processes of one machine. COMM_TYPE_HW_UNGUIDED: the same if the
+            communicator spans several machines, else a null communicator. COMM_TYPE_HW_GUIDED and
+            COMM_TYPE_RESOURCE_GUIDED: processes of one machine if `info` has "mpi_hw_resource_type"
+            = "mpi_shared_memory", else a null communicator. MPI.UNDEFINED: take no part.
+        key
+            Ranks are ordered by key, then by rank.
+        info
+            Hints; COMM_TYPE_HW_UNGUIDED sets "mpi_hw_resource_type".
+
+        References
+        ----------
+        MPI 4.1, section 7.4.2.
         """
         self._live()
         guide = info.Get("mpi_hw_resource_type") if info else None
@@ -174,16 +237,36 @@ class CommConstructors(Attributed):
             raise MPIException(
                 ERR_ARG, f"split type {split_type} is not known; use MPI.COMM_TYPE_SHARED"
             )
-        made = self._split(color, key)
-        if split_type == COMM_TYPE_HW_UNGUIDED and made is not None:
-            if made.everyone and len(made.ranks) == len(self._state.ranks):
-                made = None
+        child = self._split(color, key)
+        if split_type == COMM_TYPE_HW_UNGUIDED and child is not None:
+            if child.everyone and len(child.ranks) == len(self._state.ranks):
+                child = None
             elif info:
                 info.Set("mpi_hw_resource_type", "mpi_shared_memory")
-        return self._like(made)
+        return self._like(child)
 
     def Create(self, group: Group) -> Comm:
-        """The processes of `group`; every process calls it, those outside get a null communicator."""
+        """Make a communicator of the processes of a group; every process must call it.
+
+        Parameters
+        ----------
+        group
+            A subgroup of the communicator's group.
+
+        Returns
+        -------
+        Comm
+            A null communicator on processes outside of `group`.
+
+        Raises
+        ------
+        MPIException
+            ERR_GROUP: `group` has processes that are not in the communicator.
+
+        Notes
+        -----
+        Sends nothing within one group; between two groups, one allgather.
+        """
         self._live()
         ranks = self._check_group(group)
         state = self._state
@@ -192,13 +275,14 @@ class CommConstructors(Attributed):
             return self._like(
                 self._child(ranks, "create", number, ranks) if state.runtime.rank in ranks else None
             )
-        given = dict(zip(state.everyone, self._agree(ranks), strict=True))
-        remote = given[state.remote[0]]
-        made = state.runtime.rank in ranks and remote
-        return self._like(self._child(ranks, "create", number, remote=remote) if made else None)
+        value_of = dict(zip(state.everyone, self._agree(ranks), strict=True))
+        remote = value_of[state.remote[0]]
+        child = state.runtime.rank in ranks and remote
+        return self._like(self._child(ranks, "create", number, remote=remote) if child else None)
 
     def _check_group(self, group: Group) -> tuple[int, ...]:
-        ranks = group._live()
+        """The ranks of a group; ERR_GROUP if some are not in the communicator."""
+        ranks = group_ranks(group)
         if not set(ranks) <= set(self._state.ranks):
             raise MPIException(
                 ERR_GROUP, "the group has processes that are not in the communicator"

@@ -1,7 +1,14 @@
-"""What all handles to one communicator share: its groups, its context, and the counters that number what is made of it."""
+"""The state that all handles to one communicator share.
+
+It holds the groups, the context, and the counters that number what is made from the communicator.
+Invariant: every member counts the same calls in the same order, so equal numbers give equal
+contexts on all members without a message. A counter for calls that only some ranks make is kept
+per key (`State.count`).
+"""
 
 from __future__ import annotations
 
+import enum
 import itertools
 import threading
 from collections import Counter
@@ -13,11 +20,46 @@ from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.runtime import Runtime
 
 
-class State:
-    """Of one communicator.
+class Kind(enum.Enum):
+    """What a communicator is, which decides the class of its handles."""
 
-    ranks: world ranks of this process's group, remote: of the other one, or None;
-    everyone: those that its collectives number, both groups in an order that both know.
+    INTRA = enum.auto()
+    INTER = enum.auto()
+    CART = enum.auto()
+    GRAPH = enum.auto()
+    DIST_GRAPH = enum.auto()
+
+
+# Each class of handles enters itself here when its module is imported, so a parent class makes
+# handles of its subclasses without importing their modules. `serverless_mpi.MPI` imports them all.
+KINDS: dict[Kind, type[Any]] = {}
+
+_KIND_OF_TOPOLOGY = {Cart: Kind.CART, Graph: Kind.GRAPH, Dist: Kind.DIST_GRAPH}
+
+
+def null_handle(kind: Kind) -> Any:
+    """Make a null handle of the class of `kind`."""
+    return KINDS[kind]._of(None)
+
+
+class State:
+    """The state of one communicator.
+
+    Parameters
+    ----------
+    ranks
+        World ranks of this process's group.
+    remote
+        World ranks of the other group; None within one group.
+
+    Attributes
+    ----------
+    peers
+        World ranks that point-to-point ranks number: the remote group's, if there is one.
+    everyone
+        World ranks that collectives number: both groups in an order on which both agree.
+    places
+        World rank -> rank among `peers`.
     """
 
     def __init__(
@@ -47,28 +89,36 @@ class State:
         self.calls = itertools.count()  # numbers the collectives
         self.children = itertools.count()  # numbers the communicators made from it
         self.requests = itertools.count()  # numbers the persistent collectives
-        self.counters: Counter[Any] = (
-            Counter()
-        )  # how often a thing has been made that only some ranks make
+        self.counters: Counter[Any] = Counter()  # see count()
         self.lock = threading.Lock()
-        self.choices: dict[Any, Any] = {}  # (operation, bytes) -> algorithm; see collective.py
+        # (operation, bytes) -> algorithm, see collective.py
+        self.choices: dict[Any, Any] = {}
         self.internal: State | None = None  # see internal()
         self.internal_tags = itertools.count()
-        self.locks: dict[Any, threading.Lock] = {}  # for programs, see _comm_lock
+        self.locks: dict[Any, threading.Lock] = {}  # by key, for programs: see _comm_lock
         self.attributes: dict[int, Any] = {}
         self.info: dict[str, str] = {}
         self.attached = Attached()
-        self.session: Attached | None = None  # the buffer of the session that it comes from
-        self.constant: Any = None  # the handle that is MPI.COMM_WORLD or MPI.COMM_SELF
+        self.session: Attached | None = None  # buffer of the session it derives from
+        self.constant: Any = None  # MPI.COMM_WORLD or MPI.COMM_SELF
         self.errhandler: Any = None
-        self.local: State | None = (
-            None  # this process's group alone, where one of two groups has been asked for it
-        )
+        self.local: State | None = None  # between two groups: this group alone, once it is needed
         runtime.communicators[context] = self
         runtime.own(self, context)
 
+    @property
+    def kind(self) -> Kind:
+        """What this communicator is: between two groups, with a topology, or neither."""
+        if self.remote is not None:
+            return Kind.INTER
+        return _KIND_OF_TOPOLOGY.get(type(self.topology), Kind.INTRA)
+
+    def handle(self) -> Any:
+        """Make a handle of the class that this communicator is of."""
+        return KINDS[self.kind]._of(self)
+
     def count(self, key: Any) -> int:
-        """How often this has been asked for `key` before."""
+        """Return how many times this was called for `key` before."""
         with self.lock:
             self.counters[key] += 1
             return self.counters[key] - 1

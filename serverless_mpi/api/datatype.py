@@ -1,12 +1,18 @@
-"""Datatypes: the object, its constructors and what it tells of itself (MPI 4.1, chapter 5).
+"""Datatypes: the object, its constructors, and its introspection (MPI 4.1, chapter 5).
 
-What a type is is in datatype_state.py, where its bytes are in layout.py, parts of arrays in arrays.py, the predefined types in types.py,
-packing in packing.py.
+A `Datatype` is a handle to a `TypeState` (datatype_state.py). Where the bytes of an element are is
+in layout.py, parts of arrays are in arrays.py, the predefined types in types.py, packing in
+packing.py.
+
+A derived type keeps the states of the types that it is made from, so those may be freed. To add a
+constructor: compute the layout, call `_derive` with its combiner and arguments, and `decode` and
+`Get_contents` follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -33,8 +39,10 @@ from serverless_mpi.api.datatype_state import (
     COMBINER_VECTOR,
     TypeState,
 )
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.api.layout import Block, Layout
+from serverless_mpi.api.packing import Packing
+from serverless_mpi.api.type_tables import f90, of_code, of_size, pair_of
 from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_RANK, ERR_TYPE, MPIException
 
 _COMBINERS = {
@@ -43,11 +51,17 @@ _COMBINERS = {
 _MOST_NAME = 127
 
 
-class Datatype(Handle, Attributed):
+class Datatype(Handle, Attributed, Packing):
     """An MPI datatype.
 
-    size: bytes of data; lb, ub, extent: bytes an element spans in an array of them; a derived type must be committed before it
-    communicates.
+    A derived type must be committed before it communicates.
+
+    Attributes
+    ----------
+    size
+        Bytes of data in one element.
+    lb, ub, extent
+        Bounds of an element, and the bytes from one element to the next.
     """
 
     __module__ = "serverless_mpi.MPI"
@@ -58,6 +72,7 @@ class Datatype(Handle, Attributed):
 
     @property
     def _live(self) -> TypeState:
+        """State of the type; ERR_TYPE for a null or freed handle."""
         state = self._ob
         if state is None or not state.refs:
             raise MPIException(ERR_TYPE, "the datatype is null or has been freed")
@@ -69,41 +84,59 @@ class Datatype(Handle, Attributed):
     # --- facts ---------------------------------------------------------------
 
     def Get_size(self) -> int:
-        """Bytes of data in one element."""
+        """Return the bytes of data in one element."""
         return self._live.layout.size
 
     def Get_extent(self) -> tuple[int, int]:
-        """(lower bound, extent) in bytes."""
+        """Return the lower bound and the extent, in bytes."""
         layout = self._live.layout
         return layout.lb, layout.extent
 
     def Get_true_extent(self) -> tuple[int, int]:
-        """(true lower bound, true extent) in bytes: of the data alone."""
+        """Return the true lower bound and the true extent, of the data alone, in bytes."""
         layout = self._live.layout
         return layout.true_lb, layout.true_ub - layout.true_lb
 
     def Get_name(self) -> str:
-        """The type's name."""
+        """Return the name of the type."""
         return "MPI_DATATYPE_NULL" if self._ob is None else self._live.name
 
     def Set_name(self, name: str) -> None:
-        """Name the type."""
+        """Name the type; a name is cut to 127 characters."""
         self._live.name = name[:_MOST_NAME]
 
     def Get_envelope(self) -> tuple[int, int, int, int, int]:
-        """(integers, addresses, large counts, datatypes, combiner): how much `Get_contents` gives."""
+        """Return how much `Get_contents` returns.
+
+        Returns
+        -------
+        tuple
+            Numbers of integers, addresses, large counts and datatypes, and the combiner.
+        """
         state = self._live
         return len(state.integers), 0, len(state.counts), len(state.types), state.combiner
 
     def Get_contents(self) -> tuple[list[int], list[int], list[int], list[Datatype]]:
-        """(integers, addresses, large counts, datatypes) of the constructor call; derived datatypes are to be freed."""
+        """Return the arguments of the constructor.
+
+        Returns
+        -------
+        tuple
+            Lists of integers, addresses, large counts and datatypes. The derived ones among the
+            datatypes are new handles, to be freed.
+
+        Raises
+        ------
+        MPIException
+            ERR_TYPE: the type is predefined.
+        """
         state = self._live
         if state.combiner == COMBINER_NAMED:
             raise MPIException(ERR_TYPE, "a predefined datatype has no contents")
         return list(state.integers), [], list(state.counts), [_handle(of) for of in state.types]
 
     def decode(self) -> tuple[Datatype, str, dict[str, Any]]:
-        """(the datatype it was made of, the combiner's name, the constructor's arguments by name)."""
+        """Return the base type, the combiner's name, and the constructor's arguments by name."""
         state = self._live
         if state.combiner == COMBINER_NAMED:
             return self, "NAMED", {}
@@ -149,12 +182,12 @@ class Datatype(Handle, Attributed):
     )
 
     def tocode(self) -> str:
-        """The character code or type string.
+        """Return the character code or type string.
 
         Raises
         ------
         ValueError
-            It has none.
+            The type has none.
         """
         code = None if self._ob is None else self._live.code
         if code is None:
@@ -165,9 +198,13 @@ class Datatype(Handle, Attributed):
 
     @classmethod
     def fromcode(cls, code: str) -> Datatype:
-        """The predefined type of a character code or type string, such as 'd' or 'f8'."""
-        from serverless_mpi.api.types import of_code
+        """Return the predefined type of a character code or type string, such as 'd' or 'f8'.
 
+        Raises
+        ------
+        ValueError
+            No type has that code.
+        """
         try:
             return cls(of_code(code))
         except (KeyError, BufferError):
@@ -176,7 +213,7 @@ class Datatype(Handle, Attributed):
     # --- life ----------------------------------------------------------------
 
     def Commit(self) -> Datatype:
-        """Make the type ready for communication: its index plan is made here."""
+        """Make the type ready for communication; compiles its layout. Return the type."""
         state = self._live
         if not state.committed:
             state.layout.compile()
@@ -184,7 +221,7 @@ class Datatype(Handle, Attributed):
         return self
 
     def Free(self) -> None:
-        """Give the type up; types made from it stay."""
+        """Free the type; types that were made from it stay."""
         state = self._live
         if state.predefined:
             raise MPIException(ERR_TYPE, f"{state.name} is predefined and cannot be freed")
@@ -195,7 +232,7 @@ class Datatype(Handle, Attributed):
         self._ob = None
 
     def free(self) -> None:
-        """Free it, unless it is null or a constant; a copy of a predefined one becomes null."""
+        """Free the type; constants stay, a copy of a constant becomes null."""
         if self._ob is not None and self._ob.predefined and self is not self._ob.constant:
             self._ob = None
         else:
@@ -257,7 +294,7 @@ class Datatype(Handle, Attributed):
         )
 
     def Dup(self) -> Datatype:
-        """A copy of the type, committed if this is, with its attributes."""
+        """Return a copy of the type with its attributes; committed if this one is."""
         of = self._live
         state = TypeState(of.layout, of.base, COMBINER_DUP, [(of, 1)])
         state.types, state.committed, state.pair = [of], of.committed, of.pair
@@ -269,18 +306,32 @@ class Datatype(Handle, Attributed):
     Create_dup = Dup
 
     def Create_contiguous(self, count: int) -> Datatype:
-        """`count` elements, one after the other."""
+        """Make a type of `count` consecutive elements."""
         _positive(count)
         return self._blocks(COMBINER_CONTIGUOUS, [0], [count], {"count": count}, [count])
 
     def Create_vector(self, count: int, blocklength: int, stride: int) -> Datatype:
-        """`count` blocks of `blocklength` elements, `stride` elements from start to start."""
+        """Make a type of equally spaced blocks.
+
+        Parameters
+        ----------
+        count
+            Number of blocks.
+        blocklength
+            Elements of a block.
+        stride
+            Elements from the start of a block to the start of the next.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.2.
+        """
         return self._strided(
             COMBINER_VECTOR, count, blocklength, stride, stride * self._live.layout.extent
         )
 
     def Create_hvector(self, count: int, blocklength: int, stride: int) -> Datatype:
-        """The same with `stride` in bytes."""
+        """Make a type of equally spaced blocks; `stride` is in bytes."""
         return self._strided(COMBINER_HVECTOR, count, blocklength, stride, stride)
 
     def _strided(
@@ -300,7 +351,7 @@ class Datatype(Handle, Attributed):
         return self._derive(combiner, made, total, params, [count, blocklength, stride])
 
     def Create_indexed(self, blocklengths: Sequence[int], displacements: Sequence[int]) -> Datatype:
-        """Blocks of any length at any displacement, in elements."""
+        """Make a type of blocks of different lengths; displacements are in elements."""
         extent = self._live.layout.extent
         return self._indexed(
             COMBINER_INDEXED, blocklengths, displacements, [d * extent for d in displacements]
@@ -309,7 +360,7 @@ class Datatype(Handle, Attributed):
     def Create_hindexed(
         self, blocklengths: Sequence[int], displacements: Sequence[int]
     ) -> Datatype:
-        """The same with displacements in bytes."""
+        """Make a type of blocks of different lengths; displacements are in bytes."""
         return self._indexed(COMBINER_HINDEXED, blocklengths, displacements, list(displacements))
 
     def _indexed(
@@ -325,14 +376,14 @@ class Datatype(Handle, Attributed):
         )
 
     def Create_indexed_block(self, blocklength: int, displacements: Sequence[int]) -> Datatype:
-        """Blocks of one length at any displacement, in elements."""
+        """Make a type of blocks of equal length; displacements are in elements."""
         extent = self._live.layout.extent
         return self._indexed_block(
             COMBINER_INDEXED_BLOCK, blocklength, displacements, [d * extent for d in displacements]
         )
 
     def Create_hindexed_block(self, blocklength: int, displacements: Sequence[int]) -> Datatype:
-        """The same with displacements in bytes."""
+        """Make a type of blocks of equal length; displacements are in bytes."""
         return self._indexed_block(
             COMBINER_HINDEXED_BLOCK, blocklength, displacements, list(displacements)
         )
@@ -352,10 +403,25 @@ class Datatype(Handle, Attributed):
         displacements: Sequence[int],
         datatypes: Sequence[Datatype],
     ) -> Datatype:
-        """Blocks of any type at byte displacements; blocks of several types are padded to their alignment, as a C struct is."""
+        """Make a type of blocks of different types.
+
+        Parameters
+        ----------
+        blocklengths
+            Elements of each block.
+        displacements
+            Byte at which each block begins.
+        datatypes
+            Type of each block. Different types pad the extent to their alignment, as in a C struct.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.2.
+        """
         if not len(blocklengths) == len(displacements) == len(datatypes):
             raise ValueError(
-                f"{len(blocklengths)} block lengths, {len(displacements)} displacements, {len(datatypes)} datatypes"
+                f"{len(blocklengths)} block lengths, {len(displacements)} displacements,"
+                f" {len(datatypes)} datatypes"
             )
         if any(length < 0 for length in blocklengths):
             raise MPIException(ERR_COUNT, f"a block of {min(blocklengths)} elements")
@@ -390,7 +456,23 @@ class Datatype(Handle, Attributed):
         starts: Sequence[int],
         order: int = ORDER_C,
     ) -> Datatype:
-        """The box of shape `subsizes` at `starts` in an array of shape `sizes`, whose extent it has."""
+        """Make a type of a box in an array; its extent is that of the array.
+
+        Parameters
+        ----------
+        sizes
+            Shape of the array.
+        subsizes
+            Shape of the box.
+        starts
+            Index of the box's first element.
+        order
+            MPI.ORDER_C or MPI.ORDER_FORTRAN.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.3.
+        """
         if not len(sizes) == len(subsizes) == len(starts):
             raise ValueError(f"{len(sizes)} sizes, {len(subsizes)} subsizes, {len(starts)} starts")
         if any(value < 0 for value in (*subsizes, *starts)):
@@ -429,10 +511,29 @@ class Datatype(Handle, Attributed):
         psizes: Sequence[int],
         order: int = ORDER_C,
     ) -> Datatype:
-        """Rank `rank`'s part of an array of shape `gsizes`, dealt out to a grid of processes of shape `psizes` (row-major)."""
+        """Make a type of one rank's part of an array that is distributed over a grid of processes.
+
+        Parameters
+        ----------
+        size, rank
+            Number of processes, and the rank whose part it is.
+        gsizes
+            Shape of the array.
+        distribs, dargs
+            Distribution of each dimension (MPI.DISTRIBUTE_BLOCK, ...) and its argument.
+        psizes
+            Shape of the grid of processes, whose ranks are in row-major order.
+        order
+            MPI.ORDER_C or MPI.ORDER_FORTRAN.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.4.
+        """
         if not len(gsizes) == len(distribs) == len(dargs) == len(psizes):
             raise ValueError(
-                f"{len(gsizes)} sizes, {len(distribs)} distributions, {len(dargs)} arguments, {len(psizes)} process counts"
+                f"{len(gsizes)} sizes, {len(distribs)} distributions, {len(dargs)} arguments,"
+                f" {len(psizes)} process counts"
             )
         if not 0 <= rank < size:
             raise MPIException(ERR_RANK, f"rank {rank} is outside 0..{size - 1}")
@@ -451,7 +552,7 @@ class Datatype(Handle, Attributed):
         return self._derive(COMBINER_DARRAY, made, total, params, gsizes, integers)
 
     def Create_resized(self, lb: int, extent: int) -> Datatype:
-        """The same data with another lower bound and extent, in bytes."""
+        """Make a type of the same data with another lower bound and extent, in bytes."""
         params = {"lb": lb, "extent": extent}
         return self._derive(
             COMBINER_RESIZED, self._live.layout.bounded(lb, lb + extent), 1, params, [lb, extent]
@@ -461,91 +562,41 @@ class Datatype(Handle, Attributed):
 
     @classmethod
     def Get_value_index(cls, value: Datatype, index: Datatype) -> Datatype:
-        """The predefined pair of two predefined types, for MINLOC and MAXLOC; DATATYPE_NULL if there is none."""
-        from serverless_mpi.api.types import pair_of
-
+        """Return the predefined (value, index) pair of two types; null if there is none."""
         return cls(pair_of(value._live, index._live))
 
     @classmethod
     def Create_f90_integer(cls, r: int) -> Datatype:
-        """The integer of `r` decimal digits."""
-        from serverless_mpi.api.types import f90
-
-        return cls(f90(COMBINER_F90_INTEGER, "i", 0, r, {"r": r}))
+        """Return the Fortran integer type of `r` decimal digits."""
+        return handle_of(cls, f90(COMBINER_F90_INTEGER, "i", 0, r, {"r": r}))
 
     @classmethod
     def Create_f90_real(cls, p: int, r: int) -> Datatype:
-        """The real number of `p` decimal digits and exponents up to `r`."""
-        from serverless_mpi.api.types import f90
-
-        return cls(f90(COMBINER_F90_REAL, "f", p, r, {"p": p, "r": r}))
+        """Return the Fortran real type of `p` decimal digits and exponents up to `r`."""
+        return handle_of(cls, f90(COMBINER_F90_REAL, "f", p, r, {"p": p, "r": r}))
 
     @classmethod
     def Create_f90_complex(cls, p: int, r: int) -> Datatype:
-        """The complex number of two such."""
-        from serverless_mpi.api.types import f90
-
-        return cls(f90(COMBINER_F90_COMPLEX, "c", p, r, {"p": p, "r": r}))
+        """Return the Fortran complex type of `p` decimal digits and exponents up to `r`."""
+        return handle_of(cls, f90(COMBINER_F90_COMPLEX, "c", p, r, {"p": p, "r": r}))
 
     @classmethod
     def Match_size(cls, typeclass: int, size: int) -> Datatype:
-        """The Fortran type of a class (TYPECLASS_INTEGER, ..) and size in bytes."""
-        from serverless_mpi.api.types import of_size
-
+        """Return the Fortran type of a class (MPI.TYPECLASS_INTEGER, ...) and a size in bytes."""
         return cls(of_size(typeclass, size))
-
-    # --- packing -------------------------------------------------------------
-
-    def Pack(self, inbuf: Any, outbuf: Any, position: int, comm: Any) -> int:
-        """Put as many elements as fill `inbuf` to byte `position` of `outbuf`; the position after them."""
-        from serverless_mpi.api import packing
-
-        comm._live()
-        return packing.pack(self, inbuf, outbuf, position)
-
-    def Unpack(self, inbuf: Any, position: int, outbuf: Any, comm: Any) -> int:
-        """Take as many elements as fill `outbuf` from byte `position` of `inbuf`; the position after them."""
-        from serverless_mpi.api import packing
-
-        comm._live()
-        return packing.unpack(self, inbuf, position, outbuf)
-
-    def Pack_size(self, count: int, comm: Any) -> int:
-        """Bytes that `count` packed elements take."""
-        _positive(count)
-        comm._live()
-        return self.Get_size() * count
-
-    def Pack_external(self, datarep: str, inbuf: Any, outbuf: Any, position: int) -> int:
-        """The same as `Pack` in a representation that all machines share: "external32"."""
-        from serverless_mpi.api import packing
-
-        return packing.pack_external(self, datarep, inbuf, outbuf, position)
-
-    def Unpack_external(self, datarep: str, inbuf: Any, position: int, outbuf: Any) -> int:
-        """The same as `Unpack` from that representation."""
-        from serverless_mpi.api import packing
-
-        return packing.unpack_external(self, datarep, inbuf, position, outbuf)
-
-    def Pack_external_size(self, datarep: str, count: int) -> int:
-        """Bytes that `count` elements take in that representation."""
-        from serverless_mpi.api import packing
-
-        _positive(count)
-        return packing.external_size(self, datarep) * count
 
 
 def _handle(state: TypeState) -> Datatype:
-    """A new handle to a constituent; a predefined type's own handle."""
+    """Return a new handle to a constituent, or the handle of a predefined type."""
     if state.constant is not None:
         return state.constant  # type: ignore[no-any-return]
     if not state.predefined:
         state.refs += 1
-    return Datatype._of_state(state)  # type: ignore[no-any-return]
+    return handle_of(Datatype, state)
 
 
 def _positive(count: int) -> None:
+    """Raise ERR_COUNT for a negative count."""
     if count < 0:
         raise MPIException(ERR_COUNT, f"a count of {count} is negative")
 
@@ -553,7 +604,7 @@ def _positive(count: int) -> None:
 def _datatype_create(
     datatype: Datatype, combiner: str, params: dict[str, Any], free: bool = False
 ) -> Datatype:
-    """The type of a constructor's name and arguments, committed; with `free` the types it is made of are freed."""
+    """Return the committed type of a constructor; `free` frees the types that it is made from."""
     kind = datatype if datatype else Datatype
     factory: Callable[..., Datatype] = getattr(kind, f"Create_{combiner.lower()}")
     new = factory(**params).Commit()
@@ -567,10 +618,13 @@ def _datatype_create(
 def _datatype_decode(
     datatype: Datatype, mark: bool = False
 ) -> tuple[Datatype, str, dict[str, Any]]:
-    """`datatype.decode()`."""
+    """Return `datatype.decode()`; mpi4py.util.dtlib calls it."""
     return datatype.decode()
 
 
-DATATYPE_NULL: Datatype = Datatype()._name_constant("DATATYPE_NULL")
+# What a datatype is, for the modules that pack, count and reduce; ERR_TYPE for a null handle.
+type_state: Callable[[Datatype], TypeState] = attrgetter("_live")
+
+DATATYPE_NULL: Datatype = name_constant(Datatype(), "DATATYPE_NULL")
 
 __all__ = ["DATATYPE_NULL", "Datatype", "_datatype_create", "_datatype_decode"]

@@ -55,19 +55,19 @@ _finalized = False
 
 
 def Init() -> None:
-    """Nothing: MPI starts by itself at the first use of a communicator."""
+    """Do nothing: MPI starts at the first use of a communicator."""
     if _finalized:
         raise MPIException(ERR_OTHER, "MPI has been finalized and cannot be started again")
 
 
 def Init_thread(required: int = THREAD_MULTIPLE) -> int:
-    """The provided level of thread support: always THREAD_MULTIPLE."""
+    """Return the provided level of thread support: THREAD_MULTIPLE."""
     Init()
     return THREAD_MULTIPLE
 
 
 def Finalize() -> None:
-    """Put out what is queued and leave the job."""
+    """Flush queued messages and leave the job."""
     global _finalized
     _finalized = True
     if _process.current is not None:
@@ -75,56 +75,56 @@ def Finalize() -> None:
 
 
 def Is_initialized() -> bool:
-    """True: MPI starts by itself."""
+    """Return True: MPI starts by itself."""
     return True
 
 
 def Is_finalized() -> bool:
-    """Whether MPI has been finalized."""
+    """Return whether MPI has been finalized."""
     return _finalized
 
 
 def Query_thread() -> int:
-    """THREAD_MULTIPLE."""
+    """Return THREAD_MULTIPLE."""
     return THREAD_MULTIPLE
 
 
 def Is_thread_main() -> bool:
-    """Whether this is the main thread."""
+    """Return whether the caller is the main thread."""
     import threading
 
     return threading.current_thread() is threading.main_thread()
 
 
 def Wtime() -> float:
-    """Seconds since a moment in this process's past."""
+    """Return the seconds since a moment in this process's past."""
     return time.perf_counter() - _started
 
 
 def Wtick() -> float:
-    """Resolution of Wtime in seconds."""
+    """Return the resolution of `Wtime`, in seconds."""
     return time.get_clock_info("perf_counter").resolution
 
 
 def Get_processor_name() -> str:
-    """The machine's name."""
+    """Return the name of the machine."""
     return socket.gethostname()
 
 
 def Get_version() -> tuple[int, int]:
-    """The version of the MPI standard."""
+    """Return the version of the MPI standard."""
     return VERSION, SUBVERSION
 
 
 def Get_library_version() -> str:
-    """The name and version of this library."""
+    """Return the name and version of this library."""
     from serverless_mpi import __version__
 
     return f"serverless_mpi {__version__}"
 
 
 def get_vendor() -> tuple[str, tuple[int, int, int]]:
-    """The name of this library and the three numbers of its version."""
+    """Return the name of this library and the three numbers of its version."""
     from serverless_mpi import __version__
 
     major, minor, patch = map(int, __version__.split("."))
@@ -132,35 +132,43 @@ def get_vendor() -> tuple[str, tuple[int, int, int]]:
 
 
 def Get_abi_version() -> tuple[int, int]:
-    """The version of the binary interface: none, for there is no C."""
+    """Return the version of the binary interface: none, there is no C library."""
     return -1, -1
 
 
 def Get_abi_info() -> _Info:
-    """Facts of the binary interface: none."""
+    """Return facts of the binary interface: none."""
     return _Info.Create()
 
 
 def Get_abi_fortran_info() -> _Info:
-    """Facts of the Fortran interface: none."""
+    """Return facts of the Fortran interface: none."""
     return _Info.Create()
 
 
 def Get_hw_resource_info() -> _Info:
-    """Hardware that this process may be bound to: nothing is known of it."""
+    """Return the hardware that this process is bound to: unknown."""
     return _Info.Create()
 
 
 def Pcontrol(level: int) -> None:
-    """A hint for profilers, of which there are none here."""
+    """Do nothing: a hint for profilers."""
 
 
 def _set_abort_status(status: int) -> None:
-    """What exit code the process shall have if it fails: the launcher takes the interpreter's own."""
+    """Do nothing: the launcher takes the interpreter's exit code."""
 
 
 def Compute_dims(nnodes: int, dims: int | list[int]) -> list[int]:
-    """A balanced grid of `nnodes` processes: dims is a number of dimensions, or sizes with 0 where free."""
+    """Return a balanced grid of processes.
+
+    Parameters
+    ----------
+    nnodes
+        Number of processes.
+    dims
+        Number of dimensions, or a list of sizes in which 0 is to be chosen.
+    """
     sizes = [0] * dims if isinstance(dims, int) else list(dims)
     if nnodes < 0:
         raise MPIException(ERR_ARG, f"{nnodes} processes cannot be laid out")
@@ -199,7 +207,7 @@ def at_exit(register: Callable[[Callable[[], None]], object] = atexit.register) 
 
 
 def _finalize_at_exit() -> None:
-    """Finalize; a rank whose messages may be lost says so and ends with 1, since the interpreter would end with 0."""
+    """Finalize; if messages may be lost, report it and exit with 1 instead of 0."""
     try:
         Finalize()
     except Exception as error:

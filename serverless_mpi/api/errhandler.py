@@ -1,7 +1,7 @@
-"""Error handlers: what a call does with its error (MPI 4.1, section 9.3), and error classes and codes of the program (9.5).
+"""Error handlers, and error classes and codes of programs (MPI 4.1, sections 9.3 and 9.5).
 
-By default an error is raised. A handler is armed on a communicator's or session's handle: its calls then go through the handler
-first, so that objects without one pay nothing.
+By default an error is raised. A handler is armed on a communicator's or session's handle: its calls
+then go through the handler first, so that objects without one pay nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from serverless_mpi.api.attributes import reported
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.errors import (
     ERR_ARG,
     ERR_ERRHANDLER,
@@ -29,7 +29,7 @@ _handled: str = "_smpi_handled"
 
 
 class _State:
-    """function: of the program; fatal: ends the job; for: the kind of object it was made for."""
+    """State of a handler. function: the program's; fatal: ends the job; kind: object it is for."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class _State:
 
 
 class Errhandler(Handle):
-    """An error handler."""
+    """An error handler (MPI 4.1, section 9.3)."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -62,21 +62,24 @@ class Errhandler(Handle):
             forget(state)
 
     def free(self) -> None:
-        """Free it, unless it is null or predefined."""
+        """Free the handler, unless it is null or predefined."""
         if self._ob is not None and self is not self._constant():
             self.Free()
 
 
-ERRHANDLER_NULL: Errhandler = Errhandler()._name_constant("ERRHANDLER_NULL")
-ERRORS_RETURN: Errhandler = Errhandler._of_state(_State())._name_constant("ERRORS_RETURN")
-ERRORS_ABORT: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant("ERRORS_ABORT")
-ERRORS_ARE_FATAL: Errhandler = Errhandler._of_state(_State(fatal=True))._name_constant(
-    "ERRORS_ARE_FATAL"
+ERRHANDLER_NULL: Errhandler = name_constant(Errhandler(), "ERRHANDLER_NULL")
+ERRORS_RETURN: Errhandler = name_constant(handle_of(Errhandler, _State()), "ERRORS_RETURN")
+ERRORS_ABORT: Errhandler = name_constant(handle_of(Errhandler, _State(fatal=True)), "ERRORS_ABORT")
+ERRORS_ARE_FATAL: Errhandler = name_constant(
+    handle_of(Errhandler, _State(fatal=True)), "ERRORS_ARE_FATAL"
 )
 
 
 class Guarded:
-    """An object that has an error handler. `_ob` is its state, on which the handler is kept; `_check_live` raises for a null one."""
+    """An object with an error handler, which is kept on its state `_ob`.
+
+    `_check_live` raises for a null handle.
+    """
 
     _family: ClassVar[tuple[type[Any], ...]]
     _ob: Any
@@ -86,7 +89,7 @@ class Guarded:
 
     @classmethod
     def Create_errhandler(cls, errhandler_fn: Callable[[Any, int], None]) -> Errhandler:
-        """A handler that calls errhandler_fn(object, error code); the call that failed then raises."""
+        """Make a handler that calls errhandler_fn(object, error code) before the call raises."""
         kind = cls._family[0]
         if not callable(errhandler_fn):
             raise TypeError("an error handler is made of a function")
@@ -95,15 +98,15 @@ class Guarded:
                 f"{MOST_HANDLERS} error handlers of a {kind.__name__} exist; free one first"
             )
         _made[kind] = _made.get(kind, 0) + 1
-        return Errhandler._of_state(_State(errhandler_fn, kind=kind))  # type: ignore[no-any-return]
+        return handle_of(Errhandler, _State(errhandler_fn, kind=kind))
 
     def Get_errhandler(self) -> Errhandler:
-        """A handle to its handler."""
+        """Return a handle to the object's error handler."""
         self._check_live()
-        return Errhandler._of_state(getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob)  # type: ignore[no-any-return]
+        return handle_of(Errhandler, getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob)
 
     def Set_errhandler(self, errhandler: Errhandler) -> None:
-        """Give it a handler.
+        """Set the object's error handler.
 
         Raises
         ------
@@ -117,21 +120,22 @@ class Guarded:
         _arm(self, errhandler._ob)
 
     def Call_errhandler(self, errorcode: int) -> None:
-        """Hand an error to its handler; ERRORS_RETURN does nothing."""
+        """Call the error handler with an error; ERRORS_RETURN does nothing."""
         self._check_live()
         _call(getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob, self, errorcode, None)
 
 
 def _call(handler: _State, obj: Any, errorcode: int, error: BaseException | None) -> None:
+    """Handle an error: end the job, or call the function of the program."""
     if handler.fatal:
         text = str(error) if error is not None else MPIException(errorcode).Get_error_string()
-        get_runtime().abort(errorcode or 1, f"a fatal error of MPI: {text}")
+        get_runtime().abort(errorcode or 1, f"fatal MPI error: {text}")
     if handler.function is not None:
         reported(handler.function, obj, errorcode)
 
 
 def _arm(obj: Any, handler: _State) -> None:
-    """Let the handler see what `obj`'s calls raise, or, for ERRORS_RETURN, let them be as they were."""
+    """Wrap the public methods of `obj`, so that the handler is called; ERRORS_RETURN unwraps."""
     kind = type(obj)
     names = [
         name
@@ -174,12 +178,12 @@ _last = ERR_LASTCODE
 
 
 def last_used_code() -> int:
-    """LASTUSEDCODE: the largest code there is."""
+    """Return the largest error code that exists (LASTUSEDCODE)."""
     return _last
 
 
 def Add_error_class() -> int:
-    """A new error class."""
+    """Add an error class and return it."""
     global _last
     _last += 1
     _codes[_last] = _last
@@ -188,7 +192,7 @@ def Add_error_class() -> int:
 
 
 def Add_error_code(errorclass: int) -> int:
-    """A new error code of a class."""
+    """Add an error code to a class and return it."""
     global _last
     if not _known(errorclass):
         _refuse(errorclass, "is no error class")
@@ -199,7 +203,7 @@ def Add_error_code(errorclass: int) -> int:
 
 
 def Add_error_string(errorcode: int, string: str) -> None:
-    """The sentence of a code or class of the program."""
+    """Set the text of an error code or class that the program added."""
     if errorcode not in _codes and not _known(errorcode):
         raise MPIException(ERR_ARG, f"{errorcode} is no error code")
     if errorcode not in _codes:
@@ -208,7 +212,7 @@ def Add_error_string(errorcode: int, string: str) -> None:
 
 
 def Remove_error_class(errorclass: int) -> None:
-    """Take a class away that no code and no sentence is left of."""
+    """Remove an error class that has no codes and no text."""
     if _codes.get(errorclass) != errorclass:
         _refuse(errorclass, "is no error class of the program")
     if any(code != errorclass and of == errorclass for code, of in _codes.items()):
@@ -217,14 +221,14 @@ def Remove_error_class(errorclass: int) -> None:
 
 
 def Remove_error_code(errorcode: int) -> None:
-    """Take a code away whose sentence has been removed."""
+    """Remove an error code that has no text."""
     if errorcode not in _codes or _codes[errorcode] == errorcode:
         _refuse(errorcode, "is no error code of the program")
     _remove(errorcode)
 
 
 def Remove_error_string(errorcode: int) -> None:
-    """Take the sentence of a code or class away."""
+    """Remove the text of an error code or class."""
     if errorcode not in _codes and not _known(errorcode):
         raise MPIException(ERR_ARG, f"{errorcode} is no error code")
     if errorcode not in _codes:
@@ -248,12 +252,12 @@ def _refuse(errorcode: int, why: str) -> NoReturn:
 
 
 def Get_error_class(errorcode: int) -> int:
-    """The class of an error code."""
+    """Return the class of an error code."""
     return MPIException(errorcode).Get_error_class()
 
 
 def Get_error_string(errorcode: int) -> str:
-    """The sentence of an error code."""
+    """Return the text of an error code."""
     return MPIException(errorcode).Get_error_string()
 
 

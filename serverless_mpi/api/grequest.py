@@ -1,4 +1,4 @@
-"""Generalized requests: something the program does itself, waited for like a communication (MPI 4.1, section 13.2)."""
+"""Generalized requests: operations of the program that are waited for (MPI 4.1, section 13.2)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.request import Pending, Request
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.errors import ERR_REQUEST, MPIException
 from serverless_mpi.runtime import get_runtime
 from serverless_mpi.runtime.operation import Operation
 
 
 class _General(Pending):
-    """The program's functions: query fills the status, free is called at the end, cancel is told whether it is complete."""
+    """The program's functions: query fills the status, free is called last, cancel cancels."""
 
     __slots__ = ("query", "free", "on_cancel", "args", "kwargs")
 
@@ -35,7 +35,7 @@ class _General(Pending):
             reported(lambda: function(*first, *self.args, **self.kwargs))
 
     def status_of(self, operation: Operation, status: Status) -> None:
-        status._fill_empty()
+        fill_empty_status(status)
         self._call(self.query, status)
 
     def _take(self, operation: Operation, status: Status) -> Any:
@@ -51,7 +51,7 @@ class _General(Pending):
 
 
 class Grequest(Request):
-    """A request of the program's own: it is done when the program says so."""
+    """A generalized request: an operation of the program."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -71,19 +71,19 @@ class Grequest(Request):
     ) -> Grequest:
         """A new one.
 
-        query_fn(status, *args, **kwargs) fills the status, free_fn(*args, **kwargs) is called at the end, cancel_fn(completed, *args,
-        **kwargs) when it is cancelled.
+        query_fn(status, *args, **kwargs) fills the status, free_fn(*args, **kwargs) is called at
+        the end, cancel_fn(completed, *args, **kwargs) when it is cancelled.
         """
         general = _General(query_fn, free_fn, cancel_fn, tuple(args or ()), dict(kwargs or {}))
         request: Grequest = cls._of_state(general)
         return request
 
     def Complete(self) -> None:
-        """Say that it is done."""
+        """Mark the request as done."""
         self.complete()
 
     def complete(self, obj: Any = None) -> None:
-        """Say that it is done; `wait` gives `obj`."""
+        """Mark the request as done; `wait` returns `obj`."""
         pending = self._ob
         if not isinstance(pending, _General) or pending.operation is None:
             raise MPIException(ERR_REQUEST, "the request is null or over")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.core.envelope import PROC_NULL, UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_OTHER, ERR_RANK, MPIException
 
@@ -17,7 +17,10 @@ UNEQUAL = 3
 
 
 class _State:
-    """What all handles to one group share. ranks: world ranks; me: this process's; session: what lends its communicators a buffer."""
+    """State of a group: world ranks, this process's world rank (-1: unknown), and its session.
+
+    session: whose buffer communicators made from the group use.
+    """
 
     def __init__(self, ranks: Sequence[int], me: int, session: Attached | None = None) -> None:
         self.ranks, self.me, self.session = tuple(ranks), me, session
@@ -25,7 +28,7 @@ class _State:
 
 
 class Group(Handle):
-    """An ordered set of processes; `rank` is this process's place in it, or UNDEFINED."""
+    """An ordered set of processes; `rank` is this process's rank in it, or MPI.UNDEFINED."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -34,10 +37,11 @@ class Group(Handle):
 
     @classmethod
     def _of(cls, ranks: Sequence[int], me: int, session: Attached | None = None) -> Group:
-        """The group of world ranks, as world rank `me` sees it."""
+        """Make the group of world ranks, as world rank `me` sees it."""
         return cls._of_state(_State(ranks, me, session)) if ranks else cls(GROUP_EMPTY)
 
     def _part(self, ranks: Sequence[int]) -> Group:
+        """A group of some of the processes."""
         return type(self)._of(ranks, self._me, self._session)
 
     @property
@@ -45,6 +49,7 @@ class Group(Handle):
         return self._ob.session  # type: ignore[no-any-return]
 
     def _live(self) -> tuple[int, ...]:
+        """World ranks of the group; ERR_GROUP for a null handle."""
         if self._ob is None:
             raise MPIException(ERR_GROUP, "the group is null or has been freed")
         return self._ob.ranks  # type: ignore[no-any-return]
@@ -54,11 +59,11 @@ class Group(Handle):
         return self._ob.me  # type: ignore[no-any-return]
 
     def Get_size(self) -> int:
-        """Number of processes."""
+        """Return the number of processes."""
         return len(self._live())
 
     def Get_rank(self) -> int:
-        """This process's rank in the group, or UNDEFINED."""
+        """Return this process's rank in the group, or MPI.UNDEFINED."""
         ranks = self._live()
         return ranks.index(self._me) if self._me in ranks else UNDEFINED
 
@@ -68,34 +73,52 @@ class Group(Handle):
     def Translate_ranks(
         self, ranks: Sequence[int] | None = None, group: Group | None = None
     ) -> list[int]:
-        """The ranks in `group` of `ranks` of this one."""
-        mine = self._live()
-        theirs = mine if group is None else group._live()
-        places = {world: rank for rank, world in enumerate(theirs)}
-        wanted = range(len(mine)) if ranks is None else ranks
+        """Translate ranks of this group to ranks of another one.
+
+        Parameters
+        ----------
+        ranks
+            Ranks of this group; by default all. MPI.PROC_NULL stays.
+        group
+            The other group; by default this one.
+
+        Returns
+        -------
+        list of int
+            MPI.UNDEFINED for a process that is not in `group`.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.1.
+        """
+        own = self._live()
+        others = own if group is None else group._live()
+        places = {world: rank for rank, world in enumerate(others)}
+        asked = range(len(own)) if ranks is None else ranks
         return [
             PROC_NULL if rank == PROC_NULL else places.get(self._world(rank), UNDEFINED)
-            for rank in wanted
+            for rank in asked
         ]
 
     def _world(self, rank: int) -> int:
+        """World rank of a rank; ERR_RANK if it is not in the group."""
         ranks = self._live()
         if not 0 <= rank < len(ranks):
             raise MPIException(ERR_RANK, f"rank {rank} is not in a group of {len(ranks)}")
         return ranks[rank]
 
     def Compare(self, group: Group) -> int:
-        """IDENT, SIMILAR (other order) or UNEQUAL."""
+        """Return MPI.IDENT, MPI.SIMILAR (other order) or MPI.UNEQUAL."""
         a, b = self._live(), group._live()
         return IDENT if a == b else SIMILAR if set(a) == set(b) else UNEQUAL
 
     def Dup(self) -> Group:
-        """The same processes."""
+        """Return a group of the same processes."""
         return self._part(self._live())
 
     @classmethod
     def Union(cls, group1: Group, group2: Group) -> Group:
-        """The first's processes, then those of the second that are not in it."""
+        """Return the processes of the first group, then those only in the second."""
         a = group1._live()
         return cls._of(
             [*a, *(rank for rank in group2._live() if rank not in a)], *_seen(group1, group2)
@@ -103,7 +126,7 @@ class Group(Handle):
 
     @classmethod
     def Intersection(cls, group1: Group, group2: Group) -> Group:
-        """The first's processes that are in the second."""
+        """Return the processes of the first group that are in the second."""
         b = set(group2._live())
         return cls._of([rank for rank in group1._live() if rank in b], *_seen(group1, group2))
 
@@ -111,38 +134,50 @@ class Group(Handle):
 
     @classmethod
     def Difference(cls, group1: Group, group2: Group) -> Group:
-        """The first's processes that are not in the second."""
+        """Return the processes of the first group that are not in the second."""
         b = set(group2._live())
         return cls._of([rank for rank in group1._live() if rank not in b], *_seen(group1, group2))
 
     def Incl(self, ranks: Sequence[int]) -> Group:
-        """The processes of `ranks`, in that order."""
+        """Return the group of the processes of `ranks`, in that order.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: a rank is not in the group, or is given twice.
+        """
         if len(set(ranks)) != len(ranks):
             raise MPIException(ERR_RANK, f"ranks {list(ranks)} name a process twice")
         return self._part([self._world(rank) for rank in ranks])
 
     def Excl(self, ranks: Sequence[int]) -> Group:
-        """All but the processes of `ranks`."""
+        """Return the group without the processes of `ranks`."""
         if len(set(ranks)) != len(ranks):
             raise MPIException(ERR_OTHER, f"ranks {list(ranks)} name a process twice")
-        out = {self._world(rank) for rank in ranks}
-        return self._part([rank for rank in self._live() if rank not in out])
+        excluded = {self._world(rank) for rank in ranks}
+        return self._part([rank for rank in self._live() if rank not in excluded])
 
     def Range_incl(self, ranks: Sequence[tuple[int, int, int]]) -> Group:
-        """The processes of (first, last, stride) ranges."""
+        """Return the group of the processes of ranges.
+
+        Parameters
+        ----------
+        ranks
+            (first, last, stride) of each range; the last rank is included.
+        """
         return self.Incl(_expand(ranks, len(self._live())))
 
     def Range_excl(self, ranks: Sequence[tuple[int, int, int]]) -> Group:
-        """All but those."""
+        """Return the group without the processes of (first, last, stride) ranges."""
         return self.Excl(_expand(ranks, len(self._live())))
 
     @classmethod
     def Create_from_session_pset(cls, session: Any, pset_name: str) -> Group:
-        """The processes of a session's set."""
+        """Return the group of a process set of a session."""
         return cls(session.Create_group(pset_name))
 
     def Free(self) -> None:
-        """Give the group up."""
+        """Free the group; this handle becomes null."""
         self._live()
         if self is self._constant():
             raise MPIException(ERR_GROUP, "GROUP_EMPTY is predefined and cannot be freed")
@@ -152,6 +187,7 @@ class Group(Handle):
 
 
 def _expand(ranges: Sequence[tuple[int, int, int]], size: int) -> list[int]:
+    """The ranks of ranges."""
     ranks: list[int] = []
     for first, last, stride in ranges:
         if stride == 0:
@@ -166,12 +202,16 @@ def _expand(ranges: Sequence[tuple[int, int, int]], size: int) -> list[int]:
 
 
 def _seen(group1: Group, group2: Group) -> tuple[int, Attached | None]:
-    """(this process's world rank, the session's buffer), which an empty group does not know."""
+    """This process's world rank and the session's buffer; an empty group has neither."""
     known = group1 if group1._me >= 0 else group2
     return known._me, known._session
 
 
-GROUP_NULL: Group = Group()._name_constant("GROUP_NULL")
-GROUP_EMPTY: Group = Group._of_state(_State((), -1))._name_constant("GROUP_EMPTY")
+# For the modules of communicators. Functions, because mpi4py's Group has no such methods.
+group_of = Group._of
+group_ranks = Group._live
+
+GROUP_NULL: Group = name_constant(Group(), "GROUP_NULL")
+GROUP_EMPTY: Group = name_constant(handle_of(Group, _State((), -1)), "GROUP_EMPTY")
 
 __all__ = ["CONGRUENT", "GROUP_EMPTY", "GROUP_NULL", "Group", "IDENT", "SIMILAR", "UNEQUAL"]

@@ -1,13 +1,19 @@
-"""What all MPI objects have in common: a Python object is a handle, a reference to state that several may share, or null.
+"""What all MPI objects have in common.
 
-A copy made by the constructor shares the state; `Free` makes that one handle null. Constants pickle by name; what belongs to a
-process does not pickle. Handles have numbers, so that they can be passed through code that knows only integers.
+A Python object is a handle: a reference to state that several handles may share, or null. A copy
+made by the constructor shares the state; `Free` makes only that handle null. Constants pickle by
+name; other objects belong to their process and do not pickle. Handles have numbers, so that they
+can be passed through code that takes only integers.
+
+Rule: what other modules of api/ do with a handle is a function of the module that defines the class
+(`handle_of`, `name_constant`; `fill_status`, `request_of`, ...). Methods without an underscore are
+visible to programs, and error handlers wrap them, so they are mpi4py's alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 _numbers = itertools.count(1)
 _states: dict[int, Any] = {}  # number -> state, of those whose number was asked for
@@ -15,6 +21,7 @@ _numbered: dict[int, int] = {}  # id of such a state -> its number
 
 
 def _number(state: Any) -> int:
+    """The number of a state; it gets one at the first call."""
     number = _numbered.get(id(state))
     if number is None:
         number = _numbered[id(state)] = next(_numbers)
@@ -23,21 +30,23 @@ def _number(state: Any) -> int:
 
 
 def forget(state: Any) -> None:
-    """The state is gone: so is its number."""
+    """Remove the number of a state that has been freed."""
     if _numbered:
         _states.pop(_numbered.pop(id(state), 0), None)
+
+
+H = TypeVar("H", bound="Handle")
 
 
 class Handle:
     """A reference to MPI state.
 
-    Subclasses check for a null handle themselves and define what freeing does.  A state object may have an attribute
-    `constant`: the predefined handle (COMM_WORLD, INT, ...) that refers to it.
+    Subclasses check for a null handle themselves and define what freeing does. A state object may
+    have an attribute `constant`: the predefined handle (COMM_WORLD, INT, ...) that refers to it.
     """
 
-    _family: ClassVar[
-        tuple[type[Any], ...]
-    ]  # the class that handles are compared within, as isinstance takes it
+    # the class within which handles are compared, as isinstance takes it
+    _family: ClassVar[tuple[type[Any], ...]]
     _null: ClassVar[Any] = None
     _label: str | None = None  # of a constant: its name in MPI
     _ob: Any
@@ -49,29 +58,21 @@ class Handle:
 
     @classmethod
     def _copy(cls, other: Handle | None) -> Any:
-        """A new handle to what `other` refers to, or a null one."""
+        """Make a handle to what `other` refers to, or a null handle."""
         self = object.__new__(cls)
         if other is None:
             self._ob = None
         elif isinstance(other, cls._family):
             self._ob = other._ob
         else:
-            raise TypeError(f"a {cls._family[0].__name__} is needed, not {type(other).__name__}")
+            raise TypeError(f"expecting a {cls._family[0].__name__}, not {type(other).__name__}")
         return self
 
     @classmethod
     def _of_state(cls, state: Any) -> Any:
+        """Make a handle to `state`."""
         self = object.__new__(cls)
         self._ob = state
-        return self
-
-    def _name_constant(self, label: str) -> Any:
-        """Make this handle the constant `MPI.<label>`."""
-        self._label = label
-        if self._ob is None:
-            self._family[0]._null = self
-        else:
-            self._ob.constant = self
         return self
 
     def _constant(self) -> Any:
@@ -98,7 +99,7 @@ class Handle:
         return str(self._label) if self is constant else (type(self), (constant,))
 
     def free(self) -> None:
-        """Free it, unless it is null or a constant; a copy of a constant becomes null."""
+        """Free the object; null and constant handles stay, a copy of a constant becomes null."""
         constant = self._constant()
         if self._ob is None or self is constant:
             return
@@ -109,12 +110,18 @@ class Handle:
 
     @property
     def handle(self) -> int:
-        """A number for the object; 0 is null."""
+        """Number of the object; 0 for a null handle."""
         return 0 if self._ob is None else _number(self._ob)
 
     @classmethod
     def fromhandle(cls, handle: int) -> Any:
-        """The object with that number."""
+        """Return a handle to the object of that number.
+
+        Raises
+        ------
+        ValueError
+            No object has that number.
+        """
         if handle == 0:
             return cls._of_state(None)
         state = _states.get(handle)
@@ -123,42 +130,65 @@ class Handle:
         return cls._of_state(state)
 
     def toint(self) -> int:
-        """The same as `handle`."""
+        """Return the number of the object; 0 for a null handle."""
         return self.handle
 
     @classmethod
     def fromint(cls, arg: int, /) -> Any:
-        """The object with that number."""
+        """Return a handle to the object of that number."""
         return cls.fromhandle(arg)
 
     def py2f(self) -> int:
-        """The same as `handle`."""
+        """Return the number of the object, as a Fortran handle."""
         return self.handle
 
     @classmethod
     def f2py(cls, arg: int) -> Any:
-        """The object with that number."""
+        """Return a handle to the object of that Fortran handle."""
         return cls.fromhandle(arg)
 
 
+# What the other modules of api/ do with handles. These are functions, because a public method would
+# be visible on the objects of a program, where mpi4py has none of that name.
+
+
+def handle_of(cls: type[H], state: Any) -> H:
+    """Make a handle of class `cls` to `state`; a null handle for None."""
+    handle: H = cls._of_state(state)
+    return handle
+
+
+def name_constant(handle: H, label: str) -> H:
+    """Make `handle` the constant `MPI.<label>`, which pickles by that name."""
+    handle._label = label
+    if handle._ob is None:
+        handle._family[0]._null = handle
+    else:
+        handle._ob.constant = handle
+    return handle
+
+
 def _sizeof(arg: Any) -> int:
-    """Bytes that a C variable of the object's kind takes: handles are as large as a pointer, a status is five 64-bit numbers."""
+    """Return the bytes of a C variable of the object's kind.
+
+    A handle is as large as a pointer; a status is five 64-bit numbers.
+    """
     kind = arg if isinstance(arg, type) else type(arg)
     if issubclass(kind, Handle):
         return 8
     if kind.__name__ == "Status" and hasattr(kind, "tomemory"):
         return 40
-    raise TypeError(f"{arg!r} is no MPI object")
+    raise TypeError(f"{arg!r} is not an MPI object")
 
 
 def _addressof(arg: Any) -> int:
-    """Where the object is."""
+    """Return the address of the object."""
     _sizeof(arg)
     return id(arg)
 
 
 def _handleof(arg: Any) -> int:
-    """The object's number; 0 for a null handle."""
+    """Return the object's number; 0 for a null handle."""
     _sizeof(arg)
     return arg.handle if isinstance(arg, Handle) else id(arg)
 

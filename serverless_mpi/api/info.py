@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.errors import (
     ERR_ARG,
     ERR_INFO,
@@ -30,7 +30,7 @@ class _State:
 
 
 class Info(Handle):
-    """A table of text. It is a mapping too: `info["key"] = "value"`."""
+    """A table of text, which is also a mapping: `info["key"] = "value"`."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -44,7 +44,7 @@ class Info(Handle):
 
     @classmethod
     def Create(cls, items: _Items = None) -> Info:
-        """A new one, with `items` in it."""
+        """Make a table with `items` in it."""
         self = cls._of_state(_State())
         if items is not None:
             self.update(items)
@@ -52,11 +52,11 @@ class Info(Handle):
 
     @classmethod
     def Create_env(cls, args: Sequence[str] | None = None) -> Info:
-        """A new one with the facts of INFO_ENV."""
+        """Make a table with the items of INFO_ENV."""
         return cls._of_state(_State(INFO_ENV._table()))  # type: ignore[no-any-return]
 
     def Free(self) -> None:
-        """Give it up."""
+        """Free the table; this handle becomes null."""
         self._table()
         if self is self._constant():
             raise MPIException(ERR_INFO, f"{self._label} is predefined and cannot be freed")
@@ -65,11 +65,11 @@ class Info(Handle):
         self._ob = None
 
     def Dup(self) -> Info:
-        """A copy."""
+        """Return a copy."""
         return type(self)._of_state(_State(self._table()))  # type: ignore[no-any-return]
 
     def Get(self, key: str) -> str | None:
-        """The value of a key, or None."""
+        """Return the value of a key, or None."""
         return self._table().get(_check_key(key))
 
     def Set(self, key: str, value: str) -> None:
@@ -83,18 +83,18 @@ class Info(Handle):
         table[_check_key(key)] = value
 
     def Delete(self, key: str) -> None:
-        """Take a key away; ERR_INFO_NOKEY if it is not there."""
+        """Delete a key; ERR_INFO_NOKEY if it does not exist."""
         table = self._table()
         if _check_key(key) not in table:
             raise MPIException(ERR_INFO_NOKEY, f"the info has no key {key!r}")
         del table[key]
 
     def Get_nkeys(self) -> int:
-        """Number of keys."""
+        """Return the number of keys."""
         return len(self._table())
 
     def Get_nthkey(self, n: int) -> str:
-        """The n-th key."""
+        """Return the n-th key."""
         table = self._table()
         if not 0 <= n < len(table):
             raise MPIException(ERR_ARG, f"key number {n} is outside 0..{len(table) - 1}")
@@ -130,42 +130,42 @@ class Info(Handle):
         del self._writable(item)[item]
 
     def get(self, key: str, default: str | None = None) -> str | None:
-        """The value of a key, or `default`."""
+        """Return the value of a key, or `default`."""
         return self._own().get(key, default)
 
     def keys(self) -> list[str]:
-        """The keys."""
+        """Return the keys."""
         return list(self._own())
 
     def values(self) -> list[str]:
-        """The values."""
+        """Return the values."""
         return list(self._own().values())
 
     def items(self) -> list[tuple[str, str]]:
-        """The keys with their values."""
+        """Return the pairs of key and value."""
         return list(self._own().items())
 
     def update(self, items: _Items = (), **kwds: str) -> None:
-        """Set what `items` and keyword arguments name."""
+        """Set the values of `items` and of keyword arguments."""
         self._writable("an info that is null cannot be set")
         pairs: Iterable[tuple[str, str]] = items.items() if hasattr(items, "items") else items
         for key, value in (*pairs, *kwds.items()):
             self.Set(key, value)
 
     def pop(self, key: str, *default: str) -> str:
-        """Take a key away and give its value, or `default`."""
+        """Delete a key and return its value, or `default`."""
         return self._own().pop(key, *default)
 
     def popitem(self) -> tuple[str, str]:
-        """Take the last key away and give it with its value."""
+        """Delete the last key and return it with its value."""
         return self._writable("popitem").popitem()
 
     def copy(self) -> Info:
-        """A copy; of a null one, a null one."""
+        """Return a copy; of a null handle, a null handle."""
         return self.Dup() if self else type(self)()
 
     def clear(self) -> None:
-        """Take all keys away."""
+        """Delete all keys."""
         self._own().clear()
 
     def __reduce__(self) -> str | tuple[Any, ...]:
@@ -189,7 +189,7 @@ def _check_key(key: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """What is known of how this process was started (MPI 4.1, section 11.2.1)."""
+    """Facts about how this process was started (MPI 4.1, section 11.2.1)."""
     facts = {
         "command": sys.executable,
         "thread_level": "MPI_THREAD_MULTIPLE",
@@ -203,7 +203,7 @@ def _environment() -> dict[str, str]:
     return facts
 
 
-INFO_NULL: Info = Info()._name_constant("INFO_NULL")
-INFO_ENV: Info = Info._of_state(_State(_environment()))._name_constant("INFO_ENV")
+INFO_NULL: Info = name_constant(Info(), "INFO_NULL")
+INFO_ENV: Info = name_constant(handle_of(Info, _State(_environment())), "INFO_ENV")
 
 __all__ = ["INFO_ENV", "INFO_NULL", "Info", "MAX_INFO_KEY", "MAX_INFO_VAL"]

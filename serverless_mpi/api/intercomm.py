@@ -1,7 +1,12 @@
-"""Communicators of two groups: each rank speaks with those of the other group (MPI 4.1, sections 6.2.3 and 7.6).
+"""Communicators of two groups: each rank communicates with those of the other group.
 
-Point-to-point ranks are the remote group's.  In a rooted collective the root
-says ROOT, the others of its group PROC_NULL, and the other group the root's rank.
+Point-to-point ranks are those of the remote group. In a rooted collective the root passes MPI.ROOT,
+the other ranks of its group MPI.PROC_NULL, and the other group the root's rank. Here are the
+methods of `Plans` and `Collective` that differ between one group and two.
+
+References
+----------
+MPI 4.1, sections 6.2.3 and 7.6.
 """
 
 from __future__ import annotations
@@ -10,9 +15,9 @@ from typing import Any
 
 from serverless_mpi.api.buffers import InPlaceType
 from serverless_mpi.api.comm import Comm, internal
-from serverless_mpi.api.comm_state import State
+from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
-from serverless_mpi.api.group import Group
+from serverless_mpi.api.group import Group, group_of, group_ranks
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm, from_nothing
 from serverless_mpi.collectives.operations import BETWEEN, OPERATIONS, Layout
@@ -43,8 +48,30 @@ class Intercomm(Comm):
         info: Info = INFO_NULL,
         errhandler: Errhandler | None = None,
     ) -> Intercomm:
-        """Join two groups, whose members alone call it; no communicator is needed, and nothing is sent."""
-        local, remote = local_group._live(), remote_group._live()
+        """Make an intercommunicator of two groups, without a parent communicator.
+
+        Parameters
+        ----------
+        local_group, remote_group
+            Groups without a common process; only their members call it.
+        local_leader, remote_leader
+            Not used: the groups need no message to agree.
+        stringtag
+            Distinguishes concurrent calls for the same groups.
+        info
+            Not used.
+        errhandler
+            Error handler of the new communicator.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 7.6.2.
+        """
+        local, remote = group_ranks(local_group), group_ranks(remote_group)
         runtime = get_runtime()
         if runtime.rank not in local:
             raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the local group")
@@ -57,39 +84,54 @@ class Intercomm(Comm):
             runtime, derive_context(0, *facts, from_nothing(runtime, facts)), local, remote=remote
         )
         state.session = local_group._session
-        made = cls._of(state)
+        comm = cls._of(state)
         if errhandler is not None:
-            made.Set_errhandler(errhandler)
-        return made
+            comm.Set_errhandler(errhandler)
+        return comm
 
     # --- facts ---------------------------------------------------------------
 
     def Get_remote_group(self) -> Group:
-        """The processes of the other group."""
+        """Return the remote group."""
         self._live()
-        return Group._of(self._peers, self._runtime.rank, self._state.session)
+        return group_of(self._peers, self._runtime.rank, self._state.session)
 
     def Get_remote_size(self) -> int:
-        """Their number."""
+        """Return the number of processes in the remote group."""
         self._live()
         return len(self._peers)
 
-    remote_group = property(Get_remote_group, doc="The processes of the other group.")
-    remote_size = property(Get_remote_size, doc="Their number.")
+    remote_group = property(Get_remote_group, doc="The remote group.")
+    remote_size = property(Get_remote_size, doc="Number of processes in the remote group.")
 
     def Merge(self, high: bool = False) -> Intracomm:
-        """Both groups in one: first the one that says `high` False; if both say the same, that of the lower world ranks."""
+        """Make an intracommunicator of both groups.
+
+        Parameters
+        ----------
+        high
+            The group that passes False comes first; if both pass the same, the one of the lower
+            world ranks. All processes of a group must pass the same.
+
+        Notes
+        -----
+        One allgather.
+
+        References
+        ----------
+        MPI 4.1, section 7.6.2.
+        """
         self._live()
         state = self._state
         assert state.remote is not None
         number = next(state.children)
-        given = dict(zip(state.everyone, self._agree(bool(high)), strict=True))
+        high_of = dict(zip(state.everyone, self._agree(bool(high)), strict=True))
         for group in (state.ranks, state.remote):
-            if len({given[world] for world in group}) > 1:
+            if len({high_of[world] for world in group}) > 1:
                 raise MPIException(
                     ERR_ARG, "the processes of a group must all give the same `high`"
                 )
-        groups = sorted((state.ranks, state.remote), key=lambda group: (given[group[0]], group))
+        groups = sorted((state.ranks, state.remote), key=lambda group: (high_of[group[0]], group))
         return Intracomm._of(self._child([*groups[0], *groups[1]], "merge", number))
 
     # --- collectives ---------------------------------------------------------
@@ -106,20 +148,20 @@ class Intercomm(Comm):
         return False, root != PROC_NULL
 
     def _number(self, root: int) -> int | None:
-        mine, theirs = self._groups()
-        return mine[self._rank] if root == ROOT else None if root == PROC_NULL else theirs[root]
+        local, remote = self._groups()
+        return local[self._rank] if root == ROOT else None if root == PROC_NULL else remote[root]
 
     def _groups(self) -> tuple[range, range]:
-        """(numbers of this group, of the other one) in what the algorithms count."""
+        """The numbers of this group and of the other one, as algorithms count ranks."""
         state = self._state
-        mine, theirs = len(state.ranks), len(state.peers)
+        local, remote = len(state.ranks), len(state.peers)
         if state.ranks < state.peers:
-            return range(mine), range(mine, mine + theirs)
-        return range(theirs, theirs + mine), range(theirs)
+            return range(local), range(local, local + remote)
+        return range(remote, remote + local), range(remote)
 
     def _in_place(self, spec: Any, allowed: bool = True) -> bool:
         if isinstance(spec, InPlaceType):
-            raise MPIException(ERR_BUFFER, "IN_PLACE has no meaning between two groups")
+            raise MPIException(ERR_BUFFER, "IN_PLACE is not valid on an intercommunicator")
         return False
 
     def _common(self, nbytes: int) -> int | None:
@@ -134,23 +176,25 @@ class Intercomm(Comm):
         return self._rank, self._groups()
 
     def _layout(self, operation: str, arguments: tuple[Any, ...]) -> Layout:
-        mine, theirs = self._groups()
-        first = mine if mine[0] == 0 else theirs
+        local, remote = self._groups()
+        first = local if local[0] == 0 else remote
         if not OPERATIONS[operation].rooted:
             return len(first), 0
-        # who has no part in a call gives None for the root, and is of its group
-        return len(first), (theirs if arguments[0] in theirs else mine)[0]
+        # a rank that takes no part passes None for the root, and is of the root's group
+        return len(first), (remote if arguments[0] in remote else local)[0]
 
 
 def _commctx_inter(comm: Intercomm) -> tuple[Intercomm, int, Intracomm, bool]:
-    """(a duplicate that no program sees, the next tag to use in it, this group alone, whether it is the first one).
+    """Return a hidden duplicate, its next tag, this group alone, and whether it is the first group.
 
-    mpi4py.util asks for it.
+    mpi4py.util calls it.
     """
     state, tag = internal(comm)
     if state.local is None:  # made once: it numbers its collectives
         state.local = comm._child(state.ranks, "local", state.ranks)
     return Intercomm._of(state), tag, Intracomm._of(state.local), state.ranks < state.peers
 
+
+KINDS[Kind.INTER] = Intercomm
 
 __all__ = ["Intercomm", "_commctx_inter"]

@@ -1,4 +1,9 @@
-"""Communicators of one group, COMM_WORLD and COMM_SELF, and what is made of them: topologies, intercommunicators (MPI 4.1, 7.4)."""
+"""Communicators of one group, COMM_WORLD and COMM_SELF (MPI 4.1, sections 7.4, 7.6 and 8.5).
+
+The constructors here make subgroups without a parent's help (`Create_group`, `Create_from_group`),
+topologies, and intercommunicators. Handles of subclasses come from `comm_state.KINDS`, since their
+modules import this one.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from serverless_mpi.api.comm import Comm, internal
-from serverless_mpi.api.comm_state import State
+from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
-from serverless_mpi.api.group import Group
+from serverless_mpi.api.group import Group, group_ranks
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.topologies import Cart, Dist, Graph
@@ -38,7 +43,23 @@ class Intracomm(Comm):
         return comm._made is None or comm._made.remote is None
 
     def Create_group(self, group: Group, tag: int = 0) -> Intracomm:
-        """The processes of `group`, who alone call it."""
+        """Make a communicator of the processes of a group; only they call it.
+
+        Parameters
+        ----------
+        group
+            A subgroup of the communicator's group.
+        tag
+            Distinguishes concurrent calls for the same group.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.2.
+        """
         self._live()
         ranks = self._check_group(group)
         if not 0 <= tag <= TAG_UB:
@@ -56,46 +77,87 @@ class Intracomm(Comm):
         info: Info = INFO_NULL,
         errhandler: Errhandler | None = None,
     ) -> Intracomm:
-        """The processes of `group`, who alone call it; no communicator is needed."""
-        ranks = group._live()
+        """Make a communicator of the processes of a group, without a parent communicator.
+
+        Parameters
+        ----------
+        group
+            The processes; only they call it.
+        stringtag
+            Distinguishes concurrent calls for the same group.
+        info
+            Not used.
+        errhandler
+            Error handler of the new communicator.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.2.
+        """
+        ranks = group_ranks(group)
         if not ranks:
             return Intracomm()
         runtime = get_runtime()
         if runtime.rank not in ranks:
             raise MPIException(
                 ERR_GROUP,
-                f"rank {runtime.rank} is not in the group that it makes a communicator of",
+                f"rank {runtime.rank} is not in the group that the communicator is made of",
             )
         facts = ("group", stringtag, ranks)
         state = State(runtime, derive_context(0, *facts, from_nothing(runtime, facts)), ranks)
         state.session = group._session
-        made = Intracomm._of(state)
+        comm = Intracomm._of(state)
         if errhandler is not None:
-            made.Set_errhandler(errhandler)
-        return made
+            comm.Set_errhandler(errhandler)
+        return comm
 
     # --- topologies ----------------------------------------------------------
 
     def _shaped(self, topology: Any, count: int, what: str) -> State | None:
-        """What the first `count` ranks share as a communicator of that shape; None on the others."""
+        """The state of a topology of the first `count` ranks; None on other ranks."""
         number = next(self._state.children)
         if self._state.rank >= count:
             return None
-        made: State = self._child(self._state.ranks[:count], what, number, topology=topology)
-        return made
+        child: State = self._child(self._state.ranks[:count], what, number, topology=topology)
+        return child
 
     def Create_cart(
         self, dims: Sequence[int], periods: Sequence[bool] | None = None, reorder: bool = False
     ) -> Any:
-        """A grid of shape `dims`, with `periods` (one, or one a dimension) closed to rings; ranks go row by row."""
-        from serverless_mpi.api.topocomm import Cartcomm
+        """Make a communicator with a Cartesian topology.
 
+        Parameters
+        ----------
+        dims
+            Processes in each dimension; their product must not exceed the number of processes.
+        periods
+            Whether each dimension is periodic: one value for all, or one per dimension.
+        reorder
+            Not used: ranks stay, in row-major order.
+
+        Returns
+        -------
+        Cartcomm
+            A null communicator on processes beyond the grid.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 8.5.1.
+        """
         self._live()
         cart = Cart.made(dims, periods, len(self._state.ranks))
-        return Cartcomm._of(self._shaped(cart, cart.size, "cart"))
+        return KINDS[Kind.CART]._of(self._shaped(cart, cart.size, "cart"))
 
     def Cart_map(self, dims: Sequence[int], periods: Sequence[bool] | None = None) -> int:
-        """The rank that this process would have in such a grid, or UNDEFINED."""
+        """Return the rank that this process would have in such a grid, or MPI.UNDEFINED."""
         self._live()
         cart = Cart.made(dims, periods, len(self._state.ranks), mapping=True)
         return self._state.rank if self._state.rank < cart.size else UNDEFINED
@@ -103,15 +165,29 @@ class Intracomm(Comm):
     def Create_graph(
         self, index: Sequence[int], edges: Sequence[int], reorder: bool = False
     ) -> Any:
-        """A graph that every process describes: node i's neighbours are edges[index[i-1]:index[i]]."""
-        from serverless_mpi.api.topocomm import Graphcomm
+        """Make a communicator with a graph topology, which every process describes in full.
 
+        Parameters
+        ----------
+        index, edges
+            The neighbours of node i are edges[index[i-1]:index[i]].
+        reorder
+            Not used: ranks stay.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 8.5.3.
+        """
         self._live()
         graph = Graph.made(index, edges, len(self._state.ranks))
-        return Graphcomm._of(self._shaped(graph, graph.size, "graph"))
+        return KINDS[Kind.GRAPH]._of(self._shaped(graph, graph.size, "graph"))
 
     def Graph_map(self, index: Sequence[int], edges: Sequence[int]) -> int:
-        """The rank that this process would have in such a graph, or UNDEFINED."""
+        """Return the rank that this process would have in such a graph, or MPI.UNDEFINED."""
         self._live()
         graph = Graph.made(index, edges, len(self._state.ranks))
         return self._state.rank if self._state.rank < graph.size else UNDEFINED
@@ -125,12 +201,28 @@ class Intracomm(Comm):
         info: Info = INFO_NULL,
         reorder: bool = False,
     ) -> Any:
-        """A graph of which every process gives the edges to and from itself.  Sends nothing."""
-        from serverless_mpi.api.topocomm import Distgraphcomm
+        """Make a communicator with a distributed graph, where every process gives its own edges.
 
+        Parameters
+        ----------
+        sources, destinations
+            Ranks of the edges to and from this process.
+        sourceweights, destweights
+            Weights of the edges; None for an unweighted graph.
+        info, reorder
+            Not used.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 8.5.4.
+        """
         self._live()
         size = len(self._state.ranks)
-        return Distgraphcomm._of(
+        return KINDS[Kind.DIST_GRAPH]._of(
             self._shaped(
                 Dist.adjacent(sources, destinations, sourceweights, destweights, size),
                 size,
@@ -147,9 +239,29 @@ class Intracomm(Comm):
         info: Info = INFO_NULL,
         reorder: bool = False,
     ) -> Any:
-        """A graph of which every process gives any edges: degrees[i] of them from sources[i]."""
-        from serverless_mpi.api.topocomm import Distgraphcomm
+        """Make a communicator with a distributed graph, where processes give any edges.
 
+        Parameters
+        ----------
+        sources
+            Nodes whose outgoing edges this process gives.
+        degrees
+            Number of edges of each of `sources`.
+        destinations
+            Ends of these edges, those of one source after those of another.
+        weights
+            Weights of the edges; None for an unweighted graph.
+        info, reorder
+            Not used.
+
+        Notes
+        -----
+        One allgather of the edges.
+
+        References
+        ----------
+        MPI 4.1, section 8.5.4.
+        """
         self._live()
         size = len(self._state.ranks)
         edges, weighted = Dist.edges_given(sources, degrees, destinations, weights, size)
@@ -160,16 +272,39 @@ class Intracomm(Comm):
             [edge for some, _ in given for edge in some],
             any(flag for _, flag in given),
         )
-        return Distgraphcomm._of(self._shaped(dist, size, "dist_graph"))
+        return KINDS[Kind.DIST_GRAPH]._of(self._shaped(dist, size, "dist_graph"))
 
     # --- two groups ----------------------------------------------------------
 
     def Create_intercomm(
         self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0
     ) -> Any:
-        """Join this group with another one, whose members call it too; the two leaders meet in `peer_comm` under `tag`."""
-        from serverless_mpi.api.intercomm import Intercomm
+        """Make an intercommunicator of this group and another one; both call it.
 
+        Parameters
+        ----------
+        local_leader
+            Rank in this group that speaks for it.
+        peer_comm
+            Communicator that has both leaders; significant on the leader.
+        remote_leader
+            Rank of the other leader in `peer_comm`; significant on the leader.
+        tag
+            Tag of the leaders' messages, and a part of what the context is derived from.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: the groups have a process in common. ERR_RANK: no such leader.
+
+        Notes
+        -----
+        One message in each direction between the leaders, and a broadcast in each group.
+
+        References
+        ----------
+        MPI 4.1, section 7.6.2.
+        """
         self._live()
         state = self._state
         if not isinstance(peer_comm, Intracomm):
@@ -180,32 +315,35 @@ class Intracomm(Comm):
             raise MPIException(
                 ERR_RANK, f"local leader {local_leader} is outside 0..{len(state.ranks) - 1}"
             )
-        mine = (state.context, next(state.children), state.ranks)
-        theirs: Any = None
+        local = (state.context, next(state.children), state.ranks)
+        remote_facts: Any = None
         if state.rank == local_leader:
             try:
-                theirs = peer_comm._swap(mine, remote_leader, tag)
-            except MPIException as error:  # the others wait for the leader, and shall hear of it
-                theirs = error
-        theirs = self.bcast(theirs, local_leader)
-        if isinstance(theirs, MPIException):
-            raise theirs
-        remote = theirs[2]
+                remote_facts = peer_comm._swap(local, remote_leader, tag)
+            except MPIException as error:  # broadcast below: the others wait for the leader
+                remote_facts = error
+        remote_facts = self.bcast(remote_facts, local_leader)
+        if isinstance(remote_facts, MPIException):
+            raise remote_facts
+        remote = remote_facts[2]
         if set(remote) & set(state.ranks):
             raise MPIException(
                 ERR_COMM, "the two groups of an intercommunicator must have no process in common"
             )
-        return Intercomm._of(self._between(tag, mine, theirs))
+        return self._between(tag, local, remote_facts).handle()
 
-    def _between(self, tag: int, mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> State:
-        context = derive_context(0, "inter", tag, *sorted((mine, theirs)))
-        return State(self._state.runtime, context, mine[2], remote=theirs[2])
+    def _between(self, tag: int, local: tuple[Any, ...], remote_facts: tuple[Any, ...]) -> State:
+        """The state of the intercommunicator of two groups, each described by its leader."""
+        context = derive_context(0, "inter", tag, *sorted((local, remote_facts)))
+        return State(self._state.runtime, context, local[2], remote=remote_facts[2])
 
     def _swap(self, value: Any, other: int, tag: int) -> Any:
-        """What another rank, who calls this too, has."""
+        """Exchange a value with another rank, which calls this, too."""
         self._check_send(other, tag)
         if not 0 <= other < len(self._peers) or self._peers[other] == self._runtime.rank:
-            raise MPIException(ERR_RANK, f"remote leader {other} is this process itself or nobody")
+            raise MPIException(
+                ERR_RANK, f"remote leader {other} is not another rank of the peer communicator"
+            )
         state = self._state
         context = derive_context(state.context, "leaders")
         if not state.count("leaders"):
@@ -230,7 +368,7 @@ class Intracomm(Comm):
         root: int = 0,
         errcodes: list[int] | None = None,
     ) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: dynamic processes are not supported."""
         raise missing("Intracomm.Spawn (dynamic processes)")
 
     def Spawn_multiple(
@@ -242,35 +380,38 @@ class Intracomm(Comm):
         root: int = 0,
         errcodes: list[list[int]] | None = None,
     ) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: dynamic processes are not supported."""
         raise missing("Intracomm.Spawn_multiple (dynamic processes)")
 
     def Accept(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: dynamic processes are not supported."""
         raise missing("Intracomm.Accept (dynamic processes)")
 
     def Connect(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> NoReturn:
-        """Missing."""
+        """Raise `MissingError`: dynamic processes are not supported."""
         raise missing("Intracomm.Connect (dynamic processes)")
 
+
+KINDS[Kind.INTRA] = Intracomm
 
 _from_nothing: weakref.WeakKeyDictionary[Runtime, Counter[Any]] = weakref.WeakKeyDictionary()
 
 
 def from_nothing(runtime: Runtime, facts: tuple[Any, ...]) -> int:
-    """How often a communicator has been made of `facts` alone before."""
+    """Return how often a communicator was made from `facts` without a parent before."""
     counters = _from_nothing.setdefault(runtime, Counter())
     counters[facts] += 1
     return counters[facts] - 1
 
 
 def _commctx_intra(comm: Intracomm) -> tuple[Intracomm, int]:
-    """(a duplicate that no program sees, the next tag to use in it); mpi4py.util asks for it."""
+    """Return a duplicate that programs do not see, and its next tag; mpi4py.util calls it."""
     state, tag = internal(comm)
     return Intracomm._of(state), tag
 
 
 def _predefined(name: str, context: int, ranks: Callable[[Runtime], Sequence[int]]) -> Intracomm:
+    """Make a handle whose state is made at first use."""
     comm = Intracomm()
 
     @functools.cache
@@ -289,7 +430,7 @@ COMM_SELF = _predefined("COMM_SELF", CONTEXT_SELF, lambda runtime: (runtime.rank
 
 
 def world_of(runtime: Runtime) -> Intracomm:
-    """COMM_WORLD of a runtime other than the process's own, for jobs whose ranks are threads."""
+    """Return COMM_WORLD of a runtime that is not the process's own: for ranks that are threads."""
     return Intracomm._of(State(runtime, CONTEXT_WORLD, range(runtime.size), "MPI_COMM_WORLD"))
 
 

@@ -1,17 +1,19 @@
-"""Messages that a matched probe has taken: nobody else can receive them (MPI 4.1, section 3.8.2)."""
+"""Messages that a matched probe has taken: only their handle can receive them (MPI 4.1, 3.8.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from serverless_mpi.api.handle import Handle
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
-from serverless_mpi.api.transfer import as_object, completed, room
+from serverless_mpi.api.buffers import BufSpec
+from serverless_mpi.api.handle import Handle, handle_of, name_constant
+from serverless_mpi.api.request import Request, complete_receive, request_of
+from serverless_mpi.api.status import Status, fill_null_status
+from serverless_mpi.api.transfer import as_object, completed, receive_request, receive_target
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import ERR_REQUEST, MPIException
+from serverless_mpi.runtime import Runtime
 from serverless_mpi.runtime.operation import Operation
 from serverless_mpi.signals import uninterrupted
 
@@ -20,25 +22,27 @@ if TYPE_CHECKING:
 
 
 class _Matched:
-    """What all handles to one message share: where it was matched, and what it is until it is received; nothing for NO_PROC."""
+    """The state of one message.
 
-    def __init__(self, comm: PointToPoint | None, incoming: Incoming | None) -> None:
-        self.comm, self.incoming = comm, incoming
+    runtime: that took it, None for NO_PROC; places: world rank -> rank in the communicator;
+    incoming: the message until it is received.
+    """
+
+    def __init__(
+        self, runtime: Runtime | None, places: Mapping[int, int], incoming: Incoming | None
+    ) -> None:
+        self.runtime, self.places, self.incoming = runtime, places, incoming
         self.constant: Message | None = None
 
 
 class Message(Handle):
-    """A message that a matched probe has taken."""
+    """A message that a matched probe has taken out of matching."""
 
     __module__ = "serverless_mpi.MPI"
     _ob: _Matched | None
 
     def __new__(cls, message: Message | None = None) -> Message:
         return cls._copy(message)  # type: ignore[no-any-return]
-
-    @classmethod
-    def _of(cls, comm: PointToPoint, incoming: Incoming) -> Message:
-        return cls._of_state(_Matched(comm, incoming))  # type: ignore[no-any-return]
 
     @classmethod
     def probe(
@@ -48,7 +52,7 @@ class Message(Handle):
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Message:
-        """`comm.mprobe`."""
+        """Wait for a message and take it out of matching, as `comm.mprobe`."""
         return comm.mprobe(source, tag, status)
 
     @classmethod
@@ -59,7 +63,7 @@ class Message(Handle):
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Message | None:
-        """`comm.improbe`."""
+        """Take a message out of matching if there is one, as `comm.improbe`."""
         return comm.improbe(source, tag, status)
 
     Probe = probe
@@ -67,37 +71,52 @@ class Message(Handle):
 
     @uninterrupted
     def _start(self, value: Callable[[Operation], Any], into: memoryview | None = None) -> Request:
+        """Start the receive; the handle becomes null."""
         matched = self._ob
         if self is not MESSAGE_NO_PROC:
             self._ob = None
         if matched is MESSAGE_NO_PROC._ob:
-            return Request._of(None, completed(), lambda operation, status: status._fill_null())
-        if matched is None or matched.comm is None or matched.incoming is None:
+            return request_of(None, completed(), lambda operation, status: fill_null_status(status))
+        if matched is None or matched.runtime is None or matched.incoming is None:
             raise MPIException(ERR_REQUEST, "the message is null or has been received")
-        comm, incoming = matched.comm, matched.incoming
-        matched.comm = matched.incoming = None
-        return comm._received(comm._runtime.irecv_matched(incoming, into), value)
+        runtime, incoming = matched.runtime, matched.incoming
+        matched.incoming = None
+        operation = runtime.irecv_matched(incoming, into)
+        return receive_request(runtime, matched.places, operation, value)
 
     @uninterrupted
     def recv(self, status: Status | None = None) -> Any:
-        """Receive it as an object."""
-        return self._start(as_object)._complete_own(status)
+        """Receive the message as a Python object; the handle becomes null."""
+        return complete_receive(self._start(as_object), status)
 
     def irecv(self) -> Request:
-        """Start receiving it as an object."""
+        """Start receiving the message as a Python object; the handle becomes null."""
         return self._start(as_object)
 
     @uninterrupted
-    def Recv(self, buf: Any, status: Status | None = None) -> None:
-        """Receive it into a buffer."""
-        self.Irecv(buf)._complete_own(status)
+    def Recv(self, buf: BufSpec, status: Status | None = None) -> None:
+        """Receive the message into a buffer; the handle becomes null.
 
-    def Irecv(self, buf: Any) -> Request:
-        """Start receiving it into a buffer."""
-        return self._start(*room(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the message is longer than the buffer. ERR_REQUEST: it has been received.
+        """
+        complete_receive(self.Irecv(buf), status)
+
+    def Irecv(self, buf: BufSpec) -> Request:
+        """Start receiving the message into a buffer; the handle becomes null."""
+        return self._start(*receive_target(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
 
 
-MESSAGE_NULL: Message = Message()._name_constant("MESSAGE_NULL")
-MESSAGE_NO_PROC: Message = Message._of_state(_Matched(None, None))._name_constant("MESSAGE_NO_PROC")
+def matched_message(runtime: Runtime, places: Mapping[int, int], incoming: Incoming) -> Message:
+    """Make a handle to a message that a matched probe has taken."""
+    return handle_of(Message, _Matched(runtime, places, incoming))
+
+
+MESSAGE_NULL: Message = name_constant(Message(), "MESSAGE_NULL")
+MESSAGE_NO_PROC: Message = name_constant(
+    handle_of(Message, _Matched(None, {}, None)), "MESSAGE_NO_PROC"
+)
 
 __all__ = ["MESSAGE_NO_PROC", "MESSAGE_NULL", "Message"]

@@ -1,6 +1,7 @@
 """Memory: `MPI.buffer`, addresses, and the bytes of any object that has some, without a copy.
 
-Nothing here knows of messages; buffers.py does. Memory that other libraries describe (DLPack, CUDA arrays) is in foreign.py.
+Nothing here knows of messages; buffers.py does. Memory that other libraries describe (DLPack, CUDA
+arrays) is in foreign.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CASTABLE = frozenset("?bBhHiIlLqQfd")  # formats that memoryview.cast turns to b
 
 
 class _Constant:
-    """A constant that stands in a buffer's place; it equals its number."""
+    """A constant in a buffer's place; it equals its number."""
 
     __slots__ = ()
     _number: int
@@ -111,7 +112,7 @@ class buffer(np.ndarray[Any, Any]):
 
     @staticmethod
     def allocate(nbytes: int, clear: bool = False) -> buffer:
-        """New memory, zeroed if `clear`."""
+        """Allocate memory, zeroed if `clear`."""
         if not hasattr(nbytes, "__index__"):
             raise TypeError(f"a number of bytes is an integer, not {type(nbytes).__name__}")
         if nbytes < 0:
@@ -121,7 +122,7 @@ class buffer(np.ndarray[Any, Any]):
 
     @staticmethod
     def frombuffer(obj: Any, readonly: bool = False) -> buffer:
-        """The memory of an object, to be written too unless `readonly`."""
+        """Return a view of an object's memory, writable unless `readonly`."""
         self = buffer._viewing(obj, readonly)
         if readonly:
             self.flags.writeable = False
@@ -138,7 +139,7 @@ class buffer(np.ndarray[Any, Any]):
 
     @staticmethod
     def fromaddress(address: int, nbytes: int, readonly: bool = False) -> buffer:
-        """Memory at an address: it must be there and stay as long as the buffer is used."""
+        """Return a view of memory at an address, which must stay valid while the buffer is used."""
         if nbytes < 0:
             raise ValueError(f"a number of bytes cannot be {nbytes}")
         if not address and nbytes:
@@ -148,23 +149,23 @@ class buffer(np.ndarray[Any, Any]):
         return self
 
     def cast(self, format: str, shape: Any = None) -> memoryview:
-        """The bytes as numbers of a format of the struct module, in a shape."""
+        """Return the bytes as numbers of a format of the struct module, in a shape."""
         view = self._touch()
         return view.cast(format) if shape is None else view.cast(format, shape)  # type: ignore[call-overload,no-any-return]
 
     def tobytes(self, order: str | None = None) -> bytes:
-        """A copy of the bytes."""
+        """Return a copy of the bytes."""
         return self._touch().tobytes()
 
     def toreadonly(self) -> buffer:
-        """The same memory, not to be written."""
+        """Return a read-only view of the memory."""
         self._touch()
         new = buffer._over(np.asarray(self), self._obj)
         new.flags.writeable = False
         return new
 
     def release(self) -> None:
-        """Let go of the memory: nothing of it is left in the buffer."""
+        """Release the memory: the buffer is empty afterwards."""
         self.__setstate__((1, (0,), np.dtype(np.uint8), False, b""))  # type: ignore[arg-type]
         self.flags.writeable = True
         self._obj = None
@@ -246,7 +247,7 @@ def _integer(item: Any) -> int:
 
 
 def at_address(address: int, nbytes: int) -> memoryview:
-    """`nbytes` of memory at an address."""
+    """Return a view of `nbytes` at an address."""
     return (
         memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
         if nbytes
@@ -255,7 +256,7 @@ def at_address(address: int, nbytes: int) -> memoryview:
 
 
 def on_device(obj: Any) -> bool:
-    """Whether the object says that its memory is a GPU's."""
+    """Return whether the object states that its memory is on a GPU."""
     if isinstance(obj, (bytes, bytearray, memoryview, np.ndarray)):
         return False
     if hasattr(obj, "__dlpack_device__"):
@@ -264,7 +265,7 @@ def on_device(obj: Any) -> bool:
 
 
 def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
-    """(the bytes of `obj` without a copy, the format of its numbers in the struct module or NumPy's, None for plain bytes).
+    """Return the bytes of `obj` without a copy, and the format of its numbers (None: plain bytes).
 
     Raises
     ------
@@ -316,7 +317,8 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
     if char in CASTABLE and dtype.isnative:
         code = char
     elif dtype.kind in "SU" and dtype.isnative:
-        code = f"{dtype.itemsize // (1 if dtype.kind == 'S' else 4)}{'s' if dtype.kind == 'S' else 'w'}"
+        width, letter = (1, "s") if dtype.kind == "S" else (4, "w")
+        code = f"{dtype.itemsize // width}{letter}"
     else:
         code = char if dtype.isnative else dtype.str
     if isinstance(array, buffer):
@@ -326,7 +328,8 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
     if not array.flags.c_contiguous:
         if not array.flags.f_contiguous:
             raise BufferError(
-                f"an array with strides {array.strides} is not contiguous; send numpy.ascontiguousarray(array)"
+                f"an array with strides {array.strides} is not contiguous;"
+                " send numpy.ascontiguousarray(array)"
             )
         array = array.T
     if char in CASTABLE and dtype.isnative:
@@ -363,13 +366,14 @@ def native(code: str) -> str:
         return code[1:]
     if code[0] in "<>":
         raise BufferError(
-            f"numbers of format {code!r} are not in this machine's byte order; give a datatype explicitly"
+            f"numbers of format {code!r} are not in this machine's byte order;"
+            " give a datatype explicitly"
         )
     return code
 
 
 def Alloc_mem(size: int, info: Info = INFO_NULL) -> buffer:
-    """New memory."""
+    """Allocate memory."""
     if size < 0:
         raise MPIException(ERR_ARG, f"a number of bytes cannot be {size}")
     try:
@@ -379,12 +383,12 @@ def Alloc_mem(size: int, info: Info = INFO_NULL) -> buffer:
 
 
 def Free_mem(mem: buffer) -> None:
-    """Give memory of Alloc_mem up."""
+    """Release memory of `Alloc_mem`."""
     mem.release()
 
 
 def Get_address(location: Any) -> int:
-    """The address of a buffer's first byte."""
+    """Return the address of a buffer's first byte."""
     if isinstance(location, _Constant):
         return int(location)
     view, _ = as_bytes(location, readonly=True)
@@ -392,12 +396,12 @@ def Get_address(location: Any) -> int:
 
 
 def Aint_add(base: int, disp: int) -> int:
-    """An address so many bytes further."""
+    """Return an address plus a number of bytes."""
     return base + disp
 
 
 def Aint_diff(addr1: int, addr2: int) -> int:
-    """Bytes from the second address to the first."""
+    """Return the bytes from the second address to the first."""
     return addr1 - addr2
 
 

@@ -1,4 +1,13 @@
-"""Reduction operations: which they are, what types they take, how packed bytes are combined (MPI 4.1, 6.9.2)."""
+"""Reduction operations: their functions, the types they take, and how packed bytes are combined.
+
+Predefined operations combine packed elements with NumPy, and Python objects with a Python function.
+A user-defined operation (`Op.Create`) works on memory; it may take its operand as one object, so a
+vector is never cut for it (plan.py).
+
+References
+----------
+MPI 4.1, section 6.9.2.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.buffers import BlockSpec, BufSpec
+from serverless_mpi.api.datatype import Datatype, type_state
 from serverless_mpi.api.datatype_state import COMBINER_DUP
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.api.memory import buffer
 from serverless_mpi.api.types import BYTE, PACKED
 from serverless_mpi.errors import ERR_BUFFER, ERR_OP, ERR_TRUNCATE, MPIException
@@ -31,7 +41,7 @@ def _truth(function: _Two) -> _Two:
 
 
 def _located(better: _Two) -> _Two:
-    """MAXLOC and MINLOC on packed (value, index) pairs: the better value, of equal ones the lower index."""
+    """MAXLOC and MINLOC on packed (value, index) pairs; of equal values, the lower index."""
 
     def combine(a: _Array, b: _Array) -> _Array:
         first = better(a["value"], b["value"]) | (
@@ -53,7 +63,10 @@ def _located_objects(better: _Two) -> _Two:
 
 
 class _State:
-    """What all handles to one operation share. kinds: NumPy's kinds that it takes; pairs: whether it takes (value, index)."""
+    """State of an operation.
+
+    kinds: NumPy's kinds that it takes; pairs: whether it takes (value, index).
+    """
 
     def __init__(
         self,
@@ -80,7 +93,7 @@ class _State:
 
 
 class Op(Handle):
-    """A reduction operation.  Called with two Python objects it combines them."""
+    """A reduction operation; called with two Python objects, it combines them."""
 
     __module__ = "serverless_mpi.MPI"
     _function: Callable[..., Any] | None = None  # of the program: what the handle pickles as
@@ -94,9 +107,19 @@ class Op(Handle):
 
     @classmethod
     def Create(cls, function: Callable[[Any, Any, Datatype], None], commute: bool = False) -> Op:
-        """An operation of the program's own: function(inbuf, inoutbuf, datatype) on memory, in place in `inoutbuf`.
+        """Make an operation of a program's own function.
 
-        With commute False operands are combined in rank order.
+        Parameters
+        ----------
+        function
+            Called as function(inbuf, inoutbuf, datatype); combines both into `inoutbuf`. It must be
+            associative.
+        commute
+            Whether operands may be combined in any order; if not, rank order is kept.
+
+        References
+        ----------
+        MPI 4.1, section 6.9.5.
         """
         if not callable(function):
             raise TypeError("an operation is made of a function")
@@ -118,7 +141,7 @@ class Op(Handle):
         return self._ob  # type: ignore[no-any-return]
 
     def Free(self) -> None:
-        """Give a program's own operation up."""
+        """Free a user-defined operation."""
         state = self._live
         if state.user is None:
             raise MPIException(ERR_OP, f"{state.name} is predefined and cannot be freed")
@@ -127,7 +150,7 @@ class Op(Handle):
         self._ob = self._function = None
 
     def Is_commutative(self) -> bool:
-        """Whether operands may be combined in any order."""
+        """Return whether operands may be combined in any order."""
         return self._live.commute
 
     is_commutative = property(Is_commutative, doc="Whether operands may be combined in any order.")
@@ -142,16 +165,32 @@ class Op(Handle):
         return super().__reduce__()
 
     def __call__(self, x: Any, y: Any, /) -> Any:
-        """x (op) y for Python objects; x is the lower rank's."""
+        """Return x (op) y for Python objects; x is the operand of the lower rank."""
         if self._ob is None:
             raise ValueError("the operation is null")
         return self._ob.objects(x, y)
 
-    def Reduce_local(self, inbuf: Any, inoutbuf: Any) -> None:
-        """inoutbuf = inbuf (op) inoutbuf, for buffers of this rank alone."""
-        from serverless_mpi.api.buffers import Message
+    def Reduce_local(self, inbuf: BufSpec, inoutbuf: BufSpec) -> None:
+        """Combine two buffers of this process: inoutbuf = inbuf (op) inoutbuf.
 
-        left, right = Message(inbuf, readonly=True), Message(inoutbuf, readonly=False)
+        Parameters
+        ----------
+        inbuf
+            Specification of the first operand.
+        inoutbuf
+            Specification of the second operand, of as many elements of the same type, and of the
+            result.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both are the same memory.
+
+        References
+        ----------
+        MPI 4.1, section 6.9.7.
+        """
+        left, right = BlockSpec(inbuf, readonly=True), BlockSpec(inoutbuf, readonly=False)
         if left.datatype != right.datatype:
             raise ValueError("mismatch in input and output datatypes")
         if left.count != right.count:
@@ -166,7 +205,7 @@ class Op(Handle):
         state = self._live
         if state.user is not None:
             return
-        of = datatype._live
+        of = type_state(datatype)
         if of.combiner == COMBINER_DUP:
             of = of.types[0]
         if of.pair is not None:
@@ -181,18 +220,19 @@ class Op(Handle):
             )
 
     def combine(self, a: memoryview, b: memoryview, datatype: Datatype) -> memoryview:
-        """a (op) b of packed elements of `datatype`; a is the lower ranks'.  Neither is changed."""
+        """Return a (op) b of packed elements, a of the lower ranks; neither changes."""
         state = self._live
         if a.nbytes != b.nbytes:
             raise MPIException(
                 ERR_TRUNCATE,
-                f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes; counts must agree on all ranks",
+                f"{state.name or 'the operation'} met {a.nbytes} and {b.nbytes} bytes;"
+                " counts must agree on all ranks",
             )
         if state.user is not None:
             return _combine_memory(state.user, a, b, datatype)
         if state.arrays is None:
             raise MPIException(ERR_OP, f"{state.name} does not combine buffers")
-        dtype = datatype._live.pair or datatype._live.base
+        dtype = type_state(datatype).pair or type_state(datatype).base
         with np.errstate(over="ignore", invalid="ignore"):
             result = state.arrays(np.frombuffer(a, dtype), np.frombuffer(b, dtype))
         return (
@@ -206,7 +246,7 @@ def _combine_memory(
     function: Callable[..., Any], a: memoryview, b: memoryview, datatype: Datatype
 ) -> memoryview:
     """A program's function sees the elements as the datatype lays them out in memory."""
-    layout = datatype._live.layout
+    layout = type_state(datatype).layout
     if layout.dense:
         inout = bytearray(b)
         function(buffer.frombuffer(bytearray(a)), buffer.frombuffer(inout), datatype)
@@ -226,10 +266,13 @@ _PREDEFINED: list[str] = []
 
 def _predefined(label: str, *arguments: Any, **more: Any) -> Op:
     _PREDEFINED.append(label)
-    return Op._of_state(_State(f"MPI_{label}", *arguments, **more))._name_constant(label)  # type: ignore[no-any-return]
+    return name_constant(handle_of(Op, _State(f"MPI_{label}", *arguments, **more)), label)
 
 
-OP_NULL: Op = Op()._name_constant("OP_NULL")
+# Combining functions of an operation by datatype, which plan.py keeps.
+combiners_of: Callable[[Op], dict[Any, Any]] = operator.attrgetter("_live.combiners")
+
+OP_NULL: Op = name_constant(Op(), "OP_NULL")
 MAX = _predefined("MAX", np.maximum, lambda x, y: y if y > x else x, _REALS)
 MIN = _predefined("MIN", np.minimum, lambda x, y: y if y < x else x, _REALS)
 SUM = _predefined("SUM", np.add, operator.add, _NUMBERS)

@@ -1,4 +1,21 @@
-"""Point-to-point calls of a communicator: validation, and objects and buffers to and from bytes (MPI 4.1, chapter 3)."""
+"""Point-to-point calls of a communicator: validation, and objects and buffers to and from bytes.
+
+A blocking call checks its arguments, then drives the runtime until its operation is done; it makes
+no request. A nonblocking call returns a `Request` with a function that fills the status and makes
+the value. PROC_NULL sends nothing and receives at once.
+
+Ownership. Bytes that the program may change as soon as the call returns (objects of `isend`, all
+buffered sends) are passed as `Payload.TRANSIENT`, so the runtime copies what it cannot send at
+once. Buffers of other sends are borrowed until the send is done.
+
+Pitfall: these calls are the hot path (`python -m benchmarks direct` measures it), so `_send` and
+`_recv` enter the signal shield themselves instead of using the decorator: one Python call less
+each.
+
+References
+----------
+MPI 4.1, chapter 3.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +24,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
-from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message
+from serverless_mpi.api.buffers import Buffer, BufSpec
+from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message, matched_message
 from serverless_mpi.api.pickling import encode
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
-from serverless_mpi.api.transfer import as_object, both, completed, outgoing, room
+from serverless_mpi.api.request import Request, complete, complete_receive, operation_of, request_of
+from serverless_mpi.api.status import Status, fill_empty_status, fill_null_status, fill_status
+from serverless_mpi.api.transfer import (
+    as_object,
+    both,
+    completed,
+    outgoing,
+    receive_request,
+    receive_target,
+)
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, TAG_UB, Envelope
 from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.runtime import Runtime
@@ -20,7 +45,7 @@ from serverless_mpi.signals import shield, uninterrupted
 
 
 class PointToPoint:
-    """What sends to and receives from one rank.  `Comm` gives the context, the ranks and the runtime."""
+    """The point-to-point calls of a communicator. `Comm` provides context, ranks and runtime."""
 
     _runtime: Runtime
     _context: int
@@ -30,12 +55,13 @@ class PointToPoint:
     def _live(self) -> None: ...
 
     def _attached(self) -> Attached:
-        """The buffer for buffered sends."""
+        """The buffer that buffered sends are counted against."""
         raise NotImplementedError
 
     # --- what all calls share ------------------------------------------------
 
     def _check_send(self, dest: int, tag: int) -> None:
+        """Raise ERR_TAG or ERR_RANK for an invalid tag or destination."""
         self._live()
         if not 0 <= tag <= TAG_UB:
             raise MPIException(ERR_TAG, f"tag {tag} to rank {dest} is outside 0..{TAG_UB}")
@@ -43,6 +69,7 @@ class PointToPoint:
             raise MPIException(ERR_RANK, f"destination {dest} is outside 0..{len(self._peers) - 1}")
 
     def _check_recv(self, source: int, tag: int) -> None:
+        """Raise ERR_TAG or ERR_RANK for an invalid tag or source."""
         self._live()
         if tag != ANY_TAG and not 0 <= tag <= TAG_UB:
             raise MPIException(
@@ -54,7 +81,7 @@ class PointToPoint:
             )
 
     def _world(self, rank: int) -> int:
-        """The world rank of a peer; programs compute ranks as n / 2, which C cuts to an integer."""
+        """The world rank of a peer; a float is truncated: programs compute ranks as n / 2."""
         try:
             return self._peers[rank]
         except TypeError:
@@ -69,20 +96,20 @@ class PointToPoint:
         sync: bool = False,
         payload: Payload = Payload.BORROWED,
     ) -> Request:
-        """Start a send of bytes that may change when `payload` says."""
+        """Start a send; `payload` states when the bytes may change."""
 
         def finish(operation: Operation, status: Status) -> None:
-            status._fill_empty()
+            fill_empty_status(status)
 
         if dest == PROC_NULL:
-            return Request._of(self._runtime, completed(), finish)
+            return request_of(self._runtime, completed(), finish)
         operation = self._runtime.isend(
             self._context, self._world(dest), tag, data, sync=sync, payload=payload
         )
-        return Request._of(self._runtime, operation, finish)
+        return request_of(self._runtime, operation, finish)
 
     def _send(self, data: Sequence[memoryview], dest: int, tag: int, sync: bool = False) -> None:
-        """A blocking send, which needs no request."""
+        """Send and return when the bytes may be changed."""
         if dest == PROC_NULL:
             return
         runtime = self._runtime
@@ -98,13 +125,15 @@ class PointToPoint:
 
     @uninterrupted
     def _start_buffered(self, data: Sequence[memoryview], dest: int, tag: int) -> Request:
+        """Start a send of bytes that may change at once; ERR_BUFFER if they do not fit."""
         if dest == PROC_NULL:
             return self._start_send(data, dest, tag)
         attached, nbytes = self._attached(), sum(part.nbytes for part in data)
         attached.reserve(nbytes)
         request = self._start_send(data, dest, tag, payload=Payload.TRANSIENT)
-        assert request._operation is not None
-        attached.took(self._runtime, request._operation, nbytes)
+        operation = operation_of(request)
+        assert operation is not None
+        attached.took(self._runtime, operation, nbytes)
         return request
 
     @uninterrupted
@@ -115,13 +144,15 @@ class PointToPoint:
         value: Callable[[Operation], Any],
         into: memoryview | None = None,
     ) -> Request:
+        """Start a receive; `value` makes the value of the request."""
         self._check_recv(source, tag)
         if source == PROC_NULL:
-            return Request._of(
-                self._runtime, completed(), lambda operation, status: status._fill_null()
+            return request_of(
+                self._runtime, completed(), lambda operation, status: fill_null_status(status)
             )
         world = source if source == ANY_SOURCE else self._world(source)
-        return self._received(self._runtime.irecv(self._context, world, tag, into), value)
+        operation = self._runtime.irecv(self._context, world, tag, into)
+        return receive_request(self._runtime, self._places, operation, value)
 
     def _recv(
         self,
@@ -131,11 +162,11 @@ class PointToPoint:
         value: Callable[[Operation], Any],
         into: memoryview | None = None,
     ) -> Any:
-        """A blocking receive, which needs no request."""
+        """Receive and return what `value` makes of the operation; None from PROC_NULL."""
         self._check_recv(source, tag)
         if source == PROC_NULL:
             if status is not None:
-                status._fill_null()
+                fill_null_status(status)
             return None
         runtime = self._runtime
         shield.enter()
@@ -154,65 +185,104 @@ class PointToPoint:
         finally:
             shield.leave()
 
-    def _received(self, operation: Operation, value: Callable[[Operation], Any]) -> Request:
-        places = self._places  # the communicator may be freed before the receive is done
-
-        def finish(operation: Operation, status: Status) -> Any:
-            envelope = operation.envelope
-            assert envelope is not None
-            status._fill(places[envelope.source], envelope.tag, envelope.nbytes)
-            return value(operation)
-
-        return Request._of(self._runtime, operation, finish)
-
     def _status(self, envelope: Envelope, status: Status) -> None:
-        status._fill(self._places[envelope.source], envelope.tag, envelope.nbytes)
+        """Fill a status from the envelope of a message."""
+        fill_status(status, self._places[envelope.source], envelope.tag, envelope.nbytes)
 
     # --- objects -------------------------------------------------------------
 
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send a Python object to rank `dest`; returns when `obj` may be changed."""
+        """Send a Python object; return when it may be changed.
+
+        Parameters
+        ----------
+        obj
+            Any object that pickles. Contiguous arrays in it are sent without a copy.
+        dest
+            Rank of the receiver, or MPI.PROC_NULL; on an intercommunicator a rank of the remote
+            group.
+        tag
+            Between 0 and MPI.TAG_UB.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.2.
+        """
         self._check_send(dest, tag)
         self._send(encode(obj), dest, tag)
 
     def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send an object, buffered: never waits for the receiver; ERR_BUFFER if no buffer is attached that it fits in."""
+        """Send a Python object without waiting for the receiver.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: the pickle does not fit in the attached buffer (`Attach_buffer`).
+
+        References
+        ----------
+        MPI 4.1, section 3.6.
+        """
         self.ibsend(obj, dest, tag)
 
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send an object; returns when a receive has matched it."""
+        """Send a Python object; return when a receive has matched it."""
         self._check_send(dest, tag)
         self._send(encode(obj), dest, tag, sync=True)
 
     def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start sending an object, which may be changed at once."""
+        """Start sending a Python object, which may be changed at once."""
         self._check_send(dest, tag)
         return self._start_send(encode(obj), dest, tag, payload=Payload.TRANSIENT)
 
     def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start a buffered send of an object."""
+        """Start a buffered send of a Python object, which may be changed at once."""
         self._check_send(dest, tag)
         return self._start_buffered(encode(obj), dest, tag)
 
     def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start a send of an object that is done when a receive has matched it."""
+        """Start sending a Python object; the request completes when a receive has matched it."""
         self._check_send(dest, tag)
         return self._start_send(encode(obj), dest, tag, sync=True, payload=Payload.TRANSIENT)
 
     def recv(
         self,
-        buf: Any = None,
+        buf: Buffer | None = None,
         source: int = ANY_SOURCE,
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Any:
-        """Receive a Python object; None from PROC_NULL.  `buf` is not needed and not used, as in mpi4py, which warns too."""
+        """Receive a Python object.
+
+        Parameters
+        ----------
+        buf
+            Not used; mpi4py has deprecated it, and a value raises a warning.
+        source
+            Rank of the sender, MPI.ANY_SOURCE or MPI.PROC_NULL.
+        tag
+            Tag of the message, or MPI.ANY_TAG.
+        status
+            Filled with source, tag and length.
+
+        Returns
+        -------
+        object
+            The object; arrays in it are views of the received bytes. None from PROC_NULL.
+        """
         if buf is not None:
             warnings.warn("the 'buf' argument is deprecated", UserWarning, stacklevel=2)
         return self._recv(source, tag, status, as_object)
 
-    def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
-        """Start receiving an object; `wait` gives it."""
+    def irecv(
+        self, buf: Buffer | None = None, source: int = ANY_SOURCE, tag: int = ANY_TAG
+    ) -> Request:
+        """Start receiving a Python object, which `wait` returns; `buf` is not used."""
         return self._start_recv(source, tag, as_object)
 
     @uninterrupted
@@ -221,14 +291,29 @@ class PointToPoint:
         sendobj: Any,
         dest: int,
         sendtag: int = 0,
-        recvbuf: Any = None,
+        recvbuf: Buffer | None = None,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Any:
-        """Send an object and receive one, without deadlock."""
+        """Send one Python object and receive another, without deadlock.
+
+        Parameters
+        ----------
+        sendobj, dest, sendtag
+            As in `send`.
+        recvbuf
+            Not used.
+        source, recvtag, status
+            As in `recv`.
+
+        Returns
+        -------
+        object
+            The received object.
+        """
         self._check_send(dest, sendtag)
-        data = encode(sendobj)  # what is wrong with it shows before anything is posted
+        data = encode(sendobj)  # raises before anything is posted
         receive = self._start_recv(source, recvtag, as_object)
         send = self._start_send(data, dest, sendtag)
         return self._complete_both(receive, send, status)
@@ -236,11 +321,28 @@ class PointToPoint:
     def probe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> bool:
-        """Wait for a message, without taking it."""
+        """Wait until a message can be received, and leave it there.
+
+        Parameters
+        ----------
+        source, tag
+            As in `recv`.
+        status
+            Filled with source, tag and length.
+
+        Returns
+        -------
+        bool
+            True, always.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.1.
+        """
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
-            status._fill_null()
+            fill_null_status(status)
         else:
             self._status(
                 self._runtime.probe(self._context, self._world_source(source), tag), status
@@ -250,11 +352,11 @@ class PointToPoint:
     def iprobe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> bool:
-        """Whether a message is there."""
+        """Return whether a message can be received, and leave it; parameters as in `probe`."""
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
-            status._fill_null()
+            fill_null_status(status)
             return True
         envelope = self._runtime.iprobe(self._context, self._world_source(source), tag)
         if envelope is None:
@@ -266,12 +368,23 @@ class PointToPoint:
     Iprobe = iprobe
 
     def _world_source(self, source: int) -> int:
+        """The world rank of a source, or ANY_SOURCE."""
         return source if source == ANY_SOURCE else self._world(source)
 
     def mprobe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> Message:
-        """Wait for a message and take it for the returned Message alone."""
+        """Wait for a message and take it out of matching.
+
+        Returns
+        -------
+        Message
+            Only this object can receive the message.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.2.
+        """
         message = self._matched(source, tag, status, block=True)
         assert message is not None
         return message
@@ -279,7 +392,7 @@ class PointToPoint:
     def improbe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> Message | None:
-        """Take a message that is there, or None."""
+        """Take a message that can be received out of matching; None if there is none."""
         return self._matched(source, tag, status, block=False)
 
     Mprobe = mprobe
@@ -287,75 +400,147 @@ class PointToPoint:
 
     @uninterrupted
     def _matched(self, source: int, tag: int, status: Status | None, block: bool) -> Message | None:
+        """Take a message out of matching, waiting for one if `block`."""
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
-            status._fill_null()
+            fill_null_status(status)
             return Message(MESSAGE_NO_PROC)
         take = self._runtime.mprobe if block else self._runtime.improbe
         incoming = take(self._context, self._world_source(source), tag)
         if incoming is None:
             return None
         self._status(incoming.envelope, status)
-        return Message._of(self, incoming)
+        return matched_message(self._runtime, self._places, incoming)
 
     # --- buffers -------------------------------------------------------------
 
-    def Send(self, buf: Any, dest: int, tag: int = 0) -> None:
-        """Send a buffer to rank `dest`; returns when it may be changed."""
+    def Send(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
+        """Send a buffer; return when it may be changed.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification; borrowed until the call returns.
+        dest
+            Rank of the receiver, or MPI.PROC_NULL; on an intercommunicator a rank of the remote
+            group.
+        tag
+            Between 0 and MPI.TAG_UB.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag. ERR_TYPE: the datatype is not committed.
+
+        References
+        ----------
+        MPI 4.1, section 3.2.
+        """
         self._check_send(dest, tag)
         self._send(outgoing(buf, dest), dest, tag)
 
     Rsend = Send
 
-    def Bsend(self, buf: Any, dest: int, tag: int = 0) -> None:
-        """Send a buffer, buffered: never waits for the receiver."""
+    def Bsend(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
+        """Send a buffer without waiting for the receiver; it may be changed at once.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: the data do not fit in the attached buffer (`Attach_buffer`).
+        """
         self.Ibsend(buf, dest, tag)
 
-    def Ssend(self, buf: Any, dest: int, tag: int = 0) -> None:
-        """Send a buffer; returns when a receive has matched it."""
+    def Ssend(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
+        """Send a buffer; return when a receive has matched it."""
         self._check_send(dest, tag)
         self._send(outgoing(buf, dest), dest, tag, sync=True)
 
-    def Isend(self, buf: Any, dest: int, tag: int = 0) -> Request:
-        """Start sending a buffer, which must not change before the request is done."""
+    def Isend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
+        """Start sending a buffer, which must not change until the request completes."""
         self._check_send(dest, tag)
         return self._start_send(outgoing(buf, dest), dest, tag)
 
     Irsend = Isend
 
-    def Ibsend(self, buf: Any, dest: int, tag: int = 0) -> Request:
+    def Ibsend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
         """Start a buffered send of a buffer, which may be changed at once."""
         self._check_send(dest, tag)
         return self._start_buffered(outgoing(buf, dest), dest, tag)
 
-    def Issend(self, buf: Any, dest: int, tag: int = 0) -> Request:
-        """Start a send of a buffer that is done when a receive has matched it."""
+    def Issend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
+        """Start sending a buffer; the request completes when a receive has matched it.
+
+        The buffer must not change until then.
+        """
         self._check_send(dest, tag)
         return self._start_send(outgoing(buf, dest), dest, tag, sync=True)
 
     def Recv(
-        self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+        self,
+        buf: BufSpec,
+        source: int = ANY_SOURCE,
+        tag: int = ANY_TAG,
+        status: Status | None = None,
     ) -> None:
-        """Receive into a buffer; ERR_TRUNCATE if the message is longer."""
-        self._recv(source, tag, status, *room(buf, source))
+        """Receive into a buffer.
 
-    def Irecv(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
-        """Start receiving into a buffer."""
-        return self._start_recv(source, tag, *room(buf, source))
+        Parameters
+        ----------
+        buf
+            Buffer specification of writable memory. A shorter message fills its beginning.
+        source
+            Rank of the sender, MPI.ANY_SOURCE or MPI.PROC_NULL.
+        tag
+            Tag of the message, or MPI.ANY_TAG.
+        status
+            Filled with source, tag and length.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the message is longer than the buffer.
+
+        Notes
+        -----
+        A contiguous array receives its bytes directly, if the receive is posted before the message
+        arrives.
+
+        References
+        ----------
+        MPI 4.1, section 3.2.4.
+        """
+        self._recv(source, tag, status, *receive_target(buf, source))
+
+    def Irecv(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
+        """Start receiving into a buffer, which must not be accessed until the request completes."""
+        return self._start_recv(source, tag, *receive_target(buf, source))
 
     @uninterrupted
     def Sendrecv(
         self,
-        sendbuf: Any,
+        sendbuf: BufSpec,
         dest: int,
         sendtag: int = 0,
-        recvbuf: Any = None,
+        recvbuf: BufSpec | None = None,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
         status: Status | None = None,
     ) -> None:
-        """Send one buffer and receive into another, without deadlock."""
+        """Send one buffer and receive into another, without deadlock.
+
+        Parameters
+        ----------
+        sendbuf, dest, sendtag
+            As in `Send`.
+        recvbuf, source, recvtag, status
+            As in `Recv`; the two buffers must not overlap.
+
+        References
+        ----------
+        MPI 4.1, section 3.11.
+        """
         data = outgoing(sendbuf, dest)
         pair = self._start_both(data, dest, sendtag, recvbuf, source, recvtag)
         self._complete_both(*pair, status)
@@ -363,14 +548,14 @@ class PointToPoint:
     @uninterrupted
     def Sendrecv_replace(
         self,
-        buf: Any,
+        buf: BufSpec,
         dest: int,
         sendtag: int = 0,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
         status: Status | None = None,
     ) -> None:
-        """Send a buffer and receive into it."""
+        """Send a copy of a buffer and receive into the buffer, without deadlock."""
         data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
         pair = self._start_both(data, dest, sendtag, buf, source, recvtag)
         self._complete_both(*pair, status)
@@ -378,27 +563,30 @@ class PointToPoint:
     @uninterrupted
     def Isendrecv(
         self,
-        sendbuf: Any,
+        sendbuf: BufSpec,
         dest: int,
         sendtag: int = 0,
-        recvbuf: Any = None,
+        recvbuf: BufSpec | None = None,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
     ) -> Request:
-        """Start sending one buffer and receiving into another; the request is done when both are."""
+        """Start sending one buffer and receiving into another.
+
+        The request completes when both are done; its status is that of the receive.
+        """
         data = outgoing(sendbuf, dest)
         return both(*self._start_both(data, dest, sendtag, recvbuf, source, recvtag))
 
     @uninterrupted
     def Isendrecv_replace(
         self,
-        buf: Any,
+        buf: BufSpec,
         dest: int,
         sendtag: int = 0,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
     ) -> Request:
-        """Start sending a buffer and receiving into it."""
+        """Start sending a copy of a buffer and receiving into the buffer."""
         data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
         return both(*self._start_both(data, dest, sendtag, buf, source, recvtag))
 
@@ -407,24 +595,22 @@ class PointToPoint:
         data: Sequence[memoryview],
         dest: int,
         sendtag: int,
-        recvbuf: Any,
+        recvbuf: BufSpec,
         source: int,
         recvtag: int,
     ) -> tuple[Request, Request]:
-        """A receive and a send, both started."""
-        self._check_send(
-            dest, sendtag
-        )  # what is wrong with the send shows before a receive is posted
+        """Start a receive and a send; a faulty send is reported before the receive is posted."""
+        self._check_send(dest, sendtag)
         return self.Irecv(recvbuf, source, recvtag), self._start_send(data, dest, sendtag)
 
     def _complete_both(self, receive: Request, send: Request, status: Status | None) -> Any:
-        """Wait for a receive and a send that the program has no requests for."""
-        sending = send._operation
+        """Wait for a receive and a send, even if the receive fails; return the received value."""
+        sending = operation_of(send)
         assert sending is not None
         try:
-            value = receive._complete_own(status)
+            value = complete_receive(receive, status)
         finally:
             if not sending.done:
                 self._runtime.complete_send(sending)
-        send._complete(None)
+        complete(send, None)
         return value

@@ -10,26 +10,152 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.datatype import Datatype
 from serverless_mpi.api.datatype_state import TypeState
+from serverless_mpi.api.layout import Layout
 from serverless_mpi.api.memory import as_bytes
-from serverless_mpi.api.types import LONG, UNSIGNED_LONG, WCHAR
+from serverless_mpi.api.type_tables import EXTERNAL_BYTES
 from serverless_mpi.errors import (
     ERR_ARG,
     ERR_CONVERSION,
+    ERR_COUNT,
     ERR_TRUNCATE,
     ERR_TYPE,
     ERR_UNSUPPORTED_DATAREP,
     MPIException,
 )
 
-# where external32's width is not this machine's
-_WIDTHS = {LONG._ob: 4, UNSIGNED_LONG._ob: 4, WCHAR._ob: 2}
 _LONG_DOUBLE = np.dtype("g")
 
 
-def _count(datatype: Datatype, buf: memoryview) -> int:
-    layout = datatype._live.layout
+class Packing:
+    """The calls of a datatype that pack and unpack. `Datatype` gives what it is."""
+
+    @property
+    def _live(self) -> TypeState:
+        """The type's state; ERR_TYPE for a null handle."""
+        raise NotImplementedError
+
+    def check_committed(self) -> None:
+        """Raise ERR_TYPE unless the type may communicate."""
+        raise NotImplementedError
+
+    def Pack(self, inbuf: Any, outbuf: Any, position: int, comm: Any) -> int:
+        """Pack as many elements as fill `inbuf` into `outbuf`.
+
+        Parameters
+        ----------
+        inbuf, outbuf
+            Buffers; `inbuf` is only read.
+        position
+            Byte of `outbuf` at which the packed elements begin.
+        comm
+            The communicator on which they will be sent; every one packs alike.
+
+        Returns
+        -------
+        int
+            The byte after the packed elements.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: they do not fit. ERR_TYPE: the type is not committed.
+
+        References
+        ----------
+        MPI 4.1, section 5.2.
+        """
+        comm._live()
+        self.check_committed()
+        source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
+        layout = self._live.layout
+        count = _count(layout, source)
+        end = _end(target, position, count * layout.size, "do not fit at")
+        target[position:end] = layout.pack(source, 0, count)
+        return end
+
+    def Unpack(self, inbuf: Any, position: int, outbuf: Any, comm: Any) -> int:
+        """Unpack as many elements as fill `outbuf` from byte `position` of `inbuf`.
+
+        Returns
+        -------
+        int
+            The byte of `inbuf` after the packed elements.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: `inbuf` ends before them. ERR_TYPE: the type is not committed.
+        """
+        comm._live()
+        self.check_committed()
+        source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
+        layout = self._live.layout
+        count = _count(layout, target)
+        end = _end(source, position, count * layout.size, "are not there from")
+        layout.unpack(source[position:end], target, 0, count)
+        return end
+
+    def Pack_size(self, count: int, comm: Any) -> int:
+        """Return the bytes that `count` packed elements take."""
+        _check_count(count)
+        comm._live()
+        return self._live.layout.size * count
+
+    def Pack_external(self, datarep: str, inbuf: Any, outbuf: Any, position: int) -> int:
+        """Pack into "external32", a representation that all machines share.
+
+        Parameters and result are those of `Pack`; `datarep` must be "external32".
+
+        Raises
+        ------
+        MPIException
+            ERR_UNSUPPORTED_DATAREP: another `datarep`. ERR_CONVERSION: a number is too large for
+            its width in external32.
+        """
+        self.check_committed()
+        source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
+        state = self._live
+        count = _count(state.layout, source)
+        end = _end(target, position, _external_bytes(state, datarep) * count, "do not fit at")
+        packed = state.layout.pack(source, 0, count)
+        target[position:end] = _convert(state, packed, count, _encode, native=True)
+        return end
+
+    def Unpack_external(self, datarep: str, inbuf: Any, position: int, outbuf: Any) -> int:
+        """Unpack what `Pack_external` packed; parameters and result are those of `Unpack`."""
+        self.check_committed()
+        source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
+        state = self._live
+        count = _count(state.layout, target)
+        end = _end(source, position, _external_bytes(state, datarep) * count, "are not there from")
+        packed = _convert(state, source[position:end], count, _decode, native=False)
+        state.layout.unpack(memoryview(packed), target, 0, count)
+        return end
+
+    def Pack_external_size(self, datarep: str, count: int) -> int:
+        """Return the bytes that `count` elements take in external32."""
+        _check_count(count)
+        return _external_bytes(self._live, datarep) * count
+
+
+def _external_bytes(state: TypeState, datarep: str) -> int:
+    """Bytes of one element in external32; ERR_UNSUPPORTED_DATAREP for another representation."""
+    if datarep != "external32":
+        raise MPIException(
+            ERR_UNSUPPORTED_DATAREP,
+            f"representation {datarep!r} is not supported; use 'external32'",
+        )
+    return sum(_width(basic) * many for basic, many in state.basics())
+
+
+def _check_count(count: int) -> None:
+    if count < 0:
+        raise MPIException(ERR_COUNT, f"a count of {count} is negative")
+
+
+def _count(layout: Layout, buf: memoryview) -> int:
+    """Elements that fit in a buffer."""
     if layout.extent <= 0:
         if not buf.nbytes:
             return 0
@@ -39,7 +165,8 @@ def _count(datatype: Datatype, buf: memoryview) -> int:
     return buf.nbytes // layout.extent
 
 
-def _room(view: memoryview, position: int, nbytes: int, what: str) -> None:
+def _end(view: memoryview, position: int, nbytes: int, what: str) -> int:
+    """The byte after `nbytes` at `position`; ERR_TRUNCATE if the buffer ends before it."""
     if position < 0 or position > view.nbytes:
         raise MPIException(
             ERR_ARG, f"position {position} is outside a buffer of {view.nbytes} bytes"
@@ -48,75 +175,11 @@ def _room(view: memoryview, position: int, nbytes: int, what: str) -> None:
         raise MPIException(
             ERR_TRUNCATE, f"{nbytes} bytes {what} byte {position} of a buffer of {view.nbytes}"
         )
-
-
-def _checked(datatype: Datatype) -> Datatype:
-    datatype.check_committed()
-    return datatype
-
-
-def pack(datatype: Datatype, inbuf: Any, outbuf: Any, position: int) -> int:
-    """`Datatype.Pack`."""
-    source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
-    layout = _checked(datatype)._live.layout
-    count = _count(datatype, source)
-    nbytes = count * layout.size
-    _room(target, position, nbytes, "do not fit at")
-    target[position : position + nbytes] = layout.pack(source, 0, count)
-    return position + nbytes
-
-
-def unpack(datatype: Datatype, inbuf: Any, position: int, outbuf: Any) -> int:
-    """`Datatype.Unpack`."""
-    source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
-    layout = _checked(datatype)._live.layout
-    count = _count(datatype, target)
-    nbytes = count * layout.size
-    _room(source, position, nbytes, "are not there from")
-    layout.unpack(source[position : position + nbytes], target, 0, count)
-    return position + nbytes
-
-
-def external_size(datatype: Datatype, datarep: str) -> int:
-    """Bytes of one element in external32."""
-    if datarep != "external32":
-        raise MPIException(
-            ERR_UNSUPPORTED_DATAREP,
-            f"representation {datarep!r} is not known; there is 'external32'",
-        )
-    return sum(_width(basic) * many for basic, many in datatype._live.basics())
-
-
-def pack_external(datatype: Datatype, datarep: str, inbuf: Any, outbuf: Any, position: int) -> int:
-    """`Datatype.Pack_external`."""
-    source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
-    count = _count(_checked(datatype), source)
-    nbytes = external_size(datatype, datarep) * count
-    _room(target, position, nbytes, "do not fit at")
-    packed = datatype._live.layout.pack(source, 0, count)
-    target[position : position + nbytes] = _convert(
-        datatype._live, packed, count, _encode, native=True
-    )
-    return position + nbytes
-
-
-def unpack_external(
-    datatype: Datatype, datarep: str, inbuf: Any, position: int, outbuf: Any
-) -> int:
-    """`Datatype.Unpack_external`."""
-    source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
-    count = _count(_checked(datatype), target)
-    nbytes = external_size(datatype, datarep) * count
-    _room(source, position, nbytes, "are not there from")
-    packed = _convert(
-        datatype._live, source[position : position + nbytes], count, _decode, native=False
-    )
-    datatype._live.layout.unpack(memoryview(packed), target, 0, count)
     return position + nbytes
 
 
 def _width(basic: TypeState) -> int:
-    return _WIDTHS.get(basic, basic.layout.size)
+    return EXTERNAL_BYTES.get(basic, basic.layout.size)
 
 
 def _convert(state: TypeState, data: memoryview, count: int, change: Any, native: bool) -> bytes:
@@ -156,7 +219,7 @@ def _encode(basic: TypeState, data: memoryview) -> bytes:
         return _to_binary128(np.frombuffer(data, _LONG_DOUBLE))
     numbers = np.frombuffer(data, _plain(basic))
     target = _foreign(basic)
-    if basic in _WIDTHS and numbers.size:
+    if basic in EXTERNAL_BYTES and numbers.size:
         limits = np.iinfo(target)
         if numbers.min() < limits.min or numbers.max() > limits.max:
             raise MPIException(

@@ -1,9 +1,14 @@
-"""Partitioned communication: one message whose pieces are sent as they become ready (MPI 4.1, chapter 4).
+"""Partitioned communication: one message whose partitions are sent as they become ready.
 
-The n-th Psend_init to a rank under a tag and that rank's n-th Precv_init from
-here under the same tag are a pair; its context is derived from just that, so
-they agree without talking.  A start of the sender is a head (how many
-partitions) and a message for each partition.
+The n-th Psend_init to a rank under a tag and that rank's n-th Precv_init from this rank under the
+same tag form a pair. Its context is derived from just that, so the two need no message to agree. A
+start of the sender sends a head with the number of partitions (tag 0) and a message per partition
+(tag partition + 1). The receiver may cut the message differently: then it collects the packed
+message, and a partition of its own has arrived when all sender partitions that it overlaps have.
+
+References
+----------
+MPI 4.1, chapter 4.
 """
 
 from __future__ import annotations
@@ -11,15 +16,14 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any
 
-from serverless_mpi.api.buffers import Message as Spec
+from serverless_mpi.api.buffers import BlockSpec, BufSpec
 from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.persistent import Prequest, Repeat
-from serverless_mpi.api.request import Request
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.request import Request, request_of
+from serverless_mpi.api.status import Status, fill_empty_status, fill_null_status, fill_status
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, derive_context
 from serverless_mpi.errors import (
     ERR_ARG,
@@ -37,10 +41,10 @@ _HEAD = struct.Struct("<I")  # the sender's number of partitions
 
 
 class _Send(Repeat):
-    """A partitioned send."""
+    """State of a partitioned send."""
 
     def __init__(
-        self, runtime: Runtime, context: int, dest: int | None, spec: Spec, partitions: int
+        self, runtime: Runtime, context: int, dest: int | None, spec: BlockSpec, partitions: int
     ) -> None:
         super().__init__(self._begin)
         self._runtime, self._context, self._dest, self._spec = runtime, context, dest, spec
@@ -49,12 +53,14 @@ class _Send(Repeat):
         self._lock = threading.Lock()
 
     def _begin(self) -> Request:
+        """Send the head; the operation is done when all partitions are sent."""
         self._left = set(range(self.partitions))
         self._all = Operation(self.partitions + 1)
         self._put(0, memoryview(_HEAD.pack(self.partitions)))
-        return Request._of(self._runtime, self._all, lambda _, status: status._fill_empty())
+        return request_of(self._runtime, self._all, lambda _, status: fill_empty_status(status))
 
     def ready(self, partition: int) -> None:
+        """Send a partition."""
         _check(partition, self.partitions)
         with self._lock:
             if self.operation is None:
@@ -70,30 +76,33 @@ class _Send(Repeat):
         self._put(partition + 1, self._spec.pack(partition))
 
     def _put(self, tag: int, data: memoryview) -> None:
+        """Send one message of the pair."""
         everything = self._all
         if self._dest is None:
             everything.release()
         else:
             self._runtime.isend(self._context, self._dest, tag, (data,)).add_done_callback(
-                lambda one: _count(one, everything)
+                lambda put: _count(put, everything)
             )
 
     def arrived(self, partition: int) -> bool:
+        """Raise ERR_REQUEST: this is a send."""
         raise MPIException(ERR_REQUEST, "Parrived is for a receive; this is a partitioned send")
 
 
-def _count(one: Operation, everything: Operation) -> None:
-    if one.error is not None:
-        everything.fail(one.error)
+def _count(put: Operation, everything: Operation) -> None:
+    """Count a finished put, or its error, towards the whole send."""
+    if put.error is not None:
+        everything.fail(put.error)
     else:
         everything.release()
 
 
 class _Receive(Repeat):
-    """A partitioned receive.  The sender may have cut the message otherwise than this side."""
+    """State of a partitioned receive, whose partitions may differ from the sender's."""
 
     def __init__(
-        self, runtime: Runtime, context: int, source: int | None, spec: Spec, partitions: int
+        self, runtime: Runtime, context: int, source: int | None, spec: BlockSpec, partitions: int
     ) -> None:
         super().__init__(self._begin)
         self._runtime, self._context, self._source, self._spec = runtime, context, source, spec
@@ -101,6 +110,7 @@ class _Receive(Repeat):
         self._here: set[int] = set()  # this side's partitions that are in the buffer
 
     def _begin(self) -> Request:
+        """Start receiving the head and the partitions."""
         self._here = set()
         self._came: set[int] = set()  # the sender's
         self._pieces = 0
@@ -113,25 +123,28 @@ class _Receive(Repeat):
             operation = self._runtime.irecv_parts(
                 self._context, self._source, self._head, self._piece
             )
-        return Request._of(self._runtime, operation, self._filled)
+        return request_of(self._runtime, operation, self._filled)
 
     def _filled(self, operation: Operation, status: Status) -> None:
+        """Fill the status."""
         if self._source is None:
-            status._fill_null()
+            fill_null_status(status)
         else:
-            status._fill(self.rank, self.tag, self.partitions * self._spec.nbytes)
+            fill_status(status, self.rank, self.tag, self.partitions * self._spec.nbytes)
 
     def _head(self, data: memoryview) -> int:
+        """Take the head; return the number of messages that follow."""
         (self._pieces,) = _HEAD.unpack(data)
         return int(self._pieces)
 
     def _piece(self, piece: int, data: memoryview) -> None:
-        """The sender's partition `piece` has come."""
+        """Take a partition of the sender's."""
         spec, total = self._spec, self._spec.nbytes * self.partitions
         if data.nbytes * self._pieces != total:
             raise MPIException(
                 ERR_TRUNCATE,
-                f"the sender's {self._pieces} partitions of {data.nbytes} bytes are not the {total} bytes received",
+                f"the sender's {self._pieces} partitions of {data.nbytes} bytes are not the"
+                f" {total} bytes of this receive",
             )
         self._came.add(piece)
         if self._pieces == self.partitions:
@@ -141,14 +154,15 @@ class _Receive(Repeat):
         if self._scratch is None:
             self._scratch = memoryview(bytearray(total))
         self._scratch[piece * data.nbytes : (piece + 1) * data.nbytes] = data
-        for mine in range(self.partitions):
-            first = mine * self._pieces // self.partitions
-            last = -(-(mine + 1) * self._pieces // self.partitions)
-            if mine not in self._here and self._came.issuperset(range(first, last)):
-                spec.unpack(self._scratch[mine * spec.nbytes : (mine + 1) * spec.nbytes], mine)
-                self._here.add(mine)
+        for own in range(self.partitions):
+            first = own * self._pieces // self.partitions
+            last = -(-(own + 1) * self._pieces // self.partitions)
+            if own not in self._here and self._came.issuperset(range(first, last)):
+                spec.unpack(self._scratch[own * spec.nbytes : (own + 1) * spec.nbytes], own)
+                self._here.add(own)
 
     def arrived(self, partition: int) -> bool:
+        """Return whether a partition is in the buffer."""
         _check(partition, self.partitions)
         if self.operation is None or partition in self._here:
             return True
@@ -158,6 +172,7 @@ class _Receive(Repeat):
         return partition in self._here
 
     def ready(self, partition: int) -> None:
+        """Raise ERR_REQUEST: this is a receive."""
         raise MPIException(ERR_REQUEST, "Pready is for a send; this is a partitioned receive")
 
     rank = PROC_NULL
@@ -179,12 +194,29 @@ class Partitioned(PointToPoint):
         raise NotImplementedError
 
     def Psend_init(
-        self, buf: Any, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL
+        self, buf: BufSpec, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL
     ) -> Prequest:
-        """A send of `partitions` equal pieces of a buffer, each of which goes when `Pready` says so."""
+        """Make a persistent request of a partitioned send.
+
+        Parameters
+        ----------
+        buf
+            Specification of `partitions` equal blocks. A block must not change from its `Pready`
+            until the request completes.
+        partitions
+            Number of partitions, at least 1.
+        dest, tag
+            As in `Send`.
+        info
+            Not used.
+
+        References
+        ----------
+        MPI 4.1, section 4.2.1.
+        """
         self._check_send(dest, tag)
         _positive(partitions)
-        spec = Spec(None if dest == PROC_NULL else buf, readonly=True, blocks=partitions)
+        spec = BlockSpec(None if dest == PROC_NULL else buf, readonly=True, blocks=partitions)
         world = None if dest == PROC_NULL else self._peers[dest]
         context = self._pair(self._runtime.rank, world, tag, "to")
         send = _Send(self._runtime, context, world, spec, partitions)
@@ -193,21 +225,39 @@ class Partitioned(PointToPoint):
 
     def Precv_init(
         self,
-        buf: Any,
+        buf: BufSpec,
         partitions: int,
         source: int = ANY_SOURCE,
         tag: int = ANY_TAG,
         info: Info = INFO_NULL,
     ) -> Prequest:
-        """A receive into `partitions` equal pieces of a buffer; `Parrived` tells of each."""
+        """Make a persistent request of a partitioned receive.
+
+        Parameters
+        ----------
+        buf
+            Specification of `partitions` equal blocks. A block may be read once `Parrived` returns
+            True.
+        partitions
+            Number of partitions; it may differ from the sender's.
+        source, tag
+            As in `Recv`, without wildcards.
+        info
+            Not used.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: a wildcard.
+        """
         _positive(partitions)
         self._check_recv(source, tag)
         if source == ANY_SOURCE or tag == ANY_TAG:
             wild = ERR_RANK if source == ANY_SOURCE else ERR_TAG
             raise MPIException(
-                wild, "a partitioned receive needs its source and tag: it takes no wildcard"
+                wild, "a partitioned receive needs a source and a tag, not a wildcard"
             )
-        spec = Spec(None if source == PROC_NULL else buf, readonly=False, blocks=partitions)
+        spec = BlockSpec(None if source == PROC_NULL else buf, readonly=False, blocks=partitions)
         world = None if source == PROC_NULL else self._peers[source]
         receive = _Receive(
             self._runtime,
@@ -221,7 +271,7 @@ class Partitioned(PointToPoint):
         return Prequest._repeating(receive)
 
     def _own(self, request: Repeat, context: int, peer: int | None) -> None:
-        """The request keeps its context; the communicator does where both ends of the pair are here."""
+        """Keep the context: by the request, or by the communicator if both ends are here."""
         runtime = self._runtime
         runtime.own(self._state if peer == runtime.rank else request, context)
 

@@ -1,4 +1,13 @@
-"""Persistent requests: a call fixed once and started any number of times (MPI 4.1, sections 3.9 and 6.13)."""
+"""Persistent requests: calls that are set up once and started any number of times.
+
+A persistent point-to-point request repeats the nonblocking call; a persistent collective repeats
+its plan (plan.py), in a context of its own, so that its starts need not be ordered with other
+calls. Buffers are read and written between Start and completion.
+
+References
+----------
+MPI 4.1, sections 3.9 and 6.13.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +15,23 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from serverless_mpi.api.buffers import BufSpec, BufSpecB, BufSpecV, BufSpecW, InPlace
 from serverless_mpi.api.collective import Collective, finishing
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.op import SUM, Op
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.plan import Plan
-from serverless_mpi.api.request import Pending, Request
+from serverless_mpi.api.request import Pending, Request, request_of
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, derive_context
 from serverless_mpi.errors import ERR_REQUEST, MPIException
 from serverless_mpi.signals import uninterrupted
 
 
 class Repeat(Pending):
-    """What all handles to one persistent request share: how it is started, and what runs now (or nothing).
+    """State of a persistent request.
 
-    start: begins it once more; the request it gives runs out in this one.
+    start: starts the call once more and returns its request, whose operation this one then waits
+    for.
     """
 
     def __init__(self, start: Callable[[], Request]) -> None:
@@ -30,12 +41,12 @@ class Repeat(Pending):
     persistent = True
 
     def begin(self) -> None:
-        """Start it.
+        """Start the call.
 
         Raises
         ------
         MPIException
-            ERR_REQUEST: it has been started and not waited for.
+            ERR_REQUEST: it is active.
         """
         if self.operation is not None:
             raise MPIException(
@@ -52,7 +63,7 @@ class Repeat(Pending):
 
 
 class Prequest(Request):
-    """A persistent request.  Waiting makes it inactive, not null; `Free` makes it null."""
+    """A persistent request. Completing it makes it inactive; `Free` makes it null."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -63,27 +74,36 @@ class Prequest(Request):
 
     @classmethod
     def _repeating(cls, repeat: Repeat) -> Prequest:
+        """Make the request of a call."""
         return cls._of_state(repeat)  # type: ignore[no-any-return]
 
     def _live(self) -> Repeat:
+        """State of the request; ERR_REQUEST for a null handle."""
         if not isinstance(self._ob, Repeat):
             raise MPIException(ERR_REQUEST, "the persistent request is null")
         return self._ob
 
     @uninterrupted
     def Start(self) -> None:
-        """Start it once more."""
+        """Start the call.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: the request is null, or active.
+        """
         self._live().begin()
 
     @classmethod
     def Startall(cls, requests: list[Prequest]) -> None:
-        """Start all."""
+        """Start the calls of all requests."""
         for request in requests:
             request.Start()
 
     # --- partitioned; `Partitioned` makes such requests ----------------------
 
     def _partitions(self) -> Any:
+        """State of a partitioned request; ERR_REQUEST for any other."""
         repeat = self._live()
         if not hasattr(repeat, "ready"):
             raise MPIException(ERR_REQUEST, "the request is not partitioned")
@@ -91,21 +111,31 @@ class Prequest(Request):
 
     @uninterrupted
     def Pready(self, partition: int) -> None:
-        """Partition `partition` of a started send may go."""
+        """Mark a partition of a started send as ready, which sends it.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: the send has not been started. ERR_ARG: the partition is ready already.
+
+        References
+        ----------
+        MPI 4.1, section 4.2.2.
+        """
         self._partitions().ready(partition)
 
     def Pready_range(self, partition_low: int, partition_high: int) -> None:
-        """Those from `partition_low` to `partition_high`, both included."""
+        """Mark the partitions from `partition_low` to `partition_high`, included, as ready."""
         for partition in range(partition_low, partition_high + 1):
             self.Pready(partition)
 
     def Pready_list(self, partitions: Sequence[int]) -> None:
-        """Those of a list."""
+        """Mark the partitions of a list as ready."""
         for partition in partitions:
             self.Pready(partition)
 
     def Parrived(self, partition: int) -> bool:
-        """Whether partition `partition` of a receive is in the buffer; True for one that is not active."""
+        """Return whether a partition has been received; True if the request is inactive."""
         return bool(self._partitions().arrived(partition))
 
 
@@ -117,13 +147,14 @@ class Persistent(PointToPoint, Collective):
     def _prepare(self, plan: Plan) -> Prequest:
         """A collective's request.
 
-        Initialized in one order by all ranks, it has a context of its own, so that they may start several in any order.
+        Initialized in one order by all ranks, it has a context of its own, so that they may start
+        several in any order.
         """
         context = derive_context(self._context, "persistent", next(self._requests))
         starts = itertools.count()
 
         def start() -> Request:
-            return Request._of(
+            return request_of(
                 self._runtime, self._run(plan, context, next(starts)), finishing(plan)
             )
 
@@ -133,29 +164,29 @@ class Persistent(PointToPoint, Collective):
 
     # --- point-to-point ------------------------------------------------------
 
-    def Send_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
-        """`Send`, to be started any number of times."""
+    def Send_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
+        """Make a persistent request of `Send`, which takes the same arguments."""
         return self._send_init(self.Isend, buf, dest, tag)
 
-    def Bsend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
-        """`Bsend`, to be started any number of times."""
+    def Bsend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
+        """Make a persistent request of `Bsend`, which takes the same arguments."""
         return self._send_init(self.Ibsend, buf, dest, tag)
 
-    def Ssend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
-        """`Ssend`, to be started any number of times."""
+    def Ssend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
+        """Make a persistent request of `Ssend`, which takes the same arguments."""
         return self._send_init(self.Issend, buf, dest, tag)
 
-    def Rsend_init(self, buf: Any, dest: int, tag: int = 0) -> Prequest:
-        """`Rsend`, to be started any number of times."""
+    def Rsend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
+        """Make a persistent request of `Rsend`, which takes the same arguments."""
         return self._send_init(self.Irsend, buf, dest, tag)
 
-    def Recv_init(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Prequest:
-        """`Recv`, to be started any number of times."""
+    def Recv_init(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Prequest:
+        """Make a persistent request of `Recv`, which takes the same arguments."""
         self._check_recv(source, tag)
         return Prequest._repeating(Repeat(lambda: self.Irecv(buf, source, tag)))
 
     def _send_init(
-        self, start: Callable[[Any, int, int], Request], buf: Any, dest: int, tag: int
+        self, start: Callable[[Any, int, int], Request], buf: BufSpec, dest: int, tag: int
     ) -> Prequest:
         self._check_send(dest, tag)
         return Prequest._repeating(Repeat(lambda: start(buf, dest, tag)))
@@ -163,96 +194,127 @@ class Persistent(PointToPoint, Collective):
     # --- collectives ---------------------------------------------------------
 
     def Barrier_init(self, info: Info = INFO_NULL) -> Prequest:
-        """`Barrier`, to be started any number of times."""
+        """Make a persistent request of `Barrier`, which takes the same arguments."""
         return self._prepare(self._barrier())
 
-    def Bcast_init(self, buf: Any, root: int = 0, info: Info = INFO_NULL) -> Prequest:
-        """`Bcast`, to be started any number of times."""
+    def Bcast_init(self, buf: BufSpec, root: int = 0, info: Info = INFO_NULL) -> Prequest:
+        """Make a persistent request of `Bcast`, which takes the same arguments."""
         return self._prepare(self._bcast(buf, root))
 
     def Gather_init(
-        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpecB | None,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
-        """`Gather`, to be started any number of times."""
+        """Make a persistent request of `Gather`, which takes the same arguments."""
         return self._prepare(self._gather(sendbuf, recvbuf, root))
 
     def Gatherv_init(
-        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpecV | None,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
-        """`Gatherv`, to be started any number of times."""
+        """Make a persistent request of `Gatherv`, which takes the same arguments."""
         return self._prepare(self._gatherv(sendbuf, recvbuf, root))
 
     def Scatter_init(
-        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpecB | None,
+        recvbuf: BufSpec | InPlace,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
-        """`Scatter`, to be started any number of times."""
+        """Make a persistent request of `Scatter`, which takes the same arguments."""
         return self._prepare(self._scatter(sendbuf, recvbuf, root))
 
     def Scatterv_init(
-        self, sendbuf: Any, recvbuf: Any, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpecV | None,
+        recvbuf: BufSpec | InPlace,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
-        """`Scatterv`, to be started any number of times."""
+        """Make a persistent request of `Scatterv`, which takes the same arguments."""
         return self._prepare(self._scatterv(sendbuf, recvbuf, root))
 
-    def Allgather_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
-        """`Allgather`, to be started any number of times."""
+    def Allgather_init(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB, info: Info = INFO_NULL
+    ) -> Prequest:
+        """Make a persistent request of `Allgather`, which takes the same arguments."""
         return self._prepare(self._allgather(sendbuf, recvbuf))
 
-    def Allgatherv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
-        """`Allgatherv`, to be started any number of times."""
+    def Allgatherv_init(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV, info: Info = INFO_NULL
+    ) -> Prequest:
+        """Make a persistent request of `Allgatherv`, which takes the same arguments."""
         return self._prepare(self._allgatherv(sendbuf, recvbuf))
 
-    def Alltoall_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
-        """`Alltoall`, to be started any number of times."""
+    def Alltoall_init(
+        self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB, info: Info = INFO_NULL
+    ) -> Prequest:
+        """Make a persistent request of `Alltoall`, which takes the same arguments."""
         return self._prepare(self._alltoall(sendbuf, recvbuf))
 
-    def Alltoallv_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
-        """`Alltoallv`, to be started any number of times."""
+    def Alltoallv_init(
+        self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV, info: Info = INFO_NULL
+    ) -> Prequest:
+        """Make a persistent request of `Alltoallv`, which takes the same arguments."""
         return self._prepare(self._alltoallv(sendbuf, recvbuf))
 
-    def Alltoallw_init(self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL) -> Prequest:
-        """`Alltoallw`, to be started any number of times."""
+    def Alltoallw_init(
+        self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW, info: Info = INFO_NULL
+    ) -> Prequest:
+        """Make a persistent request of `Alltoallw`, which takes the same arguments."""
         return self._prepare(self._alltoallw(sendbuf, recvbuf))
 
     def Reduce_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, root: int = 0, info: Info = INFO_NULL
+        self,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpec | None,
+        op: Op = SUM,
+        root: int = 0,
+        info: Info = INFO_NULL,
     ) -> Prequest:
-        """`Reduce`, to be started any number of times."""
+        """Make a persistent request of `Reduce`, which takes the same arguments."""
         return self._prepare(self._reduce(sendbuf, recvbuf, op, root))
 
     def Allreduce_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Allreduce`, to be started any number of times."""
+        """Make a persistent request of `Allreduce`, which takes the same arguments."""
         return self._prepare(self._allreduce(sendbuf, recvbuf, op))
 
     def Reduce_scatter_block_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Reduce_scatter_block`, to be started any number of times."""
+        """Make a persistent request of `Reduce_scatter_block`, which takes the same arguments."""
         return self._prepare(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Reduce_scatter_init(
         self,
-        sendbuf: Any,
-        recvbuf: Any,
+        sendbuf: BufSpec | InPlace,
+        recvbuf: BufSpec,
         recvcounts: Sequence[int] | None = None,
         op: Op = SUM,
         info: Info = INFO_NULL,
     ) -> Prequest:
-        """`Reduce_scatter`, to be started any number of times."""
+        """Make a persistent request of `Reduce_scatter`, which takes the same arguments."""
         return self._prepare(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
     def Scan_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Scan`, to be started any number of times."""
+        """Make a persistent request of `Scan`, which takes the same arguments."""
         return self._prepare(self._scan(sendbuf, recvbuf, op))
 
     def Exscan_init(
-        self, sendbuf: Any, recvbuf: Any, op: Op = SUM, info: Info = INFO_NULL
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Exscan`, to be started any number of times."""
+        """Make a persistent request of `Exscan`, which takes the same arguments."""
         return self._prepare(self._exscan(sendbuf, recvbuf, op))
 
 

@@ -1,7 +1,9 @@
-"""Objects and bytes: pickle protocol 5 with out-of-band buffers, so arrays are not copied into a pickle.
+"""Objects and bytes: pickle protocol 5 with out-of-band buffers, so arrays are not copied.
 
-A message is a pickle, as mpi4py's is, so that `Send` of a pickle and `recv` of an object understand each other; where
-there are buffers it is a head (how many, how long the pickle and each of them is), the pickle, then the buffers.  Only bytes that `core.wire` authenticated come here.
+A message is a pickle, as mpi4py's is, so that `Send` of a pickle and `recv` of an object understand
+each other; where there are buffers it is a head (how many, how long the pickle and each of them
+is), the pickle, then
+the buffers.  Only bytes that `core.wire` authenticated come here.
 """
 
 from __future__ import annotations
@@ -60,15 +62,15 @@ class Pickle:
     )
 
     def dumps(self, obj: Any) -> bytes:
-        """The pickle of `obj`."""
+        """Return the pickle of `obj`."""
         return self._dumps(obj) if self.PROTOCOL is None else self._dumps(obj, self.PROTOCOL)
 
     def loads(self, data: Any) -> Any:
-        """The object of a pickle."""
+        """Return the object of a pickle."""
         return self._loads(data)
 
     def dumps_oob(self, obj: Any) -> tuple[bytes, list[buffer]]:
-        """(pickle, the large contiguous buffers that stay outside of it)."""
+        """Return the pickle, and the large contiguous buffers outside of it."""
         stream, views = self._split(obj)
         return stream, [buffer.frombuffer(view, view.readonly) for view in views]
 
@@ -96,7 +98,7 @@ class Pickle:
         return self._dumps(obj, protocol, buffer_callback=keep), buffers
 
     def loads_oob(self, data: Any, buffers: Sequence[Any]) -> Any:
-        """The object of a pickle and its buffers."""
+        """Return the object of a pickle and its buffers."""
         return self._loads(data, buffers=buffers)
 
 
@@ -104,9 +106,10 @@ pickle = Pickle()
 
 
 def encode(obj: Any) -> list[memoryview]:
-    """The bytes of an object: its pickle alone, or a head, the pickle and its large buffers, as views.
+    """Return the bytes of an object: its pickle alone, or a head, the pickle and its large buffers.
 
-    What pickle, or the object, raises is raised, as in mpi4py; nothing has been sent then.
+    The buffers are borrowed from the object. What pickle, or the object, raises is raised, as in
+    mpi4py; nothing has been sent then.
     """
     if pickle._custom:  # a program's own dumps need not know of buffers
         return [memoryview(pickle.dumps(obj))]
@@ -122,7 +125,7 @@ def encode(obj: Any) -> list[memoryview]:
 
 
 def decode(data: memoryview) -> Any:
-    """The object in received bytes, None in no bytes; its large arrays are views into them."""
+    """Return the object in received bytes, None in no bytes; large arrays are views of them."""
     if not data.nbytes:
         return None
     if data[0] != _MARK or pickle._custom:

@@ -1,9 +1,16 @@
-"""What each collective call moves: its arguments checked, made into blobs, and what is done with the blobs that come.
+"""Plans: what each collective buffer call moves.
 
-A `Plan` can be started any number of times: once by a blocking or nonblocking
-call, at each Start by a persistent one.  Here is also the difference between
-a communicator of one group and one of two: whom a root hears (`_peers`), and
-who a root is (`_role`).
+A `Plan` holds a call whose arguments are checked: how to make the algorithm's blobs from the send
+buffer, and how to put the resulting blobs into the receive buffer. It can be started any number of
+times: once by a blocking or nonblocking call, at each Start by a persistent one. Blobs are packed
+when the call starts, not when the plan is made.
+
+What differs between one group and two is in a few methods (`_role`, `_number`, `_in_place`,
+`_common`, `_get_size`), which intercomm.py overrides: which ranks the root exchanges blobs with
+(`_peers`), and how it is named.
+
+Pitfall: `Plan.nbytes` decides the algorithm, so it may be a number only if every rank of the call
+computes the same one; otherwise it is None.
 """
 
 from __future__ import annotations
@@ -13,30 +20,42 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from serverless_mpi.api.buffers import (
-    Contiguous,
+    BlockSpec,
+    BufSpec,
+    BufSpecB,
+    BufSpecV,
+    BufSpecW,
+    ContiguousSpec,
+    GeneralSpec,
+    InPlace,
     InPlaceType,
-    Message,
-    VMessage,
-    WMessage,
+    VectorSpec,
     block,
     check_length,
 )
 from serverless_mpi.api.datatype import Datatype
-from serverless_mpi.api.op import Op
+from serverless_mpi.api.op import Op, combiners_of
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.collectives.steps import Combine, Elementwise, whole
 from serverless_mpi.errors import ERR_BUFFER, ERR_ROOT, MPIException
 from serverless_mpi.runtime import Runtime
 
-Block = Message | Contiguous
+Block = BlockSpec | ContiguousSpec
 
 
 class Plan(NamedTuple):
     """A collective call that can be started.
 
-    operation: its row in `collectives.choose`; nbytes: length of a blob where all
-    ranks know it, else None; arguments: makes the algorithm's arguments after
-    (rank, size), from the buffers as they are then; finish: takes its result.
+    Attributes
+    ----------
+    operation
+        Its name in `collectives.choose`.
+    nbytes
+        Bytes of a blob if all ranks know it, else None.
+    arguments
+        Makes the algorithm's arguments after (rank, size), from the buffers as they are then.
+    finish
+        Takes the algorithm's result and makes the value of the call.
     """
 
     operation: str
@@ -46,7 +65,7 @@ class Plan(NamedTuple):
 
 
 def of_objects(op: Callable[[Any, Any], Any]) -> Combine:
-    """How pickled operands are combined."""
+    """Make the combining function of pickled operands."""
 
     def combine(a: memoryview, b: memoryview) -> memoryview:
         return whole(encode(op(decode(a), decode(b))))
@@ -55,51 +74,50 @@ def of_objects(op: Callable[[Any, Any], Any]) -> Combine:
 
 
 def _of_elements(op: Op, datatype: Datatype) -> Combine:
-    """Return how packed elements of a datatype are combined; kept with the operation, if both are predefined."""
-    kept: dict[Any, Combine] = op._live.combiners
-    combine = kept.get(datatype._ob)
+    """The combining function of packed elements, cached with a predefined operation and type."""
+    cache: dict[Any, Combine] = combiners_of(op)
+    combine = cache.get(datatype._ob)
     if combine is None:
         op.check(datatype)
-        # a function of the user may take the whole buffer for one thing, as a matrix
+        # a user-defined function may take its operand as one object, such as a matrix
         grain = max(1, datatype.size) if op.is_predefined else 0
         combine = Elementwise(lambda a, b: op.combine(a, b, datatype), grain)
         if op.is_predefined and datatype.is_predefined:
-            kept[datatype._ob] = combine
+            cache[datatype._ob] = combine
     return combine
 
 
 def nothing(_: Any) -> None:
-    """The finish of a call without result."""
+    """Finish a call without a result."""
 
 
 class Plans:
-    """The plans of a communicator's collective buffer calls."""
+    """Plans of a communicator's collective buffer calls."""
 
     _runtime: Runtime
     _context: int
     _rank: int
-    _ranks: tuple[int, ...]  # world ranks that the algorithms number: mine, or both groups
-    _peers: tuple[
-        int, ...
-    ]  # world ranks of the group that this rank hears: mine, or the remote one
+    _ranks: tuple[int, ...]  # world ranks that the algorithms number: one group, or both
+    # world ranks of the group that this rank exchanges blobs with: its own, or the remote one
+    _peers: tuple[int, ...]
 
     def _live(self) -> None: ...
 
-    # --- one group; api/intercomm.py says it for two -------------------------
+    # --- one group; intercomm.py overrides these for two -----------------------
 
     def _role(self, root: int) -> tuple[bool, bool]:
-        """(whether this rank is the root, whether it is one of those the root hears or speaks to)."""
+        """Whether this rank is the root, and whether it exchanges blobs with the root."""
         self._live()
         if not 0 <= root < len(self._ranks):
             raise MPIException(ERR_ROOT, f"root {root} is outside 0..{len(self._ranks) - 1}")
         return root == self._rank, True
 
     def _number(self, root: int) -> int | None:
-        """The root as the algorithms number it."""
+        """The root as the algorithms number it; None if this rank takes no part."""
         return root
 
     def _in_place(self, spec: Any, allowed: bool = True) -> bool:
-        """Whether `spec` is IN_PLACE, which None says too where it is allowed."""
+        """Whether `spec` is IN_PLACE; None means it too where it is allowed."""
         if isinstance(spec, InPlaceType) and not allowed:
             raise MPIException(ERR_BUFFER, "only the root of a collective may give IN_PLACE")
         return allowed and (spec is None or isinstance(spec, InPlaceType))
@@ -110,290 +128,347 @@ class Plans:
         self._live()
         return Plan("barrier", 0, tuple, nothing)
 
-    def _bcast(self, buf: Any, root: int) -> Plan:
-        mine, peer = self._role(root)
-        place = self._number(root)
-        if not (mine or peer):
-            return Plan("bcast", None, lambda: (place, None), nothing)
-        spec = block(buf, readonly=mine)
+    def _bcast(self, buf: BufSpec, root: int) -> Plan:
+        is_root, is_peer = self._role(root)
+        root_number = self._number(root)
+        if not (is_root or is_peer):
+            return Plan("bcast", None, lambda: (root_number, None), nothing)
+        spec = block(buf, readonly=is_root)
 
-        def finish(got: Any) -> None:
-            if not mine:
-                check_length(got, spec.nbytes, f"root {root}")
-                spec.unpack(got)
+        def finish(result: Any) -> None:
+            if not is_root:
+                check_length(result, spec.nbytes, f"root {root}")
+                spec.unpack(result)
 
-        return Plan("bcast", spec.nbytes, lambda: (place, spec.pack() if mine else None), finish)
-
-    def _gather(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
-        mine, peer = self._role(root)
-        place = self._number(root)
-        room = block(recvbuf, readonly=False, blocks=len(self._peers)) if mine else None
-        nbytes, give = self._block(sendbuf, room, mine) if peer else (None, None)
-        return Plan("gather", nbytes, lambda: (place, give() if give else None), _fill_blocks(room))
-
-    def _gatherv(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
-        mine, peer = self._role(root)
-        place = self._number(root)
-        room = VMessage(recvbuf, readonly=False, size=len(self._peers)) if mine else None
-        _, give = self._block(sendbuf, room, mine) if peer else (None, None)
-        return Plan("gather", None, lambda: (place, give() if give else None), _fill_each(room))
-
-    def _scatter(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
-        mine, peer = self._role(root)
-        return self._deal(
-            block(sendbuf, readonly=True, blocks=len(self._peers)) if mine else None,
-            recvbuf,
-            root,
-            peer,
+        return Plan(
+            "bcast", spec.nbytes, lambda: (root_number, spec.pack() if is_root else None), finish
         )
 
-    def _scatterv(self, sendbuf: Any, recvbuf: Any, root: int) -> Plan:
-        mine, peer = self._role(root)
-        return self._deal(
-            VMessage(sendbuf, readonly=True, size=len(self._peers)) if mine else None,
-            recvbuf,
-            root,
-            peer,
+    def _gather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB | None, root: int) -> Plan:
+        is_root, is_peer = self._role(root)
+        root_number = self._number(root)
+        recv_spec = block(recvbuf, readonly=False, blocks=len(self._peers)) if is_root else None
+        nbytes, send_spec = self._block(sendbuf, recv_spec, is_root) if is_peer else (None, None)
+        return Plan(
+            "gather",
+            nbytes,
+            lambda: (root_number, send_spec() if send_spec else None),
+            _fill_blocks(recv_spec),
         )
 
-    def _deal(self, blocks: Block | VMessage | None, recvbuf: Any, root: int, peer: bool) -> Plan:
-        place, size = self._number(root), len(self._peers)
-        keep = not peer or self._in_place(recvbuf, blocks is not None)
-        room = None if keep else block(recvbuf, readonly=False)
-        if room is not None and blocks is not None:
-            self._check_apart(blocks, self._rank, room, 0)
+    def _gatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV | None, root: int) -> Plan:
+        is_root, is_peer = self._role(root)
+        root_number = self._number(root)
+        recv_spec = VectorSpec(recvbuf, readonly=False, size=len(self._peers)) if is_root else None
+        _, send_spec = self._block(sendbuf, recv_spec, is_root) if is_peer else (None, None)
+        return Plan(
+            "gather",
+            None,
+            lambda: (root_number, send_spec() if send_spec else None),
+            _fill_each(recv_spec),
+        )
 
-        def finish(got: Any) -> None:
-            if room is not None:
-                blob = whole(got)
-                check_length(blob, room.nbytes, f"root {root}")
-                room.unpack(blob)
+    def _scatter(self, sendbuf: BufSpecB | None, recvbuf: BufSpec | InPlace, root: int) -> Plan:
+        is_root, is_peer = self._role(root)
+        return self._scatter_blocks(
+            block(sendbuf, readonly=True, blocks=len(self._peers)) if is_root else None,
+            recvbuf,
+            root,
+            is_peer,
+        )
 
-        # the root alone knows the blocks' lengths where they differ, so the choice does not look at them
+    def _scatterv(self, sendbuf: BufSpecV | None, recvbuf: BufSpec | InPlace, root: int) -> Plan:
+        is_root, is_peer = self._role(root)
+        return self._scatter_blocks(
+            VectorSpec(sendbuf, readonly=True, size=len(self._peers)) if is_root else None,
+            recvbuf,
+            root,
+            is_peer,
+        )
+
+    def _scatter_blocks(
+        self,
+        blocks: Block | VectorSpec | None,
+        recvbuf: BufSpec | InPlace,
+        root: int,
+        is_peer: bool,
+    ) -> Plan:
+        """The plan of a scatter whose root holds `blocks`."""
+        root_number, size = self._number(root), len(self._peers)
+        keeps_own = not is_peer or self._in_place(recvbuf, blocks is not None)
+        recv_spec = None if keeps_own else block(recvbuf, readonly=False)
+        if recv_spec is not None and blocks is not None:
+            self._check_apart(blocks, self._rank, recv_spec, 0)
+
+        def finish(result: Any) -> None:
+            if recv_spec is not None:
+                blob = whole(result)
+                check_length(blob, recv_spec.nbytes, f"root {root}")
+                recv_spec.unpack(blob)
+
+        # only the root knows the blocks' lengths if they differ, so the choice must not use them
         def arguments() -> tuple[Any, ...]:
-            return place, None if blocks is None else [blocks.pack(rank) for rank in range(size)]
+            return root_number, None if blocks is None else [
+                blocks.pack(rank) for rank in range(size)
+            ]
 
         return Plan("scatter", None, arguments, finish)
 
-    def _allgather(self, sendbuf: Any, recvbuf: Any) -> Plan:
+    def _allgather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB) -> Plan:
         self._live()
-        room = block(recvbuf, readonly=False, blocks=len(self._peers))
-        nbytes, give = self._block(sendbuf, room, True)
-        return Plan("allgather", nbytes, lambda: (give(),), _fill_blocks(room))
+        recv_spec = block(recvbuf, readonly=False, blocks=len(self._peers))
+        nbytes, send_spec = self._block(sendbuf, recv_spec, True)
+        return Plan("allgather", nbytes, lambda: (send_spec(),), _fill_blocks(recv_spec))
 
-    def _allgatherv(self, sendbuf: Any, recvbuf: Any) -> Plan:
+    def _allgatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV) -> Plan:
         self._live()
-        room = VMessage(recvbuf, readonly=False, size=len(self._peers))
-        _, give = self._block(sendbuf, room, True)
-        return Plan("allgather", None, lambda: (give(),), _fill_each(room))
+        recv_spec = VectorSpec(recvbuf, readonly=False, size=len(self._peers))
+        _, send_spec = self._block(sendbuf, recv_spec, True)
+        return Plan("allgather", None, lambda: (send_spec(),), _fill_each(recv_spec))
 
     def _common(self, nbytes: int) -> int | None:
-        """`nbytes` if all ranks of the call know it: the two groups of an intercommunicator may give different lengths."""
+        """`nbytes` if all ranks of the call know it; two groups may have different lengths."""
         return nbytes
 
     def _block(
-        self, sendbuf: Any, room: Block | VMessage | None, may_be_in_place: bool
+        self,
+        sendbuf: BufSpec | InPlace,
+        recv_spec: Block | VectorSpec | None,
+        may_be_in_place: bool,
     ) -> tuple[int | None, Callable[[], memoryview]]:
-        """What this rank gives (its length, if all ranks give as much): its send buffer, or in place its own block."""
-        if self._in_place(sendbuf, may_be_in_place) and room is not None:
-            return room.nbytes if not isinstance(room, VMessage) else None, lambda: room.pack(
-                self._rank
-            )
+        """The length of this rank's block, if all ranks have the same, and what packs it.
+
+        In place it is the block in the receive buffer.
+        """
+        if self._in_place(sendbuf, may_be_in_place) and recv_spec is not None:
+            nbytes = None if isinstance(recv_spec, VectorSpec) else recv_spec.nbytes
+            return nbytes, lambda: recv_spec.pack(self._rank)
         spec = block(sendbuf, readonly=True)
-        if room is not None:
-            self._check_apart(spec, 0, room, self._rank)
+        if recv_spec is not None:
+            self._check_apart(spec, 0, recv_spec, self._rank)
         return self._common(spec.nbytes), spec.pack
 
     def _check_apart(
-        self, give: Block | VMessage, from_block: int, room: Block | VMessage, to_block: int
+        self,
+        send_spec: Block | VectorSpec,
+        from_block: int,
+        recv_spec: Block | VectorSpec,
+        to_block: int,
     ) -> None:
-        """What is sent must not lie where the same is received; between two groups nobody sends to himself."""
+        """Raise ERR_BUFFER if a block is sent from the memory where it is received."""
         if self._peers is not self._ranks:
             return
-        place = give.address(from_block)
-        if place is not None and place == room.address(to_block):
+        address = send_spec.address(from_block)
+        if address is not None and address == recv_spec.address(to_block):
             raise MPIException(
                 ERR_BUFFER,
-                "what is sent and what is received are the same memory; MPI.IN_PLACE is the way to say so",
+                "the send buffer and the receive buffer are the same memory; pass MPI.IN_PLACE"
+                " instead",
             )
 
-    def _alltoall(self, sendbuf: Any, recvbuf: Any) -> Plan:
+    def _alltoall(self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB) -> Plan:
         self._live()
         size = len(self._peers)
-        room = block(recvbuf, readonly=False, blocks=size)
-        give = None if self._in_place(sendbuf) else block(sendbuf, readonly=True, blocks=size)
-        if give is not None:
-            self._check_apart(give, 0, room, 0)
+        recv_spec = block(recvbuf, readonly=False, blocks=size)
+        send_spec = None if self._in_place(sendbuf) else block(sendbuf, readonly=True, blocks=size)
+        if send_spec is not None:
+            self._check_apart(send_spec, 0, recv_spec, 0)
         return Plan(
             "alltoall",
-            self._common(room.nbytes),
-            lambda: (_blocks(give, room, size),),
-            _fill_blocks(room),
+            self._common(recv_spec.nbytes),
+            lambda: (_blocks(send_spec, recv_spec, size),),
+            _fill_blocks(recv_spec),
         )
 
-    def _alltoallv(self, sendbuf: Any, recvbuf: Any) -> Plan:
-        return self._alltoall_each(VMessage, sendbuf, recvbuf)
+    def _alltoallv(self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV) -> Plan:
+        return self._alltoall_each(VectorSpec, sendbuf, recvbuf)
 
-    def _alltoallw(self, sendbuf: Any, recvbuf: Any) -> Plan:
-        return self._alltoall_each(WMessage, sendbuf, recvbuf)
+    def _alltoallw(self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW) -> Plan:
+        return self._alltoall_each(GeneralSpec, sendbuf, recvbuf)
 
     def _alltoall_each(
-        self, kind: type[VMessage] | type[WMessage], sendbuf: Any, recvbuf: Any
+        self,
+        kind: type[VectorSpec] | type[GeneralSpec],
+        sendbuf: BufSpecV | BufSpecW | InPlace,
+        recvbuf: BufSpecV | BufSpecW,
     ) -> Plan:
         self._live()
         size = len(self._peers)
-        room = kind(recvbuf, readonly=False, size=size)
-        give = None if self._in_place(sendbuf) else kind(sendbuf, readonly=True, size=size)
-        return Plan("alltoall", None, lambda: (_blocks(give, room, size),), _fill_each(room))
+        recv_spec = kind(recvbuf, readonly=False, size=size)
+        send_spec = None if self._in_place(sendbuf) else kind(sendbuf, readonly=True, size=size)
+        return Plan(
+            "alltoall", None, lambda: (_blocks(send_spec, recv_spec, size),), _fill_each(recv_spec)
+        )
 
     # --- reducing ------------------------------------------------------------
 
-    def _reduce(self, sendbuf: Any, recvbuf: Any, op: Op, root: int) -> Plan:
-        mine, peer = self._role(root)
-        place = self._number(root)
-        room = block(recvbuf, readonly=False) if mine else None
-        give = self._operand(sendbuf, room, op) if peer else None
-        known = give or room
-        combine = None if known is None else _of_elements(op, known.datatype)
-        nbytes = None if known is None else self._common(known.nbytes)
+    def _reduce(
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec | None, op: Op, root: int
+    ) -> Plan:
+        is_root, is_peer = self._role(root)
+        root_number = self._number(root)
+        recv_spec = block(recvbuf, readonly=False) if is_root else None
+        send_spec = self._operand(sendbuf, recv_spec, op) if is_peer else None
+        operand = send_spec or recv_spec
+        combine = None if operand is None else _of_elements(op, operand.datatype)
+        nbytes = None if operand is None else self._common(operand.nbytes)
         return Plan(
-            "reduce", nbytes, lambda: (place, give.pack() if give else None, combine), _fill(room)
+            "reduce",
+            nbytes,
+            lambda: (root_number, send_spec.pack() if send_spec else None, combine),
+            _fill(recv_spec),
         )
 
-    def _allreduce(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _allreduce(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op) -> Plan:
         return self._reduce_to_all("allreduce", sendbuf, recvbuf, op)
 
-    def _scan(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _scan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op) -> Plan:
         return self._reduce_to_all("scan", sendbuf, recvbuf, op)
 
-    def _exscan(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _exscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op) -> Plan:
         return self._reduce_to_all("exscan", sendbuf, recvbuf, op)
 
-    def _reduce_to_all(self, operation: str, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _reduce_to_all(
+        self, operation: str, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op
+    ) -> Plan:
         self._live()
-        room = block(recvbuf, readonly=False)
-        give = self._operand(sendbuf, room, op)
-        combine = _of_elements(op, give.datatype)
-        return Plan(operation, give.nbytes, lambda: (give.pack(), combine), _fill(room))
+        recv_spec = block(recvbuf, readonly=False)
+        send_spec = self._operand(sendbuf, recv_spec, op)
+        combine = _of_elements(op, send_spec.datatype)
+        return Plan(
+            operation, send_spec.nbytes, lambda: (send_spec.pack(), combine), _fill(recv_spec)
+        )
 
-    def _operand(self, sendbuf: Any, room: Block | None, op: Op) -> Block:
-        if self._in_place(sendbuf, room is not None) and room is not None:
-            return room
-        give = block(sendbuf, readonly=True)
-        if room is not None:
-            _check_same(give.datatype, room.datatype)
-            if give.count != room.count:
+    def _operand(self, sendbuf: BufSpec | InPlace, recv_spec: Block | None, op: Op) -> Block:
+        if self._in_place(sendbuf, recv_spec is not None) and recv_spec is not None:
+            return recv_spec
+        send_spec = block(sendbuf, readonly=True)
+        if recv_spec is not None:
+            _check_same(send_spec.datatype, recv_spec.datatype)
+            if send_spec.count != recv_spec.count:
                 raise ValueError(
-                    f"mismatch in send count {give.count} and receive count {room.count}"
+                    f"mismatch in send count {send_spec.count} and receive count {recv_spec.count}"
                 )
-            _of_elements(op, give.datatype)
-            self._check_apart(give, 0, room, 0)
-        return give
+            _of_elements(op, send_spec.datatype)
+            self._check_apart(send_spec, 0, recv_spec, 0)
+        return send_spec
 
-    def _reduce_scatter_block(self, sendbuf: Any, recvbuf: Any, op: Op) -> Plan:
+    def _reduce_scatter_block(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op) -> Plan:
         self._live()
         size = self._get_size()
         if self._in_place(sendbuf):
-            give = room = block(recvbuf, readonly=False, blocks=size)
+            send_spec = recv_spec = block(recvbuf, readonly=False, blocks=size)
         else:
-            room = block(recvbuf, readonly=False)
-            give = block(sendbuf, readonly=True, blocks=size)
-            _check_same(give.datatype, room.datatype)
-            if give.count != room.count:
+            recv_spec = block(recvbuf, readonly=False)
+            send_spec = block(sendbuf, readonly=True, blocks=size)
+            _check_same(send_spec.datatype, recv_spec.datatype)
+            if send_spec.count != recv_spec.count:
                 raise ValueError(
-                    f"mismatch in send count {give.count} and receive count {room.count}"
+                    f"mismatch in send count {send_spec.count} and receive count {recv_spec.count}"
                 )
-            _of_elements(op, give.datatype)
-            self._check_apart(give, 0, room, 0)
-        combine = _of_elements(op, give.datatype)
+            _of_elements(op, send_spec.datatype)
+            self._check_apart(send_spec, 0, recv_spec, 0)
+        combine = _of_elements(op, send_spec.datatype)
         return Plan(
             "reduce_scatter",
             None,
-            lambda: ([give.pack(rank) for rank in range(size)], combine),
-            _fill(room),
+            lambda: ([send_spec.pack(rank) for rank in range(size)], combine),
+            _fill(recv_spec),
         )
 
     def _reduce_scatter(
-        self, sendbuf: Any, recvbuf: Any, recvcounts: Sequence[int] | None, op: Op
+        self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, recvcounts: Sequence[int] | None, op: Op
     ) -> Plan:
         self._live()
         size = self._get_size()
-        room = block(recvbuf, readonly=False)
-        give = room if self._in_place(sendbuf) else block(sendbuf, readonly=True)
+        recv_spec = block(recvbuf, readonly=False)
+        send_spec = recv_spec if self._in_place(sendbuf) else block(sendbuf, readonly=True)
         if recvcounts is None:
-            if give is room or self._peers is not self._ranks:
+            if send_spec is recv_spec or self._peers is not self._ranks:
                 raise TypeError("recvcounts are needed IN_PLACE and on an intercommunicator")
-            recvcounts = self._agree(room.count)
+            recvcounts = self._agree(recv_spec.count)
         counts = [int(count) for count in recvcounts]
         if len(counts) != size:
             raise ValueError(f"expecting {size} receive counts, got {len(counts)}")
-        _check_same(give.datatype, room.datatype)
-        if give.count != sum(counts):
-            raise ValueError(f"mismatch in send count {give.count} and sum(counts) {sum(counts)}")
-        if give is not room and room.count != counts[self._rank]:
+        _check_same(send_spec.datatype, recv_spec.datatype)
+        if send_spec.count != sum(counts):
             raise ValueError(
-                f"mismatch in receive count {room.count} and counts[{self._rank}] {counts[self._rank]}"
+                f"mismatch in send count {send_spec.count} and sum(counts) {sum(counts)}"
             )
-        combine = _of_elements(op, give.datatype)
-        if give is not room:
-            self._check_apart(give, 0, room, 0)
-        width = give.datatype.size
+        if send_spec is not recv_spec and recv_spec.count != counts[self._rank]:
+            raise ValueError(
+                f"mismatch in receive count {recv_spec.count} and counts[{self._rank}]"
+                f" {counts[self._rank]}"
+            )
+        combine = _of_elements(op, send_spec.datatype)
+        if send_spec is not recv_spec:
+            self._check_apart(send_spec, 0, recv_spec, 0)
+        width = send_spec.datatype.size
         ends = list(itertools.accumulate(counts))
 
         def arguments() -> tuple[Any, ...]:
-            data = give.pack()
+            data = send_spec.pack()
             return [
                 data[(end - count) * width : end * width]
                 for count, end in zip(counts, ends, strict=True)
             ], combine
 
-        return Plan("reduce_scatter", None, arguments, lambda got: room.unpack(whole(got)))
+        return Plan(
+            "reduce_scatter", None, arguments, lambda result: recv_spec.unpack(whole(result))
+        )
 
     def _get_size(self) -> int:
         return len(self._ranks)
 
     def _agree(self, value: Any) -> list[Any]:
-        """Every rank's `value`, those of both groups of an intercommunicator, in the order of `_ranks`."""
+        """Gather `value` from every rank (of both groups), in the order of `_ranks`."""
         raise NotImplementedError
 
 
 def _check_same(a: Datatype, b: Datatype) -> None:
+    """Raise ValueError unless both datatypes are the same."""
     if a is not b and a != b:
         raise ValueError("mismatch in send and receive MPI datatypes")
 
 
-def _blocks(give: Any, room: Any, size: int) -> list[memoryview]:
-    """What goes to each rank; in place a copy, because the receive buffer is filled piece by piece."""
-    if give is None:
-        return [memoryview(bytes(room.pack(rank))) for rank in range(size)]
-    return [give.pack(rank) for rank in range(size)]
+def _blocks(send_spec: Any, recv_spec: Any, size: int) -> list[memoryview]:
+    """The blob for each rank; in place copies, because the receive buffer is overwritten."""
+    if send_spec is None:
+        return [memoryview(bytes(recv_spec.pack(rank))) for rank in range(size)]
+    return [send_spec.pack(rank) for rank in range(size)]
 
 
-def _fill_blocks(room: Block | None) -> Callable[[Any], None]:
+def _fill_blocks(recv_spec: Block | None) -> Callable[[Any], None]:
+    """What unpacks a blob of each rank into equal blocks."""
+
     def finish(blobs: Any) -> None:
-        if room is not None:
+        if recv_spec is not None:
             for rank, blob in enumerate(blobs):
-                if blob is not None:  # a neighbour that is not there
-                    check_length(blob, room.nbytes, f"rank {rank}")
-                    room.unpack(blob, rank)
+                if blob is not None:  # no neighbour beyond a border
+                    check_length(blob, recv_spec.nbytes, f"rank {rank}")
+                    recv_spec.unpack(blob, rank)
 
     return finish
 
 
-def _fill_each(room: VMessage | WMessage | None) -> Callable[[Any], None]:
+def _fill_each(recv_spec: VectorSpec | GeneralSpec | None) -> Callable[[Any], None]:
+    """What unpacks a blob of each rank into the rank's block."""
+
     def finish(blobs: Any) -> None:
-        if room is not None:
+        if recv_spec is not None:
             for rank, blob in enumerate(blobs):
                 if blob is not None:
-                    check_length(blob, room.nbytes(rank), f"rank {rank}")
-                    room.unpack(blob, rank)
+                    check_length(blob, recv_spec.nbytes(rank), f"rank {rank}")
+                    recv_spec.unpack(blob, rank)
 
     return finish
 
 
-def _fill(room: Block | None) -> Callable[[Any], None]:
-    def finish(got: Any) -> None:
-        if room is not None and got is not None:
-            room.unpack(whole(got))
+def _fill(recv_spec: Block | None) -> Callable[[Any], None]:
+    """What unpacks one blob, if there is a receive buffer."""
+
+    def finish(result: Any) -> None:
+        if recv_spec is not None and result is not None:
+            recv_spec.unpack(whole(result))
 
     return finish

@@ -1,12 +1,21 @@
-"""Requests: waiting for and testing what goes on (MPI 4.1, section 3.7)."""
+"""Requests: waiting for operations, and testing them (MPI 4.1, section 3.7).
+
+A `Request` is a handle to a `Pending`: the runtime's operation, and a function that takes its
+result once and fills a status. Completing a request takes the result, then makes the handle null (a
+persistent request becomes inactive instead), also if the operation failed, whose error is raised.
+
+The upper-case calls return what mpi4py's do; they call the lower-case ones of `Request` itself,
+because a program's subclass may override those.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
-from serverless_mpi.api.handle import Handle, forget
-from serverless_mpi.api.status import Status
+from serverless_mpi.api.handle import Handle, forget, name_constant
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
 from serverless_mpi.runtime import Runtime
@@ -17,9 +26,16 @@ Finish = Callable[[Operation, Status], Any]
 
 
 class Pending:
-    """What all handles to one communication share.
+    """State of a request.
 
-    runtime, operation: what is waited for; finish: takes its result, once, and fills the status.
+    Attributes
+    ----------
+    runtime, operation
+        What is waited for; None for an inactive request.
+    finish
+        Takes the operation's result, once, and fills the status.
+    persistent
+        Whether it can be started again.
     """
 
     __slots__ = ("runtime", "operation", "finish")
@@ -32,25 +48,25 @@ class Pending:
     persistent = False  # whether it can be started again
 
     def status_of(self, operation: Operation, status: Status) -> None:
-        """Fill the status of a finished operation, whose result is taken later."""
+        """Fill the status of a finished operation whose result is taken later."""
         assert self.finish is not None
         if operation.error is None and not operation.cancelled:
             self.finish(operation, status)
         else:
-            status._fill_empty()
+            fill_empty_status(status)
             status.Set_cancelled(operation.cancelled)
 
     def cancel(self) -> None:
-        """Withdraw it, if that is still possible."""
+        """Cancel the operation, if that is still possible."""
         if self.operation is not None and self.runtime is not None:
             self.runtime.cancel(self.operation)
 
 
 class Request(Handle):
-    """A communication under way, or nothing (REQUEST_NULL).
+    """An operation in progress, or MPI.REQUEST_NULL.
 
-    It becomes null when it is waited for; what it received is the value of
-    `wait` and `test`, or is in the buffer.
+    Waiting for it makes it null. What it received is the value of `wait` and `test`, or is in the
+    buffer.
     """
 
     __module__ = "serverless_mpi.MPI"
@@ -61,21 +77,22 @@ class Request(Handle):
 
     @classmethod
     def _of(cls, runtime: Runtime | None, operation: Operation, finish: Finish) -> Request:
+        """Make the request of an operation."""
         self: Request = object.__new__(cls)
         self._ob = Pending(runtime, operation, finish)
         return self
 
     @property
     def _operation(self) -> Operation | None:
-        """What goes on, or None: the request is null or inactive."""
+        """The operation; None if the request is null or inactive."""
         return None if self._ob is None else self._ob.operation
 
     def _complete(self, status: Status | None) -> Any:
-        """Take the result of a finished operation; the request is null (or inactive) after it, whatever happens."""
+        """Take the result of a finished operation; the request is null or inactive afterwards."""
         pending = self._ob
         status = Status() if status is None else status
         if pending is None or pending.operation is None:
-            status._fill_empty()
+            fill_empty_status(status)
             return None
         operation, finish = pending.operation, pending.finish
         assert finish is not None
@@ -87,14 +104,14 @@ class Request(Handle):
         if operation.error is not None:
             raise operation.error
         if operation.cancelled:
-            status._fill_empty()
+            fill_empty_status(status)
             status.Set_cancelled(True)
             return None
         return finish(operation, status)
 
     @uninterrupted
     def _complete_own(self, status: Status | None = None) -> Any:
-        """What a blocking receive does with a request that no program sees."""
+        """Complete a blocking receive's own request, which programs do not see."""
         pending = self._ob
         operation = self._operation
         if pending is not None and operation is not None and not operation.done:
@@ -104,55 +121,80 @@ class Request(Handle):
 
     @uninterrupted
     def _await(self, status: Status | None = None) -> Any:
-        """What a blocking call does with its own request, which no program sees."""
+        """Wait for the request and complete it."""
         pending = self._ob
         if pending is not None and pending.operation is not None and not pending.operation.done:
             _wait((self,), all=True)
         return self._complete(status)
 
     def wait(self, status: Status | None = None) -> Any:
-        """Wait; the received object, if it was a receive of one."""
+        """Wait until the operation is done.
+
+        Parameters
+        ----------
+        status
+            Filled with source, tag, length and error.
+
+        Returns
+        -------
+        object
+            What an object receive received; None for other operations.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.3.
+        """
         return self._await(status)
 
     @uninterrupted
     def test(self, status: Status | None = None) -> tuple[bool, Any]:
-        """(whether it is done, the received object)."""
+        """Return whether the operation is done, and what it received; never waits."""
         if not _test((self,), any_done):
             return False, None
         return True, self._complete(status)
 
     def get_status(self, status: Status | None = None) -> bool:
-        """Whether it is done; the request stays."""
+        """Return whether the operation is done; the request stays."""
         if not _test((self,), any_done):
             return False
         _peek(self, status)
         return True
 
     def Wait(self, status: Status | None = None) -> bool:
-        """Wait; True."""
+        """Wait until the operation is done; return True."""
         self._await(status)  # not self.wait: a program's subclass may have its own
         return True
 
     def Test(self, status: Status | None = None) -> bool:
-        """Whether it is done; if so it is null now."""
+        """Return whether the operation is done; if so, the request is null now."""
         return Request.test(self, status)[0]
 
     def Get_status(self, status: Status | None = None) -> bool:
-        """Whether it is done; the request stays."""
+        """Return whether the operation is done; the request stays."""
         return Request.get_status(self, status)
 
     def Cancel(self) -> None:
-        """Withdraw a receive that nothing has matched; anything else goes on to its end."""
+        """Cancel a receive that has not been matched; any other operation goes on.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: the request is null or inactive.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.4.
+        """
         if self._ob is None or self._ob.operation is None:
             raise MPIException(ERR_REQUEST, "a null or inactive request cannot be cancelled")
         self._ob.cancel()
 
     def cancel(self) -> None:
-        """The same."""
+        """Cancel, as `Cancel` does."""
         self.Cancel()
 
     def Free(self) -> None:
-        """Let the communication go on without being asked for."""
+        """Release the request; the operation goes on."""
         if self._ob is None:
             raise MPIException(ERR_REQUEST, "a null request cannot be freed")
         forget(self._ob)
@@ -165,7 +207,28 @@ class Request(Handle):
     def waitall(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[Any]:
-        """Wait for all; their objects."""
+        """Wait until all operations are done.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests count as done.
+        statuses
+            A list, which is filled and extended to one status per request.
+
+        Returns
+        -------
+        list
+            What each request received.
+
+        Notes
+        -----
+        Every request is completed, even if one has failed; the first error is raised afterwards.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         _wait(requests, all=True)
         return _complete_each(requests, range(len(requests)), statuses)
 
@@ -174,7 +237,7 @@ class Request(Handle):
     def testall(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[bool, list[Any] | None]:
-        """(whether all are done, their objects)."""
+        """Return whether all operations are done, and what each received (None if not)."""
         if not _test(requests, _all_done):
             return False, None
         return True, _complete_each(requests, range(len(requests)), statuses)
@@ -182,10 +245,10 @@ class Request(Handle):
     @classmethod
     @uninterrupted
     def waitany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, Any]:
-        """(which is done, its object); (UNDEFINED, None) if all are null."""
+        """Wait until one operation is done; return its index (or UNDEFINED) and value."""
         if not any(request._operation is not None for request in requests):
             if status is not None:
-                status._fill_empty()
+                fill_empty_status(status)
             return UNDEFINED, None
         _wait(requests, all=False)
         index = _done(requests)[0]
@@ -196,10 +259,10 @@ class Request(Handle):
     def testany(
         cls, requests: Sequence[Request], status: Status | None = None
     ) -> tuple[int, bool, Any]:
-        """(which is done, whether one is, its object)."""
+        """Return the index of a done operation, whether there is one, and its value."""
         if not any(request._operation is not None for request in requests):
             if status is not None:
-                status._fill_empty()
+                fill_empty_status(status)
             return UNDEFINED, True, None
         if not _test(requests, any_done):
             return UNDEFINED, False, None
@@ -211,7 +274,7 @@ class Request(Handle):
     def waitsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
-        """(which are done, their objects), at least one; (None, None) if all are null."""
+        """Wait until some operations are done; return their indices and values."""
         if not any(request._operation is not None for request in requests):
             return None, None
         _wait(requests, all=False)
@@ -223,7 +286,7 @@ class Request(Handle):
     def testsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
-        """(which are done, their objects), maybe none; (None, None) if all are null."""
+        """Return the indices and values of the done operations; (None, None) if all are null."""
         if not any(request._operation is not None for request in requests):
             return None, None
         if not _test(requests, any_done):
@@ -233,37 +296,37 @@ class Request(Handle):
 
     @classmethod
     def Waitall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
-        """Wait for all; True."""
+        """Wait until all operations are done; return True."""
         Request.waitall(requests, statuses)
         return True
 
     @classmethod
     def Testall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
-        """Whether all are done; if so they are null now."""
+        """Return whether all operations are done; if so, the requests are null now."""
         return Request.testall(requests, statuses)[0]
 
     @classmethod
     def Waitany(cls, requests: Sequence[Request], status: Status | None = None) -> int:
-        """Which is done; UNDEFINED if all are null."""
+        """Wait until one operation is done; return its index, or UNDEFINED if all are null."""
         return Request.waitany(requests, status)[0]
 
     @classmethod
     def Testany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
-        """(which is done, whether one is)."""
+        """Return the index of a done operation, and whether there is one."""
         return Request.testany(requests, status)[:2]
 
     @classmethod
     def Waitsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[int] | None:
-        """Which are done, at least one; None if all are null."""
+        """Wait until some operations are done; return their indices."""
         return Request.waitsome(requests, statuses)[0]
 
     @classmethod
     def Testsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[int] | None:
-        """Which are done, maybe none; None if all are null."""
+        """Return the indices of the done operations; None if all requests are null."""
         return Request.testsome(requests, statuses)[0]
 
     # --- several, without taking the results ----------------------------------
@@ -272,10 +335,10 @@ class Request(Handle):
     def get_status_any(
         cls, requests: Sequence[Request], status: Status | None = None
     ) -> tuple[int, bool]:
-        """(which is done, whether one is); the requests stay."""
+        """Return the index of a done operation, and whether there is one; the requests stay."""
         if not any(request._operation is not None for request in requests):
             if status is not None:
-                status._fill_empty()
+                fill_empty_status(status)
             return UNDEFINED, True
         if not _test(requests, any_done):
             return UNDEFINED, False
@@ -287,7 +350,7 @@ class Request(Handle):
     def get_status_all(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> bool:
-        """Whether all are done; the requests stay."""
+        """Return whether all operations are done; the requests stay."""
         if not _test(requests, _all_done):
             return False
         for request, status in zip(requests, _statuses(statuses, len(requests)), strict=True):
@@ -298,7 +361,7 @@ class Request(Handle):
     def get_status_some(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[int] | None:
-        """Which are done; None if all are null; the requests stay."""
+        """Return the indices of the done operations (None if all are null); the requests stay."""
         if not any(request._operation is not None for request in requests):
             return None
         _test(requests, any_done)
@@ -311,31 +374,31 @@ class Request(Handle):
     def Get_status_any(
         cls, requests: Sequence[Request], status: Status | None = None
     ) -> tuple[int, bool]:
-        """(which is done, whether one is); the requests stay."""
+        """Return the index of a done operation, and whether there is one; the requests stay."""
         return Request.get_status_any(requests, status)
 
     @classmethod
     def Get_status_all(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> bool:
-        """Whether all are done; the requests stay."""
+        """Return whether all operations are done; the requests stay."""
         return Request.get_status_all(requests, statuses)
 
     @classmethod
     def Get_status_some(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[int] | None:
-        """Which are done; None if all are null; the requests stay."""
+        """Return the indices of the done operations (None if all are null); the requests stay."""
         return Request.get_status_some(requests, statuses)
 
 
 def _peek(request: Request, status: Status | None) -> None:
-    """Fill the status of a request that is done."""
+    """Fill the status of a request that is done, without completing it."""
     if status is None:
         return
     pending = request._ob
     if pending is None or pending.operation is None:
-        status._fill_empty()
+        fill_empty_status(status)
         return
     try:
         pending.status_of(pending.operation, status)
@@ -344,7 +407,7 @@ def _peek(request: Request, status: Status | None) -> None:
 
 
 def _statuses(statuses: Sequence[Status] | None, count: int) -> list[Status]:
-    """`count` statuses to fill: the caller's, of which a list grows and anything else is filled as far as it goes."""
+    """`count` statuses to fill: the caller's as far as they go; a list is extended."""
     if statuses is None:
         return [Status() for _ in range(count)]
     if isinstance(statuses, list):
@@ -353,6 +416,7 @@ def _statuses(statuses: Sequence[Status] | None, count: int) -> list[Status]:
 
 
 def _operations(requests: Sequence[Request]) -> tuple[Runtime | None, list[Operation]]:
+    """The runtime and the active operations of requests."""
     operations, runtime = [], None
     for request in requests:
         pending = request._ob
@@ -363,12 +427,14 @@ def _operations(requests: Sequence[Request]) -> tuple[Runtime | None, list[Opera
 
 
 def _wait(requests: Sequence[Request], all: bool) -> None:
+    """Wait until all, or any, of the operations are done."""
     runtime, operations = _operations(requests)
     if runtime is not None:
         runtime.wait(operations, all=all)
 
 
 def _test(requests: Sequence[Request], over: Callable[[Sequence[Operation]], bool]) -> bool:
+    """Make progress once unless the operations are done; whether they are now."""
     runtime, operations = _operations(requests)
     if runtime is None or over(operations):
         return True
@@ -381,6 +447,7 @@ def _all_done(operations: Sequence[Operation]) -> bool:
 
 
 def _done(requests: Sequence[Request]) -> list[int]:
+    """Indices of requests whose operation is done."""
     return [
         i
         for i, request in enumerate(requests)
@@ -391,7 +458,7 @@ def _done(requests: Sequence[Request]) -> list[int]:
 def _complete_each(
     requests: Sequence[Request], which: Sequence[int], statuses: list[Status] | None
 ) -> list[Any]:
-    """Complete the requests `which`; every one of them is, even if one has failed."""
+    """Complete the requests at the indices `which`, all of them even if one fails."""
     results, failed = [], None
     for index, status in zip(which, _statuses(statuses, len(which)), strict=True):
         try:
@@ -408,6 +475,12 @@ def _complete_each(
     return results
 
 
-REQUEST_NULL: Request = Request()._name_constant("REQUEST_NULL")
+# For the modules that start operations. Functions, because mpi4py's Request has no such methods.
+request_of = Request._of
+operation_of: Callable[[Request], Operation | None] = attrgetter("_operation")
+complete = Request._complete
+complete_receive = Request._complete_own
+
+REQUEST_NULL: Request = name_constant(Request(), "REQUEST_NULL")
 
 __all__ = ["REQUEST_NULL", "Request"]

@@ -6,8 +6,8 @@ from typing import Any
 
 from serverless_mpi.api import bsend
 from serverless_mpi.api.errhandler import ERRORS_RETURN, Errhandler, Guarded
-from serverless_mpi.api.group import Group
-from serverless_mpi.api.handle import Handle, forget
+from serverless_mpi.api.group import Group, group_of
+from serverless_mpi.api.handle import Handle, forget, name_constant
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.request import Request
 from serverless_mpi.errors import ERR_ARG, ERR_SESSION, MPIException
@@ -25,7 +25,7 @@ class _State:
 
 
 class Session(Handle, Guarded):
-    """A session."""
+    """A session: process sets, and groups of them (MPI 4.1, section 11.3)."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -38,13 +38,13 @@ class Session(Handle, Guarded):
 
     @classmethod
     def Init(cls, info: Info = INFO_NULL, errhandler: Errhandler | None = None) -> Session:
-        """A new one."""
+        """Start a session."""
         self = cls._of_state(_State(None))
         self.Set_errhandler(errhandler or ERRORS_RETURN)
         return self  # type: ignore[no-any-return]
 
     def Finalize(self) -> None:
-        """End it."""
+        """End the session; this handle becomes null."""
         self._check_live()
         forget(self._ob)
         self._ob = None
@@ -52,19 +52,19 @@ class Session(Handle, Guarded):
     Free = Finalize
 
     def Get_num_psets(self, info: Info = INFO_NULL) -> int:
-        """Number of process sets."""
+        """Return the number of process sets."""
         self._check_live()
         return len(_SETS)
 
     def Get_nth_pset(self, n: int, info: Info = INFO_NULL) -> str:
-        """The name of a process set."""
+        """Return the name of the n-th process set."""
         self._check_live()
         if not 0 <= n < len(_SETS):
             raise MPIException(ERR_ARG, f"set number {n} is outside 0..{len(_SETS) - 1}")
         return _SETS[n]
 
     def Get_info(self) -> Info:
-        """Its hints."""
+        """Return the hints."""
         self._check_live()
         return Info.Create({"thread_level": "MPI_THREAD_MULTIPLE"})
 
@@ -78,34 +78,34 @@ class Session(Handle, Guarded):
         return [runtime.rank] if pset_name.lower().endswith("self") else list(range(runtime.size))
 
     def Get_pset_info(self, pset_name: str) -> Info:
-        """Facts of a process set: its size, as `mpi_size`."""
+        """Return facts of a process set: its size, as `mpi_size`."""
         return Info.Create({"mpi_size": str(len(self._ranks(pset_name)))})
 
     def Create_group(self, pset_name: str) -> Group:
-        """The processes of a set."""
-        return Group._of(self._ranks(pset_name), get_runtime().rank, self._ob.attached)
+        """Return the group of a process set."""
+        return group_of(self._ranks(pset_name), get_runtime().rank, self._ob.attached)
 
     def Attach_buffer(self, buf: Any) -> None:
-        """Give memory for the buffered sends of its groups' communicators; None for memory as it is needed."""
+        """Attach memory for buffered sends on the session's communicators; None: no limit."""
         self._check_live()
         self._ob.attached.attach(buf)
 
     def Detach_buffer(self) -> Any:
-        """Take it back, once all buffered sends have left it."""
+        """Wait until all buffered sends have left, and return the buffer."""
         self._check_live()
         return self._ob.attached.detach()
 
     def Flush_buffer(self) -> None:
-        """Wait until all buffered sends have left it."""
+        """Wait until all buffered sends have left the buffer."""
         self._check_live()
         self._ob.attached.flush()
 
     def Iflush_buffer(self) -> Request:
-        """Start waiting for that."""
+        """Start `Flush_buffer`."""
         self._check_live()
         return self._ob.attached.iflush()  # type: ignore[no-any-return]
 
 
-SESSION_NULL: Session = Session()._name_constant("SESSION_NULL")
+SESSION_NULL: Session = name_constant(Session(), "SESSION_NULL")
 
 __all__ = ["MAX_PSET_NAME_LEN", "MAX_STRINGTAG_LEN", "SESSION_NULL", "Session"]

@@ -1,11 +1,15 @@
-"""Status: what a receive, or a completed request, can tell (MPI 4.1, section 3.2.5)."""
+"""Status: source, tag, error and length of a completed operation (MPI 4.1, section 3.2.5).
+
+The fields are an array of 64-bit numbers, so that `tomemory` can give them as memory. Other modules
+fill a status with the functions at the end of this file.
+"""
 
 from __future__ import annotations
 
 from array import array
 from typing import Any
 
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype import Datatype, type_state
 from serverless_mpi.api.types import BYTE
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import ERR_COUNT, SUCCESS, MPIException
@@ -16,7 +20,19 @@ F_SOURCE, F_TAG, F_ERROR, F_STATUS_SIZE = _SOURCE, _TAG, _ERROR, 5
 
 
 class Status:
-    """Source, tag, error and length of a message.  source is a rank of the communicator."""
+    """The result of a receive or of a completed request.
+
+    Attributes
+    ----------
+    source
+        Rank of the sender in the communicator.
+    tag, error
+        Tag of the message; error code.
+    count
+        Bytes of the message.
+    cancelled
+        Whether the request was cancelled.
+    """
 
     __module__ = "serverless_mpi.MPI"
 
@@ -27,12 +43,13 @@ class Status:
         elif isinstance(status, Status):
             self._fields = status._fields[:]
         else:
-            raise TypeError(f"a Status is needed, not {type(status).__name__}")
+            raise TypeError(f"expecting a Status, not {type(status).__name__}")
         return self
 
     _fields: array[int]
 
     def _fill(self, source: int, tag: int, nbytes: int, cancelled: bool = False) -> None:
+        """Set all fields after success."""
         fields = self._fields
         fields[0], fields[1], fields[2], fields[3], fields[4] = (
             source,
@@ -43,9 +60,11 @@ class Status:
         )
 
     def _fill_null(self) -> None:
+        """Set the fields as a receive from PROC_NULL does."""
         self._fill(PROC_NULL, ANY_TAG, 0)
 
     def _fill_empty(self) -> None:
+        """Set the fields of the empty status, as a completed send does."""
         self._fill(ANY_SOURCE, ANY_TAG, 0)
 
     def __eq__(self, other: object) -> bool:
@@ -68,22 +87,22 @@ class Status:
         self._fields[:] = array("q", state.values())
 
     def tomemory(self) -> memoryview:
-        """The fields as numbers in memory, source, tag and error first; to write them is to set the fields."""
+        """Return the fields as writable memory of 64-bit numbers: source, tag and error first."""
         return memoryview(self._fields)
 
     def py2f(self) -> list[int]:
-        """The fields as a list of F_STATUS_SIZE integers."""
+        """Return the fields as a list of F_STATUS_SIZE integers."""
         return list(self._fields)
 
     @classmethod
     def f2py(cls, arg: list[int]) -> Status:
-        """The status of such a list."""
+        """Make a status of such a list."""
         self = cls()
         self._fields[:] = array("q", arg)
         return self
 
     def Get_source(self) -> int:
-        """The sender's rank."""
+        """Return the sender's rank."""
         return self._fields[_SOURCE]
 
     def Set_source(self, source: int) -> None:
@@ -91,7 +110,7 @@ class Status:
         self._fields[_SOURCE] = source
 
     def Get_tag(self) -> int:
-        """The message's tag."""
+        """Return the message's tag."""
         return self._fields[_TAG]
 
     def Set_tag(self, tag: int) -> None:
@@ -99,7 +118,7 @@ class Status:
         self._fields[_TAG] = tag
 
     def Get_error(self) -> int:
-        """The error code."""
+        """Return the error code."""
         return self._fields[_ERROR]
 
     def Set_error(self, error: int) -> None:
@@ -107,25 +126,31 @@ class Status:
         self._fields[_ERROR] = error
 
     def Get_count(self, datatype: Datatype = BYTE) -> int:
-        """Elements received; UNDEFINED if the bytes are no whole number of them."""
-        return datatype._live.count_of(self._fields[_NBYTES])
+        """Return the received elements of a datatype.
+
+        Returns
+        -------
+        int
+            MPI.UNDEFINED if the bytes are not a whole number of elements.
+        """
+        return type_state(datatype).count_of(self._fields[_NBYTES])
 
     def Get_elements(self, datatype: Datatype) -> int:
-        """Basic elements received; UNDEFINED if one of them is not whole."""
-        return datatype._live.elements_of(self._fields[_NBYTES])
+        """Return the received basic elements of a datatype; MPI.UNDEFINED if one is not whole."""
+        return type_state(datatype).elements_of(self._fields[_NBYTES])
 
     def Set_elements(self, datatype: Datatype, count: int) -> None:
-        """Set the length as `count` basic elements."""
+        """Set the length to `count` basic elements of a datatype."""
         if count < 0:
             raise MPIException(ERR_COUNT, f"a count of {count} is negative")
-        self._fields[_NBYTES] = datatype._live.bytes_of(count)
+        self._fields[_NBYTES] = type_state(datatype).bytes_of(count)
 
     def Is_cancelled(self) -> bool:
-        """Whether the request was cancelled."""
+        """Return whether the request was cancelled."""
         return bool(self._fields[_CANCELLED])
 
     def Set_cancelled(self, flag: bool) -> None:
-        """Say whether the request was cancelled."""
+        """Set whether the request was cancelled."""
         self._fields[_CANCELLED] = bool(flag)
 
     source = property(Get_source, Set_source, doc="The sender's rank.")
@@ -136,5 +161,10 @@ class Status:
     )
     cancelled = property(Is_cancelled, Set_cancelled, doc="Whether the request was cancelled.")
 
+
+# For the modules that complete requests. Functions, because mpi4py's Status has no such methods.
+fill_status = Status._fill
+fill_null_status = Status._fill_null
+fill_empty_status = Status._fill_empty
 
 __all__ = ["F_ERROR", "F_SOURCE", "F_STATUS_SIZE", "F_TAG", "Status"]

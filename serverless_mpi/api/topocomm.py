@@ -1,7 +1,8 @@
 """Communicators with a topology, and their neighbourhood collectives (MPI 4.1, chapter 8).
 
-Shapes and neighbours are topologies.py's; here are the handles, and the calls
-along the edges, which are plans like all collectives.
+Shapes and edges are in topologies.py. Here are the handles, and the calls along the edges, which
+are plans like all collectives. Beyond a border of a grid there is no neighbour: nothing is sent,
+and the block of the receive buffer does not change.
 """
 
 from __future__ import annotations
@@ -9,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serverless_mpi.api.buffers import Message as Spec
-from serverless_mpi.api.buffers import VMessage, WMessage, check_length
+from serverless_mpi.api.buffers import (
+    BlockSpec,
+    BufSpec,
+    BufSpecB,
+    BufSpecV,
+    BufSpecW,
+    GeneralSpec,
+    VectorSpec,
+    check_length,
+)
 from serverless_mpi.api.collective import decode_list, encode_each
 from serverless_mpi.api.comm import Comm
+from serverless_mpi.api.comm_state import KINDS, Kind
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm
 from serverless_mpi.api.persistent import Prequest
@@ -35,15 +45,17 @@ from serverless_mpi.errors import ERR_TOPOLOGY, MPIException
 def _block(
     kind: type[Any], buf: Any, readonly: bool, count: int
 ) -> tuple[Any, Callable[[int], int]]:
-    """(a buffer of a block for each of `count` neighbours, the bytes of each)."""
-    if kind is Spec:
-        spec = Spec(buf, readonly=readonly, blocks=max(count, 1))
+    """A specification of a block for each of `count` neighbours, and the bytes of each."""
+    if kind is BlockSpec:
+        spec = BlockSpec(buf, readonly=readonly, blocks=max(count, 1))
         return spec, lambda _: spec.nbytes
     made = kind(buf, readonly=readonly, size=count)
     return made, made.nbytes
 
 
 def _filling(room: Any, nbytes: Callable[[int], int]) -> Callable[[Any], None]:
+    """What unpacks the neighbours' blobs."""
+
     def finish(blobs: Any) -> None:
         for place, blob in enumerate(blobs):
             if blob is not None:  # beyond a border: the block stays as it is
@@ -92,14 +104,16 @@ class Topocomm(Intracomm):
         return self._context, self._rank, tuple(out), tuple(into)
 
     def _to_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
+        """The plan of an allgather along the edges."""
         out, into = self._topology.edges(self._state.rank)
         room, nbytes = _block(kind, recvbuf, False, len(into))
-        give = Spec(sendbuf, readonly=True)
+        give = BlockSpec(sendbuf, readonly=True)
         return Plan(
             "neighbor_allgather", None, lambda: (out, into, give.pack()), _filling(room, nbytes)
         )
 
     def _between_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
+        """The plan of an alltoall along the edges."""
         out, into = self._topology.edges(self._state.rank)
         room, nbytes = _block(kind, recvbuf, False, len(into))
         give, _ = _block(kind, sendbuf, True, len(out))
@@ -112,95 +126,127 @@ class Topocomm(Intracomm):
         )
 
     def neighbor_allgather(self, sendobj: Any) -> list[Any]:
-        """Give an object to every destination; the objects of the sources, None beyond a border."""
+        """Send an object to all destinations; return those of the sources, None beyond a border."""
         arguments = (*self._topology.edges(self._state.rank), encode(sendobj))
-        result: list[Any] = self._start(
+        result: list[Any] = self._call(
             Plan("neighbor_allgather", None, lambda: arguments, decode_list)
-        )._await()
+        )
         return result
 
     def neighbor_alltoall(self, sendobj: list[Any]) -> list[Any]:
-        """Give sendobj[j] to destination j; the objects of the sources, None beyond a border."""
+        """Send sendobj[j] to destination j; return the sources' objects, None beyond a border."""
         out, into = self._topology.edges(self._state.rank)
         arguments = (out, into, encode_each(sendobj, len(out)))
-        result: list[Any] = self._start(
+        result: list[Any] = self._call(
             Plan("neighbor_alltoall", None, lambda: arguments, decode_list)
-        )._await()
+        )
         return result
 
-    def Neighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> None:
-        """Give a block to every destination; a block of each source comes."""
-        self._start(self._to_neighbors(Spec, sendbuf, recvbuf))._await()
+    def Neighbor_allgather(self, sendbuf: BufSpec, recvbuf: BufSpecB) -> None:
+        """Send a block to all destinations, and receive one from each source.
 
-    def Neighbor_allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:
-        """The same; the blocks that come may have any lengths and places."""
-        self._start(self._to_neighbors(VMessage, sendbuf, recvbuf))._await()
+        Parameters
+        ----------
+        sendbuf
+            Specification of the block.
+        recvbuf
+            Specification of an equal block for each source, in the order of the edges.
 
-    def Neighbor_alltoall(self, sendbuf: Any, recvbuf: Any) -> None:
-        """Give block j to destination j; a block of each source comes."""
-        self._start(self._between_neighbors(Spec, sendbuf, recvbuf))._await()
+        Notes
+        -----
+        1 round; 1 message per rank, which all its destinations read.
 
-    def Neighbor_alltoallv(self, sendbuf: Any, recvbuf: Any) -> None:
-        """The same with blocks of any lengths and places."""
-        self._start(self._between_neighbors(VMessage, sendbuf, recvbuf))._await()
+        References
+        ----------
+        MPI 4.1, section 8.6.1.
+        """
+        self._call(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
 
-    def Neighbor_alltoallw(self, sendbuf: Any, recvbuf: Any) -> None:
-        """The same with blocks of any lengths, places and datatypes."""
-        self._start(self._between_neighbors(WMessage, sendbuf, recvbuf))._await()
+    def Neighbor_allgatherv(self, sendbuf: BufSpec, recvbuf: BufSpecV) -> None:
+        """Send a block to all destinations; receive blocks of any lengths from the sources."""
+        self._call(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
 
-    def Ineighbor_allgather(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Neighbor_allgather`."""
-        return self._start(self._to_neighbors(Spec, sendbuf, recvbuf))
+    def Neighbor_alltoall(self, sendbuf: BufSpecB, recvbuf: BufSpecB) -> None:
+        """Send block j to destination j, and receive one from each source.
 
-    def Ineighbor_allgatherv(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Neighbor_allgatherv`."""
-        return self._start(self._to_neighbors(VMessage, sendbuf, recvbuf))
+        Parameters
+        ----------
+        sendbuf
+            Specification of an equal block for each destination.
+        recvbuf
+            Specification of an equal block for each source.
 
-    def Ineighbor_alltoall(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Neighbor_alltoall`."""
-        return self._start(self._between_neighbors(Spec, sendbuf, recvbuf))
+        Notes
+        -----
+        1 round; 1 message per edge.
 
-    def Ineighbor_alltoallv(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Neighbor_alltoallv`."""
-        return self._start(self._between_neighbors(VMessage, sendbuf, recvbuf))
+        References
+        ----------
+        MPI 4.1, section 8.6.2.
+        """
+        self._call(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
 
-    def Ineighbor_alltoallw(self, sendbuf: Any, recvbuf: Any) -> Request:
-        """Start `Neighbor_alltoallw`."""
-        return self._start(self._between_neighbors(WMessage, sendbuf, recvbuf))
+    def Neighbor_alltoallv(self, sendbuf: BufSpecV, recvbuf: BufSpecV) -> None:
+        """Exchange blocks of different lengths with the neighbours."""
+        self._call(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
+
+    def Neighbor_alltoallw(self, sendbuf: BufSpecW, recvbuf: BufSpecW) -> None:
+        """Exchange blocks of different lengths and datatypes with the neighbours."""
+        self._call(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
+
+    def Ineighbor_allgather(self, sendbuf: BufSpec, recvbuf: BufSpecB) -> Request:
+        """Start `Neighbor_allgather`; the buffers are borrowed until the request completes."""
+        return self._start(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
+
+    def Ineighbor_allgatherv(self, sendbuf: BufSpec, recvbuf: BufSpecV) -> Request:
+        """Start `Neighbor_allgatherv`; the buffers are borrowed until the request completes."""
+        return self._start(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
+
+    def Ineighbor_alltoall(self, sendbuf: BufSpecB, recvbuf: BufSpecB) -> Request:
+        """Start `Neighbor_alltoall`; the buffers are borrowed until the request completes."""
+        return self._start(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
+
+    def Ineighbor_alltoallv(self, sendbuf: BufSpecV, recvbuf: BufSpecV) -> Request:
+        """Start `Neighbor_alltoallv`; the buffers are borrowed until the request completes."""
+        return self._start(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
+
+    def Ineighbor_alltoallw(self, sendbuf: BufSpecW, recvbuf: BufSpecW) -> Request:
+        """Start `Neighbor_alltoallw`; the buffers are borrowed until the request completes."""
+        return self._start(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
 
     def Neighbor_allgather_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpec, recvbuf: BufSpecB, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Neighbor_allgather`, to be started any number of times."""
-        return self._prepare(self._to_neighbors(Spec, sendbuf, recvbuf))
+        """Make a persistent request of `Neighbor_allgather`."""
+        return self._prepare(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Neighbor_allgatherv_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpec, recvbuf: BufSpecV, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Neighbor_allgatherv`, to be started any number of times."""
-        return self._prepare(self._to_neighbors(VMessage, sendbuf, recvbuf))
+        """Make a persistent request of `Neighbor_allgatherv`."""
+        return self._prepare(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoall_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpecB, recvbuf: BufSpecB, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Neighbor_alltoall`, to be started any number of times."""
-        return self._prepare(self._between_neighbors(Spec, sendbuf, recvbuf))
+        """Make a persistent request of `Neighbor_alltoall`."""
+        return self._prepare(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoallv_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpecV, recvbuf: BufSpecV, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Neighbor_alltoallv`, to be started any number of times."""
-        return self._prepare(self._between_neighbors(VMessage, sendbuf, recvbuf))
+        """Make a persistent request of `Neighbor_alltoallv`."""
+        return self._prepare(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoallw_init(
-        self, sendbuf: Any, recvbuf: Any, info: Info = INFO_NULL
+        self, sendbuf: BufSpecW, recvbuf: BufSpecW, info: Info = INFO_NULL
     ) -> Prequest:
-        """`Neighbor_alltoallw`, to be started any number of times."""
-        return self._prepare(self._between_neighbors(WMessage, sendbuf, recvbuf))
+        """Make a persistent request of `Neighbor_alltoallw`."""
+        return self._prepare(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
 
 
 class Cartcomm(Topocomm):
-    """A communicator whose processes are a grid."""
+    """A communicator with a Cartesian topology."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -215,28 +261,42 @@ class Cartcomm(Topocomm):
         return shape
 
     def Get_dim(self) -> int:
-        """Number of dimensions."""
+        """Return the number of dimensions."""
         return len(self._cart.dims)
 
     def Get_topo(self) -> tuple[list[int], list[int], list[int]]:
-        """(sizes of the dimensions, whether each is a ring, this process's coordinates)."""
+        """Return the dimensions, whether each is periodic, and this process's coordinates."""
         cart = self._cart
         return list(cart.dims), list(cart.periods), cart.coords(self._state.rank)
 
     def Get_cart_rank(self, coords: Sequence[int]) -> int:
-        """The rank at coordinates."""
+        """Return the rank at coordinates; in a periodic dimension they wrap around."""
         return self._cart.rank(coords)
 
     def Get_coords(self, rank: int) -> list[int]:
-        """The coordinates of a rank."""
+        """Return the coordinates of a rank."""
         return self._cart.coords(rank)
 
     def Shift(self, direction: int, disp: int) -> tuple[int, int]:
-        """(source, destination) of a shift by `disp` along a dimension."""
+        """Return source and destination of a shift by `disp`; PROC_NULL beyond a border."""
         return self._cart.shift(self._state.rank, direction, disp)
 
     def Sub(self, remain_dims: Sequence[bool]) -> Cartcomm:
-        """The grid through this process along the dimensions that remain.  Sends nothing."""
+        """Return the subgrid of this process.
+
+        Parameters
+        ----------
+        remain_dims
+            Whether each dimension stays.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 8.5.7.
+        """
         cart, members, dropped = self._cart.sub(remain_dims, self._state.rank)
         ranks = [self._state.ranks[member] for member in members]
         facts = ("sub", next(self._state.children), tuple(dropped))
@@ -251,7 +311,7 @@ class Cartcomm(Topocomm):
 
 
 class Graphcomm(Topocomm):
-    """A communicator whose processes are the nodes of a graph."""
+    """A communicator with a graph topology."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -266,19 +326,19 @@ class Graphcomm(Topocomm):
         return shape
 
     def Get_dims(self) -> tuple[int, int]:
-        """(number of nodes, number of edges)."""
+        """Return the numbers of nodes and of edges."""
         return self._graph.size, len(self._graph.links)
 
     def Get_topo(self) -> tuple[list[int], list[int]]:
-        """(where each node's edges end, the edges)."""
+        """Return `index` and `edges` of the graph, as given to `Create_graph`."""
         return list(self._graph.index), list(self._graph.links)
 
     def Get_neighbors_count(self, rank: int) -> int:
-        """Number of a rank's neighbours."""
+        """Return the number of a rank's neighbours."""
         return len(self._graph.of(rank))
 
     def Get_neighbors(self, rank: int) -> list[int]:
-        """A rank's neighbours."""
+        """Return a rank's neighbours."""
         return self._graph.of(rank)
 
     dims = property(Get_dims, doc="See Get_dims.")
@@ -296,7 +356,7 @@ class Graphcomm(Topocomm):
 
 
 class Distgraphcomm(Topocomm):
-    """A communicator whose processes each know their own edges of a graph."""
+    """A communicator with a distributed graph topology."""
 
     __module__ = "serverless_mpi.MPI"
 
@@ -311,15 +371,19 @@ class Distgraphcomm(Topocomm):
         return shape
 
     def Get_dist_neighbors_count(self) -> tuple[int, int, bool]:
-        """(number of sources, of destinations, whether edges have weights)."""
+        """Return the numbers of sources and of destinations, and whether edges have weights."""
         dist = self._dist
         return len(dist.sources), len(dist.dests), dist.weights is not None
 
     def Get_dist_neighbors(self) -> tuple[list[int], list[int], tuple[list[int], list[int]] | None]:
-        """(sources, destinations, their weights or None)."""
+        """Return sources, destinations, and their weights (None in an unweighted graph)."""
         dist = self._dist
         weights = None if dist.weights is None else (list(dist.weights[0]), list(dist.weights[1]))
         return list(dist.sources), list(dist.dests), weights
 
+
+KINDS[Kind.CART] = Cartcomm
+KINDS[Kind.GRAPH] = Graphcomm
+KINDS[Kind.DIST_GRAPH] = Distgraphcomm
 
 __all__ = ["Cartcomm", "Distgraphcomm", "Graphcomm", "Topocomm", "UNWEIGHTED", "WEIGHTS_EMPTY"]

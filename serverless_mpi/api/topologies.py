@@ -1,4 +1,4 @@
-"""The shapes of topologies: who is whose neighbour, in what order (MPI 4.1, chapter 8).  No communication here.
+"""The shapes of topologies: neighbours and their order (MPI 4.1, chapter 8). No communication.
 
 Each shape gives a rank's edges to its destinations and from its sources as
 `collectives.neighbor` wants them: (neighbour, name), or None at a border.
@@ -36,7 +36,7 @@ def _check_ranks(ranks: Sequence[int], size: int, what: str, null: bool = False)
 
 @dataclass(frozen=True)
 class Cart:
-    """A grid; rank r's coordinates are its place in an array of shape `dims`, row by row."""
+    """A grid; ranks are in row-major order of an array of shape `dims`."""
 
     dims: tuple[int, ...]
     periods: tuple[int, ...]
@@ -64,7 +64,7 @@ class Cart:
         return prod(self.dims)
 
     def coords(self, rank: int) -> list[int]:
-        """The coordinates of a rank."""
+        """Return the coordinates of a rank."""
         if not 0 <= rank < self.size:
             raise MPIException(ERR_RANK, f"rank {rank} is not in a grid of shape {list(self.dims)}")
         found = []
@@ -74,7 +74,7 @@ class Cart:
         return found[::-1]
 
     def rank(self, coords: Sequence[int]) -> int:
-        """The rank at coordinates, which wrap around in rings."""
+        """Return the rank at coordinates, which wrap around in periodic dimensions."""
         rank = 0
         for place, dim, ring in zip(
             _integers(coords, "coords", len(self.dims)), self.dims, self.periods, strict=True
@@ -88,7 +88,7 @@ class Cart:
         return rank
 
     def shift(self, rank: int, direction: int, disp: int) -> tuple[int, int]:
-        """(source, destination) of a shift by `disp` along a dimension; PROC_NULL beyond a border."""
+        """Return source and destination of a shift by `disp`; PROC_NULL beyond a border."""
         if not 0 <= direction < len(self.dims):
             raise MPIException(ERR_ARG, f"direction {direction} is outside 0..{len(self.dims) - 1}")
         return self._moved(rank, direction, -disp), self._moved(rank, direction, disp)
@@ -101,7 +101,7 @@ class Cart:
         return self.rank(coords)
 
     def sub(self, remain: Sequence[Any], rank: int) -> tuple[Cart, list[int], list[int]]:
-        """(the grid of the dimensions that remain, its ranks here in order, the coordinates in the others)."""
+        """The subgrid of some dimensions, its ranks here, and the coordinates in the others."""
         kept = [bool(flag) for flag in _integers(remain, "remain_dims", len(self.dims))]
         dropped = [place for place, keep in zip(self.coords(rank), kept, strict=True) if not keep]
         members = [
@@ -128,8 +128,8 @@ class Cart:
     def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
         """(edges out, edges in).
 
-        What goes down in a dimension comes in from above, also in a ring of one or two where both are the same rank:
-        an edge has the name of its place among the receiver's.
+        What goes down in a dimension comes in from above, also in a ring of one or two where both
+        are the same rank: an edge has the name of its place among the receiver's.
         """
         near, _ = self.neighbors(rank)
         out: list[Edge] = [
@@ -158,14 +158,14 @@ def _named(
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph that everybody knows; node i's neighbours are edges[index[i-1]:index[i]]."""
+    """A graph that all processes know; the neighbours of node i are edges[index[i-1]:index[i]]."""
 
     index: tuple[int, ...]
     links: tuple[int, ...]
 
     @classmethod
     def made(cls, index: Sequence[int], edges: Sequence[int], ranks: int) -> Graph:
-        """The graph that the arguments of Create_graph describe; a leading 0 in `index` may be there."""
+        """The graph that the arguments of Create_graph describe; `index` may begin with a 0."""
         ends, links = _integers(index, "index"), _integers(edges, "edges")
         if ends and ends[0] == 0 and ends[-1] == len(links):
             ends = ends[1:]
@@ -188,7 +188,7 @@ class Graph:
         return len(self.index)
 
     def of(self, rank: int) -> list[int]:
-        """A node's neighbours."""
+        """Return the neighbours of a node."""
         if not 0 <= rank < self.size:
             raise MPIException(ERR_RANK, f"rank {rank} is not in a graph of {self.size} nodes")
         return list(self.links[self.index[rank - 1] if rank else 0 : self.index[rank]])
@@ -277,7 +277,7 @@ Shape = Cart | Graph | Dist
 
 
 def shape_of(topology: Shape | None) -> Shape:
-    """The topology of a communicator that must have one."""
+    """Return the topology; ERR_TOPOLOGY for a communicator without one."""
     if topology is None:
         raise MPIException(ERR_TOPOLOGY, "the communicator has no topology")
     return topology

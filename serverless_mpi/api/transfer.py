@@ -1,73 +1,102 @@
-"""What a point-to-point message is on its way out of a buffer, and what is done with one that has come."""
+"""Between buffers and bytes: what point-to-point calls send, and what they do with received bytes.
+
+A contiguous array of numbers is sent and received in place (`memory.plain`); any other buffer goes
+through its specification, which packs and unpacks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from serverless_mpi.api.buffers import Message as Spec
-from serverless_mpi.api.buffers import block
+from serverless_mpi.api.buffers import BlockSpec, BufSpec, block
 from serverless_mpi.api.memory import plain
 from serverless_mpi.api.pickling import decode
-from serverless_mpi.api.request import Request
+from serverless_mpi.api.request import Request, operation_of, request_of
+from serverless_mpi.api.status import Status, fill_status
 from serverless_mpi.core.envelope import PROC_NULL
+from serverless_mpi.runtime import Runtime
 from serverless_mpi.runtime.operation import Operation
 
 
 def completed() -> Operation:
-    """An operation that is done: what there is with PROC_NULL."""
+    """Return an operation that is done, as of a call with PROC_NULL."""
     operation = Operation()
     operation.release()
     return operation
 
 
 def as_object(operation: Operation) -> Any:
-    """The object that has come."""
+    """Return the received object."""
     assert operation.data is not None
     return decode(operation.data)
 
 
-def into(buf: Any) -> Callable[[Operation], Any]:
-    """What puts received bytes into a buffer, unless they were received there."""
+def into(buf: BufSpec) -> Callable[[Operation], Any]:
+    """Make what unpacks received bytes into a buffer, unless they are there already."""
 
     def finish(operation: Operation) -> None:
         assert operation.data is not None
         if not operation.landed:
-            spec = buf if isinstance(buf, Spec) else block(buf, readonly=False)
+            spec = buf if isinstance(buf, BlockSpec) else block(buf, readonly=False)
             spec.unpack(operation.data)
 
     return finish
 
 
-def outgoing(buf: Any, rank: int) -> Sequence[memoryview]:
-    """What is sent of a buffer: nothing to PROC_NULL, whatever the buffer."""
+def outgoing(buf: BufSpec, rank: int) -> Sequence[memoryview]:
+    """Return the bytes of a buffer, borrowed if it is contiguous; nothing for PROC_NULL."""
     if rank == PROC_NULL:
         return ()
     view = plain(buf, readonly=True)
-    return (Spec(buf, readonly=True).pack() if view is None else view,)
+    return (BlockSpec(buf, readonly=True).pack() if view is None else view,)
 
 
-def room(buf: Any, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
-    """(what is done with received bytes, memory that they can be received into directly); nothing comes from PROC_NULL."""
+def receive_target(buf: BufSpec, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
+    """Return what to do with received bytes, and memory that can receive them directly (or None).
+
+    From PROC_NULL nothing comes, whatever the buffer.
+    """
     if rank == PROC_NULL:
         return as_object, None
     view = plain(buf, readonly=False)
     if view is not None:
         return into(buf), view
-    spec = Spec(buf, readonly=False)
+    spec = BlockSpec(buf, readonly=False)
     return into(spec), spec.landing()
 
 
+def receive_request(
+    runtime: Runtime,
+    places: Mapping[int, int],
+    operation: Operation,
+    value: Callable[[Operation], Any],
+) -> Request:
+    """Make the request of a receive.
+
+    Parameters
+    ----------
+    places
+        World rank -> rank in the communicator, which may be freed before the receive is done.
+    value
+        What makes the result of `operation` into the value of the request.
+    """
+
+    def finish(operation: Operation, status: Status) -> Any:
+        envelope = operation.envelope
+        assert envelope is not None
+        fill_status(status, places[envelope.source], envelope.tag, envelope.nbytes)
+        return value(operation)
+
+    return request_of(runtime, operation, finish)
+
+
 def both(receive: Request, send: Request) -> Request:
-    """A request that is done when both are, and is the receive's then."""
-    pending = receive._ob
-    assert (
-        pending is not None
-        and pending.operation is not None
-        and pending.finish is not None
-        and send._operation is not None
-    )
+    """Return a request that is done when both are, with the status and value of the receive."""
+    pending, sent = receive._ob, operation_of(send)
+    assert pending is not None and sent is not None
     received, finish = pending.operation, pending.finish
+    assert received is not None and finish is not None
     operation = Operation(2)
 
     def one(done: Operation) -> None:
@@ -77,5 +106,5 @@ def both(receive: Request, send: Request) -> Request:
             operation.release()
 
     received.add_done_callback(one)
-    send._operation.add_done_callback(one)
-    return Request._of(pending.runtime, operation, lambda _, status: finish(received, status))
+    sent.add_done_callback(one)
+    return request_of(pending.runtime, operation, lambda _, status: finish(received, status))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from serverless_mpi.api.datatype import DATATYPE_NULL, Datatype
-from serverless_mpi.api.datatype_state import COMBINER_F90_COMPLEX, COMBINER_NAMED, TypeState
-from serverless_mpi.api.layout import Layout
-from serverless_mpi.api.memory import CASTABLE, native
-from serverless_mpi.core.envelope import UNDEFINED
-from serverless_mpi.errors import ERR_ARG, ERR_OTHER, MPIException
+from serverless_mpi.api.datatype import DATATYPE_NULL, Datatype, type_state
+from serverless_mpi.api.handle import handle_of, name_constant
+from serverless_mpi.api.memory import CASTABLE
+from serverless_mpi.api.type_tables import (
+    BY_CLASS,
+    BY_CODE,
+    EXTERNAL_BYTES,
+    OF_CHARACTER,
+    PAIRS,
+    predefined,
+)
 
 TYPECLASS_REAL = 1
 TYPECLASS_INTEGER = 2
@@ -19,33 +22,26 @@ TYPECLASS_COMPLEX = 3
 TYPECLASS_LOGICAL = 4
 
 
-def _state(name: str, dtype: np.dtype[Any]) -> TypeState:
-    state = TypeState(Layout.run(dtype.itemsize, dtype.alignment), dtype, COMBINER_NAMED)
-    state.name = name
-    state.predefined = state.committed = True
-    return state
-
-
 def _basic(label: str, kind: str, char: str, code: str = "", name: str = "") -> Datatype:
     """kind: NumPy's type; char: of the struct module; code: what `tocode` says, by default the character."""
     dtype = np.dtype(kind)
-    state = _state(name or f"MPI_{label}", dtype)
+    state = predefined(name or f"MPI_{label}", dtype)
     state.typechar, state.code = char, code or char
     state.typestr = {"S": "S1", "U": "U1", "b": "b1"}.get(
         dtype.kind
     ) or f"{dtype.kind}{dtype.itemsize}"
-    return Datatype._of_state(state)._name_constant(label)  # type: ignore[no-any-return]
+    return name_constant(handle_of(Datatype, state), label)
 
 
 def _pair(label: str, first: Datatype, name: str = "") -> Datatype:
     """A value and a C int, as a C struct lays them out."""
     value = first._ob.base
     dtype = np.dtype([("value", value), ("index", "i")], align=True)
-    state = _state(name or f"MPI_{label}", dtype)
+    state = predefined(name or f"MPI_{label}", dtype)
     made = Datatype.Create_struct([1, 1], [0, dtype.fields["index"][1]], [first, INT])._ob  # type: ignore[index]
     state.layout, state.parts, state.base = made.layout.bounded(0, dtype.itemsize), made.parts, None
     state.pair = np.dtype([("value", value), ("index", "i")])
-    return Datatype._of_state(state)._name_constant(label)  # type: ignore[no-any-return]
+    return name_constant(handle_of(Datatype, state), label)
 
 
 PACKED = _basic("PACKED", "u1", "B")
@@ -236,7 +232,7 @@ _typedict_f: dict[str, Datatype] = {
     "c32": COMPLEX32,
 }
 
-_PAIRS = {
+PAIRS |= {
     (value._ob, INT._ob): pair
     for value, pair in (
         (SHORT, SHORT_INT),
@@ -247,88 +243,29 @@ _PAIRS = {
         (LONG_DOUBLE, LONG_DOUBLE_INT),
     )
 }
-_SIZED = {
+BY_CLASS |= {
     TYPECLASS_LOGICAL: (LOGICAL1, LOGICAL2, LOGICAL4, LOGICAL8),
     TYPECLASS_INTEGER: (INTEGER1, INTEGER2, INTEGER4, INTEGER8),
     TYPECLASS_REAL: (REAL2, REAL4, REAL8, REAL16),
     TYPECLASS_COMPLEX: (COMPLEX8, COMPLEX16, COMPLEX32),
 }
-_f90_made: dict[tuple[int, int, int], Datatype] = {}
-
-
-# NumPy's character of a number in native byte order -> its datatype
-OF_CHARACTER: dict[str, Datatype] = {char: _typedict[char] for char in CASTABLE}
-
-
-def of_code(code: str) -> Datatype:
-    """The datatype of a code.
-
-    Raises
-    ------
-    KeyError
-        There is none.
-    BufferError
-        It names the other byte order.
-    """
-    found = _typedict.get(code)
-    if found is None:
-        found = _typedict.get(native(code) if code else code)
-    if found is None:
-        raise KeyError(
-            f"there is no datatype for numbers of format {code!r}; give one explicitly, as [buffer, datatype]"
-        )
-    return found
-
-
-def pair_of(value: TypeState, index: TypeState) -> Datatype:
-    """The predefined pair of two types, or DATATYPE_NULL."""
-    return _PAIRS.get((value, index), DATATYPE_NULL)
-
-
-def of_size(typeclass: int, size: int) -> Datatype:
-    """The Fortran type of a class and size."""
-    for datatype in _SIZED.get(typeclass, ()):
-        if datatype.Get_size() == size:
-            return datatype
-    raise MPIException(ERR_ARG, f"there is no datatype of class {typeclass} and {size} bytes")
-
-
-def f90(combiner: int, kind: str, p: int, r: int, params: dict[str, int]) -> Datatype:
-    """The type that holds `p` decimal digits and exponents up to `r` (of an integer: `r` digits); the same again for the same numbers."""
-    known = _f90_made.get((combiner, p, r))
-    if known is not None:
-        return known
-    digits, span = (0 if value == UNDEFINED else value for value in (p, r))
-    if kind == "i":
-        table = [
-            (np.dtype(code), 0, digits)
-            for code, digits in (("i1", 2), ("i2", 4), ("i4", 9), ("i8", 18))
-        ]
-    else:
-        table = [
-            (np.dtype(code), np.finfo(code).precision, int(np.log10(np.finfo(code).max)))
-            for code in ("f4", "f8", "g")
-        ]
-    for dtype, most_digits, most_span in table:
-        if digits <= most_digits and span <= most_span:
-            like = of_code(
-                f"{kind}{dtype.itemsize * (2 if combiner == COMBINER_F90_COMPLEX else 1)}"
-            )._ob
-            state = _state("", like.base)
-            state.combiner, state.params, state.integers = combiner, params, list(params.values())
-            state.typechar, state.typestr, state.code = like.typechar, like.typestr, like.typestr
-            return _f90_made.setdefault((combiner, p, r), Datatype._of_state(state))
-    raise MPIException(ERR_OTHER, f"there is no type of {p} digits and range {r}")
+BY_CODE |= _typedict
+OF_CHARACTER |= {char: _typedict[char] for char in CASTABLE}
+EXTERNAL_BYTES |= {LONG._ob: 4, UNSIGNED_LONG._ob: 4, WCHAR._ob: 2}
 
 
 def _typecode(datatype: Datatype) -> str | None:
     """What `tocode` says, or None."""
-    return None if not datatype else datatype._live.code
+    return None if not datatype else type_state(datatype).code
 
 
 def _typealign(datatype: Datatype) -> int | None:
     """Alignment in bytes, or None where it has none."""
-    return None if not datatype or not datatype._live.predefined else datatype._live.layout.align
+    return (
+        None
+        if not datatype or not type_state(datatype).predefined
+        else type_state(datatype).layout.align
+    )
 
 
 __all__ = ["_typealign", "_typecode", "_typedict", "_typedict_c", "_typedict_f"] + [

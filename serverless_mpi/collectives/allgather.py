@@ -1,4 +1,9 @@
-"""Allgather: every rank's blob to every rank (MPI 4.1, section 6.7).  Blobs may differ in size."""
+"""Allgather: every rank receives the blobs of all ranks; they may differ in size.
+
+References
+----------
+MPI 4.1, section 6.7.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,24 @@ from serverless_mpi.collectives.steps import Blob, Recv, Send, Steps, pack, part
 
 def _fan_out_cost(t: Tally) -> None:
     others = t.size - 1
-    one = t.put(t.n, 1, others) + t.get(t.n) * others
-    t.step(t.n, one)
-    t.all(one * t.size)
+    work = t.put(t.n, 1, others) + t.get(t.n) * others
+    t.step(t.n, work)
+    t.all(work * t.size)
 
 
 @algorithm("allgather", cost=_fan_out_cost)
 def fan_out(rank: int, size: int, data: Blob) -> Steps:
-    """1 round; each rank sends 1 message of its n bytes that P-1 ranks read."""
+    """Send the own blob to all other ranks at once.
+
+    Notes
+    -----
+    1 round; 1 message of n bytes per rank, which P-1 ranks read.
+    """
     others = [other for other in range(size) if other != rank]
     if not others:
         return [whole(data)]
-    got = yield [Send(tuple(others), parts(data)), *(Recv(other) for other in others)]
-    blobs = got[1:]
+    received = yield [Send(tuple(others), parts(data)), *(Recv(other) for other in others)]
+    blobs = received[1:]
     blobs.insert(rank, whole(data))
     return blobs
 
@@ -29,40 +39,55 @@ def fan_out(rank: int, size: int, data: Blob) -> Steps:
 def _bruck_cost(t: Tally) -> None:
     for level in range(log2_rounds(t.size)):
         nbytes = min(1 << level, t.size - (1 << level)) * (t.n + PACK_BYTES)
-        one = t.put(nbytes) + t.get(nbytes)
-        t.step(nbytes, one)
-        t.all(one * t.size)
+        work = t.put(nbytes) + t.get(nbytes)
+        t.step(nbytes, work)
+        t.all(work * t.size)
 
 
 @algorithm("allgather", cost=_bruck_cost)
 def bruck(rank: int, size: int, data: Blob) -> Steps:
-    """ceil(log2 P) rounds; as many messages per rank, (P-1) n bytes in all, and 8 bytes of length a blob."""
+    """Double the number of known blobs in every round (Bruck).
+
+    Notes
+    -----
+    ceil(log2 P) rounds; as many messages per rank, of (P-1) (n + 8) bytes in all: a length of 8
+    bytes precedes each blob.
+
+    References
+    ----------
+    J. Bruck et al., IEEE TPDS 8(11), 1997.
+    """
     blobs: list[memoryview] = [whole(data)]  # of ranks rank, rank + 1, ...
     slot = 0
     while len(blobs) < size:
         distance = len(blobs)
         count = min(distance, size - distance)
-        _, got = yield [
+        _, received = yield [
             Send(((rank - distance) % size,), pack(blobs[:count]), slot),
             Recv((rank + distance) % size, slot),
         ]
-        blobs += unpack(got, count)
+        blobs += unpack(received, count)
         slot += 1
     return [blobs[(other - rank) % size] for other in range(size)]
 
 
 def _ring_cost(t: Tally) -> None:
-    one = t.put(t.n) + t.get(t.n)
-    t.step(t.n, one, t.size - 1)
-    t.all(one * (t.size * (t.size - 1)))
+    work = t.put(t.n) + t.get(t.n)
+    t.step(t.n, work, t.size - 1)
+    t.all(work * (t.size * (t.size - 1)))
 
 
 @algorithm("allgather", cost=_ring_cost)
 def ring(rank: int, size: int, data: Blob) -> Steps:
-    """P-1 rounds; each rank sends P-1 messages of n bytes, to one neighbour alone."""
+    """Pass blobs around a ring.
+
+    Notes
+    -----
+    P-1 rounds; P-1 messages of n bytes per rank, all to the right neighbour.
+    """
     blobs: list[memoryview] = [whole(data)] * size
     right, left = (rank + 1) % size, (rank - 1) % size
     for turn in range(size - 1):
-        _, got = yield [Send((right,), (blobs[(rank - turn) % size],), turn), Recv(left, turn)]
-        blobs[(rank - turn - 1) % size] = got
+        _, received = yield [Send((right,), (blobs[(rank - turn) % size],), turn), Recv(left, turn)]
+        blobs[(rank - turn - 1) % size] = received
     return blobs

@@ -1,4 +1,9 @@
-"""Alltoall: a blob of each rank for each rank (MPI 4.1, section 6.8).  Blobs may differ in size."""
+"""Alltoall: every rank has a blob for every rank; the blobs may differ in size.
+
+References
+----------
+MPI 4.1, section 6.8.
+"""
 
 from __future__ import annotations
 
@@ -20,43 +25,55 @@ from serverless_mpi.collectives.steps import (
 
 
 def _packed_cost(t: Tally) -> None:
-    one = t.deal(t.n, t.size - 1) + t.get(t.n) * (t.size - 1)
-    t.step(t.n, one)
-    t.all(one * t.size)
+    work = t.scatter(t.n, t.size - 1) + t.get(t.n) * (t.size - 1)
+    t.step(t.n, work)
+    t.all(work * t.size)
 
 
 @algorithm("alltoall", cost=_packed_cost, condition=ranges)
 def packed(rank: int, size: int, blobs: Sequence[Blob]) -> Steps:
-    """1 round; each rank deals its P-1 blobs: one put, of which each reader takes its own range (else P-1 messages)."""
+    """Put all blobs together, so that each reader takes its own range.
+
+    Notes
+    -----
+    1 round. Each rank makes one put of (P-1) n bytes; on a channel without ranges, P-1 messages of
+    n bytes.
+    """
     others = [other for other in range(size) if other != rank]
     result: list[Blob] = [blobs[rank]] * size
     if others:
-        got = yield [
+        received = yield [
             Scatter(tuple((other, parts(blobs[other])) for other in others)),
             *(Recv(other, scattered=True) for other in others),
         ]
-        for other, blob in zip(others, got[1:], strict=True):
+        for other, blob in zip(others, received[1:], strict=True):
             result[other] = blob
     return [whole(blob) for blob in result]
 
 
 def _pairwise_cost(t: Tally) -> None:
-    one = (t.put(t.n) + t.get(t.n)) * (t.size - 1)
-    t.step(t.n, one)
-    t.all(one * t.size)
+    work = (t.put(t.n) + t.get(t.n)) * (t.size - 1)
+    t.step(t.n, work)
+    t.all(work * t.size)
 
 
 @algorithm("alltoall", cost=_pairwise_cost)
 def pairwise(rank: int, size: int, blobs: Sequence[Blob]) -> Steps:
-    """1 round; each rank sends P-1 messages, each to its reader alone, all at once so that they fill batches."""
+    """Send every blob as a message of its own.
+
+    Notes
+    -----
+    1 round; P-1 messages of n bytes per rank, in one step, so that they fill the channel's batches.
+    In turn t rank r sends to rank r + t, so no reader is addressed by all ranks at once.
+    """
     order = [(rank + turn) % size for turn in range(1, size)]
     result: list[Blob] = [blobs[rank]] * size
     if order:
-        got = yield [
+        received = yield [
             *(Send((other,), parts(blobs[other]), other) for other in order),
             *(Recv(other, rank) for other in order),
         ]
-        for other, blob in zip(order, got[size - 1 :], strict=True):
+        for other, blob in zip(order, received[size - 1 :], strict=True):
             result[other] = blob
     return [whole(blob) for blob in result]
 
@@ -68,23 +85,34 @@ def _bruck_cost(t: Tally) -> None:
             0, t.size % (2 * span) - span
         )  # numbers below P with this bit
         nbytes = moved * (t.n + PACK_BYTES)
-        one = t.put(nbytes) + t.get(nbytes)
-        t.step(nbytes, one)
-        t.all(one * t.size)
+        work = t.put(nbytes) + t.get(nbytes)
+        t.step(nbytes, work)
+        t.all(work * t.size)
 
 
 @algorithm("alltoall", cost=_bruck_cost, condition=known_length)
 def bruck(rank: int, size: int, blobs: Sequence[Blob]) -> Steps:
-    """ceil(log2 P) rounds; as many messages per rank, each of about half of the blobs, packed."""
+    """Pass packed blobs over doubling distances (Bruck).
+
+    Notes
+    -----
+    ceil(log2 P) rounds; as many messages per rank, each of about P/2 packed blobs. Of blob number t
+    (destined for rank + t) round k forwards those with bit k set, by 2**k ranks.
+
+    References
+    ----------
+    J. Bruck et al., "Efficient Algorithms for All-to-All Communications in Multiport
+    Message-Passing Systems", IEEE TPDS 8(11), 1997.
+    """
     turned: list[Blob] = [blobs[(rank + turn) % size] for turn in range(size)]
     distance, slot = 1, 0
     while distance < size:
         moved = [turn for turn in range(size) if turn & distance]
-        _, got = yield [
+        _, received = yield [
             Send(((rank + distance) % size,), pack([turned[turn] for turn in moved]), slot),
             Recv((rank - distance) % size, slot),
         ]
-        for turn, blob in zip(moved, unpack(got, len(moved)), strict=True):
+        for turn, blob in zip(moved, unpack(received, len(moved)), strict=True):
             turned[turn] = blob
         distance, slot = 2 * distance, slot + 1
     return [whole(turned[(rank - other) % size]) for other in range(size)]

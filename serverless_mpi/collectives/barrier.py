@@ -1,4 +1,9 @@
-"""Barrier: nobody leaves before everybody has come (MPI 4.1, section 6.3)."""
+"""Barrier: no rank leaves before every rank has entered.
+
+References
+----------
+MPI 4.1, section 6.3.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,12 @@ def _fan_cost(t: Tally) -> None:
 
 @algorithm("barrier", cost=_fan_cost)
 def fan(rank: int, size: int) -> Steps:
-    """2 rounds: P-1 messages to rank 0, then one to everybody."""
+    """Report to rank 0, which releases all ranks.
+
+    Notes
+    -----
+    2 rounds; P-1 messages of 0 bytes to rank 0, then one that P-1 ranks read.
+    """
     if rank:
         yield [Send((0,), (NOTHING,)), Recv(0)]
     elif size > 1:
@@ -25,14 +35,23 @@ def fan(rank: int, size: int) -> Steps:
 
 
 def _dissemination_cost(t: Tally) -> None:
-    one = t.put(0) + t.get(0)
-    t.step(0, one, log2_rounds(t.size))
-    t.all(one * (t.size * log2_rounds(t.size)))
+    work = t.put(0) + t.get(0)
+    t.step(0, work, log2_rounds(t.size))
+    t.all(work * (t.size * log2_rounds(t.size)))
 
 
 @algorithm("barrier", cost=_dissemination_cost)
 def dissemination(rank: int, size: int) -> Steps:
-    """ceil(log2 P) rounds; as many messages of 0 bytes per rank."""
+    """Notify the rank at doubling distances.
+
+    Notes
+    -----
+    ceil(log2 P) rounds; as many messages of 0 bytes per rank.
+
+    References
+    ----------
+    D. Hensgen, R. Finkel, U. Manber, "Two Algorithms for Barrier Synchronization", 1988.
+    """
     distance, slot = 1, 0
     while distance < size:
         yield [

@@ -1,6 +1,8 @@
-"""Broadcast: the root's blob to every rank (MPI 4.1, section 6.4).
+"""Broadcast: the root's blob to every rank. P ranks, blobs of n bytes.
 
-P ranks, blobs of n bytes.
+References
+----------
+MPI 4.1, section 6.4.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ def fan_out_cost(t: Tally) -> None:
 
 @algorithm("bcast", cost=fan_out_cost)
 def fan_out(rank: int, size: int, root: int, data: Blob | None) -> Steps:
-    """1 round; the root sends 1 message of n bytes that P-1 ranks read."""
+    """Send the blob from the root to all ranks at once.
+
+    Notes
+    -----
+    1 round; 1 message of n bytes, which P-1 ranks read.
+    """
     if rank == root:
         assert data is not None
         if size > 1:
@@ -34,7 +41,13 @@ def _binomial_cost(t: Tally) -> None:
 
 @algorithm("bcast", cost=_binomial_cost)
 def binomial(rank: int, size: int, root: int, data: Blob | None) -> Steps:
-    """At most ceil(log2 P) rounds; each rank sends at most 1 message of n bytes, which at most ceil(log2 P) ranks read."""
+    """Send the blob down a binomial tree.
+
+    Notes
+    -----
+    At most ceil(log2 P) rounds. A rank sends at most 1 message of n bytes, which at most ceil(log2
+    P) ranks read: all its children, the one with the largest subtree first.
+    """
     relative = (rank - root) % size
     reach = 1  # of the subtree below this rank: relative .. relative + reach - 1
     while reach < size and not relative & reach:
@@ -50,6 +63,8 @@ def binomial(rank: int, size: int, root: int, data: Blob | None) -> Steps:
 
 
 def _tree_cost(arity: int) -> Formula:
+    """The formula of a tree of that arity."""
+
     def formula(t: Tally) -> None:
         reached, level, rounds = 1, 1, 0
         while reached < t.size:
@@ -63,7 +78,13 @@ def _tree_cost(arity: int) -> Formula:
 
 @algorithm("bcast", cost=_tree_cost(4), name="tree_4", arity=4)
 def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) -> Steps:
-    """Rounds as deep as a complete tree of that arity; each rank sends at most 1 message of n bytes, to `arity` ranks."""
+    """Send the blob down a complete tree, where each rank has up to `arity` children.
+
+    Notes
+    -----
+    As many rounds as the tree has levels below the root. A rank sends at most 1 message of n bytes,
+    which `arity` ranks read.
+    """
     relative = (rank - root) % size
     if relative:
         data = yield Recv(((relative - 1) // arity + root) % size)
@@ -76,6 +97,7 @@ def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) 
 
 
 def _give(data: Blob | None, children: list[int]) -> Steps:
+    """Send `data` to the children and return it."""
     assert data is not None
     if children:
         yield Send(tuple(children), parts(data))

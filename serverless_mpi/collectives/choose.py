@@ -5,7 +5,7 @@ An algorithm is registered once, beside its generator:
     @algorithm("bcast", cost=chain_cost)
     def chain(rank, size, root, data): ...
 
-From then on it is chosen where it is the best, and `--explain`, `--simulate`,
+From then on it is chosen where it is best, and `--explain`, `--simulate`,
 `--algorithm` and the contract suite (`serverless_mpi.testing`) know it.
 
 Of the algorithms whose condition holds, `select` takes the cheapest of the
@@ -80,7 +80,7 @@ def always(_: Facts) -> bool:
 
 
 def fanout(facts: Facts) -> bool:
-    """Hold where one put reaches many ranks at one price."""
+    """Hold where one put reaches many ranks for one price."""
     return facts.figures.fanout
 
 
@@ -90,12 +90,15 @@ def ranges(facts: Facts) -> bool:
 
 
 def known_length(facts: Facts) -> bool:
-    """Hold where all ranks know the length of a blob, as of buffers; such blobs are vectors that can be cut."""
+    """Hold where all ranks know the length of a blob.
+
+    That is so for buffers, whose blobs are vectors that can be cut, and not for pickled objects.
+    """
     return facts.nbytes is not None
 
 
 def fanout_or_few_ranks(facts: Facts) -> bool:
-    """Hold where one put reaches many ranks, or where puts to all take no longer than a tree's rounds."""
+    """Hold where one put reaches many ranks, or where a tree would have as many rounds."""
     return facts.figures.fanout or facts.size <= 4
 
 
@@ -145,8 +148,8 @@ def algorithm(
             )
         if any(row.name == title for row in ALGORITHMS[operation]):
             raise UsageError(f"{operation} has an algorithm {title!r} already; pass another name=")
-        made = partial(generator, **fixed) if fixed else generator
-        ALGORITHMS[operation].append(Algorithm(operation, title, made, cost, condition))
+        bound = partial(generator, **fixed) if fixed else generator
+        ALGORITHMS[operation].append(Algorithm(operation, title, bound, cost, condition))
         select.cache_clear()
         return generator
 

@@ -1,4 +1,4 @@
-"""Cost formulas: what a collective algorithm takes on a medium, by the LogGP-like figures of its channel.
+"""Cost formulas: what a collective algorithm takes on a channel, by its LogGP-like figures.
 
 A formula is a function of a `Tally`.  It states two things: the critical path
 (the puts, hops and gets that wait for each other) with `step`, and the work of
@@ -74,7 +74,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Cost of a call: seconds until the last rank is done, rounds; dollars, puts, messages of all."""
+    """Cost of a call: seconds to the last rank's end; rounds; dollars, puts, messages of all."""
 
     seconds: float
     usd: float
@@ -104,39 +104,42 @@ class Tally:
         self._total = Work()
 
     def _of(self, nbytes: int) -> CostParameters:
-        beyond = self._figures.large
-        return self._figures if beyond is None or nbytes <= beyond[0] else beyond[1]
+        """The cost parameters that hold for a message of `nbytes`."""
+        large = self._figures.large
+        return self._figures if large is None or nbytes <= large[0] else large[1]
 
     def put(self, nbytes: int, sends: int = 1, copies: int = 1) -> Work:
         """Return the work of `sends` Sends of `nbytes`, which `copies` ranks read in all."""
-        one = self._of(nbytes)
-        count = sends if one.fanout else copies
+        figures = self._of(nbytes)
+        count = sends if figures.fanout else copies
         return Work(
-            count * (one.put_s + nbytes / one.bandwidth_Bps),
-            count * one.put_usd * self._bills(one, nbytes),
+            count * (figures.put_s + nbytes / figures.bandwidth_Bps),
+            count * figures.put_usd * self._bills(figures, nbytes),
             sends,
             copies,
         )
 
-    def deal(self, nbytes: int, readers: int) -> Work:
-        """Return the work of one Deal: `nbytes` for each of `readers` ranks."""
-        one = self._of(nbytes)
-        small = (
-            one.large is not None
-        )  # where long messages have figures of their own, only they are worth an object
-        if not one.ranges or small or not readers:
+    def scatter(self, nbytes: int, readers: int) -> Work:
+        """Return the work of one Scatter: `nbytes` for each of `readers` ranks."""
+        figures = self._of(nbytes)
+        # where long messages have figures of their own, a shared object pays off only for those
+        sent_alone = figures.large is not None
+        if not figures.ranges or sent_alone or not readers:
             return self.put(nbytes) * readers
-        return Work(one.put_s + readers * nbytes / one.bandwidth_Bps, one.put_usd, 1, readers)
+        return Work(
+            figures.put_s + readers * nbytes / figures.bandwidth_Bps, figures.put_usd, 1, readers
+        )
 
     def get(self, nbytes: int, folded: int = 0) -> Work:
         """Return the work of one Recv of `nbytes`, and of combining or joining `folded` bytes."""
-        one = self._of(nbytes)
-        seconds = one.get_s + nbytes / one.bandwidth_Bps + (nbytes + folded) / FRESH_BPS
-        return Work(seconds, one.get_usd * self._bills(one, nbytes))
+        figures = self._of(nbytes)
+        seconds = figures.get_s + nbytes / figures.bandwidth_Bps + (nbytes + folded) / FRESH_BPS
+        return Work(seconds, figures.get_usd * self._bills(figures, nbytes))
 
     @staticmethod
-    def _bills(one: CostParameters, nbytes: int) -> int:
-        return 1 if not one.billed_bytes else max(1, -(-nbytes // one.billed_bytes))
+    def _bills(figures: CostParameters, nbytes: int) -> int:
+        """How many requests a message of `nbytes` is billed as."""
+        return 1 if not figures.billed_bytes else max(1, -(-nbytes // figures.billed_bytes))
 
     def step(self, nbytes: int, path: Work, times: int = 1) -> None:
         """Add `times` rounds to the critical path.

@@ -1,4 +1,9 @@
-"""Gather and scatter: a blob of each rank to the root, and back (MPI 4.1, sections 6.5, 6.6)."""
+"""Gather and scatter: a blob of each rank to the root, and back.
+
+References
+----------
+MPI 4.1, sections 6.5 and 6.6.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,12 @@ def _gather_flat_cost(t: Tally) -> None:
 
 @algorithm("gather", cost=_gather_flat_cost)
 def gather_flat(rank: int, size: int, root: int, data: Blob) -> Steps:
-    """1 round; each rank but the root sends 1 message of its n bytes."""
+    """Send every blob to the root.
+
+    Notes
+    -----
+    1 round; each rank except the root sends 1 message of n bytes.
+    """
     if rank != root:
         yield Send((root,), parts(data))
         return None
@@ -52,30 +62,43 @@ def _binomial_cost(t: Tally) -> None:
 
 @algorithm("gather", cost=_binomial_cost)
 def gather_binomial(rank: int, size: int, root: int, data: Blob) -> Steps:
-    """At most ceil(log2 P) rounds; each rank but the root sends 1 message with its subtree's blobs, packed."""
+    """Collect packed blobs up a binomial tree.
+
+    Notes
+    -----
+    At most ceil(log2 P) rounds; each rank except the root sends 1 message with the blobs of its
+    subtree.
+    """
     relative = (rank - root) % size
-    mine: list[Blob] = [data]  # blobs of relative ranks relative .. relative + len(mine) - 1
+    blobs_of_subtree: list[Blob] = [
+        data
+    ]  # blobs of relative ranks relative .. relative + len(mine) - 1
     distance = 1
     while distance < size:
         if relative & distance:
-            yield Send(((rank - distance) % size,), pack(mine))
+            yield Send(((rank - distance) % size,), pack(blobs_of_subtree))
             return None
         if relative + distance < size:
             count = min(distance, size - relative - distance)
-            mine += unpack((yield Recv((rank + distance) % size)), count)
+            blobs_of_subtree += unpack((yield Recv((rank + distance) % size)), count)
         distance *= 2
-    return [whole(mine[(other - root) % size]) for other in range(size)]
+    return [whole(blobs_of_subtree[(other - root) % size]) for other in range(size)]
 
 
 def _scatter_packed_cost(t: Tally) -> None:
     others = t.size - 1
-    t.step(t.n, t.deal(t.n, others) + t.get(t.n))
-    t.all(t.deal(t.n, others) + t.get(t.n) * others)
+    t.step(t.n, t.scatter(t.n, others) + t.get(t.n))
+    t.all(t.scatter(t.n, others) + t.get(t.n) * others)
 
 
 @algorithm("scatter", cost=_scatter_packed_cost, condition=ranges)
 def scatter_packed(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
-    """1 round; the root deals its P-1 blobs: one put, of which each reader takes its own range (else P-1 messages)."""
+    """Put all blobs together, so that each reader takes its own range.
+
+    Notes
+    -----
+    1 round; the root makes one put of (P-1) n bytes; on a channel without ranges, P-1 messages.
+    """
     if rank != root:
         return (yield Recv(root, scattered=True))
     assert blobs is not None
@@ -92,7 +115,12 @@ def _scatter_flat_cost(t: Tally) -> None:
 
 @algorithm("scatter", cost=_scatter_flat_cost)
 def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
-    """1 round; the root sends P-1 messages of n bytes each."""
+    """Send every rank its blob.
+
+    Notes
+    -----
+    1 round; the root sends P-1 messages of n bytes.
+    """
     if rank != root:
         return (yield Recv(root, rank))
     assert blobs is not None
@@ -103,22 +131,29 @@ def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) 
 
 @algorithm("scatter", cost=_binomial_cost)
 def scatter_binomial(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
-    """At most ceil(log2 P) rounds; P-1 messages in all, each with its subtree's blobs, packed."""
+    """Pass packed blobs down a binomial tree.
+
+    Notes
+    -----
+    At most ceil(log2 P) rounds; P-1 messages in all, each with the blobs of its reader's subtree.
+    """
     relative = (rank - root) % size
     distance = 1
     while distance < size and not relative & distance:
         distance *= 2
     if relative:
         count = min(distance, size - relative)
-        mine: list[Blob] = list(unpack((yield Recv((rank - distance) % size, rank)), count))
+        blobs_of_subtree: list[Blob] = list(
+            unpack((yield Recv((rank - distance) % size, rank)), count)
+        )
     else:
         assert blobs is not None
-        mine = [blobs[(root + other) % size] for other in range(size)]
+        blobs_of_subtree = [blobs[(root + other) % size] for other in range(size)]
     distance //= 2
     while distance:
-        if distance < len(mine):
+        if distance < len(blobs_of_subtree):
             child = (rank + distance) % size
-            yield Send((child,), pack(mine[distance:]), child)
-            del mine[distance:]
+            yield Send((child,), pack(blobs_of_subtree[distance:]), child)
+            del blobs_of_subtree[distance:]
         distance //= 2
-    return mine[0]
+    return blobs_of_subtree[0]

@@ -1,8 +1,12 @@
-"""Neighbourhood collectives: blobs along the edges of a topology (MPI 4.1, section 8.6).
+"""Neighbourhood collectives: blobs along the edges of a topology.
 
-An edge is (neighbour, name), or None where a border has no neighbour.  Both
-ends of an edge give it the same name, which tells it from others between the
-same two ranks; the names a rank sends under are all different.
+An edge is (neighbour, name), or None where a border has no neighbour. Both ends of an edge use the
+same name, which distinguishes it from other edges between the same two ranks. Invariant: the names
+under which a rank sends are all different, because (sender, name) identifies a message.
+
+References
+----------
+MPI 4.1, section 8.6.
 """
 
 from __future__ import annotations
@@ -19,13 +23,18 @@ Edge = tuple[int, int] | None
 def allgather_fan(
     rank: int, size: int, out: Sequence[Edge], into: Sequence[Edge], data: Blob
 ) -> Steps:
-    """1 round; 1 message of n bytes that all one's destinations read.  Returns a blob for each edge of `into`."""
+    """Send one blob along all outgoing edges; return a blob for each edge of `into`.
+
+    Notes
+    -----
+    1 round; 1 message of n bytes per rank, which all its destinations read.
+    """
     dests = tuple(dict.fromkeys(edge[0] for edge in out if edge is not None and edge[0] != rank))
     sources = list(dict.fromkeys(edge[0] for edge in into if edge is not None and edge[0] != rank))
     steps: list[Send | Recv] = [Send(dests, parts(data))] if dests else []
     steps += [Recv(source) for source in sources]
-    got = (yield steps) if steps else []
-    blobs = dict(zip(sources, got[len(got) - len(sources) :], strict=True))
+    received = (yield steps) if steps else []
+    blobs = dict(zip(sources, received[len(received) - len(sources) :], strict=True))
     blobs[rank] = whole(data)
     return [None if edge is None else blobs[edge[0]] for edge in into]
 
@@ -34,17 +43,23 @@ def allgather_fan(
 def alltoall_direct(
     rank: int, size: int, out: Sequence[Edge], into: Sequence[Edge], blobs: Sequence[Blob]
 ) -> Steps:
-    """1 round; a message along each edge.  Returns a blob for each edge of `into`."""
+    """Send a blob along each outgoing edge; return a blob for each edge of `into`.
+
+    Notes
+    -----
+    1 round; 1 message per edge.
+    """
     steps: list[Send | Recv] = []
-    mine: dict[int, memoryview] = {}  # edges to oneself
+    to_self: dict[int, memoryview] = {}  # by name: edges from this rank to itself
     for edge, blob in zip(out, blobs, strict=True):
         if edge is not None and edge[0] == rank:
-            mine[edge[1]] = whole(blob)
+            to_self[edge[1]] = whole(blob)
         elif edge is not None:
             steps.append(Send((edge[0],), parts(blob), edge[1]))
     sends = len(steps)
     steps += [Recv(*edge) for edge in into if edge is not None and edge[0] != rank]
-    got = iter((yield steps)[sends:] if steps else [])
+    received = iter((yield steps)[sends:] if steps else [])
     return [
-        None if edge is None else mine[edge[1]] if edge[0] == rank else next(got) for edge in into
+        None if edge is None else to_self[edge[1]] if edge[0] == rank else next(received)
+        for edge in into
     ]

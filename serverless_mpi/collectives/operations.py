@@ -57,7 +57,7 @@ class Operation:
         return not (self.neighbours or self.between)
 
     def blob_lengths(self, arguments: Sequence[Any]) -> list[int]:
-        """Return the bytes of each blob that a rank gives, from the algorithm's arguments after rank and size."""
+        """Return the bytes of each blob of a rank; `arguments` are those after rank and size."""
         index = 1 if self.rooted else 2 if self.neighbours else 0
         if len(arguments) <= index or arguments[index] is None:
             return []
@@ -85,17 +85,17 @@ _NEIGHBOURS = (
 # scan and exscan exist within one group only; between groups a reduce_scatter takes one vector
 _TWO_GROUPS = tuple(
     Operation(
-        BETWEEN + one.name,
-        rooted=one.rooted,
-        blob_list=one.blob_list and one.name != "reduce_scatter",
+        BETWEEN + operation.name,
+        rooted=operation.rooted,
+        blob_list=operation.blob_list and operation.name != "reduce_scatter",
         between=True,
     )
-    for one in _ONE_GROUP
-    if one.name not in ("scan", "exscan")
+    for operation in _ONE_GROUP
+    if operation.name not in ("scan", "exscan")
 )
 
 OPERATIONS: dict[str, Operation] = {
-    one.name: one for one in (*_ONE_GROUP, *_NEIGHBOURS, *_TWO_GROUPS)
+    operation.name: operation for operation in (*_ONE_GROUP, *_NEIGHBOURS, *_TWO_GROUPS)
 }
 
 

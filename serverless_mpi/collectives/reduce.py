@@ -1,8 +1,16 @@
-"""Reductions to one, to all, and scattered (MPI 4.1, sections 6.9 and 6.10).
+"""Reductions: to one rank, to all ranks, and scattered.
 
-`combine(a, b)` gets operands of adjacent groups of ranks, the lower first, so
-an operation need only be associative.  All ranks fold in the same shape, so an
-allreduce has the same bits everywhere.
+Rule: `combine(a, b)` receives operands of adjacent groups of ranks, the lower group first, so an
+operation need only be associative. All ranks fold in the same shape, so the result of an allreduce
+has the same bits on every rank.
+
+Pitfall: the algorithms that cut a vector (`*_shares`, `allreduce_rabenseifner`) are registered with
+the condition `known_length`, because a pickled object cannot be cut. A user-defined operation that
+is not element-wise is not cut either: `Elementwise.cut` gives its whole vector to one rank.
+
+References
+----------
+MPI 4.1, sections 6.9 and 6.10.
 """
 
 from __future__ import annotations
@@ -35,7 +43,12 @@ def _reduce_flat_cost(t: Tally) -> None:
 
 @algorithm("reduce", cost=_reduce_flat_cost)
 def reduce_flat(rank: int, size: int, root: int, data: Blob, combine: Combine) -> Steps:
-    """1 round; each rank but the root sends 1 message of n bytes; the root folds them from rank 0 up."""
+    """Send all operands to the root, which folds them from rank 0 up.
+
+    Notes
+    -----
+    1 round; each rank except the root sends 1 message of n bytes.
+    """
     if rank != root:
         yield Send((root,), parts(data))
         return None
@@ -46,14 +59,20 @@ def reduce_flat(rank: int, size: int, root: int, data: Blob, combine: Combine) -
 
 
 def _reduce_binomial_cost(t: Tally) -> None:
-    one = t.put(t.n) + t.get(t.n, t.n)
-    t.step(t.n, one, log2_rounds(t.size))
-    t.all(one * (t.size - 1))
+    work = t.put(t.n) + t.get(t.n, t.n)
+    t.step(t.n, work, log2_rounds(t.size))
+    t.all(work * (t.size - 1))
 
 
 @algorithm("reduce", cost=_reduce_binomial_cost)
 def reduce_binomial(rank: int, size: int, root: int, data: Blob, combine: Combine) -> Steps:
-    """At most ceil(log2 P) rounds (one more where root is not 0); each rank but rank 0 sends 1 message of n bytes."""
+    """Fold operands up a binomial tree to rank 0, which passes the result to the root.
+
+    Notes
+    -----
+    At most ceil(log2 P) rounds, one more if the root is not rank 0; each rank except rank 0 sends 1
+    message of n bytes.
+    """
     total = whole(data)
     distance = 1
     while distance < size:
@@ -72,9 +91,9 @@ def reduce_binomial(rank: int, size: int, root: int, data: Blob, combine: Combin
 
 def _reduce_scatter_packed_cost(t: Tally, share: int | None = None) -> None:
     share = t.n if share is None else share
-    one = t.deal(share, t.size - 1) + t.get(share, share) * (t.size - 1)
-    t.step(share, one)
-    t.all(one * t.size)
+    work = t.scatter(share, t.size - 1) + t.get(share, share) * (t.size - 1)
+    t.step(share, work)
+    t.all(work * t.size)
 
 
 def _reduce_shares_cost(t: Tally) -> None:
@@ -86,14 +105,20 @@ def _reduce_shares_cost(t: Tally) -> None:
 
 @algorithm("reduce", cost=_reduce_shares_cost, condition=known_length)
 def reduce_shares(rank: int, size: int, root: int, data: Blob, combine: Elementwise) -> Steps:
-    """2 rounds; each rank deals out n (1 - 1/P) bytes and, but the root, sends it 1 message of n/P bytes."""
-    mine = yield from reduce_scatter_packed(rank, size, combine.cut(whole(data), size), combine)
+    """Reduce one share of the vector on each rank, then collect the shares at the root.
+
+    Notes
+    -----
+    2 rounds; each rank scatters n (1 - 1/P) bytes, and each except the root sends 1 message of n/P
+    bytes.
+    """
+    own = yield from reduce_scatter_packed(rank, size, combine.cut(whole(data), size), combine)
     if rank != root:
-        yield Send((root,), (mine,), 1)
+        yield Send((root,), (own,), 1)
         return None
     others = [other for other in range(size) if other != root]
     shares = (yield [Recv(other, 1) for other in others]) if others else []
-    shares.insert(root, mine)
+    shares.insert(root, own)
     return memoryview(bytearray().join(shares))
 
 
@@ -104,7 +129,12 @@ def _allreduce_fan_cost(t: Tally) -> None:
 
 @algorithm("allreduce", cost=_allreduce_fan_cost)
 def allreduce_fan(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
-    """2 rounds; P-1 messages of n bytes to rank 0, and 1 from it that P-1 ranks read."""
+    """Fold all operands on rank 0, which sends the result to all ranks.
+
+    Notes
+    -----
+    2 rounds; P-1 messages of n bytes to rank 0, and 1 from it, which P-1 ranks read.
+    """
     if size == 1:
         return whole(data)
     if rank:
@@ -117,11 +147,12 @@ def allreduce_fan(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
 
 
 def _doubling(pair: _Pairs, total: memoryview, combine: Combine) -> Steps:
+    """Exchange and combine totals with partners at doubling distances."""
     distance, slot = 1, 2
     while distance < pair.power:
         partner = pair.partner(distance)
-        _, got = yield [Send((partner,), (total,), slot), Recv(partner, slot)]
-        total = combine(got, total) if pair.place & distance else combine(total, got)
+        _, received = yield [Send((partner,), (total,), slot), Recv(partner, slot)]
+        total = combine(received, total) if pair.place & distance else combine(total, received)
         distance, slot = 2 * distance, slot + 1
     return total
 
@@ -137,27 +168,36 @@ def _paired_cost(t: Tally, power: int) -> None:
 def _doubling_cost(t: Tally) -> None:
     rounds = t.size.bit_length() - 1
     _paired_cost(t, 1 << rounds)
-    one = t.put(t.n) + t.get(t.n, t.n)
-    t.step(t.n, one, rounds)
-    t.all(one * (rounds << rounds))
+    work = t.put(t.n) + t.get(t.n, t.n)
+    t.step(t.n, work, rounds)
+    t.all(work * (rounds << rounds))
 
 
 @algorithm("allreduce", cost=_doubling_cost)
 def allreduce_doubling(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
-    """At most floor(log2 P) rounds, 2 more where P is no power of two; as many messages of n bytes per rank."""
+    """Exchange totals with partners at doubling distances.
+
+    Notes
+    -----
+    floor(log2 P) rounds, 2 more if P is not a power of two; at most as many messages of n bytes per
+    rank.
+    """
     return (yield from _paired(rank, size, whole(data), combine, _doubling))
 
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """A rank's place among the largest power of two of ranks; the first 2 * extra ranks are folded to pairs."""
+    """A rank's place among the largest power of two of ranks.
+
+    The first 2 * extra ranks form pairs, of which the even rank takes part for both.
+    """
 
     place: int
     power: int
     extra: int
 
     def partner(self, distance: int) -> int:
-        """The rank whose place differs by `distance`."""
+        """Return the rank whose place differs by `distance`."""
         other = self.place ^ distance
         return 2 * other if other < self.extra else other + self.extra
 
@@ -169,7 +209,11 @@ def _paired(
     combine: Combine,
     body: Callable[[_Pairs, memoryview, Combine], Steps],
 ) -> Steps:
-    """Run `body` among a power of two of ranks: where P is none, ranks are folded to pairs before, and told the result after."""
+    """Run `body` among a power of two of ranks.
+
+    If P is not a power of two, the first ranks are folded in pairs before, and the even rank of a
+    pair sends the result to the odd one after.
+    """
     power = 1 << (size.bit_length() - 1)
     extra = size - power
     if rank >= 2 * extra:
@@ -186,24 +230,27 @@ def _paired(
 def _allreduce_shares_cost(t: Tally) -> None:
     share, others = -(-t.n // t.size), t.size - 1
     _reduce_scatter_packed_cost(t, share)
-    one = t.put(share, 1, others) + t.get(share, share) * others
-    t.step(share, one)
-    t.all(one * t.size)
+    work = t.put(share, 1, others) + t.get(share, share) * others
+    t.step(share, work)
+    t.all(work * t.size)
 
 
 @algorithm("allreduce", cost=_allreduce_shares_cost, condition=known_length)
 def allreduce_shares(rank: int, size: int, data: Blob, combine: Elementwise) -> Steps:
-    """2 rounds; each rank deals out n (1 - 1/P) bytes and sends 1 message of n/P bytes that P-1 ranks read.
+    """Reduce one share of the vector on each rank, then give every share to all ranks.
 
-    Each rank reduces its share of the vector, which it gives to all.
+    Notes
+    -----
+    2 rounds; each rank scatters n (1 - 1/P) bytes and sends 1 message of n/P bytes, which P-1 ranks
+    read.
     """
-    mine = yield from reduce_scatter_packed(rank, size, combine.cut(whole(data), size), combine)
+    own = yield from reduce_scatter_packed(rank, size, combine.cut(whole(data), size), combine)
     if size == 1:
-        return mine
+        return own
     others = [other for other in range(size) if other != rank]
-    got = yield [Send(tuple(others), (mine,), 1), *(Recv(other, 1) for other in others)]
-    shares = got[1:]
-    shares.insert(rank, mine)
+    received = yield [Send(tuple(others), (own,), 1), *(Recv(other, 1) for other in others)]
+    shares = received[1:]
+    shares.insert(rank, own)
     return memoryview(bytearray().join(shares))
 
 
@@ -213,21 +260,28 @@ def _rabenseifner_cost(t: Tally) -> None:
     nbytes = t.n
     for _ in range(rounds):
         nbytes = -(-nbytes // 2)
-        # the halves are joined at the end: n bytes; as much again is what so many rounds in step cost where it was measured
-        for one in (
+        # joining the halves at the end copies n bytes; rounds in lock step were measured to cost as
+        # much again, so the second exchange counts 2 n
+        for work in (
             t.put(nbytes) + t.get(nbytes, nbytes),
             t.put(nbytes) + t.get(nbytes, 2 * nbytes),
         ):
-            t.step(nbytes, one)
-            t.all(one * (1 << rounds))
+            t.step(nbytes, work)
+            t.all(work * (1 << rounds))
 
 
 @algorithm("allreduce", cost=_rabenseifner_cost, condition=known_length)
 def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwise) -> Steps:
-    """2 floor(log2 P) rounds, 2 more where P is no power of two; as many messages, 2 n (1 - 1/P) bytes per rank.
+    """Reduce and scatter halves of the vector, then gather them.
 
-    Halves of the vector are reduced and scattered, then gathered.  Near ranks first, so that operands are adjacent.
-    Source: R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004.
+    Notes
+    -----
+    2 floor(log2 P) rounds, 2 more if P is not a power of two; as many messages, of 2 n (1 - 1/P)
+    bytes in all per rank. Near ranks exchange first, so that operands are adjacent.
+
+    References
+    ----------
+    R. Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004.
     """
 
     cut = combine.cut
@@ -239,18 +293,18 @@ def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwis
             partner, upper = pair.partner(distance), bool(pair.place & distance)
             low, high = cut(total, 2)
             kept, given = (high, low) if upper else (low, high)
-            _, got = yield [Send((partner,), (given,), slot), Recv(partner, slot)]
+            _, received = yield [Send((partner,), (given,), slot), Recv(partner, slot)]
             halves.append((distance, slot))
-            total = combine(got, kept) if upper else combine(kept, got)
+            total = combine(received, kept) if upper else combine(kept, received)
             distance, slot = 2 * distance, slot + 1
         pieces = [total]
         for distance, turn in reversed(halves):
             partner, upper = pair.partner(distance), bool(pair.place & distance)
-            _, got = yield [
+            _, received = yield [
                 Send((partner,), pieces, turn + len(halves)),
                 Recv(partner, turn + len(halves)),
             ]
-            pieces = [got, *pieces] if upper else [*pieces, got]
+            pieces = [received, *pieces] if upper else [*pieces, received]
         return whole(pieces)
 
     return (yield from _paired(rank, size, whole(data), combine, halving))
@@ -258,28 +312,38 @@ def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwis
 
 @algorithm("reduce_scatter", cost=_reduce_scatter_packed_cost, condition=ranges)
 def reduce_scatter_packed(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Steps:
-    """1 round; each rank deals its P-1 blobs, as in alltoall, and folds what it gets from rank 0 up."""
+    """Put all blobs together; each rank reads its range of every object and folds from rank 0 up.
+
+    Notes
+    -----
+    1 round; each rank makes one put of (P-1) n bytes; on a channel without ranges, P-1 messages.
+    """
     return fold((yield from packed(rank, size, blobs)), combine)
 
 
 def _reduce_scatter_cost(t: Tally) -> None:
-    one = (t.put(t.n) + t.get(t.n, t.n)) * (t.size - 1)
-    t.step(t.n, one)
-    t.all(one * t.size)
+    work = (t.put(t.n) + t.get(t.n, t.n)) * (t.size - 1)
+    t.step(t.n, work)
+    t.all(work * t.size)
 
 
 @algorithm("reduce_scatter", cost=_reduce_scatter_cost)
 def reduce_scatter(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Steps:
-    """1 round; each rank sends P-1 messages, one a destination, and folds what it gets from rank 0 up."""
-    mine = whole(blobs[rank])
+    """Send every rank its blob; each rank folds what it receives from rank 0 up.
+
+    Notes
+    -----
+    1 round; P-1 messages of n bytes per rank.
+    """
+    own = whole(blobs[rank])
     order = [(rank + turn) % size for turn in range(1, size)]
     if not order:
-        return mine
-    got = yield [
+        return own
+    received = yield [
         *(Send((other,), parts(blobs[other]), other) for other in order),
         *(Recv(other, rank) for other in order),
     ]
-    column: list[memoryview] = [mine] * size
-    for other, blob in zip(order, got[size - 1 :], strict=True):
+    column: list[memoryview] = [own] * size
+    for other, blob in zip(order, received[size - 1 :], strict=True):
         column[other] = blob
     return fold(column, combine)

@@ -1,4 +1,9 @@
-"""Scan and exscan: what the ranks up to me, or below me, make together (MPI 4.1, section 6.11)."""
+"""Scan and exscan: the operands of the ranks up to this one, or below it, combined.
+
+References
+----------
+MPI 4.1, section 6.11.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,21 @@ from serverless_mpi.collectives.steps import Blob, Combine, Recv, Send, Steps, f
 
 def _doubling_cost(t: Tally) -> None:
     for level in range(log2_rounds(t.size)):
-        one = t.put(t.n) + t.get(t.n, 2 * t.n)
-        t.step(t.n, one)
-        t.all(one * (t.size - (1 << level)))
+        work = t.put(t.n) + t.get(t.n, 2 * t.n)
+        t.step(t.n, work)
+        t.all(work * (t.size - (1 << level)))
 
 
 @algorithm("scan", cost=_doubling_cost)
 def scan(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
-    """At most ceil(log2 P) rounds, recursive doubling; ceil(log2 P) messages of n bytes per rank at most."""
-    below, mine = yield from _prefix(rank, size, data, combine)
-    return mine if below is None else combine(below, mine)
+    """Combine the operands of ranks 0 to this one by recursive doubling.
+
+    Notes
+    -----
+    At most ceil(log2 P) rounds and as many messages of n bytes per rank.
+    """
+    below, own = yield from _prefix(rank, size, data, combine)
+    return own if below is None else combine(below, own)
 
 
 def _fan_out_cost(t: Tally) -> None:
@@ -29,32 +39,47 @@ def _fan_out_cost(t: Tally) -> None:
 
 @algorithm("scan", cost=_fan_out_cost, condition=fanout)
 def scan_fan_out(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
-    """1 round; each rank but the last sends 1 message of n bytes that all higher ranks read."""
+    """Send the own operand to all higher ranks; each folds from rank 0 up to its own.
+
+    Notes
+    -----
+    1 round; each rank except the last sends 1 message of n bytes, which all higher ranks read.
+    """
     below = yield from exscan_fan_out(rank, size, data, combine)
     return whole(data) if below is None else combine(below, whole(data))
 
 
 @algorithm("exscan", cost=_doubling_cost)
 def exscan(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
-    """The same without one's own; None on rank 0."""
+    """Combine the operands of the ranks below this one by recursive doubling; None on rank 0.
+
+    Notes
+    -----
+    At most ceil(log2 P) rounds and as many messages of n bytes per rank.
+    """
     below, _ = yield from _prefix(rank, size, data, combine)
     return below
 
 
 @algorithm("exscan", cost=_fan_out_cost, condition=fanout)
 def exscan_fan_out(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
-    """The same without one's own; None on rank 0."""
+    """Send the own operand to all higher ranks; each folds what it receives; None on rank 0.
+
+    Notes
+    -----
+    1 round; each rank except the last sends 1 message of n bytes, which all higher ranks read.
+    """
     steps: list[Send | Recv] = [Recv(source) for source in range(rank)]
     if rank < size - 1:
         steps.append(Send(tuple(range(rank + 1, size)), parts(data)))
-    got = (yield steps) if steps else []
-    return fold(got[:rank], combine) if rank else None
+    received = (yield steps) if steps else []
+    return fold(received[:rank], combine) if rank else None
 
 
 def _prefix(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
-    """(everything below this rank or None, this rank's own)."""
-    mine = whole(data)
-    total = mine  # of ranks rank - distance + 1 .. rank
+    """The combined operands of all lower ranks (None on rank 0), and this rank's own operand."""
+    own = whole(data)
+    total = own  # of ranks rank - distance + 1 .. rank
     below: memoryview | None = None
     distance, slot = 1, 0
     while distance < size:
@@ -63,9 +88,9 @@ def _prefix(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
             steps.append(Send((rank + distance,), (total,), slot))
         if rank >= distance:
             steps.append(Recv(rank - distance, slot))
-        got = (yield steps)[-1] if steps else None
-        if got is not None:
-            below = got if below is None else combine(got, below)
-            total = combine(got, total)
+        received = (yield steps)[-1] if steps else None
+        if received is not None:
+            below = received if below is None else combine(received, below)
+            total = combine(received, total)
         distance, slot = 2 * distance, slot + 1
-    return below, mine
+    return below, own

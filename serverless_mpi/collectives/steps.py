@@ -1,11 +1,18 @@
-"""The whole language of a collective algorithm: `Send`, `Scatter` and `Recv`, and the packing of several blobs into one.
+"""The language of collective algorithms: `Send`, `Scatter` and `Recv`, and the packing of blobs.
 
-An algorithm is a generator that yields one step, or a list of steps done
-together; it is sent what a `Recv` received (a list, with None for each Send,
-where it yielded a list) and returns its result.  Ranks are those of the
-communicator.  A sender uses each slot for one Send or Deal of a call alone,
-because (sender, slot) names what is sent, whoever reads it; slots are below
-2**31.  A Send or Deal never waits.  Nobody sends to himself.
+An algorithm is a generator. It yields one step, or a list of steps that are done together. It is
+sent what a `Recv` received; for a list of steps, a list with None for each Send and Scatter. It
+returns its result. Ranks are those of the communicator.
+
+Rules
+- A rank uses each slot for one Send or Scatter per call: (sender, slot) identifies a message for
+  all its readers. Slots are below 2**31.
+- A Send or a Scatter never waits.
+- No rank sends to itself.
+
+The same generator serves blocking and nonblocking calls (`runtime.icollective`), the simulation
+(`simulation.run.Player`) and the contract suite (`testing.dry_run`). A new kind of step has to be
+added to all three, and to `within`.
 """
 
 from __future__ import annotations
@@ -16,17 +23,16 @@ from dataclasses import dataclass
 from typing import Any
 
 Blob = memoryview | Sequence[memoryview]  # bytes, gathered on the wire if several
-Combine = Callable[
-    [memoryview, memoryview], memoryview
-]  # (lower ranks' operand, higher ranks' operand)
+# (operand of the lower ranks, operand of the higher ranks) -> both combined
+Combine = Callable[[memoryview, memoryview], memoryview]
 Steps = Generator[Any, Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """A Combine of vectors whose elements of `grain` bytes it combines one by one, so that they can be cut.
+    """A `Combine` of vectors that works element by element, so that vectors can be cut.
 
-    grain 0: it may only see whole vectors.
+    grain: bytes of an element; 0 if `combine` may only see whole vectors.
     """
 
     combine: Combine
@@ -36,7 +42,10 @@ class Elementwise:
         return self.combine(a, b) if a.nbytes or b.nbytes else a
 
     def cut(self, data: memoryview, count: int) -> list[memoryview]:
-        """`count` pieces of whole elements, as equal as can be; of a vector that must stay whole all are empty but the last."""
+        """Cut `data` into `count` pieces of whole elements, as equal as possible.
+
+        A vector that must not be cut (grain 0) becomes the last piece; the others are empty.
+        """
         elements, grain = (
             (data.nbytes // self.grain, self.grain) if self.grain else (1, data.nbytes)
         )
@@ -49,7 +58,7 @@ NOTHING = memoryview(b"")
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Give `data` to every rank of `dests`, who name it by (sender, slot)."""
+    """Give `data` to every rank of `dests`, which receive it by (sender, slot)."""
 
     dests: tuple[int, ...]
     data: Sequence[memoryview]
@@ -58,9 +67,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Give each rank of `blobs` (dest, data) its own data, all under (sender, slot).
+    """Give each rank of `blobs`, pairs of (dest, data), its own data under (sender, slot).
 
-    One object where readers can take a range of it, else a message each.
+    One object where the channel lets readers take a range of it; otherwise a message for each.
     """
 
     blobs: tuple[tuple[int, Sequence[memoryview]], ...]
@@ -69,7 +78,7 @@ class Scatter:
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """Wait for what `source` sends under `slot`; `scattered` if it comes of a Deal."""
+    """Wait for what `source` sends under `slot`; `scattered` if it sends it by a Scatter."""
 
     source: int
     slot: int = 0
@@ -77,19 +86,19 @@ class Recv:
 
 
 def parts(blob: Blob) -> Sequence[memoryview]:
-    """The pieces of a blob."""
+    """Return the pieces of a blob."""
     return (blob,) if isinstance(blob, memoryview) else blob
 
 
 def whole(blob: Blob) -> memoryview:
-    """A blob in one piece; copied only if it has several."""
+    """Return a blob in one piece; copied only if it has several."""
     if isinstance(blob, memoryview):
         return blob
     return blob[0] if len(blob) == 1 else memoryview(bytearray().join(blob))
 
 
 def fold(blobs: Sequence[memoryview], combine: Combine) -> memoryview:
-    """All blobs combined, from the first up."""
+    """Combine all blobs, from the first up."""
     total = blobs[0]
     for blob in blobs[1:]:
         total = combine(total, blob)
@@ -97,7 +106,13 @@ def fold(blobs: Sequence[memoryview], combine: Combine) -> memoryview:
 
 
 def pack(blobs: Sequence[Blob]) -> list[memoryview]:
-    """Several blobs as one: 8 bytes of length each, then their bytes."""
+    """Join several blobs: the lengths, 8 bytes each, then the bytes.
+
+    Returns
+    -------
+    list of memoryview
+        The pieces, borrowed from the blobs.
+    """
     pieces = [parts(blob) for blob in blobs]
     lengths = [sum(piece.nbytes for piece in blob) for blob in pieces]
     head = memoryview(struct.pack(f"<{len(blobs)}Q", *lengths))
@@ -105,7 +120,7 @@ def pack(blobs: Sequence[Blob]) -> list[memoryview]:
 
 
 def unpack(data: memoryview, count: int) -> list[memoryview]:
-    """The `count` blobs that `pack` packed, as views."""
+    """Return the `count` blobs that `pack` joined, as views of `data`."""
     lengths = struct.unpack_from(f"<{count}Q", data)
     blobs, start = [], 8 * count
     for length in lengths:
@@ -115,9 +130,16 @@ def unpack(data: memoryview, count: int) -> list[memoryview]:
 
 
 def within(members: Sequence[int], steps: Steps, slot: int = 0) -> Steps:
-    """An algorithm of some ranks as a part of one of more: its rank r is rank members[r] here.
+    """Run an algorithm of some ranks as a part of a call of more ranks.
 
-    slot: added to its slots, so that they are not those of another part.
+    Parameters
+    ----------
+    members
+        Rank r of `steps` is rank members[r] of the call.
+    steps
+        The generator of this rank.
+    slot
+        Added to the slots of `steps`, so that they differ from those of other parts.
     """
     value: Any = None
     while True:
@@ -126,12 +148,13 @@ def within(members: Sequence[int], steps: Steps, slot: int = 0) -> Steps:
         except StopIteration as stop:
             return stop.value
         if isinstance(step, (list, tuple)):
-            value = yield [_moved(one, members, slot) for one in step]
+            value = yield [_moved(part, members, slot) for part in step]
         else:
             value = yield _moved(step, members, slot)
 
 
 def _moved(step: Send | Scatter | Recv, members: Sequence[int], slot: int) -> Send | Scatter | Recv:
+    """A step with its ranks and slot renumbered."""
     if isinstance(step, Send):
         return Send(tuple(members[dest] for dest in step.dests), step.data, step.slot + slot)
     if isinstance(step, Scatter):

@@ -1,4 +1,4 @@
-"""The executors that programs see: MPIPoolExecutor, MPICommExecutor, and one of threads alone."""
+"""The executors that programs use: MPIPoolExecutor, MPICommExecutor, and one of threads."""
 
 from __future__ import annotations
 
@@ -35,26 +35,32 @@ _OTHERS = {"backoff", "use_pkl5"}  # that an executor takes too
 
 
 class MPIPoolExecutor(Executor):
-    """Runs tasks on ranks.
+    """Runs tasks on ranks, as concurrent.futures.ProcessPoolExecutor does in processes.
 
-    In a job started with `-m serverless_mpi.futures` these are ranks 1 and up,
-    shared by all executors; in a job of one rank they are `max_workers` threads (default 1, or the environment's
+    In a job started with `-m serverless_mpi.futures` the workers are ranks 1 and up, shared by all
+    executors. In a job of one rank they are `max_workers` threads (default 1, or the environment's
     MPI4PY_FUTURES_MAX_WORKERS).
 
+    Parameters
+    ----------
     max_workers
-        How many workers it may use at a time.
+        Workers that it may use at a time; by default all.
     initializer, initargs
-        Called in each worker before this executor's first task there; if it fails the executor is broken.
-    path, env, wdir, globals, main
-        Set in the worker before: entries of sys.path, environment variables, the working folder, names of the main
-        module; main False: the program's main module is not imported there.
+        Called in each worker before this executor's first task there; if it fails, the executor is
+        broken.
+    path, env, wdir, globals
+        Set in the worker before: entries of sys.path, environment variables, the working folder,
+        names of the main module.
+    main
+        Whether workers import the program's main module.
     python_exe, python_args, mpi_info, backoff, use_pkl5
-        Accepted as in mpi4py, and without effect: no process is started, and nothing is polled.
+        Accepted as in mpi4py, without effect: no process is started, and nothing is polled.
 
     Raises
     ------
     MissingError
-        The job has several ranks and none of them serves: start it with `-m serverless_mpi.futures`.
+        The job has several ranks and none of them serves: start it with `-m
+        serverless_mpi.futures`.
     """
 
     Future = cf.Future
@@ -106,8 +112,8 @@ class MPIPoolExecutor(Executor):
             return pools.shared
         if COMM_WORLD.size > 1:
             raise missing(
-                "spawning of workers for an MPIPoolExecutor; start the job with `smpirun -n N -m serverless_mpi.futures prog.py`, "
-                "or use MPICommExecutor"
+                "spawning of workers for an MPIPoolExecutor; start the job with"
+                " `smpirun -n N -m serverless_mpi.futures prog.py`, or use MPICommExecutor"
             )
         return self._threads(max_workers or int(os.environ.get(ENV_MAX_WORKERS) or 1))
 
@@ -117,13 +123,13 @@ class MPIPoolExecutor(Executor):
 
     @property
     def num_workers(self) -> int:
-        """How many workers it may use at a time; 0 after shutdown, or if it is broken."""
+        """Workers that it may use at a time; 0 after shutdown, or if it is broken."""
         return 0 if self._closed or self._client.broken is not None else self._client.limit
 
     _max_workers = num_workers  # as concurrent.futures names it
 
     def bootup(self, wait: bool = True) -> MPIPoolExecutor:
-        """Set workers up now and not at their first task; with `wait` return when they are."""
+        """Set workers up now instead of at their first task; `wait` until they are."""
         self._check()
         futures = [self.submit(time.sleep, 0) for _ in range(self._client.limit)]
         if wait:
@@ -132,13 +138,14 @@ class MPIPoolExecutor(Executor):
         return self
 
     def _check(self) -> None:
+        """Raise if the executor is broken or shut down."""
         if self._client.broken is not None:
             raise BrokenExecutor(self._client.broken)
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
-        """The future of fn(*args, **kwargs) in a worker."""
+        """Return the future of fn(*args, **kwargs) in a worker."""
         self._check()
         future: cf.Future[Any] = self.Future()
         self._pool.submit((self._client, future, fn, args, kwargs))
@@ -153,7 +160,7 @@ class MPIPoolExecutor(Executor):
         buffersize: int | None = None,
         unordered: bool = False,
     ) -> Iterator[Any]:
-        """fn of the items, as `map` pairs them; see `starmap`."""
+        """Yield fn of the items, paired as `map` pairs them; parameters as in `starmap`."""
         return self.starmap(fn, zip(*iterables), timeout, chunksize, buffersize, unordered)
 
     def starmap(
@@ -165,10 +172,18 @@ class MPIPoolExecutor(Executor):
         buffersize: int | None = None,
         unordered: bool = False,
     ) -> Iterator[Any]:
-        """fn(*arguments) for each item of `iterable`.
+        """Yield fn(*arguments) for each item of `iterable`.
 
-        timeout: seconds from now after which waiting raises TimeoutError; chunksize: items of one task; buffersize: most
-        tasks in work, None for all at once; unordered: results come as they are done.
+        Parameters
+        ----------
+        timeout
+            Seconds from now after which waiting raises TimeoutError.
+        chunksize
+            Items of one task.
+        buffersize
+            Most tasks that are submitted at a time; None: all.
+        unordered
+            Whether results are yielded as they are done.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -180,7 +195,8 @@ class MPIPoolExecutor(Executor):
             if unordered:
                 raise ValueError("buffersize has no meaning for unordered results")
         deadline = None if timeout is None else time.monotonic() + timeout
-        chunks = iter(lambda source=iter(iterable): list(itertools.islice(source, chunksize)), [])  # type: ignore[misc]
+        items = iter(iterable)
+        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
         futures = deque(
             self.submit(_chunk, fn, chunk) for chunk in itertools.islice(chunks, buffersize)
         )
@@ -196,9 +212,9 @@ class MPIPoolExecutor(Executor):
     ) -> Iterator[Any]:
         try:
             while futures:
-                left = None if deadline is None else deadline - time.monotonic()
-                done = next(as_completed(futures, left)) if unordered else futures[0]
-                results = done.result(left)
+                remaining_s = None if deadline is None else deadline - time.monotonic()
+                done = next(as_completed(futures, remaining_s)) if unordered else futures[0]
+                results = done.result(remaining_s)
                 futures.remove(done)
                 if not self._closed:
                     futures.extend(
@@ -210,7 +226,15 @@ class MPIPoolExecutor(Executor):
                 future.cancel()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks; with `wait` return when all are done, with `cancel_futures` those that wait are cancelled."""
+        """Accept no more tasks.
+
+        Parameters
+        ----------
+        wait
+            Whether to return only when all tasks are done.
+        cancel_futures
+            Whether to cancel waiting tasks.
+        """
         self._closed = True
         if cancel_futures:
             self._pool.drop(self._client)
@@ -222,14 +246,14 @@ class MPIPoolExecutor(Executor):
 
 
 class ThreadPoolExecutor(MPIPoolExecutor):
-    """The same with `max_workers` threads of this process as workers (default 1), in a job of any size."""
+    """An MPIPoolExecutor whose workers are `max_workers` threads, by default 1."""
 
     def _find_pool(self, max_workers: int | None) -> pools.Pool:
         return self._threads(max_workers or 1)
 
 
 class ProcessPoolExecutor(MPIPoolExecutor):
-    """The same with processes of its own, which are missing.
+    """An executor of processes that it starts, which is not supported.
 
     Raises
     ------
@@ -239,18 +263,20 @@ class ProcessPoolExecutor(MPIPoolExecutor):
 
     def _find_pool(self, max_workers: int | None) -> pools.Pool:
         raise missing(
-            "spawning of workers for a ProcessPoolExecutor; an MPIPoolExecutor has those that the job was started with"
+            "spawning of workers for a ProcessPoolExecutor; an MPIPoolExecutor uses those that the"
+            " job was started with"
         )
 
 
 class MPICommExecutor:
-    """In a program that all ranks of a communicator run: rank `root` gets an executor, the others serve it.
+    """An executor for a program that all ranks run: rank `root` uses it, the others serve it.
 
         with MPICommExecutor(comm, root=0) as executor:
             if executor is not None:
                 ...
 
-    The others' block begins when the root's has ended, with None.  In a communicator of one rank the worker is a thread.
+    The others' block begins when the root's has ended, with None.  In a communicator of one rank
+    the worker is a thread.
     """
 
     def __init__(self, comm: Intracomm | None = COMM_WORLD, root: int = 0, **kwargs: Any) -> None:
@@ -278,12 +304,12 @@ class MPICommExecutor:
             worker.run(comm, self._root, workers)
             return None
         options = {"main": False, **self._options}
-        made = (
+        pool = (
             pools.RankPool(comm)
             if comm.size > 1
             else pools.ThreadPool(options.get("max_workers") or 1)
         )
-        self._executor = _of_pool(made, options)
+        self._executor = _of_pool(pool, options)
         return self._executor
 
     def __exit__(self, *_: object) -> None:
@@ -297,10 +323,12 @@ class MPICommExecutor:
                 executor._pool.close()
 
 
-def _of_pool(made: pools.Pool, options: dict[str, Any]) -> MPIPoolExecutor:
+def _of_pool(pool: pools.Pool, options: dict[str, Any]) -> MPIPoolExecutor:
+    """An executor whose workers are those of a pool."""
+
     class Bound(MPIPoolExecutor):
         def _find_pool(self, max_workers: int | None) -> pools.Pool:
-            return made
+            return pool
 
     Bound.__name__ = Bound.__qualname__ = "MPIPoolExecutor"
     return Bound(**options)
@@ -311,7 +339,7 @@ def _chunk(fn: Callable[..., Any], items: list[Any]) -> list[Any]:
 
 
 def _main() -> worker.Main:
-    """The program's main module, for workers to import; what they define by it comes back under their name for it."""
+    """The program's main module, for workers to import; here it gets their name for it, too."""
     module = sys.modules["__main__"]
     sys.modules[worker.WORKER_NAME] = module
     spec = getattr(module, "__spec__", None)

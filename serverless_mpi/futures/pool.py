@@ -1,7 +1,8 @@
-"""The workers of a process, shared by its executors: tasks wait in one queue, and whoever frees a worker gives it the next.
+"""The workers of a process, shared by its executors.
 
-There is no polling: `submit` gives a task to an idle worker itself, and one
-thread waits for results, each of which frees a worker.
+Tasks wait in one queue. There is no polling: `submit` gives a task to an idle worker itself, and
+one thread waits for outcomes, each of which frees a worker for the next task. Invariant: a worker
+is either in `_idle` or in `_running`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from serverless_mpi.MPI import ANY_SOURCE, COMM_SELF, Intracomm, Status, pickle
 class Client:
     """An executor as the pool sees it.
 
-    limit: how many workers it may have at a time; ready: those that are set up; broken: why it cannot go on.
+    Attributes
+    ----------
+    setup
+        What a worker does before the executor's first task there.
+    limit
+        Workers that it may use at a time.
+    running
+        Workers that it uses now.
+    ready
+        Workers that are set up for it.
+    broken
+        Why it cannot go on, or None.
     """
 
     setup: worker.Setup
@@ -36,7 +48,7 @@ Task = tuple[Client, "Future[Any]", Any, tuple[Any, ...], dict[str, Any]]
 
 
 class Pool(ABC):
-    """Some workers and the tasks that wait for them."""
+    """Workers, and the tasks that wait for them."""
 
     def __init__(self, workers: list[int]) -> None:
         self.size = len(workers)
@@ -48,15 +60,15 @@ class Pool(ABC):
 
     @abstractmethod
     def pack(self, value: Any) -> Any:
-        """What of a value goes to a worker, whose desk unpacks it."""
+        """Return the form in which a value goes to a worker, which unpacks it."""
 
     @abstractmethod
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
-        """Hand (setup or its number, packed task) to an idle worker; `_took` follows sometime."""
+        """Hand (setup or its number, packed task) to an idle worker; `_took` follows."""
 
     @abstractmethod
     def close(self) -> None:
-        """Wait for all tasks and let the workers go."""
+        """Wait for all tasks and dismiss the workers."""
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
@@ -65,7 +77,7 @@ class Pool(ABC):
             self._dispatch()
 
     def _dispatch(self) -> None:
-        """Under the lock: give waiting tasks to idle workers."""
+        """Give waiting tasks to idle workers. The caller holds the lock."""
         skipped: list[Task] = []
         while self._idle and self._waiting:
             task = self._waiting.popleft()
@@ -75,7 +87,7 @@ class Pool(ABC):
                 continue
             if not future.set_running_or_notify_cancel():
                 continue
-            at = next((one for one in self._idle if one in client.ready), self._idle[0])
+            at = next((idle for idle in self._idle if idle in client.ready), self._idle[0])
             first = at not in client.ready
             try:
                 self._give(
@@ -93,7 +105,7 @@ class Pool(ABC):
         self._changed.notify_all()
 
     def _took(self, at: int, good: bool, value: Any) -> None:
-        """A worker's outcome has come."""
+        """Take the outcome of a worker and give it the next task."""
         with self._changed:
             client, future, *_ = self._running.pop(at)
             client.running -= 1
@@ -116,16 +128,16 @@ class Pool(ABC):
                 other.set_exception(BrokenExecutor(client.broken))
 
     def drop(self, client: Client) -> None:
-        """Cancel what waits of one executor."""
+        """Cancel the waiting tasks of one executor."""
         with self._changed:
             dropped = [task[1] for task in self._waiting if task[0] is client]
             self._waiting = deque(task for task in self._waiting if task[0] is not client)
         for future in dropped:
             if future.cancel():
-                future.set_running_or_notify_cancel()  # those who wait for it hear of it
+                future.set_running_or_notify_cancel()  # wakes threads that wait for it
 
     def busy(self, client: Client | None) -> bool:
-        """Under the lock: whether tasks, of one executor or any, are not done."""
+        """Return whether tasks, of one executor or any, are not done. The caller holds the lock."""
         tasks = [*self._waiting, *self._running.values()]
         return bool(tasks) if client is None else any(task[0] is client for task in tasks)
 
@@ -136,7 +148,7 @@ class Pool(ABC):
 
 
 class RankPool(Pool):
-    """The other ranks of a communicator."""
+    """A pool whose workers are the other ranks of a communicator."""
 
     def __init__(self, comm: Intracomm) -> None:
         super().__init__([rank for rank in range(comm.size) if rank != comm.rank])
@@ -151,6 +163,7 @@ class RankPool(Pool):
         self._comm.send(item, to, worker.TASK)
 
     def _listen(self) -> None:
+        """Receive outcomes until the pool is closed."""
         status = Status()
         while True:
             with self._changed:
@@ -159,11 +172,11 @@ class RankPool(Pool):
                     return
             try:
                 blob = self._comm.recv(source=ANY_SOURCE, tag=worker.RESULT, status=status)
-                good, value, story = pickle.loads(blob)
-            except Exception as error:  # what came cannot be unpickled here
-                good, value, story = False, error, ""
-            if story:
-                value.__cause__ = worker.RemoteTraceback(story)
+                good, value, text = pickle.loads(blob)
+            except Exception as error:  # the outcome cannot be unpickled here
+                good, value, text = False, error, ""
+            if text:
+                value.__cause__ = worker.RemoteTraceback(text)
             self._took(status.source, good, value)
 
     def close(self) -> None:
@@ -177,11 +190,11 @@ class RankPool(Pool):
 
 
 class ThreadPool(Pool):
-    """Threads of this process, where it has no other ranks."""
+    """A pool whose workers are threads of this process."""
 
     def __init__(self, size: int) -> None:
         super().__init__(list(range(size)))
-        self._desks: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(size)]
+        self._queues: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(size)]
         self._threads = [
             threading.Thread(target=self._work, args=(at,), name=f"smpi-futures-{at}", daemon=True)
             for at in range(size)
@@ -193,18 +206,19 @@ class ThreadPool(Pool):
         return value  # what a thread is given needs no pickle
 
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
-        self._desks[to].put(item)
+        self._queues[to].put(item)
 
     def _work(self, at: int) -> None:
-        desk = worker.WorkerState(lambda value: value)
-        worker.place.workers = COMM_SELF
-        while (item := self._desks[at].get()) is not None:
-            self._took(at, *desk.serve(*item))
+        """Serve tasks in a thread of the pool."""
+        state = worker.WorkerState(lambda value: value)
+        worker.this_thread.workers = COMM_SELF
+        while (item := self._queues[at].get()) is not None:
+            self._took(at, *state.serve(*item))
 
     def close(self) -> None:
         self.join()
-        for desk in self._desks:
-            desk.put(None)
+        for tasks in self._queues:
+            tasks.put(None)
         for thread in self._threads:
             thread.join()
 

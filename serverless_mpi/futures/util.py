@@ -1,4 +1,4 @@
-"""Futures made of futures."""
+"""Futures that depend on other futures."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from typing import Any
 
 
 def collect(fs: Collection[Future[Any]]) -> Future[list[Any]]:
-    """The future of the list of results; the first exception, or cancellation, of any is its own.
+    """Return a future of the list of results of futures.
 
-    To cancel it cancels all.
+    The first exception or cancellation of any becomes its own and cancels the others; cancelling it
+    cancels all.
     """
     futures = list(fs)
-    whole: Future[list[Any]] = type(futures[0])() if futures else Future()
-    left, lock = len(futures), threading.Lock()
+    combined: Future[list[Any]] = type(futures[0])() if futures else Future()
+    pending, lock = len(futures), threading.Lock()
 
-    def one(done: Future[Any]) -> None:
-        nonlocal left
+    def on_done(done: Future[Any]) -> None:
+        nonlocal pending
         with lock:
-            left -= 1
-            last = left == 0
+            pending -= 1
+            last = pending == 0
         try:
-            if whole.cancelled():
+            if combined.cancelled():
                 return
             if done.cancelled():
-                if whole.cancel():
-                    whole.set_running_or_notify_cancel()
+                if combined.cancel():
+                    combined.set_running_or_notify_cancel()
             elif done.exception() is not None:
-                whole.set_exception(done.exception())
+                combined.set_exception(done.exception())
             elif last:
-                whole.set_result([future.result() for future in futures])
+                combined.set_result([future.result() for future in futures])
                 return
             else:
                 return
-        except Exception:  # it has ended by another one's doing
+        except Exception:  # another callback has set its outcome
             return
         for future in futures:
             future.cancel()
@@ -45,12 +46,12 @@ def collect(fs: Collection[Future[Any]]) -> Future[list[Any]]:
             for future in futures:
                 future.cancel()
 
-    whole.add_done_callback(cancelled)
+    combined.add_done_callback(cancelled)
     if not futures:
-        whole.set_result([])
+        combined.set_result([])
     for future in futures:
-        future.add_done_callback(one)
-    return whole
+        future.add_done_callback(on_done)
+    return combined
 
 
 def compose(
@@ -58,9 +59,16 @@ def compose(
     resulthook: Callable[[Any], Any] | None = None,
     excepthook: Callable[[BaseException], Any] | None = None,
 ) -> Future[Any]:
-    """The future of `resulthook(result)`, or of `excepthook(exception)`, whose value may be an exception to raise.
+    """Return a future of what a hook makes of another future.
 
-    To cancel it cancels `future`, and the other way around.
+    Parameters
+    ----------
+    future
+        Cancelling it cancels the result, and the other way around.
+    resulthook
+        Called with the result; by default the result is passed on.
+    excepthook
+        Called with the exception; an exception that it returns is raised.
     """
     new: Future[Any] = type(future)()
 

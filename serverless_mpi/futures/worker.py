@@ -1,4 +1,4 @@
-"""What a worker does: it takes an executor's setup and its tasks one by one, and gives back results or exceptions."""
+"""A worker: sets itself up for an executor, runs tasks one by one, and returns their outcomes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ TASK, STOP = 1, 2  # tags to a worker
 RESULT = 3  # tag from a worker: (whether it succeeded, result or exception)
 WORKER_NAME = "__worker__"  # of the program's main module in a worker, as in mpi4py.futures
 
-place = threading.local()  # .workers: the communicator of the workers, in a thread that is one
+this_thread = (
+    threading.local()
+)  # .workers: the communicator of the workers, in a thread that is one
 
 
 class RemoteTraceback(Exception):
@@ -37,7 +39,7 @@ class SetupError(Exception):
 
 @dataclass(frozen=True)
 class Main:
-    """Where the program's main module comes from: a module's name or a file; both None: it is every rank's own already."""
+    """Source of the program's main module: a name or a file; both None: it is loaded."""
 
     module: str | None = None
     path: str | None = None
@@ -45,10 +47,10 @@ class Main:
 
 @dataclass(frozen=True)
 class Setup:
-    """What an executor wants done once in a worker before its first task there.
+    """What an executor does once in a worker before its first task there.
 
-    rest: packed (initializer, its arguments, entries of sys.path, environment variables, working folder, names of the
-    main module); it may need the main module, which is imported before.
+    rest: packed (initializer, its arguments, entries of sys.path, environment variables, working
+    folder, names of the main module). It may need the main module, which is imported before.
     """
 
     number: int
@@ -56,7 +58,7 @@ class Setup:
     rest: Any
 
     def apply(self, unpack: Callable[[Any], Any]) -> None:
-        """Do it."""
+        """Set the worker up."""
         _import_main(self.main)
         initializer, initargs, path, env, wdir, names = unpack(self.rest)
         sys.path[:0] = [entry for entry in path if entry not in sys.path]
@@ -72,7 +74,7 @@ _mains: set[Main] = {Main()}
 
 
 def _import_main(main: Main) -> None:
-    """Have the master's main module, so that what it defines can be unpickled; not run as the program."""
+    """Import the program's main module, without running it as the program, so tasks unpickle."""
     if main in _mains:
         return
     module = types.ModuleType(WORKER_NAME)
@@ -95,14 +97,14 @@ def _import_main(main: Main) -> None:
 
 
 class WorkerState:
-    """One worker's side: which executors it is set up for, and how it unpacks what their pool has packed."""
+    """The executors that a worker is set up for, and how it unpacks their tasks."""
 
     def __init__(self, unpack: Callable[[Any], Any]) -> None:
         self._unpack = unpack
         self._ready: set[int] = set()
 
     def serve(self, setup: Setup | int, task: Any) -> tuple[bool, Any]:
-        """The outcome of a packed (function, arguments, keywords)."""
+        """Run a packed (function, arguments, keywords); return (success, result or exception)."""
         try:
             if isinstance(setup, Setup) and setup.number not in self._ready:
                 try:
@@ -113,42 +115,44 @@ class WorkerState:
             fn, args, kwargs = self._unpack(task)
             return True, fn(*args, **kwargs)
         except BaseException as error:
-            return False, _with_story(error)
+            return False, _with_traceback(error)
 
 
-def _with_story(error: BaseException) -> BaseException:
+def _with_traceback(error: BaseException) -> BaseException:
+    """The exception with the text of its traceback as its cause."""
     error.__cause__ = RemoteTraceback(
         "\n" + "".join(traceback.format_exception(type(error), error, error.__traceback__))
     )
     return error
 
 
-def told(outcome: tuple[bool, Any]) -> tuple[bool, Any, str]:
-    """An outcome for the way: a pickle drops an exception's cause, so its text goes with it."""
+def sendable(outcome: tuple[bool, Any]) -> tuple[bool, Any, str]:
+    """Return an outcome with the text of its cause, which a pickle of the exception would lose."""
     good, value = outcome
     return good, value, "" if good or value.__cause__ is None else str(value.__cause__)
 
 
 def run(comm: Intracomm, root: int, workers: Intracomm) -> None:
-    """Serve rank `root` of `comm` until it says stop."""
-    place.workers = workers
-    desk, status = WorkerState(pickle.loads), Status()
+    """Serve rank `root` of `comm` until it sends STOP."""
+    this_thread.workers = workers
+    state, status = WorkerState(pickle.loads), Status()
     try:
         while True:
             item = comm.recv(source=root, tag=ANY_TAG, status=status)
             if status.tag == STOP:
                 return
-            outcome = desk.serve(*item)
+            outcome = state.serve(*item)
             try:
-                blob = pickle.dumps(told(outcome))
+                blob = pickle.dumps(sendable(outcome))
             except Exception as error:  # the outcome cannot be pickled
-                blob = pickle.dumps(told((False, _with_story(_picklable(error)))))
+                blob = pickle.dumps(sendable((False, _with_traceback(_picklable(error)))))
             comm.send(blob, root, RESULT)
     finally:
-        place.workers = None
+        this_thread.workers = None
 
 
 def _picklable(error: Exception) -> Exception:
+    """The exception, or one that pickles in its place."""
     try:
         pickle.dumps(error)
     except Exception:
@@ -157,14 +161,16 @@ def _picklable(error: Exception) -> Exception:
 
 
 def get_comm_workers() -> Intracomm:
-    """In a task: the communicator of the workers alone.
+    """Return, in a task, the communicator of the workers.
 
     Raises
     ------
     RuntimeError
-        This process is no worker.
+        The caller is not a task of a worker.
     """
-    workers: Intracomm | None = getattr(place, "workers", None)
+    workers: Intracomm | None = getattr(this_thread, "workers", None)
     if workers is None:
-        raise RuntimeError("communicator is not accessible: this is no task of a worker")
+        raise RuntimeError(
+            "communicator is not accessible: this code does not run in a task of a worker"
+        )
     return workers

@@ -1,7 +1,8 @@
-"""A planner for scale: the real generators on a discrete-event model of a medium, which counts requests, seconds and dollars.
+"""A planner for scale: the real generators on a discrete-event model of a channel.
 
-run.py plays the ranks, media.py says what a batch of frames becomes on each channel, figures.py how long services take and
-how much they let in, with the sources.
+It counts requests, seconds and dollars. run.py plays the ranks, media.py models what a batch of
+frames becomes on each channel, figures.py has the times and limits of the services with their
+sources.
 """
 
 from serverless_mpi.simulation.figures import AWS as AWS

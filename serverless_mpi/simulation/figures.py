@@ -1,6 +1,7 @@
-"""How long services take and how much they let in: every figure with its source.
+"""Times and limits of the services: every figure with its source.
 
-Rates are of an account in a region, as AWS grants them unasked; where AWS states a range, its middle or lower end.
+Limits are those of an account in a region as AWS grants them by default. Where AWS states a range,
+the figure is its middle or its lower end.
 """
 
 from __future__ import annotations
@@ -13,10 +14,24 @@ from serverless_mpi.channels import object, queue
 
 @dataclass(frozen=True)
 class Latency:
-    """How long things take, and how many a service takes in a second.
+    """Times of requests, and limits of the services.
 
-    *_s: seconds of one request, without its bytes; *_Bps: bytes per second of one connection; *_per_s: of all ranks
-    together (0: no limit); pauses_s: between two looks for an object, first and longest.
+    Attributes
+    ----------
+    *_s
+        Seconds of one request, without the transfer of its bytes.
+    *_Bps
+        Bytes per second of one connection.
+    *_per_s
+        Requests or messages per second of all ranks together; 0: no limit.
+    pauses_s
+        Seconds between two looks for an object that is not there: first and longest.
+    starts_per_10_s
+        Functions that start in 10 s.
+    topic_entries
+        Messages of one PublishBatch.
+    aws
+        Whether these are the figures of AWS, not of an emulator.
     """
 
     sqs_send_s: float
@@ -38,17 +53,19 @@ class Latency:
 
 
 # Sources, all of docs.aws.amazon.com or aws.amazon.com:
-# sqs_send_s, sqs_receive_s: "typical latencies ... in the tens or low hundreds of milliseconds" (Amazon SQS FAQs), here the lower end,
-#   of ranks in the same region; sqs_Bps: no figure is published; a message of 256 KB in 10 ms.  How long a receive waits for
-#   messages that are not there is `sqs.MAX_LONG_POLL_S` (20 s, "Amazon SQS standard queue quotas", which states 120,000 messages in
-#   flight a queue, too: a rank deletes what it has received, and holds 10 a request).
-# sns_publish_s, sns_deliver_s: AWS's guides state no figure; estimates, 55 ms from the call to the queue together.
-# sns_per_s: see SNS_PER_S.
-# s3_put_s, s3_get_s: "roughly 100-200 milliseconds"; s3_puts_per_s, s3_gets_per_s: "at least 3,500 PUT/COPY/POST/DELETE or 5,500
-#   GET/HEAD requests per second per partitioned prefix" ("Best practices design patterns: optimizing Amazon S3 performance"; a new
-#   bucket is one partition); s3_Bps: "85-90 MB/s" a request ("Performance design patterns for Amazon S3").
-# starts_per_10_s: 1,000 execution environments every 10 s and function ("Lambda scaling behavior"); start_s: half a second,
-#   an estimate with the imports of this package; AWS states none.
+# sqs_send_s, sqs_receive_s: "typical latencies ... in the tens or low hundreds of milliseconds"
+#   (Amazon SQS FAQs); here the lower end, for ranks in the same region. sqs_Bps: no figure is
+#   published; assumed is a message of 256 KB in 10 ms. A receive waits `sqs.MAX_LONG_POLL_S` for
+#   messages that are not there (20 s, "Amazon SQS standard queue quotas", which also states 120,000
+#   messages in flight per queue: a rank deletes what it has received, and holds 10 per request).
+# sns_publish_s, sns_deliver_s: AWS's guides state no figure; estimates, together 55 ms from the
+#   call to the queue. sns_per_s: see SNS_PER_S.
+# s3_put_s, s3_get_s: "roughly 100-200 milliseconds". s3_puts_per_s, s3_gets_per_s: "at least 3,500
+#   PUT/COPY/POST/DELETE or 5,500 GET/HEAD requests per second per partitioned prefix" ("Best
+#   practices design patterns: optimizing Amazon S3 performance"; a new bucket is one partition).
+#   s3_Bps: "85-90 MB/s" per request ("Performance design patterns for Amazon S3").
+# starts_per_10_s: 1,000 execution environments every 10 s per function ("Lambda scaling behavior").
+#   start_s: half a second, an estimate with the imports of this package; AWS states none.
 AWS = Latency(
     sqs_send_s=0.015,
     sqs_receive_s=0.015,
@@ -67,7 +84,7 @@ AWS = Latency(
     topic_entries=sns.MAX_ENTRIES,
     aws=True,
 )
-# The embedded emulator: about 0.4 ms a call, one at a time, as measured.
+# The embedded emulator: about 0.4 ms per call, one at a time, as measured.
 EMULATOR = Latency(
     sqs_send_s=0.0004,
     sqs_receive_s=0.0004,
@@ -88,8 +105,9 @@ EMULATOR = Latency(
 )
 LATENCIES = {"aws": AWS, "emulator": EMULATOR}
 
-# Messages a second that an account may publish to standard topics, Publish and PublishBatch together.
-# Source: "Amazon Simple Notification Service endpoints and quotas", Publish API throttling, AWS General Reference.
+# Messages per second that an account may publish to standard topics, by Publish and PublishBatch
+# together. Source: "Amazon Simple Notification Service endpoints and quotas", Publish API
+# throttling, AWS General Reference.
 SNS_PER_S = {
     "us-east-1": 30_000,
     "us-west-2": 9_000,
@@ -107,7 +125,7 @@ SNS_PER_S_ELSEWHERE = 300
 
 
 def in_region(latency: Latency, region: str) -> Latency:
-    """The same with the quotas of an AWS region."""
+    """Return the latency with the quotas of an AWS region; an emulator has none."""
     return (
         replace(latency, sns_per_s=SNS_PER_S.get(region, SNS_PER_S_ELSEWHERE))
         if latency.aws

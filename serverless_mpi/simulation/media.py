@@ -1,8 +1,11 @@
-"""What becomes of the frames that a simulated rank puts: the requests of each channel, and when each reader has them.
+"""Models of channels: the requests that a batch of frames becomes, and when each reader has it.
 
-Requests are made by the channels' own rules (`queue.plan`, `hybrid.together`), on frames that have a length and no bytes.
-What depends on the moment at which a rank looks (polls that find nothing, how many messages a receive brings) is a
-forecast; the rest is exact.
+Requests follow the channels' own rules (`queue.plan`, `hybrid.together`), on frames that have a
+length and no bytes. Counts that depend on timing (empty polls, messages per receive) are estimates;
+the rest is exact, and tests/test_simulation.py compares it with the emulator.
+
+A channel whose batching changes changes here by itself, if it changes the rule that both call. A
+new request of a channel has to be added to its model.
 """
 
 from __future__ import annotations
@@ -39,7 +42,11 @@ class Blank:
 
 
 class _Gate:
-    """Requests of one kind that all ranks make: at most so many a second, in whatever order they are told of."""
+    """The limit of a service on requests of all ranks: so many per second.
+
+    Time is divided into slices; a full slice passes requests on to the next. So requests may be
+    entered in any order of time.
+    """
 
     SLICE_S = 0.02
 
@@ -49,7 +56,7 @@ class _Gate:
         self._next: dict[int, int] = {}  # a full slice -> one after it that may have room
 
     def enter(self, now: float, count: int = 1) -> float:
-        """When the last of `count` requests that are ready at `now` is let in."""
+        """When the last of `count` requests that are ready at `now` is admitted."""
         if not self._most:
             return now
         place, left = int(now / self.SLICE_S), float(count)
@@ -74,8 +81,18 @@ class _Gate:
 class Item:
     """A frame on its way to one reader.
 
-    when: it can be had; start: its place in a dealt object (0 otherwise); reference: bytes of what tells of it on the
-    queue where it is an object (0: nothing does).
+    Attributes
+    ----------
+    when
+        Second from which it can be received.
+    slot
+        Slot of its message.
+    nbytes
+        Bytes of the frame.
+    start
+        Its offset in an object of several readers; 0 otherwise.
+    reference
+        Bytes of the queue message that refers to the object; 0 without one.
     """
 
     when: float
@@ -107,7 +124,7 @@ class Conditions:
     figures: CostParameters
 
 
-class Medium:
+class ChannelModel:
     """The simulation model of a channel: what a batch of frames becomes, and when it is there.
 
     A channel names its subclass in `Channel.model`.
@@ -122,25 +139,25 @@ class Medium:
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
     ) -> list[tuple[int, Item]]:
-        """Each reader of everything in `parcels`, and what it reads."""
+        """Put a batch of frames of `rank` at second `now`; return (reader, item) pairs."""
         raise NotImplementedError
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
-        """When `rank`, which waits since `since`, has all that is `coming`."""
+        """Return when `rank`, which waits since second `since`, has received all of `coming`."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """What ranks do at the end."""
+        """Count the requests that ranks make at their end."""
 
     def _request(self, rank: int, now: float, seconds: float) -> float:
-        """A request of a rank takes the first of its connections that is free; returns its end."""
+        """Start a request on the first free connection of a rank; return its end."""
         lanes = self._lanes[rank]
         end = max(now, lanes[0]) + seconds
         heapq.heapreplace(lanes, end)
         return end
 
 
-class Parametric(Medium):
+class Parametric(ChannelModel):
     """The channel as its cost parameters state it: each rank puts one frame after the other.
 
     It serves every channel whose ranks do not compete for a service.
@@ -154,7 +171,7 @@ class Parametric(Medium):
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
     ) -> list[tuple[int, Item]]:
-        figures, found = self._figures, []
+        figures, readers = self._figures, []
         for parcel in (single for parcel in parcels for single in parcel.split_per_reader()):
             for dest in parcel.dests:
                 self._free[rank] = (
@@ -163,13 +180,13 @@ class Parametric(Medium):
                     + parcel.nbytes / figures.bandwidth_Bps
                 )
                 self.meter.count(self.conditions.channel, "put", nbytes=parcel.nbytes, messages=1)
-                found.append(
+                readers.append(
                     (
                         dest,
                         Item(self._free[rank] + figures.latency_s, parcel.name.tag, parcel.nbytes),
                     )
                 )
-        return found
+        return readers
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         for item in sorted(coming, key=_when):
@@ -181,8 +198,8 @@ class Parametric(Medium):
         return since
 
 
-class Queue(Medium):
-    """SNS and SQS."""
+class Queue(ChannelModel):
+    """SQS, and SNS where a frame has several readers."""
 
     def __init__(self, conditions: Conditions, meter: Meter) -> None:
         super().__init__(conditions, meter)
@@ -200,12 +217,12 @@ class Queue(Medium):
             slot[id(blank)] = parcel.name.tag
             frames.append((blank, parcel.dests))
         chosen, latency = queue.plan(frames, self._prices, self.latency.topic_entries), self.latency
-        found = []
+        readers = []
         for dest, batch in chosen.queue:
             nbytes = sum(len(frame) + sqs.ENVELOPE_BYTES for frame in batch)
             self.meter.count("sqs", "SendMessageBatch", nbytes=nbytes, messages=len(batch))
             end = self._request(rank, now, latency.sqs_send_s + nbytes / latency.sqs_Bps)
-            found += [(dest, Item(end, slot[id(frame)], len(frame))) for frame in batch]
+            readers += [(dest, Item(end, slot[id(frame)], len(frame))) for frame in batch]
         for _, messages in chosen.topic:
             nbytes = sum(sns.billed_bytes(frame, dests) for frame, dests in messages)
             action = "Publish" if len(messages) == 1 else "PublishBatch"
@@ -215,12 +232,12 @@ class Queue(Medium):
                 self._request(rank, start, latency.sns_publish_s + nbytes / latency.sqs_Bps)
                 + latency.sns_deliver_s
             )
-            found += [
+            readers += [
                 (dest, Item(end, slot[id(frame)], len(frame)))
                 for frame, dests in messages
                 for dest in dests
             ]
-        return found
+        return readers
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         left, now, at = sorted(coming, key=_when), since, 0
@@ -242,7 +259,7 @@ class Queue(Medium):
             self.meter.count("sqs", "DeleteMessageBatch", requests=-(-count // sqs.MAX_ENTRIES))
 
 
-class Objects(Medium):
+class Objects(ChannelModel):
     """S3."""
 
     def __init__(self, conditions: Conditions, meter: Meter) -> None:
@@ -253,10 +270,10 @@ class Objects(Medium):
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
     ) -> list[tuple[int, Item]]:
-        return [one for parcel in parcels for one in self.put_one(rank, now, parcel)]
+        return [item for parcel in parcels for item in self.put_one(rank, now, parcel)]
 
     def put_one(self, rank: int, now: float, parcel: OutgoingFrame) -> list[tuple[int, Item]]:
-        """An object."""
+        """Put one object; return (reader, item) for each reader."""
         place = len(object.table(parcel)) if parcel.bodies else 0
         nbytes = parcel.nbytes + place
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
@@ -269,15 +286,15 @@ class Objects(Medium):
         end = self._request(rank, self._puts.enter(now, requests), seconds)
         if not parcel.bodies:
             return [(dest, Item(end, parcel.name.tag, nbytes)) for dest in parcel.dests]
-        found = []
+        readers = []
         for dest, parts_of_it in zip(parcel.dests, parcel.bodies, strict=True):
             length = sum(part.nbytes for part in parts_of_it)
-            found.append((dest, Item(end, parcel.name.tag, length, place)))
+            readers.append((dest, Item(end, parcel.name.tag, length, place)))
             place += length
-        return found
+        return readers
 
     def get_one(self, rank: int, now: float, item: Item) -> float:
-        """What a reader reads of an object that is there; returns when he has it."""
+        """Read an object that exists; return when the reader has it."""
         nbytes, requests = item.nbytes, max(1, -(-item.nbytes // PART_BYTES))
         if (
             item.start and not item.reference
@@ -315,7 +332,7 @@ class Objects(Medium):
 
 
 class Hybrid(Queue):
-    """Both: what is large is an object, and its reference travels by the queue."""
+    """Large frames as objects of S3, whose references travel by the queue with the small frames."""
 
     def __init__(self, conditions: Conditions, meter: Meter) -> None:
         super().__init__(conditions, meter)
@@ -339,20 +356,21 @@ class Hybrid(Queue):
                     stored[dest, item.slot].append(item)
                     ready = max(ready, item.when)
                 nbytes = TAG_BYTES + sum(len(part) for part in hybrid.reference(parcel))
-                references.append(OutgoingFrame(parcel.dests, parcel.name, (Blank(nbytes),)))  # type: ignore[arg-type]
-        found = super().put(rank, ready, small + references)
-        for place, (dest, item) in enumerate(found):
+                body: Any = (Blank(nbytes),)
+                references.append(OutgoingFrame(parcel.dests, parcel.name, body))
+        readers = super().put(rank, ready, small + references)
+        for place, (dest, item) in enumerate(readers):
             if objects := stored.get((dest, item.slot)):
-                found[place] = (
+                readers[place] = (
                     dest,
                     replace(objects.pop(0), when=item.when, reference=item.nbytes),
                 )
-        return found
+        return readers
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         queued = [
-            replace(one, nbytes=one.reference, reference=0) if one.reference else one
-            for one in coming
+            replace(item, nbytes=item.reference, reference=0) if item.reference else item
+            for item in coming
         ]
         now = super().take(rank, since, queued)
         return max(
@@ -364,9 +382,9 @@ def _when(item: Item) -> float:
     return item.when
 
 
-def medium(
+def channel_model(
     channel: str, latency: Latency, meter: Meter, prices: Prices
-) -> tuple[Medium, CostParameters, int]:
+) -> tuple[ChannelModel, CostParameters, int]:
     """Return the simulation model of a channel, its cost parameters, and its largest frame.
 
     Parameters
@@ -396,7 +414,7 @@ def medium(
         )
     figures = kind.cost(aws=latency.aws, prices=prices)
     try:
-        model: type[Medium] = plugins.resolve(kind.model)
+        model: type[ChannelModel] = plugins.resolve(kind.model)
     except (ImportError, AttributeError) as error:
         raise UsageError(
             f"the simulation model of channel {channel} ({kind.model}) cannot be imported: {error}"

@@ -321,7 +321,7 @@ def test_mismatched_lengths_of_a_collective_are_told() -> None:
         if c.rank == 0:
             c.Bcast(room, root=0)
         else:
-            with pytest.raises(MPI.Exception, match="root 0 gave 16 bytes"):
+            with pytest.raises(MPI.Exception, match="root 0 sent 16 bytes"):
                 c.Bcast(room, root=0)
 
     run(2, body)

@@ -149,7 +149,7 @@ def test_a_fatal_error_ends_the_job(tmp_path: Any) -> None:
     done = smpirun("-n", 2, "--channel", "direct", program)
     assert (
         done.returncode != 0
-        and "fatal error" in done.stderr
+        and "fatal MPI error" in done.stderr
         and "MPI_ERR_RANK" in done.stderr
         and "not reached" not in done.stdout
     )
