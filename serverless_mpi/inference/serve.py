@@ -21,7 +21,6 @@ so is what took longer: then the job is aborted, as a lane cannot be interrupted
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -47,6 +46,7 @@ from numpy.typing import NDArray
 
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import engine, plan, sources, store, worker
+from serverless_mpi.inference.options import ServeOptions
 from serverless_mpi.inference.worker import FAULTS, Answer
 
 Floats = NDArray[np.float32]
@@ -139,7 +139,7 @@ class Service:
     At rank 0 a lane takes queries; at the others it follows what its rank 0 tells.
     """
 
-    def __init__(self, comm: Any, options: argparse.Namespace, mine: sources.Model) -> None:
+    def __init__(self, comm: Any, options: ServeOptions, mine: sources.Model) -> None:
         self._comm, self._options, self._mine = comm, options, mine
         self._room = _room(options, mine, comm.size)
         # Of a rank's memory, half is for images as they are read, in shares of the lanes.
@@ -342,7 +342,7 @@ def _unpacked(rows: Floats | NDArray[np.uint8], samples: int) -> Floats:
     return np.unpackbits(rows.astype(np.uint8), axis=1, count=samples).astype(np.float32)
 
 
-def _room(options: argparse.Namespace, mine: sources.Model, ranks: int) -> int:
+def _room(options: ServeOptions, mine: sources.Model, ranks: int) -> int:
     """Samples of a batch, so that the lanes' panels fit the worker's memory together."""
     place = plan.place(options.platform)
     limit = _memory_mb(options, ranks)
@@ -353,7 +353,7 @@ def _room(options: argparse.Namespace, mine: sources.Model, ranks: int) -> int:
     return max(plan.LEAST_BATCH, int((limit - fixed) / a_sample / options.lanes))
 
 
-def _memory_mb(options: argparse.Namespace, ranks: int) -> int:
+def _memory_mb(options: ServeOptions, ranks: int) -> int:
     """Memory of a rank."""
     most = max(plan.place(options.platform).memory_sizes)
     return int(options.memory or most // (ranks if options.platform == "local" else 1))
@@ -614,7 +614,7 @@ def _is_left(path: str) -> bool:
     raise UsageError(f"{path}: a service listens there already")
 
 
-def serve(comm: Any, options: argparse.Namespace) -> int:
+def serve(comm: Any, options: ServeOptions) -> int:
     """A rank of a service, until a signal ends it; returns the exit code."""
     ending = Ending(comm.rank)
     problem, server = "", None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from serverless_mpi import job
 from serverless_mpi.errors import StoreError, UsageError
 from serverless_mpi.inference import container, dataset, files, networks, partition, plan, store
 from serverless_mpi.inference.engine import Part
+from serverless_mpi.inference.options import RunOptions, SourceOptions
 from serverless_mpi.sparse import CAP
 
 Floats = NDArray[np.float32]
@@ -40,7 +40,7 @@ class Model:
     own: Sequence[Part]
 
 
-def network(options: argparse.Namespace) -> networks.Network:
+def network(options: SourceOptions) -> networks.Network:
     """The network that is made, or read from a folder's files, not stored; ValueError if there is none of that size."""
     if options.net not in MADE:
         return dataset.read_network(options.net, options.neurons, options.layers, options.bias)
@@ -51,7 +51,7 @@ def network(options: argparse.Namespace) -> networks.Network:
     return networks.Network(made.neurons, made.layers, options.bias, made.make, made.name)
 
 
-def opened(options: argparse.Namespace, url: str) -> container.Medium:
+def opened(options: SourceOptions, url: str) -> container.Medium:
     """A store at `url`; in a function of AWS that is AWS, unless the job says otherwise."""
     endpoint = options.endpoint
     spec = job.current_spec(os.environ)
@@ -62,7 +62,7 @@ def opened(options: argparse.Namespace, url: str) -> container.Medium:
     return container.medium(url, endpoint, options.region)
 
 
-def describe(options: argparse.Namespace, samples: int) -> tuple[plan.Work, int | None]:
+def describe(options: SourceOptions, samples: int) -> tuple[plan.Work, int | None]:
     """(what is to be computed, parts it is in or None), without loading it."""
     if options.store:
         place = opened(options, options.store)
@@ -87,7 +87,7 @@ def describe(options: argparse.Namespace, samples: int) -> tuple[plan.Work, int 
     return work, None
 
 
-def model(options: argparse.Namespace, parts: int, part: int) -> Model:
+def model(options: SourceOptions, parts: int, part: int) -> Model:
     """Part `part` of `parts`, from the store or made here.
 
     Raises
@@ -137,7 +137,7 @@ def model(options: argparse.Namespace, parts: int, part: int) -> Model:
     )
 
 
-def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> partition.Partition:
+def cut_of(options: SourceOptions, made: networks.Network, parts: int) -> partition.Partition:
     """The partition the command line names, a file's or a new one."""
     if not options.partition:
         return partition.make(
@@ -152,7 +152,7 @@ def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> p
     return cut
 
 
-def images(options: argparse.Namespace, neurons: int) -> Floats:
+def images(options: SourceOptions, neurons: int) -> Floats:
     """(neurons, samples): the images of a file, or the bundled digits."""
     if options.images:
         return read_images(options, options.images, neurons, options.samples)
@@ -160,17 +160,13 @@ def images(options: argparse.Namespace, neurons: int) -> Floats:
 
 
 def read_images(
-    options: argparse.Namespace,
-    path: str,
-    neurons: int,
-    count: int | None,
-    limit: int | None = None,
+    options: SourceOptions, path: str, neurons: int, count: int | None, limit: int | None = None
 ) -> Floats:
     """(neurons, samples): the first `count` images of a file or of an object; ValueError or StoreError if it has none such.
 
     limit: bytes of memory that they may take; --memory, or the machine's, if not given.
     """
-    if limit is None and getattr(options, "memory", None):  # `store` has no such option
+    if limit is None and options.memory:
         limit = options.memory * plan.MB
     if not path.startswith("s3://"):
         return dataset.read_images(path, neurons, count, limit)
@@ -186,10 +182,10 @@ def read_images(
     return dataset.images_from(source, Path(name).suffix, neurons, count)
 
 
-def samples(options: argparse.Namespace) -> int:
+def samples(options: SourceOptions) -> int:
     """How many images the command line names."""
-    if getattr(options, "input", None):
-        place = opened(options, options.store)
+    if options.input:
+        place = opened(options, _store_of_input(options))
         count = store.count_inputs(place, store.read_index(place), options.input)
         place.close()
     elif options.images:
@@ -199,7 +195,14 @@ def samples(options: argparse.Namespace) -> int:
     return min(count, options.samples or count)
 
 
-def _neurons(options: argparse.Namespace) -> int:
+def _store_of_input(options: SourceOptions) -> str:
+    """The store that --input refers to."""
+    if not options.store:
+        raise UsageError("--input names images in a store: give --store too")
+    return options.store
+
+
+def _neurons(options: SourceOptions) -> int:
     if not options.store:
         return int(options.neurons)
     place = opened(options, options.store)
@@ -208,7 +211,7 @@ def _neurons(options: argparse.Namespace) -> int:
     return neurons
 
 
-def check_paths(options: argparse.Namespace) -> None:
+def check_paths(options: RunOptions) -> None:
     """Raise UsageError where a rank on another platform would be asked for a file of this machine."""
     if options.platform == "local":
         return
@@ -225,9 +228,7 @@ def check_paths(options: argparse.Namespace) -> None:
             )
 
 
-def own_images(
-    options: argparse.Namespace, mine: Model, part: int, replica: int
-) -> tuple[Floats, int]:
+def own_images(options: RunOptions, mine: Model, part: int, replica: int) -> tuple[Floats, int]:
     """(rows that the part owns of its replica's samples, samples of all replicas)."""
     if options.input:
         x = stored_images(options, options.input, part, options.samples)
@@ -239,9 +240,9 @@ def own_images(
     return np.ascontiguousarray(x[:, start:stop], np.float32), x.shape[1]
 
 
-def stored_images(options: argparse.Namespace, name: str, part: int, count: int | None) -> Floats:
+def stored_images(options: SourceOptions, name: str, part: int, count: int | None) -> Floats:
     """(rows that the part owns, samples): the first `count` of a stored input."""
-    place = opened(options, options.store)
+    place = opened(options, _store_of_input(options))
     x = store.load_inputs(place, store.read_index(place), name, part)
     place.close()
     if count is not None and count > x.shape[1]:

@@ -6,7 +6,6 @@ It sees `MPI.COMM_WORLD` and nothing of where that comes from, so the same file 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from serverless_mpi import job
 from serverless_mpi.errors import ServerlessMPIError, UsageError
 from serverless_mpi.inference import dataset, engine, files, sources
+from serverless_mpi.inference.options import RunOptions
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
@@ -182,7 +182,7 @@ def requests() -> dict[str, dict[str, int]]:
     return get_runtime().meter.snapshot()
 
 
-def run(comm: Any, options: argparse.Namespace) -> int:
+def run(comm: Any, options: RunOptions) -> int:
     """Run a job's images through the model; returns the exit code, on every rank the same."""
     began = time.perf_counter()
     parts, left = divmod(comm.size, options.replicas)
@@ -266,7 +266,7 @@ def _difference(
 def _record(
     comm: Any,
     mine: sources.Model,
-    options: argparse.Namespace,
+    options: RunOptions,
     total: int,
     batches: int,
     layers: NDArray[np.float64],
@@ -313,10 +313,7 @@ def _record(
 
 
 def _tell(
-    options: argparse.Namespace,
-    result: Answer,
-    record: dict[str, Any],
-    wanted: NDArray[np.int64] | None,
+    options: RunOptions, result: Answer, record: dict[str, Any], wanted: NDArray[np.int64] | None
 ) -> int:
     from serverless_mpi.inference import report
 
@@ -349,9 +346,7 @@ def _tell(
     return code
 
 
-def _same(
-    options: argparse.Namespace, mine: sources.Model, outputs: list[Floats], total: int
-) -> bool:
+def _same(options: RunOptions, mine: sources.Model, outputs: list[Floats], total: int) -> bool:
     """Whether the serial kernel gives the same bits; says so."""
     parts = len(outputs) // options.replicas
     whole = np.zeros((mine.neurons, total), np.float32)
@@ -374,7 +369,7 @@ def rendered(path: str, result: Answer) -> bytes:
     return "".join(f"{one}\n" for one in result.categories).encode()
 
 
-def deliver(options: argparse.Namespace, path: str, data: bytes) -> None:
+def deliver(options: RunOptions, path: str, data: bytes) -> None:
     """Write a file, or an object of an s3:// URL."""
     if path.startswith("s3://"):
         folder, _, name = path.rpartition("/")

@@ -252,7 +252,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--measure", *NET[:6], "--all"]) == 2  # digits are no images of 96 pixels
     assert main(["plan", "--measure", "--samples", "512", "--layers", "3", "--rate", "1e9"]) == 0
     told = capsys.readouterr().out
-    assert "knee: one worker" in told and "1 G living edges/s" in told
+    assert "knee: one worker" in told and "1 G active edges/s" in told
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("run", "-n", "0"), "0 is below 1"),
         (("run", "-n", "5", "--replicas", "2"), "5 workers are not 2 replicas of equal size"),
-        (("run", "-n", "2000"), "1024 neurons cannot be dealt out to 2000"),
+        (("run", "-n", "2000"), "1024 neurons cannot be divided among 2000"),
         (
             ("run", "--net", "random", "--neurons", "65536", "--layers", "480", "--memory", "400"),
             "20 parts would fit",
@@ -269,9 +269,12 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
         (("run", "--store", "nowhere/at/all"), "no model in nowhere/at/all"),
         (("run", "--store", "s3://some-bucket/x"), "name where that bucket is: --endpoint"),
         (("run", "--input", "x"), "give --store too"),
-        (("run", "--check", "--store", "x"), "leave --store away"),
+        (("run", "--check", "--store", "x"), "omit --store"),
         (("run", "--report", "x.pdf"), "ends with .json, .html, .txt"),
         (("run", "--images", "no/such.tsv"), "no/such.tsv"),
+        (("plan", "--input", "x"), "give --store too"),
+        (("run", "-n", "2", "--channel", "smoke"), "smoke"),
+        (("run", "--check", "--accumulate"), "omit one of them"),
         (("run", "--platform", "moon"), "no platform 'moon'; known: lambda, local"),
         (("partition", "--method", "magic"), "no partition method 'magic'; known: block"),
         (("partition", "-n", "2000"), "cannot be dealt out to 2000"),

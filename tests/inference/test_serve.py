@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import socket
@@ -21,6 +20,7 @@ import pytest
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import engine, networks, partition, serve, sources, store
 from serverless_mpi.inference.container import Folder
+from serverless_mpi.inference.options import ServeOptions
 from serverless_mpi.sparse import serial_forward
 from tests.harness import GIVE_UP_S, ROOT, run
 
@@ -50,8 +50,8 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "s")
 
 
-def options(place: Path, path: str, **more: Any) -> argparse.Namespace:
-    given = {
+def options(place: Path, path: str, **more: Any) -> ServeOptions:
+    given: dict[str, Any] = {
         "store": str(place),
         "socket": path,
         "lanes": 2,
@@ -61,7 +61,7 @@ def options(place: Path, path: str, **more: Any) -> argparse.Namespace:
         "endpoint": None,
         "region": "us-east-1",
     }
-    return argparse.Namespace(**{**given, **more})
+    return ServeOptions(**{**given, **more})
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_what_cannot_serve_is_told(place: Path, path: str) -> None:
     words = ("serve", "--socket", path, "--store", str(place))
     for more, told in (
         (("-n", "2"), "takes 3 workers, not 2"),
-        (("--platform", "lambda"), "serve is for this machine"),
+        (("--platform", "lambda"), "serve runs on this machine only"),
         (("--memory", "10"), "no number of parts fits"),
     ):
         done = subprocess.run(

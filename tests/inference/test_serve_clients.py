@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import json
@@ -22,6 +21,7 @@ import pytest
 
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import serve, sources
+from serverless_mpi.inference.options import ServeOptions
 from tests.harness import GIVE_UP_S, ROOT, mpirun, run
 from tests.inference.test_files import HOSTILE
 
@@ -291,11 +291,7 @@ def test_what_no_reader_documents_is_answered_too(
         raise error
 
     def body(comm: Any) -> list[dict[str, Any]]:
-        given = argparse.Namespace(
-            **{"store": None, "lanes": 1, "queue": 2, "memory": None, "platform": "local"},
-            **{"net": "random", "neurons": 96, "layers": 2, "seed": 0, "bias": None},
-            **{"method": "block", "partition": None},
-        )
+        given = ServeOptions(lanes=1, queue=2, net="random", neurons=96, layers=2, method="block")
         service = serve.Service(comm, given, sources.model(given, 1, 0))
         replies = [service.ask(serve.Query("x", None, None)) for _ in range(2)]
         service.stop()
