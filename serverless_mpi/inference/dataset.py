@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.inference import files, formats
-from serverless_mpi.inference.networks import BIAS, Layers, Network
+from serverless_mpi.inference.networks import BIAS, Network
 from serverless_mpi.sparse import SparseRows
 
 Floats = NDArray[np.float32]
@@ -152,17 +152,6 @@ def _first(
     return images[:count]
 
 
-def write_images(path: str | Path, images: Floats) -> None:
-    """Write (neurons, samples), by the suffix of the file; npz is a sparse matrix."""
-    columns, rows = np.nonzero(images)
-    order = np.lexsort((columns, rows))
-    shape = images.shape[1], images.shape[0]
-    formats.write(
-        path,
-        formats.Entries(rows[order], columns[order], images[columns[order], rows[order]], shape),
-    )
-
-
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
@@ -172,22 +161,6 @@ def read_layer(path: str | Path, neurons: int) -> SparseRows:
     order = np.lexsort((entries.rows, entries.columns))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(entries.columns, minlength=neurons))])
     return SparseRows(indptr, entries.rows[order], entries.values[order], neurons)
-
-
-def write_layer(path: str | Path, matrix: SparseRows) -> None:
-    """Write a layer, by the suffix of the file."""
-    outputs = np.repeat(np.arange(matrix.n_rows), np.diff(matrix.indptr))
-    inputs = matrix.indices.astype(np.int64)
-    order = np.lexsort((outputs, inputs))
-    formats.write(
-        path,
-        formats.Entries(
-            inputs[order],
-            outputs[order],
-            matrix.all_values()[order],
-            (matrix.n_cols, matrix.n_rows),
-        ),
-    )
 
 
 def read_network(
@@ -229,16 +202,6 @@ def read_network(
     )
 
 
-def write_network(folder: str | Path, network: Layers, suffix: str = ".tsv") -> None:
-    """Write a network to a folder, a file a layer, one at a time."""
-    if suffix not in SUFFIXES:
-        raise ValueError(f"no format {suffix!r} for layers; known: {', '.join(SUFFIXES)}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, matrix in enumerate(network, 1):
-        write_layer(folder / f"n{matrix.n_cols}-l{number}{suffix}", matrix)
-
-
 # --- categories -------------------------------------------------------------------------------------------------------
 
 
@@ -264,9 +227,3 @@ def read_categories(path: str | Path) -> NDArray[np.int64]:
                     )
                 found.append(int(text))
     return np.array(found, np.int64)
-
-
-def write_categories(path: str | Path, categories: NDArray[np.int64]) -> None:
-    """Write image numbers, counted from 1, one a line."""
-    with files.replacing(path) as file:
-        file.write("".join(f"{one}\n" for one in categories.tolist()).encode())

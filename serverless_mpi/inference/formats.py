@@ -20,7 +20,6 @@ from serverless_mpi.inference.files import Npz, Source, Text
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
-BLOCK_LINES = 1 << 18  # that are written at a time
 _BANNER = "%%MatrixMarket matrix coordinate"
 
 
@@ -52,42 +51,6 @@ def read(path: str | Path, rows: int | None, columns: int | None) -> Entries:
 def read_from(source: Source, suffix: str, rows: int | None, columns: int | None) -> Entries:
     """As `read`, from an opened file."""
     return _READERS.get(suffix, _read_tsv)(source, rows, columns)
-
-
-def write(path: str | Path, entries: Entries) -> None:
-    """Write a matrix, by the suffix of the file, which is replaced whole."""
-    suffix = Path(path).suffix
-    with files.replacing(path) as file:
-        if suffix == ".npz":
-            assert entries.shape is not None
-            order = np.lexsort((entries.columns, entries.rows))
-            indptr = np.concatenate(
-                [[0], np.cumsum(np.bincount(entries.rows, minlength=entries.shape[0]))]
-            )
-            np.savez_compressed(  # the fields of scipy.sparse.save_npz
-                file,
-                indices=entries.columns[order].astype(np.int32),
-                indptr=indptr.astype(np.int32),
-                format=np.array(b"csr"),
-                shape=np.array(entries.shape),
-                data=entries.values[order],
-            )
-            return
-        separator = "\t"
-        if suffix == ".mtx":
-            assert entries.shape is not None
-            separator = " "
-            high, wide = entries.shape
-            file.write(f"{_BANNER} real general\n{high} {wide} {len(entries.rows)}\n".encode())
-        for start in range(0, len(entries.rows), BLOCK_LINES):
-            some = slice(start, start + BLOCK_LINES)
-            columns = (entries.rows[some] + 1, entries.columns[some] + 1, entries.values[some])
-            file.write(
-                "".join(
-                    f"{row}{separator}{column}{separator}{value}\n"
-                    for row, column, value in zip(*(one.tolist() for one in columns))
-                ).encode()
-            )
 
 
 def _read_tsv(source: Source, rows: int | None, columns: int | None) -> Entries:

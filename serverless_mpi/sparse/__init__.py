@@ -11,15 +11,7 @@ second call, with the rest of the row's entries, has the bits of one that was no
 """
 
 from serverless_mpi.sparse.cpus import default_threads
-from serverless_mpi.sparse.layers import (
-    CAP,
-    forward,
-    layer,
-    multiply,
-    path,
-    reference_layer,
-    serial_forward,
-)
+from serverless_mpi.sparse.layers import CAP, forward, layer, multiply, path, serial_forward
 from serverless_mpi.sparse.panels import WIDTH, Panels
 from serverless_mpi.sparse.prepare import merged, relabelled
 from serverless_mpi.sparse.rows import Floats, SparseRows, frozen
@@ -37,7 +29,6 @@ __all__ = [
     "merged",
     "multiply",
     "path",
-    "reference_layer",
     "relabelled",
     "serial_forward",
 ]

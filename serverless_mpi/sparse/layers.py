@@ -189,16 +189,6 @@ def serial_forward(
     return out
 
 
-def reference_layer(
-    w: SparseRows, x: NDArray[Any], bias: float, cap: float = CAP
-) -> NDArray[np.float64]:
-    """The same layer in float64 by NumPy, for tests."""
-    rows = np.repeat(np.arange(w.n_rows), np.diff(w.indptr))
-    z = np.zeros((w.n_rows, x.shape[1]))
-    np.add.at(z, rows, w.all_values().astype(np.float64)[:, None] * x[w.indices])
-    return np.clip(np.where(z != 0, z + bias, 0), 0, cap)
-
-
 def path() -> str:
     """The instruction set in use: avx512, avx2, neon or plain.
 

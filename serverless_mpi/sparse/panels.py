@@ -67,19 +67,6 @@ class Panels:
         """(rows, samples)."""
         return self.rows, self.samples
 
-    def reshaped(self, rows: int, samples: int) -> Panels:
-        """The same memory as other panels, for what comes next; neither has any contents afterwards but what is put there.
-
-        New memory, if this is too small. What fills the last panel is 0.
-        """
-        if _floats_of(rows, samples) > len(self._memory) - ALIGNMENT // 4:
-            return Panels(rows, samples)
-        made = object.__new__(Panels)
-        made._own(self._memory, rows, samples)
-        if samples % WIDTH:
-            made.data[-1, :, samples % WIDTH :] = 0
-        return made
-
     def put(self, x: Floats, rows: ArrayLike | None = None) -> None:
         """Row i of x, (len(rows), samples), becomes row rows[i] of these; without rows, x is all of them.
 

@@ -181,14 +181,6 @@ class SparseRows:
         """The same rows over other columns: column c is names[c] of n_cols."""
         return self._with(self.indptr, names[self.indices], self.values, n_cols)
 
-    def compacted(self) -> tuple[SparseRows, NDArray[np.int64]]:
-        """(the same rows over the columns in use alone, those columns in ascending order).
-
-        The order of a row's entries stays, so sums keep their bits.
-        """
-        used, places = np.unique(self.indices, return_inverse=True)
-        return self._with(self.indptr, places, self.values, len(used)), used.astype(np.int64)
-
     def _with(
         self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike | None, n_cols: int
     ) -> SparseRows:

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from serverless_mpi.aws import control
-from serverless_mpi.inference import dataset, networks, page, plan, report
+from serverless_mpi.inference import networks, page, plan, report
 from serverless_mpi.inference.cli import main
 from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.sparse import serial_forward
 from tests.harness import DATA, GIVE_UP_S, ROOT, mpirun
+from tests.inference import writing
 
 NET = ("--net", "random", "--neurons", "96", "--layers", "7", "--seed", "4", "--bias", "-0.15")
 IMAGES = (np.random.default_rng(4).random((130, 96)) > 0.9).astype(np.uint8)
@@ -168,7 +169,7 @@ def test_store_then_run_from_a_folder_and_from_a_bucket(
 
 
 def test_a_network_of_files(truth: list[str], images: Path, tmp_path: Path) -> None:
-    dataset.write_network(tmp_path / "net", networks.randomnet(96, 7, 4))
+    writing.write_network(tmp_path / "net", networks.randomnet(96, 7, 4))
     words = ("--net", tmp_path / "net", "--neurons", 96, "--layers", 7, "--bias", -0.15)
     done = infer("run", *words, "--images", images, "-n", 2, "--channel", "direct", "--check")
     assert done.returncode == 0 and done.stdout.splitlines()[1:3] == truth, done.stderr
