@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from enum import IntEnum
 from functools import cached_property, partial
 from typing import Any
 
@@ -39,39 +40,64 @@ _HEAD = struct.Struct(
 
 
 OWN = -1  # the block of own rows
-NONE, SHARED, DEALT, PAIRED = range(4)
+
+
+class Exchange(IntEnum):
+    """How the ranks exchange rows before a layer; equal on all ranks. The numbers are in files.
+
+    NONE: no rank needs rows of another. ALLGATHER: one message for all peers. ALLTOALL: one message
+    for each peer. PAIRWISE: as ALLTOALL, but by point-to-point messages, as few pairs have any.
+    """
+
+    NONE = 0
+    ALLGATHER = 1
+    ALLTOALL = 2
+    PAIRWISE = 3
 
 
 @dataclass
 class Part:
     """A layer as one rank holds it.
 
-    The layer's input is a panel of `columns` activation rows: first those the rank computed itself, then those of rank 0,
-    rank 1, ... that it needs.  Rows with equal entries (twins) are there once, and computed once.
+    Its input is a panel of `columns` activation rows: first those that the rank computed itself,
+    then the received ones, sender after sender. Duplicate rows, which have equal entries, are held
+    and computed once: the others are "distinct rows".
 
-    indptr, indices, values: the rank's distinct rows, CSR over the panel, entries in the network's order; values has nnz
-    numbers, or one for all.
-    expand: for each neuron the rank owns behind the layer, ascending, its distinct row.
-    how: the ranks' exchange before the layer, on all the same: NONE; SHARED, one message for all peers (allgather); DEALT, one
-    for each (alltoall); PAIRED, as dealt, but few ranks have anything for each other (point to point).
-    give: own distinct rows of the boundary before the layer that are sent; those for peer q are
-    give[give_to[q]:give_to[q + 1]], or all of `give` if SHARED (then give_to is 0 and len(give)).
-    take: for each row that comes, sender after sender, its place in the sender's message if SHARED; else empty, as all of a
-    message is taken.  take_from[q]..take_from[q + 1]: the rows of sender q.
-    come: rows in the message of each sender, taken or not.
+    Attributes
+    ----------
+    indptr, indices, values
+        The rank's distinct rows in CSR over the panel, entries in the network's order. `values` has
+        nnz numbers, or one that all entries have.
+    columns
+        Rows of the panel.
+    row_of_neuron
+        Distinct row of each neuron that the rank owns behind the layer, neurons ascending.
+    exchange
+        How rows are exchanged before the layer.
+    send_rows, send_offsets
+        Own distinct rows that are sent: those for peer q are
+        `send_rows[send_offsets[q]:send_offsets[q + 1]]`. With ALLGATHER all peers get all of them,
+        and the offsets are 0 and then `len(send_rows)`.
+    recv_index
+        With ALLGATHER, place of each received row in its sender's message; else empty, since every
+        row of a message is needed.
+    recv_offsets
+        (ranks + 1,): the received rows of sender q are `recv_offsets[q]` to `recv_offsets[q + 1]`.
+    recv_counts
+        (ranks,): rows in the message of each sender, needed or not.
     """
 
     indptr: Indices
     indices: NDArray[Any]
     values: Floats
     columns: int
-    expand: NDArray[np.uint32]
-    how: int
-    give: NDArray[np.uint32]
-    give_to: Indices
-    take: NDArray[np.uint32]
-    take_from: Indices
-    come: Indices
+    row_of_neuron: NDArray[np.uint32]
+    exchange: Exchange
+    send_rows: NDArray[np.uint32]
+    send_offsets: Indices
+    recv_index: NDArray[np.uint32]
+    recv_offsets: Indices
+    recv_counts: Indices
 
     @property
     def rows(self) -> int:
@@ -81,11 +107,11 @@ class Part:
     @property
     def own(self) -> int:
         """Panel rows that are the rank's own."""
-        return self.columns - int(self.take_from[-1])
+        return self.columns - int(self.recv_offsets[-1])
 
     def check(self, ranks: int, own: int) -> None:
         """Raise ValueError unless the arrays fit each other, on one of `ranks` ranks that has `own` rows before the layer."""
-        counts = (self.give_to, self.take_from, self.come)
+        counts = (self.send_offsets, self.recv_offsets, self.recv_counts)
         whole = all(one.dtype.kind in "iu" for one in (self.indptr, self.indices, *counts))
         if (
             not whole
@@ -95,29 +121,28 @@ class Part:
             raise ValueError("arrays of other lengths or types")
         for one, end in (
             (self.indptr, len(self.indices)),
-            (self.give_to, len(self.give)),
-            (self.take_from, self.columns - own),
+            (self.send_offsets, len(self.send_rows)),
+            (self.recv_offsets, self.columns - own),
         ):
             if int(one[0]) or int(one[-1]) != end or (one[1:] < one[:-1]).any():
                 raise ValueError("sums that do not rise from 0 to what they count")
-        taken = np.diff(self.take_from)
+        taken = np.diff(self.recv_offsets)
         sender = np.repeat(np.arange(ranks), taken)
-        shared = self.how == SHARED
+        shared = self.exchange == Exchange.ALLGATHER
         for numbers, below in (
             (self.indices, self.columns),
-            (self.expand, self.rows),
-            (self.give, own),
-            (self.take, self.come[sender] if shared else 0),
+            (self.row_of_neuron, self.rows),
+            (self.send_rows, own),
+            (self.recv_index, self.recv_counts[sender] if shared else 0),
         ):
             if numbers.dtype.kind not in "iu" or (
                 len(numbers) and (numbers.min() < 0 or (numbers >= below).any())
             ):
                 raise ValueError("numbers of rows that are not there")
         if (
-            self.how not in (NONE, SHARED, DEALT, PAIRED)
-            or len(self.take) != (len(sender) if shared else 0)
-            or (self.come < taken).any()
-            or (not shared and (self.come != taken).any())
+            len(self.recv_index) != (len(sender) if shared else 0)
+            or (self.recv_counts < taken).any()
+            or (not shared and (self.recv_counts != taken).any())
         ):
             raise ValueError("an exchange that does not fit")
         if self.values.dtype != np.float32 or len(self.values) not in (1, len(self.indices)):
@@ -136,7 +161,7 @@ class Part:
 
         Blocks without entries are left out; a row's entries keep their order in each.
         """
-        bounds = np.concatenate([[0], self.own + self.take_from])
+        bounds = np.concatenate([[0], self.own + self.recv_offsets])
         block = (
             np.searchsorted(bounds, self.indices, side="right") - 2
         )  # the last of equal bounds: of a sender with rows
@@ -161,7 +186,7 @@ class Part:
 
 @dataclass
 class LayerStatistics:
-    """What a layer took on one rank: seconds; rows, nonzeros, bytes and messages it sent; samples alive before it.
+    """What a layer took on one rank: seconds; rows, nonzeros, bytes and messages it sent; samples still_active before it.
 
     send_s: making messages; wait_s: until peers' messages were there; compute_s: the rest.  A message that all peers
     share counts once, and so do its rows.
@@ -174,7 +199,7 @@ class LayerStatistics:
     nonzeros: int = 0
     nbytes: int = 0
     messages: int = 0
-    living: int = 0
+    active_samples: int = 0
 
     def add(self, other: LayerStatistics) -> None:
         """Make it the sum of both."""
@@ -294,18 +319,18 @@ def _together(call: Callable[[int], Any], count: int) -> list[Any]:
 
 
 class _Input:
-    """Rows of x over its living samples, left where they are: a copy would be one of the three panels in memory."""
+    """Rows of x over its active samples, left where they are: a copy would be one of the three panels in memory."""
 
-    def __init__(self, x: Floats, living: Flags) -> None:
+    def __init__(self, x: Floats, active: Flags) -> None:
         self._x = x
-        self._living = np.flatnonzero(living)
-        self.samples = len(self._living)
+        self._active = np.flatnonzero(active)
+        self.samples = len(self._active)
 
     def take(self, rows: Indices) -> Floats:
         """As of Panels."""
         some = self._x[rows]
         return (
-            some if self.samples == some.shape[1] else np.ascontiguousarray(some[:, self._living])
+            some if self.samples == some.shape[1] else np.ascontiguousarray(some[:, self._active])
         )
 
     def panels(self) -> Panels:
@@ -324,7 +349,7 @@ def _few(rows: int) -> list[Indices]:
 class _Batch:
     """A rank's state of one batch.
 
-    y: its distinct rows at a boundary, over `living`, the samples that live in one of them, ascending.
+    y: its distinct rows at a boundary, over `active`, the samples that live in one of them, ascending.
     """
 
     def __init__(self, comm: Any, x: Floats, bias: float, cap: float, accumulate: bool) -> None:
@@ -335,8 +360,8 @@ class _Batch:
             ThreadPoolExecutor(1, "smpi-exchange") if accumulate and _threads_allowed() else None
         )
         self.samples = x.shape[1]
-        self.living: Flags = np.asarray(np.any(x, axis=0))
-        self.y: Panels | _Input = _Input(x, self.living)
+        self.active: Flags = np.asarray(np.any(x, axis=0))
+        self.y: Panels | _Input = _Input(x, self.active)
 
     def run(
         self, parts: Sequence[Part], watch: Callable[[int], None]
@@ -351,44 +376,44 @@ class _Batch:
             self.caller.shutdown()
         sets = [
             codec.decode_set(one, self.samples)
-            for one in self.comm.allgather(codec.encode_set(self.living))
+            for one in self.comm.allgather(codec.encode_set(self.active))
         ]
-        living = np.logical_or.reduce(sets)
-        y = np.zeros((len(part.expand), np.count_nonzero(living)), np.float32)
-        y[:, self.living[living]] = self.own().take(part.expand.astype(np.int64))
-        return y, np.flatnonzero(living), taken
+        active = np.logical_or.reduce(sets)
+        y = np.zeros((len(part.row_of_neuron), np.count_nonzero(active)), np.float32)
+        y[:, self.active[active]] = self.own().take(part.row_of_neuron.astype(np.int64))
+        return y, np.flatnonzero(active), taken
 
     def step(self, part: Part) -> LayerStatistics:
         """One layer."""
-        took = LayerStatistics(living=int(np.count_nonzero(self.living)))
+        took = LayerStatistics(active_samples=int(np.count_nonzero(self.active)))
         began = time.perf_counter()
-        messages = self.messages(part, took) if part.how else []
+        messages = self.messages(part, took) if part.exchange is not Exchange.NONE else []
         took.send_s = time.perf_counter() - began
         if self.accumulate:
-            alive = self.add(part, messages, took)
+            still_active = self.add(part, messages, took)
         else:
             panel = self.y = self.panel(
                 part, self.exchange(part, messages, took)
             )  # what y was is needed no more
-            self.y, alive = layer(part.weights, panel, self.bias, self.cap)
+            self.y, still_active = layer(part.weights, panel, self.bias, self.cap)
             del panel
-        if not alive.all():
-            self.living[self.living] = alive
-            self.own().keep(alive)
+        if not still_active.all():
+            self.active[self.active] = still_active
+            self.own().keep(still_active)
         took.compute_s = time.perf_counter() - began - took.send_s - took.wait_s
         return took
 
     def messages(self, part: Part, took: LayerStatistics) -> list[bytes]:
         """One for all peers, or one each: the samples that live in own rows, and rows of these samples."""
-        living = codec.encode_set(self.living)
+        active = codec.encode_set(self.active)
         made = []
-        for peer in range(1 if part.how == SHARED else self.comm.size):
-            give = part.give[part.give_to[peer] : part.give_to[peer + 1]]
+        for peer in range(1 if part.exchange == Exchange.ALLGATHER else self.comm.size):
+            give = part.send_rows[part.send_offsets[peer] : part.send_offsets[peer + 1]]
             if not len(give):
                 made.append(b"")
                 continue
             rows = self.y.take(give.astype(np.int64))
-            made.append(_HEAD.pack(len(living)) + living + codec.encode(rows))
+            made.append(_HEAD.pack(len(active)) + active + codec.encode(rows))
             took.messages += 1
             took.nbytes += len(made[-1])
             took.rows += len(give)
@@ -399,17 +424,17 @@ class _Batch:
         """What each rank sent, in one collective call where most have something for each other; [] if nobody has."""
         began = time.perf_counter()
         received: list[bytes] = []
-        if part.how == SHARED:
+        if part.exchange == Exchange.ALLGATHER:
             received = self.comm.allgather(messages[0])
-        elif part.how == DEALT:
+        elif part.exchange == Exchange.ALLTOALL:
             received = self.comm.alltoall(messages)
-        elif part.how == PAIRED:
+        elif part.exchange == Exchange.PAIRWISE:
             sends = [
                 self.comm.isend(message, dest=peer)
                 for peer, message in enumerate(messages)
                 if message
             ]
-            senders = np.diff(part.take_from).tolist()
+            senders = np.diff(part.recv_offsets).tolist()
             received = [
                 self.comm.recv(source=peer) if rows else b"" for peer, rows in enumerate(senders)
             ]
@@ -419,33 +444,33 @@ class _Batch:
         return received
 
     def arrived(self, part: Part, received: Sequence[bytes]) -> list[tuple[int, Flags, memoryview]]:
-        """(sender, samples that live in its rows, the rows' bytes) of what this rank needs; those samples join `living`."""
+        """(sender, samples that live in its rows, the rows' bytes) of what this rank needs; those samples join `active`."""
         made = []
         for peer, message in enumerate(received):
-            if peer == self.rank or part.take_from[peer] == part.take_from[peer + 1]:
+            if peer == self.rank or part.recv_offsets[peer] == part.recv_offsets[peer + 1]:
                 continue
             with _blamed(peer):
                 (length,) = _HEAD.unpack_from(message)
-                living = codec.decode_set(
+                active = codec.decode_set(
                     memoryview(message)[_HEAD.size : _HEAD.size + length], self.samples
                 )
-            made.append((peer, living, memoryview(message)[_HEAD.size + length :]))
-        for _, living, _ in made:
-            self.living |= living
+            made.append((peer, active, memoryview(message)[_HEAD.size + length :]))
+        for _, active, _ in made:
+            self.active |= active
         return made
 
-    def rows(self, part: Part, peer: int, living: Flags, body: memoryview) -> Floats:
-        """The rows of a sender that this rank needs, over its living samples."""
-        begin, end = part.take_from[peer : peer + 2].tolist()
+    def rows(self, part: Part, peer: int, active: Flags, body: memoryview) -> Floats:
+        """The rows of a sender that this rank needs, over its active samples."""
+        begin, end = part.recv_offsets[peer : peer + 2].tolist()
         with _blamed(peer):
-            rows = codec.decode(body, (int(part.come[peer]), int(np.count_nonzero(living))))
-        if part.how == SHARED:
-            rows = rows[part.take[begin:end]]
-        return self.spread(rows, living)
+            rows = codec.decode(body, (int(part.recv_counts[peer]), int(np.count_nonzero(active))))
+        if part.exchange == Exchange.ALLGATHER:
+            rows = rows[part.recv_index[begin:end]]
+        return self.spread(rows, active)
 
     def spread(self, rows: Floats, of: Flags) -> Floats:
         """Rows over the samples `of`, as rows over those that live."""
-        here = of[self.living]
+        here = of[self.active]
         if here.all():
             return np.ascontiguousarray(rows)
         made = np.zeros((len(rows), len(here)), np.float32)
@@ -460,27 +485,27 @@ class _Batch:
 
     def panel(self, part: Part, received: Sequence[bytes]) -> Panels:
         """The layer's input, of the samples that live in one of its rows."""
-        if not part.take_from[-1]:
+        if not part.recv_offsets[-1]:
             return self.own()
-        before = self.living.copy()
+        before = self.active.copy()
         came = self.arrived(part, received)
-        panel = Panels(part.columns, int(np.count_nonzero(self.living)))
+        panel = Panels(part.columns, int(np.count_nonzero(self.active)))
         if isinstance(self.y, Panels) and panel.samples == self.y.samples:
             panel.data[:, : part.own] = self.y.data
         else:
             for some in _few(part.own):
                 panel.put(self.spread(self.y.take(some), before), some)
-        for peer, living, body in came:
-            begin, end = part.own + part.take_from[peer : peer + 2]
-            panel.put(self.rows(part, peer, living, body), np.arange(begin, end))
+        for peer, active, body in came:
+            begin, end = part.own + part.recv_offsets[peer : peer + 2]
+            panel.put(self.rows(part, peer, active, body), np.arange(begin, end))
         return panel
 
     def add(self, part: Part, messages: Sequence[bytes], took: LayerStatistics) -> Flags:
         """The layer by blocks: own rows while messages are on their way, then each sender's, added in their order."""
-        if not part.take_from[-1]:
+        if not part.recv_offsets[-1]:
             self.exchange(part, messages, took)
-            self.y, alive = layer(part.weights, self.own(), self.bias, self.cap)
-            return alive
+            self.y, still_active = layer(part.weights, self.own(), self.bias, self.cap)
+            return still_active
         coming = (
             self.caller.submit(self.exchange, part, messages, LayerStatistics())
             if self.caller
@@ -490,21 +515,21 @@ class _Batch:
         began = time.perf_counter()
         received = coming.result() if coming else self.exchange(part, messages, LayerStatistics())
         took.wait_s += time.perf_counter() - began
-        before = self.living.copy()
+        before = self.active.copy()
         came = self.arrived(part, received)
-        if total is not None and not (before == self.living).all():
+        if total is not None and not (before == self.active).all():
             total = Panels.of(self.spread(total.take(), before))
-        for peer, living, body in came[:-1]:
+        for peer, active, body in came[:-1]:
             more = total is not None
             total = multiply(
-                part.blocks[peer], Panels.of(self.rows(part, peer, living, body)), total, more
+                part.blocks[peer], Panels.of(self.rows(part, peer, active, body)), total, more
             )
-        peer, living, body = came[-1]
-        last = Panels.of(self.rows(part, peer, living, body))
-        self.y, alive = layer(
+        peer, active, body = came[-1]
+        last = Panels.of(self.rows(part, peer, active, body))
+        self.y, still_active = layer(
             part.blocks[peer], last, self.bias, self.cap, total, accumulate=total is not None
         )
-        return alive
+        return still_active
 
 
 @contextmanager

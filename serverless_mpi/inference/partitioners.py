@@ -50,7 +50,7 @@ class Model:
     def of(cls, matrix: SparseRows, owners: Owners | None) -> Model:
         """The model of `matrix`."""
         heads, vertex = np.unique(
-            twins(matrix.indptr, matrix.indices.astype(np.int64)), return_inverse=True
+            duplicate_rows(matrix.indptr, matrix.indices.astype(np.int64)), return_inverse=True
         )
         members = np.argsort(vertex, kind="stable")
         lengths = np.diff(matrix.indptr)[heads]
@@ -270,7 +270,9 @@ def _sums(flags: NDArray[np.bool_], begin: Indices) -> Indices:
     return total[begin[1:]] - total[begin[:-1]]
 
 
-def twins(indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None = None) -> Indices:
+def duplicate_rows(
+    indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None = None
+) -> Indices:
     """Of each row of a CSR structure the first row of its kind with the same entries in the same order (perhaps itself).
 
     entries: one or more arrays, (nnz,) of integers, that must all agree; kind: (rows,) of integers.
@@ -285,14 +287,14 @@ def twins(indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None =
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed)])
     total = sums[indptr[1:]] - sums[indptr[:-1]] + _mix(lengths) + _mix(_mix(kinds))
     _, first, which = np.unique(total, return_index=True, return_inverse=True)
-    twin = first[which]
-    lost = (lengths != lengths[twin]) | (
-        kinds != kinds[twin]
-    )  # rows of equal sums are twins only if they are equal
-    other = np.where(lost[row], 0, indptr[twin][row] + slot)
+    original = first[which]
+    lost = (lengths != lengths[original]) | (
+        kinds != kinds[original]
+    )  # rows of equal sums may differ
+    other = np.where(lost[row], 0, indptr[original][row] + slot)
     for one in entries:
         lost |= np.bincount(row[one != one[other]], minlength=len(lengths)) > 0
-    return np.where(lost, np.arange(len(lengths)), twin)
+    return np.where(lost, np.arange(len(lengths)), original)
 
 
 def _mix(x: NDArray[np.generic]) -> NDArray[np.uint64]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from serverless_mpi.errors import StoreError, UsageError
 from serverless_mpi.inference import partition as partitions
 from serverless_mpi.inference.container import DIGEST_BYTES, Array, Folder, Medium, pack, unpack
-from serverless_mpi.inference.engine import Part
+from serverless_mpi.inference.engine import Exchange, Part
 from serverless_mpi.inference.networks import Layers
 from serverless_mpi.inference.partition import Partition
 from serverless_mpi.sparse import CAP
@@ -32,7 +32,21 @@ Floats = NDArray[np.float32]
 INDEX = "index.smpi"
 GROUP_BYTES = 1 << 30  # parts are made together up to this size; each group reads the network once
 _LENGTH = ".length"
-_FIELDS = tuple(field.name for field in fields(Part))
+# Field of `Part` -> its section in the file. A section's name is part of the format: if a field is
+# renamed, its section is not.
+_SECTIONS = {
+    "indptr": "indptr",
+    "indices": "indices",
+    "values": "values",
+    "columns": "columns",
+    "row_of_neuron": "expand",
+    "exchange": "how",
+    "send_rows": "give",
+    "send_offsets": "give_to",
+    "recv_index": "take",
+    "recv_offsets": "take_from",
+    "recv_counts": "come",
+}
 
 
 @dataclass(frozen=True)
@@ -195,7 +209,7 @@ def write_model(
             pieces = pack("a part of a model", facts, _flat(mine))
             medium.put(part_name(number), pieces)
             nbytes += sum(piece.nbytes for piece in pieces)
-            rows += sum(int(one.take_from[-1]) for one in mine)
+            rows += sum(int(one.recv_offsets[-1]) for one in mine)
             stored += sum(len(one.indices) for one in mine)
             progress(number + 1, partition.parts)
     facts = {
@@ -280,7 +294,7 @@ def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
             raise StoreError(f"{name} is damaged: layer {number}: {error}") from error
         own = one.rows
     if layers != index.layers or (
-        made and len(made[-1].expand) != np.count_nonzero(index.last == part)
+        made and len(made[-1].row_of_neuron) != np.count_nonzero(index.last == part)
     ):
         raise StoreError(f"{name} is damaged: it is not a part of {INDEX}; write both again")
     return made
@@ -306,50 +320,61 @@ def _mine(
 
 
 def _flat(layers: list[Part]) -> dict[str, Array]:
-    """Each field of all layers in one array, and the lengths of what were arrays."""
-    made: dict[str, Array] = {}
-    for name in _FIELDS:
-        values = [getattr(layer, name) for layer in layers]
+    """The sections of a part: each field of all layers in one array, and the lengths of arrays."""
+    sections: dict[str, Array] = {}
+    for field, section in _SECTIONS.items():
+        values = [getattr(layer, field) for layer in layers]
         if isinstance(values[0], np.ndarray):
-            made[name + _LENGTH] = np.array([len(one) for one in values], np.int64)
-            made[name] = np.concatenate(values)
+            sections[section + _LENGTH] = np.array([len(array) for array in values], np.int64)
+            sections[section] = np.concatenate(values)
         else:
-            made[name] = np.array(values)
-    return made
+            sections[section] = np.array(values)
+    return sections
 
 
-def _layers(file: str, arrays: dict[str, Array], count: int) -> Iterator[Part]:
-    missing = [name for name in _FIELDS if name not in arrays]
+def _layers(file: str, sections: dict[str, Array], count: int) -> Iterator[Part]:
+    """The layers in the sections of a file; StoreError if their shapes do not fit each other."""
+    missing = [section for section in _SECTIONS.values() if section not in sections]
     if missing:
         raise StoreError(
-            f"{file} lacks {', '.join(missing)}: another version of the engine wrote it; write it again"
+            f"{file} lacks {', '.join(missing)}: "
+            "another version of the engine wrote it; write it again"
         )
-    lengths = {name: arrays[name + _LENGTH] for name in _FIELDS if name + _LENGTH in arrays}
-    for name in _FIELDS:
-        array, of = arrays[name], lengths.get(name)
-        good: Any
-        if of is None:
-            good = array.shape == (count,) and array.dtype.kind in "iu"
-        else:
-            good = (
-                array.ndim == 1
-                and of.shape == (count,)
-                and of.dtype.kind in "iu"
-                and ((of >= 0) & (of <= len(array))).all()
-                and int(of.sum()) == len(array)
-            )
-        if not good:
-            raise StoreError(f"{file} is damaged: {name} is not that of {count} layers")
-    ends = {name: np.cumsum(of) for name, of in lengths.items()}
+    lengths = {
+        section: sections[section + _LENGTH]
+        for section in _SECTIONS.values()
+        if section + _LENGTH in sections
+    }
+    for section in _SECTIONS.values():
+        if not _fits(sections[section], lengths.get(section), count):
+            raise StoreError(f"{file} is damaged: {section} is not that of {count} layers")
+    exchanges = sections[_SECTIONS["exchange"]]
+    if not np.isin(exchanges, list(Exchange)).all():
+        raise StoreError(f"{file} is damaged: an exchange that does not exist")
+    ends = {section: np.cumsum(length) for section, length in lengths.items()}
     for layer in range(count):
-        own: dict[str, Any] = {}
-        for name in _FIELDS:
-            if name in ends:
-                end = int(ends[name][layer])
-                own[name] = arrays[name][end - int(lengths[name][layer]) : end]
+        values: dict[str, Any] = {}
+        for field, section in _SECTIONS.items():
+            if section in ends:
+                end = int(ends[section][layer])
+                values[field] = sections[section][end - int(lengths[section][layer]) : end]
             else:
-                own[name] = arrays[name][layer].item()
-        yield Part(**own)
+                values[field] = sections[section][layer].item()
+        values["exchange"] = Exchange(values["exchange"])
+        yield Part(**values)
+
+
+def _fits(array: Array, lengths: Array | None, count: int) -> bool:
+    """Whether a section has a value for each of `count` layers, or arrays of these lengths."""
+    if lengths is None:
+        return array.shape == (count,) and array.dtype.kind in "iu"
+    return bool(
+        array.ndim == 1
+        and lengths.shape == (count,)
+        and lengths.dtype.kind in "iu"
+        and ((lengths >= 0) & (lengths <= len(array))).all()
+        and int(lengths.sum()) == len(array)
+    )
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

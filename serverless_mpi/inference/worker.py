@@ -22,22 +22,15 @@ from numpy.typing import NDArray
 
 from serverless_mpi import job
 from serverless_mpi.errors import ServerlessMPIError, UsageError
-from serverless_mpi.inference import dataset, engine, files, sources
+from serverless_mpi.inference import dataset, engine, files, report, sources
 from serverless_mpi.inference.options import RunOptions
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
 ENV_TERMINAL = "SMPI_INFER_TERMINAL"  # device on which rank 0 draws its progress
-MEMBERS = (
-    "compute_s",
-    "send_s",
-    "wait_s",
-    "rows",
-    "nonzeros",
-    "nbytes",
-    "messages",
-    "living",
-)  # of LayerStatistics
+MEMBERS = {name: name for name in (*report.SECONDS, *report.COUNTS[:-1])} | {
+    "living": "active_samples"
+}  # column of a report -> field of LayerStatistics
 EXIT_USAGE = 2
 FAULTS = (
     ValueError,
@@ -221,7 +214,9 @@ def run(comm: Any, options: RunOptions) -> int:
         accumulate=options.accumulate,
         watch=watch,
     )
-    layers = np.array([[getattr(layer, name) for layer in taken.layers] for name in MEMBERS])
+    layers = np.array(
+        [[getattr(layer, name) for layer in taken.layers] for name in MEMBERS.values()]
+    )
     own_answer = answer(group, mine, y, samples, part)
     seconds = time.perf_counter() - started
     after = requests()
@@ -315,8 +310,6 @@ def _record(
 def _tell(
     options: RunOptions, result: Answer, record: dict[str, Any], wanted: NDArray[np.int64] | None
 ) -> int:
-    from serverless_mpi.inference import report
-
     record = report.priced(record, options.prices)
     facts, net = record["job"], record["model"]
     print(

@@ -73,8 +73,8 @@ def test_batches_in_flight_together_give_what_one_gives(batches: int, accumulate
     one = inferred(owners, NETWORK, x, BIAS, accumulate=accumulate)
     many = inferred(owners, NETWORK, x, BIAS, batches=batches, accumulate=accumulate)
     assert (one[1] == many[1]).all() and one[0].tobytes() == many[0].tobytes()
-    assert [one.living for one in one[2][0].layers][:1] == [
-        one.living for one in many[2][0].layers
+    assert [one.active_samples for one in one[2][0].layers][:1] == [
+        one.active_samples for one in many[2][0].layers
     ][:1]
 
 
@@ -141,8 +141,8 @@ def test_statistics_count_what_was_sent() -> None:
         assert len(one.layers) == 7 and all(layer.messages == 1 for layer in one.layers)
         assert one.total().rows == 7 * 48 and one.total().nbytes > one.total().nonzeros > 0
         assert (
-            one.layers[0].living == np.count_nonzero((images() != 0).any(axis=0))
-            or one.layers[0].living > 0
+            one.layers[0].active_samples == np.count_nonzero((images() != 0).any(axis=0))
+            or one.layers[0].active_samples > 0
         )
 
 

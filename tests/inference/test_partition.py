@@ -87,7 +87,7 @@ def test_the_partitioner_that_is_not_installed_is_named(monkeypatch: pytest.Monk
         partition.make(networks.random(64, 1), 2, "hypergraph")
 
 
-def test_twins_are_computed_once_and_sent_once() -> None:
+def test_duplicate_rows_are_computed_once_and_sent_once() -> None:
     network = networks.radixnet(1024, 8)
     made = partition.make(network, 8, "greedy")
     for rank in (0, 5):
@@ -101,8 +101,10 @@ def test_twins_are_computed_once_and_sent_once() -> None:
             4,
             8,
             8,
-        ]  # of 128 neurons; in layer 5, class c is c + 32's twin
-        assert all((part.expand < 8).all() and len(part.expand) == 128 for part in parts)
-        assert max(len(part.give) for part in parts) <= 128 and all(
-            len(part.give) <= 56 for part in parts[1:]
+        ]  # of 128 neurons; in layer 5, class c is a duplicate of c + 32
+        assert all(
+            (part.row_of_neuron < 8).all() and len(part.row_of_neuron) == 128 for part in parts
+        )
+        assert max(len(part.send_rows) for part in parts) <= 128 and all(
+            len(part.send_rows) <= 56 for part in parts[1:]
         )
