@@ -8,13 +8,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serverless_mpi.aws import control
-from serverless_mpi.inference import networks, page, plan, report
+from serverless_mpi.inference import networks, page, plan, records, report
 from serverless_mpi.inference.cli import main
 from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.sparse import serial_forward
@@ -198,7 +199,7 @@ def test_reports_add_up(images: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     record = report.read(tmp_path / "report.json")
-    assert record["job"] | {"memory_mb": 0} == {
+    assert asdict(record.job) | {"memory_mb": 0} == {
         "ranks": 3,
         "replicas": 1,
         "parts": 3,
@@ -208,21 +209,20 @@ def test_reports_add_up(images: Path, tmp_path: Path) -> None:
         "samples": 130,
         "memory_mb": 0,
     }
-    counted = sum(
-        row["requests"] for worker in record["workers"] for row in worker["requests"].values()
-    )
+    counted = sum(row["requests"] for worker in record.workers for row in worker.requests.values())
     layers = report.by_layer(record, "requests").sum()
     assert 0 < layers <= counted  # those of the answer come after the last layer
     assert report.by_layer(record, "messages").sum() in (
         3 * 7,
         3 * 2 * 7,
     )  # one for all peers, or one each
-    bill = record["bill"]
+    bill = record.bill
     assert (
-        bill["total_usd"] == pytest.approx(sum(bill[f"{name}_usd"] for name in report.SERVICES))
-        and bill["sqs_usd"] > 0
+        bill.total_usd
+        == pytest.approx(sum(getattr(bill, f"{name}_usd") for name in records.SERVICES))
+        and bill.sqs_usd > 0
     )
-    assert bill["communication_usd"] == pytest.approx(bill["sqs_usd"] + bill["sns_usd"])
+    assert bill.communication_usd == pytest.approx(bill.sqs_usd + bill.sns_usd)
     text = (tmp_path / "report.txt").read_text()
     assert text == infer("report", tmp_path / "report.json").stdout and "sqs.ReceiveMessage" in text
     html = (tmp_path / "report.html").read_text()
@@ -280,7 +280,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
         (("partition", "--method", "magic"), "no partition method 'magic'; known: block"),
         (("partition", "-n", "2000"), "cannot be dealt out to 2000"),
         (("store", "/dev/null/x"), "cannot be written"),
-        (("report", "nowhere.json"), "nowhere.json is no report"),
+        (("report", "nowhere.json"), "nowhere.json is not a report"),
         (("plan", "--channel", "direct"), "no channel 'direct' on lambda"),
         (("plan", "--rate", "-1"), "-1 is not above 0"),
         (("fly",), "invalid choice: 'fly'"),
@@ -319,7 +319,7 @@ def test_the_forecast_of_requests_is_what_a_run_makes(images: Path, tmp_path: Pa
         tmp_path / "r.json",
     )
     assert made.returncode == 0, made.stderr
-    requests = [worker["requests"] for worker in report.read(tmp_path / "r.json")["workers"]]
+    requests = [worker.requests for worker in report.read(tmp_path / "r.json").workers]
     foreseen = plan.predict(
         plan.Work.random(96, 7, 130),
         plan.place("local"),
