@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.table import Row, render
 from serverless_mpi.inference import cost, dataset, networks, partition, store
-from serverless_mpi.inference.container import Folder
+from serverless_mpi.inference.backends import Folder
 from serverless_mpi.metering import Meter
 from serverless_mpi.sparse import layer, serial_forward
 
@@ -89,10 +89,10 @@ def worker(folder: Path, batches: int, accumulate: bool, connect: bool) -> None:
         comm.alltoall([bytes(1 << 17)] * comm.size)
         comm.Barrier()
     before = _memory("VmRSS")
-    medium = Folder(folder)
-    index = store.read_index(medium)
-    parts = store.load_part(medium, index, comm.rank)
-    x = store.load_inputs(medium, index, "images", comm.rank)
+    backend = Folder(folder)
+    index = store.read_index(backend)
+    parts = store.load_part(backend, index, comm.rank)
+    x = store.load_inputs(backend, index, "images", comm.rank)
     began = time.perf_counter()
     y, samples, taken = engine.infer(
         comm, parts, x, index.bias, index.cap, batches=batches, accumulate=accumulate
@@ -129,9 +129,9 @@ def prepare(
 ) -> partition.Partition:
     """Write the store of a job; returns the partition."""
     owners = partition.make(network, ranks, method)
-    medium = Folder(folder)
-    index = store.write_model(medium, network, owners, bias=network.bias, name=network.name)
-    store.write_inputs(medium, index, "images", x)
+    backend = Folder(folder)
+    index = store.write_model(backend, network, owners, bias=network.bias, name=network.name)
+    store.write_inputs(backend, index, "images", x)
     return owners
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from serverless_mpi import job
 from serverless_mpi.errors import StoreError, UsageError
-from serverless_mpi.inference import container, dataset, files, networks, partition, plan, store
+from serverless_mpi.inference import backends, dataset, files, networks, partition, plan, store
 from serverless_mpi.inference.engine import Part
 from serverless_mpi.inference.options import RunOptions, SourceOptions
 from serverless_mpi.sparse import CAP
@@ -51,15 +51,15 @@ def network(options: SourceOptions) -> networks.Network:
     return networks.Network(made.neurons, made.layers, options.bias, made.make, made.name)
 
 
-def opened(options: SourceOptions, url: str) -> container.Medium:
+def opened(options: SourceOptions, url: str) -> backends.Backend:
     """A store at `url`; in a function of AWS that is AWS, unless the job says otherwise."""
     endpoint = options.endpoint
     spec = job.current_spec(os.environ)
     if endpoint is None and url.startswith("s3://") and spec is not None:
         endpoint = spec.endpoint
         if endpoint is None and "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
-            endpoint = container.AWS
-    return container.medium(url, endpoint, options.region)
+            endpoint = backends.AWS
+    return backends.open_backend(url, endpoint, options.region)
 
 
 def describe(options: SourceOptions, samples: int) -> tuple[plan.Work, int | None]:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from serverless_mpi.errors import StoreError, UsageError
 from serverless_mpi.inference import partition as partitions
-from serverless_mpi.inference.container import DIGEST_BYTES, Array, Folder, Medium, pack, unpack
+from serverless_mpi.inference.backends import Backend, Folder
+from serverless_mpi.inference.container import DIGEST_BYTES, Array, pack, unpack
 from serverless_mpi.inference.engine import Exchange, Part
 from serverless_mpi.inference.networks import Layers
 from serverless_mpi.inference.partition import Partition
@@ -170,7 +171,7 @@ def part_name(part: int) -> str:
 
 
 def write_model(
-    medium: Medium,
+    backend: Backend,
     network: Layers,
     partition: Partition,
     *,
@@ -184,7 +185,7 @@ def write_model(
     Raises
     ------
     StoreError, ValueError
-        The medium does not take it; the partition is not for such a network.
+        The backend does not take it; the partition is not for such a network.
     """
     partition.check(network)
     model, shape = fingerprint(network), layout(partition)
@@ -207,7 +208,7 @@ def write_model(
                 "layers": len(mine),
             }
             pieces = pack("a part of a model", facts, _flat(mine))
-            medium.put(part_name(number), pieces)
+            backend.put(part_name(number), pieces)
             nbytes += sum(piece.nbytes for piece in pieces)
             rows += sum(int(one.recv_offsets[-1]) for one in mine)
             stored += sum(len(one.indices) for one in mine)
@@ -228,11 +229,11 @@ def write_model(
         "layout": shape,
     }
     arrays = {"first": partition.owners[0], "last": partition.owners[-1]}
-    medium.put(INDEX, pack("a model's index", facts, arrays))
+    backend.put(INDEX, pack("a model's index", facts, arrays))
     return Index(**facts, **arrays)  # type: ignore[arg-type]
 
 
-def read_index(medium: Medium) -> Index:
+def read_index(backend: Backend) -> Index:
     """What the store holds.
 
     Raises
@@ -240,10 +241,10 @@ def read_index(medium: Medium) -> Index:
     StoreError
         There is no store, or its index is damaged.
     """
-    data = medium.get(INDEX)
+    data = backend.get(INDEX)
     if data is None:
-        raise StoreError(f"no model in {medium.url}: `smpi-infer store` writes one")
-    name = f"{medium.url}/{INDEX}"
+        raise StoreError(f"no model in {backend.url}: `smpi-infer store` writes one")
+    name = f"{backend.url}/{INDEX}"
     facts, arrays = unpack(name, data, "a model's index")
     found = _checked_facts(name, facts, _INDEX_FACTS)
     first, last = arrays.get("first"), arrays.get("last")
@@ -274,7 +275,7 @@ def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) ->
     return {fact: facts[fact] for fact in wanted}
 
 
-def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
+def load_part(backend: Backend, index: Index, part: int) -> list[Part]:
     """All layers as `part` holds them, verified.
 
     Raises
@@ -282,8 +283,8 @@ def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
     StoreError
         The file is missing, damaged, or of another model or partition than the index.
     """
-    facts, arrays = _mine(medium, index, part_name(part), "a part of a model", part)
-    name = f"{medium.url}/{part_name(part)}"
+    facts, arrays = _mine(backend, index, part_name(part), "a part of a model", part)
+    name = f"{backend.url}/{part_name(part)}"
     layers = _checked_facts(name, facts, {"layers": int})["layers"]
     made = list(_layers(name, arrays, layers))
     own = int(np.count_nonzero(index.first == part))
@@ -301,21 +302,21 @@ def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
 
 
 def _mine(
-    medium: Medium, index: Index, name: str, kind: str, part: int
+    backend: Backend, index: Index, name: str, kind: str, part: int
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     if not 0 <= part < index.parts:
         raise UsageError(
-            f"no part {part} in {medium.url}, which has {index.parts}: start that many ranks a replica"
+            f"no part {part} in {backend.url}, which has {index.parts}: start that many ranks a replica"
         )
-    facts, arrays = medium.read(name, kind)
+    facts, arrays = backend.read(name, kind)
     for fact, what in (("model", "model"), ("layout", "partition")):
         if fact in facts and facts[fact] != getattr(index, fact):
             raise StoreError(
-                f"{medium.url}/{name} is of another {what} than {INDEX}; write both again"
+                f"{backend.url}/{name} is of another {what} than {INDEX}; write both again"
             )
-    held = _checked_facts(f"{medium.url}/{name}", facts, {"part": int})["part"]
+    held = _checked_facts(f"{backend.url}/{name}", facts, {"part": int})["part"]
     if held != part:
-        raise StoreError(f"{medium.url}/{name} is part {held}, under a wrong name")
+        raise StoreError(f"{backend.url}/{name} is part {held}, under a wrong name")
     return facts, arrays
 
 
@@ -386,13 +387,13 @@ def _input_name(name: str, part: int) -> str:
     return f"input-{name}-{part:05}.smpi"
 
 
-def write_inputs(medium: Medium, index: Index, name: str, x: Floats) -> None:
+def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
     """Write images, (neurons, samples), a file a part; images of 0 and one other number take a bit a pixel.
 
     Raises
     ------
     UsageError, StoreError
-        They are not images for this model; the medium does not take them.
+        They are not images for this model; the backend does not take them.
     """
     check_images(x, index.neurons)
     for part in range(index.parts):
@@ -404,29 +405,29 @@ def write_inputs(medium: Medium, index: Index, name: str, x: Floats) -> None:
         if (ones == constant).all():
             facts["constant"] = constant
             arrays = {"rows": np.packbits(rows != 0, axis=1)}
-        medium.put(_input_name(name, part), pack("an input", facts, arrays))
+        backend.put(_input_name(name, part), pack("an input", facts, arrays))
 
 
-def load_inputs(medium: Medium, index: Index, name: str, part: int) -> Floats:
+def load_inputs(backend: Backend, index: Index, name: str, part: int) -> Floats:
     """(rows of that part, samples): its rows of the images that were written under `name`; StoreError as for parts."""
-    facts, arrays = _input(medium, index, name, part)
+    facts, arrays = _input(backend, index, name, part)
     if facts["constant"] is None:
         return arrays["rows"]
     bits = np.unpackbits(arrays["rows"], axis=1, count=facts["samples"])
     return np.asarray(bits * np.float32(facts["constant"]), np.float32)
 
 
-def count_inputs(medium: Medium, index: Index, name: str) -> int:
+def count_inputs(backend: Backend, index: Index, name: str) -> int:
     """Samples of the images that were written under `name`; StoreError as for parts."""
-    return int(_input(medium, index, name, 0)[0]["samples"])
+    return int(_input(backend, index, name, 0)[0]["samples"])
 
 
 def _input(
-    medium: Medium, index: Index, name: str, part: int
+    backend: Backend, index: Index, name: str, part: int
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     file = _input_name(name, part)
-    facts, arrays = _mine(medium, index, file, "an input", part)
-    where = f"{medium.url}/{file}"
+    facts, arrays = _mine(backend, index, file, "an input", part)
+    where = f"{backend.url}/{file}"
     samples = _checked_facts(where, facts, {"samples": int})["samples"]
     packed = facts.get("constant") is not None
     if packed:

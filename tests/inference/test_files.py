@@ -21,7 +21,8 @@ import pytest
 
 from serverless_mpi.errors import StoreError
 from serverless_mpi.inference import codec, dataset, files, formats, page, report, store
-from serverless_mpi.inference.container import Folder, pack, unpack
+from serverless_mpi.inference.backends import Folder
+from serverless_mpi.inference.container import pack, unpack
 from serverless_mpi.inference.records import RunRecord
 from tests.fuzz.targets_inference import SEEDS
 

@@ -19,7 +19,7 @@ import pytest
 
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import engine, networks, partition, serve, sources, store
-from serverless_mpi.inference.container import Folder
+from serverless_mpi.inference.backends import Folder
 from serverless_mpi.inference.options import ServeOptions
 from serverless_mpi.sparse import serial_forward
 from tests.harness import GIVE_UP_S, ROOT, run
