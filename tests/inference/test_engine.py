@@ -187,7 +187,7 @@ def test_a_peer_with_another_partition_is_named() -> None:
             comm, parts, np.ascontiguousarray(images()[owners.rows(0, comm.rank)]), BIAS
         )
 
-    with pytest.raises(ValueError, match="rank . sent what does not fit"):
+    with pytest.raises(ValueError, match="rank . sent a message that does not fit"):
         run(2, body)
 
 
