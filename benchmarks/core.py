@@ -1,4 +1,5 @@
-"""The core (matching, delivery, wire) without a channel: time of a frame, from its send to its end in a receive.
+"""The core (matching, delivery, wire) without a channel: time of a frame, from its send to its end
+in a receive.
 
 Beside 1 to 10,000 messages that nobody has asked for, and between 2 to 1,000 peers.
 """

@@ -1,4 +1,6 @@
-"""Measuring in turns: what is compared takes turns within one run, so that a change in the machine's load meets both."""
+"""Measuring in turns: what is compared takes turns within one run, so that a change in the
+machine's load meets both.
+"""
 
 from __future__ import annotations
 

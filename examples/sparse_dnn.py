@@ -1,8 +1,10 @@
-"""Distributed inference of a sparse deep neural network on images, checked against the serial kernel.
+"""Distributed inference of a sparse deep neural network on images, checked against the serial
+kernel.
 
 smpirun -n 4 examples/sparse_dnn.py          mpirun -n 4 python examples/sparse_dnn.py
 
-The default is RadiX-Net of 1024 neurons and 120 layers on the bundled handwritten digits. `smpi-infer` does more.
+The default is RadiX-Net of 1024 neurons and 120 layers on the bundled handwritten digits.
+`smpi-infer` does more.
 """
 
 import argparse
@@ -73,10 +75,12 @@ if comm.rank == 0:
     same = np.array_equal(samples, right) and np.array_equal(answer, whole[:, right])
     digest = hashlib.sha256(answer.tobytes()).hexdigest()[:16]
     print(
-        f"{options.net} net of {options.neurons} neurons, {options.layers} layers; {images.shape[1]} images"
+        f"{options.net} net of {options.neurons} neurons, {options.layers} layers; "
+        f"{images.shape[1]} images"
     )
     print(
-        f"{len(samples)} images have an active output; first {(samples[:5] + 1).tolist()}; checksum {digest}"
+        f"{len(samples)} images have an active output; first {(samples[:5] + 1).tolist()}; "
+        f"checksum {digest}"
     )
     print(f"serial kernel: {'the same to the last bit' if same else 'DIFFERENT'}")
     if options.categories:

@@ -57,7 +57,8 @@ def survey(
             work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb
         )
         raise UsageError(
-            f"no way takes less than the {place.limit_s:g} s that a worker of {place.name} may run; "
+            f"no way takes less than the {place.limit_s:g} s that a worker of {place.name} may "
+            "run; "
             "cut the samples into several runs"
         )
     return sorted(found, key=lambda one: (one.usd, one.seconds))
@@ -76,7 +77,8 @@ class Advice:
 def advise(forecasts: Sequence[plan.Forecast], work: plan.Work) -> Advice:
     """The cheapest, the fastest, and the knee: the least product of seconds and dollars.
 
-    At the knee, one part in a hundred off the seconds costs more than one in a hundred on the dollars, and the other way round.
+    At the knee, one part in a hundred off the seconds costs more than one in a hundred on the
+    dollars, and the other way round.
     """
     cheapest = min(forecasts, key=lambda one: (one.usd, one.seconds))
     fastest = min(forecasts, key=lambda one: (one.seconds, one.usd))
@@ -107,12 +109,13 @@ def _why(knee: plan.Forecast, forecasts: Sequence[plan.Forecast], work: plan.Wor
         return f"{size} and its activations do not fit one worker, so its rows are dealt out; {way.channel} costs least."
     best = min(whole, key=lambda one: one.usd * one.seconds)
     return (
-        f"loading all of it ({size}) into every worker would cost more: {best.way.name} takes {best.seconds:.3g} s and "
+        f"loading all of it ({size}) into every worker would cost more: {best.way.name} takes "
+        f"{best.seconds:.3g} s and "
         f"{best.usd:.3g} dollars."
     )
 
 
-# --- as tables --------------------------------------------------------------------------------------------------------
+# --- as tables ------------------------------------------------------------------------------------
 
 HEADS = (
     "way",

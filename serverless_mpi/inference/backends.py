@@ -3,7 +3,8 @@
 A backend writes a file atomically and reads it into memory of its own. Neither `store`, which names
 the files, nor `container`, which defines their format, knows where they are.
 
-No AWS account is used unless the caller names it: s3:// needs an endpoint, an emulator's URL or AWS.
+No AWS account is used unless the caller names it: s3:// needs an endpoint, an emulator's URL or
+AWS.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class Bucket(Backend):
     def _refuse(self, error: ChannelError) -> StoreError:
         if "NoSuchBucket" in str(error):
             return StoreError(
-                f"no bucket {self._bucket!r} at {self._where}: create it first, or use `smpi-infer store --make-bucket`"
+                f"no bucket {self._bucket!r} at {self._where}: create it first, or use `smpi-infer "
+                "store --make-bucket`"
             )
         return StoreError(str(error))
 
@@ -246,7 +248,8 @@ def open_backend(
         raise UsageError(f"{text} is neither a folder nor s3://bucket/prefix")
     if endpoint is None:
         raise UsageError(
-            f"{text}: name where that bucket is: --endpoint URL of an emulator, or --endpoint {AWS} for AWS itself, "
+            f"{text}: name where that bucket is: --endpoint URL of an emulator, or --endpoint "
+            f"{AWS} for AWS itself, "
             "which bills its requests"
         )
     return Bucket(bucket, prefix.strip("/"), endpoint, region, meter or Meter())

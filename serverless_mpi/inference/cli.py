@@ -39,7 +39,7 @@ MODULE = "serverless_mpi.inference"  # what a rank runs
 DEFAULT_PARTS = 4  # of `partition` and `store`
 
 
-# --- partition, store -------------------------------------------------------------------------------
+# --- partition, store -----------------------------------------------------------------------------
 
 
 def _partition(options: argparse.Namespace) -> int:
@@ -118,7 +118,7 @@ def _default_parts(source: SourceOptions) -> int:
     return store.read_partition(source.partition, sources.network(source)).parts
 
 
-# --- run, serve -------------------------------------------------------------------------------------
+# --- run, serve -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ def _launch(
     return launcher().run(job)
 
 
-# --- plan -------------------------------------------------------------------------------------------
+# --- plan -----------------------------------------------------------------------------------------
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -387,7 +387,7 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- query, report ----------------------------------------------------------------------------------
+# --- query, report --------------------------------------------------------------------------------
 
 
 def _query(options: argparse.Namespace) -> int:

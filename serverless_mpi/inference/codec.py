@@ -1,13 +1,16 @@
-"""Activation rows and sets of samples as bytes, exactly, by whichever of a few forms is measured to be the shortest.
+"""Activation rows and sets of samples as bytes, exactly, by whichever of a few forms is measured to
+be the shortest.
 
-Rows are numbers of 32 bits here, so every float comes back with its bits.  Forms, tried in this order:
+Rows are numbers of 32 bits here, so every float comes back with its bits. Forms, tried in this
+order:
 
-nothing, if all are 0; one value, if all are equal; else distinct rows once, and which row is which; then where the
-numbers are that are not 0 (everywhere, a bitmap, or the gaps between them), and the numbers: codes of a dictionary if
-they are few, else as they are or in four planes of bytes, whichever a sample says.  Each section is compressed unless a sample
-says that it does not pay: of the planes of a float mostly one or two are, so that zlib is fast enough.
-The receiver knows the shape, so it is not in the bytes; and no section may become longer than rows of that shape need, so that
-a few bytes of deflate cannot take more memory than the rows.
+nothing, if all are 0; one value, if all are equal; else distinct rows once, and which row is which;
+then where the numbers are that are not 0 (everywhere, a bitmap, or the gaps between them), and the
+numbers: codes of a dictionary if they are few, else as they are or in four planes of bytes,
+whichever a sample says. Each section is compressed unless a sample says that it does not pay: of
+the planes of a float mostly one or two are, so that zlib is fast enough. The receiver knows the
+shape, so it is not in the bytes; and no section may become longer than rows of that shape need, so
+that a few bytes of deflate cannot take more memory than the rows.
 """
 
 from __future__ import annotations
@@ -107,16 +110,19 @@ def decode_set(data: Data, count: int) -> Flags:
         raise ValueError(f"{len(data)} bytes are no set of samples ({error})") from error
     if len(bitmap) != -(-count // 8):
         raise ValueError(
-            f"a set of {8 * len(bitmap)} samples came for a batch of {count}; all ranks must run the same batch"
+            f"a set of {8 * len(bitmap)} samples came for a batch of {count}; all ranks must run "
+            "the same batch"
         )
     return np.unpackbits(bitmap, count=count).astype(np.bool_)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def _distinct(bits: Bits) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first row of each kind, ascending; for each row, which of them it is).  Few columns tell most rows apart."""
+    """(first row of each kind, ascending; for each row, which of them it is). Few columns tell most
+    rows apart.
+    """
     some = np.ascontiguousarray(bits[:, :: max(1, bits.shape[1] // 64)])
     seen: dict[bytes, int] = {}
     heads: list[int] = []
@@ -229,7 +235,7 @@ def _read_numbers(form: int, sections: list[memoryview], count: int) -> Bits:
     return values
 
 
-# --- sections ---------------------------------------------------------------------------------------------------------
+# --- sections -------------------------------------------------------------------------------------
 
 
 def _section(data: bytes) -> bytes:

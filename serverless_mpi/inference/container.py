@@ -55,7 +55,9 @@ def _aligned(nbytes: int) -> int:
 
 
 def narrow(array: Array) -> Array:
-    """Integers of 4 bytes and more in the narrowest unsigned type that holds them; anything else as it is."""
+    """Integers of 4 bytes and more in the narrowest unsigned type that holds them; anything else as
+    it is.
+    """
     if array.dtype.kind not in "iu" or array.dtype.itemsize < 4 or (array.size and array.min() < 0):
         return array
     top = int(array.max(initial=0))
@@ -85,7 +87,8 @@ def pack(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> li
 
 
 def unpack(name: str, data: memoryview, kind: str) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(facts, arrays) of the file `name`, verified; arrays are views of `data` where their type is as stored.
+    """(facts, arrays) of the file `name`, verified; arrays are views of `data` where their type is
+    as stored.
 
     Raises
     ------
@@ -97,14 +100,16 @@ def unpack(name: str, data: memoryview, kind: str) -> tuple[dict[str, Any], dict
     _, version, length, digest = _HEAD.unpack_from(data)
     if version > VERSION:
         raise StoreError(
-            f"{name} has format {version}, of a later serverless_mpi; this one reads up to {VERSION}: upgrade it"
+            f"{name} has format {version}, of a later serverless_mpi; this one reads up to "
+            f"{VERSION}: upgrade it"
         )
     header = data[_HEAD.size : _HEAD.size + length]
     if version < 1 or length > MAX_HEADER_BYTES or header.nbytes < length:
         raise StoreError(f"{name} is cut short, or its header is damaged; write it again")
     if bytes.fromhex(_digest(header)) != digest:
         raise StoreError(
-            f"{name} is damaged: its header does not have the checksum it was written with; write it again"
+            f"{name} is damaged: its header does not have the checksum it was written with; write "
+            "it again"
         )
     facts = _facts(name, header)
     held = facts.pop("kind")
@@ -156,7 +161,8 @@ class _Section:
         """(name, array)."""
         if _digest(self.data) != self.digest:
             raise StoreError(
-                f"{file} is damaged: its section {self.name!r} does not have the checksum it was written with; write it again"
+                f"{file} is damaged: its section {self.name!r} does not have the checksum it was "
+                "written with; write it again"
             )
         array = (
             np.frombuffer(self.data, self.stored) if self.data.nbytes else np.zeros(0, self.stored)
@@ -165,8 +171,8 @@ class _Section:
 
 
 def _sections(file: str, sections: Any, body: memoryview) -> list[_Section]:
-    """The sections of a header.  Each begins where the one before ends, so that no byte is in two of them: all arrays together
-    take at most MOST_WIDER times the file."""
+    """The sections of a header. Each begins where the one before ends, so that no byte is in two of
+    them: all arrays together take at most MOST_WIDER times the file."""
     made: list[_Section] = []
     start = 0
     for row in sections if isinstance(sections, list) else [None]:

@@ -1,8 +1,10 @@
-"""Files of sparse matrices as entries (row, column, value): Graph Challenge TSV, SciPy npz, MatrixMarket.
+"""Files of sparse matrices as entries (row, column, value): Graph Challenge TSV, SciPy npz,
+MatrixMarket.
 
-Rows and columns count from 1 in TSV and MatrixMarket, as their authors have it, and from 0 here.  Text is read in blocks; the
-line that is no entry is named.  What a stranger's file may cost is bounded in `files`; here every number is looked at
-before it is used as a size, so that memory grows with the file's bytes and not with what the file claims.
+Rows and columns count from 1 in TSV and MatrixMarket, as their authors have it, and from 0 here.
+Text is read in blocks; the line that is no entry is named. What a stranger's file may cost is
+bounded in `files`; here every number is looked at before it is used as a size, so that memory grows
+with the file's bytes and not with what the file claims.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ def read(path: str | Path, rows: int | None, columns: int | None) -> Entries:
     Raises
     ------
     ValueError
-        It is no such file, an entry lies outside of that shape, is not a finite number, or is there twice; the text
-        names file and line.
+        It is no such file, an entry lies outside of that shape, is not a finite number, or is there
+        twice; the text names file and line.
     """
     with files.opened(path) as source:
         return read_from(source, Path(path).suffix, rows, columns)

@@ -1,4 +1,6 @@
-"""The planner's figures, measured here: how fast the kernel is, how the samples thin out, how well activations code."""
+"""The planner's figures, measured here: how fast the kernel is, how the samples thin out, how well
+activations code.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def measured(
 ) -> tuple[Work, float]:
     """(the work with what these images do, living samples x nonzeros a second of one thread).
 
-    images: (neurons, samples); the first SAMPLES of them are run through the first layers, for about BUDGET_S.
+    images: (neurons, samples); the first SAMPLES of them are run through the first layers, for
+    about BUDGET_S.
     """
     y = np.ascontiguousarray(images[:, :SAMPLES])
     total = y.shape[1]
@@ -48,7 +51,8 @@ def measured(
             break
     if not took:
         raise UsageError(
-            f"fewer than {LEAST} of the first {total} images live: too few to time the kernel; give more, or --rate"
+            f"fewer than {LEAST} of the first {total} images live: too few to time the kernel; "
+            "give more, or --rate"
         )
     return replace(
         work, living=tuple(living), wire_bytes=nbytes / max(1.0, activations)

@@ -1,9 +1,9 @@
 """Networks: RadiX-Net as the Graph Challenge has it, and random ones of the same shape.
 
-Layers are given as rows of output neurons: y = W x for a column x of input neurons.  A `Network` makes its layers one
-at a time, each time it is iterated, so that nobody need hold them all.
-Sources: Kepner and Robinett, "RadiX-Net: Structured Sparse Matrices for Deep Neural Networks" (2019); MIT/IEEE/Amazon
-Sparse DNN Graph Challenge.
+Layers are given as rows of output neurons: y = W x for a column x of input neurons. A `Network`
+makes its layers one at a time, each time it is iterated, so that nobody need hold them all.
+Sources: Kepner and Robinett, "RadiX-Net: Structured Sparse Matrices for Deep Neural Networks"
+(2019); MIT/IEEE/Amazon Sparse DNN Graph Challenge.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _CHUNK = 1 << 22  # random numbers that a random network draws at once
 
 
 class Layers(Protocol):
-    """A network as those need it who read it once or several times: a list of layers, or a `Network`."""
+    """A network as those need it who read it once or several times: a list of layers, or a
+    `Network`.
+    """
 
     def __iter__(self) -> Iterator[SparseRows]: ...
 
@@ -36,8 +38,8 @@ class Layers(Protocol):
 class Network:
     """A network whose layers are made, or read, anew by every iteration.
 
-    neurons: of a layer; layers: how many; bias: of every layer; make: the layers in order; name: what it is, in a word
-    or two.
+    neurons: of a layer; layers: how many; bias: of every layer; make: the layers in order; name:
+    what it is, in a word or two.
     """
 
     neurons: int
@@ -76,7 +78,9 @@ def radix(neurons: int, layers: int, seed: int = 0) -> Network:
 
 
 def random(neurons: int, layers: int, seed: int = 0) -> Network:
-    """A network whose activations do not saturate: DEGREE distinct random inputs a neuron, weights of both signs."""
+    """A network whose activations do not saturate: DEGREE distinct random inputs a neuron, weights
+    of both signs.
+    """
     if neurons < DEGREE or layers < 1:
         raise ValueError(f"a random network needs at least {DEGREE} neurons and 1 layer")
     return Network(neurons, layers, 0.0, lambda: _random_layers(neurons, layers, seed), "random")

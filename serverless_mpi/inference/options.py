@@ -1,4 +1,5 @@
-"""The command line of smpi-infer: its commands, their options and defaults, and the records of them.
+"""The command line of smpi-infer: its commands, their options and defaults, and the records of
+them.
 
 `parser` accepts what can be typed; `cli` runs the commands. Code behind the command line receives a
 frozen record (`SourceOptions`, `RunOptions`, `ServeOptions`), never argparse's namespace, so that
@@ -206,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-# --- commands ---------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------
 
 
 def _add_partition(command: argparse.ArgumentParser) -> None:
@@ -380,7 +381,7 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     )
 
 
-# --- groups of options that several commands share --------------------------------------------------
+# --- groups of options that several commands share ------------------------------------------------
 
 
 def _add_network(command: argparse.ArgumentParser) -> None:

@@ -1,10 +1,10 @@
 """A run's report as one HTML page: plots in SVG, tables, no file but itself.
 
-Where the time went (stacked, by layer), which worker it went at (a map of workers and layers), bytes by layer, and the
-dollars by service.  Colours follow the reader's light or dark setting.
+Where the time went (stacked, by layer), which worker it went at (a map of workers and layers),
+bytes by layer, and the dollars by service.  Colours follow the reader's light or dark setting.
 
-A record may be a stranger's file: every text of it goes through `escape`, and whatever is shown as a number is formatted as
-one.
+A record may be a stranger's file: every text of it goes through `escape`, and whatever is shown as
+a number is formatted as one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def html(record: RunRecord) -> str:
             [(name, colour) for _, name, colour in TIMES],
             _seconds,
         ),
-        "<h2>Where the time went, by worker and layer</h2><p>Computing, sending and waiting together; darker is longer.</p>",
+        "<h2>Where the time went, by worker and layer</h2><p>Computing, sending and waiting "
+        "together; darker is longer.</p>",
         _map(sum(times.values(), np.zeros_like(times["wait_s"])), record.workers),
         "<h2>Bytes sent, by layer</h2><p>All workers together.</p>",
         _bars([report.by_layer(record, "nbytes").sum(axis=0)], [("bytes", "--compute")], _bytes),
@@ -114,7 +115,9 @@ def html(record: RunRecord) -> str:
 
 
 def _columns(values: Numbers) -> tuple[Numbers, int]:
-    """(values with neighbouring layers added up to at most MOST_COLUMNS columns, layers a column)."""
+    """(values with neighbouring layers added up to at most MOST_COLUMNS columns, layers a
+    column).
+    """
     layers = values.shape[-1]
     width = -(-layers // MOST_COLUMNS)
     return np.add.reduceat(values, np.arange(0, layers, width), axis=-1), width

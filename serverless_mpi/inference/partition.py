@@ -1,8 +1,11 @@
-"""Who owns which neuron, by layer boundary, and what each rank must hold and send because of it.
+"""Which rank owns which neuron at each layer boundary, and what a rank must hold and send for that.
 
-Boundary 0 is the input of layer 0, boundary l the output of layer l-1 and the input of layer l.  A neuron's owner at
-boundary l computes its row in layer l-1 and gives it to every rank that has a row of layer l with it as an input.
-How owners are chosen is a row of METHODS; what follows from them, for a rank, is `build`.
+Boundary 0 is the input of layer 0; boundary l is the output of layer l-1 and the input of layer l.
+The owner of a neuron at boundary l computes its row in layer l-1 and sends it to every rank that
+has a row of layer l which reads it.
+
+METHODS are the ways to choose owners; a new one is a function and a row there. What a rank holds
+and sends follows from the owners alone, by `stream`: every rank computes it without a message.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ Owners = NDArray[np.uint16]
 Indices = NDArray[np.int64]
 
 MOST_PARTS = 1 << 16
-# A row read by all who share one costs a receiver what it does not need, and saves a sender the copies it would make: with
-# SNS and SQS at 0.5 and 0.4 $ a million chunks, sharing is the cheaper above this share of rows that readers need.
+# With ALLGATHER a receiver also pays for rows that it does not need; with ALLTOALL the sender pays
+# for every copy. At 0.5 $ (SNS) and 0.4 $ (SQS) per million chunks, ALLGATHER is cheaper if ranks
+# need more than this share of the rows that are sent.
 SHARE_ABOVE = 0.45
-# S3 asks as much for a PUT as for 12 GETs: dealing is a PUT a rank and a GET a pair, pairing both for each pair that has rows.
+# S3 bills a PUT like 12 GETs. ALLTOALL takes a PUT per rank and a GET per pair of ranks, PAIRWISE
+# both per pair that has rows.
 GETS_PER_PUT = 12
 
 
@@ -36,8 +41,17 @@ GETS_PER_PUT = 12
 class Partition:
     """Owners of the neurons at every boundary of a network.
 
-    neurons: of a layer; parts: ranks; method: how it was made; owners: one array a boundary, (neurons,) uint16 each;
-    boundaries may share an array.
+    Attributes
+    ----------
+    neurons
+        Neurons of a layer.
+    parts
+        Number of ranks.
+    method
+        How it was made, of METHODS.
+    owners
+        For each boundary the rank of each neuron: (neurons,) uint16, read-only. Boundaries may
+        share an array.
     """
 
     neurons: int
@@ -47,22 +61,22 @@ class Partition:
 
     @property
     def layers(self) -> int:
-        """Layers of the network it is for."""
+        """Layers of its network."""
         return len(self.owners) - 1
 
     def rows(self, boundary: int, part: int) -> Indices:
-        """Numbers of the neurons that `part` owns there, ascending."""
+        """Return the numbers of the neurons that `part` owns at a boundary, ascending."""
         return np.flatnonzero(self.owners[boundary] == part)
 
     def check(self, network: Layers) -> None:
-        """Raise ValueError unless it is for a network of that many layers."""
+        """Raise ValueError if the network has another number of layers."""
         if len(network) != self.layers:
             raise ValueError(
                 f"the partition is for {self.layers} layers; the network has {len(network)}"
             )
 
     def report(self, network: Layers) -> Report:
-        """Load and communication of every layer."""
+        """Return load and communication of every layer."""
         self.check(network)
         rows, pairs, load, nnz = [], [], [], []
         for layer, matrix in enumerate(network):
@@ -84,10 +98,18 @@ class Partition:
 
 @dataclass(frozen=True)
 class Report:
-    """What a partition costs, one number a layer.
+    """What a partition costs, one number per layer.
 
-    rows: activation rows sent, each counted for every rank it goes to; pairs: (sender, receiver) that exchange some, the
-    messages of a pair-wise scheme; load: work of the busiest rank, as a multiple of the average; nnz: weights.
+    Attributes
+    ----------
+    rows
+        Activation rows sent, counted for every rank that receives them.
+    pairs
+        (sender, receiver) pairs that exchange rows: the messages of PAIRWISE.
+    load
+        Work of the busiest rank, as a multiple of the mean.
+    nnz
+        Weights.
     """
 
     rows: tuple[int, ...]
@@ -102,15 +124,27 @@ class Report:
 
 
 def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> Partition:
-    """A partition of `network` for `parts` ranks, by a method of METHODS; the same one for the same seed.
+    """Partition a network; the result depends on the arguments only.
+
+    Parameters
+    ----------
+    network
+        Square layers; read once, one layer at a time.
+    parts
+        Number of ranks.
+    method
+        Of METHODS.
+    seed
+        Of whatever is random in the method.
 
     Raises
     ------
     ValueError
-        No such method, more parts than neurons, layers that are not square; for `hypergraph` also no partitioner installed.
+        The method does not exist, there are more parts than neurons, or layers are not square; for
+        `hypergraph` also if the partitioner is not installed.
     """
     if method not in METHODS:
-        raise ValueError(f"no partition method {method!r}; known: {', '.join(METHODS)}")
+        raise ValueError(f"no partition method {method!r}; known methods: {', '.join(METHODS)}")
     if parts < 1 or parts > MOST_PARTS:
         raise ValueError(f"{parts} parts; a partition has 1 to {MOST_PARTS}")
     neurons = 0
@@ -130,11 +164,12 @@ def _checked(network: Layers, parts: int) -> Iterator[SparseRows]:
         neurons = matrix.n_cols if neurons is None else neurons
         if matrix.n_rows != neurons or matrix.n_cols != neurons:
             raise ValueError(
-                f"layer {number} has {matrix.n_rows} rows and {matrix.n_cols} columns, not {neurons} of both"
+                f"layer {number} has {matrix.n_rows} rows and {matrix.n_cols} columns, "
+                f"not {neurons} of both"
             )
         if parts > neurons:
             raise ValueError(
-                f"{neurons} neurons cannot be dealt out to {parts} ranks; start at most {neurons}"
+                f"{neurons} neurons cannot be divided among {parts} ranks; start at most {neurons}"
             )
         yield matrix
     if neurons is None:
@@ -145,7 +180,7 @@ Method = Callable[[Iterator[SparseRows], int, int, int], Iterator[Owners]]
 
 
 def _block(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """Neighbouring neurons together; blocks differ by at most one row."""
+    """Consecutive neurons; the sizes of parts differ by at most one row."""
     neurons = next(network).n_cols
     bounds = np.arange(parts + 1) * neurons // parts
     owners = np.repeat(np.arange(parts), np.diff(bounds)).astype(np.uint16)
@@ -153,7 +188,7 @@ def _block(network: Iterator[SparseRows], layers: int, parts: int, seed: int) ->
 
 
 def _random(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """Any neurons together, anew at each boundary; sizes as in block."""
+    """A new random assignment at each boundary; sizes as in block."""
     (block, *_) = _block(network, 0, parts, seed)
     chance = np.random.default_rng(seed)
     for _ in range(layers + 1):
@@ -161,14 +196,14 @@ def _random(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -
 
 
 def _greedy(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """Rows with common inputs together, by growing part after part."""
+    """Rows with common inputs in one part; parts are grown one after another."""
     return partitioners.layers(network, parts, seed, partitioners.greedy)
 
 
 def _hypergraph(
     network: Iterator[SparseRows], layers: int, parts: int, seed: int
 ) -> Iterator[Owners]:
-    """Rows with common inputs together, by Mt-KaHyPar."""
+    """Rows with common inputs in one part, by Mt-KaHyPar."""
     return partitioners.layers(network, parts, seed, partitioners.hypergraph)
 
 
@@ -180,11 +215,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-# --- what a rank holds and sends --------------------------------------------------------------------------------------
+# --- what a rank holds and sends ------------------------------------------------------------------
 
 
 def build(network: Layers, partition: Partition, rank: int) -> list[Part]:
-    """All layers of one rank."""
+    """Return the part of one rank of every layer; arguments and errors as in `stream`."""
     return [part for (part,) in stream(network, partition, [rank])]
 
 
@@ -257,7 +292,9 @@ class _Boundary:
 
     @classmethod
     def of_distinct(cls, owners: Owners, originals: Indices, parts: int) -> _Boundary:
-        """Return the boundary where row i is a duplicate of row `originals[i]`, of the same owner."""
+        """Return the boundary where row i is a duplicate of row `originals[i]`, of the same
+        owner.
+        """
         first = np.flatnonzero(originals == np.arange(len(originals)))
         positions = np.empty(len(originals), np.int64)
         positions[first], counts = _positions(owners[first], parts)
@@ -340,7 +377,9 @@ class _Step:
         )
 
     def _weights(self, rank: int, column: Indices, columns: int) -> SparseRows:
-        """The rank's distinct rows over its panel; entries keep their order, so sums keep their bits."""
+        """The rank's distinct rows over its panel; entries keep their order, so sums keep their
+        bits.
+        """
         matrix = self.matrix
         distinct = self.originals == np.arange(len(self.originals))
         rows = np.flatnonzero((self.after.owners == rank) & distinct)
@@ -369,7 +408,7 @@ class _Step:
 
 
 def _pairs(needs: NDArray[np.bool_], sender: NDArray[Any]) -> int:
-    """How many (reader, sender) there are; needs: (parts, rows), sender: of each row."""
+    """Number of (reader, sender) pairs; needs: (parts, rows); sender: of each row."""
     readers, rows = np.nonzero(needs)
     return len(np.unique(readers * len(needs) + sender[rows]))
 
@@ -391,18 +430,18 @@ def _exchange(needs: NDArray[np.bool_], senders: Indices) -> Exchange:
 
 
 def _positions(owners: Owners, parts: int) -> tuple[Indices, Indices]:
-    """(each neuron's place among its owner's, ascending; how many each owner has)."""
+    """(position of each neuron among its owner's, neurons of each owner)."""
     order = np.argsort(owners, kind="stable")
     counts = np.bincount(owners, minlength=parts)
-    place = np.empty(len(owners), np.int64)
-    place[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place, counts
+    position = np.empty(len(owners), np.int64)
+    position[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return position, counts
 
 
 def _needs(
     matrix: SparseRows, owners: Owners, out: Owners, distinct: Indices, parts: int
 ) -> NDArray[np.bool_]:
-    """(parts, distinct rows): whether a part has a row with that input."""
+    """(parts, distinct rows): whether a row of the part reads that input."""
     needs = np.zeros((parts, int(distinct.max(initial=-1)) + 1), np.bool_)
     needs[np.repeat(out, np.diff(matrix.indptr)), distinct[matrix.indices]] = True
     return needs

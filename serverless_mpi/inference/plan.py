@@ -1,10 +1,10 @@
 """Which way to run: seconds and dollars of every way, before any is run.
 
-A way is a grid of R replicas x P parts: each replica holds the whole network, in P parts by rows, and has 1/R of the samples.
-So 1 x 1 is serial, R x 1 data-parallel, 1 x P row-partitioned.  `predict` has the rules, `Platform` the figures they are
-fed with.  `advice` goes through the ways and names the best.
-Sources: AWS Lambda Developer Guide, "Configure Lambda function memory" (1,769 MB are one vCPU; 128 to 10,240 MB); S3's and
-SQS's figures are named where the channels state them.
+A way is a grid of R replicas x P parts: each replica holds the whole network, in P parts by rows,
+and has 1/R of the samples. So 1 x 1 is serial, R x 1 data-parallel, 1 x P row-partitioned.
+`predict` has the rules, `Platform` the figures they are fed with.  `advice` goes through the ways
+and names the best. Sources: AWS Lambda Developer Guide, "Configure Lambda function memory" (1,769
+MB are one vCPU; 128 to 10,240 MB); S3's and SQS's figures are named where the channels state them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ PANELS = (
 LEAST_BATCH = 32  # samples; the kernel's panel
 
 EDGES_S = 2e9  # measured 1.4 to 3.7e9 on a core of an EPYC with neighbours; a vCPU is half a core
-LAYER_S = 1e-3  # of a vCPU, for what is not the kernel in a layer of a batch: Python, panels, codec; measured
-# How the answer to the challenge's images thins out: the part of the samples that lives before each layer, measured on its
-# first 10,000 images at N = 1024; larger nets lose theirs a little sooner.  The last figure holds from there on.
+# Of a vCPU, for what is not the kernel in a layer of a batch: Python, panels, codec; measured
+LAYER_S = 1e-3
+# How the answer to the challenge's images thins out: the part of the samples that lives before each
+# layer, measured on its first 10,000 images at N = 1024; larger nets lose theirs a little sooner.
+# The last figure holds from there on.
 RADIX_LIVING = (1.0, 0.92, 0.68, 0.4, 0.22, 0.13, 0.08, 0.055, 0.045, 0.04, 0.037)
 RADIX_WIRE_BYTES = 0.03  # of a living sample's activation, coded: most are equal
 RANDOM_WIRE_BYTES = 1.8  # half of them are not 0, and no two alike
-# Rows that a hypergraph partition sends, of those that a random one would; the published partition of N = 1024 over
-# 8 workers sends 3,739 a layer, where chance has 7,037.
+# Rows that a hypergraph partition sends, of those that a random one would; the published partition
+# of N = 1024 over 8 workers sends 3,739 a layer, where chance has 7,037.
 LOCALITY = 0.53
 
 # Measured on the emulator with 8 workers, 7 frames to each in a layer:
@@ -58,10 +60,10 @@ AT_ONCE = 8  # requests of a worker at the same time
 class Work:
     """What is to be computed.
 
-    nonzeros, weight_bytes: of all layers together as stored, twins once; living: part of the samples alive before each
-    layer, the last figure from there on; wire_bytes: of one activation of a living sample, coded; twins: equal rows,
-    which are computed and sent once; rows: rows sent a layer, all workers together, by number of parts, where a
-    partition is known.
+    nonzeros, weight_bytes: of all layers together as stored, twins once; living: part of the
+    samples alive before each layer, the last figure from there on; wire_bytes: of one activation of
+    a living sample, coded; twins: equal rows, which are computed and sent once; rows: rows sent a
+    layer, all workers together, by number of parts, where a partition is known.
     """
 
     neurons: int
@@ -76,7 +78,9 @@ class Work:
 
     @classmethod
     def radix(cls, neurons: int, layers: int, samples: int) -> Work:
-        """The challenge's: 32 inputs a neuron, all weights equal, 16 copies of a row, on images that thin out as its own do."""
+        """The challenge's: 32 inputs a neuron, all weights equal, 16 copies of a row, on images
+        that thin out as its own do.
+        """
         rows = layers * neurons // COPIES
         return cls(
             neurons,
@@ -109,7 +113,9 @@ class Work:
         return np.concatenate([known, np.full(self.layers - len(known), known[-1])])
 
     def columns(self, parts: int) -> float:
-        """Different input rows, twins once, that the weights of one of `parts` touch in a layer; chance's expectation."""
+        """Different input rows, twins once, that the weights of one of `parts` touch in a layer;
+        chance's expectation.
+        """
         distinct = self.neurons / self.twins
         inputs = self.nonzeros / self.layers / distinct / self.twins  # of a row
         return distinct * (1 - exp(-inputs / parts))
@@ -125,9 +131,10 @@ class Work:
 class Platform:
     """Where workers run, and its figures.
 
-    start_s: from a call to a worker's first statement, package imported; call_s: of one call; load_Bps: from the store
-    into a worker; edges_s: living samples x nonzeros of one vCPU in a second; memory_sizes: MB on offer;
-    mb_a_vcpu: 0 where workers share `cores`; base_mb: of a worker that holds nothing yet.
+    start_s: from a call to a worker's first statement, package imported; call_s: of one call;
+    load_Bps: from the store into a worker; edges_s: living samples x nonzeros of one vCPU in a
+    second; memory_sizes: MB on offer; mb_a_vcpu: 0 where workers share `cores`; base_mb: of a
+    worker that holds nothing yet.
     """
 
     name: str
@@ -243,7 +250,9 @@ class Forecast:
 
 
 def worker_mb(work: Work, parts: int, samples: int, base_mb: float) -> float:
-    """Memory of a worker in MB: its share of the weights, and PANELS panels of `samples` samples."""
+    """Memory of a worker in MB: its share of the weights, and PANELS panels of `samples`
+    samples.
+    """
     rows = max(
         work.twins * work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts
     )
@@ -262,7 +271,9 @@ def batches(work: Work, way: Deployment, base_mb: float) -> int | None:
 
 
 def least_parts(work: Work, memory_mb: float, base_mb: float = 70.0) -> int | None:
-    """The least number of parts of which each fits a worker of that memory; None if no number up to the neurons does."""
+    """The least number of parts of which each fits a worker of that memory; None if no number up to
+    the neurons does.
+    """
     fitting = (
         p
         for p in range(1, min(work.neurons, 4096) + 1)
@@ -272,7 +283,9 @@ def least_parts(work: Work, memory_mb: float, base_mb: float = 70.0) -> int | No
 
 
 def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0) -> None:
-    """Raise UsageError, which names the number of parts that would fit, unless a worker's memory is enough."""
+    """Raise UsageError, which names the number of parts that would fit, unless a worker's memory is
+    enough.
+    """
     needed = worker_mb(work, parts, LEAST_BATCH, base_mb)
     if needed <= memory_mb:
         return
@@ -283,16 +296,16 @@ def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0
         else f"no number of parts fits; a worker needs more than {memory_mb:g} MB"
     )
     raise UsageError(
-        f"a worker of {memory_mb:g} MB cannot hold 1/{parts} of this model: it needs {needed:,.0f} MB with {LEAST_BATCH} samples; "
-        + remedy
+        f"a worker of {memory_mb:g} MB cannot hold 1/{parts} of this model: it needs {needed:,.0f} "
+        f"MB with {LEAST_BATCH} samples; " + remedy
     )
 
 
 def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) -> Forecast | None:
     """Seconds and dollars of `way`; None if a worker's memory is not enough.
 
-    A layer takes its multiplication and its exchange; the multiplication of a worker's own rows, 1/P of it, passes
-    while others' rows are on their way.
+    A layer takes its multiplication and its exchange; the multiplication of a worker's own rows,
+    1/P of it, passes while others' rows are on their way.
     """
     cut = batches(work, way, place.base_mb)
     if cut is None:
@@ -337,7 +350,9 @@ def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) ->
 
 
 def _exchange(place: Platform, way: Deployment, message: Floats) -> Floats:
-    """(layers,): seconds of one batch's exchanges, in which a worker gets a message of that many bytes from each peer."""
+    """(layers,): seconds of one batch's exchanges, in which a worker gets a message of that many
+    bytes from each peer.
+    """
     peers = way.parts - 1
 
     def over(channel: str) -> Floats:
@@ -367,7 +382,9 @@ def _branching(workers: int, start_s: float, call_s: float) -> int:
 
 
 def _count(meter: Meter, way: Deployment, size: int, times: int) -> None:
-    """Requests of `times` exchanges in which a worker sends each peer a message of `size` bytes and gets as many."""
+    """Requests of `times` exchanges in which a worker sends each peer a message of `size` bytes and
+    gets as many.
+    """
     peers, channel = way.parts - 1, way.channel
     if channel == "direct":
         return

@@ -1,4 +1,5 @@
-"""What a run took, as records: from a worker to rank 0, from rank 0 to a file, from a file to a page.
+"""What a run took, as records: from a worker to rank 0, from rank 0 to a file, from a file to a
+page.
 
 Each record is a frozen dataclass. `RunRecord.to_json` and `from_json` are the only places that know
 the file's format, whose number is FORMAT. A file may come from a stranger, so `from_json` checks
@@ -184,7 +185,9 @@ def _facts(cls: type[Record], given: Any) -> Record:
 
 
 def _field(value: Any, kind: Any, *, signed: bool = False) -> Any:
-    """Return `value` if it has that type, and a page can show it: a number in range, a short name."""
+    """Return `value` if it has that type, and a page can show it: a number in range, a short
+    name.
+    """
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"a {type(value).__name__} in place of another type")
     if isinstance(value, (int, float)):

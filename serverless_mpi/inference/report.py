@@ -115,7 +115,8 @@ def title(record: RunRecord) -> str:
         grid = f"{job.replicas} replicas x {grid}"
     cut = f", {job.method} partition" if job.parts > 1 else ""
     return (
-        f"{net.name} network of {net.neurons:,} neurons, {net.layers:,} layers; {job.samples:,} images; "
+        f"{net.name} network of {net.neurons:,} neurons, {net.layers:,} layers; {job.samples:,} "
+        "images; "
         f"{grid} over {job.channel}{cut}"
     )
 
@@ -208,7 +209,9 @@ def worker_rows(record: RunRecord) -> list[list[Any]]:
 
 
 def layer_rows(record: RunRecord) -> list[list[Any]]:
-    """Cells under LAYER_HEADS: sums over the workers; living samples: of all replicas, the most that a part knows of."""
+    """Cells under LAYER_HEADS: sums over the workers; living samples: of all replicas, the most
+    that a part knows of.
+    """
     job = record.job
     seconds = [by_layer(record, name).sum(axis=0) for name in SECONDS]
     counts = [by_layer(record, name).sum(axis=0) for name in COUNTS]

@@ -1,22 +1,24 @@
 """`smpi-infer serve`: workers that stay warm between queries; and `query`, its client.
 
-A client connects to a Unix socket, which only its owner may do, and sends lines of JSON; each is answered by one line:
+A client connects to a Unix socket, which only its owner may do, and sends lines of JSON; each is
+answered by one line:
 
     {"images": "/path/or/s3://url", "samples": 100}     or {"input": "name of a stored input"}     or {"status": true}
-    {"categories": [...], "scores": [...], "neurons": [...], "checksum": "...", "images": 100, "seconds": 0.1, "waited": 0.0}
-    {"error": "what is wrong, and what would work"}
+    {"categories": [...], "scores": [...], "neurons": [...], "checksum": "...", "images": 100,
+    "seconds": 0.1, "waited": 0.0} {"error": "what is wrong, and what would work"}
 
-Rank 0 listens.  Queries wait in a bounded queue; each of a few lanes takes one at a time, on a communicator of its own, so
-that while one query waits for its exchange another computes.
+Rank 0 listens. Queries wait in a bounded queue; each of a few lanes takes one at a time, on a
+communicator of its own, so that while one query waits for its exchange another computes.
 
-What a client can do: a query is read, and its file with it, before any other rank hears of it; whatever is wrong by then is its
-answer, and the next one is served.  A connection has a bounded buffer and a time for each line and each reply; of
-more than MOST_CONNECTIONS, those go that have been idle the longest, and a newcomer is refused, with an answer, only if all
-are busy.
+What a client can do: a query is read, and its file with it, before any other rank hears of it;
+whatever is wrong by then is its answer, and the next one is served. A connection has a bounded
+buffer and a time for each line and each reply; of more than MOST_CONNECTIONS, those go that have
+been idle the longest, and a newcomer is refused, with an answer, only if all are busy.
 
-The end: SIGTERM and SIGINT close the socket and remove its file first, so that nothing that comes later can leave it.
-What is being computed is answered within STOP_S, which is less than smpirun waits before it kills; what waits is told, and
-so is what took longer: then the job is aborted, as a lane cannot be interrupted.
+The end: SIGTERM and SIGINT close the socket and remove its file first, so that nothing that comes
+later can leave it. What is being computed is answered within STOP_S, which is less than smpirun
+waits before it kills; what waits is told, and so is what took longer: then the job is aborted, as a
+lane cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Ending:
-    """SIGTERM and SIGINT, noted at rank 0 in whatever thread they come, and nothing to the others: rank 0 tells them.
+    """SIGTERM and SIGINT, noted at rank 0 in whatever thread they come, and nothing to the others:
+    rank 0 tells them.
 
     Called in the main thread.
     """
@@ -123,7 +126,8 @@ def parse(line: bytes) -> Query | None:
         images is not None and name is not None
     ):
         raise UsageError(
-            "a query has either images, a path or an s3:// URL, or input, the name of a stored input"
+            "a query has either images, a path or an s3:// URL, or input, the name of a stored "
+            "input"
         )
     if samples is not None and (
         not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
@@ -359,7 +363,7 @@ def _memory_mb(options: ServeOptions, ranks: int) -> int:
     return int(options.memory or most // (ranks if options.platform == "local" else 1))
 
 
-# --- the socket -------------------------------------------------------------------------------------------------------
+# --- the socket -----------------------------------------------------------------------------------
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -514,7 +518,9 @@ class _Client(socketserver.BaseRequestHandler):
         return _say(self.request, reply)
 
     def _line(self) -> bytes | None:
-        """The next line, or what was sent without an end; None if there is none, or the client was told why it ends."""
+        """The next line, or what was sent without an end; None if there is none, or the client was
+        told why it ends.
+        """
         deadline, looked = time.monotonic() + IDLE_S, 0
         while (end := self._buffer.find(b"\n", looked)) < 0:
             looked = len(self._buffer)
@@ -547,7 +553,9 @@ class _Client(socketserver.BaseRequestHandler):
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: between the proof that nobody listens and the new socket, no other service starts."""
+    """Hold the folder's lock: between the proof that nobody listens and the new socket, no other
+    service starts.
+    """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -573,7 +581,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def listen(path: str) -> _Server:
-    """A server on a socket that only its owner may use.  A file that a killed service left is replaced.
+    """A server on a socket that only its owner may use. A file that a killed service left is
+    replaced.
 
     Raises
     ------
@@ -649,7 +658,8 @@ def _run_until_signal(
     try:
         accepting.start()
         print(
-            f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} workers: "
+            f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} "
+            "workers: "
             f"ready at {server.server_address!s}",
             flush=True,
         )
@@ -668,7 +678,7 @@ def _run_until_signal(
         comm.Abort(128 + number)
 
 
-# --- its client -------------------------------------------------------------------------------------------------------
+# --- its client -----------------------------------------------------------------------------------
 
 
 def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -684,7 +694,8 @@ def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
             connection.connect(path)
         except OSError as error:
             raise UsageError(
-                f"no service listens at {path} ({error.strerror or error}): start `smpi-infer serve --socket {path}`"
+                f"no service listens at {path} ({error.strerror or error}): start `smpi-infer "
+                f"serve --socket {path}`"
             ) from error
         with contextlib.suppress(OSError):  # one that refuses may answer before it has read
             connection.sendall(json.dumps(question).encode() + b"\n")

@@ -1,11 +1,12 @@
-"""A partitioned model, written once; a worker loads its own rows and no others, and what it loads is verified.
+"""A partitioned model, written once; a worker loads its own rows and no others, and what it loads
+is verified.
 
 A store is a folder or s3://bucket/prefix with the files (their format is `container`'s)
     index.smpi            what the model is, and who owns its first and last neurons; written last, so a store is whole or none
     part-00003.smpi       all layers as part 3 holds them
     input-NAME-00003.smpi rows of images that part 3 owns
-Every file names its model and its partition; files of different ones do not go together.  A partition has a file of its own,
-for `smpi-infer store --partition`.
+Every file names its model and its partition; files of different ones do not go together. A
+partition has a file of its own, for `smpi-infer store --partition`.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ _SECTIONS = {
 class Index:
     """What a store holds.
 
-    model, layout: fingerprints of network and partition; nonzeros: of the network; stored: of the parts, which have equal
-    rows once; nbytes: of all part files; rows: activation rows sent, of all layers and parts; first, last: owner of each
-    neuron before the first and behind the last layer, (neurons,) uint16.
+    model, layout: fingerprints of network and partition; nonzeros: of the network; stored: of the
+    parts, which have equal rows once; nbytes: of all part files; rows: activation rows sent, of all
+    layers and parts; first, last: owner of each neuron before the first and behind the last layer,
+    (neurons,) uint16.
     """
 
     name: str
@@ -102,7 +104,7 @@ def layout(partition: Partition) -> str:
     return digest.hexdigest()
 
 
-# --- partitions -------------------------------------------------------------------------------------------------------
+# --- partitions -----------------------------------------------------------------------------------
 
 
 def write_partition(path: str | Path, partition: Partition, network: Layers) -> None:
@@ -142,7 +144,8 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
     facts, arrays = Folder(place.parent).read(place.name, "a partition")
     if facts.get("model") != fingerprint(network):
         raise StoreError(
-            f"{path} is a partition of another model: make one with `smpi-infer partition` for this one"
+            f"{path} is a partition of another model: make one with `smpi-infer partition` for "
+            "this one"
         )
     found = _checked_facts(str(path), facts, {"method": str, "neurons": int, "parts": int})
     owners, which = arrays.get("owners"), arrays.get("which")
@@ -162,7 +165,7 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
     )
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def part_name(part: int) -> str:
@@ -180,7 +183,8 @@ def write_model(
     name: str = "network",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Index:
-    """Write a network in parts, over what the store held; progress is told how many parts of how many are written.
+    """Write a network in parts, over what the store held; progress is told how many parts of how
+    many are written.
 
     Raises
     ------
@@ -306,7 +310,8 @@ def _mine(
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     if not 0 <= part < index.parts:
         raise UsageError(
-            f"no part {part} in {backend.url}, which has {index.parts}: start that many ranks a replica"
+            f"no part {part} in {backend.url}, which has {index.parts}: start that many ranks a "
+            "replica"
         )
     facts, arrays = backend.read(name, kind)
     for fact, what in (("model", "model"), ("layout", "partition")):
@@ -378,7 +383,7 @@ def _fits(array: Array, lengths: Array | None, count: int) -> bool:
     )
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 def _input_name(name: str, part: int) -> str:
@@ -388,7 +393,8 @@ def _input_name(name: str, part: int) -> str:
 
 
 def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
-    """Write images, (neurons, samples), a file a part; images of 0 and one other number take a bit a pixel.
+    """Write images, (neurons, samples), a file a part; images of 0 and one other number take a bit
+    a pixel.
 
     Raises
     ------
@@ -409,7 +415,9 @@ def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
 
 
 def load_inputs(backend: Backend, index: Index, name: str, part: int) -> Floats:
-    """(rows of that part, samples): its rows of the images that were written under `name`; StoreError as for parts."""
+    """(rows of that part, samples): its rows of the images that were written under `name`;
+    StoreError as for parts.
+    """
     facts, arrays = _input(backend, index, name, part)
     if facts["constant"] is None:
         return arrays["rows"]
@@ -449,7 +457,8 @@ def check_images(x: Any, neurons: int) -> None:
         )
     if x.shape[0] != neurons or not x.shape[1]:
         raise UsageError(
-            f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of {neurons} pixels"
+            f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of "
+            f"{neurons} pixels"
         )
     if not np.isfinite(x).all():
         raise UsageError("images have NaN or infinity")

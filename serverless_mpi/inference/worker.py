@@ -95,7 +95,9 @@ class _Requests:
         self._last = self._now()
 
     def on_layer(self, layer: int) -> None:
-        """Count what was requested so far for the layer before `layer`, where a batch has arrived."""
+        """Count what was requested so far for the layer before `layer`, where a batch has
+        arrived.
+        """
         with self._lock:
             now = self._now()
             if layer:

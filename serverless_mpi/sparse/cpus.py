@@ -1,4 +1,6 @@
-"""How many threads a call takes if the caller does not say: what this process may use, shared with the other ranks here."""
+"""How many threads a call takes if the caller does not say: what this process may use, shared with
+the other ranks here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-# How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH, Intel MPI.
+# How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH,
+# Intel MPI.
 LOCAL_RANKS = (
     "SMPI_LOCAL_RANKS",
     "OMPI_COMM_WORLD_LOCAL_SIZE",
@@ -25,8 +28,8 @@ CGROUP = Path("/sys/fs/cgroup")
 def default_threads() -> int:
     """Threads of a call without `threads`; found once.
 
-    SMPI_THREADS if it is set; else the processors of the affinity mask, at most those the cgroup's quota or
-    Lambda's memory pays for, divided by the ranks of this job on this machine; at least 1.
+    SMPI_THREADS if it is set; else the processors of the affinity mask, at most those the cgroup's
+    quota or Lambda's memory pays for, divided by the ranks of this job on this machine; at least 1.
 
     Raises
     ------
@@ -37,7 +40,9 @@ def default_threads() -> int:
 
 
 def threads_of(environ: Mapping[str, str], processors: int, allowed: float) -> int:
-    """The rule of `default_threads`. processors: of the affinity mask; allowed: processors of the cgroup's quota."""
+    """The rule of `default_threads`. processors: of the affinity mask; allowed: processors of the
+    cgroup's quota.
+    """
     told = environ.get("SMPI_THREADS")
     if told:
         if not told.isdecimal() or int(told) < 1:

@@ -28,18 +28,20 @@ def layer(
     counts: NDArray[np.uint32] | None = None,
     threads: int | None = None,
 ) -> tuple[Activations, NDArray[np.bool_]]:
-    """(y, alive): y = min(max(z, 0), cap), z = w x (+ out, if it accumulates), plus bias where that is not 0.
+    """(y, alive): y = min(max(z, 0), cap), z = w x (+ out, if it accumulates), plus bias where that
+    is not 0.
 
-    x: (n_cols, samples), a C-contiguous float32 array or Panels; NaN in it counts as 0 in y.
-    out: takes y, (n_rows, samples), of the same kind as x; new if not given. accumulate: its sums are continued: this
-    is the last of several calls for a row's entries, the others being `multiply`, and finishes them.
-    counts: uint32 (n_rows), takes how many nonzeros each row of y has. threads: `default_threads` if not given.
-    alive: per sample, whether one of its numbers in y is not 0.
+    x: (n_cols, samples), a C-contiguous float32 array or Panels; NaN in it counts as 0 in y. out:
+    takes y, (n_rows, samples), of the same kind as x; new if not given. accumulate: its sums are
+    continued: this is the last of several calls for a row's entries, the others being `multiply`,
+    and finishes them. counts: uint32 (n_rows), takes how many nonzeros each row of y has. threads:
+    `default_threads` if not given. alive: per sample, whether one of its numbers in y is not 0.
 
     Raises
     ------
     ValueError
-        An argument of the wrong type, shape or layout, NaN, cap below 0, threads below 1, out that overlaps x.
+        An argument of the wrong type, shape or layout, NaN, cap below 0, threads below 1, out that
+        overlaps x.
     MemoryError
         No memory for a panel.
     """
@@ -109,7 +111,8 @@ def _step(
         counts.dtype != np.uint32 or counts.shape != (w.n_rows,) or not counts.flags.c_contiguous
     ):
         raise ValueError(
-            f"counts must be C-contiguous uint32 of shape ({w.n_rows},), not {counts.dtype} {counts.shape}"
+            f"counts must be C-contiguous uint32 of shape ({w.n_rows},), not {counts.dtype} "
+            f"{counts.shape}"
         )
     flags = ffi.from_buffer("uint8_t[]", alive) if finish else ffi.NULL
     numbers = ffi.NULL if counts is None else _writable("counts", counts, "uint32_t[]")
@@ -124,11 +127,12 @@ def forward(
     cap: float = CAP,
     threads: int | None = None,
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """(y, living): a batch through all layers in one call; y has the columns of samples that live at the end alone.
+    """(y, living): a batch through all layers in one call; y has the columns of samples that live
+    at the end alone.
 
-    x: (layers[0].n_cols, samples); y: (layers[-1].n_rows, len(living)); living: those samples' numbers, ascending.
-    Samples are independent, so a panel of them goes through all layers while it is in cache, and those that live on move
-    together as others die.
+    x: (layers[0].n_cols, samples); y: (layers[-1].n_rows, len(living)); living: those samples'
+    numbers, ascending. Samples are independent, so a panel of them goes through all layers while it
+    is in cache, and those that live on move together as others die.
 
     Raises
     ------
@@ -140,7 +144,8 @@ def forward(
     for number, (before, after) in enumerate(zip(layers, layers[1:]), 1):
         if before.n_rows != after.n_cols:
             raise ValueError(
-                f"layers[{number}] has {after.n_cols} columns; the layer before has {before.n_rows} rows"
+                f"layers[{number}] has {after.n_cols} columns; the layer before has "
+                f"{before.n_rows} rows"
             )
     if bias != bias or not cap >= 0:
         raise ValueError(f"bias must be a number and cap at least 0, not {bias} and {cap}")
@@ -177,7 +182,9 @@ def serial_forward(
     out: Floats | None = None,
     threads: int | None = None,
 ) -> Floats:
-    """As `forward`, but y has all samples, (layers[-1].n_rows, samples), in `out` if given; of the dead it is 0."""
+    """As `forward`, but y has all samples, (layers[-1].n_rows, samples), in `out` if given; of the
+    dead it is 0.
+    """
     last, living = forward(layers, x, bias, cap, threads)
     shape = (layers[-1].n_rows, x.shape[1])
     if out is None:

@@ -17,8 +17,9 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 class Panels:
     """(rows, samples) activations, samples in panels of WIDTH.
 
-    data: float32, (panels, rows, WIDTH): sample s of row r is data[s // WIDTH, r, s % WIDTH]; what fills the last panel is 0,
-    and who writes to `data` keeps it so. A row of a panel is one piece of 128 bytes, so data[:, rows] picks rows fast.
+    data: float32, (panels, rows, WIDTH): sample s of row r is data[s // WIDTH, r, s % WIDTH]; what
+    fills the last panel is 0, and who writes to `data` keeps it so. A row of a panel is one piece
+    of 128 bytes, so data[:, rows] picks rows fast.
     """
 
     rows: int
@@ -68,7 +69,8 @@ class Panels:
         return self.rows, self.samples
 
     def put(self, x: Floats, rows: ArrayLike | None = None) -> None:
-        """Row i of x, (len(rows), samples), becomes row rows[i] of these; without rows, x is all of them.
+        """Row i of x, (len(rows), samples), becomes row rows[i] of these; without rows, x is all of
+        them.
 
         Raises
         ------

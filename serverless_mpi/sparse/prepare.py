@@ -1,7 +1,9 @@
-"""Other networks with the same answer, to the last bit: neurons are renamed or merged between layers.
+"""Other networks with the same answer, to the last bit: neurons are renamed or merged between
+layers.
 
-Each function takes layers and gives layers; inputs of the first and outputs of the last stay as they are, so nothing has to
-be undone. An entry keeps its place in its row, so sums keep their order.
+Each function takes layers and gives layers; inputs of the first and outputs of the last stay as
+they are, so nothing has to be undone. An entry keeps its place in its row, so sums keep their
+order.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ KEY_COLUMNS = 32  # of a row, its lowest: what rows are compared by
 
 
 def relabelled(layers: Sequence[SparseRows]) -> list[SparseRows]:
-    """The neurons of each layer but the last are sorted by their inputs: rows that read the same come together.
+    """The neurons of each layer but the last are sorted by their inputs: rows that read the same
+    come together.
 
-    What a row reads is then still in cache from the row before, and the kernel loads the inputs of rows with
-    equal columns once for four of them.
+    What a row reads is then still in cache from the row before, and the kernel loads the inputs of
+    rows with equal columns once for four of them.
     """
     made: list[SparseRows] = []
     names: NDArray[np.int64] | None = None
@@ -37,9 +40,11 @@ def relabelled(layers: Sequence[SparseRows]) -> list[SparseRows]:
 
 
 def merged(layers: Sequence[SparseRows]) -> list[SparseRows]:
-    """Of neurons with the same inputs and weights, in the same order, one is computed, and all that read one of them read it.
+    """Of neurons with the same inputs and weights, in the same order, one is computed, and all that
+    read one of them read it.
 
-    The last layer keeps all its rows. Of use where a network has equal rows, as RadiX-Net, 16 of each.
+    The last layer keeps all its rows. Of use where a network has equal rows, as RadiX-Net, 16 of
+    each.
     """
     made: list[SparseRows] = []
     names: NDArray[np.int64] | None = None
@@ -54,7 +59,9 @@ def merged(layers: Sequence[SparseRows]) -> list[SparseRows]:
 
 
 def _keys(matrix: SparseRows) -> NDArray[np.void]:
-    """A row's lowest columns, ascending, as bytes that sort as they do; a shorter row comes first."""
+    """A row's lowest columns, ascending, as bytes that sort as they do; a shorter row comes
+    first.
+    """
     lengths = np.diff(matrix.indptr)
     rows = np.repeat(np.arange(matrix.n_rows), lengths)
     ranked = matrix.indices[np.lexsort((matrix.indices, rows))]

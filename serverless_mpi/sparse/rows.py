@@ -1,4 +1,6 @@
-"""A block of rows of a sparse matrix: what is checked once here is not checked in the kernel's loops."""
+"""A block of rows of a sparse matrix: what is checked once here is not checked in the kernel's
+loops.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ class _Own(np.ndarray[Any, Any]):
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """`array` if nobody can change it any more, else a read-only copy, C-contiguous, that nobody can make writable again.
+    """`array` if nobody can change it any more, else a read-only copy, C-contiguous, that nobody
+    can make writable again.
 
     What the kernel reads without looking has to stay what it was when it was checked.
     """
@@ -39,10 +42,11 @@ def _is_frozen(array: Any) -> bool:
 class SparseRows:
     """A block of rows of a sparse matrix, in CSR.  It does not change once it is made.
 
-    n_rows, n_cols: shape; nnz: entries; degree: entries of every row if all have as many, else None (the kernel then needs
-    no indptr: the ELL layout). indptr: int64, n_rows + 1; indices: uint16 where that is enough, else uint32;
-    values: float32, or None where all are equal to `constant`. The arrays are read-only, and are copies of those that were
-    given unless these are `frozen` and have the type: the kernel's loops check nothing.
+    n_rows, n_cols: shape; nnz: entries; degree: entries of every row if all have as many, else None
+    (the kernel then needs no indptr: the ELL layout). indptr: int64, n_rows + 1; indices: uint16
+    where that is enough, else uint32; values: float32, or None where all are equal to `constant`.
+    The arrays are read-only, and are copies of those that were given unless these are `frozen` and
+    have the type: the kernel's loops check nothing.
     """
 
     n_rows: int
@@ -59,12 +63,14 @@ class SparseRows:
     def __init__(
         self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int
     ) -> None:
-        """indptr: n_rows + 1 integers; indices: nnz columns below n_cols; values: nnz numbers, or one for all.
+        """indptr: n_rows + 1 integers; indices: nnz columns below n_cols; values: nnz numbers, or
+        one for all.
 
         Raises
         ------
         ValueError
-            An argument of the wrong shape, a column out of range, NaN or infinity; the text names the argument.
+            An argument of the wrong shape, a column out of range, NaN or infinity; the text names
+            the argument.
         """
         self._make(indptr, indices, values, n_cols, one_by_one=False)
 

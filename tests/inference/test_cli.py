@@ -1,4 +1,6 @@
-"""smpi-infer as one types it: the same answer everywhere, reports that add up, and errors that say what would work."""
+"""smpi-infer as one types it: the same answer everywhere, reports that add up, and errors that say
+what would work.
+"""
 
 from __future__ import annotations
 
@@ -277,8 +279,8 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
         (("run", "-n", "2", "--channel", "smoke"), "smoke"),
         (("run", "--check", "--accumulate"), "omit one of them"),
         (("run", "--platform", "moon"), "no platform 'moon'; known: lambda, local"),
-        (("partition", "--method", "magic"), "no partition method 'magic'; known: block"),
-        (("partition", "-n", "2000"), "cannot be dealt out to 2000"),
+        (("partition", "--method", "magic"), "no partition method 'magic'; known methods: block"),
+        (("partition", "-n", "2000"), "cannot be divided among 2000"),
         (("store", "/dev/null/x"), "cannot be written"),
         (("report", "nowhere.json"), "nowhere.json is not a report"),
         (("plan", "--channel", "direct"), "no channel 'direct' on lambda"),

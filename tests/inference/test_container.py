@@ -1,4 +1,6 @@
-"""The store's files: what was written comes back, and whatever happened to a file in between is refused by its name."""
+"""The store's files: what was written comes back, and whatever happened to a file in between is
+refused by its name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Networks have the challenge's shape; every format reads back what it wrote; a bad line is named."""
+"""Networks have the challenge's shape; every format reads back what it wrote; a bad line is
+named.
+"""
 
 from __future__ import annotations
 

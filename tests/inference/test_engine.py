@@ -1,4 +1,6 @@
-"""The distributed engine gives the serial kernel's bits, on any number of ranks; its codec is exact."""
+"""The distributed engine gives the serial kernel's bits, on any number of ranks; its codec is
+exact.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whatever a path names, reading it ends at once, with little memory and one line; and what is written replaces, and follows nothing."""
+"""Whatever a path names, reading it ends at once, with little memory and one line; and what is
+written replaces, and follows nothing.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def claiming(shape: tuple[int, ...], name: str = "images", kind: str = "<f4") ->
 
 
 def patched(data: bytes, *changes: tuple[int, int, bytes]) -> bytes:
-    """Bytes written at offsets from the first local header, and from the first entry of the directory."""
+    """Bytes written at offsets from the first local header, and from the first entry of the
+    directory.
+    """
     made = bytearray(data)
     entry = data.index(b"PK\x01\x02")
     for local, central, new in changes:
@@ -248,7 +252,7 @@ def test_a_bom_and_every_end_of_line_are_read(tmp_path: Path) -> None:
         assert dataset.read_images(path, 8).sum() == 2
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_whole_and_no_link_is_followed(tmp_path: Path) -> None:
@@ -285,7 +289,7 @@ def test_a_device_is_written_to_as_it_is() -> None:
     assert not Path("/dev/null").is_file()
 
 
-# --- the store --------------------------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 def test_what_was_loaded_does_not_change_with_its_file(tmp_path: Path) -> None:
@@ -362,7 +366,7 @@ def test_a_header_of_impossible_sections_is_refused(change: Any) -> None:
         unpack("file", memoryview(made), "a thing")
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def _leaves(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -377,7 +381,9 @@ def _leaves(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def test_no_field_of_a_record_can_add_to_the_page(tmp_path: Path) -> None:
-    """Every field in turn is a hostile text, or of another type: the page has its tags and no others, or there is none."""
+    """Every field in turn is a hostile text, or of another type: the page has its tags and no
+    others, or there is none.
+    """
     record = json.loads(SEEDS["report"][0])
     record["categories"] = 1
     whole = RunRecord.from_json(record)

@@ -1,4 +1,6 @@
-"""Partitions: every neuron has one owner, the load is even, and volume is as counted by hand and as the paper's or less."""
+"""Partitions: every neuron has one owner, the load is even, and volume is as counted by hand and as
+the paper's or less.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_the_report_counts_what_is_sent() -> None:
 
 @pytest.mark.parametrize("method", METHODS[2:])
 def test_no_more_is_sent_than_the_paper_sent(method: str) -> None:
-    """FSD-Inference's own partition of this network sends 3,739 rows a layer after layer 6, and 6,452 messages in all."""
+    """FSD-Inference's own partition of this network sends 3,739 rows a layer after layer 6, and
+    6,452 messages in all.
+    """
     network = networks.radixnet(1024, 120)
     report = partition.make(network, 8, method).report(network)
     assert np.mean(report.rows[6:]) <= 1000

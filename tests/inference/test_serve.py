@@ -1,4 +1,6 @@
-"""A service answers, tells what is wrong with a query and answers the next one, refuses what is too much, and ends cleanly."""
+"""A service answers, tells what is wrong with a query and answers the next one, refuses what is too
+much, and ends cleanly.
+"""
 
 from __future__ import annotations
 

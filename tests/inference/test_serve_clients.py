@@ -1,4 +1,6 @@
-"""Clients that are slow, silent, countless or do not read, and files that are hostile: the service goes on, and ends when it is told to."""
+"""Clients that are slow, silent, countless or do not read, and files that are hostile: the service
+goes on, and ends when it is told to.
+"""
 
 from __future__ import annotations
 
@@ -166,7 +168,9 @@ def test_a_silent_client_is_told_and_leaves(
 def test_no_descriptor_left_is_waited_for_and_not_tried_at_once(
     server: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The listening socket stays readable, so that each try would follow the one before without a pause."""
+    """The listening socket stays readable, so that each try would follow the one before without a
+    pause.
+    """
     tries, pauses, idle = [], [], connected(path)
     assert asked(idle, STATUS) == {"status": True}
     real = server.socket
@@ -205,7 +209,7 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(server: Any, path:
         assert not thread.is_alive()
 
 
-# --- the socket's file ------------------------------------------------------------------------------------------------
+# --- the socket's file ----------------------------------------------------------------------------
 
 
 def test_only_a_refused_connection_proves_that_nobody_listens(
@@ -250,7 +254,9 @@ def test_a_service_removes_its_own_file_and_no_other(path: str) -> None:
 def test_two_that_start_at_once_do_not_take_each_others_socket(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that a killed service left is there; one proves that, and the other comes in between."""
+    """A file that a killed service left is there; one proves that, and the other comes in
+    between.
+    """
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(path)
     real, results, other = serve._is_left, [], []
@@ -278,7 +284,7 @@ def test_two_that_start_at_once_do_not_take_each_others_socket(
     first.server_close()
 
 
-# --- lanes ------------------------------------------------------------------------------------------------------------
+# --- lanes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyError("secret"), RecursionError()])
@@ -323,7 +329,7 @@ def test_a_job_that_is_aborted_leaves_no_file_either() -> None:
     assert done == ["file removed", "abort 1"]
 
 
-# --- a whole service --------------------------------------------------------------------------------------------------
+# --- a whole service ------------------------------------------------------------------------------
 
 STUCK = """
 import sys, threading
@@ -386,7 +392,9 @@ def test_a_signal_ends_a_service_whose_query_does_not_end(
 
 
 def _served(path: str, running: subprocess.Popen[str], tmp_path: Path) -> None:
-    """Every hostile file is answered on a service of 2 ranks, and a good one after it; then it ends on SIGTERM."""
+    """Every hostile file is answered on a service of 2 ranks, and a good one after it; then it ends
+    on SIGTERM.
+    """
     good = tmp_path / "good.npz"
     np.savez(good, images=np.ones((3, 96), np.uint8))
     bad = []

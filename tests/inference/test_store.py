@@ -1,4 +1,6 @@
-"""What a store gives back is what the engine was given, and files of different models, partitions or times do not mix."""
+"""What a store gives back is what the engine was given, and files of different models, partitions
+or times do not mix.
+"""
 
 from __future__ import annotations
 

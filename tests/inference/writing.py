@@ -52,7 +52,9 @@ def write_entries(path: str | Path, entries: Entries) -> None:
 
 
 def write_images(path: str | Path, images: Floats) -> None:
-    """Write images of shape (neurons, samples) in the format of the suffix; npz as a sparse matrix."""
+    """Write images of shape (neurons, samples) in the format of the suffix; npz as a sparse
+    matrix.
+    """
     columns, rows = np.nonzero(images)
     order = np.lexsort((columns, rows))
     shape = images.shape[1], images.shape[0]

@@ -1,4 +1,6 @@
-"""The kernel against NumPy in float64, all paths against each other, and the challenge's official answer."""
+"""The kernel against NumPy in float64, all paths against each other, and the challenge's official
+answer.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ def test_a_layer_is_the_reference(
     x = chance.choice([0.0, -0.0, 1e-40, 1.5, -2.0, 32.0], (cols, samples)).astype(np.float32)
     y, alive = sparse.layer(w, x, -0.3)
     z = sparse.multiply(w, x)
-    # the bias is put on what is a nonzero in float32, so the reference begins from the kernel's own zeros
+    # the bias is put on what is a nonzero in float32, so the reference begins from the kernel's own
+    # zeros
     expected = np.clip(np.where(z != 0, z.astype(float) - 0.3, 0), 0, 32)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     exact = reference_layer(w, x, 0.0, np.inf)
@@ -97,7 +100,9 @@ def test_any_block_of_rows_has_the_bits_of_the_whole(
 def test_a_sum_that_is_continued_has_the_bits_of_one_that_is_not(
     rows: int, cols: int, samples: int, constant: bool, seed: int
 ) -> None:
-    """Columns cut in three, as rows of three peers: multiply, multiply on, finish; in panels and in C order."""
+    """Columns cut in three, as rows of three peers: multiply, multiply on, finish; in panels and in
+    C order.
+    """
     chance = np.random.default_rng(seed)
     w = random_rows(chance, rows, cols, constant)
     x = chance.normal(size=(cols, samples)).astype(np.float32)
@@ -209,10 +214,12 @@ def test_all_layers_at_once_have_the_bits_of_one_by_one() -> None:
 
 def test_every_path_gives_the_same_bits() -> None:
     program = (
-        "import hashlib, numpy as np\nfrom serverless_mpi import sparse\nfrom serverless_mpi.inference import networks\n"
+        "import hashlib, numpy as np\nfrom serverless_mpi import sparse\nfrom "
+        "serverless_mpi.inference import networks\n"
         "x = (np.random.default_rng(0).random((64, 75)) > .5).astype('f4')\n"
         "try: sparse.path()\nexcept ValueError: print('absent')\n"
-        "else: print(hashlib.sha256(sparse.serial_forward(networks.randomnet(64, 4), x, -.1)).hexdigest())\n"
+        "else: print(hashlib.sha256(sparse.serial_forward(networks.randomnet(64, 4), x, "
+        "-.1)).hexdigest())\n"
     )
     said = {
         subprocess.run(
