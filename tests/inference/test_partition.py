@@ -73,7 +73,7 @@ def test_more_parts_than_neurons_are_refused(method: str) -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     network = networks.randomnet(64, 2)
-    with pytest.raises(ValueError, match="known: block, random, greedy, hypergraph"):
+    with pytest.raises(ValueError, match="known methods: block, random, greedy, hypergraph"):
         partition.make(network, 2, "best")
     with pytest.raises(ValueError, match="for 1 layers; the network has 2"):
         partition.build(network, partition.make(network[:1], 2, "block"), 0)

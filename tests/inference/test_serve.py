@@ -153,7 +153,7 @@ def test_more_than_the_queue_holds_is_refused_and_what_waits_is_told_at_the_end(
             third = ask()
             while service.waiting.qsize() < 2:
                 threading.Event().wait(0.001)
-            assert "2 queries wait already" in ask().result()["error"]
+            assert "2 queries are waiting already" in ask().result()["error"]
             service.stop()
             for one in (second, third, ask()):
                 assert one.result()["error"] == "the service is stopping"
@@ -255,7 +255,7 @@ def test_a_service_from_its_start_to_its_end(
             and status["workers"] == 3
             and status["answered"] == 3
         )
-        assert "listens there already" in listen_twice(path)
+        assert "another service is listening there" in listen_twice(path)
         service.send_signal(signal.SIGTERM)
         out, err = service.communicate(timeout=GIVE_UP_S)  # although that connection is open
     assert service.returncode == 143 and "smpi-infer: stopping" in err and "Traceback" not in err, (

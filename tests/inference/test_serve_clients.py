@@ -61,7 +61,7 @@ def server(path: str) -> Iterator[Any]:
     thread.start()
     yield made
     made.service.go.set()  # type: ignore[attr-defined]
-    made.close_door()
+    made.stop_listening()
     made.end(time.monotonic() + GIVE_UP_S)
     thread.join()
 
@@ -130,7 +130,7 @@ def test_the_most_idle_gives_way_to_a_new_one(
     many[0].sendall(b'{"sta')  # half a line does not count as busy
     newcomer = connected(path)
     assert asked(newcomer, STATUS) == {"status": True}
-    assert "gave way to others" in heard(many[0])["error"]
+    assert "was closed in favour of others" in heard(many[0])["error"]
     for one in (*many[1:], newcomer):
         assert asked(one, STATUS) == {"status": True}
     for one in (*many, newcomer):
@@ -161,7 +161,7 @@ def test_a_silent_client_is_told_and_leaves(
 ) -> None:
     monkeypatch.setattr(serve, "IDLE_S", 0.05)
     with connected(path) as one:
-        assert "no query came in 0.05 s" in heard(one)["error"]
+        assert "no query arrived within 0.05 s" in heard(one)["error"]
         assert one.recv(1) == b""
 
 
@@ -191,7 +191,7 @@ def test_no_descriptor_left_is_waited_for_and_not_tried_at_once(
     with connected(path) as one:
         assert asked(one, STATUS) == {"status": True}
     assert tries == [0, 1, 2, 3, 4, 5] and set(pauses) == {serve.ACCEPT_PAUSE_S}
-    assert "gave way to others" in heard(idle)["error"]  # its descriptor is one
+    assert "was closed in favour of others" in heard(idle)["error"]  # its descriptor is one
     idle.close()
 
 
@@ -201,9 +201,9 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(server: Any, path:
     with connected(path) as one:
         one.sendall(QUERY * 3)
         assert server.service.entered.acquire(timeout=GIVE_UP_S)
-        server.close_door()
+        server.stop_listening()
         assert not Path(path).exists()
-        (thread,) = server._talking
+        (thread,) = server._client_threads
         server.end(time.monotonic() + 0.1)
         thread.join(serve.REPLY_S / 2)  # which it would take to give the client up by itself
         assert not thread.is_alive()
@@ -225,7 +225,7 @@ def test_only_a_refused_connection_proves_that_nobody_listens(
                 one = held.enter_context(socket.socket(socket.AF_UNIX))
                 one.setblocking(False)
                 one.connect(path)
-        with pytest.raises(UsageError, match="listens there already"):
+        with pytest.raises(UsageError, match="another service is listening there"):
             serve.listen(path)
         assert Path(path).exists()
     assert serve.listen(path).server_close() is None  # it has ended, and its file is there
@@ -259,7 +259,7 @@ def test_two_that_start_at_once_do_not_take_each_others_socket(
     """
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(path)
-    real, results, other = serve._is_left, [], []
+    real, results, other = serve._is_abandoned, [], []
 
     def slow(where: str) -> bool:
         found = real(where)
@@ -275,10 +275,10 @@ def test_two_that_start_at_once_do_not_take_each_others_socket(
         except UsageError as error:
             results.append(error)
 
-    monkeypatch.setattr(serve, "_is_left", slow)
+    monkeypatch.setattr(serve, "_is_abandoned", slow)
     first = serve.listen(path)
     other[0].join(GIVE_UP_S)
-    assert "listens there already" in str(results[0])
+    assert "another service is listening there" in str(results[0])
     with connected(path):
         pass
     first.server_close()
