@@ -5,8 +5,8 @@ of the platform. The program of that plan is this module again, with the same ar
 that were decided here (`Grid.arguments`), so that every rank works with the same numbers. In a
 process that is a rank already, of smpirun or of mpirun, they do a rank's work instead.
 
-Imports of NumPy, the kernel and the launcher are inside the commands: `--help`, `query` and
-`report` start without them.
+NumPy and the kernel are imported inside the commands, so that `--help` and an unusable command line
+do not wait for them.
 """
 
 from __future__ import annotations
@@ -398,7 +398,7 @@ def _query(options: argparse.Namespace) -> int:
     if options.status:
         print(json.dumps(serve.ask(options.socket, {"status": True})))
         return 0
-    # The service has another working directory, so it gets absolute paths.
+    # The service may have another working directory, so it gets absolute paths.
     queries: list[tuple[str, dict[str, Any]]] = [
         (path, {"images": path if path.startswith("s3://") else os.path.abspath(path)})
         for path in options.images

@@ -1,12 +1,15 @@
-"""A partitioned model, written once; a worker loads its own rows and no others, and what it loads
-is verified.
+"""A partitioned model, written once: each worker reads its own rows only, and verifies them.
 
-A store is a folder or s3://bucket/prefix with the files (their format is `container`'s)
-    index.smpi            what the model is, and who owns its first and last neurons; written last, so a store is whole or none
-    part-00003.smpi       all layers as part 3 holds them
-    input-NAME-00003.smpi rows of images that part 3 owns
-Every file names its model and its partition; files of different ones do not go together. A
-partition has a file of its own, for `smpi-infer store --partition`.
+A store is a folder or s3://bucket/prefix (`backends`) with these files, whose format is
+`container`'s:
+
+    index.smpi             facts of the model; owners of its first and last neurons
+    part-00003.smpi        all layers as part 3 holds them
+    input-NAME-00003.smpi  rows of images that part 3 owns
+
+The index is written last, so a store without one is incomplete. Every file has the fingerprints of
+its model and partition, and files of different ones are refused together. A partition can have a
+file of its own, for `smpi-infer store --partition`.
 """
 
 from __future__ import annotations
@@ -55,10 +58,20 @@ _SECTIONS = {
 class Index:
     """What a store holds.
 
-    model, layout: fingerprints of network and partition; nonzeros: of the network; stored: of the
-    parts, which have equal rows once; nbytes: of all part files; rows: activation rows sent, of all
-    layers and parts; first, last: owner of each neuron before the first and behind the last layer,
-    (neurons,) uint16.
+    Attributes
+    ----------
+    name, neurons, layers, parts, method, bias, cap
+        Of the model and its partition.
+    nonzeros, stored
+        Weights of the network, and of the parts, which hold duplicate rows once.
+    nbytes
+        Bytes of all part files.
+    rows
+        Activation rows sent, of all layers and parts.
+    model, layout
+        Fingerprints of network and partition.
+    first, last
+        (neurons,) uint16: owner of each neuron before the first and behind the last layer.
     """
 
     name: str
@@ -86,7 +99,7 @@ _INDEX_FACTS: dict[str, type] = {
 
 
 def fingerprint(network: Layers) -> str:
-    """Of every weight, in 32 hexadecimal digits."""
+    """Return a digest of every weight, in 32 hexadecimal digits."""
     digest = blake2b(digest_size=DIGEST_BYTES)
     for matrix in network:
         digest.update(f"{matrix.n_rows} {matrix.n_cols} {matrix.constant}".encode())
@@ -97,7 +110,7 @@ def fingerprint(network: Layers) -> str:
 
 
 def layout(partition: Partition) -> str:
-    """Fingerprint of a partition."""
+    """Return a digest of a partition, in 32 hexadecimal digits."""
     digest = blake2b(f"{partition.neurons} {partition.parts}".encode(), digest_size=DIGEST_BYTES)
     for owners in partition.owners:
         digest.update(np.ascontiguousarray(owners, np.uint16).view(np.uint8).data)
@@ -133,7 +146,7 @@ def write_partition(path: str | Path, partition: Partition, network: Layers) -> 
 
 
 def read_partition(path: str | Path, network: Layers) -> Partition:
-    """The partition in a file.
+    """Read a partition.
 
     Raises
     ------
@@ -144,7 +157,8 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
     facts, arrays = Folder(place.parent).read(place.name, "a partition")
     if facts.get("model") != fingerprint(network):
         raise StoreError(
-            f"{path} is a partition of another model: make one with `smpi-infer partition` for "
+            f"{path} is a partition of another model; make one for this model with `smpi-infer "
+            "partition` for "
             "this one"
         )
     found = _checked_facts(str(path), facts, {"method": str, "neurons": int, "parts": int})
@@ -159,7 +173,7 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
         or not ((which >= 0) & (which < len(owners))).all()
         or not (owners < found["parts"]).all()
     ):
-        raise StoreError(f"{path} is damaged: it is no partition; write it again")
+        raise StoreError(f"{path} is damaged: it does not hold a partition; write it again")
     return Partition(
         found["neurons"], found["parts"], found["method"], tuple(owners[number] for number in which)
     )
@@ -169,7 +183,7 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
 
 
 def part_name(part: int) -> str:
-    """File of a part."""
+    """Return the file name of a part."""
     return f"part-{part:05}.smpi"
 
 
@@ -183,13 +197,31 @@ def write_model(
     name: str = "network",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Index:
-    """Write a network in parts, over what the store held; progress is told how many parts of how
-    many are written.
+    """Write a network in parts; replaces the model in the store.
+
+    The index is written last, so an interrupted call leaves no model that looks complete. The
+    network is read once per GROUP_BYTES of parts.
+
+    Parameters
+    ----------
+    backend
+        Where to write.
+    network, partition
+        The layers, and the owners of their neurons.
+    bias, cap, name
+        Facts of the model.
+    progress
+        Called with (parts written, parts).
+
+    Returns
+    -------
+    Index
+        What was written.
 
     Raises
     ------
     StoreError, ValueError
-        The backend does not take it; the partition is not for such a network.
+        The backend refuses a file; the partition is not for such a network.
     """
     partition.check(network)
     model, shape = fingerprint(network), layout(partition)
@@ -238,12 +270,12 @@ def write_model(
 
 
 def read_index(backend: Backend) -> Index:
-    """What the store holds.
+    """Read what the store holds.
 
     Raises
     ------
     StoreError
-        There is no store, or its index is damaged.
+        There is no model, or its index is damaged.
     """
     data = backend.get(INDEX)
     if data is None:
@@ -264,7 +296,7 @@ def read_index(backend: Backend) -> Index:
 
 
 def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) -> dict[str, Any]:
-    """The wanted facts of a header: those that are whole are not below 0, numbers are finite."""
+    """Return the wanted facts of a header, checked: integers are not negative, floats finite."""
     for fact, kind in wanted.items():
         value: Any = facts.get(fact)
         if kind is float and type(value) is int:  # JSON of others may write 5 for 5.0
@@ -280,7 +312,7 @@ def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) ->
 
 
 def load_part(backend: Backend, index: Index, part: int) -> list[Part]:
-    """All layers as `part` holds them, verified.
+    """Read all layers of a part, verified.
 
     Raises
     ------
@@ -388,18 +420,28 @@ def _fits(array: Array, lengths: Array | None, count: int) -> bool:
 
 def _input_name(name: str, part: int) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]{0,99}", name):
-        raise UsageError(f"{name!r} is no name of an input: letters, digits, dots and underscores")
+        raise UsageError(
+            f"{name!r} is not a valid name of an input: use letters, digits, dots and underscores"
+        )
     return f"input-{name}-{part:05}.smpi"
 
 
 def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
-    """Write images, (neurons, samples), a file a part; images of 0 and one other number take a bit
-    a pixel.
+    """Write images, one file per part; images of 0 and one other value take a bit per pixel.
+
+    Parameters
+    ----------
+    backend, index
+        The store, and what it holds.
+    name
+        Name of the input.
+    x
+        (neurons, samples) float32.
 
     Raises
     ------
     UsageError, StoreError
-        They are not images for this model; the backend does not take them.
+        They are not images for this model; the backend refuses a file.
     """
     check_images(x, index.neurons)
     for part in range(index.parts):
@@ -415,8 +457,8 @@ def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
 
 
 def load_inputs(backend: Backend, index: Index, name: str, part: int) -> Floats:
-    """(rows of that part, samples): its rows of the images that were written under `name`;
-    StoreError as for parts.
+    """Read a part's rows of a stored input: (own neurons, samples); StoreError as in
+    `load_part`.
     """
     facts, arrays = _input(backend, index, name, part)
     if facts["constant"] is None:
@@ -426,7 +468,7 @@ def load_inputs(backend: Backend, index: Index, name: str, part: int) -> Floats:
 
 
 def count_inputs(backend: Backend, index: Index, name: str) -> int:
-    """Samples of the images that were written under `name`; StoreError as for parts."""
+    """Return the number of samples of a stored input; StoreError as in `load_part`."""
     return int(_input(backend, index, name, 0)[0]["samples"])
 
 
@@ -449,11 +491,11 @@ def _input(
 
 
 def check_images(x: Any, neurons: int) -> None:
-    """Raise UsageError unless x is (neurons, samples) of finite float32 numbers."""
+    """Raise UsageError unless x is a finite float32 array of shape (neurons, samples)."""
     if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype != np.float32:
-        told = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        given = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise UsageError(
-            f"images are a float32 matrix of {neurons} rows, one column a sample, not {told}"
+            f"images are a float32 matrix of {neurons} rows, one column per sample, not {given}"
         )
     if x.shape[0] != neurons or not x.shape[1]:
         raise UsageError(

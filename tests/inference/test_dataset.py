@@ -45,7 +45,7 @@ def test_a_network_is_made_anew_by_each_reader_one_layer_at_a_time() -> None:
 
 @pytest.mark.parametrize("neurons, layers", [(1000, 3), (1024, 0)])
 def test_sizes_that_are_none_are_refused(neurons: int, layers: int) -> None:
-    with pytest.raises(ValueError, match="neurons a layer|at least 1 layer"):
+    with pytest.raises(ValueError, match="neurons per layer|at least 1 layer"):
         networks.radix(neurons, layers)
 
 

@@ -153,7 +153,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         store.load_inputs(place, index, "nothing", 0)
     with pytest.raises(UsageError, match="no part 3 in .*, which has 3"):
         store.load_part(place, index, 3)
-    with pytest.raises(UsageError, match="no name of an input"):
+    with pytest.raises(UsageError, match="not a valid name of an input"):
         store.write_inputs(place, index, "../x", IMAGES)
     (tmp_path / "part-00001.smpi").unlink()
     with pytest.raises(StoreError, match="has no part-00001.smpi"):
