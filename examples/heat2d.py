@@ -1,5 +1,4 @@
-"""Heat spreading on a square plate: rows dealt out to the ranks, a row of halo exchanged with each
-neighbour.
+"""Heat on a square plate: each rank has a block of rows and exchanges a halo row with neighbours.
 
 smpirun -n 4 examples/heat2d.py --size 64 --steps 50
 """
@@ -22,8 +21,8 @@ edges = np.linspace(0, options.size, comm.size + 1).astype(int)
 rows = edges[comm.rank + 1] - edges[comm.rank]
 if options.size < comm.size:
     raise SystemExit(
-        f"a plate of {options.size} rows has none for some of {comm.size} ranks; give --size "
-        f"{comm.size} or more"
+        f"a plate of {options.size} rows has too few for {comm.size} ranks; "
+        f"use --size {comm.size} or more"
     )
 
 plate = np.zeros((rows + 2, options.size))  # with a row of halo above and below
