@@ -223,7 +223,7 @@ def test_bytes_that_are_cut_or_changed_never_crash() -> None:
     for rows in (x, np.repeat(x[:2], 3, axis=0), np.round(x * 8) / 8):
         data = codec.encode(rows)
         for length in range(len(data)):
-            with pytest.raises(ValueError, match="no activation rows"):
+            with pytest.raises(ValueError, match="not activation rows"):
                 codec.decode(data[:length], (6, 90))
         for place in range(len(data)):
             broken = bytearray(data)
@@ -247,5 +247,5 @@ def test_what_is_alike_costs_next_to_nothing() -> None:
 def test_rows_of_another_shape_are_refused() -> None:
     data = codec.encode(np.arange(12, dtype=np.float32).reshape(3, 4))
     for shape in ((2, 4), (30, 5)):
-        with pytest.raises(ValueError, match="no activation rows of shape"):
+        with pytest.raises(ValueError, match="not activation rows of shape"):
             codec.decode(data, shape)
