@@ -1,12 +1,13 @@
-"""The kernel beside its peers, and beside what the core can do at most: 10^9 edges a second, edges
-= samples x nonzeros of all layers.
+"""The kernel compared with its peers and with the core's limit, in 10^9 edges per second.
+
+Edges are samples x nonzeros of all layers.
 
     python -m benchmarks.kernel                 every size, every peer that is installed; some minutes
     python -m benchmarks.kernel 1024 4096       those sizes alone
 
-One core each, the same images, the same survivors or it is an error, median of 5; a run of more
-than SLOW_S is not repeated. Peers drop dead samples after every layer, as the kernel does. Images:
-../shared/data, enlarged to the network's size.
+One core each, the same images, median of 5; it is an error if the samples that stay active differ. A
+run of more than SLOW_S is not repeated. Peers prune inactive samples after every layer, as the
+kernel does. Images: ../shared/data, enlarged to the size of the network.
 """
 
 from __future__ import annotations
