@@ -1,5 +1,4 @@
-"""calls: Python calls before the first byte leaves, counted, so that a regression is found without
-a clock.
+"""calls: Python calls before the first byte leaves, counted: shows a regression without a clock.
 
 A call is one entry of a Python function, of whatever thread of the rank; calls into C do not
 count.  Counting ends when the frame is handed to the operating system.  Every count is of the

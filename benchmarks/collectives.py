@@ -1,5 +1,4 @@
-"""Whether the chosen algorithm is the best: every algorithm of the table timed on every channel,
-against the chosen one.
+"""collectives: the chosen algorithm of each call, compared with all others, on every channel.
 
 `python -m benchmarks.collectives [--write]` measures more and longer; --write puts the table into
 docs/benchmarks-collectives.md.

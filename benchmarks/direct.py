@@ -1,5 +1,4 @@
-"""direct: one-way latency at 8 bytes and bandwidth at 16 MB between two ranks of one machine,
-beside mpi4py on MPICH.
+"""direct: latency at 8 bytes and bandwidth at 16 MB, two ranks of a machine, compared with MPICH.
 
 Both run the same ping-pong of Send and Recv on NumPy arrays, in turns. Two more rows take the
 latency apart: the same Send and Recv without a second process to wake, and a bare Unix socket

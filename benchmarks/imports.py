@@ -1,5 +1,4 @@
-"""Import: time and memory of `from serverless_mpi import MPI` in a new process, beside NumPy alone,
-boto3 and awscrt.
+"""imports: time and memory of importing the package, compared with NumPy, boto3 and awscrt.
 
 With byte code for all of them, as pip and the function's package install it.
 """
