@@ -1,4 +1,6 @@
-"""`python -m benchmarks [module ...]`: run the benchmarks (all of them, or those named) and print every figure beside its target."""
+"""`python -m benchmarks [module ...]`: run the benchmarks (all of them, or those named) and print
+every figure beside its target.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,8 @@ def main(wanted: list[str]) -> int:
                     reason=f"{type(error).__name__}: {str(error)[-300:]}",
                 )
             ]
-        print(
-            f"\n{name} ({time.perf_counter() - started:.0f} s): {(module.__doc__ or '').splitlines()[0]}",
-            flush=True,
-        )
+        summary = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+        print(f"\n{name} ({time.perf_counter() - started:.0f} s): {summary}", flush=True)
         print(render(got), flush=True)
         rows += got
     missed = [row for row in rows if row.met is False]

@@ -1,4 +1,4 @@
-"""calls: Python calls before the first byte leaves, counted, so that a regression is found without a clock.
+"""calls: Python calls before the first byte leaves, counted: shows a regression without a clock.
 
 A call is one entry of a Python function, of whatever thread of the rank; calls into C do not
 count.  Counting ends when the frame is handed to the operating system.  Every count is of the
@@ -68,7 +68,9 @@ class Counting:
             threading.setprofile(None)
 
     def count(self, call: Callable[[], Any], idle: Callable[[], bool] = lambda: True) -> int:
-        """Return the Python calls that `call` makes before a byte leaves; between calls wait until `idle`."""
+        """Return the Python calls that `call` makes before a byte leaves; between calls wait until
+        `idle`.
+        """
         for _ in range(WARM):
             call()
             while not idle():

@@ -1,7 +1,8 @@
-"""The client: CPU and calls per second of one SQS SendMessageBatch of a 1 KB frame, against a canned server.
+"""client: CPU and rate of an SQS SendMessageBatch of a 1 KB frame, against a stub server.
 
-The same call through boto3, urllib3, http.client, awscrt and pycurl, the latter four with SigV4 and a kept signing
-key; those that are not installed are left out.  CPU is that of this process, the server is another one.
+The same call through boto3, urllib3, http.client, awscrt and pycurl, the latter four with SigV4 and
+a kept signing key; those that are not installed are left out. CPU is that of this process, the
+server is another one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""One rank of benchmarks/collectives.py: times every algorithm of the table, whatever would be chosen.
+"""One rank of benchmarks/collectives.py: times every algorithm of the table, whatever would be
+chosen.
 
-All ranks begin a call at the same moment of the machine's clock; a call has taken as long as its last rank.
-Arguments: a JSON object with `operations`, `sizes` (bytes of a rank's whole vector), `reps`, `budget_s`, `out`.
+All ranks begin a call at the same moment of the machine's clock; a call has taken as long as its
+last rank. Arguments: a JSON object with `operations`, `sizes` (bytes of a rank's whole vector),
+`reps`, `budget_s`, `out`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Whether the chosen algorithm is the best: every algorithm of the table timed on every channel, against the chosen one.
+"""collectives: the chosen algorithm of each call, compared with all others, on every channel.
 
-`python -m benchmarks.collectives [--write]` measures more and longer; --write puts the table into docs/benchmarks-collectives.md.
+`python -m benchmarks.collectives [--write]` measures more and longer; --write puts the table into
+docs/benchmarks-collectives.md.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def measure(
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each call: the chosen algorithm, the fastest and the cheapest of those as fast, and the two ratios.
+    """For each call: the chosen algorithm, the fastest and the cheapest of those as fast, and the
+    two ratios.
 
     A time is the least of its repetitions: what else runs on the machine only adds.
     """

@@ -1,6 +1,6 @@
-"""The core (matching, delivery, wire) without a channel: time of a frame, from its send to its end in a receive.
+"""core: time of a frame from its send to the end of its receive, without a channel.
 
-Beside 1 to 10,000 messages that nobody has asked for, and between 2 to 1,000 peers.
+With 1 to 10,000 unexpected messages queued, and between 2 to 1,000 peers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""direct: one-way latency at 8 bytes and bandwidth at 16 MB between two ranks of one machine, beside mpi4py on MPICH.
+"""direct: latency at 8 bytes and bandwidth at 16 MB, two ranks of a machine, compared with MPICH.
 
-Both run the same ping-pong of Send and Recv on NumPy arrays, in turns.  Two more rows take the latency apart: the same
-Send and Recv without a second process to wake, and a bare Unix socket between two processes.
+Both run the same ping-pong of Send and Recv on NumPy arrays, in turns. Two more rows take the
+latency apart: the same Send and Recv without a second process to wake, and a bare Unix socket
+between two processes.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def rank() -> None:
 
 
 def alone() -> float:
-    """Seconds of a Send and a Recv of 8 bytes when both ranks are one thread, so that nobody has to be woken."""
+    """Seconds of a Send and a Recv of 8 bytes when both ranks are one thread, so that nobody has to
+    be woken.
+    """
     import numpy as np
 
     from serverless_mpi.api.intracomm import world_of

@@ -1,4 +1,5 @@
-"""FSD-Inference's configuration c1 (1024 neurons, 120 layers, 8 workers, 10,000 images in one batch) beside its published run.
+"""FSD-Inference's configuration c1 (1024 neurons, 120 layers, 8 workers, 10,000 images in one
+batch) beside its published run.
 
     python -m benchmarks.fsd_c1                 the table: queue, object, hybrid; then a network whose activations do not saturate
     python -m benchmarks.fsd_c1 --sizes         larger networks, 8 and 20 workers, exact, with each worker's memory
@@ -29,7 +30,7 @@ import numpy as np
 
 from benchmarks.table import Row, render
 from serverless_mpi.inference import cost, dataset, networks, partition, store
-from serverless_mpi.inference.container import Folder
+from serverless_mpi.inference.backends import Folder
 from serverless_mpi.metering import Meter
 from serverless_mpi.sparse import layer, serial_forward
 
@@ -47,11 +48,13 @@ PAPER_LEVEL, PAPER_MESSAGE_BYTES, PAPER_ENTRIES = (
 MAX_S = 300
 
 
-# --- a job ------------------------------------------------------------------------------------------------------------
+# --- a job ----------------------------------------------------------------------------------------
 
 
 def run_job(folder: Path, channel: str, ranks: int, *options: str) -> dict[str, Any]:
-    """What a job of workers over `folder`'s store found and asked for; raises RuntimeError if it failed."""
+    """What a job of workers over `folder`'s store found and asked for; raises RuntimeError if it
+    failed.
+    """
     words = [
         sys.executable,
         "-m",
@@ -89,10 +92,10 @@ def worker(folder: Path, batches: int, accumulate: bool, connect: bool) -> None:
         comm.alltoall([bytes(1 << 17)] * comm.size)
         comm.Barrier()
     before = _memory("VmRSS")
-    medium = Folder(folder)
-    index = store.read_index(medium)
-    parts = store.load_part(medium, index, comm.rank)
-    x = store.load_inputs(medium, index, "images", comm.rank)
+    backend = Folder(folder)
+    index = store.read_index(backend)
+    parts = store.load_part(backend, index, comm.rank)
+    x = store.load_inputs(backend, index, "images", comm.rank)
     began = time.perf_counter()
     y, samples, taken = engine.infer(
         comm, parts, x, index.bias, index.cap, batches=batches, accumulate=accumulate
@@ -129,9 +132,9 @@ def prepare(
 ) -> partition.Partition:
     """Write the store of a job; returns the partition."""
     owners = partition.make(network, ranks, method)
-    medium = Folder(folder)
-    index = store.write_model(medium, network, owners, bias=network.bias, name=network.name)
-    store.write_inputs(medium, index, "images", x)
+    backend = Folder(folder)
+    index = store.write_model(backend, network, owners, bias=network.bias, name=network.name)
+    store.write_inputs(backend, index, "images", x)
     return owners
 
 
@@ -150,7 +153,7 @@ def exact(owners: partition.Partition, result: dict[str, Any], whole: Any) -> bo
     )
 
 
-# --- counts -----------------------------------------------------------------------------------------------------------
+# --- counts ---------------------------------------------------------------------------------------
 
 
 def use_of(operations: dict[str, Any]) -> cost.Use:
@@ -178,14 +181,15 @@ def published(kind: str) -> dict[str, str]:
         return next(row for row in csv.DictReader(file) if row["CONFIG"].startswith("c1_"))
 
 
-# --- the paper's scheme on the same data --------------------------------------------------------------------------------
+# --- the paper's scheme on the same data ----------------------------------------------------------
 
 
 def paper_scheme(network: networks.Network, owners: partition.Partition, x: Any) -> dict[str, int]:
-    """Bytes and requests of pair-wise messages of float32 triples (row, sample, value), zlib level 3, on the same partition.
+    """Bytes and requests of pair-wise messages of float32 triples (row, sample, value), zlib level
+    3, on the same partition.
 
-    In its favour: every receive is full, no LIST and no empty receive is counted, and messages fill batches over all
-    receivers of a layer.
+    In its favour: every receive is full, no LIST and no empty receive is counted, and messages fill
+    batches over all receivers of a layer.
     """
     counts = dict.fromkeys(("nbytes", "pairs", "publishes", "receives", "deletes"), 0)
     y = x
@@ -232,7 +236,7 @@ def _batches(sizes: list[int]) -> int:
     return count
 
 
-# --- the tables -------------------------------------------------------------------------------------------------------
+# --- the tables -----------------------------------------------------------------------------------
 
 
 def best_method() -> str:
@@ -333,7 +337,8 @@ def c1() -> Iterator[Row]:
                 ours / was_usd,
             )
             yield Row(
-                f"{channel}: communication, every billed request (published {was_billed:.4f}, deletes unknown)",
+                f"{channel}: communication, every billed request (published {was_billed:.4f}, "
+                "deletes unknown)",
                 1e3 * dollars[channel],
                 "m$",
                 dollars[channel] / was_billed,
@@ -350,7 +355,9 @@ def c1() -> Iterator[Row]:
 
 
 def unsaturated() -> Iterator[Row]:
-    """The same table for a random network, against the paper's scheme on the same data and partition."""
+    """The same table for a random network, against the paper's scheme on the same data and
+    partition.
+    """
     x = np.ascontiguousarray(dataset.read_images(IMAGES, 1024)[:, :RANDOM_SAMPLES])
     made = networks.random(1024, RANDOM_LAYERS)
     network = networks.Network(made.neurons, made.layers, RANDOM_BIAS, made.make, made.name)
@@ -408,7 +415,8 @@ def unsaturated() -> Iterator[Row]:
 
 
 FEWEST_GETS = (
-    "56 of the 64 requests of a layer are GETs, one for each reader and sender, as many as the scheme's; fewer would take a second "
+    "56 of the 64 requests of a layer are GETs, one for each reader and sender, as many as the "
+    "scheme's; fewer would take a second "
     "round trip a layer, whose time costs more than the GETs"
 )
 

@@ -1,4 +1,4 @@
-"""Import: time and memory of `from serverless_mpi import MPI` in a new process, beside NumPy alone, boto3 and awscrt.
+"""imports: time and memory of importing the package, compared with NumPy, boto3 and awscrt.
 
 With byte code for all of them, as pip and the function's package install it.
 """
@@ -50,7 +50,8 @@ def _once(statement: str) -> tuple[float, float]:
 
 def run() -> list[Row]:
     """Milliseconds and megabytes, and the ratios to NumPy's."""
-    # an editable install has none where PYTHONDONTWRITEBYTECODE is set, and would be compiled anew each time
+    # an editable install has none where PYTHONDONTWRITEBYTECODE is set, and would be compiled anew
+    # each time
     compileall.compile_dir(Path(serverless_mpi.__file__).parent, quiet=1)
     memory: dict[str, list[float]] = {}
 

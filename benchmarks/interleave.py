@@ -1,4 +1,4 @@
-"""Measuring in turns: what is compared takes turns within one run, so that a change in the machine's load meets both."""
+"""Interleaved measurements: variants take turns within a run, so a change of load affects all."""
 
 from __future__ import annotations
 

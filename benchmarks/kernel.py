@@ -1,10 +1,13 @@
-"""The kernel beside its peers, and beside what the core can do at most: 10^9 edges a second, edges = samples x nonzeros of all layers.
+"""The kernel compared with its peers and with the core's limit, in 10^9 edges per second.
+
+Edges are samples x nonzeros of all layers.
 
     python -m benchmarks.kernel                 every size, every peer that is installed; some minutes
     python -m benchmarks.kernel 1024 4096       those sizes alone
 
-One core each, the same images, the same survivors or it is an error, median of 5; a run of more than SLOW_S is not repeated.
-Peers drop dead samples after every layer, as the kernel does. Images: ../shared/data, enlarged to the network's size.
+One core each, the same images, median of 5; it is an error if the samples that stay active differ. A
+run of more than SLOW_S is not repeated. Peers prune inactive samples after every layer, as the
+kernel does. Images: ../shared/data, enlarged to the size of the network.
 """
 
 from __future__ import annotations
@@ -181,7 +184,9 @@ def graphblas(layers: list[Any]) -> Callable[[Floats, float], Answer]:
 
 
 def numba(layers: list[Any]) -> Callable[[Floats, float], Answer]:
-    """The kernel's idea in numba: panels of 32, sums in a local array, dead samples moved out between layers."""
+    """The kernel's idea in numba: panels of 32, sums in a local array, dead samples moved out
+    between layers.
+    """
     from numba import njit
 
     @njit(fastmath=True, cache=False)  # type: ignore[untyped-decorator]
@@ -435,7 +440,9 @@ def unsaturated(roof: dict[str, float]) -> Iterator[Row]:
 
 
 def distributed() -> Iterator[Row]:
-    """A ninth of each layer's rows: all columns at once, and as a row block and eight parts that arrive one by one."""
+    """A ninth of each layer's rows: all columns at once, and as a row block and eight parts that
+    arrive one by one.
+    """
     from serverless_mpi import sparse
     from serverless_mpi.inference import networks
     from serverless_mpi.sparse import Panels, SparseRows

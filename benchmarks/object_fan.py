@@ -1,7 +1,7 @@
-"""object: 64 MB from one rank to seven, beside the bare client: one PUT, and GETs of ranges at the same time.
+"""object: 64 MB from one rank to seven, compared with the client alone: a PUT and parallel GETs.
 
-Both take turns in the same processes on the same emulator.  Bandwidth is the payload over the time until every rank has
-it; memory is the growth of a process's peak over the transfer, in payloads.
+Both take turns in the same processes on the same emulator. Bandwidth is the payload over the time
+until every rank has it; memory is the growth of a process's peak over the transfer, in payloads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Ping-pong of two ranks over queue and hybrid, beside the same loop written by hand with the lean client, and with boto3.
+"""Ping-pong of two ranks over queue and hybrid, beside the same loop written by hand with the lean
+client, and with boto3.
 
-All three take turns in the same two processes, on the same emulator, with the same polling; the loops by hand delete what
-they received ten at a time, as the shim does.
+All three take turns in the same two processes, on the same emulator, with the same polling; the
+loops by hand delete what they received ten at a time, as the shim does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""A server on 127.0.0.1 that answers every request at once with the same bytes: what is left is the client's own cost.
+"""A server on 127.0.0.1 that answers every request at once with the same bytes: what is left is the
+client's own cost.
 
-It runs in a process of its own, so that the client's CPU time can be read from the client's process.
+It runs in a process of its own, so that the client's CPU time can be read from the client's
+process.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 class Row:
     """One measured figure.
 
-    what: what was measured; value, unit: the figure itself; ratio: to what it is measured against, side by side,
-    named in `what` (None: there is nothing to compare with); spread: largest over smallest of the repetitions, or any text that
-    says how sure the figure is; target: as text, as the issue has it; met: whether it is (None: it has no target);
-    reason: why it was missed.
+    what: what was measured; value, unit: the figure itself; ratio: to what it is measured against,
+    side by side, named in `what` (None: there is nothing to compare with); spread: largest over
+    smallest of the repetitions, or any text that says how sure the figure is; target: as text, as
+    the issue has it; met: whether it is (None: it has no target); reason: why it was missed.
     """
 
     what: str

@@ -1,7 +1,8 @@
-"""Throughput of 8 ranks, all to all, 1 KB messages over the queue, beside a loop by hand with batches of 10.
+"""Throughput of 8 ranks, all to all, 1 KB messages over the queue, beside a loop by hand with
+batches of 10.
 
-Both take turns in the same processes on the same emulator.  By hand: a batch of ten for each other rank, then polling
-until all have come, deleted ten at a time.
+Both take turns in the same processes on the same emulator. By hand: a batch of ten for each other
+rank, then polling until all have come, deleted ten at a time.
 """
 
 from __future__ import annotations

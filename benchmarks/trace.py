@@ -1,4 +1,6 @@
-"""Tracing: CPU seconds of a rank's calls with tracing on against the same with it off, in turns within one job."""
+"""Tracing: CPU seconds of a rank's calls with tracing on against the same with it off, in turns
+within one job.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,8 @@ def run() -> list[Row]:
                     reason,
                 )
             )
-    # off, a call is the function itself: the wrappers are put there when a rank begins with tracing on
+    # off, a call is the function itself: the wrappers are put there when a rank begins with tracing
+    # on
     from serverless_mpi import MPI
     from serverless_mpi.runtime import Runtime
 

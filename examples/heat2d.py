@@ -1,4 +1,4 @@
-"""Heat spreading on a square plate: rows dealt out to the ranks, a row of halo exchanged with each neighbour.
+"""Heat on a square plate: each rank has a block of rows and exchanges a halo row with neighbours.
 
 smpirun -n 4 examples/heat2d.py --size 64 --steps 50
 """
@@ -21,7 +21,8 @@ edges = np.linspace(0, options.size, comm.size + 1).astype(int)
 rows = edges[comm.rank + 1] - edges[comm.rank]
 if options.size < comm.size:
     raise SystemExit(
-        f"a plate of {options.size} rows has none for some of {comm.size} ranks; give --size {comm.size} or more"
+        f"a plate of {options.size} rows has too few for {comm.size} ranks; "
+        f"use --size {comm.size} or more"
     )
 
 plate = np.zeros((rows + 2, options.size))  # with a row of halo above and below
@@ -46,5 +47,6 @@ whole = np.empty((options.size, options.size)) if comm.rank == 0 else None
 comm.Gatherv(plate[1:-1], [whole, counts] if comm.rank == 0 else None, root=0)
 if whole is not None:
     print(
-        f"after {options.steps} steps: total heat {whole.sum():.6f}, middle of row 4 {whole[4, options.size // 2]:.6f}"
+        f"after {options.steps} steps: total heat {whole.sum():.6f}, middle of row 4 "
+        f"{whole[4, options.size // 2]:.6f}"
     )

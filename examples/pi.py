@@ -1,4 +1,4 @@
-"""Pi by the midpoint rule, the intervals dealt out to the ranks, the sum by a reduction.
+"""Pi by the midpoint rule: the intervals are divided among the ranks, a reduction adds the sums.
 
 smpirun -n 4 examples/pi.py --intervals 1000000
 """

@@ -1,4 +1,5 @@
-"""Sample sort: each rank sorts its numbers, all agree on splitters, Alltoallv brings every number to its rank.
+"""Sample sort: each rank sorts its numbers, all agree on splitters, Alltoallv brings every number
+to its rank.
 
 smpirun -n 4 examples/sample_sort.py --count 100000
 """

@@ -1,8 +1,9 @@
-"""Distributed inference of a sparse deep neural network on images, checked against the serial kernel.
+"""Distributed inference with a sparse network, checked against the serial kernel.
 
 smpirun -n 4 examples/sparse_dnn.py          mpirun -n 4 python examples/sparse_dnn.py
 
-The default is RadiX-Net of 1024 neurons and 120 layers on the bundled handwritten digits. `smpi-infer` does more.
+The default is RadiX-Net of 1024 neurons and 120 layers on the bundled handwritten digits.
+`smpi-infer` does more.
 """
 
 import argparse
@@ -22,18 +23,16 @@ parser = argparse.ArgumentParser(
 parser.add_argument("--net", choices=("radix", "random"), default="radix")
 parser.add_argument("--neurons", type=int, default=1024)
 parser.add_argument("--layers", type=int, default=120)
-parser.add_argument("--seed", type=int, default=0, help="of the network")
+parser.add_argument("--seed", type=int, default=0, help="seed of the network")
 parser.add_argument(
     "--partition",
     choices=tuple(partition.METHODS),
     default="greedy",
-    help="of the neurons over the ranks",
+    help="how neurons are assigned to ranks",
 )
 parser.add_argument("--images", help="Graph Challenge TSV, npz or MatrixMarket")
-parser.add_argument("--samples", type=int, help="how many of the images; default: all")
-parser.add_argument(
-    "--categories", help="file of the right answer, an image number a line, to be checked against"
-)
+parser.add_argument("--samples", type=int, help="number of images; default: all")
+parser.add_argument("--categories", help="file of the expected answer, one image number per line")
 options = parser.parse_args()
 comm = MPI.COMM_WORLD
 
@@ -45,18 +44,15 @@ try:
     else:
         images = np.ascontiguousarray(dataset.digits(options.neurons)[:, : options.samples])
     owners = partition.make(network, comm.size, options.partition)
-except (
-    ValueError,
-    OSError,
-) as error:  # every rank finds the same, so every rank ends, once rank 0 has told
+except (ValueError, OSError) as error:
+    # Every rank has the same error, so every rank exits; the barrier lets rank 0 print first.
     if comm.rank == 0:
         print(f"sparse_dnn: {error}", file=sys.stderr, flush=True)
     comm.Barrier()
     sys.exit(2)
 
-parts = partition.build(
-    network, owners, comm.rank
-)  # this rank's rows of each layer, and what comes and goes
+# This rank's rows of each layer, and what it sends and receives.
+parts = partition.build(network, owners, comm.rank)
 comm.Barrier()
 started = time.perf_counter()
 y, samples, taken = engine.infer(comm, parts, images[owners.rows(0, comm.rank)], network.bias)
@@ -73,10 +69,12 @@ if comm.rank == 0:
     same = np.array_equal(samples, right) and np.array_equal(answer, whole[:, right])
     digest = hashlib.sha256(answer.tobytes()).hexdigest()[:16]
     print(
-        f"{options.net} net of {options.neurons} neurons, {options.layers} layers; {images.shape[1]} images"
+        f"{options.net} net of {options.neurons} neurons, {options.layers} layers; "
+        f"{images.shape[1]} images"
     )
     print(
-        f"{len(samples)} images have an active output; first {(samples[:5] + 1).tolist()}; checksum {digest}"
+        f"{len(samples)} images have an active output; first {(samples[:5] + 1).tolist()}; "
+        f"checksum {digest}"
     )
     print(f"serial kernel: {'the same to the last bit' if same else 'DIFFERENT'}")
     if options.categories:

@@ -1,4 +1,5 @@
-"""Writes the C source of the cffi module from its declarations. CMake runs it; nothing is compiled here.
+"""Writes the C source of the cffi module from its declarations. CMake runs it; nothing is compiled
+here.
 
 Usage: emit_cffi.py spdnn.cdef.txt out.c
 """
@@ -10,7 +11,9 @@ from cffi import FFI
 
 
 def main(declarations: str, out: str) -> None:
-    """Reads `declarations` (C, what Python sees of spdnn.h) and writes an API-mode module's source to `out`."""
+    """Reads `declarations` (C, what Python sees of spdnn.h) and writes an API-mode module's source
+    to `out`.
+    """
     ffi = FFI()
     ffi.cdef(Path(declarations).read_text())
     ffi.set_source("serverless_mpi._spdnn", '#include "spdnn.h"')

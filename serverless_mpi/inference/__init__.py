@@ -1,1 +1,3 @@
-"""Distributed inference of sparse neural networks (after FSD-Inference, Oakley and Ferhatosmanoglu, ICDE 2024)."""
+"""Distributed inference of sparse neural networks (after FSD-Inference, Oakley and Ferhatosmanoglu,
+ICDE 2024).
+"""

@@ -1,4 +1,6 @@
-"""python -m serverless_mpi.inference: smpi-infer where its script is not in PATH, and what its ranks run."""
+"""python -m serverless_mpi.inference: smpi-infer where its script is not in PATH, and what its
+ranks run.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""All ways to run, and which to take: the cheapest, the fastest, and the knee between them."""
+"""The survey of all deployments, and the choice: the cheapest, the fastest, the knee between
+them.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,30 @@ def survey(
     memory_limit_mb: float = inf,
     max_workers: int = MAX_WORKERS,
 ) -> list[plan.Forecast]:
-    """Forecasts of every way that fits, in the order of dollars.
+    """Forecast every deployment that fits.
+
+    Parameters
+    ----------
+    work, place, model
+        As in `plan.predict`.
+    channels
+        Names of the channels to consider; None for all of the platform.
+    memory_sizes
+        MiB per worker to consider; None for all of the platform.
+    memory_limit_mb
+        Largest MiB per worker.
+    max_workers
+        Largest number of workers.
+
+    Returns
+    -------
+    list of plan.Forecast
+        The cheapest first.
 
     Raises
     ------
     UsageError
-        None fits; the text names the number of parts that would.
+        None fits; the message names the number of parts that would.
     """
     known = list(channels or place.channels)
     for name in known:
@@ -57,15 +77,15 @@ def survey(
             work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb
         )
         raise UsageError(
-            f"no way takes less than the {place.limit_s:g} s that a worker of {place.name} may run; "
-            "cut the samples into several runs"
+            f"every deployment takes longer than the {place.limit_s:g} s that a worker of "
+            f"{place.name} may run; divide the samples among several runs"
         )
     return sorted(found, key=lambda one: (one.usd, one.seconds))
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The three ways that matter, and why the knee is where it is."""
+    """The cheapest and the fastest forecast, the knee between them, and why it is the knee."""
 
     cheapest: plan.Forecast
     fastest: plan.Forecast
@@ -74,9 +94,9 @@ class Advice:
 
 
 def advise(forecasts: Sequence[plan.Forecast], work: plan.Work) -> Advice:
-    """The cheapest, the fastest, and the knee: the least product of seconds and dollars.
+    """Return the cheapest, the fastest, and the knee: the least product of seconds and dollars.
 
-    At the knee, one part in a hundred off the seconds costs more than one in a hundred on the dollars, and the other way round.
+    At the knee, saving 1 % of the time costs at least 1 % more, and the other way round.
     """
     cheapest = min(forecasts, key=lambda one: (one.usd, one.seconds))
     fastest = min(forecasts, key=lambda one: (one.seconds, one.usd))
@@ -90,10 +110,13 @@ def _why(knee: plan.Forecast, forecasts: Sequence[plan.Forecast], work: plan.Wor
     split = [one for one in forecasts if one.way.parts > 1]
     whole = [one for one in forecasts if one.way.parts == 1]
     if way.workers == 1:
-        text = f"{size} and fits one worker, which computes for {knee.compute_s:.2g} s"
+        text = f"{size} and fits one worker, which computes {knee.compute_s:.2g} s"
         if split:
             best = min(split, key=lambda one: one.seconds)
-            text += f"; in {best.way.parts} parts the exchanges of {work.layers} layers alone take {best.exchange_s:.2g} s"
+            text += (
+                f"; in {best.way.parts} parts the exchanges of "
+                f"{work.layers} layers alone take {best.exchange_s:.2g} s"
+            )
         return text + "."
     if way.parts == 1:
         lone = [one for one in whole if one.way.workers == 1]
@@ -101,18 +124,23 @@ def _why(knee: plan.Forecast, forecasts: Sequence[plan.Forecast], work: plan.Wor
             f" (one worker: {min(lone, key=lambda one: one.seconds).seconds:.3g} s)" if lone else ""
         )
         return (
-            f"{size} and fits one worker, so samples are dealt out and nothing is exchanged{than}."
+            f"{size} and fits one worker, so the samples are divided and nothing is "
+            f"exchanged{than}."
         )
     if not whole:
-        return f"{size} and its activations do not fit one worker, so its rows are dealt out; {way.channel} costs least."
+        return (
+            f"{size} and its activations do not fit one worker, so its rows are divided; "
+            f"{way.channel} costs least."
+        )
     best = min(whole, key=lambda one: one.usd * one.seconds)
     return (
-        f"loading all of it ({size}) into every worker would cost more: {best.way.name} takes {best.seconds:.3g} s and "
+        f"loading all of it ({size}) into every worker would cost more: {best.way.name} takes "
+        f"{best.seconds:.3g} s and "
         f"{best.usd:.3g} dollars."
     )
 
 
-# --- as tables --------------------------------------------------------------------------------------------------------
+# --- as tables ------------------------------------------------------------------------------------
 
 HEADS = (
     "way",
@@ -128,7 +156,7 @@ HEADS = (
 
 
 def cells(one: plan.Forecast) -> tuple[Any, ...]:
-    """Under HEADS."""
+    """Return the cells of a forecast under HEADS."""
     return (
         one.way.name,
         one.batches,
@@ -143,7 +171,7 @@ def cells(one: plan.Forecast) -> tuple[Any, ...]:
 
 
 def kind(one: plan.Forecast) -> str:
-    """What sort of way it is."""
+    """Return the kind of a deployment: serial, data-parallel, rows or grid."""
     way = one.way
     if way.workers == 1:
         return "serial"
@@ -153,7 +181,7 @@ def kind(one: plan.Forecast) -> str:
 
 
 def best_of_kinds(forecasts: Sequence[plan.Forecast]) -> list[tuple[str, plan.Forecast]]:
-    """(kind, the one of it with the least product of seconds and dollars), in the order of that."""
+    """Return (kind, its forecast with the least product of seconds and dollars), best first."""
     best: dict[str, plan.Forecast] = {}
     for one in sorted(forecasts, key=lambda one: one.usd * one.seconds):
         best.setdefault(kind(one), one)
@@ -161,7 +189,7 @@ def best_of_kinds(forecasts: Sequence[plan.Forecast]) -> list[tuple[str, plan.Fo
 
 
 def as_dict(one: plan.Forecast) -> dict[str, Any]:
-    """For JSON."""
+    """Return a forecast as JSON's types."""
     way = one.way
     return {
         "replicas": way.replicas,

@@ -1,7 +1,12 @@
-"""smpi-infer: the command line, and which room each command goes to.  What can be typed is in `options`.
+"""The commands of smpi-infer; `options` defines what can be typed.
 
-`run` and `serve` start their own ranks through smpirun's launcher, with this same command line; in a process that is a
-rank already, of smpirun or of mpirun, they do a rank's work.
+`run` and `serve` start their own ranks: they make a `launch.base.Plan` and pass it to the launcher
+of the platform. The program of that plan is this module again, with the same arguments and those
+that were decided here (`Grid.arguments`), so that every rank works with the same numbers. In a
+process that is a rank already, of smpirun or of mpirun, they do a rank's work instead.
+
+NumPy and the kernel are imported inside the commands, so that `--help` and an unusable command line
+do not wait for them.
 """
 
 from __future__ import annotations
@@ -10,16 +15,32 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from serverless_mpi import channels, launch
 from serverless_mpi.env import ENV_TERMINAL
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
-from serverless_mpi.inference.options import parser
+from serverless_mpi.inference.options import (
+    RunOptions,
+    ServeOptions,
+    SourceOptions,
+    WorkerOptions,
+    parser,
+)
 from serverless_mpi.job import is_rank
-from serverless_mpi.launch.base import EXIT_USAGE
+from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
+
+if TYPE_CHECKING:
+    from serverless_mpi.inference import plan
+
+MODULE = "serverless_mpi.inference"  # what a rank runs
+DEFAULT_PARTS = 4  # of `partition` and `store`
+
+
+# --- partition, store -----------------------------------------------------------------------------
 
 
 def _partition(options: argparse.Namespace) -> int:
@@ -28,199 +49,292 @@ def _partition(options: argparse.Namespace) -> int:
     if options.method == "list":
         print("\n".join(partition.METHODS))
         return 0
-    network = sources.network(options)
-    cut = sources.cut_of(options, network, options.ranks)
-    found = cut.report(network)
+    source = SourceOptions.of(options)
+    network = sources.network(source)
+    cut = sources.cut_of(source, network, options.ranks or _default_parts(source))
+    cost = cut.report(network)
     if options.output:
         store.write_partition(options.output, cut, network)
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "parts": cut.parts,
-                    "method": cut.method,
-                    "rows": found.rows,
-                    "pairs": found.pairs,
-                    "load": found.load,
-                }
-            )
-        )
+        facts = {"parts": cut.parts, "method": cut.method}
+        print(json.dumps({**facts, "rows": cost.rows, "pairs": cost.pairs, "load": cost.load}))
         return 0
     print(
-        f"{network.name} network of {network.neurons} neurons, {network.layers} layers; {cut.parts} parts, {cut.method}"
+        f"{network.name} network of {network.neurons} neurons, {network.layers} layers; "
+        f"{cut.parts} parts, {cut.method}"
     )
-    heads = ("", "rows sent a layer", "messages a layer", "load, most / mean")
-    numbers: list[tuple[str, Any]] = [("mean", sum), ("least", min), ("most", max)]
-    rows = []
-    for name, of in numbers:
-        own = [
-            of(one) / (network.layers if of is sum else 1)
-            for one in (found.rows, found.pairs, found.load)
-        ]
-        rows.append((name, f"{own[0]:,.1f}", f"{own[1]:,.1f}", f"{own[2]:.3f}"))
-    rows.append(("all", f"{sum(found.rows):,}", f"{found.messages:,}", ""))
-    print(report.table(heads, rows))
+    columns = (cost.rows, cost.pairs, cost.load)
+    lines = []
+    for name, values in (
+        ("mean", [sum(column) / network.layers for column in columns]),
+        ("least", [min(column) for column in columns]),
+        ("most", [max(column) for column in columns]),
+    ):
+        lines.append((name, f"{values[0]:,.1f}", f"{values[1]:,.1f}", f"{values[2]:.3f}"))
+    lines.append(("all", f"{sum(cost.rows):,}", f"{cost.messages:,}", ""))
+    heads = ("", "rows sent per layer", "messages per layer", "load, most / mean")
+    print(report.table(heads, lines))
     return 0
 
 
 def _store(options: argparse.Namespace) -> int:
     from serverless_mpi.inference import sources, store
 
-    network = sources.network(options)
-    cut = sources.cut_of(options, network, options.ranks)
-    place = sources.opened(options, options.store)
+    source = SourceOptions.of(options)
+    network = sources.network(source)
+    cut = sources.cut_of(source, network, options.ranks or _default_parts(source))
+    target = sources.opened(source, options.store)
     if options.make_bucket:
-        place.make()
-    shown = sys.stderr.isatty()
+        target.make()
+    on_terminal = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
-        if shown:
+        if on_terminal:
             sys.stderr.write(f"\rpart {done} of {total} " if done < total else "\r\033[K")
 
     images = None
     if options.input:
-        images = sources.images(options, network.neurons)
+        # Checked before the model is written: wrong images must not leave half a store.
+        images = sources.images(source, network.neurons)
         store.check_images(images, network.neurons)
     index = store.write_model(
-        place, network, cut, bias=network.bias, name=network.name, progress=progress
+        target, network, cut, bias=network.bias, name=network.name, progress=progress
     )
     print(
-        f"{place.url}: {index.name} network of {index.neurons} neurons, {index.layers} layers, in {index.parts} parts, "
-        f"{index.nbytes:,} bytes"
+        f"{target.url}: {index.name} network of {index.neurons} neurons, {index.layers} layers, "
+        f"in {index.parts} parts, {index.nbytes:,} bytes"
     )
     if images is not None:
-        store.write_inputs(place, index, options.input, images)
-        print(f"{place.url}: input {options.input}, {images.shape[1]} images")
-    place.close()
+        store.write_inputs(target, index, options.input, images)
+        print(f"{target.url}: input {options.input}, {images.shape[1]} images")
+    target.close()
     return 0
 
 
-def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _default_parts(source: SourceOptions) -> int:
+    from serverless_mpi.inference import sources, store
+
+    if not source.partition:
+        return DEFAULT_PARTS
+    return store.read_partition(source.partition, sources.network(source)).parts
+
+
+# --- run, serve -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers of a run, all decided: `replicas` times parts are `ranks` workers.
+
+    Attributes
+    ----------
+    ranks, replicas, batches
+        As in `RunOptions`, at least 1.
+    memory
+        MiB per worker; None for the platform's default.
+    channel
+        Name of the channel.
+    """
+
+    ranks: int
+    replicas: int
+    batches: int
+    memory: int | None
+    channel: str
+
+    def arguments(self) -> tuple[str, ...]:
+        """Return the arguments that give a rank these numbers; they override earlier ones."""
+        memory = ("--memory", str(self.memory)) if self.memory else ()
+        return ("--replicas", str(self.replicas), "--batches", str(self.batches), *memory)
+
+
+def _run(namespace: argparse.Namespace, arguments: Sequence[str]) -> int:
     from serverless_mpi.inference import sources, worker
 
-    if not is_rank(os.environ):
-        options, arguments = _settled(options, arguments)
-    if is_rank(os.environ) or (options.ranks == 1 and options.platform == "local"):
+    options = RunOptions.of(namespace)
+    rank = is_rank(os.environ)
+    decided: tuple[str, ...] = ()
+    if not rank:
+        _check_run(options)
+        grid = _grid(options)
+        decided = grid.arguments()
+        options = replace(
+            options,
+            ranks=grid.ranks,
+            replicas=grid.replicas,
+            batches=grid.batches,
+            memory=grid.memory,
+            channel=grid.channel,
+        )
+    terminal = os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else None
+    local = options.platform == launch.DEFAULT  # a function has no access to this terminal
+    if rank or (options.ranks == 1 and local):
         from serverless_mpi import MPI
 
-        if sys.stderr.isatty():
-            os.environ.setdefault(ENV_TERMINAL, os.ttyname(sys.stderr.fileno()))
+        if terminal:
+            os.environ.setdefault(ENV_TERMINAL, terminal)
         return worker.run(MPI.COMM_WORLD, options)
     sources.check_paths(options)
-    return _launched(options, ["run", *arguments], [ENV_TERMINAL])
+    variables = {ENV_TERMINAL: terminal} if terminal and local else {}
+    return _launch(options, ("run", *arguments, *decided), variables)
 
 
-def _settled(
-    options: argparse.Namespace, arguments: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """The options with what was left open decided, and the arguments that say the same to the ranks.
-
-    Raises
-    ------
-    UsageError
-        A worker's memory would not be enough; the text names the number of parts that would fit.
-    """
-    from serverless_mpi import channels
-    from serverless_mpi.inference import advice, plan, report, sources
-    from serverless_mpi.inference.cost import BilledModel
-    from serverless_mpi.metering import Prices
+def _check_run(options: RunOptions) -> None:
+    """Raise UsageError if options of `run` contradict each other."""
+    from serverless_mpi.inference import report
 
     for path in options.report:
         report.check_path(path)
     if options.check and options.accumulate:
         raise UsageError(
-            "--check compares the last bit, which --accumulate gives up: leave one of them away"
+            "--check compares the last bits, which --accumulate changes: omit one of them"
         )
     if options.check and options.store:
-        raise UsageError("--check needs the network itself, not a store: leave --store away")
+        raise UsageError("--check needs the network itself, not a store: omit --store")
     if options.input and not options.store:
         raise UsageError("--input names images in a store: give --store too")
-    samples = sources.samples(options)
-    work, stored = sources.describe(options, samples)
-    place = plan.place(options.platform)
+
+
+def _grid(options: RunOptions) -> Grid:
+    """Decide what was left open.
+
+    Raises
+    ------
+    UsageError
+        The numbers do not fit each other or the store, or a worker's memory is not enough; the
+        message names the number of parts that would fit.
+    """
+    from serverless_mpi.inference import plan, sources
+
+    work, stored_parts = sources.describe(options, sources.samples(options))
+    platform = plan.place(options.platform)
     if options.plan == "auto":
-        sizes = [options.memory] if options.memory else None
-        kept = [options.channel] if options.channel else None
-        found = advice.survey(
-            work, place, BilledModel(Prices.load(options.prices)), channels=kept, memory_sizes=sizes
+        options = _planned(options, work, platform, stored_parts)
+    ranks = options.ranks or (stored_parts or 1) * options.replicas
+    parts = _parts(options, ranks, stored_parts, work.neurons)
+    # Local workers share the memory of this machine.
+    share = ranks if options.platform == launch.DEFAULT else 1
+    limit = options.memory or max(platform.memory_sizes) // share
+    plan.check_memory(work, parts, limit, platform.base_mb)
+    deployment = plan.Deployment(options.replicas, parts, None, limit)
+    batches = options.batches or plan.batches(work, deployment, platform.base_mb) or 1
+    channel = options.channel or channels.DEFAULT
+    return Grid(ranks, options.replicas, batches, options.memory, channel)
+
+
+def _planned(
+    options: RunOptions, work: plan.Work, platform: plan.Platform, stored_parts: int | None
+) -> RunOptions:
+    """Options with the workers, memory and channel that the planner prefers; reports its choice."""
+    from serverless_mpi.inference import advice
+    from serverless_mpi.inference.cost import BilledModel
+    from serverless_mpi.metering import Prices
+
+    forecasts = advice.survey(
+        work,
+        platform,
+        BilledModel(Prices.load(options.prices)),
+        channels=[options.channel] if options.channel else None,
+        memory_sizes=[options.memory] if options.memory else None,
+    )
+    if stored_parts:
+        forecasts = [forecast for forecast in forecasts if forecast.way.parts == stored_parts]
+    if not forecasts:
+        raise UsageError(
+            f"the planner knows no way to run with the {stored_parts} parts of {options.store}: "
+            "omit --plan"
         )
-        if stored:
-            found = [one for one in found if one.way.parts == stored]
-        if not found:
+    best = advice.advise(forecasts, work)
+    chosen = best.knee.way
+    print(
+        f"plan: {chosen.name}, {best.knee.seconds:.3g} s, {best.knee.usd:.3g} dollars: {best.why}",
+        file=sys.stderr,
+    )
+    # A local worker gets the memory it needs; the planner's size is that of a function.
+    local = options.platform == launch.DEFAULT
+    return replace(
+        options,
+        ranks=chosen.workers,
+        replicas=chosen.replicas,
+        memory=options.memory if local else chosen.memory_mb,
+        channel=options.channel or chosen.channel,
+    )
+
+
+def _parts(options: RunOptions, ranks: int, stored_parts: int | None, neurons: int) -> int:
+    """Parts of each replica; UsageError unless `ranks` workers make equal replicas of the model."""
+    replicas = options.replicas
+    parts, remainder = divmod(ranks, replicas)
+    if remainder or not parts:
+        raise UsageError(f"{ranks} workers are not {replicas} replicas of equal size")
+    if stored_parts and parts != stored_parts:
+        raise UsageError(
+            f"{options.store} is in {stored_parts} parts; {replicas} replicas of it take "
+            f"{stored_parts * replicas} workers, not {ranks}"
+        )
+    if parts > neurons:
+        raise UsageError(
+            f"{neurons} neurons cannot be divided among {parts} workers; "
+            f"start at most {neurons} per replica"
+        )
+    return parts
+
+
+def _serve(namespace: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from serverless_mpi.inference import plan, serve, sources
+
+    options = ServeOptions.of(namespace)
+    if options.platform != launch.DEFAULT:
+        raise UsageError(
+            "serve runs on this machine only, since clients cannot connect to a function; "
+            "use `smpi-infer run --platform lambda`"
+        )
+    if not is_rank(os.environ):
+        work, stored_parts = sources.describe(options, 1)
+        ranks = options.ranks or stored_parts or 1
+        if stored_parts and ranks != stored_parts:
             raise UsageError(
-                f"no way that `plan` knows has the {stored} parts of {options.store}; leave --plan away"
+                f"{options.store} is in {stored_parts} parts and takes {stored_parts} workers, "
+                f"not {ranks}"
             )
-        best = advice.advise(found, work)
-        print(
-            f"plan: {best.knee.way.name}, {best.knee.seconds:.3g} s, {best.knee.usd:.3g} dollars: {best.why}",
-            file=sys.stderr,
-        )
-        way = best.knee.way
-        memory = way.memory_mb if options.platform == "lambda" else options.memory
-        options = argparse.Namespace(
-            **{**vars(options), "ranks": way.workers, "replicas": way.replicas, "memory": memory}
-        )
-        options.channel = options.channel or way.channel
-    ranks = options.ranks or (stored or 1) * options.replicas
-    parts, left = divmod(ranks, options.replicas)
-    if left or not parts:
-        raise UsageError(f"{ranks} workers are not {options.replicas} replicas of equal size")
-    if stored and parts != stored:
-        raise UsageError(
-            f"{options.store} is in {stored} parts; {options.replicas} replicas of it take {stored * options.replicas} workers, "
-            f"not {ranks}"
-        )
-    if parts > work.neurons:
-        raise UsageError(
-            f"{work.neurons} neurons cannot be dealt out to {parts} workers; start at most {work.neurons} a replica"
-        )
-    limit = options.memory or max(place.memory_sizes) // (
-        ranks if options.platform == "local" else 1
-    )
-    plan.check_memory(work, parts, limit, place.base_mb)
-    batches = options.batches or plan.batches(
-        work, plan.Deployment(options.replicas, parts, None, limit), place.base_mb
-    )
-    options = argparse.Namespace(
-        **{
-            **vars(options),
-            "ranks": ranks,
-            "batches": batches,
-            "channel": options.channel or channels.DEFAULT,
-        }
-    )
-    decided = ["--replicas", str(options.replicas), "--batches", str(batches)]
-    if options.memory:
-        decided += ["--memory", str(options.memory)]
-    return options, [*arguments, *decided]
+        limit = options.memory or max(plan.place(options.platform).memory_sizes) // ranks
+        plan.check_memory(work, ranks, limit)
+        options = replace(options, ranks=ranks)
+        if ranks > 1:
+            return _launch(options, ("serve", *arguments))
+    from serverless_mpi import MPI
+
+    return serve.serve(MPI.COMM_WORLD, options)
 
 
-def _launched(
-    options: argparse.Namespace, arguments: Sequence[str], variables: Sequence[str] = ()
+def _launch(
+    options: WorkerOptions, command: tuple[str, ...], variables: Mapping[str, str] | None = None
 ) -> int:
-    """Run the command in ranks of smpirun, whose exit code is returned."""
-    from serverless_mpi.launch import cli
+    """Run `smpi-infer command` in `options.ranks` ranks; returns the exit code of the job."""
+    launcher = launch.load(options.platform)
+    channel = options.channel or channels.DEFAULT
+    channels.load(channel)  # an unknown name is an error of the command line
+    program = Program(
+        (MODULE, *command), options.ranks or 1, module=True, variables=variables or {}
+    )
+    # On platforms that do not allocate memory, --memory only limits what a worker itself uses.
+    memory_mb = options.memory if "memory_mb" in launcher.honors else None
+    job = Plan(
+        (program,),
+        channel,
+        endpoint=None if options.endpoint == "aws" else options.endpoint,
+        region=options.region,
+        timeout_s=options.timeout,
+        stats=options.stats,
+        prices=options.prices,
+        memory_mb=memory_mb,
+        branching=options.branching,
+    )
+    launcher.check(job, options.platform)
+    return launcher().run(job)
 
-    words = [
-        "-n",
-        str(options.ranks),
-        "--stats",
-        options.stats,
-        "--platform",
-        options.platform,
-        "--region",
-        options.region,
-    ]
-    if options.endpoint and options.endpoint != "aws":
-        words += ["--endpoint", options.endpoint]
-    for name in ("channel", "branching", "timeout", "prices"):
-        if getattr(options, name) is not None:
-            words += [f"--{name}", str(getattr(options, name))]
-    if options.platform == "lambda" and options.memory:
-        words += ["--memory", str(options.memory)]
-    if options.platform == "local" and sys.stderr.isatty():
-        words += ["-x", f"{variables[0]}={os.ttyname(sys.stderr.fileno())}"] if variables else []
-    return cli.main([*words, "-m", "serverless_mpi.inference", *arguments])
+
+# --- plan -----------------------------------------------------------------------------------------
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -228,87 +342,53 @@ def _plan(options: argparse.Namespace) -> int:
     from serverless_mpi.inference.cost import BilledModel
     from serverless_mpi.metering import Prices
 
-    named = options.images or options.input
-    samples = (
-        sources.samples(options) if named or not options.samples else options.samples
-    )  # a plan needs no images
-    work, _ = sources.describe(options, samples)
-    place = plan.place(options.platform)
+    source = SourceOptions.of(options)
+    # A forecast needs no images: their number is counted only if --samples does not give it.
+    count_images = source.images or source.input or not source.samples
+    samples = sources.samples(source) if count_images else source.samples
+    work, _ = sources.describe(source, samples or 1)
+    platform = plan.place(options.platform)
     if options.measure:
-        if options.store:
-            raise UsageError("--measure needs the network itself, not a store: leave --store away")
-        network = sources.network(options)
-        work, rate = measure.measured(
-            work, network, sources.images(options, network.neurons), network.bias
-        )
-        place = replace(place, edges_s=rate)
+        if source.store:
+            raise UsageError("--measure needs the network itself, not a store: omit --store")
+        network = sources.network(source)
+        images = sources.images(source, network.neurons)
+        work, rate = measure.measured(work, network, images, network.bias)
+        platform = replace(platform, edges_s=rate)
     if options.rate:
-        place = replace(place, edges_s=options.rate)
-    model = BilledModel(Prices.load(options.prices))
-    found = advice.survey(
+        platform = replace(platform, edges_s=options.rate)
+    forecasts = advice.survey(
         work,
-        place,
-        model,
+        platform,
+        BilledModel(Prices.load(options.prices)),
         channels=options.channel,
         memory_limit_mb=options.memory or inf,
         max_workers=options.max_workers,
     )
-    best = advice.advise(found, work)
+    best = advice.advise(forecasts, work)
     named = {"cheapest": best.cheapest, "fastest": best.fastest, "knee": best.knee}
     if options.json:
-        ways = {name: advice.as_dict(one) for name, one in named.items()}
-        more = {"all": [advice.as_dict(one) for one in found]} if options.all else {}
-        print(
-            json.dumps(
-                {
-                    **ways,
-                    "why": best.why,
-                    "edges_s": place.edges_s,
-                    "living": list(work.living),
-                    **more,
-                }
-            )
-        )
+        record: dict[str, Any] = {name: advice.as_dict(way) for name, way in named.items()}
+        record.update(why=best.why, edges_s=platform.edges_s, living=list(work.living))
+        if options.all:
+            record["all"] = [advice.as_dict(forecast) for forecast in forecasts]
+        print(json.dumps(record))
         return 0
-    others = (
-        [(advice.kind(one), one) for one in found] if options.all else advice.best_of_kinds(found)
-    )
+    if options.all:
+        others = [(advice.kind(forecast), forecast) for forecast in forecasts]
+    else:
+        others = advice.best_of_kinds(forecasts)
     print(
-        f"{work.neurons:,} neurons, {work.layers:,} layers, {work.samples:,} images; {place.name}, "
-        f"{place.edges_s / 1e9:.2g} G living edges/s of a vCPU"
+        f"{work.neurons:,} neurons, {work.layers:,} layers, {work.samples:,} images; "
+        f"{platform.name}, {platform.edges_s / 1e9:.2g} G active edges/s per vCPU"
     )
-    print(
-        report.table(
-            ("", *advice.HEADS),
-            [(name, *advice.cells(one)) for name, one in [*named.items(), *others]],
-        )
-    )
+    rows = [(name, *advice.cells(forecast)) for name, forecast in [*named.items(), *others]]
+    print(report.table(("", *advice.HEADS), rows))
     print(f"knee: {best.knee.way.name}: {best.why}")
     return 0
 
 
-def _serve(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from serverless_mpi.inference import plan, serve, sources
-
-    if options.platform != "local":
-        raise UsageError(
-            "serve is for this machine: nobody can connect to a function; use `smpi-infer run --platform lambda`"
-        )
-    if not is_rank(os.environ):
-        work, stored = sources.describe(options, 1)
-        ranks = options.ranks or stored or 1
-        if stored and ranks != stored:
-            raise UsageError(
-                f"{options.store} is in {stored} parts and takes {stored} workers, not {ranks}"
-            )
-        limit = options.memory or max(plan.place("local").memory_sizes) // ranks
-        plan.check_memory(work, ranks, limit)
-        options.ranks = ranks
-        if ranks > 1:
-            return _launched(options, ["serve", *arguments])
-    from serverless_mpi import MPI
-
-    return serve.serve(MPI.COMM_WORLD, options)
+# --- query, report --------------------------------------------------------------------------------
 
 
 def _query(options: argparse.Namespace) -> int:
@@ -319,35 +399,39 @@ def _query(options: argparse.Namespace) -> int:
     if options.status:
         print(json.dumps(serve.ask(options.socket, {"status": True})))
         return 0
-    named: list[tuple[str, dict[str, Any]]] = [
+    # The service may have another working directory, so it gets absolute paths.
+    queries: list[tuple[str, dict[str, Any]]] = [
         (path, {"images": path if path.startswith("s3://") else os.path.abspath(path)})
         for path in options.images
     ]
-    named += [(name, {"input": name}) for name in options.input]
-    if not named:
+    queries += [(name, {"input": name}) for name in options.input]
+    if not queries:
         raise UsageError(
-            "query lacks a file of images, or --input NAME; see smpi-infer query --help"
+            "query needs a file of images, or --input NAME; see smpi-infer query --help"
         )
     if options.samples:
-        named = [(name, {**question, "samples": options.samples}) for name, question in named]
+        queries = [(name, {**query, "samples": options.samples}) for name, query in queries]
     code = 0
-    with ThreadPoolExecutor(len(named)) as pool:
-        for (name, _), reply in zip(
-            named, pool.map(lambda one: serve.ask(options.socket, one[1]), named), strict=True
-        ):
+    with ThreadPoolExecutor(len(queries)) as pool:
+        replies = pool.map(lambda query: serve.ask(options.socket, query[1]), queries)
+        for (name, _), reply in zip(queries, replies, strict=True):
             if "error" in reply:
                 print(f"smpi-infer: {name}: {reply['error']}", file=sys.stderr, flush=True)
                 code = 1
             elif options.json:
                 print(json.dumps(reply))
             else:
-                shown = " ".join(map(str, reply["categories"][:8]))
-                more = " ..." if len(reply["categories"]) > 8 else ""
-                print(
-                    f"{name}: {len(reply['categories'])} of {reply['images']} images have an active output: {shown}{more}; "
-                    f"checksum {reply['checksum']}; {reply['seconds']:.3f} s"
-                )
+                print(f"{name}: {_in_words(reply)}")
     return code
+
+
+def _in_words(reply: Mapping[str, Any]) -> str:
+    categories = reply["categories"]
+    first = " ".join(map(str, categories[:8])) + (" ..." if len(categories) > 8 else "")
+    return (
+        f"{len(categories)} of {reply['images']} images have an active output: {first}; "
+        f"checksum {reply['checksum']}; {reply['seconds']:.3f} s"
+    )
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -364,34 +448,39 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "partition": _partition,
+    "store": _store,
+    "plan": _plan,
+    "query": _query,
+    "report": _report,
+}
+_JOBS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
+    "run": _run,
+    "serve": _serve,
+}  # commands whose ranks get the same arguments again
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run smpi-infer; returns the exit code."""
+    """Run smpi-infer.
+
+    Parameters
+    ----------
+    arguments
+        The command and its options; None for those of this process.
+
+    Returns
+    -------
+    int
+        Exit code: 0; 1 for a wrong answer or a failure; 2 for an unusable command line; that of
+        the job if `run` or `serve` started one.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         options = parser().parse_args(arguments)
-        if options.command in ("partition", "store") and options.ranks is None:
-            options.ranks = _parts_of(options)
-        if options.command == "run":
-            return _run(options, arguments[1:])
-        if options.command == "serve":
-            return _serve(options, arguments[1:])
-        return {
-            "partition": _partition,
-            "store": _store,
-            "plan": _plan,
-            "query": _query,
-            "report": _report,
-        }[options.command](options)
+        if options.command in _JOBS:
+            return _JOBS[options.command](options, arguments[1:])
+        return _COMMANDS[options.command](options)
     except (ServerlessMPIError, MPIException, ValueError, OSError) as error:
         print(f"smpi-infer: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, (UsageError, ValueError)) else 1
-
-
-def _parts_of(options: argparse.Namespace) -> int:
-    from serverless_mpi.inference import sources, store
-
-    return (
-        store.read_partition(options.partition, sources.network(options)).parts
-        if options.partition
-        else 4
-    )

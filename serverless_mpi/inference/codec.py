@@ -1,13 +1,19 @@
-"""Activation rows and sets of samples as bytes, exactly, by whichever of a few forms is measured to be the shortest.
+"""Exact codec of activation rows and sets of samples: the shortest of a few forms, by measurement.
 
-Rows are numbers of 32 bits here, so every float comes back with its bits.  Forms, tried in this order:
+Rows are treated as 32-bit integers, so every float keeps its bits. The forms, tried in this order:
 
-nothing, if all are 0; one value, if all are equal; else distinct rows once, and which row is which; then where the
-numbers are that are not 0 (everywhere, a bitmap, or the gaps between them), and the numbers: codes of a dictionary if
-they are few, else as they are or in four planes of bytes, whichever a sample says.  Each section is compressed unless a sample
-says that it does not pay: of the planes of a float mostly one or two are, so that zlib is fast enough.
-The receiver knows the shape, so it is not in the bytes; and no section may become longer than rows of that shape need, so that
-a few bytes of deflate cannot take more memory than the rows.
+1. All zero: no data. All equal: one value. 2. Duplicate rows: the distinct rows, and for each row
+which of them it is. 3. Otherwise the positions of the nonzeros (everywhere, a bitmap, or gaps), and
+the nonzeros: codes of
+   a dictionary if few are distinct, else as they are or in four planes of bytes, whichever
+   compresses a sample better.
+
+Each section is compressed unless a sample shows that it does not pay. Of the planes of a float
+mostly one or two compress, so zlib at its lowest level is fast enough.
+
+Invariant: the receiver knows the shape and accepts no section longer than rows of that shape need,
+so a few bytes of deflate cannot take more memory than the rows. If you add a form, bound it in
+`_open`.
 """
 
 from __future__ import annotations
@@ -24,36 +30,59 @@ Flags = NDArray[np.bool_]
 Data = bytes | memoryview
 
 _ZERO, _CONSTANT, _REPEATED, _GENERAL = range(4)  # of all rows
-_EVERYWHERE, _BITMAP, _GAPS = range(3)  # of places
+_EVERYWHERE, _BITMAP, _GAPS = range(3)  # where the nonzeros are
 _ONE, _CODES, _PLAIN, _PLANES = range(4)  # of numbers
 _RAW, _ZLIB = range(2)  # of a section
 
 _SECTIONS = {_ONE: 1, _CODES: 2, _PLAIN: 1, _PLANES: 4}  # of numbers
 _SECTION = struct.Struct("<BI")  # how compressed, bytes that follow
-_DICTIONARY = 256  # most numbers of which each has a code of a byte
-_SAMPLE = 1 << 14  # bytes that tell for a section, or a choice
-_WORTH = 0.97  # of its length a section must be shorter by compression
+_DICTIONARY = 256  # most distinct numbers: a code is a byte
+_SAMPLE = 1 << 14  # bytes of a section by which a choice is made
+_WORTH = 0.97  # compressed sections must be shorter than this share of their length
 _LEVEL = 1  # of zlib: a higher one takes longer than the bytes it saves
 
 
 def encode(rows: Floats) -> bytes:
-    """Activation rows, (rows, samples), C-contiguous, as bytes."""
+    """Encode activation rows.
+
+    Parameters
+    ----------
+    rows
+        (rows, samples) float32, C-contiguous.
+
+    Returns
+    -------
+    bytes
+        Without the shape, which the receiver knows.
+    """
     return _encode(rows.view(np.uint32))
 
 
 def decode(data: Data, shape: tuple[int, int]) -> Floats:
-    """The rows of that shape.
+    """Decode activation rows.
+
+    Parameters
+    ----------
+    data
+        What `encode` returned.
+    shape
+        (rows, samples).
+
+    Returns
+    -------
+    ndarray
+        float32 of that shape, with the bits that were encoded.
 
     Raises
     ------
     ValueError
-        The bytes are no rows of that shape.
+        The bytes are not rows of that shape.
     """
     try:
         return _decode(memoryview(data), shape).view(np.float32)
     except (struct.error, ValueError, IndexError, TypeError, zlib.error) as error:
         raise ValueError(
-            f"{len(data)} bytes are no activation rows of shape {shape} ({error})"
+            f"{len(data)} bytes are not activation rows of shape {shape} ({error})"
         ) from error
 
 
@@ -70,7 +99,7 @@ def _encode(bits: Bits) -> bytes:
 
 def _decode(data: memoryview, shape: tuple[int, int]) -> Bits:
     distinct, which = shape[0], None
-    while data[0] == _REPEATED:  # a loop: bytes of a stranger may nest it deeper than calls may be
+    while data[0] == _REPEATED:  # a loop: a peer's bytes may be nested deeper than calls can be
         heads = struct.unpack_from("<I", data, 1)[0]
         packed, data = _open(data[5:], 4 * distinct)
         index = np.frombuffer(packed, np.uint16 if heads <= 1 << 16 else np.uint32)
@@ -93,35 +122,38 @@ def _distinct_rows(data: memoryview, shape: tuple[int, int]) -> Bits:
 
 
 def encode_set(flags: Flags) -> bytes:
-    """A set of samples, one flag each: nothing if all are in it, else a bitmap."""
+    """Encode a set of samples, given as flags: b"" if it has all of them, else a bitmap."""
     return b"" if flags.all() else _section(np.packbits(flags).tobytes())
 
 
 def decode_set(data: Data, count: int) -> Flags:
-    """The flags of `count` samples; raises ValueError if they are not that many."""
+    """Decode a set of samples into `count` flags; ValueError if it is of another number."""
     if not len(data):
         return np.ones(count, np.bool_)
     try:
         bitmap = np.frombuffer(_open(memoryview(data), len(data) + -(-count // 8))[0], np.uint8)
     except (struct.error, zlib.error) as error:
-        raise ValueError(f"{len(data)} bytes are no set of samples ({error})") from error
+        raise ValueError(f"{len(data)} bytes are not a set of samples ({error})") from error
     if len(bitmap) != -(-count // 8):
         raise ValueError(
-            f"a set of {8 * len(bitmap)} samples came for a batch of {count}; all ranks must run the same batch"
+            f"a set of {8 * len(bitmap)} samples arrived for a batch of {count}; all ranks must "
+            "run the same batch"
         )
     return np.unpackbits(bitmap, count=count).astype(np.bool_)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def _distinct(bits: Bits) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first row of each kind, ascending; for each row, which of them it is).  Few columns tell most rows apart."""
-    some = np.ascontiguousarray(bits[:, :: max(1, bits.shape[1] // 64)])
+    """(first row of each kind, ascending; for each row, which of them it is). Few columns tell most
+    rows apart.
+    """
+    probe = np.ascontiguousarray(bits[:, :: max(1, bits.shape[1] // 64)])
     seen: dict[bytes, int] = {}
     heads: list[int] = []
     which = np.empty(len(bits), np.int64)
-    for row, key in enumerate(some):
+    for row, key in enumerate(probe):
         known = seen.get(key.tobytes())
         if known is None or not np.array_equal(bits[heads[known]], bits[row]):
             known = len(heads)
@@ -229,7 +261,7 @@ def _read_numbers(form: int, sections: list[memoryview], count: int) -> Bits:
     return values
 
 
-# --- sections ---------------------------------------------------------------------------------------------------------
+# --- sections -------------------------------------------------------------------------------------
 
 
 def _section(data: bytes) -> bytes:

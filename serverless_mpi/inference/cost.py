@@ -1,10 +1,11 @@
 """What a run costs: two models over the same counts.
 
-`PaperModel` has FSD-Inference's formulas and prices, as they were published with its runs: it counts neither deletes nor
-started 64 KB chunks of what is received, and it charges SNS for bytes carried to SQS.  `BilledModel` has what AWS
-bills: every request in billed units, as `metering` counts them, by the package's price table.
-Sources: Oakley and Ferhatosmanoglu, "FSD-Inference: Fully Serverless Distributed Inference with Scalable Cloud
-Communication", ICDE 2024; the services' pricing pages, named in prices.json.
+`PaperModel` has FSD-Inference's formulas and prices, as they were published with its runs: it
+counts neither deletes nor started 64 KB chunks of what is received, and it charges SNS for bytes
+carried to SQS. `BilledModel` has what AWS bills: every request in billed units, as `metering`
+counts them, by the package's price table. Sources: Oakley and Ferhatosmanoglu, "FSD-Inference:
+Fully Serverless Distributed Inference with Scalable Cloud Communication", ICDE 2024; the services'
+pricing pages, named in prices.json.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ COMMUNICATION = ("sns", "sqs", "s3")
 class Use:
     """What a run used.
 
-    workers: invocations; memory_mb: of each worker, in MB as Lambda has them; seconds: of all workers together;
-    requests: what `metering` counted, all workers together; coordinators: invocations that only start others.
+    workers: invocations; memory_mb: of each worker, in MB as Lambda has them; seconds: of all
+    workers together; requests: what `metering` counted, all workers together; coordinators:
+    invocations that only start others.
     """
 
     workers: int
@@ -108,7 +110,9 @@ class PaperModel(Model):
 
 @dataclass(frozen=True)
 class BilledModel(Model):
-    """Every billed request: deletes, empty receives, started 64 KB chunks of every payload, and GB-seconds."""
+    """Every billed request: deletes, empty receives, started 64 KB chunks of every payload, and
+    GB-seconds.
+    """
 
     prices: Prices = field(default_factory=Prices.load)
     arch: str = "x86_64"
@@ -131,10 +135,11 @@ class BilledModel(Model):
 
 
 def published(metrics: Mapping[str, str], memory_mb: float) -> Use:
-    """The use that a row of FSD-Inference's published metrics describes, of its queue or its object runs.
+    """The use that a row of FSD-Inference's published metrics describes, of its queue or its object
+    runs.
 
-    Receives are counted as billed units of 64 KB at their mean size, since no more is known of them; it published no
-    deletes.
+    Receives are counted as billed units of 64 KB at their mean size, since no more is known of
+    them; it published no deletes.
 
     Raises
     ------

@@ -1,7 +1,9 @@
-"""Images, networks and categories in files: those of the Graph Challenge, SciPy's npz, MatrixMarket; the bundled digits.
+"""Images, networks and categories in files: those of the Graph Challenge, SciPy's npz,
+MatrixMarket; the bundled digits.
 
-An image is a column of 0 and 1, one number a neuron.  In a file a layer is the challenge's W of Y W: a row an input,
-a column an output; a network is a folder with n1024-l1.tsv, n1024-l2.tsv, ..., or the same with .npz or .mtx.
+An image is a column of 0 and 1, one number a neuron. In a file a layer is the challenge's W of Y W:
+a row an input, a column an output; a network is a folder with n1024-l1.tsv, n1024-l2.tsv, ..., or
+the same with .npz or .mtx.
 """
 
 from __future__ import annotations
@@ -14,21 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.inference import files, formats
-from serverless_mpi.inference.networks import BIAS, Layers, Network
+from serverless_mpi.inference.networks import BIAS, Network
 from serverless_mpi.sparse import SparseRows
 
 Floats = NDArray[np.float32]
 SUFFIXES = (".tsv", ".npz", ".mtx")  # of a layer
 MOST_EMPTY = 16  # images for each pixel that is not 0, once they take more than EMPTY_BYTES
 EMPTY_BYTES = 256 << 20
-# The 1797 test images of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine
-# Learning Repository, doi:10.24432/C50P49, CC BY 4.0): 8x8 pixels, 1 bit each, set where the grey level is above
-# 12 of 16, packed to 8 bytes an image. Some of them become all zero in the network, as in the challenge.
+# The 1797 test images of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak,
+# 1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0): 8x8 pixels, 1 bit each,
+# set where the grey level is above 12 of 16, packed to 8 bytes an image. Some of them become all
+# zero in the network, as in the challenge.
 DIGITS = Path(__file__).with_name("digits.npy")
 
 
 def digits(neurons: int = 1024) -> Floats:
-    """Return the bundled images of handwritten digits, (neurons, 1797), each pixel enlarged to a square.
+    """Return the bundled images of handwritten digits, (neurons, 1797), each pixel enlarged to a
+    square.
 
     Raises
     ------
@@ -44,7 +48,8 @@ def digits(neurons: int = 1024) -> Floats:
 
 
 def enlarged(images: Floats, neurons: int) -> Floats:
-    """Square pictures, (pixels, samples), with each point a square of points, so that there are `neurons` of them.
+    """Square pictures, (pixels, samples), with each point a square of points, so that there are
+    `neurons` of them.
 
     Raises
     ------
@@ -63,21 +68,24 @@ def enlarged(images: Floats, neurons: int) -> Floats:
     )
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def read_images(
     path: str | Path, neurons: int, samples: int | None = None, limit: int | None = None
 ) -> Floats:
-    """(neurons, samples) from a file: entries (image, pixel, value) in a format of `formats`, or an npz of ours or yours.
+    """(neurons, samples) from a file: entries (image, pixel, value) in a format of `formats`, or an
+    npz of ours or yours.
 
-    Such an npz has `bits`, uint8 (samples, neurons / 8), packed by numpy.packbits along axis 1, or `images`
-    (samples, neurons).  limit: bytes that the images may take, as float32; the machine's memory if not given.
+    Such an npz has `bits`, uint8 (samples, neurons / 8), packed by numpy.packbits along axis 1, or
+    `images` (samples, neurons). limit: bytes that the images may take, as float32; the machine's
+    memory if not given.
 
     Raises
     ------
     ValueError
-        The file is no such file, or for another number of neurons, or has more images than the limit; a bad line is named.
+        The file is no such file, or for another number of neurons, or has more images than the
+        limit; a bad line is named.
     """
     with files.opened(path, limit) as source:
         return images_from(source, Path(path).suffix, neurons, samples)
@@ -102,7 +110,9 @@ def images_from(
 
 
 def _check_count(source: files.Source, count: int, neurons: int, entries: int) -> None:
-    """Raise ValueError if there are so many images that a number among them must be mistyped, or that memory ends."""
+    """Raise ValueError if there are so many images that a number among them must be mistyped, or
+    that memory ends.
+    """
     nbytes = 4 * neurons * count
     if count > MOST_EMPTY * max(entries, 1) and nbytes > EMPTY_BYTES:
         raise ValueError(
@@ -119,7 +129,8 @@ def _packed(source: files.Source, neurons: int, samples: int | None) -> NDArray[
         bits = archive.array("bits", "u", 2)
         if bits.dtype != np.uint8 or bits.shape[1] * 8 != neurons:
             raise ValueError(
-                f"{source.name}: bits of {bits.dtype} {bits.shape} are no images of {neurons} pixels"
+                f"{source.name}: bits of {bits.dtype} {bits.shape} are no images of {neurons} "
+                "pixels"
             )
         bits = _first(source, bits, neurons, samples)
         pixels: NDArray[np.generic] = np.unpackbits(bits, axis=1).T
@@ -152,18 +163,7 @@ def _first(
     return images[:count]
 
 
-def write_images(path: str | Path, images: Floats) -> None:
-    """Write (neurons, samples), by the suffix of the file; npz is a sparse matrix."""
-    columns, rows = np.nonzero(images)
-    order = np.lexsort((columns, rows))
-    shape = images.shape[1], images.shape[0]
-    formats.write(
-        path,
-        formats.Entries(rows[order], columns[order], images[columns[order], rows[order]], shape),
-    )
-
-
-# --- networks ---------------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
 def read_layer(path: str | Path, neurons: int) -> SparseRows:
@@ -172,22 +172,6 @@ def read_layer(path: str | Path, neurons: int) -> SparseRows:
     order = np.lexsort((entries.rows, entries.columns))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(entries.columns, minlength=neurons))])
     return SparseRows(indptr, entries.rows[order], entries.values[order], neurons)
-
-
-def write_layer(path: str | Path, matrix: SparseRows) -> None:
-    """Write a layer, by the suffix of the file."""
-    outputs = np.repeat(np.arange(matrix.n_rows), np.diff(matrix.indptr))
-    inputs = matrix.indices.astype(np.int64)
-    order = np.lexsort((outputs, inputs))
-    formats.write(
-        path,
-        formats.Entries(
-            inputs[order],
-            outputs[order],
-            matrix.all_values()[order],
-            (matrix.n_cols, matrix.n_rows),
-        ),
-    )
 
 
 def read_network(
@@ -229,17 +213,7 @@ def read_network(
     )
 
 
-def write_network(folder: str | Path, network: Layers, suffix: str = ".tsv") -> None:
-    """Write a network to a folder, a file a layer, one at a time."""
-    if suffix not in SUFFIXES:
-        raise ValueError(f"no format {suffix!r} for layers; known: {', '.join(SUFFIXES)}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, matrix in enumerate(network, 1):
-        write_layer(folder / f"n{matrix.n_cols}-l{number}{suffix}", matrix)
-
-
-# --- categories -------------------------------------------------------------------------------------------------------
+# --- categories -----------------------------------------------------------------------------------
 
 
 def read_categories(path: str | Path) -> NDArray[np.int64]:
@@ -260,13 +234,8 @@ def read_categories(path: str | Path) -> NDArray[np.int64]:
                 good = text.isascii() and text.isdigit() and len(text) < 19
                 if not good or int(text) <= (found[-1] if found else 0):
                     raise ValueError(
-                        f"{path}, line {number}: {files.shown(line)} is no image number above the one before"
+                        f"{path}, line {number}: {files.shown(line)} is no image number above the "
+                        "one before"
                     )
                 found.append(int(text))
     return np.array(found, np.int64)
-
-
-def write_categories(path: str | Path, categories: NDArray[np.int64]) -> None:
-    """Write image numbers, counted from 1, one a line."""
-    with files.replacing(path) as file:
-        file.write("".join(f"{one}\n" for one in categories.tolist()).encode())

@@ -1,13 +1,20 @@
-"""Row-partitioned inference over a communicator: mpi4py's or the shim's, the same code.
+"""Row-partitioned inference over a communicator, mpi4py's or this package's.
 
-Each rank has some of every layer's rows (neurons).  Before a layer it gives the others the activation rows their
-weights touch and lays theirs behind its own, sender after sender: in one collective call a layer, so that a channel can
-pack what a rank sends, unless few have anything for each other.  A row's sum is taken in the order of its entries, wherever its inputs lie, so the order of
-every sum is that of the serial kernel, and so are the bits of the answer.
+Each rank holds some rows (neurons) of every layer. Before a layer, the ranks exchange activation
+rows: each sends those that other ranks' weights read, and places the received ones behind its own,
+sender after sender. That is one collective call per layer, which a channel can serve with few
+requests, unless so few pairs of ranks exchange rows that messages are cheaper (`Exchange`).
 
-Overlap: batches are in flight together, each a thread with a communicator of its own, so that one computes while
-another waits.  With `accumulate` a rank also multiplies its own rows while its peers' are on their way, and then adds the
-products of theirs in the order of the senders: the bits then depend on the partition, and on nothing else.
+Invariant: a sum is computed in the order of the row's entries, wherever their inputs are. So its
+bits are those of the serial kernel, on any number of ranks and with any partition. Only
+`accumulate` gives this up: a rank then multiplies its own rows while others are in transit and adds
+the products of received rows in the order of senders, so the bits depend on the partition too.
+
+Samples whose activations are all zero are pruned after each layer: no later layer can change them.
+The ranks of a batch may have different active samples, so a message begins with the set of its own.
+
+Several batches are in flight, each with a thread and a communicator of its own: one computes while
+another waits. If you change the order of collective calls, it must stay equal on all ranks.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from enum import IntEnum
 from functools import cached_property, partial
 from typing import Any
 
@@ -31,47 +39,71 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-ROWS_AT_ONCE = 64  # that are copied from samples to samples
-IN_FLIGHT = 2  # batches at the same time: while one waits, one computes
-_HEAD = struct.Struct(
-    "<I"
-)  # of a message: bytes of its set of samples, which follow, and then the rows
+ROWS_AT_ONCE = 64  # copied at a time, which bounds the memory of the copy
+IN_FLIGHT = 2  # batches at the same time: one computes while the other waits
+# A message: length of its set of active samples, the set, the coded rows over these samples.
+_HEAD = struct.Struct("<I")
 
 
-OWN = -1  # the block of own rows
-NONE, SHARED, DEALT, PAIRED = range(4)
+OWN = -1  # key of the block of own rows in `Part.blocks`
+
+
+class Exchange(IntEnum):
+    """How the ranks exchange rows before a layer; equal on all ranks. The numbers are in files.
+
+    NONE: no rank needs rows of another. ALLGATHER: one message for all peers. ALLTOALL: one message
+    for each peer. PAIRWISE: as ALLTOALL, but by point-to-point messages, as few pairs have any.
+    """
+
+    NONE = 0
+    ALLGATHER = 1
+    ALLTOALL = 2
+    PAIRWISE = 3
 
 
 @dataclass
 class Part:
     """A layer as one rank holds it.
 
-    The layer's input is a panel of `columns` activation rows: first those the rank computed itself, then those of rank 0,
-    rank 1, ... that it needs.  Rows with equal entries (twins) are there once, and computed once.
+    Its input is a panel of `columns` activation rows: first those that the rank computed itself,
+    then the received ones, sender after sender. Duplicate rows, which have equal entries, are held
+    and computed once: the others are "distinct rows".
 
-    indptr, indices, values: the rank's distinct rows, CSR over the panel, entries in the network's order; values has nnz
-    numbers, or one for all.
-    expand: for each neuron the rank owns behind the layer, ascending, its distinct row.
-    how: the ranks' exchange before the layer, on all the same: NONE; SHARED, one message for all peers (allgather); DEALT, one
-    for each (alltoall); PAIRED, as dealt, but few ranks have anything for each other (point to point).
-    give: own distinct rows of the boundary before the layer that are sent; those for peer q are
-    give[give_to[q]:give_to[q + 1]], or all of `give` if SHARED (then give_to is 0 and len(give)).
-    take: for each row that comes, sender after sender, its place in the sender's message if SHARED; else empty, as all of a
-    message is taken.  take_from[q]..take_from[q + 1]: the rows of sender q.
-    come: rows in the message of each sender, taken or not.
+    Attributes
+    ----------
+    indptr, indices, values
+        The rank's distinct rows in CSR over the panel, entries in the network's order. `values` has
+        nnz numbers, or one that all entries have.
+    columns
+        Rows of the panel.
+    row_of_neuron
+        Distinct row of each neuron that the rank owns behind the layer, neurons ascending.
+    exchange
+        How rows are exchanged before the layer.
+    send_rows, send_offsets
+        Own distinct rows that are sent: those for peer q are
+        `send_rows[send_offsets[q]:send_offsets[q + 1]]`. With ALLGATHER all peers get all of them,
+        and the offsets are 0 and then `len(send_rows)`.
+    recv_index
+        With ALLGATHER, place of each received row in its sender's message; else empty, since every
+        row of a message is needed.
+    recv_offsets
+        (ranks + 1,): the received rows of sender q are `recv_offsets[q]` to `recv_offsets[q + 1]`.
+    recv_counts
+        (ranks,): rows in the message of each sender, needed or not.
     """
 
     indptr: Indices
     indices: NDArray[Any]
     values: Floats
     columns: int
-    expand: NDArray[np.uint32]
-    how: int
-    give: NDArray[np.uint32]
-    give_to: Indices
-    take: NDArray[np.uint32]
-    take_from: Indices
-    come: Indices
+    row_of_neuron: NDArray[np.uint32]
+    exchange: Exchange
+    send_rows: NDArray[np.uint32]
+    send_offsets: Indices
+    recv_index: NDArray[np.uint32]
+    recv_offsets: Indices
+    recv_counts: Indices
 
     @property
     def rows(self) -> int:
@@ -81,47 +113,56 @@ class Part:
     @property
     def own(self) -> int:
         """Panel rows that are the rank's own."""
-        return self.columns - int(self.take_from[-1])
+        return self.columns - int(self.recv_offsets[-1])
 
     def check(self, ranks: int, own: int) -> None:
-        """Raise ValueError unless the arrays fit each other, on one of `ranks` ranks that has `own` rows before the layer."""
-        counts = (self.give_to, self.take_from, self.come)
-        whole = all(one.dtype.kind in "iu" for one in (self.indptr, self.indices, *counts))
-        if (
-            not whole
-            or not len(self.indptr)
-            or [len(one) for one in counts] != [ranks + 1, ranks + 1, ranks]
-        ):
-            raise ValueError("arrays of other lengths or types")
-        for one, end in (
+        """Check that the arrays fit each other, as those of a stored part might not.
+
+        Parameters
+        ----------
+        ranks
+            Number of ranks of a replica.
+        own
+            Distinct rows that the rank has before the layer.
+
+        Raises
+        ------
+        ValueError
+            They do not.
+        """
+        per_rank = (self.send_offsets, self.recv_offsets, self.recv_counts)
+        integers = all(array.dtype.kind in "iu" for array in (self.indptr, self.indices, *per_rank))
+        lengths = [len(array) for array in per_rank]
+        if not integers or not len(self.indptr) or lengths != [ranks + 1, ranks + 1, ranks]:
+            raise ValueError("arrays of wrong length or type")
+        for offsets, end in (
             (self.indptr, len(self.indices)),
-            (self.give_to, len(self.give)),
-            (self.take_from, self.columns - own),
+            (self.send_offsets, len(self.send_rows)),
+            (self.recv_offsets, self.columns - own),
         ):
-            if int(one[0]) or int(one[-1]) != end or (one[1:] < one[:-1]).any():
-                raise ValueError("sums that do not rise from 0 to what they count")
-        taken = np.diff(self.take_from)
-        sender = np.repeat(np.arange(ranks), taken)
-        shared = self.how == SHARED
+            if int(offsets[0]) or int(offsets[-1]) != end or (offsets[1:] < offsets[:-1]).any():
+                raise ValueError("offsets that do not rise from 0 to the number of rows")
+        received = np.diff(self.recv_offsets)
+        senders = np.repeat(np.arange(ranks), received)
+        shared = self.exchange == Exchange.ALLGATHER
         for numbers, below in (
             (self.indices, self.columns),
-            (self.expand, self.rows),
-            (self.give, own),
-            (self.take, self.come[sender] if shared else 0),
+            (self.row_of_neuron, self.rows),
+            (self.send_rows, own),
+            (self.recv_index, self.recv_counts[senders] if shared else 0),
         ):
             if numbers.dtype.kind not in "iu" or (
                 len(numbers) and (numbers.min() < 0 or (numbers >= below).any())
             ):
-                raise ValueError("numbers of rows that are not there")
+                raise ValueError("numbers of rows that do not exist")
         if (
-            self.how not in (NONE, SHARED, DEALT, PAIRED)
-            or len(self.take) != (len(sender) if shared else 0)
-            or (self.come < taken).any()
-            or (not shared and (self.come != taken).any())
+            len(self.recv_index) != (len(senders) if shared else 0)
+            or (self.recv_counts < received).any()
+            or (not shared and (self.recv_counts != received).any())
         ):
             raise ValueError("an exchange that does not fit")
         if self.values.dtype != np.float32 or len(self.values) not in (1, len(self.indices)):
-            raise ValueError("values of another number or type")
+            raise ValueError("values of wrong number or type")
         if not np.isfinite(self.values).all():
             raise ValueError("values have NaN or infinity")
 
@@ -132,39 +173,44 @@ class Part:
 
     @cached_property
     def blocks(self) -> dict[int, SparseRows]:
-        """The matrix cut by whose rows it reads: sender -> columns of that sender's rows alone; OWN -> of own rows.
+        """The matrix by sender: its columns are that sender's rows; OWN: the rank's own rows.
 
-        Blocks without entries are left out; a row's entries keep their order in each.
+        Blocks without entries are omitted; a row's entries keep their order in each block.
         """
-        bounds = np.concatenate([[0], self.own + self.take_from])
-        block = (
-            np.searchsorted(bounds, self.indices, side="right") - 2
-        )  # the last of equal bounds: of a sender with rows
-        row = np.repeat(np.arange(self.rows), np.diff(self.indptr))
-        made = {}
-        for sender in np.unique(block).tolist():
-            mine = np.flatnonzero(block == sender)
-            indptr = np.concatenate([[0], np.cumsum(np.bincount(row[mine], minlength=self.rows))])
+        bounds = np.concatenate([[0], self.own + self.recv_offsets])
+        # Of equal bounds the last one counts: it belongs to a sender that has rows.
+        block_of_entry = np.searchsorted(bounds, self.indices, side="right") - 2
+        row_of_entry = np.repeat(np.arange(self.rows), np.diff(self.indptr))
+        blocks = {}
+        for sender in np.unique(block_of_entry).tolist():
+            entries = np.flatnonzero(block_of_entry == sender)
+            lengths = np.bincount(row_of_entry[entries], minlength=self.rows)
             first, last = bounds[sender + 1 : sender + 3]
-            made[sender] = SparseRows(
-                indptr,
-                self.indices[mine] - first.astype(self.indices.dtype),
-                self._values(mine),
+            blocks[sender] = SparseRows(
+                np.concatenate([[0], np.cumsum(lengths)]),
+                self.indices[entries] - first.astype(self.indices.dtype),
+                self._values(entries),
                 int(last - first),
             )
-        return made
+        return blocks
 
     def _values(self, entries: Any) -> Any:
-        """Of those entries; the one number if all have it."""
+        """Values of those entries; one number if all entries have it."""
         return self.values[0] if len(self.values) == 1 else self.values[entries]
 
 
 @dataclass
 class LayerStatistics:
-    """What a layer took on one rank: seconds; rows, nonzeros, bytes and messages it sent; samples alive before it.
+    """What a layer statistics on one rank.
 
-    send_s: making messages; wait_s: until peers' messages were there; compute_s: the rest.  A message that all peers
-    share counts once, and so do its rows.
+    Attributes
+    ----------
+    send_s, wait_s, compute_s
+        Seconds to make messages; until the peers' messages were there; for everything else.
+    rows, nonzeros, nbytes, messages
+        What the rank sent. A message that all peers share counts once, and so do its rows.
+    active_samples
+        Samples with a nonzero activation before the layer.
     """
 
     compute_s: float = 0.0
@@ -174,30 +220,27 @@ class LayerStatistics:
     nonzeros: int = 0
     nbytes: int = 0
     messages: int = 0
-    living: int = 0
+    active_samples: int = 0
 
     def add(self, other: LayerStatistics) -> None:
-        """Make it the sum of both."""
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        """Add the numbers of `other`."""
+        for field_ in fields(self):
+            name = field_.name
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass
 class Statistics:
-    """What a rank's inference took, by layer."""
+    """What inference statistics on one rank, by layer."""
 
     layers: list[LayerStatistics] = field(default_factory=list)
 
     def total(self) -> LayerStatistics:
-        """The sum over the layers."""
-        return _sum(self.layers)
-
-
-def _sum(many: Sequence[LayerStatistics]) -> LayerStatistics:
-    total = LayerStatistics()
-    for one in many:
-        total.add(one)
-    return total
+        """Return the sum over the layers."""
+        total = LayerStatistics()
+        for layer_statistics in self.layers:
+            total.add(layer_statistics)
+        return total
 
 
 def infer(
@@ -211,54 +254,73 @@ def infer(
     accumulate: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> tuple[Floats, Indices, Statistics]:
-    """Run samples through the network; every rank of `comm` calls it, with the same `batches` and `accumulate`.
+    """Run samples through the network; collective over `comm`.
 
-    x: rows of the neurons this rank owns at boundary 0, ascending: (rows, samples), C-contiguous.
-    batches: equal shares of the samples, of which IN_FLIGHT are under way together (one after the other where MPI allows
-    one thread alone).  accumulate: add products of peers' rows to those of own rows.  watch: called with (batch, layer)
-    when a batch comes to a layer, and with the number of layers when it is through; it may be called by several threads.
+    Parameters
+    ----------
+    comm
+        Communicator of the ranks that hold the parts; mpi4py's or this package's.
+    parts
+        This rank's part of each layer.
+    x
+        (own rows, samples) float32, C-contiguous: the neurons that this rank owns at boundary 0,
+        ascending. Borrowed for the call.
+    bias, cap
+        Of every layer: y = min(max(W x + bias, 0), cap), the bias where W x is not 0.
+    batches
+        Equal shares of the samples, equal on all ranks. Up to IN_FLIGHT of them are in flight, or
+        one if MPI does not allow several threads.
+    accumulate
+        Add the products of received rows to those of own rows; equal on all ranks.
+    watch
+        Called with (batch, layer) when a batch reaches a layer, and with the number of layers at
+        its end; from several threads.
 
     Returns
     -------
-    y: rows of the neurons this rank owns at the last boundary, over the samples that live there on some rank; those
-    samples' numbers, ascending; and what it took.
+    y : ndarray
+        (own neurons at the last boundary, active samples) float32.
+    samples : ndarray
+        Numbers of the samples that are active at the end on some rank, ascending; int64.
+    statistics : Statistics
+        What this rank statistics.
 
     Raises
     ------
     ValueError
-        No layers, x is not as above or has NaN or infinity, or what a peer sent does not fit: its network is another.
+        There are no layers, x is not as above or has NaN or infinity, or a peer sent something that
+        does not fit, so it runs another network or partition.
     """
     _check(parts, x)
     batches = max(1, min(batches, x.shape[1]))
     bounds = [x.shape[1] * batch // batches for batch in range(batches + 1)]
     lanes = min(IN_FLIGHT, batches) if _threads_allowed() else 1
+    # Concurrent batches must not mix their messages, so each lane has a communicator.
     comms = [comm] + [comm.Dup() for _ in range(lanes - 1)]
 
-    def lane(number: int) -> list[tuple[Floats, Indices, list[LayerStatistics]]]:
-        """Batches number, number + lanes, ...: on every rank the same, in the same order."""
-        made = []
+    def run_lane(number: int) -> list[tuple[Floats, Indices, list[LayerStatistics]]]:
+        """Batches number, number + lanes, ...: equal on every rank, in the same order."""
+        outcomes = []
         for batch in range(number, batches, lanes):
             share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
-            one = _Batch(comms[number], share, bias, cap, accumulate)
-            made.append(one.run(parts, partial(watch, batch) if watch else lambda layer: None))
-        return made
+            state = _Batch(comms[number], share, bias, cap, accumulate)
+            on_layer = partial(watch, batch) if watch else lambda layer: None
+            outcomes.append(state.run(parts, on_layer))
+        return outcomes
 
-    results = _together(lane, lanes)
-    for one in comms[1:]:
-        one.Free()
-    taken = Statistics([LayerStatistics() for _ in range(len(parts))])
+    results = _in_threads(run_lane, lanes)
+    for lane_comm in comms[1:]:
+        lane_comm.Free()
+    statistics = Statistics([LayerStatistics() for _ in range(len(parts))])
     outputs, numbers = [], []
     for batch in range(batches):
         y, samples, layers = results[batch % lanes][batch // lanes]
         outputs.append(y)
         numbers.append(samples + bounds[batch])
-        for total, took in zip(taken.layers, layers, strict=True):
-            total.add(took)
-    return (
-        (outputs[0] if batches == 1 else np.concatenate(outputs, axis=1)),
-        np.concatenate(numbers),
-        taken,
-    )
+        for total, layer_statistics in zip(statistics.layers, layers, strict=True):
+            total.add(layer_statistics)
+    whole = outputs[0] if batches == 1 else np.concatenate(outputs, axis=1)
+    return whole, np.concatenate(numbers), statistics
 
 
 def _check(parts: Sequence[Part], x: Floats) -> None:
@@ -277,54 +339,53 @@ def _check(parts: Sequence[Part], x: Floats) -> None:
 
 
 def _threads_allowed() -> bool:
+    # Not at the top: under mpirun this import initializes the real MPI.
     from serverless_mpi import MPI
 
     return bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)
 
 
-def _together(call: Callable[[int], Any], count: int) -> list[Any]:
-    """[call(0), call(1), ...], each in a thread of its own but the first; the first error is raised when one fails."""
-    results: list[Any] = [None] * count
+def _in_threads(call: Callable[[int], Any], count: int) -> list[Any]:
+    """Return [call(0), call(1), ...], run at the same time; raises the first error."""
     if count == 1:
         return [call(0)]
     with ThreadPoolExecutor(count, "smpi-batch") as pool:
-        for number, future in enumerate([pool.submit(call, number) for number in range(count)]):
-            results[number] = future.result()
-    return results
+        return [future.result() for future in [pool.submit(call, n) for n in range(count)]]
 
 
 class _Input:
-    """Rows of x over its living samples, left where they are: a copy would be one of the three panels in memory."""
+    """The active samples of x, without a copy, which would be one of three panels in memory."""
 
-    def __init__(self, x: Floats, living: Flags) -> None:
+    def __init__(self, x: Floats, active: Flags) -> None:
         self._x = x
-        self._living = np.flatnonzero(living)
-        self.samples = len(self._living)
+        self._active = np.flatnonzero(active)
+        self.samples = len(self._active)
 
     def take(self, rows: Indices) -> Floats:
-        """As of Panels."""
-        some = self._x[rows]
-        return (
-            some if self.samples == some.shape[1] else np.ascontiguousarray(some[:, self._living])
-        )
+        """Return a copy of those rows over the active samples, as `Panels.take`."""
+        values = self._x[rows]
+        if self.samples == values.shape[1]:
+            return values
+        return np.ascontiguousarray(values[:, self._active])
 
     def panels(self) -> Panels:
-        """All of them."""
-        made = Panels(len(self._x), self.samples)
-        for some in _few(len(self._x)):
-            made.put(self.take(some), some)
-        return made
+        """Return all rows as panels."""
+        panels = Panels(len(self._x), self.samples)
+        for rows in _row_blocks(len(self._x)):
+            panels.put(self.take(rows), rows)
+        return panels
 
 
-def _few(rows: int) -> list[Indices]:
-    """Numbers of rows, ROWS_AT_ONCE or less at a time."""
+def _row_blocks(rows: int) -> list[Indices]:
+    """Numbers of all rows, at most ROWS_AT_ONCE in a block."""
     return np.array_split(np.arange(rows), -(-rows // ROWS_AT_ONCE) or 1)
 
 
 class _Batch:
     """A rank's state of one batch.
 
-    y: its distinct rows at a boundary, over `living`, the samples that live in one of them, ascending.
+    y: its distinct rows at the current boundary, over the samples that `active` flags; once a layer
+    has been computed, those are the samples with a nonzero in one of these rows.
     """
 
     def __init__(self, comm: Any, x: Floats, bias: float, cap: float, accumulate: bool) -> None:
@@ -335,183 +396,192 @@ class _Batch:
             ThreadPoolExecutor(1, "smpi-exchange") if accumulate and _threads_allowed() else None
         )
         self.samples = x.shape[1]
-        self.living: Flags = np.asarray(np.any(x, axis=0))
-        self.y: Panels | _Input = _Input(x, self.living)
+        self.active: Flags = np.asarray(np.any(x, axis=0))
+        self.y: Panels | _Input = _Input(x, self.active)
 
     def run(
         self, parts: Sequence[Part], watch: Callable[[int], None]
     ) -> tuple[Floats, Indices, list[LayerStatistics]]:
-        """All layers: as `infer`."""
-        taken = []
+        """Run all layers; returns (y, samples, statistics by layer) as `infer`."""
+        statistics = []
         for number, part in enumerate(parts):
             watch(number)
-            taken.append(self.step(part))
-        watch(len(taken))
+            statistics.append(self.step(part))
+        watch(len(statistics))
         if self.caller:
             self.caller.shutdown()
         sets = [
-            codec.decode_set(one, self.samples)
-            for one in self.comm.allgather(codec.encode_set(self.living))
+            codec.decode_set(coded, self.samples)
+            for coded in self.comm.allgather(codec.encode_set(self.active))
         ]
-        living = np.logical_or.reduce(sets)
-        y = np.zeros((len(part.expand), np.count_nonzero(living)), np.float32)
-        y[:, self.living[living]] = self.own().take(part.expand.astype(np.int64))
-        return y, np.flatnonzero(living), taken
+        active = np.logical_or.reduce(sets)
+        y = np.zeros((len(part.row_of_neuron), np.count_nonzero(active)), np.float32)
+        y[:, self.active[active]] = self.own().take(part.row_of_neuron.astype(np.int64))
+        return y, np.flatnonzero(active), statistics
 
     def step(self, part: Part) -> LayerStatistics:
-        """One layer."""
-        took = LayerStatistics(living=int(np.count_nonzero(self.living)))
+        """Run one layer: exchange, multiply, prune."""
+        statistics = LayerStatistics(active_samples=int(np.count_nonzero(self.active)))
         began = time.perf_counter()
-        messages = self.messages(part, took) if part.how else []
-        took.send_s = time.perf_counter() - began
+        messages = self.messages(part, statistics) if part.exchange is not Exchange.NONE else []
+        statistics.send_s = time.perf_counter() - began
         if self.accumulate:
-            alive = self.add(part, messages, took)
+            still_active = self.add(part, messages, statistics)
         else:
-            panel = self.y = self.panel(
-                part, self.exchange(part, messages, took)
-            )  # what y was is needed no more
-            self.y, alive = layer(part.weights, panel, self.bias, self.cap)
+            # y is replaced at once: its old rows are freed before the layer's output exists.
+            panel = self.y = self.panel(part, self.exchange(part, messages, statistics))
+            self.y, still_active = layer(part.weights, panel, self.bias, self.cap)
             del panel
-        if not alive.all():
-            self.living[self.living] = alive
-            self.own().keep(alive)
-        took.compute_s = time.perf_counter() - began - took.send_s - took.wait_s
-        return took
+        if not still_active.all():
+            self.active[self.active] = still_active
+            self.own().keep(still_active)
+        statistics.compute_s = time.perf_counter() - began - statistics.send_s - statistics.wait_s
+        return statistics
 
-    def messages(self, part: Part, took: LayerStatistics) -> list[bytes]:
-        """One for all peers, or one each: the samples that live in own rows, and rows of these samples."""
-        living = codec.encode_set(self.living)
-        made = []
-        for peer in range(1 if part.how == SHARED else self.comm.size):
-            give = part.give[part.give_to[peer] : part.give_to[peer + 1]]
-            if not len(give):
-                made.append(b"")
+    def messages(self, part: Part, statistics: LayerStatistics) -> list[bytes]:
+        """Return one message for all peers, or one for each: active samples, and rows over them."""
+        active = codec.encode_set(self.active)
+        messages: list[bytes] = []
+        for peer in range(1 if part.exchange == Exchange.ALLGATHER else self.comm.size):
+            sent = part.send_rows[part.send_offsets[peer] : part.send_offsets[peer + 1]]
+            if not len(sent):
+                messages.append(b"")
                 continue
-            rows = self.y.take(give.astype(np.int64))
-            made.append(_HEAD.pack(len(living)) + living + codec.encode(rows))
-            took.messages += 1
-            took.nbytes += len(made[-1])
-            took.rows += len(give)
-            took.nonzeros += int(np.count_nonzero(rows))
-        return made
+            rows = self.y.take(sent.astype(np.int64))
+            messages.append(_HEAD.pack(len(active)) + active + codec.encode(rows))
+            statistics.messages += 1
+            statistics.nbytes += len(messages[-1])
+            statistics.rows += len(sent)
+            statistics.nonzeros += int(np.count_nonzero(rows))
+        return messages
 
-    def exchange(self, part: Part, messages: Sequence[bytes], took: LayerStatistics) -> list[bytes]:
-        """What each rank sent, in one collective call where most have something for each other; [] if nobody has."""
+    def exchange(
+        self, part: Part, messages: Sequence[bytes], statistics: LayerStatistics
+    ) -> list[bytes]:
+        """Return the message of each rank, b"" where there is none; [] without an exchange."""
         began = time.perf_counter()
         received: list[bytes] = []
-        if part.how == SHARED:
+        if part.exchange == Exchange.ALLGATHER:
             received = self.comm.allgather(messages[0])
-        elif part.how == DEALT:
+        elif part.exchange == Exchange.ALLTOALL:
             received = self.comm.alltoall(messages)
-        elif part.how == PAIRED:
+        elif part.exchange == Exchange.PAIRWISE:
             sends = [
                 self.comm.isend(message, dest=peer)
                 for peer, message in enumerate(messages)
                 if message
             ]
-            senders = np.diff(part.take_from).tolist()
+            senders = np.diff(part.recv_offsets).tolist()
             received = [
                 self.comm.recv(source=peer) if rows else b"" for peer, rows in enumerate(senders)
             ]
             for send in sends:
                 send.wait()
-        took.wait_s += time.perf_counter() - began
+        statistics.wait_s += time.perf_counter() - began
         return received
 
     def arrived(self, part: Part, received: Sequence[bytes]) -> list[tuple[int, Flags, memoryview]]:
-        """(sender, samples that live in its rows, the rows' bytes) of what this rank needs; those samples join `living`."""
-        made = []
+        """Return (sender, its active samples, coded rows) of the senders that this rank needs.
+
+        Their active samples become active here, too.
+        """
+        messages = []
         for peer, message in enumerate(received):
-            if peer == self.rank or part.take_from[peer] == part.take_from[peer + 1]:
+            if peer == self.rank or part.recv_offsets[peer] == part.recv_offsets[peer + 1]:
                 continue
             with _blamed(peer):
                 (length,) = _HEAD.unpack_from(message)
-                living = codec.decode_set(
+                active = codec.decode_set(
                     memoryview(message)[_HEAD.size : _HEAD.size + length], self.samples
                 )
-            made.append((peer, living, memoryview(message)[_HEAD.size + length :]))
-        for _, living, _ in made:
-            self.living |= living
-        return made
+            messages.append((peer, active, memoryview(message)[_HEAD.size + length :]))
+        for _, active, _ in messages:
+            self.active |= active
+        return messages
 
-    def rows(self, part: Part, peer: int, living: Flags, body: memoryview) -> Floats:
-        """The rows of a sender that this rank needs, over its living samples."""
-        begin, end = part.take_from[peer : peer + 2].tolist()
+    def rows(self, part: Part, peer: int, active: Flags, body: memoryview) -> Floats:
+        """Return the needed rows of a sender's message, over this rank's active samples."""
+        begin, end = part.recv_offsets[peer : peer + 2].tolist()
         with _blamed(peer):
-            rows = codec.decode(body, (int(part.come[peer]), int(np.count_nonzero(living))))
-        if part.how == SHARED:
-            rows = rows[part.take[begin:end]]
-        return self.spread(rows, living)
+            rows = codec.decode(body, (int(part.recv_counts[peer]), int(np.count_nonzero(active))))
+        if part.exchange == Exchange.ALLGATHER:
+            rows = rows[part.recv_index[begin:end]]
+        return self.spread(rows, active)
 
     def spread(self, rows: Floats, of: Flags) -> Floats:
-        """Rows over the samples `of`, as rows over those that live."""
-        here = of[self.living]
-        if here.all():
+        """Return rows over the samples `of` as rows over the active samples, 0 for the others."""
+        present = of[self.active]
+        if present.all():
             return np.ascontiguousarray(rows)
-        made = np.zeros((len(rows), len(here)), np.float32)
-        made[:, here] = rows
-        return made
+        spread = np.zeros((len(rows), len(present)), np.float32)
+        spread[:, present] = rows
+        return spread
 
     def own(self) -> Panels:
-        """y in panels."""
+        """Return y as panels."""
         if isinstance(self.y, _Input):
             self.y = self.y.panels()
         return self.y
 
     def panel(self, part: Part, received: Sequence[bytes]) -> Panels:
-        """The layer's input, of the samples that live in one of its rows."""
-        if not part.take_from[-1]:
+        """Return the layer's input over the samples that are active in one of its rows."""
+        if not part.recv_offsets[-1]:
             return self.own()
-        before = self.living.copy()
-        came = self.arrived(part, received)
-        panel = Panels(part.columns, int(np.count_nonzero(self.living)))
+        before = self.active.copy()
+        messages_in = self.arrived(part, received)
+        panel = Panels(part.columns, int(np.count_nonzero(self.active)))
         if isinstance(self.y, Panels) and panel.samples == self.y.samples:
             panel.data[:, : part.own] = self.y.data
         else:
-            for some in _few(part.own):
-                panel.put(self.spread(self.y.take(some), before), some)
-        for peer, living, body in came:
-            begin, end = part.own + part.take_from[peer : peer + 2]
-            panel.put(self.rows(part, peer, living, body), np.arange(begin, end))
+            for block in _row_blocks(part.own):
+                panel.put(self.spread(self.y.take(block), before), block)
+        for peer, active, body in messages_in:
+            begin, end = part.own + part.recv_offsets[peer : peer + 2]
+            panel.put(self.rows(part, peer, active, body), np.arange(begin, end))
         return panel
 
-    def add(self, part: Part, messages: Sequence[bytes], took: LayerStatistics) -> Flags:
-        """The layer by blocks: own rows while messages are on their way, then each sender's, added in their order."""
-        if not part.take_from[-1]:
-            self.exchange(part, messages, took)
-            self.y, alive = layer(part.weights, self.own(), self.bias, self.cap)
-            return alive
-        coming = (
+    def add(self, part: Part, messages: Sequence[bytes], statistics: LayerStatistics) -> Flags:
+        """Run the layer by blocks: own rows while messages are in transit, then each sender's.
+
+        Returns, for each sample, whether it is still active.
+        """
+        if not part.recv_offsets[-1]:
+            self.exchange(part, messages, statistics)
+            self.y, still_active = layer(part.weights, self.own(), self.bias, self.cap)
+            return still_active
+        pending = (
             self.caller.submit(self.exchange, part, messages, LayerStatistics())
             if self.caller
             else None
         )
         total = multiply(part.blocks[OWN], self.own()) if OWN in part.blocks else None
         began = time.perf_counter()
-        received = coming.result() if coming else self.exchange(part, messages, LayerStatistics())
-        took.wait_s += time.perf_counter() - began
-        before = self.living.copy()
-        came = self.arrived(part, received)
-        if total is not None and not (before == self.living).all():
+        received = pending.result() if pending else self.exchange(part, messages, LayerStatistics())
+        statistics.wait_s += time.perf_counter() - began
+        before = self.active.copy()
+        messages_in = self.arrived(part, received)
+        if total is not None and not (before == self.active).all():
             total = Panels.of(self.spread(total.take(), before))
-        for peer, living, body in came[:-1]:
+        for peer, active, body in messages_in[:-1]:
             more = total is not None
             total = multiply(
-                part.blocks[peer], Panels.of(self.rows(part, peer, living, body)), total, more
+                part.blocks[peer], Panels.of(self.rows(part, peer, active, body)), total, more
             )
-        peer, living, body = came[-1]
-        last = Panels.of(self.rows(part, peer, living, body))
-        self.y, alive = layer(
+        peer, active, body = messages_in[-1]
+        last = Panels.of(self.rows(part, peer, active, body))
+        self.y, still_active = layer(
             part.blocks[peer], last, self.bias, self.cap, total, accumulate=total is not None
         )
-        return alive
+        return still_active
 
 
 @contextmanager
 def _blamed(peer: int) -> Iterator[None]:
+    """Name the sender in errors about its message."""
     try:
         yield
     except (struct.error, IndexError, ValueError) as error:
         raise ValueError(
-            f"rank {peer} sent what does not fit: {error}; all ranks must run the same partition"
+            f"rank {peer} sent a message that does not fit: {error}; "
+            "all ranks must run the same partition"
         ) from error

@@ -1,15 +1,19 @@
-"""Files of strangers: opened so that no kind of file, and no size, takes more memory or time than it is worth; and replaced.
+"""Files of strangers: opened so that no kind of file, and no size, takes more memory or time than
+it is worth; and replaced.
 
-Reading: only a regular file is opened, so that a device, a pipe or a socket neither blocks nor delivers bytes without end; and
-only as many bytes are read as the file had when it was opened, so that a file that grows, and those of /proc, which have a size
-of 0, end too.  A line has a largest length.  An npz is read without NumPy's own reader, which takes the memory that a header
-claims before it looks whether the file has as many bytes.
+Reading: only a regular file is opened, so that a device, a pipe or a socket neither blocks nor
+delivers bytes without end; and only as many bytes are read as the file had when it was opened, so
+that a file that grows, and those of /proc, which have a size of 0, end too. A line has a largest
+length. An npz is read without NumPy's own reader, which takes the memory that a header claims
+before it looks whether the file has as many bytes.
 
-Writing: the new bytes go to a file of a name that nobody can foresee, made with O_EXCL and O_NOFOLLOW, which then
-replaces the old one: nobody sees half a file, and no link that was put there is followed.
+Writing: the new bytes go to a file of a name that nobody can foresee, made with O_EXCL and
+O_NOFOLLOW, which then replaces the old one: nobody sees half a file, and no link that was put there
+is followed.
 
-Every fault of a file's content is a ValueError that names the file.  No text quotes what is not data: a path may name
-a file that its reader should not see, such as /etc/shadow, and replies and logs go to others.
+Every fault of a file's content is a ValueError that names the file. No text quotes what is not
+data: a path may name a file that its reader should not see, such as /etc/shadow, and replies and
+logs go to others.
 """
 
 from __future__ import annotations
@@ -64,8 +68,8 @@ def machine_bytes() -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """A file's bytes that can be read from any place. name: for errors. size: bytes; more are not read. limit: bytes of
-    memory that its content may take."""
+    """A file's bytes that can be read from any place. name: for errors. size: bytes; more are not
+    read. limit: bytes of memory that its content may take."""
 
     name: str
     file: BinaryIO
@@ -88,7 +92,8 @@ class Source:
 
 @contextlib.contextmanager
 def opened(path: str | Path, limit: int | None = None) -> Iterator[Source]:
-    """A regular file, for reading. limit: bytes of memory for its content; the machine's if not given.
+    """A regular file, for reading. limit: bytes of memory for its content; the machine's if not
+    given.
 
     Raises
     ------
@@ -120,11 +125,13 @@ def _check_kind(path: str | Path, mode: int) -> None:
     raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'special')}, not a regular file")
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 class Text:
-    """Lines of a source, without their ends; what is not UTF-8 becomes U+FFFD. number: lines taken so far."""
+    """Lines of a source, without their ends; what is not UTF-8 becomes U+FFFD. number: lines taken
+    so far.
+    """
 
     def __init__(self, source: Source) -> None:
         self.number = 0
@@ -190,14 +197,15 @@ def shown(line: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
 
 
-# --- npz --------------------------------------------------------------------------------------------------------------
+# --- npz ------------------------------------------------------------------------------------------
 
 
 class Npz:
     """Arrays of numbers in an npz, each read when it is asked for.
 
-    Nothing is taken on trust: before memory is taken for a member, its header has to claim as many numbers as the member has
-    bytes for, and that may be no more than the limit, nor than deflate can make of what the file holds.
+    Nothing is taken on trust: before memory is taken for a member, its header has to claim as many
+    numbers as the member has bytes for, and that may be no more than the limit, nor than deflate
+    can make of what the file holds.
     """
 
     def __init__(self, source: Source) -> None:
@@ -220,7 +228,8 @@ class Npz:
         Raises
         ------
         ValueError
-            It is missing, encrypted, compressed in another way, damaged, of another kind or number of dimensions.
+            It is missing, encrypted, compressed in another way, damaged, of another kind or number
+            of dimensions.
         """
         where = f"{self._source.name}: array {name!r}"
         if name not in self:
@@ -251,7 +260,9 @@ class _Refused(Exception):
 
 
 def _check_directory(source: Source) -> None:
-    """Raise if the archive's directory is larger than that of any npz: zipfile makes objects of all of it at once."""
+    """Raise if the archive's directory is larger than that of any npz: zipfile makes objects of all
+    of it at once.
+    """
     start = max(0, source.size - MAX_ZIP_END)
     source.file.seek(start)
     tail = source.file.read(source.size - start)
@@ -301,18 +312,19 @@ def _told(error: Exception) -> str:
 
 
 def _raise_if_of_the_system(error: Exception) -> None:
-    """Raise an error of the system again: a disk that fails is no fault of the content.  EINVAL is a place before the
-    file's beginning, where a damaged archive sends its reader."""
+    """Raise an error of the system again: a disk that fails is no fault of the content. EINVAL is a
+    place before the file's beginning, where a damaged archive sends its reader."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file for writing that takes the place of `path` at the end, whole; on an error `path` stays as it was.
+    """A file for writing that takes the place of `path` at the end, whole; on an error `path` stays
+    as it was.
 
     A device, a pipe or a terminal, such as /dev/stdout, is written to as it is.
 

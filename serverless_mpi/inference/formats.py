@@ -1,8 +1,10 @@
-"""Files of sparse matrices as entries (row, column, value): Graph Challenge TSV, SciPy npz, MatrixMarket.
+"""Files of sparse matrices as entries (row, column, value): Graph Challenge TSV, SciPy npz,
+MatrixMarket.
 
-Rows and columns count from 1 in TSV and MatrixMarket, as their authors have it, and from 0 here.  Text is read in blocks; the
-line that is no entry is named.  What a stranger's file may cost is bounded in `files`; here every number is looked at
-before it is used as a size, so that memory grows with the file's bytes and not with what the file claims.
+Rows and columns count from 1 in TSV and MatrixMarket, as their authors have it, and from 0 here.
+Text is read in blocks; the line that is no entry is named. What a stranger's file may cost is
+bounded in `files`; here every number is looked at before it is used as a size, so that memory grows
+with the file's bytes and not with what the file claims.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from serverless_mpi.inference.files import Npz, Source, Text
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
-BLOCK_LINES = 1 << 18  # that are written at a time
 _BANNER = "%%MatrixMarket matrix coordinate"
 
 
@@ -42,8 +43,8 @@ def read(path: str | Path, rows: int | None, columns: int | None) -> Entries:
     Raises
     ------
     ValueError
-        It is no such file, an entry lies outside of that shape, is not a finite number, or is there twice; the text
-        names file and line.
+        It is no such file, an entry lies outside of that shape, is not a finite number, or is there
+        twice; the text names file and line.
     """
     with files.opened(path) as source:
         return read_from(source, Path(path).suffix, rows, columns)
@@ -52,42 +53,6 @@ def read(path: str | Path, rows: int | None, columns: int | None) -> Entries:
 def read_from(source: Source, suffix: str, rows: int | None, columns: int | None) -> Entries:
     """As `read`, from an opened file."""
     return _READERS.get(suffix, _read_tsv)(source, rows, columns)
-
-
-def write(path: str | Path, entries: Entries) -> None:
-    """Write a matrix, by the suffix of the file, which is replaced whole."""
-    suffix = Path(path).suffix
-    with files.replacing(path) as file:
-        if suffix == ".npz":
-            assert entries.shape is not None
-            order = np.lexsort((entries.columns, entries.rows))
-            indptr = np.concatenate(
-                [[0], np.cumsum(np.bincount(entries.rows, minlength=entries.shape[0]))]
-            )
-            np.savez_compressed(  # the fields of scipy.sparse.save_npz
-                file,
-                indices=entries.columns[order].astype(np.int32),
-                indptr=indptr.astype(np.int32),
-                format=np.array(b"csr"),
-                shape=np.array(entries.shape),
-                data=entries.values[order],
-            )
-            return
-        separator = "\t"
-        if suffix == ".mtx":
-            assert entries.shape is not None
-            separator = " "
-            high, wide = entries.shape
-            file.write(f"{_BANNER} real general\n{high} {wide} {len(entries.rows)}\n".encode())
-        for start in range(0, len(entries.rows), BLOCK_LINES):
-            some = slice(start, start + BLOCK_LINES)
-            columns = (entries.rows[some] + 1, entries.columns[some] + 1, entries.values[some])
-            file.write(
-                "".join(
-                    f"{row}{separator}{column}{separator}{value}\n"
-                    for row, column, value in zip(*(one.tolist() for one in columns))
-                ).encode()
-            )
 
 
 def _read_tsv(source: Source, rows: int | None, columns: int | None) -> Entries:

@@ -1,4 +1,4 @@
-"""The planner's figures, measured here: how fast the kernel is, how the samples thin out, how well activations code."""
+"""Measures the planner's figures on this machine: kernel speed, active samples, coded size."""
 
 from __future__ import annotations
 
@@ -15,41 +15,64 @@ from serverless_mpi.inference.plan import Work
 from serverless_mpi.sparse import CAP, layer
 
 SAMPLES = 2048  # of the images; enough for the kernel to be at its speed
-LEAST = 256  # living samples of a layer that is timed; fewer do not fill the kernel's panels
-BUDGET_S = 5.0  # layers behind this are taken to be like the last one seen
-CODED_ROWS = 64  # of each layer whose coded size is looked at
+LEAST = 256  # active samples of a layer that is timed; fewer do not fill the kernel's panels
+BUDGET_S = 5.0  # after this, layers are assumed to be like the last one
+CODED_ROWS = 64  # rows of each layer that are coded to measure their size
 
 
 def measured(
     work: Work, network: Layers, images: NDArray[np.float32], bias: float, cap: float = CAP
 ) -> tuple[Work, float]:
-    """(the work with what these images do, living samples x nonzeros a second of one thread).
+    """Measure how these images thin out, and how fast the kernel is.
 
-    images: (neurons, samples); the first SAMPLES of them are run through the first layers, for about BUDGET_S.
+    Runs the first SAMPLES images through the first layers, for about BUDGET_S.
+
+    Parameters
+    ----------
+    work
+        The size of the run.
+    network, bias, cap
+        The model.
+    images
+        (neurons, samples) float32.
+
+    Returns
+    -------
+    work : Work
+        With measured `living` and `wire_bytes`.
+    rate : float
+        Nonzeros x active samples per second of one thread.
+
+    Raises
+    ------
+    UsageError
+        Too few images stay active.
     """
     y = np.ascontiguousarray(images[:, :SAMPLES])
     total = y.shape[1]
-    living: list[float] = []
+    active: list[float] = []
     nbytes = activations = edges = 0.0
-    took = 0.0
+    seconds = 0.0
     started = time.perf_counter()
     for matrix in network:
         y = np.ascontiguousarray(y[:, (y != 0).any(axis=0)])
-        living.append(y.shape[1] / total)
+        active.append(y.shape[1] / total)
         rows = y[:: max(1, len(y) // CODED_ROWS)]
         nbytes += len(codec.encode(rows)) * len(y) / len(rows)
         activations += y.size
         began = time.perf_counter()
         y, _ = layer(matrix, y, bias, cap)
         if y.shape[1] >= LEAST:
-            took += time.perf_counter() - began
+            seconds += time.perf_counter() - began
             edges += matrix.nnz * y.shape[1]
         if time.perf_counter() - started > BUDGET_S:
             break
-    if not took:
+    if not seconds:
         raise UsageError(
-            f"fewer than {LEAST} of the first {total} images live: too few to time the kernel; give more, or --rate"
+            f"fewer than {LEAST} of the first {total} images are active: too few to time the "
+            "kernel; "
+            "use more images, or give --rate"
         )
     return replace(
-        work, living=tuple(living), wire_bytes=nbytes / max(1.0, activations)
-    ), edges / took
+        work, living=tuple(active), wire_bytes=nbytes / max(1.0, activations)
+    ), edges / seconds

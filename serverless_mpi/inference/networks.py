@@ -1,9 +1,9 @@
 """Networks: RadiX-Net as the Graph Challenge has it, and random ones of the same shape.
 
-Layers are given as rows of output neurons: y = W x for a column x of input neurons.  A `Network` makes its layers one
-at a time, each time it is iterated, so that nobody need hold them all.
-Sources: Kepner and Robinett, "RadiX-Net: Structured Sparse Matrices for Deep Neural Networks" (2019); MIT/IEEE/Amazon
-Sparse DNN Graph Challenge.
+Layers are given as rows of output neurons: y = W x for a column x of input neurons. A `Network`
+makes its layers one at a time, each time it is iterated, so that no reader has to hold them all.
+Sources: Kepner and Robinett, "RadiX-Net: Structured Sparse Matrices for Deep Neural Networks"
+(2019); MIT/IEEE/Amazon Sparse DNN Graph Challenge.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHUNK = 1 << 22  # random numbers that a random network draws at once
 
 
 class Layers(Protocol):
-    """A network as those need it who read it once or several times: a list of layers, or a `Network`."""
+    """What readers of a network need: a list of layers, or a `Network`."""
 
     def __iter__(self) -> Iterator[SparseRows]: ...
 
@@ -34,10 +34,16 @@ class Layers(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """A network whose layers are made, or read, anew by every iteration.
+    """A network whose layers are generated, or read, by every iteration.
 
-    neurons: of a layer; layers: how many; bias: of every layer; make: the layers in order; name: what it is, in a word
-    or two.
+    Attributes
+    ----------
+    neurons, layers, bias
+        Neurons per layer; number of layers; bias of every layer.
+    make
+        Returns an iterator over the layers.
+    name
+        For messages.
     """
 
     neurons: int
@@ -54,17 +60,17 @@ class Network:
 
 
 def check_size(neurons: int, layers: int) -> None:
-    """Raise ValueError unless RadiX-Net has that size."""
+    """Raise ValueError unless RadiX-Net exists in that size."""
     if neurons not in BIAS:
         raise ValueError(
-            f"RadiX-Net has {', '.join(map(str, BIAS))} neurons a layer, not {neurons}"
+            f"RadiX-Net has {', '.join(map(str, BIAS))} neurons per layer, not {neurons}"
         )
     if layers < 1:
         raise ValueError(f"a network needs at least 1 layer, not {layers}")
 
 
 def radix(neurons: int, layers: int, seed: int = 0) -> Network:
-    """The challenge's network: 32 inputs and 32 outputs a neuron, every weight 1/16.
+    """Return the challenge's network: 32 inputs and outputs per neuron, every weight 1/16.
 
     The first log2(neurons / 16) layers are as they are; each later repetition of
     them has its inputs permuted, by `seed`.
@@ -76,19 +82,26 @@ def radix(neurons: int, layers: int, seed: int = 0) -> Network:
 
 
 def random(neurons: int, layers: int, seed: int = 0) -> Network:
-    """A network whose activations do not saturate: DEGREE distinct random inputs a neuron, weights of both signs."""
+    """Return a network that does not saturate: DEGREE random inputs per neuron, weights of both
+    signs.
+
+    Raises
+    ------
+    ValueError
+        There are fewer neurons than DEGREE, or no layers.
+    """
     if neurons < DEGREE or layers < 1:
         raise ValueError(f"a random network needs at least {DEGREE} neurons and 1 layer")
     return Network(neurons, layers, 0.0, lambda: _random_layers(neurons, layers, seed), "random")
 
 
 def radixnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
-    """All layers of `radix` in memory."""
+    """Return all layers of `radix`."""
     return list(radix(neurons, layers, seed))
 
 
 def randomnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
-    """All layers of `random` in memory."""
+    """Return all layers of `random`."""
     return list(random(neurons, layers, seed))
 
 

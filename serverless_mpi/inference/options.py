@@ -1,25 +1,155 @@
-"""What can be typed after smpi-infer: commands, options and their defaults.  What they do is `cli`'s."""
+"""The command line of smpi-infer: its commands, their options and defaults, and the records of
+them.
+
+`parser` accepts what can be typed; `cli` runs the commands. Code behind the command line receives a
+frozen record (`SourceOptions`, `RunOptions`, `ServeOptions`), never argparse's namespace, so that
+mypy checks every name and a caller can make one without a command line. A default is written once,
+in the record; `parser` reads it from there.
+
+If you add an option that a worker needs, add a field of the same name to the record of its command.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from math import inf
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from serverless_mpi import __version__
 from serverless_mpi.errors import UsageError
 
 _EPILOG = """\
 examples:
-  smpi-infer run --images images.tsv                            one worker, here
-  smpi-infer run -n 4 --channel queue --report run.html         four, and a page of where the time went
-  mpirun -n 4 smpi-infer run                                    the same over a real MPI
-  smpi-infer store model/ -n 4 && smpi-infer run --store model/ written once, loaded in parts
-  smpi-infer plan --samples 10000                               what would be cheapest, fastest, and the best of both
-  smpi-infer serve --store model/ --socket s & smpi-infer query --socket s images.tsv
+  smpi-infer run --images images.tsv                     one worker in this process
+  smpi-infer run -n 4 --channel queue --report run.html  four workers, and a page with plots
+  mpirun -n 4 smpi-infer run                             four workers under a real MPI
+  smpi-infer store model/ -n 4                           write a model in four parts ...
+  smpi-infer run --store model/                          ... and run it, each worker loads its part
+  smpi-infer plan --samples 10000                        the cheapest and the fastest way to run
+  smpi-infer serve --store model/ --socket s &           keep workers warm ...
+  smpi-infer query --socket s images.tsv                 ... and send them images
 
-Each command explains itself: smpi-infer run --help.
+smpi-infer COMMAND --help lists the options of a command.
 """
+
+PRICES_HELP = "price table, in the format of the package's prices.json (default: that file)"
+Options = TypeVar("Options", bound="SourceOptions")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Which model, which partition, and which images; the options are those of `--help`.
+
+    Attributes
+    ----------
+    net, neurons, layers, bias, seed
+        The network, unless `store` is given; `bias` None: the network's own.
+    method, partition
+        How neurons are assigned to parts: a method's name, or a file.
+    store, endpoint, region
+        The stored model, and the S3 service of s3:// URLs.
+    images, samples, input
+        A file or s3:// URL; how many of its images (None: all); a stored input.
+    memory
+        Memory of a worker in MiB; None for the platform's largest.
+    """
+
+    net: str = "radix"
+    neurons: int = 1024
+    layers: int = 120
+    bias: float | None = None
+    seed: int = 0
+    method: str | None = None
+    partition: str | None = None
+    store: str | None = None
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    images: str | None = None
+    samples: int | None = None
+    input: str | None = None
+    memory: int | None = None
+
+    @classmethod
+    def of(cls: type[Options], namespace: argparse.Namespace) -> Options:
+        """Return the record of parsed arguments; options that the command lacks get the default."""
+        given = vars(namespace)
+        return cls(
+            **{field.name: given[field.name] for field in fields(cls) if field.name in given}
+        )
+
+
+@dataclass(frozen=True)
+class WorkerOptions(SourceOptions):
+    """The workers of a job: number, channel, platform and limits.
+
+    Attributes
+    ----------
+    ranks
+        Number of workers; None: the parts of the store, or 1.
+    channel, platform, branching, stats, prices
+        As in smpirun.
+    timeout
+        Seconds after which the job is stopped; None for never.
+    """
+
+    ranks: int | None = None
+    channel: str | None = None
+    platform: str = "local"
+    branching: int | None = None
+    timeout: float | None = None
+    stats: str = "none"
+    prices: str | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions(WorkerOptions):
+    """`smpi-infer run`.
+
+    Attributes
+    ----------
+    replicas
+        Copies of the model, each with an equal share of the workers and of the samples.
+    batches
+        Number of batches that a replica's samples are cut into; None: as the memory requires.
+    accumulate
+        Multiply own rows while those of other ranks are in transit.
+    plan
+        "auto": the planner chooses what is not given.
+    output, report
+        Files for the answer and for reports.
+    categories, check
+        What the answer is compared with: a file; the serial kernel.
+    """
+
+    replicas: int = 1
+    batches: int | None = None
+    accumulate: bool = False
+    plan: str | None = None
+    output: str | None = None
+    report: Sequence[str] = ()
+    categories: str | None = None
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class ServeOptions(WorkerOptions):
+    """`smpi-infer serve`.
+
+    Attributes
+    ----------
+    socket
+        Path of the Unix socket.
+    lanes
+        Queries that are computed at the same time.
+    queue
+        Queries that may wait.
+    """
+
+    socket: str = ""
+    lanes: int = 2
+    queue: int = 16
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,14 +157,14 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _above(least: int) -> Any:
+def _at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"{text} is below {least}")
         return value
 
-    number.__name__ = "whole number"
+    number.__name__ = "whole number"  # argparse names the type in "invalid ... value"
     return number
 
 
@@ -49,304 +179,342 @@ _positive.__name__ = "number"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of all commands."""
-    whole = _Parser(
+    """Return the parser of `smpi-infer` with all its commands."""
+    top = _Parser(
         prog="smpi-infer",
-        description="Sparse-network inference over many workers.",
+        description="Inference with sparse deep neural networks on many workers.",
         epilog=_EPILOG,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = whole.add_subparsers(
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = top.add_subparsers(
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser
     )
-
-    def command(name: str, told: str, *groups: Any) -> argparse.ArgumentParser:
-        made = commands.add_parser(
-            name, help=told, description=told[0].upper() + told[1:] + ".", allow_abbrev=False
+    for name, summary, add_options in (
+        ("partition", "assign neurons to parts, and report balance and traffic", _add_partition),
+        ("store", "write a model in parts to a folder or s3://bucket/prefix", _add_store),
+        ("run", "run images through a model on one or more workers", _add_run),
+        ("plan", "predict time and cost of each way to run, and name the best", _add_plan),
+        ("serve", "answer queries with workers that stay warm", _add_serve),
+        ("query", "send images to a running service", _add_query),
+        ("report", "show the report of a run from its JSON file", _add_report),
+    ):
+        description = summary[0].upper() + summary[1:] + "."
+        add_options(
+            commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
         )
-        for group in groups:
-            group(made)
-        return made
+    return top
 
-    one = command(
-        "partition",
-        "deal the neurons out to parts, and report balance and communication",
-        _network,
-        _cut,
-    )
-    one.add_argument(
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def _add_partition(command: argparse.ArgumentParser) -> None:
+    _add_network(command)
+    _add_cut(command, ranks=True)
+    command.add_argument(
         "-o", "--output", metavar="FILE", help="write the partition, for `store --partition`"
     )
-    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
 
-    one = command(
-        "store", "write a model in parts to a folder or s3://bucket/prefix", _network, _cut, _place
-    )
-    one.add_argument("store", metavar="PLACE", help="a folder, or s3://bucket/prefix")
-    _images(one)
-    one.add_argument(
-        "--input", metavar="NAME", help="store the images too, in parts, under this name"
-    )
-    one.add_argument("--make-bucket", action="store_true", help="make the bucket, if it is missing")
 
-    one = command(
-        "run", "run images through a model, on as many workers as wanted", _job, _source, _images
+def _add_store(command: argparse.ArgumentParser) -> None:
+    _add_network(command)
+    _add_cut(command, ranks=True)
+    _add_s3(command)
+    command.add_argument("store", metavar="STORE", help="a folder, or s3://bucket/prefix")
+    _add_images(command)
+    command.add_argument(
+        "--input", metavar="NAME", help="also store the images in parts, under this name"
     )
-    one.add_argument(
+    command.add_argument(
+        "--make-bucket", action="store_true", help="create the bucket if it does not exist"
+    )
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    _add_workers(command).add_argument(
+        "--replicas",
+        type=_at_least(1),
+        default=RunOptions.replicas,
+        metavar="R",
+        help="copies of the model: each has N / R workers and 1/R of the samples "
+        "(default %(default)s)",
+    )
+    _add_source(command)
+    _add_images(command, stored=True)
+    command.add_argument(
         "--output",
         metavar="FILE",
-        help="the answer: .json has categories and scores, else categories, one a line",
+        help="write the answer: categories and scores to a .json file, else one category per line",
     )
-    one.add_argument(
+    command.add_argument(
         "--report",
         metavar="FILE",
         action="append",
         default=[],
-        help="what it took: .json, .html (plots) or .txt; may be repeated",
+        help="write times, traffic and cost: .json, .html (with plots) or .txt; may be repeated",
     )
-    one.add_argument(
+    command.add_argument(
         "--categories",
         metavar="FILE",
-        help="the right answer, an image number a line; another one is exit code 1",
+        help="the expected answer, one image number per line; exit with code 1 if it differs",
     )
-    one.add_argument(
+    command.add_argument(
         "--check",
         action="store_true",
-        help="compare with the serial kernel to the last bit; another answer is exit code 1",
+        help="compare the answer with the serial kernel's to the last bit; "
+        "exit with code 1 if it differs",
     )
-    one.add_argument(
+    command.add_argument(
         "--plan",
         choices=("auto",),
-        help="take the number of workers, and what else is not given, from `plan`",
+        help="let the planner choose the number of workers and whatever else is not given",
     )
-    one.add_argument(
+    command.add_argument(
         "--batches",
-        type=_above(1),
+        type=_at_least(1),
         metavar="B",
-        help="cut the samples into B batches (default: as the memory asks)",
+        help="cut the samples into B batches (default: as few as fit the memory)",
     )
-
-    one.add_argument(
+    command.add_argument(
         "--accumulate",
         action="store_true",
-        help="multiply own rows while others' are on their way: the last bits of the sums then depend on the partition",
+        help="multiply own rows while others are in transit; "
+        "the last bits of the sums then depend on the partition",
     )
 
-    one = command(
-        "plan",
-        "predict seconds and dollars of every way to run, and name the best",
-        _source,
-        _images,
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    _add_source(command)
+    _add_images(command, stored=True)
+    command.add_argument(
+        "--platform", metavar="NAME", default="lambda", help="lambda or local (default %(default)s)"
     )
-    one.add_argument(
-        "--platform", metavar="NAME", default="lambda", help="lambda or local (default lambda)"
-    )
-    one.add_argument(
+    command.add_argument(
         "--channel", metavar="NAME", action="append", help="only this channel; may be repeated"
     )
-    one.add_argument(
-        "--memory", metavar="MB", type=_above(1), help="a worker has no more than this"
+    command.add_argument(
+        "--memory", metavar="MB", type=_at_least(1), help="memory limit of a worker"
     )
-    one.add_argument(
+    command.add_argument(
         "--max-workers",
         metavar="N",
-        type=_above(1),
+        type=_at_least(1),
         default=256,
-        help="at most N workers (default 256)",
+        help="at most N workers (default %(default)s)",
     )
-    one.add_argument(
+    command.add_argument(
         "--rate",
         metavar="EDGES",
         type=_positive,
-        help="nonzeros x living samples that a vCPU does in a second",
+        help="speed of a vCPU, in nonzeros x active samples per second",
     )
-    one.add_argument(
+    command.add_argument(
         "--measure",
         action="store_true",
-        help="time the kernel here, and run some of the images to see how they thin out",
+        help="measure that speed here, and with some of the images how many samples stay active",
     )
-    one.add_argument(
-        "--all", action="store_true", help="print every way, not the best of each kind"
+    command.add_argument(
+        "--all", action="store_true", help="print every way, not only the best of each kind"
     )
-    one.add_argument("--json", action="store_true", help="print as JSON")
-    one.add_argument(
-        "--prices", metavar="FILE", help="a price table like the package's prices.json"
-    )
+    command.add_argument("--json", action="store_true", help="print as JSON")
+    command.add_argument("--prices", metavar="FILE", help=PRICES_HELP)
 
-    one = command("serve", "answer queries with workers that stay warm", _workers, _source)
-    one.add_argument(
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    _add_workers(command)
+    _add_source(command)
+    command.add_argument(
         "--socket",
         metavar="PATH",
         required=True,
-        help="Unix socket to listen on; only its owner may connect",
+        help="Unix socket to listen on; only its owner can connect",
     )
-    one.add_argument(
+    command.add_argument(
         "--lanes",
         metavar="K",
-        type=_above(1),
-        default=2,
-        help="queries computed at the same time (default 2)",
+        type=_at_least(1),
+        default=ServeOptions.lanes,
+        help="queries computed at the same time (default %(default)s)",
     )
-    one.add_argument(
+    command.add_argument(
         "--queue",
         metavar="K",
-        type=_above(1),
-        default=16,
-        help="queries that may wait; further ones are told so (default 16)",
+        type=_at_least(1),
+        default=ServeOptions.queue,
+        help="queries that may wait; further ones are refused (default %(default)s)",
     )
 
-    one = command("query", "ask a service")
-    one.add_argument("--socket", metavar="PATH", required=True, help="of the service")
-    one.add_argument("images", metavar="FILE", nargs="*", help="images: files or s3:// URLs")
-    one.add_argument(
+
+def _add_query(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--socket", metavar="PATH", required=True, help="socket of the service")
+    command.add_argument("images", metavar="FILE", nargs="*", help="images: files or s3:// URLs")
+    command.add_argument(
         "--input",
         metavar="NAME",
         action="append",
         default=[],
         help="images in the service's store; may be repeated",
     )
-    one.add_argument("--samples", type=_above(1), metavar="S", help="only the first S images")
-    one.add_argument("--json", action="store_true", help="print whole answers, a line of JSON each")
-    one.add_argument(
-        "--status", action="store_true", help="print what the service has done, as JSON"
+    command.add_argument(
+        "--samples", type=_at_least(1), metavar="S", help="only the first S images"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print complete answers, one JSON object per line"
+    )
+    command.add_argument(
+        "--status", action="store_true", help="print the counters of the service as JSON"
     )
 
-    one = command("report", "show what a run took, from its JSON")
-    one.add_argument("record", metavar="FILE.json", help="of `run --report FILE.json`")
-    one.add_argument(
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "record", metavar="FILE.json", help="report written by `run --report FILE.json`"
+    )
+    command.add_argument(
         "-o",
         "--output",
         metavar="FILE",
-        help=".html (plots), .txt or .json (default: text on the terminal)",
+        help="write it as .html (with plots), .txt or .json (default: print text)",
     )
-    return whole
 
 
-def _network(into: argparse.ArgumentParser) -> None:
-    group = into.add_argument_group("the network, unless it is stored")
+# --- groups of options that several commands share ------------------------------------------------
+
+
+def _add_network(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("network (unless a store is given)")
     group.add_argument(
         "--net",
-        default="radix",
+        default=SourceOptions.net,
         metavar="NET",
-        help="radix, the Graph Challenge's; random, weights that do not saturate; or a folder of layers as the challenge has them, "
-        "TSV, npz or MatrixMarket (default radix)",
+        help="radix: the Graph Challenge's network; random: random weights that do not saturate; "
+        "or a folder of layer files as in the challenge: TSV, npz or MatrixMarket "
+        "(default %(default)s)",
     )
     group.add_argument(
-        "--neurons", type=_above(1), default=1024, metavar="N", help="of a layer (default 1024)"
+        "--neurons",
+        type=_at_least(1),
+        default=SourceOptions.neurons,
+        metavar="N",
+        help="neurons per layer (default %(default)s)",
     )
-    group.add_argument("--layers", type=_above(1), default=120, metavar="L", help="(default 120)")
+    group.add_argument(
+        "--layers",
+        type=_at_least(1),
+        default=SourceOptions.layers,
+        metavar="L",
+        help="number of layers (default %(default)s)",
+    )
     group.add_argument(
         "--bias",
         type=float,
         metavar="B",
-        help="of every layer (default: the challenge's; 0 for a random net)",
+        help="bias of every layer (default: the challenge's; 0 for --net random)",
     )
     group.add_argument(
         "--seed",
         type=int,
-        default=0,
+        default=SourceOptions.seed,
         metavar="S",
-        help="of the network, and of what is random in a partition (default 0)",
+        help="seed of random networks and partitions (default %(default)s)",
     )
 
 
-def _cut(into: argparse.ArgumentParser, ranks: bool = True) -> None:
-    group = into.add_argument_group("the partition")
+def _add_cut(command: argparse.ArgumentParser, *, ranks: bool) -> None:
+    group = command.add_argument_group("partition")
     if ranks:
         group.add_argument(
             "-n",
             dest="ranks",
-            type=_above(1),
+            type=_at_least(1),
             metavar="P",
-            help="number of parts (default 4, or the file's)",
+            help="number of parts (default 4, or that of --partition)",
         )
     group.add_argument(
         "--method",
         metavar="M",
-        help="how neurons are dealt out: `smpi-infer partition --method list` names the ways (default greedy; block for a random net, "
-        "which has nothing to keep together)",
+        help="how neurons are assigned to parts; `smpi-infer partition --method list` lists the "
+        "methods (default greedy; block for --net random, which has no locality to preserve)",
     )
-    group.add_argument("--partition", metavar="FILE", help="of `smpi-infer partition -o FILE`")
+    group.add_argument(
+        "--partition", metavar="FILE", help="partition written by `smpi-infer partition -o FILE`"
+    )
 
 
-def _place(into: argparse.ArgumentParser) -> None:
-    group = into.add_argument_group("where s3:// is")
+def _add_s3(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("service behind s3:// URLs")
     group.add_argument(
         "--endpoint",
         metavar="URL",
-        help="an AWS emulator that runs already; aws for AWS itself, which bills its requests",
+        help="a running AWS emulator, or `aws` for AWS itself, which bills its requests",
     )
     group.add_argument(
-        "--region", metavar="R", default="us-east-1", help="AWS region (default us-east-1)"
+        "--region",
+        metavar="R",
+        default=SourceOptions.region,
+        help="AWS region (default %(default)s)",
     )
 
 
-def _source(into: argparse.ArgumentParser) -> None:
-    _network(into)
-    _cut(into, ranks=False)
-    group = into.add_argument_group("the store")
-    group.add_argument(
+def _add_source(command: argparse.ArgumentParser) -> None:
+    """Network, partition, store and the service of the store."""
+    _add_network(command)
+    _add_cut(command, ranks=False)
+    command.add_argument_group("store").add_argument(
         "--store",
-        metavar="PLACE",
-        help="a model that `smpi-infer store` wrote: a folder, or s3://bucket/prefix",
+        metavar="STORE",
+        help="a model written by `smpi-infer store`: a folder, or s3://bucket/prefix",
     )
-    if not any(action.dest == "endpoint" for action in into._actions):
-        _place(into)
+    _add_s3(command)
 
 
-def _images(into: argparse.ArgumentParser) -> None:
-    group = into.add_argument_group("the images")
+def _add_images(command: argparse.ArgumentParser, *, stored: bool = False) -> None:
+    group = command.add_argument_group("images")
     group.add_argument(
         "--images",
         metavar="FILE",
-        help="Graph Challenge TSV, or npz (default: the bundled handwritten digits)",
+        help="Graph Challenge TSV, or npz; a file or s3:// URL "
+        "(default: the bundled handwritten digits)",
     )
-    group.add_argument("--samples", type=_above(1), metavar="S", help="only the first S")
-    if not any(action.dest == "store" and not action.option_strings for action in into._actions):
+    group.add_argument("--samples", type=_at_least(1), metavar="S", help="only the first S images")
+    if stored:
         group.add_argument(
-            "--input", metavar="NAME", help="images that lie in the store under this name"
+            "--input", metavar="NAME", help="images stored by `smpi-infer store --input NAME`"
         )
 
 
-def _job(into: argparse.ArgumentParser) -> None:
-    group = _workers(into)
-    group.add_argument(
-        "--replicas",
-        type=_above(1),
-        default=1,
-        metavar="R",
-        help="each has the whole model, in N / R parts, and 1/R of the samples (default 1)",
-    )
-
-
-def _workers(into: argparse.ArgumentParser) -> Any:
-    group = into.add_argument_group(
-        "the workers (a process that smpirun or mpirun started is one of theirs)"
+def _add_workers(command: argparse.ArgumentParser) -> Any:
+    group = command.add_argument_group(
+        "workers (a process started by smpirun or mpirun is one of its workers)"
     )
     group.add_argument(
         "-n",
         dest="ranks",
-        type=_above(1),
+        type=_at_least(1),
         metavar="N",
-        help="how many (default: the parts of the store, or 1)",
+        help="number of workers (default: the parts of the store, or 1)",
     )
-    group.add_argument("--channel", metavar="NAME", help="how they talk, as smpirun has it")
+    group.add_argument("--channel", metavar="NAME", help="channel between workers, as in smpirun")
     group.add_argument(
         "--platform",
         metavar="NAME",
-        default="local",
-        help="where they run, as smpirun has it (default local)",
+        default=WorkerOptions.platform,
+        help="where workers run, as in smpirun (default %(default)s)",
     )
     group.add_argument(
         "--memory",
-        type=_above(1),
+        type=_at_least(1),
         metavar="MB",
-        help="a worker has no more than this; on lambda, its function's memory",
+        help="memory limit of a worker; on lambda, the memory of its function",
     )
     group.add_argument(
-        "--branching", type=_above(1), metavar="B", help="each worker starts B others"
+        "--branching",
+        type=_at_least(1),
+        metavar="B",
+        help="start workers as a tree: each starts B others",
     )
     group.add_argument(
         "--timeout", type=_positive, metavar="S", help="stop after S seconds, with exit code 124"
@@ -354,11 +522,8 @@ def _workers(into: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--stats",
         choices=("text", "json", "none"),
-        default="none",
-        help="smpirun's own table of the whole job's requests",
+        default=WorkerOptions.stats,
+        help="print smpirun's table of all requests (default %(default)s)",
     )
-    group.add_argument(
-        "--prices", metavar="FILE", help="a price table like the package's prices.json"
-    )
-    _place(into)
+    group.add_argument("--prices", metavar="FILE", help=PRICES_HELP)
     return group

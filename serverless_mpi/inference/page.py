@@ -1,15 +1,15 @@
 """A run's report as one HTML page: plots in SVG, tables, no file but itself.
 
-Where the time went (stacked, by layer), which worker it went at (a map of workers and layers), bytes by layer, and the
-dollars by service.  Colours follow the reader's light or dark setting.
+Where the time went (stacked, by layer), which worker it went at (a map of workers and layers),
+bytes by layer, and the dollars by service.  Colours follow the reader's light or dark setting.
 
-A record may be a stranger's file: every text of it goes through `escape`, and whatever is shown as a number is formatted as
-one.
+A record may be a stranger's file: every text of it goes through `escape`, and whatever is shown as
+a number is formatted as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.inference import report
+from serverless_mpi.inference.records import RunRecord, WorkerRecord
 
 Numbers = NDArray[np.float64]
 WIDTH, HEIGHT = 920, 240  # of a plot's inside, in pixels
@@ -50,26 +51,29 @@ details summary { cursor: pointer; margin-top: 1.6rem; font-weight: 600 }
 """
 
 
-def html(record: Mapping[str, Any]) -> str:
+def html(record: RunRecord) -> str:
     """The page."""
-    job = record["job"]
+    job = record.job
     took = report.seconds_of(record)
     times = {name: report.by_layer(record, name) for name, _, _ in TIMES}
     facts = [
         (f"{took:.3g} s", "first layer to answer"),
-        (f"{record['bill']['total_usd']:.3g} $", "in all"),
-        (f"{record['bill']['communication_usd']:.3g} $", "communication"),
+        (f"{record.bill.total_usd:.3g} $", "total"),
+        (f"{record.bill.communication_usd:.3g} $", "communication"),
         (_bytes(float(report.by_layer(record, "nbytes").sum())), "sent"),
         (
-            f"{int(sum(row['requests'] for worker in record['workers'] for row in worker['requests'].values())):,}",
+            f"{int(sum(row['requests'] for worker in record.workers for row in worker.requests.values())):,}",
             "requests",
         ),
-        (f"{report.rate(record) / 1e9:,.3g} G", "edges a second"),
-        (f"{max(worker['peak_mb'] for worker in record['workers']):,.0f} MB", "peak of a worker"),
+        (f"{report.rate(record) / 1e9:,.3g} G", "edges per second"),
+        (
+            f"{max(worker.peak_mb for worker in record.workers):,.0f} MB",
+            "largest memory of a worker",
+        ),
     ]
-    if "categories" in record:
+    if record.categories is not None:
         facts.insert(
-            0, (f"{record['categories']:,} of {job['samples']:,}", "images with an active output")
+            0, (f"{record.categories:,} of {job.samples:,}", "images with an active output")
         )
     body = [
         f"<h1>{escape(report.title(record))}</h1>",
@@ -84,13 +88,17 @@ def html(record: Mapping[str, Any]) -> str:
             [(name, colour) for _, name, colour in TIMES],
             _seconds,
         ),
-        "<h2>Where the time went, by worker and layer</h2><p>The darker, the longer: computing, sending and waiting together.</p>",
-        _map(sum(times.values(), np.zeros_like(times["wait_s"])), record["workers"]),
+        "<h2>Where the time went, by worker and layer</h2><p>Computing, sending and waiting "
+        "together; darker is longer.</p>",
+        _map(sum(times.values(), np.zeros_like(times["wait_s"])), record.workers),
         "<h2>Bytes sent, by layer</h2><p>All workers together.</p>",
         _bars([report.by_layer(record, "nbytes").sum(axis=0)], [("bytes", "--compute")], _bytes),
         "<h2>Dollars, by service</h2>",
         _split(
-            [(name, colour, record["bill"][f"{service}_usd"]) for service, name, colour in DOLLARS]
+            [
+                (name, colour, getattr(record.bill, f"{service}_usd"))
+                for service, name, colour in DOLLARS
+            ]
         ),
         "<h2>Workers</h2>",
         _table(report.WORKER_HEADS, report.worker_rows(record)),
@@ -107,7 +115,9 @@ def html(record: Mapping[str, Any]) -> str:
 
 
 def _columns(values: Numbers) -> tuple[Numbers, int]:
-    """(values with neighbouring layers added up to at most MOST_COLUMNS columns, layers a column)."""
+    """(values with neighbouring layers added up to at most MOST_COLUMNS columns, layers a
+    column).
+    """
     layers = values.shape[-1]
     width = -(-layers // MOST_COLUMNS)
     return np.add.reduceat(values, np.arange(0, layers, width), axis=-1), width
@@ -172,7 +182,7 @@ def _layer_axis(layers: int, y: float) -> str:
     )
 
 
-def _map(seconds: Numbers, workers: Sequence[Mapping[str, Any]]) -> str:
+def _map(seconds: Numbers, workers: Sequence[WorkerRecord]) -> str:
     """A map of workers (down) and layers (across)."""
     layers = seconds.shape[1]
     cells, width = _columns(seconds)
@@ -186,12 +196,12 @@ def _map(seconds: Numbers, workers: Sequence[Mapping[str, Any]]) -> str:
         y = TOP + row * high
         if row % step == 0:
             parts.append(
-                f'<text x="{LEFT - 8}" y="{y + high / 2 + 4:.1f}" text-anchor="end">worker {int(worker["rank"])}</text>'
+                f'<text x="{LEFT - 8}" y="{y + high / 2 + 4:.1f}" text-anchor="end">worker {int(worker.rank)}</text>'
             )
         for column, value in enumerate(cells[row]):
             parts.append(
                 f'<rect x="{LEFT + column * each:.2f}" y="{y:.1f}" width="{each + 0.1:.2f}" height="{high - 1:.1f}" '
-                f'fill="rgba(var(--heat), {0.04 + 0.96 * float(value) / top:.3f})"><title>worker {int(worker["rank"])}, '
+                f'fill="rgba(var(--heat), {0.04 + 0.96 * float(value) / top:.3f})"><title>worker {int(worker.rank)}, '
                 f"{_layer_name(column, width, layers)}: {_seconds(float(value))}</title></rect>"
             )
     return "".join(parts) + _layer_axis(layers, TOP + tall) + "</svg>"

@@ -1,42 +1,57 @@
-"""Who owns which neuron, by layer boundary, and what each rank must hold and send because of it.
+"""Which rank owns which neuron at each layer boundary, and what a rank must hold and send for that.
 
-Boundary 0 is the input of layer 0, boundary l the output of layer l-1 and the input of layer l.  A neuron's owner at
-boundary l computes its row in layer l-1 and gives it to every rank that has a row of layer l with it as an input.
-How owners are chosen is a row of METHODS; what follows from them, for a rank, is `build`.
+Boundary 0 is the input of layer 0; boundary l is the output of layer l-1 and the input of layer l.
+The owner of a neuron at boundary l computes its row in layer l-1 and sends it to every rank that
+has a row of layer l which reads it.
+
+METHODS are the ways to choose owners; a new one is a function and a row there. What a rank holds
+and sends follows from the owners alone, by `stream`: every rank computes it without a message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.inference import partitioners
-from serverless_mpi.inference.engine import DEALT, NONE, PAIRED, SHARED, Part
+from serverless_mpi.inference.engine import Exchange, Part
 from serverless_mpi.inference.networks import Layers
-from serverless_mpi.inference.partitioners import spread, starts, twins
+from serverless_mpi.inference.partitioners import duplicate_rows, spread, starts
 from serverless_mpi.sparse import SparseRows
 
 Owners = NDArray[np.uint16]
 Indices = NDArray[np.int64]
 
 MOST_PARTS = 1 << 16
-# A row read by all who share one costs a receiver what it does not need, and saves a sender the copies it would make: with
-# SNS and SQS at 0.5 and 0.4 $ a million chunks, sharing is the cheaper above this share of rows that readers need.
+# With ALLGATHER a receiver also pays for rows that it does not need; with ALLTOALL the sender pays
+# for every copy. At 0.5 $ (SNS) and 0.4 $ (SQS) per million chunks, ALLGATHER is cheaper if ranks
+# need more than this share of the rows that are sent.
 SHARE_ABOVE = 0.45
-# S3 asks as much for a PUT as for 12 GETs: dealing is a PUT a rank and a GET a pair, pairing both for each pair that has rows.
-GETS_A_PUT = 12
+# S3 bills a PUT like 12 GETs. ALLTOALL takes a PUT per rank and a GET per pair of ranks, PAIRWISE
+# both per pair that has rows.
+GETS_PER_PUT = 12
 
 
 @dataclass(frozen=True)
 class Partition:
     """Owners of the neurons at every boundary of a network.
 
-    neurons: of a layer; parts: ranks; method: how it was made; owners: one array a boundary, (neurons,) uint16 each;
-    boundaries may share an array.
+    Attributes
+    ----------
+    neurons
+        Neurons of a layer.
+    parts
+        Number of ranks.
+    method
+        How it was made, of METHODS.
+    owners
+        For each boundary the rank of each neuron: (neurons,) uint16, read-only. Boundaries may
+        share an array.
     """
 
     neurons: int
@@ -46,22 +61,22 @@ class Partition:
 
     @property
     def layers(self) -> int:
-        """Layers of the network it is for."""
+        """Layers of its network."""
         return len(self.owners) - 1
 
     def rows(self, boundary: int, part: int) -> Indices:
-        """Numbers of the neurons that `part` owns there, ascending."""
+        """Return the numbers of the neurons that `part` owns at a boundary, ascending."""
         return np.flatnonzero(self.owners[boundary] == part)
 
     def check(self, network: Layers) -> None:
-        """Raise ValueError unless it is for a network of that many layers."""
+        """Raise ValueError if the network has another number of layers."""
         if len(network) != self.layers:
             raise ValueError(
                 f"the partition is for {self.layers} layers; the network has {len(network)}"
             )
 
     def report(self, network: Layers) -> Report:
-        """Load and communication of every layer."""
+        """Return load and communication of every layer."""
         self.check(network)
         rows, pairs, load, nnz = [], [], [], []
         for layer, matrix in enumerate(network):
@@ -83,10 +98,18 @@ class Partition:
 
 @dataclass(frozen=True)
 class Report:
-    """What a partition costs, one number a layer.
+    """What a partition costs, one number per layer.
 
-    rows: activation rows sent, each counted for every rank it goes to; pairs: (sender, receiver) that exchange some, the
-    messages of a pair-wise scheme; load: work of the busiest rank, as a multiple of the average; nnz: weights.
+    Attributes
+    ----------
+    rows
+        Activation rows sent, counted for every rank that receives them.
+    pairs
+        (sender, receiver) pairs that exchange rows: the messages of PAIRWISE.
+    load
+        Work of the busiest rank, as a multiple of the mean.
+    nnz
+        Weights.
     """
 
     rows: tuple[int, ...]
@@ -101,15 +124,27 @@ class Report:
 
 
 def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> Partition:
-    """A partition of `network` for `parts` ranks, by a method of METHODS; the same one for the same seed.
+    """Partition a network; the result depends on the arguments only.
+
+    Parameters
+    ----------
+    network
+        Square layers; read once, one layer at a time.
+    parts
+        Number of ranks.
+    method
+        Of METHODS.
+    seed
+        Of whatever is random in the method.
 
     Raises
     ------
     ValueError
-        No such method, more parts than neurons, layers that are not square; for `hypergraph` also no partitioner installed.
+        The method does not exist, there are more parts than neurons, or layers are not square; for
+        `hypergraph` also if the partitioner is not installed.
     """
     if method not in METHODS:
-        raise ValueError(f"no partition method {method!r}; known: {', '.join(METHODS)}")
+        raise ValueError(f"no partition method {method!r}; known methods: {', '.join(METHODS)}")
     if parts < 1 or parts > MOST_PARTS:
         raise ValueError(f"{parts} parts; a partition has 1 to {MOST_PARTS}")
     neurons = 0
@@ -129,11 +164,12 @@ def _checked(network: Layers, parts: int) -> Iterator[SparseRows]:
         neurons = matrix.n_cols if neurons is None else neurons
         if matrix.n_rows != neurons or matrix.n_cols != neurons:
             raise ValueError(
-                f"layer {number} has {matrix.n_rows} rows and {matrix.n_cols} columns, not {neurons} of both"
+                f"layer {number} has {matrix.n_rows} rows and {matrix.n_cols} columns, "
+                f"not {neurons} of both"
             )
         if parts > neurons:
             raise ValueError(
-                f"{neurons} neurons cannot be dealt out to {parts} ranks; start at most {neurons}"
+                f"{neurons} neurons cannot be divided among {parts} ranks; start at most {neurons}"
             )
         yield matrix
     if neurons is None:
@@ -144,7 +180,7 @@ Method = Callable[[Iterator[SparseRows], int, int, int], Iterator[Owners]]
 
 
 def _block(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """Neighbouring neurons together; blocks differ by at most one row."""
+    """Consecutive neurons; the sizes of parts differ by at most one row."""
     neurons = next(network).n_cols
     bounds = np.arange(parts + 1) * neurons // parts
     owners = np.repeat(np.arange(parts), np.diff(bounds)).astype(np.uint16)
@@ -152,7 +188,7 @@ def _block(network: Iterator[SparseRows], layers: int, parts: int, seed: int) ->
 
 
 def _random(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """Any neurons together, anew at each boundary; sizes as in block."""
+    """A new random assignment at each boundary; sizes as in block."""
     (block, *_) = _block(network, 0, parts, seed)
     chance = np.random.default_rng(seed)
     for _ in range(layers + 1):
@@ -160,14 +196,14 @@ def _random(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -
 
 
 def _greedy(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """Rows with common inputs together, by growing part after part."""
+    """Rows with common inputs in one part; parts are grown one after another."""
     return partitioners.layers(network, parts, seed, partitioners.greedy)
 
 
 def _hypergraph(
     network: Iterator[SparseRows], layers: int, parts: int, seed: int
 ) -> Iterator[Owners]:
-    """Rows with common inputs together, by Mt-KaHyPar."""
+    """Rows with common inputs in one part, by Mt-KaHyPar."""
     return partitioners.layers(network, parts, seed, partitioners.hypergraph)
 
 
@@ -179,129 +215,233 @@ METHODS: dict[str, Method] = {
 }
 
 
-# --- what a rank holds and sends --------------------------------------------------------------------------------------
+# --- what a rank holds and sends ------------------------------------------------------------------
 
 
 def build(network: Layers, partition: Partition, rank: int) -> list[Part]:
-    """All layers of one rank."""
+    """Return the part of one rank of every layer; arguments and errors as in `stream`."""
     return [part for (part,) in stream(network, partition, [rank])]
 
 
 def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Iterator[list[Part]]:
-    """Layer after layer, the parts of `ranks`, reading the network once and one layer at a time.
+    """Make the parts of `ranks`, layer after layer.
 
-    A row whose inputs and weights are those of an earlier row of the same rank is that row's twin: both have the same
-    activations, so one of them is computed and sent.  Places below count such distinct rows: `place` is a neuron's
-    among its owner's, `first` an owner's first among all.
+    The network is read once, one layer at a time. A row with the inputs and weights of an earlier
+    row of the same rank is a duplicate: both have the same activations, so only the first is
+    computed and sent. `_Boundary` numbers these distinct rows.
+
+    Parameters
+    ----------
+    network
+        Square layers, as many as `partition` is for.
+    partition
+        Owners of the neurons.
+    ranks
+        The ranks whose parts are wanted.
+
+    Yields
+    ------
+    list of Part
+        One layer: the part of each of `ranks`, in that order.
+
+    Raises
+    ------
+    ValueError
+        The network has another number of layers or neurons than the partition.
     """
     partition.check(network)
-    parts = partition.parts
-    owners = partition.owners[0]
-    place, counts = _positions(owners, parts)
+    before = _Boundary.of_all(partition.owners[0], partition.parts)
     for layer, matrix in enumerate(network):
         if matrix.n_rows != partition.neurons or matrix.n_cols != partition.neurons:
             raise ValueError(
-                f"layer {layer} has {matrix.n_rows} rows and {matrix.n_cols} columns; the partition is for {partition.neurons} neurons"
+                f"layer {layer} has {matrix.n_rows} rows and {matrix.n_cols} columns; "
+                f"the partition is for {partition.neurons} neurons"
             )
-        out = partition.owners[layer + 1]
-        first = starts(counts)
-        distinct = first[owners] + place
-        needs = _needs(matrix, owners, out, distinct, parts)
-        sender = np.repeat(np.arange(parts), counts)
-        needs[sender, np.arange(first[-1])] = False
-        some = np.logical_or.reduce(needs)
-        how = _how(parts, _pairs(needs, sender), int(needs.sum()), int(some.sum()))
-        inputs = distinct[matrix.indices]
-        twin = twins(
-            matrix.indptr, inputs, matrix.all_values().view(np.int32).astype(np.int64), kind=out
+        owners = partition.owners[layer + 1]
+        needs = _needs(matrix, before.owners, owners, before.rows, partition.parts)
+        needs[before.senders, np.arange(before.total)] = False  # nobody sends to itself
+        # Duplicates are found by distinct inputs, so that copies of copies are copies as well.
+        inputs = before.rows[matrix.indices]
+        weight_bits = matrix.all_values().view(np.int32).astype(np.int64)
+        originals = duplicate_rows(matrix.indptr, inputs, weight_bits, kind=owners)
+        after = _Boundary.of_distinct(owners, originals, partition.parts)
+        exchange = _exchange(needs, before.senders)
+        step = _Step(matrix, inputs, originals, needs, exchange, before, after)
+        yield [step.part(rank) for rank in ranks]
+        before = after
+
+
+@dataclass(frozen=True)
+class _Boundary:
+    """The distinct rows of a boundary, numbered owner by owner, ascending within an owner.
+
+    owners: (neurons,) rank of each neuron; positions: (neurons,) its row among its owner's distinct
+    rows; counts: (parts,) distinct rows of each owner; starts: (parts + 1,) sums of `counts`.
+    """
+
+    owners: Owners
+    positions: Indices
+    counts: Indices
+    starts: Indices
+
+    @classmethod
+    def of_all(cls, owners: Owners, parts: int) -> _Boundary:
+        """Return the boundary of which every row is distinct."""
+        positions, counts = _positions(owners, parts)
+        return cls(owners, positions, counts, starts(counts))
+
+    @classmethod
+    def of_distinct(cls, owners: Owners, originals: Indices, parts: int) -> _Boundary:
+        """Return the boundary where row i is a duplicate of row `originals[i]`, of the same
+        owner.
+        """
+        first = np.flatnonzero(originals == np.arange(len(originals)))
+        positions = np.empty(len(originals), np.int64)
+        positions[first], counts = _positions(owners[first], parts)
+        return cls(owners, positions[originals], counts, starts(counts))
+
+    @property
+    def total(self) -> int:
+        """Distinct rows of all owners."""
+        return int(self.starts[-1])
+
+    @cached_property
+    def rows(self) -> Indices:
+        """(neurons,): number of each neuron's distinct row among those of all owners."""
+        return self.starts[self.owners] + self.positions
+
+    @cached_property
+    def senders(self) -> Indices:
+        """(total,): owner of each distinct row."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def of_rank(self, rank: int) -> slice:
+        """Numbers of the rank's distinct rows."""
+        return slice(int(self.starts[rank]), int(self.starts[rank + 1]))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A layer between two boundaries, from which the part of any rank follows.
+
+    inputs: (nnz,) distinct row that each entry reads; originals: (neurons,) first equal row;
+    needs: (parts, before.total) whether a rank needs a row of another.
+    """
+
+    matrix: SparseRows
+    inputs: Indices
+    originals: Indices
+    needs: NDArray[np.bool_]
+    exchange: Exchange
+    before: _Boundary
+    after: _Boundary
+
+    @cached_property
+    def sent(self) -> Indices:
+        """Distinct rows that some other rank needs, ascending."""
+        return np.flatnonzero(self.needs.any(axis=0))
+
+    def part(self, rank: int) -> Part:
+        """Return what `rank` holds and sends."""
+        before, after = self.before, self.after
+        wanted = np.flatnonzero(self.needs[rank])
+        # The panel: own rows first, then those received, which are in the order of their senders.
+        own = int(before.counts[rank])
+        column = np.zeros(before.total, np.int64)
+        column[before.of_rank(rank)] = np.arange(own)
+        column[wanted] = own + np.arange(len(wanted))
+        weights = self._weights(rank, column, own + len(wanted))
+        senders = before.senders[wanted]
+        shared = self.exchange == Exchange.ALLGATHER
+        send_rows, send_offsets = self._sent_to_all(rank) if shared else self._sent_to_each(rank)
+        if shared:
+            recv_index, recv_counts = self._received_of_all(wanted, senders)
+        else:
+            recv_index = np.zeros(0, np.int64)
+            recv_counts = np.bincount(senders, minlength=len(before.counts))
+        constant = weights.values is None
+        return Part(
+            indptr=weights.indptr,
+            indices=weights.indices,
+            values=weights.all_values()[:1].copy() if constant else weights.all_values(),
+            columns=own + len(wanted),
+            row_of_neuron=after.positions[after.owners == rank].astype(np.uint32),
+            exchange=self.exchange,
+            send_rows=send_rows.astype(np.uint32),
+            send_offsets=send_offsets.astype(np.int64),
+            recv_index=recv_index.astype(np.uint32),
+            recv_offsets=np.searchsorted(senders, np.arange(len(before.counts) + 1)).astype(
+                np.int64
+            ),
+            recv_counts=recv_counts.astype(np.int64),
         )
-        place, counts_after = _twin_places(twin, out, parts)
-        made = []
-        for rank in ranks:
-            want = np.flatnonzero(needs[rank])
-            at = np.zeros(int(first[-1]), np.int64)
-            at[first[rank] : first[rank + 1]] = np.arange(counts[rank])
-            at[want] = counts[rank] + np.arange(len(want))
-            rows = np.flatnonzero((out == rank) & (twin == np.arange(len(twin))))
-            lengths = np.diff(matrix.indptr)[rows]
-            entries = spread(matrix.indptr[rows], lengths)
-            columns = int(counts[rank]) + len(want)
-            values: Any = matrix.constant if matrix.values is None else matrix.values[entries]
-            weights = SparseRows(starts(lengths), at[inputs[entries]], values, columns)
-            mine = np.flatnonzero(out == rank)
-            if how == SHARED:
-                sent = np.flatnonzero(some)
-                give = np.flatnonzero(some[first[rank] : first[rank + 1]])
-                give_to = np.full(parts + 1, len(give))
-                give_to[0] = 0
-                sent_from = np.searchsorted(sent, first)
-                take = np.searchsorted(sent, want) - sent_from[sender[want]]
-                come = np.diff(sent_from)
-            else:
-                lists = [
-                    np.flatnonzero(needs[peer, first[rank] : first[rank + 1]])
-                    for peer in range(parts)
-                ]
-                give = np.concatenate(lists)
-                give_to = np.concatenate([[0], np.cumsum([len(one) for one in lists])])
-                take = np.zeros(0, np.int64)
-                come = np.bincount(sender[want], minlength=parts)
-            take_from = np.searchsorted(sender[want], np.arange(parts + 1))
-            made.append(
-                Part(
-                    weights.indptr,
-                    weights.indices,
-                    weights.all_values()[:1].copy() if weights.values is None else weights.values,
-                    columns,
-                    place[mine].astype(np.uint32),
-                    how,
-                    give.astype(np.uint32),
-                    give_to.astype(np.int64),
-                    take.astype(np.uint32),
-                    take_from.astype(np.int64),
-                    come.astype(np.int64),
-                )
-            )
-        yield made
-        owners, counts = out, counts_after
+
+    def _weights(self, rank: int, column: Indices, columns: int) -> SparseRows:
+        """The rank's distinct rows over its panel; entries keep their order, so sums keep their
+        bits.
+        """
+        matrix = self.matrix
+        distinct = self.originals == np.arange(len(self.originals))
+        rows = np.flatnonzero((self.after.owners == rank) & distinct)
+        lengths = np.diff(matrix.indptr)[rows]
+        entries = spread(matrix.indptr[rows], lengths)
+        values: Any = matrix.constant if matrix.values is None else matrix.values[entries]
+        return SparseRows(starts(lengths), column[self.inputs[entries]], values, columns)
+
+    def _sent_to_all(self, rank: int) -> tuple[Indices, Indices]:
+        """(own rows that some rank needs, offsets as in `Part`): one message for all peers."""
+        sent = np.flatnonzero(self.needs[:, self.before.of_rank(rank)].any(axis=0))
+        offsets = np.full(len(self.needs) + 1, len(sent))
+        offsets[0] = 0
+        return sent, offsets
+
+    def _sent_to_each(self, rank: int) -> tuple[Indices, Indices]:
+        """(own rows peer after peer, offsets): a message for each peer."""
+        lists = [np.flatnonzero(row) for row in self.needs[:, self.before.of_rank(rank)]]
+        return np.concatenate(lists), starts(np.array([len(rows) for rows in lists]))
+
+    def _received_of_all(self, wanted: Indices, senders: Indices) -> tuple[Indices, Indices]:
+        """(place of each wanted row in its sender's message, rows in each sender's message)."""
+        sent_starts = np.searchsorted(self.sent, self.before.starts)
+        index = np.searchsorted(self.sent, wanted) - sent_starts[senders]
+        return index, np.diff(sent_starts)
 
 
 def _pairs(needs: NDArray[np.bool_], sender: NDArray[Any]) -> int:
-    """How many (reader, sender) there are; needs: (parts, rows), sender: of each row."""
+    """Number of (reader, sender) pairs; needs: (parts, rows); sender: of each row."""
     readers, rows = np.nonzero(needs)
     return len(np.unique(readers * len(needs) + sender[rows]))
 
 
-def _how(parts: int, pairs: int, rows: int, distinct: int) -> int:
-    """The exchange of a layer: of `pairs` that have something for each other, `rows` in all, of `distinct` ones."""
+def _exchange(needs: NDArray[np.bool_], senders: Indices) -> Exchange:
+    """The exchange of a layer in which ranks need these rows of these senders.
+
+    Few pairs: a message each. Else the price decides between one message that all read in full and
+    one object of which each reader gets its range.
+    """
+    parts, pairs = len(needs), _pairs(needs, senders)
     if not pairs:
-        return NONE
-    if pairs * (GETS_A_PUT + 1) <= parts * GETS_A_PUT + parts * (parts - 1):
-        return PAIRED
-    return SHARED if rows >= SHARE_ABOVE * (parts - 1) * distinct else DEALT
+        return Exchange.NONE
+    if pairs * (GETS_PER_PUT + 1) <= parts * GETS_PER_PUT + parts * (parts - 1):
+        return Exchange.PAIRWISE
+    rows, distinct = int(needs.sum()), int(needs.any(axis=0).sum())
+    shared = rows >= SHARE_ABOVE * (parts - 1) * distinct
+    return Exchange.ALLGATHER if shared else Exchange.ALLTOALL
 
 
 def _positions(owners: Owners, parts: int) -> tuple[Indices, Indices]:
-    """(each neuron's place among its owner's, ascending; how many each owner has)."""
+    """(position of each neuron among its owner's, neurons of each owner)."""
     order = np.argsort(owners, kind="stable")
     counts = np.bincount(owners, minlength=parts)
-    place = np.empty(len(owners), np.int64)
-    place[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place, counts
+    position = np.empty(len(owners), np.int64)
+    position[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return position, counts
 
 
 def _needs(
     matrix: SparseRows, owners: Owners, out: Owners, distinct: Indices, parts: int
 ) -> NDArray[np.bool_]:
-    """(parts, distinct rows): whether a part has a row with that input."""
+    """(parts, distinct rows): whether a row of the part reads that input."""
     needs = np.zeros((parts, int(distinct.max(initial=-1)) + 1), np.bool_)
     needs[np.repeat(out, np.diff(matrix.indptr)), distinct[matrix.indices]] = True
     return needs
-
-
-def _twin_places(twin: Indices, out: Owners, parts: int) -> tuple[Indices, Indices]:
-    """(each row's place among its owner's distinct rows; how many each owner has)."""
-    heads = np.flatnonzero(twin == np.arange(len(twin)))
-    place = np.empty(len(twin), np.int64)
-    place[heads], counts = _positions(out[heads], parts)
-    return place[twin], counts

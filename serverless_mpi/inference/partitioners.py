@@ -1,10 +1,12 @@
-"""How owners of neurons are chosen, from a layer's matrix and the owners of its inputs: the greedy way and the hypergraph's.
+"""How owners of neurons are chosen, from a layer's matrix and the owners of its inputs: the greedy
+way and the hypergraph's.
 
-Both see a layer as HGP-DNN's column-net model: its output neurons are vertices, each input neuron is a net whose pins are the
-outputs that read it and its own owner.  A net that touches k parts is k-1 activation rows sent.  Layers are taken in
-order, so that a layer's owners are fixed when the next one's are chosen: consecutive layers are tied by the
-activation they share.  Outputs with the same inputs are one vertex.
-Source: Demirci and Ferhatosmanoglu, "Partitioning Sparse Deep Neural Networks for Scalable Training and Inference", ICS 2021.
+Both see a layer as HGP-DNN's column-net model: its output neurons are vertices, each input neuron
+is a net whose pins are the outputs that read it and its own owner. A net that touches k parts is
+k-1 activation rows sent. Layers are taken in order, so that a layer's owners are fixed when the
+next one's are chosen: consecutive layers are tied by the activation they share.  Outputs with the
+same inputs are one vertex. Source: Demirci and Ferhatosmanoglu, "Partitioning Sparse Deep Neural
+Networks for Scalable Training and Inference", ICS 2021.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ _STEPS = 512  # most vertices, or groups of vertices, that a part is grown by
 class Model:
     """The hypergraph of a layer.
 
-    members: rows of each vertex, CSR (member_of, members); nets: inputs of each vertex, CSR (net_of, nets); pins: vertices
-    of each input, CSR (pin_of, pins); weight: entries of each vertex's rows, at least one a row; owners: of the
-    inputs, or None if they are free.
+    members: rows of each vertex, CSR (member_of, members); nets: inputs of each vertex, CSR
+    (net_of, nets); pins: vertices of each input, CSR (pin_of, pins); weight: entries of each
+    vertex's rows, at least one a row; owners: of the inputs, or None if they are free.
     """
 
     member_of: Indices
@@ -50,7 +52,7 @@ class Model:
     def of(cls, matrix: SparseRows, owners: Owners | None) -> Model:
         """The model of `matrix`."""
         heads, vertex = np.unique(
-            twins(matrix.indptr, matrix.indices.astype(np.int64)), return_inverse=True
+            duplicate_rows(matrix.indptr, matrix.indices.astype(np.int64)), return_inverse=True
         )
         members = np.argsort(vertex, kind="stable")
         lengths = np.diff(matrix.indptr)[heads]
@@ -76,7 +78,9 @@ class Model:
         return len(self.weight)
 
     def split(self, target: float) -> Model:
-        """The model with heavy vertices in pieces, if there are some that would keep parts of weight `target` from balance."""
+        """The model with heavy vertices in pieces, if there are some that would keep parts of
+        weight `target` from balance.
+        """
         copies = np.diff(self.member_of)
         if self.weight.max() <= target / 8:
             return self
@@ -109,7 +113,9 @@ Chooser = Callable[[Model, int, int], Owners]
 def layers(
     network: Iterator[SparseRows], parts: int, seed: int, choose: Chooser
 ) -> Iterator[Owners]:
-    """Owners at every boundary, each from the one before by `choose`; those of the inputs follow from the first layer's."""
+    """Owners at every boundary, each from the one before by `choose`; those of the inputs follow
+    from the first layer's.
+    """
     owners: Owners | None = None
     for number, matrix in enumerate(network):
         chosen = choose(Model.of(matrix, owners), parts, seed + number)
@@ -120,8 +126,8 @@ def layers(
 
 
 def greedy(model: Model, parts: int, seed: int) -> Owners:
-    """Part after part is grown by the vertex that needs the fewest rows the part has not yet, from one whose inputs
-    earlier parts read; a vertex is split only if it does not fit."""
+    """Part after part is grown by the vertex that needs the fewest rows the part has not yet, from
+    one whose inputs earlier parts read; a vertex is split only if it does not fit."""
     owners = np.empty(len(model.members), np.uint16)
     degree = np.diff(model.net_of)
     left = np.diff(model.member_of)  # rows of each vertex that are not dealt out
@@ -164,13 +170,14 @@ def greedy(model: Model, parts: int, seed: int) -> Owners:
 
 
 def hypergraph(model: Model, parts: int, seed: int) -> Owners:
-    """By Mt-KaHyPar, deterministic, for the connectivity metric, which knows rows but not messages: so the greedy owners, or
-    those of the inputs, where these cost less."""
+    """By Mt-KaHyPar, deterministic, for the connectivity metric, which knows rows but not messages:
+    so the greedy owners, or those of the inputs, where these cost less."""
     try:
         import mtkahypar
     except ImportError:
         raise ValueError(
-            "method hypergraph needs the partitioner Mt-KaHyPar: pip install 'serverless-mpi[hypergraph]'; or use greedy"
+            "method hypergraph needs the partitioner Mt-KaHyPar: pip install "
+            "'serverless-mpi[hypergraph]'; or use greedy"
         ) from None
     if parts == 1:
         return np.zeros(len(model.members), np.uint16)
@@ -238,7 +245,9 @@ def _library() -> Any:
 
 
 def _readers(matrix: SparseRows, chosen: Owners, parts: int) -> Owners:
-    """Each input to the part that reads it and has the fewest so far; to any if none does, or all are full."""
+    """Each input to the part that reads it and has the fewest so far; to any if none does, or all
+    are full.
+    """
     reads = np.zeros((matrix.n_cols, parts), np.bool_)
     reads[matrix.indices, np.repeat(chosen, np.diff(matrix.indptr))] = True
     load = np.zeros(parts, np.int64)
@@ -252,7 +261,7 @@ def _readers(matrix: SparseRows, chosen: Owners, parts: int) -> Owners:
     return owners
 
 
-# --- arrays of lists --------------------------------------------------------------------------------------------------
+# --- arrays of lists ------------------------------------------------------------------------------
 
 
 def starts(lengths: Indices) -> Indices:
@@ -270,8 +279,11 @@ def _sums(flags: NDArray[np.bool_], begin: Indices) -> Indices:
     return total[begin[1:]] - total[begin[:-1]]
 
 
-def twins(indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None = None) -> Indices:
-    """Of each row of a CSR structure the first row of its kind with the same entries in the same order (perhaps itself).
+def duplicate_rows(
+    indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None = None
+) -> Indices:
+    """Of each row of a CSR structure the first row of its kind with the same entries in the same
+    order (perhaps itself).
 
     entries: one or more arrays, (nnz,) of integers, that must all agree; kind: (rows,) of integers.
     """
@@ -285,14 +297,14 @@ def twins(indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None =
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed)])
     total = sums[indptr[1:]] - sums[indptr[:-1]] + _mix(lengths) + _mix(_mix(kinds))
     _, first, which = np.unique(total, return_index=True, return_inverse=True)
-    twin = first[which]
-    lost = (lengths != lengths[twin]) | (
-        kinds != kinds[twin]
-    )  # rows of equal sums are twins only if they are equal
-    other = np.where(lost[row], 0, indptr[twin][row] + slot)
+    original = first[which]
+    lost = (lengths != lengths[original]) | (
+        kinds != kinds[original]
+    )  # rows of equal sums may differ
+    other = np.where(lost[row], 0, indptr[original][row] + slot)
     for one in entries:
         lost |= np.bincount(row[one != one[other]], minlength=len(lengths)) > 0
-    return np.where(lost, np.arange(len(lengths)), twin)
+    return np.where(lost, np.arange(len(lengths)), original)
 
 
 def _mix(x: NDArray[np.generic]) -> NDArray[np.uint64]:

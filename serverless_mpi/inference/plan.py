@@ -1,10 +1,12 @@
-"""Which way to run: seconds and dollars of every way, before any is run.
+"""Forecasts: seconds and dollars of every deployment, before anything runs.
 
-A way is a grid of R replicas x P parts: each replica holds the whole network, in P parts by rows, and has 1/R of the samples.
-So 1 x 1 is serial, R x 1 data-parallel, 1 x P row-partitioned.  `predict` has the rules, `Platform` the figures they are
-fed with.  `advice` goes through the ways and names the best.
-Sources: AWS Lambda Developer Guide, "Configure Lambda function memory" (1,769 MB are one vCPU; 128 to 10,240 MB); S3's and
-SQS's figures are named where the channels state them.
+A deployment is a grid of R replicas x P parts: each replica holds the whole network, in P parts by
+rows, and has 1/R of the samples. So 1 x 1 is serial, R x 1 data-parallel, 1 x P row-partitioned.
+`predict` has the rules, `Platform` the figures that it uses; `advice` surveys the deployments and
+names the best.
+
+Sources: AWS Lambda Developer Guide, "Configure Lambda function memory" (1,769 MB are one vCPU; 128
+to 10,240 MB). Figures of S3 and SQS are named in the channels.
 """
 
 from __future__ import annotations
@@ -38,20 +40,22 @@ PANELS = (
 LEAST_BATCH = 32  # samples; the kernel's panel
 
 EDGES_S = 2e9  # measured 1.4 to 3.7e9 on a core of an EPYC with neighbours; a vCPU is half a core
-LAYER_S = 1e-3  # of a vCPU, for what is not the kernel in a layer of a batch: Python, panels, codec; measured
-# How the answer to the challenge's images thins out: the part of the samples that lives before each layer, measured on its
-# first 10,000 images at N = 1024; larger nets lose theirs a little sooner.  The last figure holds from there on.
+# Of a vCPU, for what is not the kernel in a layer of a batch: Python, panels, codec; measured
+LAYER_S = 1e-3
+# How the answer to the challenge's images thins out: the part of the samples that lives before each
+# layer, measured on its first 10,000 images at N = 1024; larger nets lose theirs a little sooner.
+# The last figure holds from there on.
 RADIX_LIVING = (1.0, 0.92, 0.68, 0.4, 0.22, 0.13, 0.08, 0.055, 0.045, 0.04, 0.037)
 RADIX_WIRE_BYTES = 0.03  # of a living sample's activation, coded: most are equal
 RANDOM_WIRE_BYTES = 1.8  # half of them are not 0, and no two alike
-# Rows that a hypergraph partition sends, of those that a random one would; the published partition of N = 1024 over
-# 8 workers sends 3,739 a layer, where chance has 7,037.
+# Rows that a hypergraph partition sends, of those that a random one would; the published partition
+# of N = 1024 over 8 workers sends 3,739 a layer, where chance has 7,037.
 LOCALITY = 0.53
 
 # Measured on the emulator with 8 workers, 7 frames to each in a layer:
-FRAMES_A_POLL = 7.0  # of a receive; it may have 10
-POLLS_A_LAYER = 0.15  # that came back empty
-LOOKS_A_GET = 1.02  # GETs until the object is there
+FRAMES_PER_POLL = 7.0  # of a receive; it may have 10
+POLLS_PER_LAYER = 0.15  # that came back empty
+GETS_PER_OBJECT = 1.02  # GETs until the object is there
 FRAME_BYTES = 80  # of a frame's header
 AT_ONCE = 8  # requests of a worker at the same time
 
@@ -60,10 +64,20 @@ AT_ONCE = 8  # requests of a worker at the same time
 class Work:
     """What is to be computed.
 
-    nonzeros, weight_bytes: of all layers together as stored, twins once; living: part of the samples alive before each
-    layer, the last figure from there on; wire_bytes: of one activation of a living sample, coded; twins: equal rows,
-    which are computed and sent once; rows: rows sent a layer, all workers together, by number of parts, where a
-    partition is known.
+    Attributes
+    ----------
+    neurons, layers, samples
+        Size of the model and of the run.
+    nonzeros, weight_bytes
+        Of all layers together as stored, duplicate rows once.
+    living
+        Share of the samples that are active before each layer; the last value holds from there on.
+    wire_bytes
+        Bytes on the wire per activation of an active sample.
+    duplicates
+        Copies of each distinct row, which are computed and sent once.
+    rows
+        Number of parts -> rows sent per layer by all workers together, where a partition is known.
     """
 
     neurons: int
@@ -73,12 +87,15 @@ class Work:
     weight_bytes: int
     living: Sequence[float] = (1.0,)
     wire_bytes: float = 4.0
-    twins: int = 1
+    duplicates: int = 1
     rows: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def radix(cls, neurons: int, layers: int, samples: int) -> Work:
-        """The challenge's: 32 inputs a neuron, all weights equal, 16 copies of a row, on images that thin out as its own do."""
+        """Return the work of the challenge's network on images like its own.
+
+        It has 32 inputs per neuron, equal weights, and 16 copies of each row.
+        """
         rows = layers * neurons // COPIES
         return cls(
             neurons,
@@ -93,7 +110,9 @@ class Work:
 
     @classmethod
     def random(cls, neurons: int, layers: int, samples: int) -> Work:
-        """The same shape with weights of their own and samples that all live."""
+        """Return the work of a random network: distinct weights, and samples that all stay
+        active.
+        """
         rows = layers * neurons
         return cls(
             neurons,
@@ -105,19 +124,21 @@ class Work:
             RANDOM_WIRE_BYTES,
         )
 
-    def alive(self) -> Floats:
-        """(layers,): the part of the samples alive before each layer."""
+    def active(self) -> Floats:
+        """Return the share of the samples that are active before each layer: (layers,)."""
         known = np.asarray(self.living[: self.layers], float)
         return np.concatenate([known, np.full(self.layers - len(known), known[-1])])
 
     def columns(self, parts: int) -> float:
-        """Different input rows, twins once, that the weights of one of `parts` touch in a layer; chance's expectation."""
-        distinct = self.neurons / self.twins
-        inputs = self.nonzeros / self.layers / distinct / self.twins  # of a row
+        """Return the distinct input rows that one of `parts` reads in a layer, if inputs are
+        random.
+        """
+        distinct = self.neurons / self.duplicates
+        inputs = self.nonzeros / self.layers / distinct / self.duplicates  # of a row
         return distinct * (1 - exp(-inputs / parts))
 
     def received(self, parts: int) -> float:
-        """Rows that a worker gets from its peers in a layer, on average."""
+        """Return the rows that a worker receives in a layer, on average."""
         if parts in self.rows:
             return self.rows[parts] / parts
         return LOCALITY * self.columns(parts) * (1 - 1 / parts)
@@ -125,11 +146,28 @@ class Work:
 
 @dataclass(frozen=True)
 class Platform:
-    """Where workers run, and its figures.
+    """Where workers run, and what that costs in time.
 
-    store_latency_s: of one small object; start_s: from a call to a worker's first statement, package imported; call_s: of one call; load_Bps: from the store
-    into a worker; edges_s: living samples x nonzeros of one vCPU in a second; memory_sizes: MB on offer;
-    mb_a_vcpu: 0 where workers share `cores`; base_mb: of a worker that holds nothing yet.
+    Attributes
+    ----------
+    name, channels
+        The platform, and the cost parameters of its channels.
+    store_latency_s
+        Seconds until one small object of the store is there.
+    start_s, call_s
+        Seconds from an invocation to a worker's first statement; of the call that invokes it.
+    load_Bps
+        Bytes per second from the store into a worker.
+    edges_s
+        Nonzeros x active samples per second of one vCPU.
+    memory_sizes
+        MiB that a worker can have.
+    mb_per_vcpu
+        MiB that come with a vCPU; 0 where workers share `cores`.
+    base_mb
+        MiB of a worker without a model.
+    limit_s
+        Longest run of a worker in seconds.
     """
 
     name: str
@@ -140,23 +178,23 @@ class Platform:
     load_Bps: float = 8 * 9e7
     edges_s: float = EDGES_S
     memory_sizes: Sequence[int] = MEMORY_SIZES
-    mb_a_vcpu: float = 1769.0
+    mb_per_vcpu: float = 1769.0
     cores: int = 1
     base_mb: float = 70.0
     limit_s: float = inf
 
     def vcpus(self, memory_mb: float, workers: int) -> float:
-        """Of one worker."""
-        return memory_mb / self.mb_a_vcpu if self.mb_a_vcpu else min(1.0, self.cores / workers)
+        """Return the vCPUs of one of `workers` workers of that memory."""
+        return memory_mb / self.mb_per_vcpu if self.mb_per_vcpu else min(1.0, self.cores / workers)
 
 
 def place(name: str) -> Platform:
-    """A platform's: lambda with AWS's figures, or local, this machine with the emulator's.
+    """Return a platform: lambda, with AWS's figures; or local, this machine with the emulator's.
 
     Raises
     ------
     UsageError
-        No such platform.
+        There is no such platform.
     """
     if name not in ("lambda", "local"):
         raise UsageError(f"no platform {name!r}; known: lambda, local")
@@ -182,14 +220,14 @@ def place(name: str) -> Platform:
         call_s=0.01,
         load_Bps=5e8,
         memory_sizes=(memory,),
-        mb_a_vcpu=0.0,
+        mb_per_vcpu=0.0,
         cores=cores,
     )
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A grid of workers, how they talk (None: not at all), and the memory of each in MB."""
+    """A grid of workers: replicas x parts, their channel (None for one part), MiB of each."""
 
     replicas: int
     parts: int
@@ -198,12 +236,12 @@ class Deployment:
 
     @property
     def workers(self) -> int:
-        """How many."""
+        """Number of workers."""
         return self.replicas * self.parts
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The deployment in words."""
         if self.workers == 1:
             return f"one worker of {self.memory_mb} MB"
         if self.parts == 1:
@@ -218,9 +256,9 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a way takes: seconds from the call to the answer, by what passes in them, and its bill.
+    """What a deployment takes: seconds by phase, and its bill.
 
-    batches: that a replica's samples are cut into, so that a worker's activations fit its memory.
+    batches: number that a replica's samples are cut into, so that activations fit the memory.
     """
 
     way: Deployment
@@ -234,25 +272,25 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """From the call to the answer."""
+        """Seconds from the call to the answer."""
         return self.start_s + self.load_s + self.compute_s + self.exchange_s
 
     @property
     def usd(self) -> float:
-        """In all."""
+        """Dollars in total."""
         return self.bill.total_usd
 
 
 def worker_mb(work: Work, parts: int, samples: int, base_mb: float) -> float:
-    """Memory of a worker in MB: its share of the weights, and PANELS panels of `samples` samples."""
+    """Return the MiB of a worker: its share of the weights, and PANELS panels of `samples`."""
     rows = max(
-        work.twins * work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts
+        work.duplicates * work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts
     )
     return base_mb + (work.weight_bytes / parts + PANELS * 4 * rows * samples) / MB
 
 
 def batches(work: Work, way: Deployment, base_mb: float) -> int | None:
-    """The least number of batches with which a worker's memory is enough; None if none is."""
+    """Return the least number of batches that fit a worker's memory; None if none does."""
     samples = ceil(work.samples / way.replicas)
     fixed = worker_mb(work, way.parts, 0, base_mb)
     a_sample = (worker_mb(work, way.parts, 1000, base_mb) - fixed) / 1000
@@ -263,7 +301,7 @@ def batches(work: Work, way: Deployment, base_mb: float) -> int | None:
 
 
 def least_parts(work: Work, memory_mb: float, base_mb: float = 70.0) -> int | None:
-    """The least number of parts of which each fits a worker of that memory; None if no number up to the neurons does."""
+    """Return the least number of parts that fit workers of that memory; None if none does."""
     fitting = (
         p
         for p in range(1, min(work.neurons, 4096) + 1)
@@ -273,7 +311,13 @@ def least_parts(work: Work, memory_mb: float, base_mb: float = 70.0) -> int | No
 
 
 def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0) -> None:
-    """Raise UsageError, which names the number of parts that would fit, unless a worker's memory is enough."""
+    """Check that a part fits a worker.
+
+    Raises
+    ------
+    UsageError
+        It does not; the message names the number of parts that would fit.
+    """
     needed = worker_mb(work, parts, LEAST_BATCH, base_mb)
     if needed <= memory_mb:
         return
@@ -284,24 +328,40 @@ def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0
         else f"no number of parts fits; a worker needs more than {memory_mb:g} MB"
     )
     raise UsageError(
-        f"a worker of {memory_mb:g} MB cannot hold 1/{parts} of this model: it needs {needed:,.0f} MB with {LEAST_BATCH} samples; "
-        + remedy
+        f"a worker of {memory_mb:g} MB cannot hold 1/{parts} of this model: it needs {needed:,.0f} "
+        f"MB with {LEAST_BATCH} samples; " + remedy
     )
 
 
 def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) -> Forecast | None:
-    """Seconds and dollars of `way`; None if a worker's memory is not enough.
+    """Forecast a deployment.
 
-    A layer takes its multiplication and its exchange; the multiplication of a worker's own rows, 1/P of it, passes
-    while others' rows are on their way.
+    A layer takes the time of its multiplication and of its exchange, of which the multiplication of
+    a worker's own rows, 1/P of it, overlaps with the exchange.
+
+    Parameters
+    ----------
+    work
+        What is to be computed.
+    place
+        Where.
+    way
+        By which workers.
+    model
+        Prices the requests and the seconds.
+
+    Returns
+    -------
+    Forecast or None
+        None if a worker has too little memory, or runs into the platform's time limit.
     """
     cut = batches(work, way, place.base_mb)
     if cut is None:
         return None
     samples = work.samples / way.replicas
-    alive = work.alive() * samples
+    active = work.active() * samples
     vcpus = place.vcpus(way.memory_mb, way.workers)
-    a_layer = work.nonzeros / work.layers / way.parts * alive / (
+    a_layer = work.nonzeros / work.layers / way.parts * active / (
         place.edges_s * vcpus
     ) + cut * LAYER_S / min(1.0, vcpus)
     start = place.start_s + tree.seconds(
@@ -316,8 +376,8 @@ def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) ->
     meter.count("s3", "GET", way.workers * max(2, ceil(loaded / (16 * MB))))
     exchange = np.zeros(work.layers)
     if way.parts > 1:
-        nbytes = work.received(way.parts) * alive * work.wire_bytes + (way.parts - 1) * (
-            FRAME_BYTES + alive / 8
+        nbytes = work.received(way.parts) * active * work.wire_bytes + (way.parts - 1) * (
+            FRAME_BYTES + active / 8
         )
         message = nbytes / cut / (way.parts - 1)
         exchange = cut * _exchange(place, way, message)
@@ -337,7 +397,7 @@ def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) ->
 
 
 def _exchange(place: Platform, way: Deployment, message: Floats) -> Floats:
-    """(layers,): seconds of one batch's exchanges, in which a worker gets a message of that many bytes from each peer."""
+    """(layers,): seconds of a batch's exchanges, with messages of that many bytes per peer."""
     peers = way.parts - 1
 
     def over(figures: CostParameters) -> Floats:
@@ -369,14 +429,14 @@ def _branching(workers: int, start_s: float, call_s: float) -> int:
 
 
 def _count(meter: Meter, place: Platform, way: Deployment, size: int, times: int) -> None:
-    """Requests of `times` exchanges in which a worker sends each peer a message of `size` bytes and gets as many."""
+    """Count the requests of `times` exchanges with messages of `size` bytes to and from each peer."""
     assert way.channel is not None, "workers of several parts exchange rows"
     peers, figures = way.parts - 1, place.channels[way.channel]
     services = channels.load(way.channel).services
     queued = "sqs" in services
     if "s3" in services and (not queued or (figures.large and size > figures.large[0])):
         meter.count("s3", "PUT", times)  # one object for all, read by ranges
-        meter.count("s3", "GET", round(times * peers * (1 if queued else LOOKS_A_GET)))
+        meter.count("s3", "GET", round(times * peers * (1 if queued else GETS_PER_OBJECT)))
         meter.count("s3", "DELETE", ceil(times / 1000))
         size = FRAME_BYTES  # of a reference
     if not queued:
@@ -384,7 +444,7 @@ def _count(meter: Meter, place: Platform, way: Deployment, size: int, times: int
     frames = peers * max(1, ceil(size / MAX_FRAME_BYTES))
     chunks = ceil(peers * size / BILLED_CHUNK_BYTES)
     publishes = max(ceil(frames / 10), ceil(peers * size / (4 * BILLED_CHUNK_BYTES)))
-    polls = ceil(max(frames / FRAMES_A_POLL, chunks / 4))
+    polls = ceil(max(frames / FRAMES_PER_POLL, chunks / 4))
     meter.count(
         "sns",
         "PublishBatch",
@@ -395,8 +455,8 @@ def _count(meter: Meter, place: Platform, way: Deployment, size: int, times: int
     meter.count(
         "sqs",
         "ReceiveMessage",
-        round(times * (polls + POLLS_A_LAYER)),
+        round(times * (polls + POLLS_PER_LAYER)),
         times * peers * size,
-        billed=round(times * (max(polls, chunks) + POLLS_A_LAYER)),
+        billed=round(times * (max(polls, chunks) + POLLS_PER_LAYER)),
     )
-    meter.count("sqs", "DeleteMessageBatch", ceil(times * frames / 10))  # gathered over the layers
+    meter.count("sqs", "DeleteMessageBatch", ceil(times * frames / 10))  # collected over the layers

@@ -1,27 +1,33 @@
-"""`smpi-infer serve`: workers that stay warm between queries; and `query`, its client.
+"""`smpi-infer serve`: workers that stay warm between queries; and its client, `query`.
 
-A client connects to a Unix socket, which only its owner may do, and sends lines of JSON; each is answered by one line:
+A client connects to a Unix socket, which only its owner may do, and sends one JSON object per line;
+each is answered by one line:
 
-    {"images": "/path/or/s3://url", "samples": 100}     or {"input": "name of a stored input"}     or {"status": true}
-    {"categories": [...], "scores": [...], "neurons": [...], "checksum": "...", "images": 100, "seconds": 0.1, "waited": 0.0}
+    {"images": "/path/or/s3://url", "samples": 100}
+    {"input": "name of a stored input"}
+    {"status": true}
+
+    {"categories": [...], "scores": [...], "neurons": [...], "checksum": "...", "images": 100,
+     "seconds": 0.1, "waited": 0.0}
     {"error": "what is wrong, and what would work"}
 
-Rank 0 listens.  Queries wait in a bounded queue; each of a few lanes takes one at a time, on a communicator of its own, so
-that while one query waits for its exchange another computes.
+Rank 0 listens. Queries wait in a bounded queue; each of a few lanes takes one at a time, on a
+communicator of its own, so that one query computes while another waits for its exchange.
 
-What a client can do: a query is read, and its file with it, before any other rank hears of it; whatever is wrong by then is its
-answer, and the next one is served.  A connection has a bounded buffer and a time for each line and each reply; of
-more than MOST_CONNECTIONS, those go that have been idle the longest, and a newcomer is refused, with an answer, only if all
-are busy.
+What a client can do is bounded. Rank 0 parses a query and reads its file before any other rank
+receives it; any fault until then is that client's reply, and the next query is served. A connection
+has a bounded buffer and a time limit for each line and each reply. If MOST_CONNECTIONS are open, a
+new one replaces the one that is idle the longest; it is refused, with a reply, only if all are
+busy.
 
-The end: SIGTERM and SIGINT close the socket and remove its file first, so that nothing that comes later can leave it.
-What is being computed is answered within STOP_S, which is less than smpirun waits before it kills; what waits is told, and
-so is what took longer: then the job is aborted, as a lane cannot be interrupted.
+The end: SIGTERM and SIGINT first remove the socket's file, so that nothing that happens later can
+leave it behind. Running queries are answered within STOP_S, which is less than smpirun waits before
+it kills; waiting ones get an error, and so do those that take longer: the job is then aborted,
+since a lane cannot be interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -47,6 +53,7 @@ from numpy.typing import NDArray
 
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import engine, plan, sources, store, worker
+from serverless_mpi.inference.options import ServeOptions
 from serverless_mpi.inference.worker import FAULTS, Answer
 
 Floats = NDArray[np.float32]
@@ -67,9 +74,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Ending:
-    """SIGTERM and SIGINT, noted at rank 0 in whatever thread they come, and nothing to the others: rank 0 tells them.
+    """SIGTERM and SIGINT: recorded at rank 0, ignored by the others, which rank 0 stops.
 
-    Called in the main thread.
+    A signal may arrive in any thread, so it is written to a pipe. Make it in the main thread.
     """
 
     def __init__(self, rank: int) -> None:
@@ -85,13 +92,13 @@ class Ending:
             signal.signal(number, lambda *_: None)
 
     def wait(self) -> int:
-        """The number of the first, when it has come."""
+        """Wait for the first signal; returns its number."""
         return os.read(self._fd, 1)[0]
 
 
 @dataclass(eq=False)
 class Query:
-    """One question, checked as far as that needs no file, and where its answer goes."""
+    """A query, checked as far as no file is needed, and the future of its reply."""
 
     images: str | None
     input: str | None
@@ -101,12 +108,17 @@ class Query:
 
 
 def parse(line: bytes) -> Query | None:
-    """The query in a line; None asks for the status.
+    """Parse a line of JSON.
+
+    Returns
+    -------
+    Query or None
+        None if the line asks for the status.
 
     Raises
     ------
     UsageError
-        It is none; the text says what one looks like.
+        The line is not a query; the message shows what one looks like.
     """
     try:
         text = json.loads(line)
@@ -123,23 +135,25 @@ def parse(line: bytes) -> Query | None:
         images is not None and name is not None
     ):
         raise UsageError(
-            "a query has either images, a path or an s3:// URL, or input, the name of a stored input"
+            "a query has either images, a path or an s3:// URL, or input, the name of a stored "
+            "input"
         )
     if samples is not None and (
         not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
     ):
-        told = repr(samples)
-        raise UsageError(f"samples is {told[:40]}, not a whole number above 0")
+        shown = repr(samples)[:40]
+        raise UsageError(f"samples is {shown}, not a whole number above 0")
     return Query(images, name, samples)
 
 
 class Service:
-    """A rank's side: its part of the model, and its lanes.
+    """A rank of the service: its part of the model, and its lanes.
 
-    At rank 0 a lane takes queries; at the others it follows what its rank 0 tells.
+    A lane is a thread with a communicator of its own. At rank 0 it takes queries from the queue and
+    broadcasts each as an order; at the other ranks it executes the orders.
     """
 
-    def __init__(self, comm: Any, options: argparse.Namespace, mine: sources.Model) -> None:
+    def __init__(self, comm: Any, options: ServeOptions, mine: sources.Model) -> None:
         self._comm, self._options, self._mine = comm, options, mine
         self._room = _room(options, mine, comm.size)
         # Of a rank's memory, half is for images as they are read, in shares of the lanes.
@@ -162,17 +176,19 @@ class Service:
     # -- rank 0: what the socket's threads call
 
     def ask(self, query: Query) -> dict[str, Any]:
-        """The reply to a query, when it is there."""
+        """Queue a query and wait for its reply; the reply of a full or stopping service is an
+        error.
+        """
         with self._lock:
             full = self.waiting.qsize() >= self._options.queue
             if self.stopping or full:
                 self.counts["refused"] += 1
-                told = (
+                reason = (
                     "the service is stopping"
                     if self.stopping
-                    else f"{self._options.queue} queries wait already; ask again later"
+                    else f"{self._options.queue} queries are waiting already; ask again later"
                 )
-                return {"error": told}
+                return {"error": reason}
             self.waiting.put_nowait(query)
         reply = query.reply.result()
         with self._lock:
@@ -180,7 +196,7 @@ class Service:
         return reply
 
     def status(self) -> dict[str, Any]:
-        """What it is, and what it has done."""
+        """Return the model, the workers, and the counts of queries, as JSON's types."""
         mine = self._mine
         return {
             "model": mine.name,
@@ -193,7 +209,9 @@ class Service:
         }
 
     def stop(self) -> None:
-        """At rank 0: refuse what waits, finish what runs, end the lanes everywhere."""
+        """At rank 0: refuse waiting queries, finish running ones, then end the lanes of all
+        ranks.
+        """
         with self._lock:
             self.stopping = True
         while True:
@@ -207,14 +225,20 @@ class Service:
             self.waiting.put(None)
 
     def join(self, deadline: float = math.inf) -> bool:
-        """Until every lane has ended, or that time; whether they have."""
+        """Wait until every lane has ended, or until `deadline` of the monotonic clock.
+
+        Returns
+        -------
+        bool
+            Whether all lanes have ended.
+        """
         for lane in self._lanes:
             left = deadline - time.monotonic()
             lane.join(None if left == math.inf else max(0.0, left))
         return not any(lane.is_alive() for lane in self._lanes)
 
     def give_up(self) -> None:
-        """Tell the queries that are being computed that there will be no answer."""
+        """Reply with an error to the queries that are still being computed."""
         with self._lock:
             running, self._running = self._running, set()
         for query in running:
@@ -246,12 +270,12 @@ class Service:
             self._comm.Abort(1)
 
     def _lead(self, lane: Any, query: Query) -> dict[str, Any]:
-        """At rank 0: the reply to a query."""
+        """At rank 0: return the reply to a query."""
         started = time.monotonic()
         try:
             x = self._read(query)
-        except Exception as error:  # whatever a file can do: no other rank knows of the query yet
-            return {"error": _told(error)}
+        except Exception as error:  # any fault of a file: no other rank has the query yet
+            return {"error": _error_text(error)}
         order = {
             "input": query.input,
             "samples": query.samples,
@@ -260,7 +284,7 @@ class Service:
         lane.bcast(order)
         try:
             answer, count = self._work(lane, order, x)
-        except UsageError as error:  # some rank could not load its rows; all know
+        except UsageError as error:  # some rank could not load its rows, and all ranks skip it
             return {"error": str(error)}
         assert answer is not None
         now = time.monotonic()
@@ -272,7 +296,9 @@ class Service:
         }
 
     def _read(self, query: Query) -> Floats | None:
-        """Checked images of a file, or None where every rank loads its own rows."""
+        """Return the images of a file, checked; None if every rank loads its rows from the
+        store.
+        """
         if query.input is not None:
             if not self._options.store:
                 raise UsageError(
@@ -288,7 +314,9 @@ class Service:
     def _work(
         self, lane: Any, order: Mapping[str, Any], whole: Floats | None
     ) -> tuple[Answer | None, int]:
-        """Every rank: run an order's images; (the answer at rank 0, images)."""
+        """At every rank: run the images of an order; returns (answer at rank 0, number of
+        images).
+        """
         mine, problem = self._mine, ""
         x = np.zeros((0, 0), np.float32)
         if order["count"] is None:
@@ -299,12 +327,12 @@ class Service:
             except (
                 Exception
             ) as error:  # as in `_lead`: what is wrong is told before anything is computed
-                problem = _told(error)
-            found = [text for text in lane.allgather(problem) if text]
-            if found:
+                problem = _error_text(error)
+            problems = [text for text in lane.allgather(problem) if text]
+            if problems:
                 if lane.rank:
                     return None, 0
-                raise UsageError(found[0])
+                raise UsageError(problems[0])
         else:
             x = lane.scatter(
                 None
@@ -316,23 +344,25 @@ class Service:
         for start in range(0, x.shape[1], self._room):
             batch = np.ascontiguousarray(x[:, start : start + self._room])
             y, samples, _ = engine.infer(lane, mine.own, batch, mine.bias, mine.cap)
-            one = worker.answer(lane, mine, y, samples, lane.rank)
-            if one is not None:
-                answers.append((start, one))
+            share = worker.answer(lane, mine, y, samples, lane.rank)
+            if share is not None:
+                answers.append((start, share))
         return (worker.joined(answers) if answers else None), x.shape[1]
 
 
-def _told(error: Exception) -> str:
-    """What a client is told; of what no reader documents, the service's log has the story."""
+def _error_text(error: Exception) -> str:
+    """Return the error for a client; a traceback of undocumented errors goes to the service's
+    log.
+    """
     if isinstance(error, FAULTS):
         return str(error)
     traceback.print_exc()
-    kind = "there is no memory for it" if isinstance(error, MemoryError) else type(error).__name__
+    kind = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
     return f"the images could not be read ({kind})"
 
 
 def _packed(rows: Floats) -> Floats | NDArray[np.uint8]:
-    """Rows of 0 and 1 as bits."""
+    """Rows of 0 and 1 as bits, others as they are."""
     return np.packbits(rows != 0, axis=1) if ((rows == 0) | (rows == 1)).all() else rows
 
 
@@ -342,8 +372,8 @@ def _unpacked(rows: Floats | NDArray[np.uint8], samples: int) -> Floats:
     return np.unpackbits(rows.astype(np.uint8), axis=1, count=samples).astype(np.float32)
 
 
-def _room(options: argparse.Namespace, mine: sources.Model, ranks: int) -> int:
-    """Samples of a batch, so that the lanes' panels fit the worker's memory together."""
+def _room(options: ServeOptions, mine: sources.Model, ranks: int) -> int:
+    """Samples per batch with which the panels of all lanes fit the worker's memory."""
     place = plan.place(options.platform)
     limit = _memory_mb(options, ranks)
     work = plan.Work(mine.neurons, mine.layers, 1, mine.nonzeros, mine.nbytes)
@@ -353,17 +383,17 @@ def _room(options: argparse.Namespace, mine: sources.Model, ranks: int) -> int:
     return max(plan.LEAST_BATCH, int((limit - fixed) / a_sample / options.lanes))
 
 
-def _memory_mb(options: argparse.Namespace, ranks: int) -> int:
-    """Memory of a rank."""
+def _memory_mb(options: ServeOptions, ranks: int) -> int:
+    """Memory of a rank in MiB."""
     most = max(plan.place(options.platform).memory_sizes)
     return int(options.memory or most // (ranks if options.platform == "local" else 1))
 
 
-# --- the socket -------------------------------------------------------------------------------------------------------
+# --- the socket -----------------------------------------------------------------------------------
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """A thread a connection, of MOST_CONNECTIONS at most."""
+    """A thread per connection, at most MOST_CONNECTIONS of them."""
 
     request_queue_size = 64
     daemon_threads = True
@@ -373,28 +403,28 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def __init__(self, path: str) -> None:
         self._lock = threading.Lock()
         self._idle_since: dict[socket.socket, float | None] = {}  # of all connections; None: busy
-        self._talking: set[threading.Thread] = set()
+        self._client_threads: set[threading.Thread] = set()
         super().__init__(path, _Client)
         self._path, self._file = path, _identity(path)
 
     # -- the thread that accepts
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """As of the base: the next connection."""
+        """Accept the next connection (of the base class)."""
         try:
             return super().get_request()
-        except OSError:  # no descriptor is left: the next try would fail at once, and the next
+        except OSError:  # no descriptor is left: without a pause this would spin
             self._drop_the_most_idle()
             time.sleep(ACCEPT_PAUSE_S)
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """As of the base: whether there is room for it; if not, it is told."""
+        """Whether a connection is served (of the base class); a refused one gets a reply."""
         with self._lock:
             full = len(self._idle_since) >= MOST_CONNECTIONS
         if full and not self._drop_the_most_idle():
             request.setblocking(False)
-            _say(
+            _send(
                 request, {"error": f"{MOST_CONNECTIONS} clients are being served; ask again later"}
             )
             return False
@@ -403,32 +433,36 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         return True
 
     def _drop_the_most_idle(self) -> bool:
-        """Whether there was a connection that had been idle for LEAST_IDLE_S."""
+        """Close the connection that is idle the longest; False if none is for LEAST_IDLE_S."""
         before = time.monotonic() - LEAST_IDLE_S
         with self._lock:
-            idle = [(at, one) for one, at in self._idle_since.items() if at and at <= before]
+            idle = [
+                (since, connection)
+                for connection, since in self._idle_since.items()
+                if since and since <= before
+            ]
             if not idle:
                 return False
             chosen = min(idle, key=lambda pair: pair[0])[1]
             del self._idle_since[chosen]
-        _shut(chosen, socket.SHUT_RD)  # its thread ends, and says why
+        _shut(chosen, socket.SHUT_RD)  # its thread replies with the reason and ends
         return True
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """As of the base, noted."""
+        """Serve a connection (of the base class), recorded while it lasts."""
         with self._lock:
-            self._talking.add(threading.current_thread())
+            self._client_threads.add(threading.current_thread())
         try:
             super().process_request_thread(request, client_address)
         finally:
             with self._lock:
-                self._talking.discard(threading.current_thread())
+                self._client_threads.discard(threading.current_thread())
                 self._idle_since.pop(request, None)
 
     # -- threads of connections
 
     def mark(self, connection: socket.socket, busy: bool) -> bool:
-        """Note whether a connection is busy; False if it is to end."""
+        """Record whether a connection is busy; False if it was dropped."""
         with self._lock:
             if connection not in self._idle_since:
                 return False
@@ -437,22 +471,22 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     # -- the main thread
 
-    def close_door(self) -> None:
-        """Hear nobody any more, and remove the socket's file, unless it is another's by now."""
+    def stop_listening(self) -> None:
+        """Accept no more connections, and remove the socket's file."""
         self.shutdown()
         self.server_close()
         self.remove_file()
 
     def remove_file(self) -> None:
-        """As `close_door` does; for who has no time for more."""
+        """Remove the socket's file, unless another service has replaced it."""
         with contextlib.suppress(OSError):
             if _identity(self._path) == self._file:
                 os.unlink(self._path)
 
     def end(self, deadline: float) -> None:
-        """Wait until the replies that are there have been written, or until that time."""
+        """Wait until the finished replies have been written, or until `deadline`."""
         with self._lock:
-            connections, threads = list(self._idle_since), list(self._talking)
+            connections, threads = list(self._idle_since), list(self._client_threads)
         for connection in connections:
             _shut(connection, socket.SHUT_RD)
         for thread in threads:
@@ -462,12 +496,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 def _identity(path: str) -> tuple[int, int, int]:
-    found = os.lstat(path)
-    return (
-        found.st_dev,
-        found.st_ino,
-        found.st_mtime_ns,
-    )  # the number of a removed file is used again
+    status = os.lstat(path)
+    # With the time, since the inode of a removed file is used again.
+    return (status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
 def _shut(connection: socket.socket, how: int) -> None:
@@ -475,8 +506,8 @@ def _shut(connection: socket.socket, how: int) -> None:
         connection.shutdown(how)
 
 
-def _say(connection: socket.socket, reply: Mapping[str, Any]) -> bool:
-    """Write a reply; False if the client has left, or does not read."""
+def _send(connection: socket.socket, reply: Mapping[str, Any]) -> bool:
+    """Write a reply; False if the client has disconnected or does not read."""
     try:
         connection.sendall(json.dumps(reply).encode() + b"\n")
     except OSError:
@@ -485,20 +516,22 @@ def _say(connection: socket.socket, reply: Mapping[str, Any]) -> bool:
 
 
 class _Client(socketserver.BaseRequestHandler):
-    """A connection: a reply a line, in order."""
+    """A connection: one reply per line, in order."""
 
     request: socket.socket
     server: _Server
 
     def handle(self) -> None:
-        """Until the client leaves, is idle for too long, or does not read."""
+        """Serve until the client disconnects, is idle for too long, or does not read."""
         self._buffer = bytearray()
         while (line := self._line()) is not None:
             if not self.server.mark(self.request, busy=True):
                 return
             reply = self._reply(line)
-            self.server.mark(self.request, busy=False)  # first: who has the reply may rely on it
-            if not self._tell(reply):
+            self.server.mark(
+                self.request, busy=False
+            )  # first: a client that has its reply may rely on it
+            if not self._send_reply(reply):
                 return
 
     def _reply(self, line: bytes) -> dict[str, Any]:
@@ -509,12 +542,12 @@ class _Client(socketserver.BaseRequestHandler):
         except UsageError as error:
             return {"error": str(error)}
 
-    def _tell(self, reply: Mapping[str, Any]) -> bool:
+    def _send_reply(self, reply: Mapping[str, Any]) -> bool:
         self.request.settimeout(REPLY_S)
-        return _say(self.request, reply)
+        return _send(self.request, reply)
 
     def _line(self) -> bytes | None:
-        """The next line, or what was sent without an end; None if there is none, or the client was told why it ends."""
+        """Return the next line, or an unterminated rest; None if the connection is to be closed."""
         deadline, looked = time.monotonic() + IDLE_S, 0
         while (end := self._buffer.find(b"\n", looked)) < 0:
             looked = len(self._buffer)
@@ -524,19 +557,24 @@ class _Client(socketserver.BaseRequestHandler):
                 self.request.settimeout(max(0.001, deadline - time.monotonic()))
                 chunk = self.request.recv(CHUNK_BYTES)
             except TimeoutError:
-                self._tell({"error": f"no query came in {IDLE_S:g} s; connect again"})
+                self._send_reply({"error": f"no query arrived within {IDLE_S:g} s; connect again"})
                 return None
             except OSError:
                 return None
             if not chunk:
                 if not self.server.mark(self.request, busy=False):
-                    self._tell({"error": "this idle connection gave way to others; connect again"})
+                    self._send_reply(
+                        {
+                            "error": "this idle connection was closed in favour of others; "
+                            "connect again"
+                        }
+                    )
                     return None
                 rest, self._buffer = bytes(self._buffer), bytearray()
                 return rest or None
             self._buffer += chunk
         if end < 0 or end > MOST_LINE_BYTES:
-            self._tell(
+            self._send_reply(
                 {"error": f"a query has at most {MOST_LINE_BYTES} bytes; name a file instead"}
             )
             return None
@@ -547,7 +585,7 @@ class _Client(socketserver.BaseRequestHandler):
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: between the proof that nobody listens and the new socket, no other service starts."""
+    """Hold the folder's lock, so that no other service starts between the probe and the bind."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -563,7 +601,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
             except OSError as error:
                 if time.monotonic() > give_up:
                     raise UsageError(
-                        f"--socket in {folder}: somebody holds that folder's lock; "
+                        f"--socket in {folder}: another process holds the lock of that folder; "
                         "name a new file in a folder of yours"
                     ) from error
                 time.sleep(0.01)
@@ -573,15 +611,21 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def listen(path: str) -> _Server:
-    """A server on a socket that only its owner may use.  A file that a killed service left is replaced.
+    """Listen on a Unix socket that only its owner may use; a socket of a killed service is
+    replaced.
+
+    Parameters
+    ----------
+    path
+        The socket's file.
 
     Raises
     ------
     UsageError
-        Another service is there, or no socket can be made.
+        Another service listens there, or the socket cannot be made.
     """
     with _alone_in(Path(path).parent):
-        if _is_left(path):
+        if _is_abandoned(path):
             os.unlink(path)
         old = os.umask(0o177)
         try:
@@ -594,10 +638,10 @@ def listen(path: str) -> _Server:
             os.umask(old)
 
 
-def _is_left(path: str) -> bool:
-    """Whether a socket is there behind which nobody is; UsageError if somebody is.
+def _is_abandoned(path: str) -> bool:
+    """Whether the path is a socket without a listener; UsageError if it has one.
 
-    Only a refused connection is a proof: one that has to wait is that of a service that is busy.
+    Only a refused connection proves it: one that has to wait may be that of a busy service.
     """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -611,11 +655,24 @@ def _is_left(path: str) -> bool:
         pass
     except OSError as error:
         raise UsageError(f"--socket {path}: {error.strerror or error}") from error
-    raise UsageError(f"{path}: a service listens there already")
+    raise UsageError(f"{path}: another service is listening there")
 
 
-def serve(comm: Any, options: argparse.Namespace) -> int:
-    """A rank of a service, until a signal ends it; returns the exit code."""
+def serve(comm: Any, options: ServeOptions) -> int:
+    """Serve until a signal; collective over `comm`.
+
+    Parameters
+    ----------
+    comm
+        Communicator of all workers; its size is the number of parts.
+    options
+        Equal on all ranks.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
     ending = Ending(comm.rank)
     problem, server = "", None
     try:
@@ -642,14 +699,15 @@ def serve(comm: Any, options: argparse.Namespace) -> int:
 def _run_until_signal(
     comm: Any, ending: Ending, server: _Server, service: Service, mine: sources.Model
 ) -> None:
-    """At rank 0.  Ends the process, and with it the job, if a query takes longer than STOP_S."""
+    """At rank 0: serve; aborts the job if a running query does not end within STOP_S."""
     server.service = service
     service.at_failure = server.remove_file
     accepting = threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True)
     try:
         accepting.start()
         print(
-            f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} workers: "
+            f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} "
+            "workers: "
             f"ready at {server.server_address!s}",
             flush=True,
         )
@@ -657,9 +715,9 @@ def _run_until_signal(
     finally:
         server.remove_file()  # first: a launcher may kill at any moment
     deadline = time.monotonic() + STOP_S
-    with contextlib.suppress(OSError):  # nobody may be left to read it
+    with contextlib.suppress(OSError):  # the terminal may be gone
         print("smpi-infer: stopping", file=sys.stderr, flush=True)
-    server.close_door()
+    server.stop_listening()
     service.stop()
     done = service.join(deadline)
     service.give_up()
@@ -668,25 +726,33 @@ def _run_until_signal(
         comm.Abort(128 + number)
 
 
-# --- its client -------------------------------------------------------------------------------------------------------
+# --- its client -----------------------------------------------------------------------------------
 
 
 def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
-    """A service's reply to one query.
+    """Send a query to a service and return its reply.
+
+    Parameters
+    ----------
+    path
+        Socket of the service.
+    question
+        The query, as JSON's types.
 
     Raises
     ------
     UsageError
-        Nobody listens at `path`, or the service ended before it answered.
+        No service listens at `path`, or it ended before it replied.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(path)
         except OSError as error:
             raise UsageError(
-                f"no service listens at {path} ({error.strerror or error}): start `smpi-infer serve --socket {path}`"
+                f"no service listens at {path} ({error.strerror or error}): start `smpi-infer "
+                f"serve --socket {path}`"
             ) from error
-        with contextlib.suppress(OSError):  # one that refuses may answer before it has read
+        with contextlib.suppress(OSError):  # a service that refuses may reply before it reads
             connection.sendall(json.dumps(question).encode() + b"\n")
         try:
             with connection.makefile("rb") as lines:
@@ -694,6 +760,6 @@ def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
         except OSError:
             line = b""
         if not line:
-            raise UsageError(f"the service at {path} ended before it answered")
+            raise UsageError(f"the service at {path} ended before it replied")
         reply: dict[str, Any] = json.loads(line)
         return reply

@@ -1,8 +1,12 @@
-"""What a command line names: a model that is stored or made, its partition, and images."""
+"""From options to data: the model, its partition and the images, from files, a store or a
+generator.
+
+Every rank calls these functions with equal options, so a rank makes its part without a message.
+What a file of a user can cause is a UsageError, StoreError or ValueError with a text for that user.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +17,30 @@ from numpy.typing import NDArray
 
 from serverless_mpi import job
 from serverless_mpi.errors import StoreError, UsageError
-from serverless_mpi.inference import container, dataset, files, networks, partition, plan, store
+from serverless_mpi.inference import backends, dataset, files, networks, partition, plan, store
 from serverless_mpi.inference.engine import Part
+from serverless_mpi.inference.options import RunOptions, SourceOptions
 from serverless_mpi.sparse import CAP
 
 Floats = NDArray[np.float32]
 
-DIGITS = 1797  # the bundled images
-MADE = ("radix", "random")  # networks that need no files
+DIGITS = 1797  # number of bundled images
+GENERATED = ("radix", "random")  # networks that are generated, not read
 
 
 @dataclass(frozen=True)
 class Model:
-    """A rank's part of a model.  first, last: owner of each neuron before the first and behind the last layer."""
+    """A rank's part of a model, and facts of the whole.
+
+    Attributes
+    ----------
+    nonzeros, nbytes
+        Weights of all layers, and bytes of all parts together.
+    first, last
+        (neurons,) owner of each neuron before the first and behind the last layer.
+    own
+        The rank's part of each layer.
+    """
 
     name: str
     neurons: int
@@ -40,34 +55,49 @@ class Model:
     own: Sequence[Part]
 
 
-def network(options: argparse.Namespace) -> networks.Network:
-    """The network that is made, or read from a folder's files, not stored; ValueError if there is none of that size."""
-    if options.net not in MADE:
+def network(options: SourceOptions) -> networks.Network:
+    """Return the network of --net, generated or read from a folder; not that of a store.
+
+    Raises
+    ------
+    ValueError
+        The network does not exist in that size, or the folder does not hold it.
+    """
+    if options.net not in GENERATED:
         return dataset.read_network(options.net, options.neurons, options.layers, options.bias)
     make = networks.radix if options.net == "radix" else networks.random
-    made = make(options.neurons, options.layers, options.seed)
-    if options.bias is None:
-        return made
-    return networks.Network(made.neurons, made.layers, options.bias, made.make, made.name)
+    generated = make(options.neurons, options.layers, options.seed)
+    return generated if options.bias is None else replace(generated, bias=options.bias)
 
 
-def opened(options: argparse.Namespace, url: str) -> container.Medium:
-    """A store at `url`; in a function of AWS that is AWS, unless the job says otherwise."""
+def opened(options: SourceOptions, url: str) -> backends.Backend:
+    """Open the store at `url`.
+
+    Without --endpoint, s3:// is the endpoint of this job; in a Lambda function, AWS.
+    """
     endpoint = options.endpoint
     spec = job.current_spec(os.environ)
     if endpoint is None and url.startswith("s3://") and spec is not None:
         endpoint = spec.endpoint
         if endpoint is None and "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
-            endpoint = container.AWS
-    return container.medium(url, endpoint, options.region)
+            endpoint = backends.AWS
+    return backends.open_backend(url, endpoint, options.region)
 
 
-def describe(options: argparse.Namespace, samples: int) -> tuple[plan.Work, int | None]:
-    """(what is to be computed, parts it is in or None), without loading it."""
+def describe(options: SourceOptions, samples: int) -> tuple[plan.Work, int | None]:
+    """Describe a run for the planner, without loading the model.
+
+    Returns
+    -------
+    work : plan.Work
+        Size of the model and of the run over `samples` samples.
+    parts : int or None
+        Parts of the store; None if the model is not stored.
+    """
     if options.store:
-        place = opened(options, options.store)
-        index = store.read_index(place)
-        place.close()
+        backend = opened(options, options.store)
+        index = store.read_index(backend)
+        backend.close()
         make = plan.Work.radix if index.name == "radix" else plan.Work.random
         work = replace(
             make(index.neurons, index.layers, samples),
@@ -76,34 +106,37 @@ def describe(options: argparse.Namespace, samples: int) -> tuple[plan.Work, int 
             rows={index.parts: index.rows / index.layers},
         )
         return work, index.parts
-    named = network(options)
+    source = network(options)
     make = plan.Work.radix if options.net == "radix" else plan.Work.random
     work = make(options.neurons, options.layers, samples)
-    if options.net not in MADE:
-        sizes = [(matrix.nnz, matrix.nbytes) for matrix in named]
+    if options.net not in GENERATED:
+        sizes = [(matrix.nnz, matrix.nbytes) for matrix in source]
         work = replace(
-            work, nonzeros=sum(one for one, _ in sizes), weight_bytes=sum(one for _, one in sizes)
+            work,
+            nonzeros=sum(nnz for nnz, _ in sizes),
+            weight_bytes=sum(nbytes for _, nbytes in sizes),
         )
     return work, None
 
 
-def model(options: argparse.Namespace, parts: int, part: int) -> Model:
-    """Part `part` of `parts`, from the store or made here.
+def model(options: SourceOptions, parts: int, part: int) -> Model:
+    """Return one of `parts` parts of the model, from the store or made here.
 
     Raises
     ------
     ValueError, ServerlessMPIError
-        There is no such model, or it is in another number of parts.
+        The model does not exist, or is stored in another number of parts.
     """
     if options.store:
-        place = opened(options, options.store)
-        index = store.read_index(place)
+        backend = opened(options, options.store)
+        index = store.read_index(backend)
         if index.parts != parts:
             raise UsageError(
-                f"{place.url} is in {index.parts} parts; start {index.parts} ranks a replica, not {parts}"
+                f"{backend.url} is in {index.parts} parts; "
+                f"start {index.parts} ranks per replica, not {parts}"
             )
-        own = store.load_part(place, index, part)
-        place.close()
+        own = store.load_part(backend, index, part)
+        backend.close()
         return Model(
             index.name,
             index.neurons,
@@ -117,16 +150,19 @@ def model(options: argparse.Namespace, parts: int, part: int) -> Model:
             index.last,
             own,
         )
-    made = network(options)
-    cut = cut_of(options, made, parts)
-    own = partition.build(made, cut, part)
-    nbytes = sum(one.indptr.nbytes + one.indices.nbytes + one.values.nbytes for one in own) * parts
-    nonzeros = sum(matrix.nnz for matrix in made)
+    whole = network(options)
+    cut = cut_of(options, whole, parts)
+    own = partition.build(whole, cut, part)
+    # An estimate: this part stands for all.
+    nbytes = parts * sum(
+        layer.indptr.nbytes + layer.indices.nbytes + layer.values.nbytes for layer in own
+    )
+    nonzeros = sum(matrix.nnz for matrix in whole)
     return Model(
-        made.name,
-        made.neurons,
-        made.layers,
-        made.bias,
+        whole.name,
+        whole.neurons,
+        whole.layers,
+        whole.bias,
         CAP,
         cut.method,
         nonzeros,
@@ -137,61 +173,84 @@ def model(options: argparse.Namespace, parts: int, part: int) -> Model:
     )
 
 
-def cut_of(options: argparse.Namespace, made: networks.Network, parts: int) -> partition.Partition:
-    """The partition the command line names, a file's or a new one."""
+def cut_of(options: SourceOptions, whole: networks.Network, parts: int) -> partition.Partition:
+    """Return the partition of --partition, or a new one by --method.
+
+    Raises
+    ------
+    UsageError
+        The file has another number of parts.
+    """
     if not options.partition:
         return partition.make(
-            made,
+            whole,
             parts,
             options.method or ("block" if options.net == "random" else "greedy"),
             options.seed,
         )
-    cut = store.read_partition(options.partition, made)
+    cut = store.read_partition(options.partition, whole)
     if cut.parts != parts:
         raise UsageError(f"{options.partition} has {cut.parts} parts, not {parts}")
     return cut
 
 
-def images(options: argparse.Namespace, neurons: int) -> Floats:
-    """(neurons, samples): the images of a file, or the bundled digits."""
+def images(options: SourceOptions, neurons: int) -> Floats:
+    """Return the images of --images, or the bundled digits: (neurons, samples)."""
     if options.images:
         return read_images(options, options.images, neurons, options.samples)
     return np.ascontiguousarray(dataset.digits(neurons)[:, : options.samples], np.float32)
 
 
 def read_images(
-    options: argparse.Namespace,
-    path: str,
-    neurons: int,
-    count: int | None,
-    limit: int | None = None,
+    options: SourceOptions, path: str, neurons: int, count: int | None, limit: int | None = None
 ) -> Floats:
-    """(neurons, samples): the first `count` images of a file or of an object; ValueError or StoreError if it has none such.
+    """Read images of a file or of an s3:// object.
 
-    limit: bytes of memory that they may take; --memory, or the machine's, if not given.
+    Parameters
+    ----------
+    options
+        Endpoint of s3://, and --memory.
+    path
+        The file or URL; its suffix is the format.
+    neurons
+        Pixels of an image.
+    count
+        The first `count` images are read; None for all.
+    limit
+        Bytes of memory that they may take; None for --memory, or else the machine's.
+
+    Returns
+    -------
+    ndarray
+        (neurons, samples) float32.
+
+    Raises
+    ------
+    ValueError, StoreError
+        The file is missing or not of that format, or has other or fewer images.
     """
-    if limit is None and getattr(options, "memory", None):  # `store` has no such option
+    if limit is None and options.memory:
         limit = options.memory * plan.MB
     if not path.startswith("s3://"):
         return dataset.read_images(path, neurons, count, limit)
     folder, _, name = path.rpartition("/")
-    place = opened(options, folder)
+    backend = opened(options, folder)
     try:
-        data = place.get(name, limit)
+        data = backend.get(name, limit)
     finally:
-        place.close()
+        backend.close()
     if data is None:
         raise StoreError(f"{folder} has no {name}")
     source = files.Source.of(path, data, limit)
     return dataset.images_from(source, Path(name).suffix, neurons, count)
 
 
-def samples(options: argparse.Namespace) -> int:
-    """How many images the command line names."""
-    if getattr(options, "input", None):
-        place = opened(options, options.store)
-        count = store.count_inputs(place, store.read_index(place), options.input)
-        place.close()
+def samples(options: SourceOptions) -> int:
+    """Return the number of images that the options name."""
+    if options.input:
+        backend = opened(options, _store_of_input(options))
+        count = store.count_inputs(backend, store.read_index(backend), options.input)
+        backend.close()
     elif options.images:
         count = images(options, _neurons(options)).shape[1]
     else:
@@ -199,56 +258,83 @@ def samples(options: argparse.Namespace) -> int:
     return min(count, options.samples or count)
 
 
-def _neurons(options: argparse.Namespace) -> int:
+def _store_of_input(options: SourceOptions) -> str:
+    """The store that --input refers to."""
+    if not options.store:
+        raise UsageError("--input names images in a store: give --store too")
+    return options.store
+
+
+def _neurons(options: SourceOptions) -> int:
     if not options.store:
         return int(options.neurons)
-    place = opened(options, options.store)
-    neurons = store.read_index(place).neurons
-    place.close()
+    backend = opened(options, options.store)
+    neurons = store.read_index(backend).neurons
+    backend.close()
     return neurons
 
 
-def check_paths(options: argparse.Namespace) -> None:
-    """Raise UsageError where a rank on another platform would be asked for a file of this machine."""
+def check_paths(options: RunOptions) -> None:
+    """Check that ranks on another machine need no file of this one.
+
+    Raises
+    ------
+    UsageError
+        An option names such a file.
+    """
     if options.platform == "local":
         return
     for name in ("store", "images", "partition", "categories", "output"):
         path = getattr(options, name)
         if path and not path.startswith("s3://"):
             raise UsageError(
-                f"--{name} {path}: workers on {options.platform} do not see this machine's files; use s3://bucket/..."
+                f"--{name} {path}: workers on {options.platform} do not see this machine's files; "
+                "use s3://bucket/..."
             )
     for path in options.report:
         if not path.startswith("s3://"):
             raise UsageError(
-                f"--report {path}: workers on {options.platform} do not see this machine's files; use s3://bucket/..."
+                f"--report {path}: workers on {options.platform} do not see this machine's files; "
+                "use s3://bucket/..."
             )
 
 
-def own_images(
-    options: argparse.Namespace, mine: Model, part: int, replica: int
-) -> tuple[Floats, int]:
-    """(rows that the part owns of its replica's samples, samples of all replicas)."""
+def own_images(options: RunOptions, own: Model, part: int, replica: int) -> tuple[Floats, int]:
+    """Return the images of a rank.
+
+    Returns
+    -------
+    x : ndarray
+        (own neurons, samples of the replica) float32.
+    total : int
+        Samples of all replicas.
+    """
     if options.input:
         x = stored_images(options, options.input, part, options.samples)
     else:
-        whole = images(options, mine.neurons)
-        store.check_images(whole, mine.neurons)
-        x = whole[mine.first == part]
+        whole = images(options, own.neurons)
+        store.check_images(whole, own.neurons)
+        x = whole[own.first == part]
     start, stop = share(x.shape[1], options.replicas, replica)
     return np.ascontiguousarray(x[:, start:stop], np.float32), x.shape[1]
 
 
-def stored_images(options: argparse.Namespace, name: str, part: int, count: int | None) -> Floats:
-    """(rows that the part owns, samples): the first `count` of a stored input."""
-    place = opened(options, options.store)
-    x = store.load_inputs(place, store.read_index(place), name, part)
-    place.close()
+def stored_images(options: SourceOptions, name: str, part: int, count: int | None) -> Floats:
+    """Return the first `count` images of a stored input: (own neurons, samples).
+
+    Raises
+    ------
+    UsageError, StoreError
+        The input does not exist, or has fewer images.
+    """
+    backend = opened(options, _store_of_input(options))
+    x = store.load_inputs(backend, store.read_index(backend), name, part)
+    backend.close()
     if count is not None and count > x.shape[1]:
         raise UsageError(f"input {name} has {x.shape[1]} images, not {count}")
     return x[:, :count]
 
 
 def share(total: int, shares: int, number: int) -> tuple[int, int]:
-    """First and last (exclusive) of share `number`; shares differ by at most one."""
+    """Return first and last (exclusive) of share `number`; sizes differ by at most one."""
     return total * number // shares, total * (number + 1) // shares

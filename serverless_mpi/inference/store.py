@@ -1,18 +1,22 @@
-"""A partitioned model, written once; a worker loads its own rows and no others, and what it loads is verified.
+"""A partitioned model, written once: each worker reads its own rows only, and verifies them.
 
-A store is a folder or s3://bucket/prefix with the files (their format is `container`'s)
-    index.smpi            what the model is, and who owns its first and last neurons; written last, so a store is whole or none
-    part-00003.smpi       all layers as part 3 holds them
-    input-NAME-00003.smpi rows of images that part 3 owns
-Every file names its model and its partition; files of different ones do not go together.  A partition has a file of its own,
-for `smpi-infer store --partition`.
+A store is a folder or s3://bucket/prefix (`backends`) with these files, whose format is
+`container`'s:
+
+    index.smpi             facts of the model; owners of its first and last neurons
+    part-00003.smpi        all layers as part 3 holds them
+    input-NAME-00003.smpi  rows of images that part 3 owns
+
+The index is written last, so a store without one is incomplete. Every file has the fingerprints of
+its model and partition, and files of different ones are refused together. A partition can have a
+file of its own, for `smpi-infer store --partition`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,9 @@ from numpy.typing import NDArray
 
 from serverless_mpi.errors import StoreError, UsageError
 from serverless_mpi.inference import partition as partitions
-from serverless_mpi.inference.container import DIGEST_BYTES, Array, Folder, Medium, pack, unpack
-from serverless_mpi.inference.engine import Part
+from serverless_mpi.inference.backends import Backend, Folder
+from serverless_mpi.inference.container import DIGEST_BYTES, Array, pack, unpack
+from serverless_mpi.inference.engine import Exchange, Part
 from serverless_mpi.inference.networks import Layers
 from serverless_mpi.inference.partition import Partition
 from serverless_mpi.sparse import CAP
@@ -32,16 +37,41 @@ Floats = NDArray[np.float32]
 INDEX = "index.smpi"
 GROUP_BYTES = 1 << 30  # parts are made together up to this size; each group reads the network once
 _LENGTH = ".length"
-_FIELDS = tuple(field.name for field in fields(Part))
+# Field of `Part` -> its section in the file. A section's name is part of the format: if a field is
+# renamed, its section is not.
+_SECTIONS = {
+    "indptr": "indptr",
+    "indices": "indices",
+    "values": "values",
+    "columns": "columns",
+    "row_of_neuron": "expand",
+    "exchange": "how",
+    "send_rows": "give",
+    "send_offsets": "give_to",
+    "recv_index": "take",
+    "recv_offsets": "take_from",
+    "recv_counts": "come",
+}
 
 
 @dataclass(frozen=True)
 class Index:
     """What a store holds.
 
-    model, layout: fingerprints of network and partition; nonzeros: of the network; stored: of the parts, which have equal
-    rows once; nbytes: of all part files; rows: activation rows sent, of all layers and parts; first, last: owner of each
-    neuron before the first and behind the last layer, (neurons,) uint16.
+    Attributes
+    ----------
+    name, neurons, layers, parts, method, bias, cap
+        Of the model and its partition.
+    nonzeros, stored
+        Weights of the network, and of the parts, which hold duplicate rows once.
+    nbytes
+        Bytes of all part files.
+    rows
+        Activation rows sent, of all layers and parts.
+    model, layout
+        Fingerprints of network and partition.
+    first, last
+        (neurons,) uint16: owner of each neuron before the first and behind the last layer.
     """
 
     name: str
@@ -69,7 +99,7 @@ _INDEX_FACTS: dict[str, type] = {
 
 
 def fingerprint(network: Layers) -> str:
-    """Of every weight, in 32 hexadecimal digits."""
+    """Return a digest of every weight, in 32 hexadecimal digits."""
     digest = blake2b(digest_size=DIGEST_BYTES)
     for matrix in network:
         digest.update(f"{matrix.n_rows} {matrix.n_cols} {matrix.constant}".encode())
@@ -80,14 +110,14 @@ def fingerprint(network: Layers) -> str:
 
 
 def layout(partition: Partition) -> str:
-    """Fingerprint of a partition."""
+    """Return a digest of a partition, in 32 hexadecimal digits."""
     digest = blake2b(f"{partition.neurons} {partition.parts}".encode(), digest_size=DIGEST_BYTES)
     for owners in partition.owners:
         digest.update(np.ascontiguousarray(owners, np.uint16).view(np.uint8).data)
     return digest.hexdigest()
 
 
-# --- partitions -------------------------------------------------------------------------------------------------------
+# --- partitions -----------------------------------------------------------------------------------
 
 
 def write_partition(path: str | Path, partition: Partition, network: Layers) -> None:
@@ -116,7 +146,7 @@ def write_partition(path: str | Path, partition: Partition, network: Layers) -> 
 
 
 def read_partition(path: str | Path, network: Layers) -> Partition:
-    """The partition in a file.
+    """Read a partition.
 
     Raises
     ------
@@ -127,7 +157,9 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
     facts, arrays = Folder(place.parent).read(place.name, "a partition")
     if facts.get("model") != fingerprint(network):
         raise StoreError(
-            f"{path} is a partition of another model: make one with `smpi-infer partition` for this one"
+            f"{path} is a partition of another model; make one for this model with `smpi-infer "
+            "partition` for "
+            "this one"
         )
     found = _checked_facts(str(path), facts, {"method": str, "neurons": int, "parts": int})
     owners, which = arrays.get("owners"), arrays.get("which")
@@ -141,22 +173,22 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
         or not ((which >= 0) & (which < len(owners))).all()
         or not (owners < found["parts"]).all()
     ):
-        raise StoreError(f"{path} is damaged: it is no partition; write it again")
+        raise StoreError(f"{path} is damaged: it does not hold a partition; write it again")
     return Partition(
         found["neurons"], found["parts"], found["method"], tuple(owners[number] for number in which)
     )
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def part_name(part: int) -> str:
-    """File of a part."""
+    """Return the file name of a part."""
     return f"part-{part:05}.smpi"
 
 
 def write_model(
-    medium: Medium,
+    backend: Backend,
     network: Layers,
     partition: Partition,
     *,
@@ -165,12 +197,31 @@ def write_model(
     name: str = "network",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Index:
-    """Write a network in parts, over what the store held; progress is told how many parts of how many are written.
+    """Write a network in parts; replaces the model in the store.
+
+    The index is written last, so an interrupted call leaves no model that looks complete. The
+    network is read once per GROUP_BYTES of parts.
+
+    Parameters
+    ----------
+    backend
+        Where to write.
+    network, partition
+        The layers, and the owners of their neurons.
+    bias, cap, name
+        Facts of the model.
+    progress
+        Called with (parts written, parts).
+
+    Returns
+    -------
+    Index
+        What was written.
 
     Raises
     ------
     StoreError, ValueError
-        The medium does not take it; the partition is not for such a network.
+        The backend refuses a file; the partition is not for such a network.
     """
     partition.check(network)
     model, shape = fingerprint(network), layout(partition)
@@ -193,9 +244,9 @@ def write_model(
                 "layers": len(mine),
             }
             pieces = pack("a part of a model", facts, _flat(mine))
-            medium.put(part_name(number), pieces)
+            backend.put(part_name(number), pieces)
             nbytes += sum(piece.nbytes for piece in pieces)
-            rows += sum(int(one.take_from[-1]) for one in mine)
+            rows += sum(int(one.recv_offsets[-1]) for one in mine)
             stored += sum(len(one.indices) for one in mine)
             progress(number + 1, partition.parts)
     facts = {
@@ -214,22 +265,22 @@ def write_model(
         "layout": shape,
     }
     arrays = {"first": partition.owners[0], "last": partition.owners[-1]}
-    medium.put(INDEX, pack("a model's index", facts, arrays))
+    backend.put(INDEX, pack("a model's index", facts, arrays))
     return Index(**facts, **arrays)  # type: ignore[arg-type]
 
 
-def read_index(medium: Medium) -> Index:
-    """What the store holds.
+def read_index(backend: Backend) -> Index:
+    """Read what the store holds.
 
     Raises
     ------
     StoreError
-        There is no store, or its index is damaged.
+        There is no model, or its index is damaged.
     """
-    data = medium.get(INDEX)
+    data = backend.get(INDEX)
     if data is None:
-        raise StoreError(f"no model in {medium.url}: `smpi-infer store` writes one")
-    name = f"{medium.url}/{INDEX}"
+        raise StoreError(f"no model in {backend.url}: `smpi-infer store` writes one")
+    name = f"{backend.url}/{INDEX}"
     facts, arrays = unpack(name, data, "a model's index")
     found = _checked_facts(name, facts, _INDEX_FACTS)
     first, last = arrays.get("first"), arrays.get("last")
@@ -245,7 +296,7 @@ def read_index(medium: Medium) -> Index:
 
 
 def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) -> dict[str, Any]:
-    """The wanted facts of a header: those that are whole are not below 0, numbers are finite."""
+    """Return the wanted facts of a header, checked: integers are not negative, floats finite."""
     for fact, kind in wanted.items():
         value: Any = facts.get(fact)
         if kind is float and type(value) is int:  # JSON of others may write 5 for 5.0
@@ -260,16 +311,16 @@ def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) ->
     return {fact: facts[fact] for fact in wanted}
 
 
-def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
-    """All layers as `part` holds them, verified.
+def load_part(backend: Backend, index: Index, part: int) -> list[Part]:
+    """Read all layers of a part, verified.
 
     Raises
     ------
     StoreError
         The file is missing, damaged, or of another model or partition than the index.
     """
-    facts, arrays = _mine(medium, index, part_name(part), "a part of a model", part)
-    name = f"{medium.url}/{part_name(part)}"
+    facts, arrays = _mine(backend, index, part_name(part), "a part of a model", part)
+    name = f"{backend.url}/{part_name(part)}"
     layers = _checked_facts(name, facts, {"layers": int})["layers"]
     made = list(_layers(name, arrays, layers))
     own = int(np.count_nonzero(index.first == part))
@@ -280,94 +331,117 @@ def load_part(medium: Medium, index: Index, part: int) -> list[Part]:
             raise StoreError(f"{name} is damaged: layer {number}: {error}") from error
         own = one.rows
     if layers != index.layers or (
-        made and len(made[-1].expand) != np.count_nonzero(index.last == part)
+        made and len(made[-1].row_of_neuron) != np.count_nonzero(index.last == part)
     ):
         raise StoreError(f"{name} is damaged: it is not a part of {INDEX}; write both again")
     return made
 
 
 def _mine(
-    medium: Medium, index: Index, name: str, kind: str, part: int
+    backend: Backend, index: Index, name: str, kind: str, part: int
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     if not 0 <= part < index.parts:
         raise UsageError(
-            f"no part {part} in {medium.url}, which has {index.parts}: start that many ranks a replica"
+            f"no part {part} in {backend.url}, which has {index.parts}: start that many ranks a "
+            "replica"
         )
-    facts, arrays = medium.read(name, kind)
+    facts, arrays = backend.read(name, kind)
     for fact, what in (("model", "model"), ("layout", "partition")):
         if fact in facts and facts[fact] != getattr(index, fact):
             raise StoreError(
-                f"{medium.url}/{name} is of another {what} than {INDEX}; write both again"
+                f"{backend.url}/{name} is of another {what} than {INDEX}; write both again"
             )
-    held = _checked_facts(f"{medium.url}/{name}", facts, {"part": int})["part"]
+    held = _checked_facts(f"{backend.url}/{name}", facts, {"part": int})["part"]
     if held != part:
-        raise StoreError(f"{medium.url}/{name} is part {held}, under a wrong name")
+        raise StoreError(f"{backend.url}/{name} is part {held}, under a wrong name")
     return facts, arrays
 
 
 def _flat(layers: list[Part]) -> dict[str, Array]:
-    """Each field of all layers in one array, and the lengths of what were arrays."""
-    made: dict[str, Array] = {}
-    for name in _FIELDS:
-        values = [getattr(layer, name) for layer in layers]
+    """The sections of a part: each field of all layers in one array, and the lengths of arrays."""
+    sections: dict[str, Array] = {}
+    for field, section in _SECTIONS.items():
+        values = [getattr(layer, field) for layer in layers]
         if isinstance(values[0], np.ndarray):
-            made[name + _LENGTH] = np.array([len(one) for one in values], np.int64)
-            made[name] = np.concatenate(values)
+            sections[section + _LENGTH] = np.array([len(array) for array in values], np.int64)
+            sections[section] = np.concatenate(values)
         else:
-            made[name] = np.array(values)
-    return made
+            sections[section] = np.array(values)
+    return sections
 
 
-def _layers(file: str, arrays: dict[str, Array], count: int) -> Iterator[Part]:
-    missing = [name for name in _FIELDS if name not in arrays]
+def _layers(file: str, sections: dict[str, Array], count: int) -> Iterator[Part]:
+    """The layers in the sections of a file; StoreError if their shapes do not fit each other."""
+    missing = [section for section in _SECTIONS.values() if section not in sections]
     if missing:
         raise StoreError(
-            f"{file} lacks {', '.join(missing)}: another version of the engine wrote it; write it again"
+            f"{file} lacks {', '.join(missing)}: "
+            "another version of the engine wrote it; write it again"
         )
-    lengths = {name: arrays[name + _LENGTH] for name in _FIELDS if name + _LENGTH in arrays}
-    for name in _FIELDS:
-        array, of = arrays[name], lengths.get(name)
-        good: Any
-        if of is None:
-            good = array.shape == (count,) and array.dtype.kind in "iu"
-        else:
-            good = (
-                array.ndim == 1
-                and of.shape == (count,)
-                and of.dtype.kind in "iu"
-                and ((of >= 0) & (of <= len(array))).all()
-                and int(of.sum()) == len(array)
-            )
-        if not good:
-            raise StoreError(f"{file} is damaged: {name} is not that of {count} layers")
-    ends = {name: np.cumsum(of) for name, of in lengths.items()}
+    lengths = {
+        section: sections[section + _LENGTH]
+        for section in _SECTIONS.values()
+        if section + _LENGTH in sections
+    }
+    for section in _SECTIONS.values():
+        if not _fits(sections[section], lengths.get(section), count):
+            raise StoreError(f"{file} is damaged: {section} is not that of {count} layers")
+    exchanges = sections[_SECTIONS["exchange"]]
+    if not np.isin(exchanges, list(Exchange)).all():
+        raise StoreError(f"{file} is damaged: an exchange that does not exist")
+    ends = {section: np.cumsum(length) for section, length in lengths.items()}
     for layer in range(count):
-        own: dict[str, Any] = {}
-        for name in _FIELDS:
-            if name in ends:
-                end = int(ends[name][layer])
-                own[name] = arrays[name][end - int(lengths[name][layer]) : end]
+        values: dict[str, Any] = {}
+        for field, section in _SECTIONS.items():
+            if section in ends:
+                end = int(ends[section][layer])
+                values[field] = sections[section][end - int(lengths[section][layer]) : end]
             else:
-                own[name] = arrays[name][layer].item()
-        yield Part(**own)
+                values[field] = sections[section][layer].item()
+        values["exchange"] = Exchange(values["exchange"])
+        yield Part(**values)
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------------
+def _fits(array: Array, lengths: Array | None, count: int) -> bool:
+    """Whether a section has a value for each of `count` layers, or arrays of these lengths."""
+    if lengths is None:
+        return array.shape == (count,) and array.dtype.kind in "iu"
+    return bool(
+        array.ndim == 1
+        and lengths.shape == (count,)
+        and lengths.dtype.kind in "iu"
+        and ((lengths >= 0) & (lengths <= len(array))).all()
+        and int(lengths.sum()) == len(array)
+    )
+
+
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 def _input_name(name: str, part: int) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]{0,99}", name):
-        raise UsageError(f"{name!r} is no name of an input: letters, digits, dots and underscores")
+        raise UsageError(
+            f"{name!r} is not a valid name of an input: use letters, digits, dots and underscores"
+        )
     return f"input-{name}-{part:05}.smpi"
 
 
-def write_inputs(medium: Medium, index: Index, name: str, x: Floats) -> None:
-    """Write images, (neurons, samples), a file a part; images of 0 and one other number take a bit a pixel.
+def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
+    """Write images, one file per part; images of 0 and one other value take a bit per pixel.
+
+    Parameters
+    ----------
+    backend, index
+        The store, and what it holds.
+    name
+        Name of the input.
+    x
+        (neurons, samples) float32.
 
     Raises
     ------
     UsageError, StoreError
-        They are not images for this model; the medium does not take them.
+        They are not images for this model; the backend refuses a file.
     """
     check_images(x, index.neurons)
     for part in range(index.parts):
@@ -379,29 +453,31 @@ def write_inputs(medium: Medium, index: Index, name: str, x: Floats) -> None:
         if (ones == constant).all():
             facts["constant"] = constant
             arrays = {"rows": np.packbits(rows != 0, axis=1)}
-        medium.put(_input_name(name, part), pack("an input", facts, arrays))
+        backend.put(_input_name(name, part), pack("an input", facts, arrays))
 
 
-def load_inputs(medium: Medium, index: Index, name: str, part: int) -> Floats:
-    """(rows of that part, samples): its rows of the images that were written under `name`; StoreError as for parts."""
-    facts, arrays = _input(medium, index, name, part)
+def load_inputs(backend: Backend, index: Index, name: str, part: int) -> Floats:
+    """Read a part's rows of a stored input: (own neurons, samples); StoreError as in
+    `load_part`.
+    """
+    facts, arrays = _input(backend, index, name, part)
     if facts["constant"] is None:
         return arrays["rows"]
     bits = np.unpackbits(arrays["rows"], axis=1, count=facts["samples"])
     return np.asarray(bits * np.float32(facts["constant"]), np.float32)
 
 
-def count_inputs(medium: Medium, index: Index, name: str) -> int:
-    """Samples of the images that were written under `name`; StoreError as for parts."""
-    return int(_input(medium, index, name, 0)[0]["samples"])
+def count_inputs(backend: Backend, index: Index, name: str) -> int:
+    """Return the number of samples of a stored input; StoreError as in `load_part`."""
+    return int(_input(backend, index, name, 0)[0]["samples"])
 
 
 def _input(
-    medium: Medium, index: Index, name: str, part: int
+    backend: Backend, index: Index, name: str, part: int
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     file = _input_name(name, part)
-    facts, arrays = _mine(medium, index, file, "an input", part)
-    where = f"{medium.url}/{file}"
+    facts, arrays = _mine(backend, index, file, "an input", part)
+    where = f"{backend.url}/{file}"
     samples = _checked_facts(where, facts, {"samples": int})["samples"]
     packed = facts.get("constant") is not None
     if packed:
@@ -415,15 +491,16 @@ def _input(
 
 
 def check_images(x: Any, neurons: int) -> None:
-    """Raise UsageError unless x is (neurons, samples) of finite float32 numbers."""
+    """Raise UsageError unless x is a finite float32 array of shape (neurons, samples)."""
     if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype != np.float32:
-        told = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        given = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise UsageError(
-            f"images are a float32 matrix of {neurons} rows, one column a sample, not {told}"
+            f"images are a float32 matrix of {neurons} rows, one column per sample, not {given}"
         )
     if x.shape[0] != neurons or not x.shape[1]:
         raise UsageError(
-            f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of {neurons} pixels"
+            f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of "
+            f"{neurons} pixels"
         )
     if not np.isfinite(x).all():
         raise UsageError("images have NaN or infinity")

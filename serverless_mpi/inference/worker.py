@@ -1,12 +1,15 @@
-"""What a rank of `smpi-infer run` does: it loads its part and runs its replica's samples through; rank 0 has the answer.
+"""What a rank of `smpi-infer run` does: load its part, run its samples, and report to rank 0.
 
-Ranks 0..P-1 are the parts of replica 0, the next P those of replica 1, and so on; a replica has its share of the samples.
-It sees `MPI.COMM_WORLD` and nothing of where that comes from, so the same file runs under smpirun, on Lambda and under mpirun.
+Ranks 0..P-1 are the parts of replica 0, the next P those of replica 1, and so on; a replica has its
+share of the samples. Every rank calls the same collectives in the same order, also if something is
+wrong with its own files: `agree` ends all ranks together, so that none waits for one that has left.
+
+This module sees `MPI.COMM_WORLD` and not where that comes from, so it runs under smpirun, on Lambda
+and under mpirun. Only the count of requests is of this package's own channels.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,50 +27,50 @@ from numpy.typing import NDArray
 from serverless_mpi import job
 from serverless_mpi.env import ENV_TERMINAL
 from serverless_mpi.errors import ServerlessMPIError, UsageError
-from serverless_mpi.inference import dataset, engine, files, sources
+from serverless_mpi.inference import dataset, engine, files, records, report, sources
+from serverless_mpi.inference.options import RunOptions, SourceOptions
+from serverless_mpi.launch.base import EXIT_USAGE
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
-MEMBERS = (
-    "compute_s",
-    "send_s",
-    "wait_s",
-    "rows",
-    "nonzeros",
-    "nbytes",
-    "messages",
-    "living",
-)  # of LayerStatistics
-EXIT_USAGE = 2
-FAULTS = (
-    ValueError,
-    OSError,
-    ServerlessMPIError,
-)  # of what the command line names; anything else is a bug
+Indices = NDArray[np.int64]
+Counts = dict[str, dict[str, int]]  # operation -> number by kind, as `Meter.snapshot`
+SHOWN_CATEGORIES = 8  # of an answer on the terminal
+# What files and options of the user can cause. Anything else is a fault of this program.
+FAULTS = (ValueError, OSError, ServerlessMPIError)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of a query: samples with an active output, counted from 1 as the challenge does, ascending; of each the largest
-    activation of the last layer, and the neuron that has it (the first of several)."""
+    """The answer to a set of images.
 
-    categories: NDArray[np.int64]
+    Attributes
+    ----------
+    categories
+        Numbers of the images with an active output, ascending, counted from 1 as in the challenge.
+    scores
+        Of each of them, the largest activation of the last layer.
+    neurons
+        Of each of them, the neuron that has it; the first of several.
+    """
+
+    categories: Indices
     scores: Floats
-    neurons: NDArray[np.int64]
+    neurons: Indices
 
     def checksum(self) -> str:
-        """16 hexadecimal digits over all of it."""
-        whole = hashlib.sha256()
+        """Return 16 hexadecimal digits over all three arrays."""
+        digest = hashlib.sha256()
         for array in (
             self.categories.astype("<i8"),
             self.scores.astype("<f4"),
             self.neurons.astype("<i8"),
         ):
-            whole.update(array.tobytes())
-        return whole.hexdigest()[:16]
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the answer and its checksum as JSON's types."""
         return {
             "categories": self.categories.tolist(),
             "scores": self.scores.tolist(),
@@ -76,11 +79,11 @@ class Answer:
         }
 
 
-# --- running ----------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 class _Requests:
-    """This rank's requests by layer: what was asked for until a batch came to the next layer.  Safe for threads."""
+    """This rank's requests by layer: those between two arrivals of batches; safe for threads."""
 
     def __init__(self, layers: int) -> None:
         self.by_layer = np.zeros(layers)
@@ -88,11 +91,13 @@ class _Requests:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Count from here."""
+        """Start to count."""
         self._last = self._now()
 
-    def come(self, layer: int) -> None:
-        """A batch has come to `layer`."""
+    def on_layer(self, layer: int) -> None:
+        """Count what was requested so far for the layer before `layer`, where a batch has
+        arrived.
+        """
         with self._lock:
             now = self._now()
             if layer:
@@ -105,7 +110,10 @@ class _Requests:
 
 
 class Progress:
-    """A bar by layers and batches, on a terminal that the front end named, or on none."""
+    """A progress bar by layers and batches, on the terminal `device`, or on none.
+
+    A rank's own output is a pipe to smpirun; the front end passes the name of its terminal.
+    """
 
     STEP_S = 0.1
     WIDTH = 40
@@ -117,7 +125,7 @@ class Progress:
         self._done = [0] * batches
 
     def show(self, batch: int, layer: int) -> None:
-        """Layer `layer` of batch `batch` begins; both count from 0."""
+        """Show that `layer` of `batch` begins; both count from 0."""
         self._done[batch] = layer
         now = time.monotonic()
         if self._file is None or now - self._shown < self.STEP_S:
@@ -131,210 +139,247 @@ class Progress:
         self._file.flush()
 
     def close(self) -> None:
-        """Wipe it away."""
+        """Erase the bar."""
         if self._file is not None:
             self._file.write("\r\033[K")
             self._file.close()
 
 
 def agree(comm: Any, problem: str) -> None:
-    """Every rank says what is wrong with its own; if anything is, rank 0 tells the first of them and all end."""
-    found = [(rank, text) for rank, text in enumerate(comm.allgather(problem)) if text]
-    if not found:
+    """End every rank if any of them has a problem; rank 0 prints the first one.
+
+    Collective: each rank passes its own problem, or "".
+    """
+    problems = [text for text in comm.allgather(problem) if text]
+    if not problems:
         return
     if comm.rank == 0:
-        print(f"smpi-infer: {found[0][1]}", file=sys.stderr, flush=True)
-    comm.Barrier()
+        print(f"smpi-infer: {problems[0]}", file=sys.stderr, flush=True)
+    comm.Barrier()  # the message is out before any rank's exit code ends the job
     sys.exit(EXIT_USAGE)
 
 
 def answer(
-    group: Any, mine: sources.Model, y: Floats, samples: NDArray[np.int64], part: int
+    group: Any, model: sources.Model, y: Floats, samples: Indices, part: int
 ) -> Answer | None:
-    """What a replica's parts found, put together at its rank 0; None at the others."""
-    rows = np.flatnonzero(mine.last == part)
+    """Combine what the parts of a replica computed; collective over `group`.
+
+    Parameters
+    ----------
+    group
+        Communicator of the replica's parts.
+    model
+        This rank's part of the model.
+    y
+        (own neurons, samples) activations of the last layer.
+    samples
+        Numbers of those samples, counted from 0, equal on all ranks.
+    part
+        This rank's part.
+
+    Returns
+    -------
+    Answer or None
+        The answer at rank 0 of `group`; None at the others.
+    """
+    rows = np.flatnonzero(model.last == part)
     best = y.argmax(axis=0) if y.size else np.zeros(len(samples), np.int64)
     top = y[best, np.arange(len(samples))] if y.size else np.full(len(samples), -np.inf, np.float32)
-    found = group.gather((top, rows[best] if len(rows) else best))
-    if found is None:
+    gathered = group.gather((top, rows[best] if len(rows) else best))
+    if gathered is None:
         return None
-    scores, neurons = (np.stack([one[n] for one in found]) for n in (0, 1))
+    scores, neurons = (np.stack(arrays) for arrays in zip(*gathered, strict=True))
     highest = scores.max(axis=0)
+    # Of equal scores, the neuron with the lowest number: the result does not depend on the cut.
     first = np.where(scores == highest, neurons, np.iinfo(np.int64).max).min(axis=0)
     return Answer(samples + 1, highest.astype(np.float32), first.astype(np.int64))
 
 
 def joined(answers: Sequence[tuple[int, Answer]]) -> Answer:
-    """Answers of (first sample, its answer) as one."""
+    """Return the answers of several replicas, each with its first sample, as one."""
     return Answer(
-        np.concatenate([one.categories + start for start, one in answers]),
-        np.concatenate([one.scores for _, one in answers]),
-        np.concatenate([one.neurons for _, one in answers]),
+        np.concatenate([share.categories + start for start, share in answers]),
+        np.concatenate([share.scores for _, share in answers]),
+        np.concatenate([share.neurons for _, share in answers]),
     )
 
 
-def requests() -> dict[str, dict[str, int]]:
-    """What this rank's channel has asked for so far; nothing under a real MPI."""
+def requests() -> Counts:
+    """Return the requests of this rank's channel so far; {} under a real MPI, which has none."""
     if job.current_spec(os.environ) is None:
         return {}
+    # A runtime exists only in a job; under mpirun its import would be wasted.
     from serverless_mpi.runtime import get_runtime
 
     return get_runtime().meter.snapshot()
 
 
-def run(comm: Any, options: argparse.Namespace) -> int:
-    """Run a job's images through the model; returns the exit code, on every rank the same."""
-    began = time.perf_counter()
-    parts, left = divmod(comm.size, options.replicas)
-    replica, part = divmod(comm.rank, max(1, parts))
-    problem = ""
-    try:
-        if left or not parts:
-            raise UsageError(f"{comm.size} ranks are not {options.replicas} replicas of equal size")
-        mine = sources.model(options, parts, part)
-        x, total = sources.own_images(options, mine, part, replica)
-        wanted = dataset.read_categories(options.categories) if options.categories else None
-    except FAULTS as error:
-        problem = str(error)
-    agree(comm, problem)
-    group = comm if options.replicas == 1 else comm.Split(replica, part)
-    loaded = time.perf_counter() - began
+@dataclass(frozen=True)
+class _Task:
+    """What a rank has to do: its part of the model and its samples; `total` is of all replicas."""
 
-    batches = max(1, min(options.batches or 1, x.shape[1]))
-    counted = _Requests(mine.layers)
-    bar = Progress(mine.layers, batches, os.environ.get(ENV_TERMINAL) if comm.rank == 0 else None)
+    model: sources.Model
+    x: Floats
+    total: int
+    replica: int
+    part: int
+    expected: Indices | None  # categories of --categories
+    load_s: float
 
-    def watch(batch: int, layer: int) -> None:
-        counted.come(layer)
-        bar.show(batch, layer)
 
-    comm.Barrier()
-    before, started = requests(), time.perf_counter()
-    counted.begin()
-    y, samples, taken = engine.infer(
-        group,
-        mine.own,
-        x,
-        mine.bias,
-        mine.cap,
-        batches=batches,
-        accumulate=options.accumulate,
-        watch=watch,
-    )
-    layers = np.array([[getattr(layer, name) for layer in taken.layers] for name in MEMBERS])
-    own_answer = answer(group, mine, y, samples, part)
-    seconds = time.perf_counter() - started
-    after = requests()
-    bar.close()
+@dataclass(frozen=True)
+class _Result:
+    """What a rank computed: `y` over `samples`, its answer if it is the first of a replica."""
 
-    record = _record(
-        comm,
-        mine,
-        options,
-        total,
-        batches,
-        np.vstack([layers, counted.by_layer]),
-        (loaded, seconds),
-        _difference(before, after),
-    )
-    start, stop = sources.share(total, options.replicas, replica)
-    found = comm.gather(None if own_answer is None else (start, own_answer))
-    whole = None
+    y: Floats
+    samples: Indices
+    answer: Answer | None
+    record: records.WorkerRecord
+
+
+def run(comm: Any, options: RunOptions) -> int:
+    """Run a job's images through the model; collective over `comm`.
+
+    Parameters
+    ----------
+    comm
+        Communicator of all workers.
+    options
+        Equal on all ranks, with `replicas` decided.
+
+    Returns
+    -------
+    int
+        Exit code, equal on all ranks: 0, 1 for a wrong answer, 2 if a file cannot be written.
+    """
+    task = _load(comm, options)
+    group = comm if options.replicas == 1 else comm.Split(task.replica, task.part)
+    batches = max(1, min(options.batches or 1, task.x.shape[1]))
+    result = _compute(comm, group, task, options, batches)
+    workers = comm.gather(result.record)
+    start, stop = sources.share(task.total, options.replicas, task.replica)
+    answers = comm.gather(None if result.answer is None else (start, result.answer))
+    outputs = None
     if options.check:
-        output = np.zeros((y.shape[0], stop - start), np.float32)
-        output[:, samples] = y
-        whole = comm.gather(output)
+        output = np.zeros((result.y.shape[0], stop - start), np.float32)
+        output[:, result.samples] = result.y
+        outputs = comm.gather(output)
     code = 0
-    if found is not None:
-        result = joined([one for one in found if one is not None])
-        record["categories"] = len(result.categories)
-        code = _tell(options, result, record, wanted)
-        if whole is not None and not _same(options, mine, whole, total):
+    if comm.rank == 0:
+        whole = joined([given for given in answers if given is not None])
+        model, facts = _facts(comm, task, options, batches)
+        record = report.priced(model, facts, workers, len(whole.categories), options.prices)
+        code = _publish(options, whole, record, task.expected)
+        if outputs is not None and not _matches_serial(options, task, outputs):
             code = 1
     return int(comm.bcast(code))
 
 
-def _difference(
-    before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
-) -> dict[str, dict[str, int]]:
+def _load(comm: Any, options: RunOptions) -> _Task:
+    """Load this rank's part and samples; ends all ranks if one of them cannot."""
+    began = time.perf_counter()
+    parts, remainder = divmod(comm.size, options.replicas)
+    replica, part = divmod(comm.rank, max(1, parts))
+    problem = ""
+    try:
+        if remainder or not parts:
+            raise UsageError(f"{comm.size} ranks are not {options.replicas} replicas of equal size")
+        model = sources.model(options, parts, part)
+        x, total = sources.own_images(options, model, part, replica)
+        expected = dataset.read_categories(options.categories) if options.categories else None
+    except FAULTS as error:
+        problem = str(error)
+    agree(comm, problem)
+    return _Task(model, x, total, replica, part, expected, time.perf_counter() - began)
+
+
+def _compute(comm: Any, group: Any, task: _Task, options: RunOptions, batches: int) -> _Result:
+    """Run the samples through all layers, and measure it from the first layer to the answer."""
+    model = task.model
+    counted = _Requests(model.layers)
+    terminal = os.environ.get(ENV_TERMINAL) if comm.rank == 0 else None
+    bar = Progress(model.layers, batches, terminal)
+
+    def watch(batch: int, layer: int) -> None:
+        counted.on_layer(layer)
+        bar.show(batch, layer)
+
+    comm.Barrier()  # so that no rank's wait for its peers contains their loading
+    before, started = requests(), time.perf_counter()
+    counted.begin()
+    y, samples, taken = engine.infer(
+        group,
+        model.own,
+        task.x,
+        model.bias,
+        model.cap,
+        batches=batches,
+        accumulate=options.accumulate,
+        watch=watch,
+    )
+    own_answer = answer(group, model, y, samples, task.part)
+    seconds = time.perf_counter() - started
+    made = _difference(before, requests())
+    bar.close()
+    record = records.WorkerRecord(
+        rank=comm.rank,
+        load_s=task.load_s,
+        seconds=seconds,
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        requests=made,
+        layers=records.columns(taken.layers, counted.by_layer.tolist()),
+    )
+    return _Result(y, samples, own_answer, record)
+
+
+def _difference(before: Counts, after: Counts) -> Counts:
     return {
-        name: {field: count - before.get(name, {}).get(field, 0) for field, count in row.items()}
+        name: {kind: count - before.get(name, {}).get(kind, 0) for kind, count in row.items()}
         for name, row in after.items()
     }
 
 
-def _record(
-    comm: Any,
-    mine: sources.Model,
-    options: argparse.Namespace,
-    total: int,
-    batches: int,
-    layers: NDArray[np.float64],
-    seconds: tuple[float, float],
-    asked: dict[str, dict[str, int]],
-) -> dict[str, Any]:
-    """What the run took, as `report` reads it; {} but at rank 0."""
-    own = {
-        "rank": comm.rank,
-        "load_s": seconds[0],
-        "seconds": seconds[1],
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "requests": asked,
-        "layers": {
-            name: row.tolist() for name, row in zip((*MEMBERS, "requests"), layers, strict=True)
-        },
-    }
-    workers = comm.gather(own)
-    if workers is None:
-        return {}
-    spec = job.current_spec(os.environ)
-    return {
-        "format": 1,
-        "model": {
-            "name": mine.name,
-            "neurons": mine.neurons,
-            "layers": mine.layers,
-            "nonzeros": mine.nonzeros,
-            "bias": mine.bias,
-        },
-        "job": {
-            "ranks": comm.size,
-            "replicas": options.replicas,
-            "parts": comm.size // options.replicas,
-            "method": mine.method,
-            "channel": spec.channel if spec else "MPI",
-            "batches": batches,
-            "samples": total,
-            "memory_mb": options.memory
-            or int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 0)),
-        },
-        "workers": workers,
-    }
+def _facts(
+    comm: Any, task: _Task, options: RunOptions, batches: int
+) -> tuple[records.ModelFacts, records.JobFacts]:
+    model, spec = task.model, job.current_spec(os.environ)
+    return records.ModelFacts(
+        name=model.name,
+        neurons=model.neurons,
+        layers=model.layers,
+        nonzeros=model.nonzeros,
+        bias=model.bias,
+    ), records.JobFacts(
+        ranks=comm.size,
+        replicas=options.replicas,
+        parts=comm.size // options.replicas,
+        method=model.method,
+        channel=spec.channel if spec else "MPI",
+        batches=batches,
+        samples=task.total,
+        memory_mb=options.memory or int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 0)),
+    )
 
 
-def _tell(
-    options: argparse.Namespace,
-    result: Answer,
-    record: dict[str, Any],
-    wanted: NDArray[np.int64] | None,
+def _publish(
+    options: RunOptions, result: Answer, record: records.RunRecord, expected: Indices | None
 ) -> int:
-    from serverless_mpi.inference import report
-
-    record = report.priced(record, options.prices)
-    facts, net = record["job"], record["model"]
+    """Print the answer and the summary, write the files; returns the exit code."""
+    model, facts = record.model, record.job
     print(
-        f"{net['name']} network of {net['neurons']} neurons, {net['layers']} layers; {facts['samples']} images"
+        f"{model.name} network of {model.neurons} neurons, {model.layers} layers; "
+        f"{facts.samples} images"
     )
-    shown = " ".join(map(str, result.categories[:8].tolist()))
-    print(
-        f"{len(result.categories)} images have an active output: {shown}{' ...' if len(result.categories) > 8 else ''}"
-    )
+    first = " ".join(map(str, result.categories[:SHOWN_CATEGORIES].tolist()))
+    more = " ..." if len(result.categories) > SHOWN_CATEGORIES else ""
+    print(f"{len(result.categories)} images have an active output: {first}{more}")
     print(f"checksum {result.checksum()}")
     code = 0
-    if wanted is not None:
-        wanted = wanted[wanted <= facts["samples"]]
-        same = np.array_equal(result.categories, wanted)
-        print(f"{options.categories}: {'the same' if same else 'DIFFERENT'} ({len(wanted)})")
+    if expected is not None:
+        # The file may be of a longer run: --samples takes the first images only.
+        expected = expected[expected <= facts.samples]
+        same = np.array_equal(result.categories, expected)
+        print(f"{options.categories}: {'the same' if same else 'DIFFERENT'} ({len(expected)})")
         code = 0 if same else 1
     sys.stdout.flush()
     print(report.summary(record), file=sys.stderr, flush=True)
@@ -349,38 +394,41 @@ def _tell(
     return code
 
 
-def _same(
-    options: argparse.Namespace, mine: sources.Model, outputs: list[Floats], total: int
-) -> bool:
-    """Whether the serial kernel gives the same bits; says so."""
-    parts = len(outputs) // options.replicas
-    whole = np.zeros((mine.neurons, total), np.float32)
-    for rank, own in enumerate(outputs):
+def _matches_serial(options: RunOptions, task: _Task, outputs: list[Floats]) -> bool:
+    """Whether the serial kernel computes the same bits; prints the result."""
+    model, parts = task.model, len(outputs) // options.replicas
+    whole = np.zeros((model.neurons, task.total), np.float32)
+    for rank, output in enumerate(outputs):
         replica, part = divmod(rank, parts)
-        start, stop = sources.share(total, options.replicas, replica)
-        whole[mine.last == part, start:stop] = own
-    right = serial_forward(
-        list(sources.network(options)), sources.images(options, mine.neurons), mine.bias, mine.cap
-    )
-    same = bool(np.array_equal(whole, right))
+        start, stop = sources.share(task.total, options.replicas, replica)
+        whole[model.last == part, start:stop] = output
+    images = sources.images(options, model.neurons)
+    expected = serial_forward(list(sources.network(options)), images, model.bias, model.cap)
+    same = bool(np.array_equal(whole, expected))
     print(f"serial kernel: {'the same to the last bit' if same else 'DIFFERENT'}", flush=True)
     return same
 
 
 def rendered(path: str, result: Answer) -> bytes:
-    """An answer as a file of that name has it: JSON, or else categories, one a line."""
+    """Return an answer as the file of that name holds it: JSON, or else one category per line."""
     if path.endswith(".json"):
-        return json.dumps({key: value for key, value in result.as_dict().items()}).encode() + b"\n"
-    return "".join(f"{one}\n" for one in result.categories).encode()
+        return json.dumps(result.as_dict()).encode() + b"\n"
+    return "".join(f"{category}\n" for category in result.categories).encode()
 
 
-def deliver(options: argparse.Namespace, path: str, data: bytes) -> None:
-    """Write a file, or an object of an s3:// URL."""
+def deliver(options: SourceOptions, path: str, data: bytes) -> None:
+    """Write a file, or an object of an s3:// URL.
+
+    Raises
+    ------
+    OSError, ServerlessMPIError
+        It cannot be written.
+    """
     if path.startswith("s3://"):
         folder, _, name = path.rpartition("/")
-        place = sources.opened(options, folder)
-        place.put(name, [memoryview(data)])
-        place.close()
+        target = sources.opened(options, folder)
+        target.put(name, [memoryview(data)])
+        target.close()
     else:
         with files.replacing(path) as file:
             file.write(data)

@@ -1,4 +1,4 @@
-"""How many threads a call takes if the caller does not say: what this process may use, shared with the other ranks here."""
+"""The default number of threads: the processors that this process may use, divided by its ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from serverless_mpi.env import ENV_LOCAL_RANKS, ENV_THREADS
 
-# How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH, Intel MPI.
+# How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH,
+# Intel MPI.
 LOCAL_RANKS = (
     ENV_LOCAL_RANKS,
     "OMPI_COMM_WORLD_LOCAL_SIZE",
@@ -25,26 +26,29 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @cache
 def default_threads() -> int:
-    """Threads of a call without `threads`; found once.
+    """Return the threads of a call without `threads`; determined once per process.
 
-    SMPI_THREADS if it is set; else the processors of the affinity mask, at most those the cgroup's quota or
-    Lambda's memory pays for, divided by the ranks of this job on this machine; at least 1.
+    SMPI_THREADS if it is set; else the processors of the affinity mask, at most those the cgroup's
+    quota or Lambda's memory pays for, divided by the ranks of this job on this machine; at least 1.
 
     Raises
     ------
     ValueError
-        SMPI_THREADS is not a whole number from 1 on.
+        SMPI_THREADS is not a whole number of at least 1.
     """
     return threads_of(os.environ, _affinity(), quota(CGROUP))
 
 
 def threads_of(environ: Mapping[str, str], processors: int, allowed: float) -> int:
-    """The rule of `default_threads`. processors: of the affinity mask; allowed: processors of the cgroup's quota."""
-    told = environ.get(ENV_THREADS)
-    if told:
-        if not told.isdecimal() or int(told) < 1:
-            raise ValueError(f"{ENV_THREADS} is {told!r}; it must be a whole number from 1 on")
-        return int(told)
+    """The rule of `default_threads`, from its facts.
+
+    processors: in the affinity mask; allowed: processors that the cgroup's quota permits.
+    """
+    given = environ.get(ENV_THREADS)
+    if given:
+        if not given.isdecimal() or int(given) < 1:
+            raise ValueError(f"{ENV_THREADS} is {given!r}; it must be a whole number of at least 1")
+        return int(given)
     memory = environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
     if memory.isdecimal():
         allowed = min(allowed, int(memory) / LAMBDA_MB_PER_CPU)
@@ -62,7 +66,9 @@ def _affinity() -> int:
 
 
 def quota(cgroup: Path) -> float:
-    """Processors that the cgroup's quota pays for (version 2, or 1); infinity without one."""
+    """Return the processors that a cgroup's quota permits (version 2, or 1); infinity without
+    one.
+    """
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -1,4 +1,8 @@
-"""The calls: one layer, a product, a whole network."""
+"""Calls of the kernel: one layer, a product, a network.
+
+Arguments are checked here, completely: the kernel's loops check nothing. A check that is removed
+here is an access outside of memory there.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +33,40 @@ def layer(
     counts: NDArray[np.uint32] | None = None,
     threads: int | None = None,
 ) -> tuple[Activations, NDArray[np.bool_]]:
-    """(y, alive): y = min(max(z, 0), cap), z = w x (+ out, if it accumulates), plus bias where that is not 0.
+    """Compute one layer: y = min(max(z, 0), cap), z = w x, plus bias where w x is not 0.
 
-    x: (n_cols, samples), a C-contiguous float32 array or Panels; NaN in it counts as 0 in y.
-    out: takes y, (n_rows, samples), of the same kind as x; new if not given. accumulate: its sums are continued: this
-    is the last of several calls for a row's entries, the others being `multiply`, and finishes them.
-    counts: uint32 (n_rows), takes how many nonzeros each row of y has. threads: `default_threads` if not given.
-    alive: per sample, whether one of its numbers in y is not 0.
+    Parameters
+    ----------
+    w
+        Weights, (n_rows, n_cols).
+    x
+        (n_cols, samples) activations: C-contiguous float32, or Panels. A NaN becomes 0 in y.
+    bias, cap
+        Added to nonzero sums; largest activation, at least 0.
+    out
+        Receives y; (n_rows, samples), of the type of x, without overlap. None for a new one.
+    accumulate
+        Continue the sums in `out`: this is the last of several calls for a row's entries, the
+        earlier ones being `multiply`.
+    counts
+        Receives the nonzeros of each row of y: (n_rows,) uint32.
+    threads
+        Number of threads; None for `default_threads`.
+
+    Returns
+    -------
+    y : ndarray or Panels
+        `out`, or a new object of the type of x.
+    active : ndarray
+        (samples,) bool: whether a sample has a nonzero in y.
 
     Raises
     ------
     ValueError
-        An argument of the wrong type, shape or layout, NaN, cap below 0, threads below 1, out that overlaps x.
+        An argument of wrong type, shape or layout, NaN, cap below 0, threads below 1, or an `out`
+        that overlaps x.
     MemoryError
-        No memory for a panel.
+        There is no memory for a panel.
     """
     if bias != bias or not cap >= 0:
         raise ValueError(f"bias must be a number and cap at least 0, not {bias} and {cap}")
@@ -57,7 +81,25 @@ def multiply(
     accumulate: bool = False,
     threads: int | None = None,
 ) -> Activations:
-    """y = w x, or y += w x: arguments and errors as in `layer`, which finishes what this begins."""
+    """Compute y = w x, or y += w x: the sums that a later call of `layer` completes.
+
+    Parameters
+    ----------
+    w, x, out, threads
+        As in `layer`.
+    accumulate
+        Add to `out`.
+
+    Returns
+    -------
+    ndarray or Panels
+        (n_rows, samples) of the type of x, without bias and limits.
+
+    Raises
+    ------
+    ValueError, MemoryError
+        As in `layer`.
+    """
     return _step(
         w,
         x,
@@ -91,7 +133,8 @@ def _step(
             y = Panels(w.n_rows, samples)
         elif not isinstance(y, Panels) or y.shape != (w.n_rows, samples):
             raise ValueError(
-                f"out must be Panels of shape {(w.n_rows, samples)}, as x is Panels, not {_told(y)}"
+                f"out must be Panels of shape {(w.n_rows, samples)}, as x is Panels, not "
+                f"{_described(y)}"
             )
         run, from_x, to_y, shared = lib.spdnn_panels, x.c, y.c, np.may_share_memory(x.data, y.data)
     else:
@@ -105,17 +148,18 @@ def _step(
         shared = np.may_share_memory(x, y)
     if shared and y is not None:
         raise ValueError("out overlaps x")
-    alive = np.empty(samples if finish else 0, np.bool_)
+    active = np.empty(samples if finish else 0, np.bool_)
     if counts is not None and (
         counts.dtype != np.uint32 or counts.shape != (w.n_rows,) or not counts.flags.c_contiguous
     ):
         raise ValueError(
-            f"counts must be C-contiguous uint32 of shape ({w.n_rows},), not {counts.dtype} {counts.shape}"
+            f"counts must be C-contiguous uint32 of shape ({w.n_rows},), not {counts.dtype} "
+            f"{counts.shape}"
         )
-    flags = ffi.from_buffer("uint8_t[]", alive) if finish else ffi.NULL
+    flags = ffi.from_buffer("uint8_t[]", active) if finish else ffi.NULL
     numbers = ffi.NULL if counts is None else _writable("counts", counts, "uint32_t[]")
     _check_memory(run(w.c, from_x, samples, to_y, step, flags, numbers, _threads(threads)))
-    return y, alive
+    return y, active
 
 
 def forward(
@@ -125,23 +169,39 @@ def forward(
     cap: float = CAP,
     threads: int | None = None,
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """(y, living): a batch through all layers in one call; y has the columns of samples that live at the end alone.
+    """Run a batch through all layers in one call.
 
-    x: (layers[0].n_cols, samples); y: (layers[-1].n_rows, len(living)); living: those samples' numbers, ascending.
-    Samples are independent, so a panel of them goes through all layers while it is in cache, and those that live on move
-    together as others die.
+    Samples are independent, so a panel of them passes all layers while it is in the cache. Samples
+    whose activations are all zero are pruned, and the active ones compacted, on the way.
+
+    Parameters
+    ----------
+    layers
+        Weights; each layer's columns are the rows of the one before.
+    x
+        (layers[0].n_cols, samples) float32, C-contiguous.
+    bias, cap, threads
+        As in `layer`, for every layer.
+
+    Returns
+    -------
+    y : ndarray
+        (layers[-1].n_rows, active samples) float32.
+    samples : ndarray
+        Numbers of the samples that are active at the end, ascending; int64.
 
     Raises
     ------
     ValueError, MemoryError
-        As in `layer`; layers that do not fit each other.
+        As in `layer`; layers do not fit each other.
     """
     if not layers:
         raise ValueError("layers is empty")
     for number, (before, after) in enumerate(zip(layers, layers[1:]), 1):
         if before.n_rows != after.n_cols:
             raise ValueError(
-                f"layers[{number}] has {after.n_cols} columns; the layer before has {before.n_rows} rows"
+                f"layers[{number}] has {after.n_cols} columns; the layer before has "
+                f"{before.n_rows} rows"
             )
     if bias != bias or not cap >= 0:
         raise ValueError(f"bias must be a number and cap at least 0, not {bias} and {cap}")
@@ -149,8 +209,8 @@ def forward(
     rows, samples = layers[-1].n_rows, x.shape[1]
     y = Panels(rows, samples)
     ids = np.empty(samples, np.int64)
-    matrices = ffi.new("spdnn_matrix[]", [one.c[0] for one in layers])
-    living = lib.spdnn_forward(
+    matrices = ffi.new("spdnn_matrix[]", [matrix.c[0] for matrix in layers])
+    active = lib.spdnn_forward(
         matrices,
         len(layers),
         ffi.from_buffer("float[]", x),
@@ -161,13 +221,13 @@ def forward(
         cap,
         _threads(threads),
     )
-    _check_memory(living)
-    order = np.argsort(ids[:living])
-    taken = np.empty((rows, living), np.float32)
+    _check_memory(active)
+    order = np.argsort(ids[:active])
+    output = np.empty((rows, active), np.float32)
     lib.spdnn_gather(
-        y.c, rows, ffi.from_buffer("int64_t[]", order), living, ffi.from_buffer("float[]", taken)
+        y.c, rows, ffi.from_buffer("int64_t[]", order), active, ffi.from_buffer("float[]", output)
     )
-    return taken, ids[:living][order]
+    return output, ids[:active][order]
 
 
 def serial_forward(
@@ -178,40 +238,48 @@ def serial_forward(
     out: Floats | None = None,
     threads: int | None = None,
 ) -> Floats:
-    """As `forward`, but y has all samples, (layers[-1].n_rows, samples), in `out` if given; of the dead it is 0."""
-    last, living = forward(layers, x, bias, cap, threads)
+    """Run a batch through all layers, with a result for every sample.
+
+    Parameters
+    ----------
+    layers, x, bias, cap, threads
+        As in `forward`.
+    out
+        Receives the result; None for a new array.
+
+    Returns
+    -------
+    ndarray
+        (layers[-1].n_rows, samples) float32; 0 for pruned samples.
+
+    Raises
+    ------
+    ValueError, MemoryError
+        As in `forward`.
+    """
+    last, active = forward(layers, x, bias, cap, threads)
     shape = (layers[-1].n_rows, x.shape[1])
     if out is None:
         out = np.zeros(shape, np.float32)
     else:
         check("out", out, shape)
         out[:] = 0
-    out[:, living] = last
+    out[:, active] = last
     return out
 
 
-def reference_layer(
-    w: SparseRows, x: NDArray[Any], bias: float, cap: float = CAP
-) -> NDArray[np.float64]:
-    """The same layer in float64 by NumPy, for tests."""
-    rows = np.repeat(np.arange(w.n_rows), np.diff(w.indptr))
-    z = np.zeros((w.n_rows, x.shape[1]))
-    np.add.at(z, rows, w.all_values().astype(np.float64)[:, None] * x[w.indices])
-    return np.clip(np.where(z != 0, z + bias, 0), 0, cap)
-
-
 def path() -> str:
-    """The instruction set in use: avx512, avx2, neon or plain.
+    """Return the instruction set in use: avx512, avx2, neon or plain.
 
     Raises
     ------
     ValueError
-        SMPI_KERNEL names one that this machine lacks.
+        SMPI_KERNEL names one that this machine does not support.
     """
     name = lib.spdnn_path()
     if name == ffi.NULL:
         raise ValueError(
-            f"{ENV_KERNEL} names an instruction set that this machine lacks; unset it, or use plain"
+            f"{ENV_KERNEL} names a path that this machine does not support; unset it, or use plain"
         )
     return bytes(ffi.string(name)).decode()
 
@@ -230,11 +298,11 @@ def _writable(name: str, array: NDArray[Any], kind: str = "float[]") -> Any:
     return ffi.from_buffer(kind, array)
 
 
-def _told(y: Any) -> str:
+def _described(y: Any) -> str:
     return f"Panels of shape {y.shape}" if isinstance(y, Panels) else type(y).__name__
 
 
 def _check_memory(code: int) -> None:
     if code < 0:
         path()
-        raise MemoryError(f"the kernel found no memory for a panel of {WIDTH} samples")
+        raise MemoryError(f"not enough memory for a panel of {WIDTH} samples")

@@ -1,4 +1,8 @@
-"""Activations in panel form: the layout that the kernel works in."""
+"""Activations in panels: the memory layout of the kernel.
+
+Invariant: the unused columns of the last panel are 0. The kernel computes them with the others, and
+would otherwise count them as active samples.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,17 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 class Panels:
-    """(rows, samples) activations, samples in panels of WIDTH.
+    """Activations of shape (rows, samples), with the samples in panels of WIDTH.
 
-    data: float32, (panels, rows, WIDTH): sample s of row r is data[s // WIDTH, r, s % WIDTH]; what fills the last panel is 0,
-    and who writes to `data` keeps it so. A row of a panel is one piece of 128 bytes, so data[:, rows] picks rows fast.
+    A row of a panel is contiguous, 128 bytes, so that rows are selected fast.
+
+    Attributes
+    ----------
+    rows, samples
+        The shape.
+    data
+        (panels, rows, WIDTH) float32: sample s of row r is `data[s // WIDTH, r, s % WIDTH]`. Code
+        that writes to it keeps the unused columns of the last panel 0.
     """
 
     rows: int
@@ -28,13 +39,7 @@ class Panels:
     _memory: Floats
 
     def __init__(self, rows: int, samples: int) -> None:
-        """All 0.
-
-        Raises
-        ------
-        ValueError
-            A negative number.
-        """
+        """Make panels of zeros; ValueError if a number is negative."""
         if rows < 0 or samples < 0:
             raise ValueError(f"rows and samples must not be negative: {rows}, {samples}")
         self._own(np.zeros(_floats_of(rows, samples) + ALIGNMENT // 4, np.float32), rows, samples)
@@ -57,67 +62,76 @@ class Panels:
 
     @classmethod
     def of(cls, x: Floats) -> Panels:
-        """A copy of x, (rows, samples)."""
-        made = cls(*x.shape)
-        made.put(x)
-        return made
+        """Return a copy of x, (rows, samples) float32, C-contiguous."""
+        panels = cls(*x.shape)
+        panels.put(x)
+        return panels
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, samples)."""
         return self.rows, self.samples
 
-    def reshaped(self, rows: int, samples: int) -> Panels:
-        """The same memory as other panels, for what comes next; neither has any contents afterwards but what is put there.
-
-        New memory, if this is too small. What fills the last panel is 0.
-        """
-        if _floats_of(rows, samples) > len(self._memory) - ALIGNMENT // 4:
-            return Panels(rows, samples)
-        made = object.__new__(Panels)
-        made._own(self._memory, rows, samples)
-        if samples % WIDTH:
-            made.data[-1, :, samples % WIDTH :] = 0
-        return made
-
     def put(self, x: Floats, rows: ArrayLike | None = None) -> None:
-        """Row i of x, (len(rows), samples), becomes row rows[i] of these; without rows, x is all of them.
+        """Copy rows into the panels.
+
+        Parameters
+        ----------
+        x
+            (len(rows), samples) float32, C-contiguous; copied.
+        rows
+            Row i of x becomes row `rows[i]`; None: x has all rows.
 
         Raises
         ------
         ValueError
-            Another number of samples, or a row that is not there.
+            x has another number of samples, or a row does not exist.
         """
-        places = self._places(rows)
-        check("x", x, (self.rows if places is None else len(places), self.samples))
-        given = ffi.NULL if places is None else ffi.from_buffer("int64_t[]", places)
+        numbers = self._row_numbers(rows)
+        check("x", x, (self.rows if numbers is None else len(numbers), self.samples))
+        row_pointer = ffi.NULL if numbers is None else ffi.from_buffer("int64_t[]", numbers)
         lib.spdnn_to_panels(
-            ffi.from_buffer("float[]", x), len(x), self.samples, given, self.c, self.rows
+            ffi.from_buffer("float[]", x), len(x), self.samples, row_pointer, self.c, self.rows
         )
 
     def take(self, rows: ArrayLike | None = None) -> Floats:
-        """A copy of those rows, or of all, in C order: (len(rows), samples).
+        """Return a copy of rows as an array.
+
+        Parameters
+        ----------
+        rows
+            Numbers of rows, in any order; None for all.
+
+        Returns
+        -------
+        ndarray
+            (len(rows), samples) float32, C-contiguous.
 
         Raises
         ------
         ValueError
-            A row that is not there.
+            A row does not exist.
         """
-        places = self._places(rows)
-        x = np.empty((self.rows if places is None else len(places), self.samples), np.float32)
-        given = ffi.NULL if places is None else ffi.from_buffer("int64_t[]", places)
+        numbers = self._row_numbers(rows)
+        x = np.empty((self.rows if numbers is None else len(numbers), self.samples), np.float32)
+        row_pointer = ffi.NULL if numbers is None else ffi.from_buffer("int64_t[]", numbers)
         lib.spdnn_from_panels(
-            self.c, self.rows, self.samples, given, ffi.from_buffer("float[]", x), len(x)
+            self.c, self.rows, self.samples, row_pointer, ffi.from_buffer("float[]", x), len(x)
         )
         return x
 
     def keep(self, samples: ArrayLike) -> None:
-        """Keep those samples alone, in place: their numbers, ascending, or a flag for each.
+        """Remove all other samples, in place.
+
+        Parameters
+        ----------
+        samples
+            Numbers of the samples to keep, ascending; or a flag for each sample.
 
         Raises
         ------
         ValueError
-            Numbers that do not rise or are not there.
+            The numbers do not rise, or a sample does not exist.
         """
         wanted = np.asarray(samples)
         if wanted.dtype == np.bool_:
@@ -132,7 +146,7 @@ class Panels:
         lib.spdnn_keep(self.c, self.rows, ffi.from_buffer("int64_t[]", numbers), len(numbers))
         self._own(self._memory, self.rows, len(numbers))
 
-    def _places(self, rows: ArrayLike | None) -> NDArray[np.int64] | None:
+    def _row_numbers(self, rows: ArrayLike | None) -> NDArray[np.int64] | None:
         return None if rows is None else _integers("rows", np.asarray(rows), self.rows)
 
 
@@ -152,7 +166,7 @@ def _integers(name: str, numbers: NDArray[Any], below: int) -> NDArray[np.int64]
 
 
 def check(name: str, array: NDArray[Any], shape: tuple[int, int | None]) -> None:
-    """Raise ValueError unless `array` is C-contiguous float32 of that shape; None: any length."""
+    """Raise ValueError unless `array` is C-contiguous float32 of that shape (None: any length)."""
     good = (
         isinstance(array, np.ndarray)
         and array.dtype == np.float32
@@ -162,11 +176,11 @@ def check(name: str, array: NDArray[Any], shape: tuple[int, int | None]) -> None
         and shape[1] in (None, array.shape[1])
     )
     if not good:
-        told = (
+        given = (
             f"{array.dtype} {array.shape}"
             if isinstance(array, np.ndarray)
             else type(array).__name__
         )
         raise ValueError(
-            f"{name} must be a C-contiguous float32 array of shape {shape} (None: any), not {told}"
+            f"{name} must be a C-contiguous float32 array of shape {shape} (None: any), not {given}"
         )

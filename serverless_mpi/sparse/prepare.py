@@ -1,7 +1,7 @@
-"""Other networks with the same answer, to the last bit: neurons are renamed or merged between layers.
+"""Networks with the same answer to the last bit that run faster: neurons renamed or merged.
 
-Each function takes layers and gives layers; inputs of the first and outputs of the last stay as they are, so nothing has to
-be undone. An entry keeps its place in its row, so sums keep their order.
+Inputs of the first layer and outputs of the last keep their order, so nothing has to be undone. An
+entry keeps its place in its row, so sums keep their order and their bits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,22 @@ KEY_COLUMNS = 32  # of a row, its lowest: what rows are compared by
 
 
 def relabelled(layers: Sequence[SparseRows]) -> list[SparseRows]:
-    """The neurons of each layer but the last are sorted by their inputs: rows that read the same come together.
+    """Sort the neurons of each layer but the last by their inputs.
 
-    What a row reads is then still in cache from the row before, and the kernel loads the inputs of rows with
-    equal columns once for four of them.
+    A row then reads inputs that the row before has brought into the cache, and the kernel loads the
+    inputs of four rows with equal columns once.
+
+    Parameters
+    ----------
+    layers
+        The network, not changed.
+
+    Returns
+    -------
+    list of SparseRows
+        A network with the same output.
     """
-    made: list[SparseRows] = []
+    prepared: list[SparseRows] = []
     names: NDArray[np.int64] | None = None
     for number, matrix in enumerate(layers, 1):
         if names is not None:
@@ -32,16 +42,26 @@ def relabelled(layers: Sequence[SparseRows]) -> list[SparseRows]:
             matrix = matrix.chosen(order)
             names = np.empty(len(order), np.int64)
             names[order] = np.arange(len(order))
-        made.append(matrix)
-    return made
+        prepared.append(matrix)
+    return prepared
 
 
 def merged(layers: Sequence[SparseRows]) -> list[SparseRows]:
-    """Of neurons with the same inputs and weights, in the same order, one is computed, and all that read one of them read it.
+    """Remove duplicate rows, those with equal inputs and weights in the same order.
 
-    The last layer keeps all its rows. Of use where a network has equal rows, as RadiX-Net, 16 of each.
+    The last layer keeps all rows. RadiX-Net, for example, has 16 copies of each row.
+
+    Parameters
+    ----------
+    layers
+        The network, not changed.
+
+    Returns
+    -------
+    list of SparseRows
+        A network with the same output.
     """
-    made: list[SparseRows] = []
+    prepared: list[SparseRows] = []
     names: NDArray[np.int64] | None = None
     for number, matrix in enumerate(layers, 1):
         if names is not None:
@@ -49,19 +69,21 @@ def merged(layers: Sequence[SparseRows]) -> list[SparseRows]:
         if number < len(layers):
             first, names = _distinct(matrix)
             matrix = matrix.chosen(first)
-        made.append(matrix)
-    return made
+        prepared.append(matrix)
+    return prepared
 
 
 def _keys(matrix: SparseRows) -> NDArray[np.void]:
-    """A row's lowest columns, ascending, as bytes that sort as they do; a shorter row comes first."""
+    """A row's lowest columns, ascending, as bytes that sort as they do; a shorter row comes
+    first.
+    """
     lengths = np.diff(matrix.indptr)
     rows = np.repeat(np.arange(matrix.n_rows), lengths)
     ranked = matrix.indices[np.lexsort((matrix.indices, rows))]
-    place = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], lengths)
+    rank = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], lengths)
     keys = np.zeros((matrix.n_rows, KEY_COLUMNS), ">u4")
-    low = place < KEY_COLUMNS
-    keys[rows[low], place[low]] = ranked[low].astype(np.int64) + 1
+    low = rank < KEY_COLUMNS
+    keys[rows[low], rank[low]] = ranked[low].astype(np.int64) + 1
     return keys.view(f"V{keys.itemsize * KEY_COLUMNS}").reshape(-1)
 
 

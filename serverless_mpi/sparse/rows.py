@@ -1,4 +1,8 @@
-"""A block of rows of a sparse matrix: what is checked once here is not checked in the kernel's loops."""
+"""A block of rows of a sparse matrix, checked once.
+
+The kernel's loops check no index, so what the constructor has checked must not change: the arrays
+are copied unless nobody can write to them (`frozen`), and attributes cannot be set.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,22 @@ Floats = NDArray[np.float32]
 
 
 class _Own(np.ndarray[Any, Any]):
-    """Memory that nobody but `frozen` has a writable view of."""
+    """Memory of which only `frozen` has had a writable view."""
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """`array` if nobody can change it any more, else a read-only copy, C-contiguous, that nobody can make writable again.
+    """Return an array that nobody can change.
 
-    What the kernel reads without looking has to stay what it was when it was checked.
+    Parameters
+    ----------
+    array
+        Any array.
+
+    Returns
+    -------
+    ndarray
+        `array` itself if it is C-contiguous and no writable view of its memory can exist; else a
+        read-only copy that cannot be made writable again.
     """
     if array.flags.c_contiguous and _is_frozen(array):
         return array
@@ -37,12 +50,23 @@ def _is_frozen(array: Any) -> bool:
 
 
 class SparseRows:
-    """A block of rows of a sparse matrix, in CSR.  It does not change once it is made.
+    """A block of rows of a sparse matrix, in CSR; immutable.
 
-    n_rows, n_cols: shape; nnz: entries; degree: entries of every row if all have as many, else None (the kernel then needs
-    no indptr: the ELL layout). indptr: int64, n_rows + 1; indices: uint16 where that is enough, else uint32;
-    values: float32, or None where all are equal to `constant`. The arrays are read-only, and are copies of those that were
-    given unless these are `frozen` and have the type: the kernel's loops check nothing.
+    Attributes
+    ----------
+    n_rows, n_cols, nnz
+        Shape, and number of entries.
+    degree
+        Entries of every row if all rows have as many, else None. With a degree the kernel reads no
+        indptr (the ELL layout).
+    indptr
+        (n_rows + 1,) int64, read-only.
+    indices
+        (nnz,) columns: uint16 if n_cols allows it, else uint32; read-only.
+    values
+        (nnz,) float32, read-only; None if all are equal to `constant`.
+    constant
+        The value of all entries, or None.
     """
 
     n_rows: int
@@ -59,12 +83,24 @@ class SparseRows:
     def __init__(
         self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int
     ) -> None:
-        """indptr: n_rows + 1 integers; indices: nnz columns below n_cols; values: nnz numbers, or one for all.
+        """Check and keep the arrays, which are copied unless they are `frozen` and of that type.
+
+        Parameters
+        ----------
+        indptr
+            n_rows + 1 integers that begin with 0 and do not fall.
+        indices
+            nnz integers below n_cols.
+        values
+            nnz numbers, or one for all entries.
+        n_cols
+            Number of columns, below 2^32.
 
         Raises
         ------
         ValueError
-            An argument of the wrong shape, a column out of range, NaN or infinity; the text names the argument.
+            An argument has a wrong shape or an index out of range, NaN or infinity; the message
+            names it.
         """
         self._make(indptr, indices, values, n_cols, one_by_one=False)
 
@@ -78,7 +114,7 @@ class SparseRows:
         one_by_one: bool,
     ) -> None:
         pointers, columns = np.asarray(indptr), np.asarray(indices)
-        with np.errstate(over="ignore"):  # what is beyond float32 is refused below
+        with np.errstate(over="ignore"):  # numbers beyond float32 are refused below
             weights = np.asarray(values, np.float32)
         if not 0 <= n_cols < 1 << 32 or n_cols != int(n_cols):
             raise ValueError(f"n_cols is {n_cols}; it must be a whole number in 0..2^32 - 1")
@@ -96,7 +132,7 @@ class SparseRows:
         ):
             raise ValueError(f"indices must be integers in 0..{n_cols - 1}")
         columns = frozen(columns.astype(np.uint16 if n_cols <= 1 << 16 else np.uint32, copy=False))
-        if columns.max(initial=0) >= max(n_cols, 1):  # another thread wrote between check and copy
+        if columns.max(initial=0) >= max(n_cols, 1):  # another thread wrote after the check
             raise ValueError(f"indices must be integers in 0..{n_cols - 1}")
         if weights.ndim and weights.shape != columns.shape:
             raise ValueError(f"values has shape {weights.shape}, indices {columns.shape}")
@@ -118,7 +154,7 @@ class SparseRows:
             constant=constant,
             values=None if constant is not None else weights,
         )
-        self._give()
+        self._make_view()
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{name} of a SparseRows cannot be set: make a new one")
@@ -127,13 +163,15 @@ class SparseRows:
     def stored(
         cls, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int
     ) -> SparseRows:
-        """The same, but values are kept one by one even where all are equal: for measurements."""
-        made = cls.__new__(cls)
-        made._make(indptr, indices, values, n_cols, one_by_one=True)
-        return made
+        """Return a matrix that keeps each value, even if all are equal; arguments as in the
+        class.
+        """
+        matrix = cls.__new__(cls)
+        matrix._make(indptr, indices, values, n_cols, one_by_one=True)
+        return matrix
 
-    def _give(self) -> None:
-        """Make the kernel's view; it points into the arrays, which are held."""
+    def _make_view(self) -> None:
+        """Make the kernel's struct `c`, which points into the arrays; `_held` keeps them alive."""
         wide = self.indices.dtype == np.uint32
         columns = ffi.from_buffer("uint32_t[]" if wide else "uint16_t[]", self.indices)
         pointers = ffi.from_buffer("int64_t[]", self.indptr)
@@ -158,15 +196,15 @@ class SparseRows:
         self.__dict__.update(c=c, _held=(columns, pointers, values, flags))
 
     def all_values(self) -> Floats:
-        """The nnz values."""
+        """Return the value of every entry: (nnz,) float32."""
         return np.full(self.nnz, self.constant, np.float32) if self.values is None else self.values
 
     def rows(self, start: int, stop: int) -> SparseRows:
-        """Rows start..stop-1."""
+        """Return rows start to stop - 1."""
         return self.chosen(np.arange(start, stop))
 
     def chosen(self, rows: NDArray[np.int64]) -> SparseRows:
-        """Those rows, in that order; each keeps the order of its entries."""
+        """Return those rows, in that order; each keeps the order of its entries."""
         lengths = np.diff(self.indptr)[rows]
         pointers = np.concatenate([[0], np.cumsum(lengths)])
         entries = np.repeat(self.indptr[rows] - pointers[:-1], lengths) + np.arange(pointers[-1])
@@ -178,16 +216,8 @@ class SparseRows:
         )
 
     def renamed(self, names: NDArray[np.int64], n_cols: int) -> SparseRows:
-        """The same rows over other columns: column c is names[c] of n_cols."""
+        """Return the rows with column c renamed to names[c], of n_cols columns."""
         return self._with(self.indptr, names[self.indices], self.values, n_cols)
-
-    def compacted(self) -> tuple[SparseRows, NDArray[np.int64]]:
-        """(the same rows over the columns in use alone, those columns in ascending order).
-
-        The order of a row's entries stays, so sums keep their bits.
-        """
-        used, places = np.unique(self.indices, return_inverse=True)
-        return self._with(self.indptr, places, self.values, len(used)), used.astype(np.int64)
 
     def _with(
         self, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike | None, n_cols: int
@@ -200,7 +230,7 @@ class SparseRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
+        """Bytes of the arrays."""
         return (
             self.indptr.nbytes
             + self.indices.nbytes

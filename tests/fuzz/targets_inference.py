@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from serverless_mpi.errors import StoreError, UsageError
-from serverless_mpi.inference import codec, container, dataset, formats, report, serve
+from serverless_mpi.inference import codec, container, dataset, formats, records, report, serve
 from serverless_mpi.inference.files import Source
 from serverless_mpi.sparse import Panels, SparseRows, forward, layer, multiply
 
@@ -93,7 +93,7 @@ def report_page(data: bytes) -> None:
     from serverless_mpi.inference import page
 
     try:
-        record = report.checked(report.json.loads(data))
+        record = records.RunRecord.from_json(report.json.loads(data))
     except (ValueError, KeyError, TypeError, RecursionError):
         return
     page.html(record)
@@ -209,13 +209,13 @@ def _seeds() -> dict[str, list[bytes]]:
             **dict.fromkeys(("ranks", "replicas", "parts", "batches", "samples"), 1),
             **{"method": "m", "channel": "c", "memory_mb": 1},
         },
-        "bill": {f"{name}_usd": 0.1 for name in (*report.SERVICES, "communication", "total")},
+        "bill": {f"{name}_usd": 0.1 for name in (*records.SERVICES, *records.TOTALS)},
         "prices": {"dated": "d", "region": "r", "memory_mb": 1},
         "workers": [
             {
                 **{"rank": 0, "load_s": 0.1, "seconds": 1.0, "peak_mb": 9},
-                "requests": {"s3.GET": dict.fromkeys(report._REQUESTS, 3)},
-                "layers": {name: [1.0, 0.0] for name in report._ALL_LAYERS},
+                "requests": {"s3.GET": dict.fromkeys(records.REQUEST_COUNTS, 3)},
+                "layers": {name: [1.0, 0.0] for name in records.COLUMNS},
             }
         ],
     }

@@ -1,4 +1,6 @@
-"""smpi-infer as one types it: the same answer everywhere, reports that add up, and errors that say what would work."""
+"""smpi-infer as one types it: the same answer everywhere, reports that add up, and errors that say
+what would work.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,19 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serverless_mpi.aws import control
-from serverless_mpi.inference import dataset, networks, page, plan, report
+from serverless_mpi.inference import networks, page, plan, records, report
 from serverless_mpi.inference.cli import main
 from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.sparse import serial_forward
 from tests.harness import DATA, GIVE_UP_S, ROOT, mpirun
+from tests.inference import writing
 
 NET = ("--net", "random", "--neurons", "96", "--layers", "7", "--seed", "4", "--bias", "-0.15")
 IMAGES = (np.random.default_rng(4).random((130, 96)) > 0.9).astype(np.uint8)
@@ -168,7 +172,7 @@ def test_store_then_run_from_a_folder_and_from_a_bucket(
 
 
 def test_a_network_of_files(truth: list[str], images: Path, tmp_path: Path) -> None:
-    dataset.write_network(tmp_path / "net", networks.randomnet(96, 7, 4))
+    writing.write_network(tmp_path / "net", networks.randomnet(96, 7, 4))
     words = ("--net", tmp_path / "net", "--neurons", 96, "--layers", 7, "--bias", -0.15)
     done = infer("run", *words, "--images", images, "-n", 2, "--channel", "direct", "--check")
     assert done.returncode == 0 and done.stdout.splitlines()[1:3] == truth, done.stderr
@@ -197,7 +201,7 @@ def test_reports_add_up(images: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     record = report.read(tmp_path / "report.json")
-    assert record["job"] | {"memory_mb": 0} == {
+    assert asdict(record.job) | {"memory_mb": 0} == {
         "ranks": 3,
         "replicas": 1,
         "parts": 3,
@@ -207,21 +211,20 @@ def test_reports_add_up(images: Path, tmp_path: Path) -> None:
         "samples": 130,
         "memory_mb": 0,
     }
-    counted = sum(
-        row["requests"] for worker in record["workers"] for row in worker["requests"].values()
-    )
+    counted = sum(row["requests"] for worker in record.workers for row in worker.requests.values())
     layers = report.by_layer(record, "requests").sum()
     assert 0 < layers <= counted  # those of the answer come after the last layer
     assert report.by_layer(record, "messages").sum() in (
         3 * 7,
         3 * 2 * 7,
     )  # one for all peers, or one each
-    bill = record["bill"]
+    bill = record.bill
     assert (
-        bill["total_usd"] == pytest.approx(sum(bill[f"{name}_usd"] for name in report.SERVICES))
-        and bill["sqs_usd"] > 0
+        bill.total_usd
+        == pytest.approx(sum(getattr(bill, f"{name}_usd") for name in records.SERVICES))
+        and bill.sqs_usd > 0
     )
-    assert bill["communication_usd"] == pytest.approx(bill["sqs_usd"] + bill["sns_usd"])
+    assert bill.communication_usd == pytest.approx(bill.sqs_usd + bill.sns_usd)
     text = (tmp_path / "report.txt").read_text()
     assert text == infer("report", tmp_path / "report.json").stdout and "sqs.ReceiveMessage" in text
     html = (tmp_path / "report.html").read_text()
@@ -252,7 +255,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--measure", *NET[:6], "--all"]) == 2  # digits are no images of 96 pixels
     assert main(["plan", "--measure", "--samples", "512", "--layers", "3", "--rate", "1e9"]) == 0
     told = capsys.readouterr().out
-    assert "knee: one worker" in told and "1 G living edges/s" in told
+    assert "knee: one worker" in told and "1 G active edges/s" in told
 
 
 @pytest.mark.parametrize(
@@ -260,7 +263,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("run", "-n", "0"), "0 is below 1"),
         (("run", "-n", "5", "--replicas", "2"), "5 workers are not 2 replicas of equal size"),
-        (("run", "-n", "2000"), "1024 neurons cannot be dealt out to 2000"),
+        (("run", "-n", "2000"), "1024 neurons cannot be divided among 2000"),
         (
             ("run", "--net", "random", "--neurons", "65536", "--layers", "480", "--memory", "400"),
             "20 parts would fit",
@@ -269,14 +272,17 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
         (("run", "--store", "nowhere/at/all"), "no model in nowhere/at/all"),
         (("run", "--store", "s3://some-bucket/x"), "name where that bucket is: --endpoint"),
         (("run", "--input", "x"), "give --store too"),
-        (("run", "--check", "--store", "x"), "leave --store away"),
+        (("run", "--check", "--store", "x"), "omit --store"),
         (("run", "--report", "x.pdf"), "ends with .json, .html, .txt"),
         (("run", "--images", "no/such.tsv"), "no/such.tsv"),
+        (("plan", "--input", "x"), "give --store too"),
+        (("run", "-n", "2", "--channel", "smoke"), "smoke"),
+        (("run", "--check", "--accumulate"), "omit one of them"),
         (("run", "--platform", "moon"), "no platform 'moon'; known: lambda, local"),
-        (("partition", "--method", "magic"), "no partition method 'magic'; known: block"),
-        (("partition", "-n", "2000"), "cannot be dealt out to 2000"),
+        (("partition", "--method", "magic"), "no partition method 'magic'; known methods: block"),
+        (("partition", "-n", "2000"), "cannot be divided among 2000"),
         (("store", "/dev/null/x"), "cannot be written"),
-        (("report", "nowhere.json"), "nowhere.json is no report"),
+        (("report", "nowhere.json"), "nowhere.json is not a report"),
         (("plan", "--channel", "direct"), "no channel 'direct' on lambda"),
         (("plan", "--rate", "-1"), "-1 is not above 0"),
         (("fly",), "invalid choice: 'fly'"),
@@ -315,7 +321,7 @@ def test_the_forecast_of_requests_is_what_a_run_makes(images: Path, tmp_path: Pa
         tmp_path / "r.json",
     )
     assert made.returncode == 0, made.stderr
-    requests = [worker["requests"] for worker in report.read(tmp_path / "r.json")["workers"]]
+    requests = [worker.requests for worker in report.read(tmp_path / "r.json").workers]
     foreseen = plan.predict(
         plan.Work.random(96, 7, 130),
         plan.place("local"),

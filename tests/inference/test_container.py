@@ -1,4 +1,6 @@
-"""The store's files: what was written comes back, and whatever happened to a file in between is refused by its name."""
+"""The store's files: what was written comes back, and whatever happened to a file in between is
+refused by its name.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 
 from serverless_mpi.aws import control
 from serverless_mpi.errors import StoreError, UsageError
-from serverless_mpi.inference.container import ALIGN, Bucket, Folder, medium, narrow, pack, unpack
+from serverless_mpi.inference.backends import Bucket, Folder, open_backend
+from serverless_mpi.inference.container import ALIGN, narrow, pack, unpack
 
 ARRAYS = {
     "wide": np.arange(70000, dtype=np.int64),
@@ -85,11 +88,11 @@ def test_later_versions_and_other_kinds_are_refused() -> None:
 @pytest.fixture(params=["folder", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
     if request.param == "folder":
-        yield medium(tmp_path / "deep" / "store")
+        yield open_backend(tmp_path / "deep" / "store")
         return
     endpoint = request.getfixturevalue("ministack_endpoint")
     control.client("s3", endpoint, "us-east-1").create_bucket(Bucket="models")
-    opened = medium("s3://models/some/prefix", endpoint)
+    opened = open_backend("s3://models/some/prefix", endpoint)
     yield opened
     opened.close()
 
@@ -107,8 +110,8 @@ def test_a_large_object_comes_in_ranges(
     ministack_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control.client("s3", ministack_endpoint, "us-east-1").create_bucket(Bucket="ranges")
-    monkeypatch.setattr("serverless_mpi.inference.container.PART_BYTES", 1000)
-    opened = medium("s3://ranges/p", ministack_endpoint)
+    monkeypatch.setattr("serverless_mpi.inference.backends.PART_BYTES", 1000)
+    opened = open_backend("s3://ranges/p", ministack_endpoint)
     assert isinstance(opened, Bucket)
     data = np.random.default_rng(0).bytes(5500)
     opened.put("x", [memoryview(data)])
@@ -120,17 +123,17 @@ def test_a_large_object_comes_in_ranges(
 def test_a_missing_bucket_and_a_bad_place_are_named(
     ministack_endpoint: str, tmp_path: Path
 ) -> None:
-    opened = medium("s3://no-such-bucket/x", ministack_endpoint)
+    opened = open_backend("s3://no-such-bucket/x", ministack_endpoint)
     with pytest.raises(StoreError, match="no bucket 'no-such-bucket' at http"):
         opened.get("a")
     with pytest.raises(StoreError, match="no bucket 'no-such-bucket'"):
         opened.put("a", [memoryview(b"1")])
     opened.close()
     with pytest.raises(UsageError, match="name where that bucket is: --endpoint"):
-        medium("s3://bucket/prefix")
+        open_backend("s3://bucket/prefix")
     for url in ("s3://B", "http://bucket/x"):
         with pytest.raises(UsageError, match="neither a folder nor s3://bucket/prefix"):
-            medium(url, "aws")
+            open_backend(url, "aws")
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         Folder(tmp_path / "file").put("a", [])

@@ -1,4 +1,6 @@
-"""Networks have the challenge's shape; every format reads back what it wrote; a bad line is named."""
+"""Networks have the challenge's shape; every format reads back what it wrote; a bad line is
+named.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import pytest
 from serverless_mpi.inference import dataset, files, networks
 from serverless_mpi.sparse import SparseRows, serial_forward
 from tests.harness import DATA
+from tests.inference import writing
 
 
 def test_radixnet_has_the_challenges_shape() -> None:
@@ -42,7 +45,7 @@ def test_a_network_is_made_anew_by_each_reader_one_layer_at_a_time() -> None:
 
 @pytest.mark.parametrize("neurons, layers", [(1000, 3), (1024, 0)])
 def test_sizes_that_are_none_are_refused(neurons: int, layers: int) -> None:
-    with pytest.raises(ValueError, match="neurons a layer|at least 1 layer"):
+    with pytest.raises(ValueError, match="neurons per layer|at least 1 layer"):
         networks.radix(neurons, layers)
 
 
@@ -61,7 +64,7 @@ def test_a_network_comes_back_from_its_files(tmp_path: Path, suffix: str) -> Non
         [SparseRows([0, 0, 2, 3], [0, 2, 1], [0.5, -1e-30, 3.0], 3)],
     ):
         neurons = network[0].n_cols
-        dataset.write_network(tmp_path, network, suffix)
+        writing.write_network(tmp_path, network, suffix)
         read = dataset.read_network(tmp_path, neurons, len(network), bias=-0.5)
         assert (read.neurons, len(read), read.bias) == (neurons, len(network), -0.5)
         for _ in range(2):
@@ -74,8 +77,8 @@ def test_scipy_reads_what_is_written_and_writes_what_is_read(tmp_path: Path) -> 
     scipy_io, sparse = pytest.importorskip("scipy.io"), pytest.importorskip("scipy.sparse")
     matrix = networks.randomnet(40, 1, seed=1)[0]
     dense = sparse.csr_matrix((matrix.all_values(), matrix.indices, matrix.indptr), (40, 40)).T
-    dataset.write_layer(tmp_path / "a.npz", matrix)
-    dataset.write_layer(tmp_path / "a.mtx", matrix)
+    writing.write_layer(tmp_path / "a.npz", matrix)
+    writing.write_layer(tmp_path / "a.mtx", matrix)
     assert (sparse.load_npz(tmp_path / "a.npz") != dense).nnz == 0
     assert abs(scipy_io.mmread(tmp_path / "a.mtx").tocsr() - dense).max() == 0
     for kind in ("csr", "csc", "coo"):
@@ -146,11 +149,9 @@ def test_a_bad_matrix_market_file_is_told(tmp_path: Path, text: str, told: str) 
 def test_a_folder_without_the_layers_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no file n3-l1 with a suffix of .tsv, .npz, .mtx"):
         dataset.read_network(tmp_path, 3, 2)
-    dataset.write_network(tmp_path, [SparseRows([0, 0, 0, 1], [1], 1.0, 3)])
+    writing.write_network(tmp_path, [SparseRows([0, 0, 0, 1], [1], 1.0, 3)])
     with pytest.raises(ValueError, match="lacks 1 of 2 layers, the first of them n3-l2.tsv"):
         dataset.read_network(tmp_path, 3, 2)
-    with pytest.raises(ValueError, match="no format '.csv'"):
-        dataset.write_network(tmp_path, [], ".csv")
 
 
 def test_images_come_back_from_every_format(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_images_come_back_from_every_format(tmp_path: Path) -> None:
     np.savez(tmp_path / "bits.npz", bits=np.packbits(images, axis=1))
     np.savez(tmp_path / "dense.npz", images=images)
     for name in ("sparse.npz", "images.tsv", "images.mtx"):
-        dataset.write_images(tmp_path / name, np.ascontiguousarray(images.T, np.float32))
+        writing.write_images(tmp_path / name, np.ascontiguousarray(images.T, np.float32))
     for name in ("bits.npz", "dense.npz", "sparse.npz", "images.tsv", "images.mtx"):
         read = dataset.read_images(tmp_path / name, 64)
         assert (read == images.T).all() and read.dtype == np.float32 and read.flags.c_contiguous
@@ -184,7 +185,7 @@ def test_images_come_back_from_every_format(tmp_path: Path) -> None:
 def test_categories_come_back_and_a_bad_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "categories.txt"
     for wanted in ([], [3], [1, 5, 9000]):
-        dataset.write_categories(path, np.array(wanted, np.int64))
+        writing.write_categories(path, np.array(wanted, np.int64))
         assert dataset.read_categories(path).tolist() == wanted
     for text in ("1\n2\nthree\n", "1\n5\n5\n", "0\n"):
         path.write_text(text)

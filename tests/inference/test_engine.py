@@ -1,4 +1,6 @@
-"""The distributed engine gives the serial kernel's bits, on any number of ranks; its codec is exact."""
+"""The distributed engine gives the serial kernel's bits, on any number of ranks; its codec is
+exact.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +75,8 @@ def test_batches_in_flight_together_give_what_one_gives(batches: int, accumulate
     one = inferred(owners, NETWORK, x, BIAS, accumulate=accumulate)
     many = inferred(owners, NETWORK, x, BIAS, batches=batches, accumulate=accumulate)
     assert (one[1] == many[1]).all() and one[0].tobytes() == many[0].tobytes()
-    assert [one.living for one in one[2][0].layers][:1] == [
-        one.living for one in many[2][0].layers
+    assert [one.active_samples for one in one[2][0].layers][:1] == [
+        one.active_samples for one in many[2][0].layers
     ][:1]
 
 
@@ -141,8 +143,8 @@ def test_statistics_count_what_was_sent() -> None:
         assert len(one.layers) == 7 and all(layer.messages == 1 for layer in one.layers)
         assert one.total().rows == 7 * 48 and one.total().nbytes > one.total().nonzeros > 0
         assert (
-            one.layers[0].living == np.count_nonzero((images() != 0).any(axis=0))
-            or one.layers[0].living > 0
+            one.layers[0].active_samples == np.count_nonzero((images() != 0).any(axis=0))
+            or one.layers[0].active_samples > 0
         )
 
 
@@ -187,7 +189,7 @@ def test_a_peer_with_another_partition_is_named() -> None:
             comm, parts, np.ascontiguousarray(images()[owners.rows(0, comm.rank)]), BIAS
         )
 
-    with pytest.raises(ValueError, match="rank . sent what does not fit"):
+    with pytest.raises(ValueError, match="rank . sent a message that does not fit"):
         run(2, body)
 
 
@@ -221,7 +223,7 @@ def test_bytes_that_are_cut_or_changed_never_crash() -> None:
     for rows in (x, np.repeat(x[:2], 3, axis=0), np.round(x * 8) / 8):
         data = codec.encode(rows)
         for length in range(len(data)):
-            with pytest.raises(ValueError, match="no activation rows"):
+            with pytest.raises(ValueError, match="not activation rows"):
                 codec.decode(data[:length], (6, 90))
         for place in range(len(data)):
             broken = bytearray(data)
@@ -245,5 +247,5 @@ def test_what_is_alike_costs_next_to_nothing() -> None:
 def test_rows_of_another_shape_are_refused() -> None:
     data = codec.encode(np.arange(12, dtype=np.float32).reshape(3, 4))
     for shape in ((2, 4), (30, 5)):
-        with pytest.raises(ValueError, match="no activation rows of shape"):
+        with pytest.raises(ValueError, match="not activation rows of shape"):
             codec.decode(data, shape)

@@ -1,4 +1,6 @@
-"""Whatever a path names, reading it ends at once, with little memory and one line; and what is written replaces, and follows nothing."""
+"""Whatever a path names, reading it ends at once, with little memory and one line; and what is
+written replaces, and follows nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,9 @@ import pytest
 
 from serverless_mpi.errors import StoreError
 from serverless_mpi.inference import codec, dataset, files, formats, page, report, store
-from serverless_mpi.inference.container import Folder, pack, unpack
+from serverless_mpi.inference.backends import Folder
+from serverless_mpi.inference.container import pack, unpack
+from serverless_mpi.inference.records import RunRecord
 from tests.fuzz.targets_inference import SEEDS
 
 NEURONS = 96
@@ -46,7 +51,9 @@ def claiming(shape: tuple[int, ...], name: str = "images", kind: str = "<f4") ->
 
 
 def patched(data: bytes, *changes: tuple[int, int, bytes]) -> bytes:
-    """Bytes written at offsets from the first local header, and from the first entry of the directory."""
+    """Bytes written at offsets from the first local header, and from the first entry of the
+    directory.
+    """
     made = bytearray(data)
     entry = data.index(b"PK\x01\x02")
     for local, central, new in changes:
@@ -245,7 +252,7 @@ def test_a_bom_and_every_end_of_line_are_read(tmp_path: Path) -> None:
         assert dataset.read_images(path, 8).sum() == 2
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_whole_and_no_link_is_followed(tmp_path: Path) -> None:
@@ -282,7 +289,7 @@ def test_a_device_is_written_to_as_it_is() -> None:
     assert not Path("/dev/null").is_file()
 
 
-# --- the store --------------------------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 def test_what_was_loaded_does_not_change_with_its_file(tmp_path: Path) -> None:
@@ -359,7 +366,7 @@ def test_a_header_of_impossible_sections_is_refused(change: Any) -> None:
         unpack("file", memoryview(made), "a thing")
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def _leaves(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -374,10 +381,13 @@ def _leaves(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def test_no_field_of_a_record_can_add_to_the_page(tmp_path: Path) -> None:
-    """Every field in turn is a hostile text, or of another type: the page has its tags and no others, or there is none."""
+    """Every field in turn is a hostile text, or of another type: the page has its tags and no
+    others, or there is none.
+    """
     record = json.loads(SEEDS["report"][0])
     record["categories"] = 1
-    tags = re.findall(r"<\s*/?\w+", page.html(report.checked(record)))
+    whole = RunRecord.from_json(record)
+    tags = re.findall(r"<\s*/?\w+", page.html(whole))
     hostile = "\"><script>alert(1)</script>'&<svg onload=x>"
     path, shown = tmp_path / "r.json", 0
     values = [
@@ -413,4 +423,4 @@ def test_no_field_of_a_record_can_add_to_the_page(tmp_path: Path) -> None:
             report.text(read)
     assert shown >= 5  # texts that may be anything are among them
     with pytest.raises(ValueError):  # and the page itself takes nothing for a number that is none
-        page._map(np.ones((1, 2)), [{"rank": hostile}])
+        page._map(np.ones((1, 2)), [replace(whole.workers[0], rank=hostile)])

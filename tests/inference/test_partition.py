@@ -1,4 +1,6 @@
-"""Partitions: every neuron has one owner, the load is even, and volume is as counted by hand and as the paper's or less."""
+"""Partitions: every neuron has one owner, the load is even, and volume is as counted by hand and as
+the paper's or less.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_the_report_counts_what_is_sent() -> None:
 
 @pytest.mark.parametrize("method", METHODS[2:])
 def test_no_more_is_sent_than_the_paper_sent(method: str) -> None:
-    """FSD-Inference's own partition of this network sends 3,739 rows a layer after layer 6, and 6,452 messages in all."""
+    """FSD-Inference's own partition of this network sends 3,739 rows a layer after layer 6, and
+    6,452 messages in all.
+    """
     network = networks.radixnet(1024, 120)
     report = partition.make(network, 8, method).report(network)
     assert np.mean(report.rows[6:]) <= 1000
@@ -69,7 +73,7 @@ def test_more_parts_than_neurons_are_refused(method: str) -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     network = networks.randomnet(64, 2)
-    with pytest.raises(ValueError, match="known: block, random, greedy, hypergraph"):
+    with pytest.raises(ValueError, match="known methods: block, random, greedy, hypergraph"):
         partition.make(network, 2, "best")
     with pytest.raises(ValueError, match="for 1 layers; the network has 2"):
         partition.build(network, partition.make(network[:1], 2, "block"), 0)
@@ -87,7 +91,7 @@ def test_the_partitioner_that_is_not_installed_is_named(monkeypatch: pytest.Monk
         partition.make(networks.random(64, 1), 2, "hypergraph")
 
 
-def test_twins_are_computed_once_and_sent_once() -> None:
+def test_duplicate_rows_are_computed_once_and_sent_once() -> None:
     network = networks.radixnet(1024, 8)
     made = partition.make(network, 8, "greedy")
     for rank in (0, 5):
@@ -101,8 +105,10 @@ def test_twins_are_computed_once_and_sent_once() -> None:
             4,
             8,
             8,
-        ]  # of 128 neurons; in layer 5, class c is c + 32's twin
-        assert all((part.expand < 8).all() and len(part.expand) == 128 for part in parts)
-        assert max(len(part.give) for part in parts) <= 128 and all(
-            len(part.give) <= 56 for part in parts[1:]
+        ]  # of 128 neurons; in layer 5, class c is a duplicate of c + 32
+        assert all(
+            (part.row_of_neuron < 8).all() and len(part.row_of_neuron) == 128 for part in parts
+        )
+        assert max(len(part.send_rows) for part in parts) <= 128 and all(
+            len(part.send_rows) <= 56 for part in parts[1:]
         )

@@ -1,4 +1,6 @@
-"""The planner says one worker where one worker is best, keeps to the memory, and its bill is its requests'."""
+"""The planner says one worker where one worker is best, keeps to the memory, and its bill is its
+requests'.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""A service answers, tells what is wrong with a query and answers the next one, refuses what is too much, and ends cleanly."""
+"""A service answers, tells what is wrong with a query and answers the next one, refuses what is too
+much, and ends cleanly.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import socket
@@ -20,7 +21,8 @@ import pytest
 
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import engine, networks, partition, serve, sources, store
-from serverless_mpi.inference.container import Folder
+from serverless_mpi.inference.backends import Folder
+from serverless_mpi.inference.options import ServeOptions
 from serverless_mpi.sparse import serial_forward
 from tests.harness import GIVE_UP_S, ROOT, run
 
@@ -50,8 +52,8 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "s")
 
 
-def options(place: Path, path: str, **more: Any) -> argparse.Namespace:
-    given = {
+def options(place: Path, path: str, **more: Any) -> ServeOptions:
+    given: dict[str, Any] = {
         "store": str(place),
         "socket": path,
         "lanes": 2,
@@ -61,7 +63,7 @@ def options(place: Path, path: str, **more: Any) -> argparse.Namespace:
         "endpoint": None,
         "region": "us-east-1",
     }
-    return argparse.Namespace(**{**given, **more})
+    return ServeOptions(**{**given, **more})
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_more_than_the_queue_holds_is_refused_and_what_waits_is_told_at_the_end(
             third = ask()
             while service.waiting.qsize() < 2:
                 threading.Event().wait(0.001)
-            assert "2 queries wait already" in ask().result()["error"]
+            assert "2 queries are waiting already" in ask().result()["error"]
             service.stop()
             for one in (second, third, ask()):
                 assert one.result()["error"] == "the service is stopping"
@@ -253,7 +255,7 @@ def test_a_service_from_its_start_to_its_end(
             and status["workers"] == 3
             and status["answered"] == 3
         )
-        assert "listens there already" in listen_twice(path)
+        assert "another service is listening there" in listen_twice(path)
         service.send_signal(signal.SIGTERM)
         out, err = service.communicate(timeout=GIVE_UP_S)  # although that connection is open
     assert service.returncode == 143 and "smpi-infer: stopping" in err and "Traceback" not in err, (
@@ -282,7 +284,7 @@ def test_what_cannot_serve_is_told(place: Path, path: str) -> None:
     words = ("serve", "--socket", path, "--store", str(place))
     for more, told in (
         (("-n", "2"), "takes 3 workers, not 2"),
-        (("--platform", "lambda"), "serve is for this machine"),
+        (("--platform", "lambda"), "serve runs on this machine only"),
         (("--memory", "10"), "no number of parts fits"),
     ):
         done = subprocess.run(

@@ -1,8 +1,9 @@
-"""Clients that are slow, silent, countless or do not read, and files that are hostile: the service goes on, and ends when it is told to."""
+"""Clients that are slow, silent, countless or do not read, and files that are hostile: the service
+goes on, and ends when it is told to.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import json
@@ -22,6 +23,7 @@ import pytest
 
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import serve, sources
+from serverless_mpi.inference.options import ServeOptions
 from tests.harness import GIVE_UP_S, ROOT, mpirun, run
 from tests.inference.test_files import HOSTILE
 
@@ -59,7 +61,7 @@ def server(path: str) -> Iterator[Any]:
     thread.start()
     yield made
     made.service.go.set()  # type: ignore[attr-defined]
-    made.close_door()
+    made.stop_listening()
     made.end(time.monotonic() + GIVE_UP_S)
     thread.join()
 
@@ -128,7 +130,7 @@ def test_the_most_idle_gives_way_to_a_new_one(
     many[0].sendall(b'{"sta')  # half a line does not count as busy
     newcomer = connected(path)
     assert asked(newcomer, STATUS) == {"status": True}
-    assert "gave way to others" in heard(many[0])["error"]
+    assert "was closed in favour of others" in heard(many[0])["error"]
     for one in (*many[1:], newcomer):
         assert asked(one, STATUS) == {"status": True}
     for one in (*many, newcomer):
@@ -159,14 +161,16 @@ def test_a_silent_client_is_told_and_leaves(
 ) -> None:
     monkeypatch.setattr(serve, "IDLE_S", 0.05)
     with connected(path) as one:
-        assert "no query came in 0.05 s" in heard(one)["error"]
+        assert "no query arrived within 0.05 s" in heard(one)["error"]
         assert one.recv(1) == b""
 
 
 def test_no_descriptor_left_is_waited_for_and_not_tried_at_once(
     server: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The listening socket stays readable, so that each try would follow the one before without a pause."""
+    """The listening socket stays readable, so that each try would follow the one before without a
+    pause.
+    """
     tries, pauses, idle = [], [], connected(path)
     assert asked(idle, STATUS) == {"status": True}
     real = server.socket
@@ -187,7 +191,7 @@ def test_no_descriptor_left_is_waited_for_and_not_tried_at_once(
     with connected(path) as one:
         assert asked(one, STATUS) == {"status": True}
     assert tries == [0, 1, 2, 3, 4, 5] and set(pauses) == {serve.ACCEPT_PAUSE_S}
-    assert "gave way to others" in heard(idle)["error"]  # its descriptor is one
+    assert "was closed in favour of others" in heard(idle)["error"]  # its descriptor is one
     idle.close()
 
 
@@ -197,15 +201,15 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(server: Any, path:
     with connected(path) as one:
         one.sendall(QUERY * 3)
         assert server.service.entered.acquire(timeout=GIVE_UP_S)
-        server.close_door()
+        server.stop_listening()
         assert not Path(path).exists()
-        (thread,) = server._talking
+        (thread,) = server._client_threads
         server.end(time.monotonic() + 0.1)
         thread.join(serve.REPLY_S / 2)  # which it would take to give the client up by itself
         assert not thread.is_alive()
 
 
-# --- the socket's file ------------------------------------------------------------------------------------------------
+# --- the socket's file ----------------------------------------------------------------------------
 
 
 def test_only_a_refused_connection_proves_that_nobody_listens(
@@ -221,7 +225,7 @@ def test_only_a_refused_connection_proves_that_nobody_listens(
                 one = held.enter_context(socket.socket(socket.AF_UNIX))
                 one.setblocking(False)
                 one.connect(path)
-        with pytest.raises(UsageError, match="listens there already"):
+        with pytest.raises(UsageError, match="another service is listening there"):
             serve.listen(path)
         assert Path(path).exists()
     assert serve.listen(path).server_close() is None  # it has ended, and its file is there
@@ -250,10 +254,12 @@ def test_a_service_removes_its_own_file_and_no_other(path: str) -> None:
 def test_two_that_start_at_once_do_not_take_each_others_socket(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that a killed service left is there; one proves that, and the other comes in between."""
+    """A file that a killed service left is there; one proves that, and the other comes in
+    between.
+    """
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(path)
-    real, results, other = serve._is_left, [], []
+    real, results, other = serve._is_abandoned, [], []
 
     def slow(where: str) -> bool:
         found = real(where)
@@ -269,16 +275,16 @@ def test_two_that_start_at_once_do_not_take_each_others_socket(
         except UsageError as error:
             results.append(error)
 
-    monkeypatch.setattr(serve, "_is_left", slow)
+    monkeypatch.setattr(serve, "_is_abandoned", slow)
     first = serve.listen(path)
     other[0].join(GIVE_UP_S)
-    assert "listens there already" in str(results[0])
+    assert "another service is listening there" in str(results[0])
     with connected(path):
         pass
     first.server_close()
 
 
-# --- lanes ------------------------------------------------------------------------------------------------------------
+# --- lanes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyError("secret"), RecursionError()])
@@ -291,11 +297,7 @@ def test_what_no_reader_documents_is_answered_too(
         raise error
 
     def body(comm: Any) -> list[dict[str, Any]]:
-        given = argparse.Namespace(
-            **{"store": None, "lanes": 1, "queue": 2, "memory": None, "platform": "local"},
-            **{"net": "random", "neurons": 96, "layers": 2, "seed": 0, "bias": None},
-            **{"method": "block", "partition": None},
-        )
+        given = ServeOptions(lanes=1, queue=2, net="random", neurons=96, layers=2, method="block")
         service = serve.Service(comm, given, sources.model(given, 1, 0))
         replies = [service.ask(serve.Query("x", None, None)) for _ in range(2)]
         service.stop()
@@ -327,7 +329,7 @@ def test_a_job_that_is_aborted_leaves_no_file_either() -> None:
     assert done == ["file removed", "abort 1"]
 
 
-# --- a whole service --------------------------------------------------------------------------------------------------
+# --- a whole service ------------------------------------------------------------------------------
 
 STUCK = """
 import sys, threading
@@ -390,7 +392,9 @@ def test_a_signal_ends_a_service_whose_query_does_not_end(
 
 
 def _served(path: str, running: subprocess.Popen[str], tmp_path: Path) -> None:
-    """Every hostile file is answered on a service of 2 ranks, and a good one after it; then it ends on SIGTERM."""
+    """Every hostile file is answered on a service of 2 ranks, and a good one after it; then it ends
+    on SIGTERM.
+    """
     good = tmp_path / "good.npz"
     np.savez(good, images=np.ones((3, 96), np.uint8))
     bad = []

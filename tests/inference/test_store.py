@@ -1,4 +1,6 @@
-"""What a store gives back is what the engine was given, and files of different models, partitions or times do not mix."""
+"""What a store gives back is what the engine was given, and files of different models, partitions
+or times do not mix.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import pytest
 from serverless_mpi.aws import control
 from serverless_mpi.errors import StoreError, UsageError
 from serverless_mpi.inference import engine, networks, partition, store
-from serverless_mpi.inference.container import Folder, Medium, medium
+from serverless_mpi.inference.backends import Backend, Folder, open_backend
 from serverless_mpi.sparse import serial_forward
 from tests.harness import run
 
@@ -24,25 +26,25 @@ IMAGES = (np.random.default_rng(4).random((96, 130)) > 0.9).astype(np.float32)
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Medium]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     if request.param == "folder":
         yield Folder(tmp_path)
         return
     endpoint = request.getfixturevalue("ministack_endpoint")
     name = f"store-{crc32(request.node.name.encode()):08x}"
     control.client("s3", endpoint, "us-east-1").create_bucket(Bucket=name)
-    opened = medium(f"s3://{name}/m", endpoint)
+    opened = open_backend(f"s3://{name}/m", endpoint)
     yield opened
     opened.close()
 
 
 def written(
-    place: Medium, parts: int = 3, method: str = "random", net: Any = NETWORK
+    place: Backend, parts: int = 3, method: str = "random", net: Any = NETWORK
 ) -> store.Index:
     return store.write_model(place, net, partition.make(net, parts, method, 1), bias=BIAS)
 
 
-def test_parts_come_back_and_run(place: Medium) -> None:
+def test_parts_come_back_and_run(place: Backend) -> None:
     index = written(place)
     store.write_inputs(place, index, "images", IMAGES)
     assert store.read_index(place).model == index.model
@@ -151,7 +153,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         store.load_inputs(place, index, "nothing", 0)
     with pytest.raises(UsageError, match="no part 3 in .*, which has 3"):
         store.load_part(place, index, 3)
-    with pytest.raises(UsageError, match="no name of an input"):
+    with pytest.raises(UsageError, match="not a valid name of an input"):
         store.write_inputs(place, index, "../x", IMAGES)
     (tmp_path / "part-00001.smpi").unlink()
     with pytest.raises(StoreError, match="has no part-00001.smpi"):

@@ -1,4 +1,6 @@
-"""The engine over every channel and the real MPI, on 1, 2, 3, 5 and 8 ranks: the serial kernel's bits and categories."""
+"""The engine over every channel and the real MPI, on 1, 2, 3, 5 and 8 ranks: the serial kernel's
+bits and categories.
+"""
 
 from __future__ import annotations
 

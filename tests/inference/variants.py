@@ -1,4 +1,6 @@
-"""A job of 8 ranks: the engine on 1, 2, 3, 5 and 8 of them, in every way, against the serial kernel; prints a line for each."""
+"""A job of 8 ranks: the engine on 1, 2, 3, 5 and 8 of them, in every way, against the serial
+kernel; prints a line for each.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def main() -> None:
             close = y.shape == right.shape and np.allclose(y, right, rtol=1e-4, atol=1e-4)
             if comm.allreduce(int(not (same and close))) == 0 and comm.rank == 0:
                 print(
-                    f"{size} ranks, {batches} batches, {'accumulating' if accumulate else 'exact'}: right",
+                    f"{size} ranks, {batches} batches, "
+                    f"{'accumulating' if accumulate else 'exact'}: right",
                     flush=True,
                 )
         comm.Free()

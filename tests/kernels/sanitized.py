@@ -1,8 +1,10 @@
-"""Builds the cffi module with AddressSanitizer and UBSan, and calls it from Python with matrices that may be wrong.
+"""Builds the cffi module with AddressSanitizer and UBSan, and calls it from Python with matrices
+that may be wrong.
 
     python -m tests.kernels.sanitized SECONDS [SEED]
 
-A fault of the kernel ends the program with the sanitizer's report, and the seed that led to it is the last that was printed.
+A fault of the kernel ends the program with the sanitizer's report, and the seed that led to it is
+the last that was printed.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def cmake() -> str | None:
 
 
 def runtimes() -> list[str]:
-    """Libraries of the compiler's sanitizers, which a program that is not built with them has to load first."""
+    """Libraries of the compiler's sanitizers, which a program that is not built with them has to
+    load first.
+    """
     compiler = os.environ.get("CC", "gcc")
     found = []
     for name in ("libasan.so", "libubsan.so"):

@@ -1,4 +1,6 @@
-"""The kernel under AddressSanitizer and UBSan: its C test for every path of this machine, and its Python face."""
+"""The kernel under AddressSanitizer and UBSan: its C test for every path of this machine, and its
+Python face.
+"""
 
 from __future__ import annotations
 

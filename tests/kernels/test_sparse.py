@@ -1,4 +1,6 @@
-"""The kernel against NumPy in float64, all paths against each other, and the challenge's official answer."""
+"""The kernel against NumPy in float64, all paths against each other, and the challenge's official
+answer.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +39,24 @@ SHAPES = given(
     st.booleans(),
     st.integers(0, 2**32),
 )
+
+
+def reference_layer(
+    w: SparseRows, x: np.ndarray, bias: float, cap: float = sparse.CAP
+) -> np.ndarray:
+    """One layer in float64 by NumPy: (n_rows, samples)."""
+    rows = np.repeat(np.arange(w.n_rows), np.diff(w.indptr))
+    z = np.zeros((w.n_rows, x.shape[1]))
+    np.add.at(z, rows, w.all_values().astype(np.float64)[:, None] * x[w.indices])
+    return np.clip(np.where(z != 0, z + bias, 0), 0, cap)
+
+
+def compacted(w: SparseRows) -> tuple[SparseRows, np.ndarray]:
+    """(the rows over the columns in use alone, those columns ascending); a row keeps its order."""
+    used, columns = np.unique(w.indices, return_inverse=True)
+    return SparseRows(w.indptr, columns, w.all_values(), len(used)), used
+
+
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=80)
 
 
@@ -50,10 +70,11 @@ def test_a_layer_is_the_reference(
     x = chance.choice([0.0, -0.0, 1e-40, 1.5, -2.0, 32.0], (cols, samples)).astype(np.float32)
     y, alive = sparse.layer(w, x, -0.3)
     z = sparse.multiply(w, x)
-    # the bias is put on what is a nonzero in float32, so the reference begins from the kernel's own zeros
+    # the bias is put on what is a nonzero in float32, so the reference begins from the kernel's own
+    # zeros
     expected = np.clip(np.where(z != 0, z.astype(float) - 0.3, 0), 0, 32)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    exact = sparse.reference_layer(w, x, 0.0, np.inf)
+    exact = reference_layer(w, x, 0.0, np.inf)
     np.testing.assert_allclose(np.maximum(z, 0), exact, rtol=1e-4, atol=1e-4)
     assert (alive == (y != 0).any(axis=0)).all()
 
@@ -69,7 +90,7 @@ def test_any_block_of_rows_has_the_bits_of_the_whole(
     whole, _ = sparse.layer(w, x, -0.1)
     cut = int(chance.integers(0, rows + 1))
     for start, stop in ((0, cut), (cut, rows)):
-        part, used = w.rows(start, stop).compacted()
+        part, used = compacted(w.rows(start, stop))
         y, _ = sparse.layer(part, np.ascontiguousarray(x[used]), -0.1)
         assert y.tobytes() == whole[start:stop].tobytes()
 
@@ -79,7 +100,9 @@ def test_any_block_of_rows_has_the_bits_of_the_whole(
 def test_a_sum_that_is_continued_has_the_bits_of_one_that_is_not(
     rows: int, cols: int, samples: int, constant: bool, seed: int
 ) -> None:
-    """Columns cut in three, as rows of three peers: multiply, multiply on, finish; in panels and in C order."""
+    """Columns cut in three, as rows of three peers: multiply, multiply on, finish; in panels and in
+    C order.
+    """
     chance = np.random.default_rng(seed)
     w = random_rows(chance, rows, cols, constant)
     x = chance.normal(size=(cols, samples)).astype(np.float32)
@@ -136,9 +159,6 @@ def test_panels_are_the_array(rows: int, samples: int, seed: int) -> None:
     assert (panels.take() == x[:, kept]).all()
     if kept.sum() % WIDTH:
         assert not panels.data[-1, :, kept.sum() % WIDTH :].any()
-    again = panels.reshaped(rows + 1, samples)
-    again.put(np.ones((rows + 1, samples), np.float32))
-    assert again.take().all() and again.data.sum() == (rows + 1) * samples
 
 
 @SETTINGS
@@ -194,10 +214,12 @@ def test_all_layers_at_once_have_the_bits_of_one_by_one() -> None:
 
 def test_every_path_gives_the_same_bits() -> None:
     program = (
-        "import hashlib, numpy as np\nfrom serverless_mpi import sparse\nfrom serverless_mpi.inference import networks\n"
+        "import hashlib, numpy as np\nfrom serverless_mpi import sparse\nfrom "
+        "serverless_mpi.inference import networks\n"
         "x = (np.random.default_rng(0).random((64, 75)) > .5).astype('f4')\n"
         "try: sparse.path()\nexcept ValueError: print('absent')\n"
-        "else: print(hashlib.sha256(sparse.serial_forward(networks.randomnet(64, 4), x, -.1)).hexdigest())\n"
+        "else: print(hashlib.sha256(sparse.serial_forward(networks.randomnet(64, 4), x, "
+        "-.1)).hexdigest())\n"
     )
     said = {
         subprocess.run(
