@@ -174,7 +174,7 @@ def _matrix(chance: np.random.Generator, cols: int) -> SparseRows:
 def _panels(chance: np.random.Generator, w: SparseRows, x: Any, threads: int) -> None:
     panels = Panels.of(x)
     y, alive = layer(w, panels, -0.1, threads=threads)
-    layer(w, panels, -0.1, out=y.reshaped(w.n_rows, panels.samples), threads=threads)
+    layer(w, panels, -0.1, out=Panels(w.n_rows, panels.samples), threads=threads)
     y.take(chance.integers(-1, w.n_rows + 1, 3))
     y.keep(alive)
     y.put(y.take())
