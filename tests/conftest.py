@@ -13,6 +13,7 @@ Only what cannot be seen that way (a test that takes long by itself) is marked b
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -115,6 +116,9 @@ def _no_account() -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith(("AWS_", "SMPI_", "PMI_", "PMIX_", "OMPI_")):
             patch.delenv(name)
+    # a shell that starts the tests in the background has them ignore Ctrl-C, and so all that they start
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     patch.setenv("AWS_CONFIG_FILE", os.devnull)

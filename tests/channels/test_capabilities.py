@@ -57,12 +57,12 @@ def test_threads_of_one_process_are_not_several_processes() -> None:
 
 def test_a_channel_states_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     kind: type[Channel] = channels.load("direct")
-    model, figures, longest = media.medium("direct", AWS, Meter(), Prices.load())
+    model, figures, longest = media.channel_model("direct", AWS, Meter(), Prices.load())
     assert isinstance(model, media.Parametric)
     assert (figures, longest) == (kind.figures, kind.limits.max_frame_bytes)
     monkeypatch.setattr(kind, "model", "serverless_mpi.simulation.media:NoSuch")
     with pytest.raises(UsageError, match=r"model of channel direct \(.*NoSuch\) cannot be"):
-        media.medium("direct", AWS, Meter(), Prices.load())
+        media.channel_model("direct", AWS, Meter(), Prices.load())
     monkeypatch.setattr(kind, "model", None)
     with pytest.raises(UsageError, match="channel direct has no simulation model"):
-        media.medium("direct", AWS, Meter(), Prices.load())
+        media.channel_model("direct", AWS, Meter(), Prices.load())

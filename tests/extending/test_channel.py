@@ -104,12 +104,14 @@ def test_the_planner_plans_as_without_it(environ: dict[str, str]) -> None:
 
 
 def test_the_contract_holds_it_without_being_listed(environ: dict[str, str]) -> None:
-    program = (
-        "from serverless_mpi.testing import __main__ as suites\n"
-        "checks = dict(suites.SUITES['channels']())\n"
-        "checks['channel folder']()\n"
-    )
-    command = [sys.executable, "-c", program]
+    command = [
+        sys.executable,
+        "-m",
+        "serverless_mpi.testing",
+        "--channels",
+        "--only",
+        "channel folder",
+    ]
     suite = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     assert suite.returncode == 0, suite.stderr
 

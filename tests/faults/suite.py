@@ -387,7 +387,7 @@ def run(combination: Combination, seed: int, bench: Bench) -> Result:
             time.sleep(harm.left_s())
         if emulated:  # where it was stopped
             bench.endpoint()
-        if "left things behind" in err:  # as documented where the service cannot be reached
+        if "smpirun --cleanup" in err:  # as documented where the service cannot be reached
             words = ["--cleanup", *(("--endpoint", bench.endpoint()) if emulated else ())]
             _smpirun(words, environ, "", bench, 60.0, result)
         reports.close()  # all are here now
