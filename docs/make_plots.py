@@ -131,7 +131,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def main() -> None:
     """Draw every picture."""
-    # The same input gives the same file: fixed ids, and text as text.
+    # Equal input gives an equal file: fixed ids, and text as text.
     matplotlib.rcParams.update({"svg.hashsalt": "smpi", "svg.fonttype": "none", "font.size": 9})
     if "--record" in sys.argv[1:]:
         record()

@@ -215,7 +215,7 @@ def _finalize_at_exit() -> None:
         while raised is not None and raised is not error:
             raised = raised.__cause__ or raised.__context__
         rank = "" if _process.current is None else f"rank {_process.current.rank}: "
-        if raised is error:  # it has ended the program, which is told with its traceback
+        if raised is error:  # the interpreter has printed its traceback
             reason = ""
         else:
             reason = f"{rank}MPI was not finalized, messages may be lost: {error}"

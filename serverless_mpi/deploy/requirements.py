@@ -1,6 +1,6 @@
 """What a program imports beside the platform's packages: wheels for the platform, as a zip named by its content.
 
-What was asked for does not tell the content, so this machine remembers which zip it made of a file of requirements: its
+The names of packages do not determine their content, so this machine keeps a record of the zip it made of a file: its
 key and S3's tag of it, in the user's cache folder.  The bucket, which others may write to, is not asked.
 """
 

@@ -326,7 +326,7 @@ class Service:
                 )
             except (
                 Exception
-            ) as error:  # as in `_lead`: what is wrong is told before anything is computed
+            ) as error:  # as in `_lead`: errors are reported before anything is computed
                 problem = _error_text(error)
             problems = [text for text in lane.allgather(problem) if text]
             if problems:

@@ -312,7 +312,7 @@ class Extended(Damaged):
 
 
 class Replaced(Damaged):
-    """The same length, other bytes: in the header, the tag, the body, or the body replaced by its digest."""
+    """Replace bytes and keep the length: in the header, the tag or the body, or the body by its digest."""
 
     def damage(self, frame: bytes, chance: random.Random) -> bytes:
         if len(frame) > 20_000 and chance.random() < 0.5:

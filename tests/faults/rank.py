@@ -29,7 +29,7 @@ _rank = int(os.environ.get("SMPI_RANK", "-1"))
 
 
 def report(event: str, **facts: Any) -> None:
-    """Tell the driver."""
+    """Report to the driver."""
     record = json.dumps({"event": event, "rank": _rank, **facts}).encode()
     _socket.sendto(record, "\0" + os.environ["SMPI_FAULT_REPORT"])
 
