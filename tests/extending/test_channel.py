@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,11 @@ def changed(environ: dict[str, str], tmp_path: Path, right: str, wrong: str) -> 
     """Return an environment in which the toy has `wrong` instead of `right`."""
     source = (TOYS / "folder_channel.py").read_text()
     assert source.count(right) == 1
-    (tmp_path / "folder_channel.py").write_text(source.replace(right, wrong))
-    return {**environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{TOYS}"}
+    # A directory for each change: Python reuses byte code of a source with the same path, size
+    # and second of modification.
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    (folder / "folder_channel.py").write_text(source.replace(right, wrong))
+    return {**environ, "PYTHONPATH": f"{folder}{os.pathsep}{TOYS}"}
 
 
 def test_a_program_runs_on_it(environ: dict[str, str], tmp_path: Path) -> None:
