@@ -131,7 +131,7 @@ class Connection:
         tls: ssl.SSLContext | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        self._timeout_s = timeout_s or ANSWER_TIMEOUT_S
+        self._longest_s = self._timeout_s = timeout_s or ANSWER_TIMEOUT_S
         try:
             sock = socket.create_connection((host, port), timeout_s or CONNECT_TIMEOUT_S)
             try:
@@ -139,7 +139,7 @@ class Connection:
                 if tls is not None:
                     sock = _secured(sock, tls, host)
                 sock.settimeout(None)
-                limit = _TIMEVAL.pack(int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
+                limit = _timeval(self._timeout_s)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             except BaseException:
@@ -170,6 +170,7 @@ class Connection:
         method: str,
         into: Into = None,
         come: Come = None,
+        timeout_s: float | None = None,
     ) -> Answer:
         """Send a request and receive its answer.
 
@@ -185,6 +186,8 @@ class Connection:
             Memory that receives the body of a success that fits; or a function of the headers.
         come
             Called with the number of bytes that `into` has received, first with 0.
+        timeout_s
+            Longest wait in seconds for each read of this answer; None for the connection's.
 
         Raises
         ------
@@ -204,6 +207,7 @@ class Connection:
         if come is not None:
             come(0)
         try:
+            self._wait_for(timeout_s or self._longest_s)
             if nbytes <= JOINED_BYTES:
                 sent = True
                 self._sock.sendall(b"".join((head, *body)))
@@ -226,6 +230,12 @@ class Connection:
         self.used = True
         self.used_at = time.monotonic()
         return answer
+
+    def _wait_for(self, timeout_s: float) -> None:
+        """Set the longest wait of a read; the system call is saved where it is set already."""
+        if timeout_s != self._timeout_s:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout_s))
+            self._timeout_s = timeout_s
 
     def _answer(self, method: str, into: Into, come: Come) -> Answer:
         """Receive an answer."""
@@ -341,6 +351,11 @@ class Connection:
         """Close the connection; may be called again."""
         self.reusable = False
         self._sock.close()
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return seconds as the kernel takes them."""
+    return _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
 
 
 def _memory(nbytes: int, before: int = 0) -> bytearray:

@@ -132,6 +132,7 @@ class Client:
         come: Come = None,
         billed_as: str | None = None,
         budget_s: float = BUDGET_S,
+        answer_s: float | None = None,
     ) -> Answer:
         """Do a request and return its answer, whatever the status, once no retry is due.
 
@@ -155,6 +156,8 @@ class Client:
             another attempt.
         budget_s
             Seconds for which a busy service is asked again.
+        answer_s
+            Seconds without a byte of the answer after which an attempt is lost; 60 if None.
 
         Raises
         ------
@@ -190,7 +193,7 @@ class Client:
             on_request = self.meter.on_request
             begin = 0 if on_request is None else time.perf_counter_ns()
             try:
-                attempt = self._attempt(head.encode("latin-1"), parts, method, into, come)
+                attempt = self._attempt(head.encode("latin-1"), parts, method, into, come, answer_s)
             finally:
                 if on_request is not None:
                     on_request(self.service, action, begin)
@@ -233,7 +236,13 @@ class Client:
                     self.sleep(self._chance(0.0, longest_pause_s(lost_attempts)))
 
     def _attempt(
-        self, head: bytes, parts: Sequence[bytes | memoryview], method: str, into: Into, come: Come
+        self,
+        head: bytes,
+        parts: Sequence[bytes | memoryview],
+        method: str,
+        into: Into,
+        come: Come,
+        answer_s: float | None,
     ) -> _Attempt:
         """Send a request once, over a kept connection if there is one."""
         connection: Connection | None = None
@@ -250,7 +259,7 @@ class Client:
                 if time.monotonic() - connection.used_at >= IDLE_S and connection.stale():
                     connection.close()
                     connection = None
-            answer = connection.exchange(head, parts, method, into, come)
+            answer = connection.exchange(head, parts, method, into, come, answer_s)
             self._keep(connection)
             return _Attempt(event_of(answer), answer)
         except Untrusted as error:

@@ -15,6 +15,7 @@ from html import unescape
 from urllib.parse import urlencode
 
 from serverless_mpi.aws.http import Busy, Client
+from serverless_mpi.aws.retry import BUDGET_S
 from serverless_mpi.aws.sqs import BODY, ENVELOPE_BYTES, FRAME
 from serverless_mpi.errors import ChannelError
 
@@ -22,6 +23,23 @@ TO = "t"  # names of message attributes are billed, so they are short
 MAX_ENTRIES = 10  # of a batch
 MAX_BATCH_BYTES = 256 * 1024  # of a message and of a batch
 FILTERS_PER_TOPIC = 200  # filter policies per topic (service quota)
+# Messages per second that an account may publish to standard topics in a region, by Publish and
+# PublishBatch together. Source: "Amazon Simple Notification Service endpoints and quotas", AWS
+# General Reference, https://docs.aws.amazon.com/general/latest/gr/sns.html
+PUBLISHED_PER_S = {
+    "us-east-1": 30_000,
+    "us-west-2": 9_000,
+    "eu-west-1": 9_000,
+    "us-east-2": 1_500,
+    "us-west-1": 1_500,
+    "ap-south-1": 1_500,
+    "ap-northeast-1": 1_500,
+    "ap-northeast-2": 1_500,
+    "ap-southeast-1": 1_500,
+    "ap-southeast-2": 1_500,
+    "eu-central-1": 1_500,
+}
+PUBLISHED_PER_S_ELSEWHERE = 300
 _FAILED = re.compile(r"<Failed>(.*?)</Failed>", re.DOTALL)
 _WHOLE = re.compile(r"</Publish(Batch)?Response>\s*$")
 _ENTRY = re.compile(r"<member>(.*?)</member>", re.DOTALL)
@@ -37,13 +55,23 @@ def billed_bytes(frame: bytes, dests: Sequence[int]) -> int:
     return len(frame) + ENVELOPE_BYTES + len(TO) + len("String.Array") + len(readers(dests))
 
 
+def published_per_s(region: str) -> int:
+    """Return how many messages an account may publish per second in a region."""
+    return PUBLISHED_PER_S.get(region, PUBLISHED_PER_S_ELSEWHERE)
+
+
 class Sns:
     """The calls of the data path.  Thread-safe."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def publish(self, topic: str, messages: Sequence[tuple[bytes, Sequence[int]]]) -> None:
+    def publish(
+        self,
+        topic: str,
+        messages: Sequence[tuple[bytes, Sequence[int]]],
+        budget_s: float = BUDGET_S,
+    ) -> None:
         """Publish messages in one request, and those that failed again.
 
         Parameters
@@ -52,16 +80,18 @@ class Sns:
             ARN of the topic.
         messages
             (frame, ranks that read it): at most 10, 256 KiB in all.
+        budget_s
+            Seconds for which a busy service is asked again.
 
         Raises
         ------
         Busy
-            The service was busy for its budget; any of the messages may have been published.
+            The service was busy for `budget_s` seconds; any of the messages may have been published.
         ChannelError
             The service refused a message.
         """
         entries = {str(number): message for number, message in enumerate(messages)}
-        patience = self._client.patience()
+        patience = self._client.patience(budget_s)
         while True:
             nbytes = sum(billed_bytes(frame, dests) for frame, dests in entries.values())
             action = "Publish" if len(entries) == 1 else "PublishBatch"
@@ -74,6 +104,7 @@ class Sns:
                 body=urlencode(form).encode(),
                 nbytes=nbytes,
                 messages=len(entries),
+                budget_s=budget_s,
             )
             if answer.status != 200:
                 raise self._client.refused(f"publish on {topic}", answer)

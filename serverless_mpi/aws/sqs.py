@@ -31,6 +31,10 @@ ENVELOPE_BYTES = len(FRAME) + len("Binary") + len(BODY)  # billed in addition to
 MAX_ENTRIES = 10  # of a batch
 MAX_BATCH_BYTES = 1 << 20  # of a message and of a batch: 1 MiB (quota since August 2025)
 MAX_LONG_POLL_S = 20
+# A received message that was not deleted reappears after this; a lost answer costs as long.
+VISIBILITY_S = 30
+# A service that answers late is waited for; a connection that died silently is noticed.
+ANSWER_S = 5.0  # after the end of a poll
 # header of an emulator whose long polls return as soon as a message arrives, as AWS's do
 PROMPT = "x-prompt-long-poll"
 POLL_BUDGET_S = 0.0  # a poll is not retried: the next poll does the same
@@ -82,6 +86,7 @@ class Sqs:
         nbytes: int = 0,
         messages: int = 0,
         budget_s: float = BUDGET_S,
+        answer_s: float | None = None,
     ) -> dict[str, Any]:
         """Do a request and return the fields of its answer."""
         answer = self._client.request(
@@ -96,6 +101,7 @@ class Sqs:
             nbytes=nbytes,
             messages=messages,
             budget_s=budget_s,
+            answer_s=answer_s,
         )
         if answer.status != 200:
             raise self._client.refused(f"{action} on {queue}", answer)
@@ -190,10 +196,15 @@ class Sqs:
             "QueueUrl": queue,
             "MaxNumberOfMessages": MAX_ENTRIES,
             "WaitTimeSeconds": wait_s,
+            "VisibilityTimeout": VISIBILITY_S,
             "MessageAttributeNames": [FRAME],
         }
         answer = self._call(
-            "ReceiveMessage", queue, json.dumps(request).encode(), budget_s=POLL_BUDGET_S
+            "ReceiveMessage",
+            queue,
+            json.dumps(request).encode(),
+            budget_s=POLL_BUDGET_S,
+            answer_s=wait_s + ANSWER_S,
         )
         messages = answer.get("Messages") or []
         if not isinstance(messages, list):

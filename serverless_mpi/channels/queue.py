@@ -1,13 +1,14 @@
 """queue: one SQS queue per rank, and SNS topics that deliver one publish to any subset of ranks.
 
-The rule is `plan`: a frame for one rank is sent to its queue, a frame for several
-ranks is published once.  If publishing everything costs less than one request
-per queue, everything is published.  A topic's subscriptions have filter policies,
-so each rank receives only messages that name it; a topic has 200 of them, so
-rank r belongs to topic r // 200.
+The rule is `plan`: a frame for few ranks is sent to their queues, a frame for
+several is published once.  What is several depends on how many messages an
+account may publish per second in the region (`fewest_readers`); SQS has no such
+quota, so a publish that stays throttled is replaced by sends.  A topic's
+subscriptions have filter policies, so each rank receives only messages that name
+it; a topic has 200 of them, so rank r belongs to topic r // 200.
 
 Invariants: a message is deleted only after `ack`, and no later than 20 s after
-it, so it does not reappear (the visibility timeout is 60 s).  A message that
+it, so it does not reappear (the visibility timeout is 30 s).  A message that
 does reappear is a duplicate, which the core drops.
 
 If you change what becomes of a batch, also change `simulation/media.py` (Queue),
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -74,7 +76,10 @@ EMULATOR_PAUSE_S = 0.0005
 EMULATOR_MAX_PAUSE_S = 0.01
 T = TypeVar("T")
 
-ACK_AFTER_S = 20.0  # longest delay of a delete; the visibility timeout is 60 s
+ACK_AFTER_S = 20.0  # longest delay of a delete; below sqs.VISIBILITY_S
+# then the frames are sent: others use the account's quota, and a send has none
+PUBLISH_BUDGET_S = 2.0
+RANK_GB = 1769 / 1024  # memory of a function with one vCPU ("Configure Lambda function memory")
 WAKE_BUDGET_S = 2.0  # the poll that a wake message would end takes up to 20 s
 REQUESTS_AT_ONCE = 8  # of one rank
 
@@ -94,66 +99,72 @@ class Plan:
     queue: list[tuple[int, list[bytes]]] = field(default_factory=list)
     topic: list[tuple[int, list[tuple[bytes, Sequence[int]]]]] = field(default_factory=list)
 
-    def usd(self, prices: Prices) -> float:
-        """Return what the requests cost in US dollars; deliveries from SNS to SQS are free."""
-        by_queue = sum(
-            _chunks(sum(len(frame) + sqs.ENVELOPE_BYTES for frame in frames))
-            for _, frames in self.queue
-        )
-        by_topic = sum(
-            _chunks(sum(sns.billed_bytes(frame, ranks) for frame, ranks in messages))
-            for _, messages in self.topic
-        )
-        return by_queue * prices.of("sqs") + by_topic * prices.of("sns")
 
+def fewest_readers(size: int, published_per_s: float, prices: Prices) -> int:
+    """Return from how many readers on a publish pays, compared with a send to each.
 
-def _chunks(nbytes: int) -> int:
-    """Return the billed units of a request with that payload."""
-    return max(1, -(-nbytes // BILLED_CHUNK_BYTES))
+    If every rank publishes a message at the same time, the last is admitted after
+    size / published_per_s seconds, which the rank is billed for.
+
+    Parameters
+    ----------
+    size
+        Ranks of the job.
+    published_per_s
+        Messages that the account may publish per second; 0 for no limit.
+    prices
+        Price table.
+
+    Returns
+    -------
+    At least 2: a frame for one rank is always sent, since SNS adds its own latency to that of the
+    queue, which costs more than a request.
+    """
+    if not prices.of("sqs") or not published_per_s:
+        return 2
+    waiting_usd = size / published_per_s * RANK_GB * prices.usd_per_gb_second["x86_64"]
+    return max(2, math.ceil((prices.of("sns") + waiting_usd) / prices.of("sqs")))
 
 
 def plan(
     frames: Sequence[tuple[bytes, Sequence[int]]],
-    prices: Prices,
     topic_entries: int = sns.MAX_ENTRIES,
+    fewest: int = 2,
 ) -> Plan:
-    """Return the cheaper of two ways to deliver frames.
-
-    One way sends each frame for a single rank to its queue and publishes the others; the other
-    publishes all.  Both fill their requests to the limits.
+    """Return the requests that deliver frames, each filled to its limits.
 
     Parameters
     ----------
     frames
         (frame, ranks that read it).
-    prices
-        Price table.
     topic_entries
         Most messages of one publish.
+    fewest
+        A frame for fewer ranks is sent to each.
     """
-    split, published = Plan(), Plan()
     by_queue: dict[int, list[bytes]] = {}
     shared: list[tuple[bytes, Sequence[int]]] = []
     for frame, dests in frames:
-        if len(dests) == 1:
-            by_queue.setdefault(dests[0], []).append(frame)
+        if len(dests) < fewest:
+            for dest in dests:
+                by_queue.setdefault(dest, []).append(frame)
         else:
             shared.append((frame, dests))
-    for dest, own in by_queue.items():
+    return Plan(_sends(by_queue), _publishes(shared, topic_entries))
+
+
+def _sends(by_queue: dict[int, list[bytes]]) -> list[tuple[int, list[bytes]]]:
+    """Return (rank, frames) of each send."""
+    return [
+        (dest, batch)
+        for dest, frames in by_queue.items()
         for batch in _batches(
-            own, lambda frame: len(frame) + sqs.ENVELOPE_BYTES, sqs.MAX_BATCH_BYTES, sqs.MAX_ENTRIES
-        ):
-            split.queue.append((dest, batch))
-    split.topic = _publishes(shared, topic_entries)
-    if len(by_queue) + len(shared) > 1:  # otherwise one request cannot replace several
-        least = max(
-            -(-len(frames) // topic_entries), _chunks(sum(len(frame) for frame, _ in frames))
+            frames,
+            lambda frame: len(frame) + sqs.ENVELOPE_BYTES,
+            sqs.MAX_BATCH_BYTES,
+            sqs.MAX_ENTRIES,
         )
-        if least * prices.of("sns") < split.usd(prices):
-            published.topic = _publishes(frames, topic_entries)
-            if published.usd(prices) < split.usd(prices):
-                return published
-    return split
+    ]
 
 
 def _publishes(
@@ -224,7 +235,8 @@ class QueueChannel(Channel):
         self._by_slot = dict(zip(slots, self._queues, strict=True))
         self._topics: list[str] = json.loads(spec.settings["topics"])
         self._mine = self._queues[spec.rank]
-        self._prices = Prices.load()
+        quota = 0 if spec.endpoint is not None else sns.published_per_s(spec.region)
+        self._fewest = fewest_readers(spec.size, quota, Prices.load())
         self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
         # an emulator serves one request at a time: several threads would only wait for each other
         self._pool = Workers(1 if self.limits.serial else REQUESTS_AT_ONCE)
@@ -261,26 +273,37 @@ class QueueChannel(Channel):
             (b"".join(frame.parts), [self._slots[dest] for dest in frame.dests])
             for frame in parcels
         ]
-        chosen = plan(frames, self._prices, self._topic_entries)
+        chosen = plan(frames, self._topic_entries, self._fewest)
         calls: list[Callable[[], None]] = []
         calls += [
             partial(self._sqs.send, self._by_slot[slot], batch) for slot, batch in chosen.queue
         ]
-        calls += [
-            partial(self._sns.publish, self._topics[topic], batch) for topic, batch in chosen.topic
-        ]
+        calls += [partial(self._publish, topic, batch) for topic, batch in chosen.topic]
         if len(calls) == 1 or self.limits.serial:
             for call in calls:
                 call()
         else:
             self._pool.each(lambda call: call(), calls)
 
+    def _publish(self, topic: int, messages: Sequence[tuple[bytes, Sequence[int]]]) -> None:
+        """Publish messages; send them to each reader if SNS stays busy."""
+        try:
+            self._sns.publish(self._topics[topic], messages, PUBLISH_BUDGET_S)
+        except Busy:  # some may have been published: the core drops duplicates
+            by_queue: dict[int, list[bytes]] = {}
+            for frame, slots in messages:
+                for slot in slots:
+                    by_queue.setdefault(slot, []).append(frame)
+            for slot, batch in _sends(by_queue):
+                self._sqs.send(self._by_slot[slot], batch)
+
     def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
         deadline = time.monotonic() + max_wait_s
         pause = EMULATOR_PAUSE_S
         while True:
             left = deadline - time.monotonic()
-            wait_s = max(0, min(sqs.MAX_LONG_POLL_S, int(left))) if self._sqs.prompt else 0
+            # rounded up: the rest of a second would be spent in short polls, which are billed, too
+            wait_s = min(sqs.MAX_LONG_POLL_S, math.ceil(max(0.0, left))) if self._sqs.prompt else 0
             try:
                 received = self._sqs.receive(self._mine, wait_s)
             except Busy:
@@ -299,7 +322,7 @@ class QueueChannel(Channel):
             ]
             if len(deliveries) < len(received):  # the others were sent by `wake`
                 self.ack([message.handle for message in received if message.frame is None])
-            if deliveries or received or left <= 0:
+            if deliveries or received or left <= wait_s:
                 return deliveries
             if self._woken.wait(0 if wait_s else min(pause, left)):
                 self._woken.clear()

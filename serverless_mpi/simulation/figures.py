@@ -59,7 +59,7 @@ class Latency:
 #   messages that are not there (20 s, "Amazon SQS standard queue quotas", which also states 120,000
 #   messages in flight per queue: a rank deletes what it has received, and holds 10 per request).
 # sns_publish_s, sns_deliver_s: AWS's guides state no figure; estimates, together 55 ms from the
-#   call to the queue. sns_per_s: see SNS_PER_S.
+#   call to the queue. sns_per_s: see sns.PUBLISHED_PER_S.
 # s3_put_s, s3_get_s: "roughly 100-200 milliseconds". s3_puts_per_s, s3_gets_per_s: "at least 3,500
 #   PUT/COPY/POST/DELETE or 5,500 GET/HEAD requests per second per partitioned prefix" ("Best
 #   practices design patterns: optimizing Amazon S3 performance"; a new bucket is one partition).
@@ -105,29 +105,7 @@ EMULATOR = Latency(
 )
 LATENCIES = {"aws": AWS, "emulator": EMULATOR}
 
-# Messages per second that an account may publish to standard topics, by Publish and PublishBatch
-# together. Source: "Amazon Simple Notification Service endpoints and quotas", Publish API
-# throttling, AWS General Reference.
-SNS_PER_S = {
-    "us-east-1": 30_000,
-    "us-west-2": 9_000,
-    "eu-west-1": 9_000,
-    "us-east-2": 1_500,
-    "us-west-1": 1_500,
-    "ap-south-1": 1_500,
-    "ap-northeast-1": 1_500,
-    "ap-northeast-2": 1_500,
-    "ap-southeast-1": 1_500,
-    "ap-southeast-2": 1_500,
-    "eu-central-1": 1_500,
-}
-SNS_PER_S_ELSEWHERE = 300
-
 
 def in_region(latency: Latency, region: str) -> Latency:
     """Return the latency with the quotas of an AWS region; an emulator has none."""
-    return (
-        replace(latency, sns_per_s=SNS_PER_S.get(region, SNS_PER_S_ELSEWHERE))
-        if latency.aws
-        else latency
-    )
+    return replace(latency, sns_per_s=sns.published_per_s(region)) if latency.aws else latency

@@ -116,12 +116,15 @@ class Conditions:
         Price table, for channels that choose a way by price.
     figures
         Cost parameters of the channel.
+    size
+        Ranks of the job.
     """
 
     channel: str
     latency: Latency
     prices: Prices
     figures: CostParameters
+    size: int = 1
 
 
 class ChannelModel:
@@ -205,6 +208,8 @@ class Queue(ChannelModel):
         super().__init__(conditions, meter)
         self._prices = conditions.prices
         self._sns = _Gate(self.latency.sns_per_s)
+        quota = self.latency.sns_per_s if self.latency.aws else 0
+        self._fewest = queue.fewest_readers(conditions.size, quota, conditions.prices)
         self._received: dict[int, int] = defaultdict(int)
 
     def put(
@@ -216,7 +221,8 @@ class Queue(ChannelModel):
             blank = Blank(parcel.nbytes)
             slot[id(blank)] = parcel.name.tag
             frames.append((blank, parcel.dests))
-        chosen, latency = queue.plan(frames, self._prices, self.latency.topic_entries), self.latency
+        latency = self.latency
+        chosen = queue.plan(frames, latency.topic_entries, self._fewest)
         readers = []
         for dest, batch in chosen.queue:
             nbytes = sum(len(frame) + sqs.ENVELOPE_BYTES for frame in batch)
@@ -383,7 +389,7 @@ def _when(item: Item) -> float:
 
 
 def channel_model(
-    channel: str, latency: Latency, meter: Meter, prices: Prices
+    channel: str, latency: Latency, meter: Meter, prices: Prices, size: int = 1
 ) -> tuple[ChannelModel, CostParameters, int]:
     """Return the simulation model of a channel, its cost parameters, and its largest frame.
 
@@ -397,6 +403,8 @@ def channel_model(
         Counts the requests that the model makes.
     prices
         Price table, for channels that choose a way by price.
+    size
+        Ranks of the job.
 
     Returns
     -------
@@ -419,5 +427,5 @@ def channel_model(
         raise UsageError(
             f"the simulation model of channel {channel} ({kind.model}) cannot be imported: {error}"
         ) from error
-    conditions = Conditions(channel, latency, prices, figures)
+    conditions = Conditions(channel, latency, prices, figures, size)
     return model(conditions, meter), figures, kind.limits.max_frame_bytes

@@ -110,7 +110,7 @@ def forecast(
         The algorithm deadlocks.
     """
     meter = Meter()
-    model, figures, max_frame_bytes = channel_model(channel, latency, meter, prices)
+    model, figures, max_frame_bytes = channel_model(channel, latency, meter, prices, size)
     if operation not in ALGORITHMS:
         raise UsageError(f"no collective {operation!r}; known: {', '.join(ALGORITHMS)}")
     chosen = algorithm or select(operation, Facts(size, nbytes, figures))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serverless_mpi.aws import http
+from serverless_mpi.aws.connection import ANSWER_TIMEOUT_S, Connection, Lost
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.retry import (
@@ -27,6 +30,7 @@ from serverless_mpi.aws.sqs import Sqs
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.metering import Meter
 from tests.aws.server import HangUp, Reply, Request, Server, reply
+from tests.harness import GIVE_UP_S
 
 QUEUE = "http://127.0.0.1/0/q"
 DONE = reply(body=b'{"Successful":[{"Id":"0"}]}')
@@ -169,6 +173,40 @@ def test_a_minute_of_throttling_is_survived(bench: Open) -> None:
     b.server.answer = lambda request: DONE if b.now > 1060 else answer(request)
     Sqs(b.client).send(QUEUE, [b"frame"])
     assert b.now > 1060
+
+
+def test_a_connection_that_died_is_noticed_soon_after_the_end_of_a_poll(bench: Open) -> None:
+    b = bench(reply(body=b"{}"))
+    asked = []
+    request = b.client.request
+    b.client.request = lambda *words, **more: (  # type: ignore[method-assign]
+        asked.append((more["answer_s"], json.loads(more["body"]))) or request(*words, **more)  # type: ignore[func-returns-value]
+    )
+    Sqs(b.client).receive(QUEUE, 20)
+    ((answer_s, fields),) = asked
+    assert answer_s == 25 and fields["VisibilityTimeout"] == 30
+
+
+def test_a_longest_wait_is_of_one_request() -> None:
+    silent = threading.Event()
+    answers = [lambda: silent.wait(GIVE_UP_S), lambda: None]
+
+    def answer(request: Request) -> Reply:
+        answers.pop(0)()
+        return DONE
+
+    with Server(answer) as server:
+        address = server.url.removeprefix("http://").split(":")
+        connection = Connection(address[0], int(address[1]))
+        with pytest.raises(Lost, match="no answer within 0.05 s"):
+            connection.exchange(b"GET / HTTP/1.1\r\n\r\n", [], "GET", timeout_s=0.05)
+        silent.set()
+        connection = Connection(address[0], int(address[1]))
+        connection.exchange(b"GET / HTTP/1.1\r\n\r\n", [], "GET", timeout_s=GIVE_UP_S)
+        assert connection._timeout_s == GIVE_UP_S
+        connection._wait_for(connection._longest_s)
+        assert connection._timeout_s == ANSWER_TIMEOUT_S
+        connection.close()
 
 
 def test_nobody_listens() -> None:

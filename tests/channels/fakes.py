@@ -76,7 +76,9 @@ class FakeSns:
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
 
-    def publish(self, topic: str, messages: Sequence[tuple[bytes, Sequence[int]]]) -> None:
+    def publish(
+        self, topic: str, messages: Sequence[tuple[bytes, Sequence[int]]], budget_s: float = 0.0
+    ) -> None:
         self._cloud.ask("publish", topic)
         for frame, dests in messages:
             for dest in dests:
