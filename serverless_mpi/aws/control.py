@@ -26,6 +26,7 @@ RETENTION_S = 86400  # what a killed launcher leaves is forgotten after a day
 _AT_ONCE = 8
 _CONNECT_TIMEOUT_S = 5
 _ERROR_CHARACTERS = 300
+_DELETES = 5  # attempts at the keys of one listing
 
 
 def client(service: str, endpoint: str | None, region: str, keys: Keys = DUMMY) -> Any:
@@ -217,9 +218,13 @@ def _remove_bucket(endpoint: str | None, region: str, bucket: str) -> int:
         if bucket not in [listed["Name"] for listed in s3.list_buckets()["Buckets"]]:
             return 0
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            keys = [{"Key": listed["Key"]} for listed in page.get("Contents", [])]
-            if keys:
-                s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+            keys = [listed["Key"] for listed in page.get("Contents", [])]
+            for _ in range(_DELETES):
+                if keys:
+                    objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+                    answer = s3.delete_objects(Bucket=bucket, Delete=objects)
+                    # a key may fail although the request succeeds
+                    keys = [error["Key"] for error in answer.get("Errors", ())]
         s3.delete_bucket(Bucket=bucket)
         return 1
 

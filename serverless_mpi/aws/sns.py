@@ -86,7 +86,7 @@ class Sns:
         Raises
         ------
         Busy
-            The service was busy for `budget_s` seconds; any of the messages may have been published.
+            The service was busy for `budget_s` seconds; any message may have been published.
         ChannelError
             The service refused a message.
         """
