@@ -26,7 +26,7 @@ RETENTION_S = 86400  # what a killed launcher leaves is forgotten after a day
 _AT_ONCE = 8
 _CONNECT_TIMEOUT_S = 5
 _ERROR_CHARACTERS = 300
-_DELETES = 5  # attempts at the keys of one listing
+_DELETES = 5  # attempts at the keys of one listing; a key fails for a moment
 
 
 def client(service: str, endpoint: str | None, region: str, keys: Keys = DUMMY) -> Any:
@@ -218,15 +218,24 @@ def _remove_bucket(endpoint: str | None, region: str, bucket: str) -> int:
         if bucket not in [listed["Name"] for listed in s3.list_buckets()["Buckets"]]:
             return 0
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            keys = [listed["Key"] for listed in page.get("Contents", [])]
-            for _ in range(_DELETES):
-                if keys:
-                    objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-                    answer = s3.delete_objects(Bucket=bucket, Delete=objects)
-                    # a key may fail although the request succeeds
-                    keys = [error["Key"] for error in answer.get("Errors", ())]
+            delete_objects(s3, bucket, [listed["Key"] for listed in page.get("Contents", [])])
         s3.delete_bucket(Bucket=bucket)
         return 1
+
+
+def delete_objects(s3: Any, bucket: str, keys: list[str]) -> dict[str, str]:
+    """Delete up to 1,000 objects; return (key -> error code) of those that S3 did not delete.
+
+    A key may fail, for a moment, although the request succeeds.
+    """
+    failed: dict[str, str] = dict.fromkeys(keys, "")
+    for _ in range(_DELETES):
+        if not failed:
+            break
+        objects = {"Objects": [{"Key": key} for key in failed], "Quiet": True}
+        answer = s3.delete_objects(Bucket=bucket, Delete=objects)
+        failed = {error["Key"]: error.get("Code", "") for error in answer.get("Errors") or ()}
+    return failed
 
 
 def leftovers(endpoint: str | None, region: str) -> list[str]:

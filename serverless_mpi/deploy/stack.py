@@ -394,12 +394,8 @@ def empty(s3: Any, bucket: str, prefix: str = "", keep: Container[str] = ()) -> 
     with contextlib.suppress(s3.exceptions.NoSuchBucket):
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             found = [one["Key"] for one in page.get("Contents", ())]
-            keys = [{"Key": key} for key in found if key not in keep]
-            if keys:
-                answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-                for error in answer.get("Errors") or ():
-                    raise ChannelError(
-                        f"S3 did not delete {error.get('Key')} of bucket {bucket}: {error.get('Code')}"
-                    )
-                count += len(keys)
+            keys = [key for key in found if key not in keep]
+            for key, code in control.delete_objects(s3, bucket, keys).items():
+                raise ChannelError(f"S3 did not delete {key} of bucket {bucket}: {code}")
+            count += len(keys)
     return count

@@ -214,7 +214,7 @@ def stack_capabilities(call: Call, world: World) -> bool | None:
 
 
 def _resources(text: str | None) -> Iterator[dict[str, Any]]:
-    yield from json.loads(text)["Resources"].values() if text else ()
+    yield from json.loads(text).get("Resources", {}).values() if text else ()
 
 
 @checks(

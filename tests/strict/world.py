@@ -85,12 +85,12 @@ class RealClock:
 class Bucket:
     """A token bucket: so many per second, and as many at once as a burst."""
 
-    def __init__(self, per_s: float, burst: float, now: float) -> None:
-        self._per_s, self._burst, self._left, self._then = per_s, burst, burst, now
+    def __init__(self, burst: float, now: float) -> None:
+        self._left, self._then = burst, now
 
-    def take(self, now: float, count: float = 1.0) -> bool:
+    def take(self, now: float, per_s: float, burst: float, count: float) -> bool:
         """Take tokens if there are as many."""
-        self._left = min(self._burst, self._left + (now - self._then) * self._per_s)
+        self._left = min(burst, self._left + (now - self._then) * per_s)
         self._then = now
         if self._left < count:
             return False
@@ -215,8 +215,8 @@ class World:
             now = self.clock.now()
             bucket = self._buckets.get(name)
             if bucket is None:
-                bucket = self._buckets[name] = Bucket(per_s, per_s * burst_s, now)
-            return bucket.take(now, count)
+                bucket = self._buckets[name] = Bucket(per_s * burst_s, now)
+            return bucket.take(now, per_s, per_s * burst_s, count)
 
     def count(self, rule: str, times: int = 1) -> None:
         """Count that a rule held, or acted."""
