@@ -19,7 +19,6 @@ EVENT_BYTES = 1 << 20
 SYNC_BYTES = 6 << 20
 RETRY_S = 1.0  # first pause of an event that was throttled; it doubles, up to:
 MAX_RETRY_S = 300.0
-RAMP_S = 10.0
 BODY_BYTES = 51_200
 URL_BYTES = 1_000_000
 RESOURCES, PARAMETERS, OUTPUTS = 500, 200, 200
@@ -49,8 +48,8 @@ def lambda_payload(call: Call, world: World) -> None:
 
 def _admitted(call: Call, world: World) -> bool:
     """Return whether the function may have one more environment now."""
-    per_s = world.settings.environments / RAMP_S
-    return world.admits(f"ramp {call.params['FunctionName']}", per_s, burst_s=RAMP_S)
+    settings, name = world.settings, f"ramp {call.params['FunctionName']}"
+    return world.admits(name, settings.environments_per_s, burst=settings.environments)
 
 
 @checks(

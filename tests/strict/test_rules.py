@@ -723,7 +723,7 @@ def _(b: Bench) -> None:
 
 @case("lambda-events")
 def _(b: Bench) -> None:
-    b.settings.environments = 1
+    b.settings.environments = b.settings.environments_per_s = 1
     function = _rank_stack(
         b,
         MaximumRetryAttempts=0,
@@ -735,7 +735,7 @@ def _(b: Bench) -> None:
     b.clock.advance(60)
     late = [json.loads(one.body) for one in b.forwarded if "/invocations" in one.target]
     b.wrong(len(late) == 3 and any("requestContext" not in one for one in late[1:]))
-    b.settings.environments = 0.0001
+    b.settings.environments_per_s = 0.0001
     b.invoke(function)
     b.invoke(function)
     b.clock.advance(61)

@@ -105,7 +105,8 @@ class Settings:
     published_per_s: float = 30_000  # us-east-1
     s3_writes_per_s: float = 3_500
     s3_reads_per_s: float = 5_500
-    environments: float = 1_000  # new ones of a function at once, and per 10 s
+    environments: float = 1_000  # new ones of a function at once
+    environments_per_s: float = 100  # and later: 1,000 per 10 s
     filter_s: float = 900.0  # until a filter policy applies
     policy_s: float = 60.0  # until a queue's attributes apply
     new_account: bool = False
@@ -121,9 +122,13 @@ class Settings:
 
 
 ADVERSE = Settings(
-    published_per_s=200,
-    s3_writes_per_s=400,
-    s3_reads_per_s=400,
+    published_per_s=20,
+    s3_writes_per_s=30,
+    s3_reads_per_s=30,
+    environments=2,
+    environments_per_s=1,
+    filter_s=3.0,
+    policy_s=1.0,
     duplicates=0.15,
     reordered=True,
     short_polls=0.25,
@@ -209,19 +214,29 @@ class World:
         """Return whether an adversity of that share strikes now."""
         return share > 0 and self.chance(name).random() < share
 
-    def admits(self, name: str, per_s: float, count: float = 1.0, burst_s: float = 1.0) -> bool:
-        """Take `count` tokens of a quota per second; return whether there were as many."""
+    def admits(
+        self, name: str, per_s: float, count: float = 1.0, burst: float | None = None
+    ) -> bool:
+        """Take `count` tokens of a quota per second; return whether there were as many.
+
+        The burst is that of a second if None.
+        """
+        burst = per_s if burst is None else burst
         with self.lock:
             now = self.clock.now()
             bucket = self._buckets.get(name)
             if bucket is None:
-                bucket = self._buckets[name] = Bucket(per_s * burst_s, now)
-            return bucket.take(now, per_s, per_s * burst_s, count)
+                bucket = self._buckets[name] = Bucket(burst, now)
+            return bucket.take(now, per_s, burst, count)
 
     def count(self, rule: str, times: int = 1) -> None:
         """Count that a rule held, or acted."""
         with self.lock:
             self.exercised[rule] += times
+
+    def refusals_but(self, *throttles: str) -> list[str]:
+        """Return the refusals of other rules than these, which any client meets."""
+        return [one for one in self.refusals if one.partition(":")[0] not in throttles]
 
     def facts_of(self, function: str) -> StackFacts | None:
         """Return the stack that has a function of that name."""

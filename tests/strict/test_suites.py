@@ -1,0 +1,100 @@
+"""The channel contract, a deploy and jobs on Lambda through the strict layer, with every adversity.
+
+Nothing that the package sends may break a rule, and nothing that AWS may do at any time
+may lose, change or repeat a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from serverless_mpi import channels
+from serverless_mpi.channels import queue
+from serverless_mpi.channels.base import Channel
+from serverless_mpi.job import JobSpec
+from serverless_mpi.testing import check_channel
+from tests.launch.lambda_stack import Deployed, smpi
+from tests.strict.layer import Front
+from tests.strict.world import ADVERSE, RealClock
+
+
+def patient(name: str, clock: RealClock) -> type[Channel]:
+    """Return a channel that waits after `provision` until what it changed applies."""
+    kind = channels.load(name)
+
+    class Patient(kind):  # type: ignore[valid-type, misc]
+        @classmethod
+        def provision(cls, spec: JobSpec) -> dict[str, str]:
+            settings: dict[str, str] = kind.provision(spec)
+            clock.ahead += 900
+            return settings
+
+    return Patient
+
+
+@pytest.mark.parametrize("name", ["queue", "object", "hybrid"])
+def test_the_contract_of_a_channel(
+    name: str, strict_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "EMULATOR_TOPIC_ENTRIES", 10)  # as on AWS; the layer splits batches
+    clock = RealClock()
+    settings = replace(ADVERSE, filter_s=900, policy_s=60)
+    with Front(strict_endpoint, settings, clock) as front:
+        check_channel(patient(name, clock), endpoint=front.url)
+        assert not front.world.refusals_but("sns-quota", "s3-write-rate", "s3-read-rate")
+        done = front.world.exercised
+        if name != "object":
+            assert done["at-least-once"] and done["visibility"] and done["sns-quota"]
+        if name != "queue":
+            assert done["s3-missing"] or done["s3-listing"]
+
+
+def test_a_channel_that_is_used_before_its_filters_apply_loses_messages(
+    strict_endpoint: str,
+) -> None:
+    """What the contract suite shows is shown by it: the same without the wait fails."""
+    with Front(strict_endpoint, replace(ADVERSE, filter_s=900), on_purpose=True) as front:
+        with pytest.raises(AssertionError, match="rank 1 got 0 of 2 frames|rank 1 got 1 of 2"):
+            check_channel("queue", endpoint=front.url, patience_s=0.3, skip=SKIPPED)
+        assert front.world.exercised["sns-filter-delay"]
+
+
+SKIPPED = tuple(
+    f"{check}"
+    for check in (
+        "every_frame_arrives_unchanged",
+        "an_empty_medium_delivers_nothing",
+        "a_wildcard_receives_from_any_source",
+        "puts_of_several_threads_all_arrive",
+        "wake_ends_a_wait",
+        "close_may_be_called_again",
+        "each_reader_of_a_scattered_frame_gets_its_own",
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def front(strict_endpoint: str) -> Iterator[Front]:
+    """The layer in front of a stack that `smpi deploy` made through it, and `smpi destroy` removes."""
+    clock = RealClock()
+    with Front(strict_endpoint, ADVERSE, clock) as made:
+        done = smpi("deploy", "--endpoint", made.url, "--ranks", 4, "--memory", 512)
+        assert done.returncode == 0, done.stderr
+        clock.ahead += ADVERSE.filter_s
+        yield made
+        done = smpi("destroy", "--endpoint", made.url)
+        assert done.returncode == 0, done.stderr
+        refusals = made.world.refusals_but("sns-quota", "s3-write-rate", "s3-read-rate")
+        assert not refusals, refusals
+        assert not made.world.broken["iam-role"] and made.world.exercised["iam-role"] > 50
+        assert made.world.exercised["stack-capabilities"]
+
+
+@pytest.mark.parametrize("channel", ["hybrid", "object"])
+def test_a_job_on_lambda(channel: str, front: Front) -> None:
+    done = Deployed(front.url).run("-n", 3, "--channel", channel, "examples/sample_sort.py")
+    assert done.returncode == 0 and "numbers sorted on 3 ranks" in done.stdout, done.stderr
+    assert front.world.exercised["lambda-payload"]
