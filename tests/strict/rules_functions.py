@@ -24,6 +24,7 @@ URL_BYTES = 1_000_000
 RESOURCES, PARAMETERS, OUTPUTS = 500, 200, 200
 ROLE_CHARACTERS = 10_240
 NEW_ACCOUNT_MB = 3_008
+SEVERAL_TOPICS = "Invalid parameter: Policy statement must apply to a single resource!"
 _LAMBDA = "lambda/latest/dg/"
 _CLOUD = "AWSCloudFormation/latest/UserGuide/"
 _STACKS = "cloudformation.CreateStack cloudformation.UpdateStack"
@@ -96,8 +97,8 @@ def lambda_retries(call: Call, world: World, proceed: Proceed) -> Answer:
     name = call.params["FunctionName"]
     facts = world.facts_of(name)
     if facts is not None and name not in facts.reports.values():
+        world.count("lambda-retries")
         for _ in range(facts.retries.get(name, 2)):
-            world.count("lambda-retries")
             proceed(call)
     return answer
 
@@ -272,10 +273,10 @@ def _apply(call: Call, name: str, world: World, proceed: Proceed) -> Answer:
     before = world.stacks.get(name)
     new_queues = set(facts.queues) - set(before.queues if before else ())
     trouble = _trouble(facts, recently_deleted(new_queues, world), world)
+    world.count("stack-failures")
     if trouble is not None:
-        world.count("stack-failures")
-        world.broken["stack-failures"] += 1
         world.doomed[name] = trouble
+        world.refusals.append(f"stack-failures: {trouble}")
         result = f"<StackId>arn:aws:cloudformation:us-east-1:0:stack/{name}/0</StackId>"
         kind = call.action
         text = f"<{kind}Response><{kind}Result>{result}</{kind}Result></{kind}Response>"
@@ -320,13 +321,10 @@ def _trouble(facts: StackFacts, taken: list[str], world: World) -> tuple[str, st
             for statement in properties["PolicyDocument"]["Statement"]:
                 one = statement.get("Resource")
                 if not (isinstance(one, dict) and "Ref" in one) and not names_one_topic(one):
-                    reason = "Invalid parameter: Policy statement must apply to a single resource!"
-                    return logical, reason
+                    return logical, SEVERAL_TOPICS
             if len(properties["Topics"]) != 1:
-                return (
-                    logical,
-                    "Invalid parameter: Policy statement must apply to a single resource!",
-                )
+                return logical, SEVERAL_TOPICS
+            world.count("sns-topic-policy")
         if kind == "AWS::SQS::Queue" and taken:
             return (
                 logical,

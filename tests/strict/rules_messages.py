@@ -270,8 +270,8 @@ def sns_filter_delay(call: Call, world: World, proceed: Proceed) -> Answer:
                 for one in world.filters.get(call.params["TopicArn"], ())
                 if now - one.since < world.settings.filter_s
             ]
+        world.count("sns-filter-delay", int(call.params["TopicArn"] in world.filters))
         if young:
-            world.count("sns-filter-delay")
             return published(call)
     return proceed(call)
 
@@ -296,8 +296,8 @@ def sns_queue_policy(call: Call, world: World, proceed: Proceed) -> Answer:
         queues = [one.queue for one in world.filters.get(topic, ())]
         policies = {queue: world.queue_policies.get(queue, ("", 0.0)) for queue in queues}
     for queue, (text, since) in policies.items():
+        world.count("sns-queue-policy")
         if now - since < world.settings.policy_s or not _lets(text, queue, topic):
-            world.count("sns-queue-policy")
             return published(call)
     return proceed(call)
 
@@ -448,6 +448,37 @@ def visibility(call: Call, world: World, proceed: Proceed) -> Answer:
             until = world.clock.now() + hidden_s
             held.update({one["ReceiptHandle"]: until for one in messages})
     return answer
+
+
+@acts(
+    "stale-handle",
+    "sqs.ReceiveMessage sqs.DeleteMessage*",
+    _SQS_API + "API_DeleteMessage.html",
+    "A delete by a handle that is not the newest of its message succeeds, and may delete nothing.",
+)
+def stale_handle(call: Call, world: World, proceed: Proceed) -> Answer:
+    """The emulator reports such a handle as invalid."""
+    answer = proceed(call)
+    if call.action == "ReceiveMessage":
+        if answer.status == 200 and answer.body:
+            messages = json.loads(answer.body).get("Messages") or ()
+            with world.lock:
+                world.handles.update(one["ReceiptHandle"] for one in messages)
+        return answer
+    if not call.action.endswith("Batch"):
+        stale = answer.status != 200 and call.params["ReceiptHandle"] in world.handles
+        if stale:
+            world.count("stale-handle")
+        return Answer(200, b"{}") if stale else answer
+    fields = json.loads(answer.body or b"{}")
+    known = {one["Id"] for one in entries(call) if one["ReceiptHandle"] in world.handles}
+    stale_ids = [one["Id"] for one in fields.get("Failed") or () if one["Id"] in known]
+    if answer.status != 200 or not stale_ids:
+        return answer
+    world.count("stale-handle", len(stale_ids))
+    fields["Failed"] = [one for one in fields["Failed"] if one["Id"] not in known]
+    fields["Successful"] = [*(fields.get("Successful") or ()), *({"Id": one} for one in stale_ids)]
+    return replace(answer, body=json.dumps(fields).encode())
 
 
 @acts(

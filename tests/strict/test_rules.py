@@ -507,6 +507,20 @@ def _(b: Bench) -> None:
     assert len(b.receive(queue)) == 1 and b.receive(queue) == []
 
 
+@case("stale-handle")
+def _(b: Bench) -> None:
+    b.settings.reappearing = 1.0
+    queue = b.queue()
+    b.send(queue, "x")
+    (first,), (second,) = b.receive(queue), b.receive(queue)
+    handles = [one["ReceiptHandle"] for one in (first, second)]
+    stale = b.sqs("DeleteMessage", QueueUrl=queue, ReceiptHandle=handles[0])
+    entry = {"Id": "0", "ReceiptHandle": handles[0]}
+    batch = b.sqs("DeleteMessageBatch", QueueUrl=queue, Entries=[entry])
+    assert json.loads(batch.body)["Successful"] == [{"Id": "0"}]
+    b.wrong(stale.status == 200 and len(b.receive(queue)) == 1)  # it is still there
+
+
 @case("publish-batch")
 def _(b: Bench) -> None:
     queue = b.queue()

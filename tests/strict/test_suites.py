@@ -12,13 +12,19 @@ from dataclasses import replace
 import pytest
 
 from serverless_mpi import channels
+from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.s3 import S3
 from serverless_mpi.channels import queue
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.job import JobSpec
+from serverless_mpi.metering import Meter
 from serverless_mpi.testing import check_channel
 from tests.launch.lambda_stack import Deployed, smpi
+from tests.strict.call import Request
 from tests.strict.layer import Front
-from tests.strict.world import ADVERSE, RealClock
+from tests.strict.rules_objects import LEAST_PART_BYTES
+from tests.strict.world import ADVERSE, RealClock, authorization
 
 
 def patient(name: str, clock: RealClock) -> type[Channel]:
@@ -50,6 +56,20 @@ def test_the_contract_of_a_channel(
             assert done["at-least-once"] and done["visibility"] and done["sns-quota"]
         if name != "queue":
             assert done["s3-missing"] or done["s3-listing"]
+
+
+def test_an_upload_in_parts(strict_endpoint: str) -> None:
+    with Front(strict_endpoint, ADVERSE) as front:
+        front.world.forward(Request("PUT", "/strict-parts", authorization("s3"), b""))
+        client = Client("s3", "us-east-1", front.url, Credentials(front.url), Meter())
+        store = S3(client, "strict-parts")
+        parts = [memoryview(bytes(LEAST_PART_BYTES)), memoryview(b"end")]
+        for key in "abc":
+            store.put_multipart(key, [[part] for part in parts], lambda put, n: list(map(put, n)))
+            stored = store.get(key)
+            assert stored is not None and stored[1] == LEAST_PART_BYTES + 3
+        client.close()
+        assert front.world.exercised["s3-completion"] and not front.world.refusals
 
 
 def test_a_channel_that_is_used_before_its_filters_apply_loses_messages(

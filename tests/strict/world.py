@@ -132,10 +132,10 @@ ADVERSE = Settings(
     duplicates=0.15,
     reordered=True,
     short_polls=0.25,
-    reappearing=0.05,
+    reappearing=0.15,
     failing_entries=0.05,
     conflicts=0.3,
-    failing_completions=0.3,
+    failing_completions=0.5,
     repeated_events=0.3,
 )
 
@@ -197,6 +197,7 @@ class World:
         self.filters: dict[str, list[Subscription]] = {}  # topic ARN -> subscriptions
         self.queue_policies: dict[str, tuple[str, float]] = {}  # queue ARN -> (text, since)
         self.in_flight: dict[str, dict[str, float]] = {}  # queue URL -> handle -> until
+        self.handles: set[str] = set()  # of messages that were received
         self.parts: dict[str, dict[int, int]] = {}  # upload -> part -> bytes
         self.writing: set[str] = set()  # keys with a conditional write under way
         self.stacks: dict[str, StackFacts] = {}
