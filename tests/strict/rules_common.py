@@ -87,6 +87,7 @@ def _leaves(path: str, value: Any, shape: Shape) -> Iterator[tuple[str, Any, Sha
 def iam_role(call: Call, world: World) -> bool | None:
     if not call.request.function:
         return False  # the user, who has the policies of docs/deployment.md
+    world.calls[call.request.function].add(call.name)
     denied = missing_grants(call, world)
     if denied:
         code = _DENIED.get(call.service, "AccessDenied")

@@ -113,6 +113,23 @@ def front(strict_endpoint: str) -> Iterator[Front]:
         assert made.world.exercised["stack-capabilities"]
 
 
+def test_an_event_that_became_too_old_ends_the_job(front: Front) -> None:
+    """The report function tells the launcher, with nothing but its own role."""
+    world = front.world
+    usual, (facts,) = world.settings, world.stacks.values()
+    ages = dict(facts.ages)
+    # one environment for rank 0, and an age of 1 s instead of 60 s
+    world.settings = replace(usual, environments=1, environments_per_s=1e-9, repeated_events=0.0)
+    facts.ages.update(dict.fromkeys(ages, 1.0))
+    try:
+        done = Deployed(front.url).run("-n", 2, "examples/hello.py")
+    finally:
+        world.settings = usual
+        facts.ages.update(ages)
+    assert done.returncode == 1 and "was throttled" in done.stderr, done.stderr
+    assert world.calls["smpi-report"] >= {"s3.PutObject", "sqs.SendMessageBatch"}
+
+
 @pytest.mark.parametrize("channel", ["hybrid", "object"])
 def test_a_job_on_lambda(channel: str, front: Front) -> None:
     done = Deployed(front.url).run("-n", 3, "--channel", channel, "examples/sample_sort.py")

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -183,6 +183,8 @@ class World:
         Rule -> how often it held or acted, and how often a request broke it.
     refusals
         What was refused, and why.
+    calls
+        Lambda function -> names of the calls that it made.
     """
 
     def __init__(self, settings: Settings, clock: Clock, seed: int) -> None:
@@ -191,6 +193,7 @@ class World:
         self.exercised: Counter[str] = Counter()
         self.broken: Counter[str] = Counter()
         self.refusals: list[str] = []
+        self.calls: defaultdict[str, set[str]] = defaultdict(set)
         self._chances: Counter[str] = Counter()
         self._buckets: dict[str, Bucket] = {}
         self.deleted_queues: dict[str, float] = {}  # name -> when
