@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -218,22 +218,34 @@ def _remove_bucket(endpoint: str | None, region: str, bucket: str) -> int:
         if bucket not in [listed["Name"] for listed in s3.list_buckets()["Buckets"]]:
             return 0
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            delete_objects(s3, bucket, [listed["Key"] for listed in page.get("Contents", [])])
+            keys = [listed["Key"] for listed in page.get("Contents", [])]
+            delete_objects(s3.delete_objects, bucket, keys)
         s3.delete_bucket(Bucket=bucket)
         return 1
 
 
-def delete_objects(s3: Any, bucket: str, keys: list[str]) -> dict[str, str]:
-    """Delete up to 1,000 objects; return (key -> error code) of those that S3 did not delete.
+def delete_objects(
+    call: Callable[..., Mapping[str, list[dict[str, str]]]], bucket: str, keys: list[str]
+) -> dict[str, str]:
+    """Delete objects with boto3, and again those that fail although the request succeeds.
 
-    A key may fail, for a moment, although the request succeeds.
+    Parameters
+    ----------
+    call
+        `delete_objects` of a client of S3.
+    bucket, keys
+        At most 1,000 keys.
+
+    Returns
+    -------
+    key -> error code of the objects that S3 did not delete in five attempts.
     """
     failed: dict[str, str] = dict.fromkeys(keys, "")
     for _ in range(_DELETES):
         if not failed:
             break
         objects = {"Objects": [{"Key": key} for key in failed], "Quiet": True}
-        answer = s3.delete_objects(Bucket=bucket, Delete=objects)
+        answer = call(Bucket=bucket, Delete=objects)
         failed = {error["Key"]: error.get("Code", "") for error in answer.get("Errors") or ()}
     return failed
 

@@ -395,7 +395,7 @@ def empty(s3: Any, bucket: str, prefix: str = "", keep: Container[str] = ()) -> 
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             found = [one["Key"] for one in page.get("Contents", ())]
             keys = [key for key in found if key not in keep]
-            for key, code in control.delete_objects(s3, bucket, keys).items():
+            for key, code in control.delete_objects(s3.delete_objects, bucket, keys).items():
                 raise ChannelError(f"S3 did not delete {key} of bucket {bucket}: {code}")
             count += len(keys)
     return count
