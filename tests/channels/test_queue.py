@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from serverless_mpi.channels import queue
 from serverless_mpi.channels.base import FrameName, OutgoingFrame
+from serverless_mpi.job import JobSpec
+from serverless_mpi.metering import Meter
 from tests.channels.fakes import Cloud, busy, cloud, ranks
 
 __all__ = ["cloud"]
@@ -56,3 +59,22 @@ def test_frames_of_a_publish_that_stays_throttled_are_sent(cloud: Cloud) -> None
         assert got == [b"%d" % seq for seq in range(12)]
     for channel in (a, b, c):
         channel.close()
+
+
+@pytest.mark.parametrize(
+    "region, endpoint, fewest",
+    [
+        ("us-east-1", None, 2),
+        ("eu-central-1", None, 5),
+        ("eu-south-1", None, 17),
+        ("eu-south-1", "http://127.0.0.1:1", 2),  # an emulator has no quota
+    ],
+)
+def test_a_channel_knows_the_quota_of_its_region(
+    region: str, endpoint: str | None, fewest: int
+) -> None:
+    settings = {"queues": json.dumps(["q"] * 64), "topics": '["t"]'}
+    spec = JobSpec.new(64, "queue", region=region, endpoint=endpoint, settings=settings)
+    channel = queue.QueueChannel(spec.with_rank(0), Meter())
+    assert channel._fewest == fewest
+    channel.close()

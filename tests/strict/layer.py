@@ -17,6 +17,7 @@ import contextlib
 import http.client
 import json
 import os
+import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -183,8 +184,6 @@ class Front:
             request_queue_size = 256
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                import sys
-
                 self.errors.append(sys.exc_info()[1])
 
         self._server = Server(("127.0.0.1", 0), Handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -500,8 +501,6 @@ def publish_batch(call: Call, world: World, proceed: Proceed) -> Answer:
 
 
 def _publish_form(params: Mapping[str, Any]) -> bytes:
-    import base64
-
     form = {"Action": "Publish", "Version": "2010-03-31"}
     form |= {name: value for name, value in params.items() if isinstance(value, str)}
     for number, (name, value) in enumerate((params.get("MessageAttributes") or {}).items(), 1):

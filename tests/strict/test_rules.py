@@ -729,8 +729,7 @@ def _(b: Bench) -> None:
     function = _rank_stack(b)
     b.invoke(function)
     b.wrong(b.invoked() == 3)
-    _rank_stack_without = dict(b.world.stacks[b.name].retries, **{b.name: 0})
-    b.world.stacks[b.name].retries = _rank_stack_without
+    b.world.stacks[b.name].retries[b.name] = 0
     b.invoke(function)
     assert b.invoked() == 4
 
