@@ -266,6 +266,19 @@ class Objects(ChannelModel):
         super().__init__(conditions, meter)
         self._puts = _Gate(self.latency.s3_puts_per_s)
         self._gets = _Gate(self.latency.s3_gets_per_s)
+        self._listed_above = object.listed_above(conditions.prices, "s3")
+        self._network: dict[int, float] = defaultdict(float)  # rank -> when its link is free
+
+    def _transfer(
+        self, rank: int, start: float, nbytes: int, at_once: int, trips_s: float
+    ) -> float:
+        """Move bytes over `at_once` connections, which share the rank's network; return the end."""
+        end = self._request(rank, start, trips_s + nbytes / at_once / self.latency.s3_Bps)
+        if self.latency.network_Bps:
+            free = max(start, self._network[rank]) + nbytes / self.latency.network_Bps
+            self._network[rank] = free
+            end = max(end, free + trips_s)
+        return end
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
@@ -279,11 +292,8 @@ class Objects(ChannelModel):
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
         requests, trips = (1, 1) if parts == 1 else (parts + 2, 3)
         self.meter.count("s3", "PUT", requests=requests, nbytes=nbytes, messages=1)
-        seconds = (
-            trips * self.latency.s3_put_s
-            + nbytes / min(parts, REQUESTS_AT_ONCE) / self.latency.s3_Bps
-        )
-        end = self._request(rank, self._puts.enter(now, requests), seconds)
+        start, at_once = self._puts.enter(now, requests), min(parts, REQUESTS_AT_ONCE)
+        end = self._transfer(rank, start, nbytes, at_once, trips * self.latency.s3_put_s)
         if not parcel.bodies:
             return [(dest, Item(end, parcel.name.tag, nbytes)) for dest in parcel.dests]
         readers = []
@@ -304,31 +314,37 @@ class Objects(ChannelModel):
         trips = min(2, requests)
         self.meter.count("s3", "GET", requests=requests, nbytes=nbytes, messages=1)
         at_once = min(max(1, requests - 1), REQUESTS_AT_ONCE)
-        seconds = trips * self.latency.s3_get_s + nbytes / at_once / self.latency.s3_Bps
-        return self._request(rank, self._gets.enter(now, requests), seconds)
+        start = self._gets.enter(now, requests)
+        return self._transfer(rank, start, nbytes, at_once, trips * self.latency.s3_get_s)
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         left, now, at = sorted(coming, key=_when), since, 0
-        first, longest = self.latency.pauses_s
-        pause = first
+        pauses = self.latency.pauses
+        pause = pauses.first
         while at < len(left):
-            begin, looked = at, now
+            begin, missing = at, len(left) - at
             while at < len(left) and left[at].when <= now:
                 at += 1
-            if missing := len(left) - at:  # looked for in vain
-                self.meter.count("s3", "GET", requests=missing)
-                looked = (
-                    self._gets.enter(now, missing)
-                    + -(-missing // REQUESTS_AT_ONCE) * self.latency.s3_get_s
-                )
+            looked = self._look(now, missing, len(left) - at)
             if at > begin:
-                now, pause = (
-                    max(looked, *(self.get_one(rank, now, item) for item in left[begin:at])),
-                    first,
-                )
+                # GETs in vain are sent together with the others, a LIST before them
+                start = looked if missing > self._listed_above else now
+                ends = [self.get_one(rank, start, item) for item in left[begin:at]]
+                now, pause = max(looked, *ends), pauses.first
             else:
-                now, pause = looked + pause, min(2 * pause, longest)
+                now, pause = looked + pause, pauses.after(pause, looked - since)
         return now
+
+    def _look(self, now: float, awaited: int, in_vain: int) -> float:
+        """Look for objects, `in_vain` of which do not exist; return when the rank knows."""
+        if awaited > self._listed_above:
+            self.meter.count("s3", "LIST")
+            return self._gets.enter(now) + self.latency.s3_get_s
+        if not in_vain:
+            return now
+        self.meter.count("s3", "GET", requests=in_vain)
+        trips = -(-in_vain // REQUESTS_AT_ONCE)
+        return self._gets.enter(now, in_vain) + trips * self.latency.s3_get_s
 
 
 class Hybrid(Queue):
