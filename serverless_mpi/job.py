@@ -22,6 +22,7 @@ from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_RANK
 from serverless_mpi.errors import JobError
 
 FRAMES = "f/"  # where frames lie in a bucket; the role of a stack's functions grants this prefix
+FRAMES_BUCKET = "frames_bucket"  # setting: where frames lie, if not in the setting "bucket"
 KEY_BYTES = 32
 # Set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun) and Open MPI's mpirun.
 MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")

@@ -266,7 +266,11 @@ class S3:
         if answer.status not in (200, 206):
             raise self._refuse(f"get {key}", answer)
         self._client.meter.count(
-            "s3", "GET", requests=0, nbytes=answer.body.nbytes, messages=1 if start == 0 else 0
+            self._client.service,
+            "GET",
+            requests=0,
+            nbytes=answer.body.nbytes,
+            messages=1 if start == 0 else 0,
         )
         return answer.body, _size(answer.headers)
 

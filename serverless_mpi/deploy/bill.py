@@ -54,8 +54,7 @@ def summary(
         "requests_usd": requests_usd,
         "usd": lambda_usd + requests_usd,
         "operations": {
-            name: {**row, "usd": row["billed"] * prices.of(name)}
-            for name, row in sorted(total.items())
+            name: {**row, "usd": prices.usd(name, row)} for name, row in sorted(total.items())
         },
         "dropped": sum((rank.get("mpi") or {}).get("dropped", 0) for rank in heard),
         "duplicates": sum((rank.get("mpi") or {}).get("duplicates", 0) for rank in heard),

@@ -266,7 +266,7 @@ class Objects(ChannelModel):
         super().__init__(conditions, meter)
         self._puts = _Gate(self.latency.s3_puts_per_s)
         self._gets = _Gate(self.latency.s3_gets_per_s)
-        self._listed_above = object.listed_above(conditions.prices, "s3")
+        self._listed_above = object.listed_above(conditions.prices, self.latency.store)
         self._network: dict[int, float] = defaultdict(float)  # rank -> when its link is free
 
     def _transfer(
@@ -291,7 +291,7 @@ class Objects(ChannelModel):
         nbytes = parcel.nbytes + place
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
         requests, trips = (1, 1) if parts == 1 else (parts + 2, 3)
-        self.meter.count("s3", "PUT", requests=requests, nbytes=nbytes, messages=1)
+        self.meter.count(self.latency.store, "PUT", requests=requests, nbytes=nbytes, messages=1)
         start, at_once = self._puts.enter(now, requests), min(parts, REQUESTS_AT_ONCE)
         end = self._transfer(rank, start, nbytes, at_once, trips * self.latency.s3_put_s)
         if not parcel.bodies:
@@ -312,7 +312,7 @@ class Objects(ChannelModel):
             rest = max(0, item.start + nbytes - max(item.start, object.GUESS_BYTES))
             nbytes, requests = object.GUESS_BYTES + rest, 1 + -(-rest // PART_BYTES)
         trips = min(2, requests)
-        self.meter.count("s3", "GET", requests=requests, nbytes=nbytes, messages=1)
+        self.meter.count(self.latency.store, "GET", requests=requests, nbytes=nbytes, messages=1)
         at_once = min(max(1, requests - 1), REQUESTS_AT_ONCE)
         start = self._gets.enter(now, requests)
         return self._transfer(rank, start, nbytes, at_once, trips * self.latency.s3_get_s)
@@ -338,11 +338,11 @@ class Objects(ChannelModel):
     def _look(self, now: float, awaited: int, in_vain: int) -> float:
         """Look for objects, `in_vain` of which do not exist; return when the rank knows."""
         if awaited > self._listed_above:
-            self.meter.count("s3", "LIST")
+            self.meter.count(self.latency.store, "LIST")
             return self._gets.enter(now) + self.latency.s3_get_s
         if not in_vain:
             return now
-        self.meter.count("s3", "GET", requests=in_vain)
+        self.meter.count(self.latency.store, "GET", requests=in_vain)
         trips = -(-in_vain // REQUESTS_AT_ONCE)
         return self._gets.enter(now, in_vain) + trips * self.latency.s3_get_s
 
@@ -353,7 +353,7 @@ class Hybrid(Queue):
     def __init__(self, conditions: Conditions, meter: Meter) -> None:
         super().__init__(conditions, meter)
         self._objects = Objects(conditions, meter)
-        self._threshold = hybrid.threshold(conditions.prices)
+        self._threshold = hybrid.threshold(conditions.prices, self.latency.store)
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
@@ -363,7 +363,7 @@ class Hybrid(Queue):
         stored: dict[tuple[int, int], list[Item]] = defaultdict(list)
         ready = now
         for given in parcels:
-            together = given.bodies and hybrid.together(given, self._prices)
+            together = given.bodies and hybrid.together(given, self._prices, self.latency.store)
             for parcel in [given] if together else given.split_per_reader():
                 if not together and parcel.nbytes <= self._threshold:
                     small.append(parcel)
@@ -428,7 +428,7 @@ def channel_model(
         raise UsageError(
             f"channel {channel} has no simulation model, so its collectives cannot be forecast"
         )
-    figures = kind.cost(aws=latency.aws, prices=prices)
+    figures = kind.cost(aws=latency.aws, prices=prices, store=latency.store)
     try:
         model: type[ChannelModel] = plugins.resolve(kind.model)
     except (ImportError, AttributeError) as error:
