@@ -239,13 +239,26 @@ def bucket_client(
     meter
         Counts the requests, under the name "s3express".
     """
-    config = Config()
-    zone = zone_of(bucket) or ""
-    configured = endpoint or config.configured_endpoint("s3")
-    url = configured or f"https://{config.zonal_host(bucket, zone, region)}"
-    host = f"{bucket}.{urlsplit(url).netloc}" if configured else ""
+    url, host = _address(bucket, region, endpoint)
     sessions = Sessions(Client(SERVICE, region, url, credentials, meter, host=host))
     return Client(SERVICE, region, url, sessions, meter, host=host)
+
+
+def try_session(
+    bucket: str, region: str, endpoint: str | None, credentials: Credentials, meter: Meter
+) -> None:
+    """Create a session of a bucket; a ServerlessMPIError says why that is not possible."""
+    url, host = _address(bucket, region, endpoint)
+    Sessions(Client(SERVICE, region, url, credentials, meter, host=host)).get()
+
+
+def _address(bucket: str, region: str, endpoint: str | None) -> tuple[str, str]:
+    """Return the URL to connect to, and the Host header if it is not the URL's host."""
+    config = Config()
+    configured = endpoint or config.configured_endpoint("s3")
+    if configured:
+        return configured, f"{bucket}.{urlsplit(configured).netloc}"
+    return f"https://{config.zonal_host(bucket, zone_of(bucket) or '', region)}", ""
 
 
 def own_zone(environ: Mapping[str, str] = os.environ) -> str | None:

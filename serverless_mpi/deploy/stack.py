@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serverless_mpi.aws import control
@@ -128,6 +128,7 @@ class Stack:
     queue_url: str
     console_url: str
     topic_arn: str
+    express: dict[str, str] = field(default_factory=dict)  # zone -> directory bucket
 
     @classmethod
     def find(cls, name: str, endpoint: str | None, region: str) -> Stack:
@@ -164,6 +165,7 @@ class Stack:
             outputs["QueueUrl"],
             outputs["ConsoleUrl"],
             outputs["TopicArn"],
+            _express(found),
         )
 
     def function(self, memory_mb: int | None) -> tuple[int, str]:
@@ -219,6 +221,15 @@ def describe(name: str, endpoint: str | None, region: str) -> dict[str, Any] | N
                 return None
             raise
         return None if found["StackStatus"] == "DELETE_COMPLETE" else found
+
+
+def _express(found: dict[str, Any]) -> dict[str, str]:
+    """The directory buckets of a stack, by zone."""
+    for one in found.get("Outputs") or ():
+        if one["OutputKey"] == "Express":
+            buckets: dict[str, str] = json.loads(one["OutputValue"])
+            return buckets
+    return {}
 
 
 class Deployment:
@@ -283,6 +294,9 @@ class Deployment:
             values = dict(
                 zip(("CodeBucket", "FunctionKey", "LayerKey"), (bucket, *code), strict=True)
             )
+            for zone, name in _express(there or {}).items():
+                if zone not in layout.express:  # only an empty bucket can be removed
+                    empty(s3, name)
             self._say(f"making {len(whole['Resources'])} resources")
             self._apply(
                 "update_stack",
@@ -373,6 +387,9 @@ class Deployment:
             if bucket is not None:
                 self._say(f"emptying bucket {bucket}")
                 empty(self._client("s3"), bucket)
+            for name in _express(found).values():
+                self._say(f"emptying bucket {name}")
+                empty(self._client("s3"), name)
             self._client("cloudformation").delete_stack(StackName=self._name)
             status = self._wait()
             if status != "DELETE_COMPLETE":
