@@ -89,8 +89,8 @@ class Item:
         Slot of its message.
     nbytes
         Bytes of the frame.
-    start
-        Its offset in an object of several readers; 0 otherwise.
+    start, whole
+        Its offset in an object of several readers, and the bytes of that object; 0 otherwise.
     reference
         Bytes of the queue message that refers to the object; 0 without one.
     """
@@ -100,6 +100,7 @@ class Item:
     nbytes: int
     start: int = 0
     reference: int = 0
+    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ class Objects(ChannelModel):
         readers = []
         for dest, parts_of_it in zip(parcel.dests, parcel.bodies, strict=True):
             length = sum(part.nbytes for part in parts_of_it)
-            readers.append((dest, Item(end, parcel.name.tag, length, place)))
+            readers.append((dest, Item(end, parcel.name.tag, length, place, whole=nbytes)))
             place += length
         return readers
 
@@ -310,7 +311,8 @@ class Objects(ChannelModel):
             item.start and not item.reference
         ):  # first the table and what lies near it, then the rest
             rest = max(0, item.start + nbytes - max(item.start, object.GUESS_BYTES))
-            nbytes, requests = object.GUESS_BYTES + rest, 1 + -(-rest // PART_BYTES)
+            nbytes = min(object.GUESS_BYTES, item.whole) + rest
+            requests = 1 + -(-rest // PART_BYTES)
         trips = min(2, requests)
         self.meter.count(self.latency.store, "GET", requests=requests, nbytes=nbytes, messages=1)
         at_once = min(max(1, requests - 1), REQUESTS_AT_ONCE)
