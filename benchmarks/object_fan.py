@@ -43,7 +43,7 @@ def rank() -> None:
     from serverless_mpi.aws.credentials import Credentials
     from serverless_mpi.aws.http import Client
     from serverless_mpi.aws.s3 import PART_BYTES, S3
-    from serverless_mpi.channels.object import EMULATOR_PAUSES
+    from serverless_mpi.channels.object import EMULATOR_PAUSES_S
     from serverless_mpi.metering import Meter
     from serverless_mpi.runtime import get_runtime
 
@@ -75,7 +75,7 @@ def rank() -> None:
         if payload is not None:
             s3.put(key, (payload.data.cast("B"),))
             return
-        pause, longest = EMULATOR_PAUSES.first, EMULATOR_PAUSES.limit
+        pause, longest = EMULATOR_PAUSES_S.first, EMULATOR_PAUSES_S.limit
         whole = np.empty(NBYTES, np.uint8).data.cast("B")
         while s3.get(key, 0, PART_BYTES, whole[:PART_BYTES]) is None:
             time.sleep(pause)

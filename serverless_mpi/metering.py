@@ -3,8 +3,8 @@
 The rule: every attempt counts, retries included, in billed units.  SQS and SNS bill
 each API call by started chunks of 64 KB of payload; S3 bills each request, and S3
 Express also each byte; DELETE is free.  What is not a service of AWS is counted under a
-name of its own, and is free.  Prices are data: `prices.json`, or a file of the same shape; the table names its sources,
-the services' pricing pages.
+name of its own, and is free.  Prices are data: `prices.json`, or a file of the same
+shape; the table names its sources, the services' pricing pages.
 """
 
 from __future__ import annotations

@@ -259,13 +259,6 @@ def test_many_awaited_objects_are_listed_in_the_model_too() -> None:
     )  # there a LIST costs as much as 37 GETs
 
 
-def test_the_network_of_a_function_limits_its_transfers() -> None:
-    one = forecast("bcast", 1 << 26, 2, "object", AWS, PRICES)
-    assert one.seconds > 2 * (1 << 26) / AWS.network_Bps
-    wide = forecast("bcast", 1 << 26, 2, "object", replace(AWS, network_Bps=0.0), PRICES)
-    assert wide.seconds < one.seconds
-
-
 def test_bytes_to_s3_express_are_billed() -> None:
     """Above a megabyte or so an object costs more there than in a general bucket."""
     for nbytes, cheaper in ((1 << 10, True), (1 << 18, True), (1 << 24, False)):

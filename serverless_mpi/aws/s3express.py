@@ -126,12 +126,16 @@ class Sessions:
         ChannelError
             S3 refused a session, or cannot be reached, and the last one has expired.
         """
-        keys = self._keys
-        if keys is None or self._clock() >= self._renew_at:
-            with self._lock:
-                keys = self._keys
-                if keys is None or self._clock() >= self._renew_at:
-                    self._keys = keys = self._renewed(keys)
+        keys, now = self._keys, self._clock()
+        if keys is not None and now < self._renew_at:
+            return keys
+        # while one thread renews, which a busy service delays, the others use what still serves
+        if keys is not None and now < self._ends_at and self._lock.locked():
+            return keys
+        with self._lock:
+            keys = self._keys
+            if keys is None or self._clock() >= self._renew_at:
+                self._keys = keys = self._renewed(keys)
         return keys
 
     def renew(self) -> None:

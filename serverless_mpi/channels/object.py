@@ -73,16 +73,12 @@ assert PART_BYTES % LEAF_BYTES == 0  # so that each range of a body consists of 
 _COUNT = struct.Struct("<I")
 _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
 
-# Bytes per second of one function, all its connections together: 625 Mbit/s ("Lambda quotas",
-# https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html).
-FUNCTION_BPS = 7.8e7
 # AWS: 100-200 ms per small object, 85-90 MB/s per connection ("Performance design patterns for
-# Amazon S3"), of which a function's network carries 78 MB/s.  Emulator: the best fit to the
-# times of all collectives on two cores (docs/benchmarks-collectives.md).  A rank has 8 requests in
-# flight.
+# Amazon S3").  Emulator: the best fit to the times of all collectives on two cores
+# (docs/benchmarks-collectives.md).  A rank has 8 requests in flight.
 AWS_FIGURES = CostParameters(
     latency_s=0.15,
-    bandwidth_Bps=FUNCTION_BPS,
+    bandwidth_Bps=9e7,
     put_usd=5e-6,
     get_usd=4e-7,
     fanout=True,
@@ -135,10 +131,10 @@ class Pauses(NamedTuple):
         return min(2 * pause, max(self.limit, min(self.longest, waited_s / 8)))
 
 
-AWS_PAUSES = Pauses(0.01, 0.2, 1.0)
+AWS_PAUSES_S = Pauses(0.01, 0.2, 1.0)
 # a look costs a thirteenth of one at S3, and an answer comes in 5 ms
-EXPRESS_PAUSES = Pauses(0.005, 0.04, 0.25)
-EMULATOR_PAUSES = Pauses(0.001, 0.02, 0.02)
+EXPRESS_PAUSES_S = Pauses(0.005, 0.04, 0.25)
+EMULATOR_PAUSES_S = Pauses(0.001, 0.02, 0.02)
 REQUESTS_AT_ONCE = 8
 MOST_READS = 5  # of a shared object that is not a frame: a read may have been damaged in transit
 
@@ -524,9 +520,9 @@ class ObjectChannel(Channel):
         service = store_service(spec)
         prices = Prices.load()
         self.figures = self.cost(aws=spec.endpoint is None, prices=prices, store=service)
-        self._pauses = EMULATOR_PAUSES
+        self._pauses = EMULATOR_PAUSES_S
         if spec.endpoint is None:
-            self._pauses = EXPRESS_PAUSES if service == s3express.SERVICE else AWS_PAUSES
+            self._pauses = EXPRESS_PAUSES_S if service == s3express.SERVICE else AWS_PAUSES_S
         self._store = Store(spec, meter, MAX_FRAME_BYTES)
         self._patience = self._store.patience()
         self._listed_above = listed_above(prices, service)

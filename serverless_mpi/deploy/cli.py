@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from serverless_mpi import __version__
-from serverless_mpi.aws import s3express
+from serverless_mpi.deploy import express
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
@@ -183,11 +183,6 @@ def _deploy(options: argparse.Namespace) -> int:
     region = ""
     if options.express or not options.emit:
         region = own_region(options.region, options.endpoint)
-    express: tuple[str, ...] = ()
-    if options.express is not None:
-        if options.endpoint is not None:
-            raise UsageError("--express: emulators have no S3 Express; leave out --endpoint")
-        express = s3express.zones(options.express, region)
     layout = names.Layout(
         options.stack,
         _numbers(options.memory, "--memory"),
@@ -196,7 +191,7 @@ def _deploy(options: argparse.Namespace) -> int:
         target.python,
         target.arch,
         options.snapstart,
-        express,
+        express.zones(options.express, region, options.endpoint),
     )
     _say(f"packing for Python {target.python} on {target.arch}")
     made = package.build(target, options.wheel)

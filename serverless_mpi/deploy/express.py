@@ -11,12 +11,29 @@ Lifecycle for directory buckets", Amazon S3 User Guide.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serverless_mpi.aws import s3express
+from serverless_mpi.errors import UsageError
 from serverless_mpi.job import FRAMES
 
 SESSION = "s3express:CreateSession"
+
+
+def zones(wanted: str | None, region: str, endpoint: str | None) -> tuple[str, ...]:
+    """Return the zones that option --express names; none without it.
+
+    Raises
+    ------
+    UsageError
+        There is no S3 Express there.
+    """
+    if wanted is None:
+        return ()
+    if endpoint is not None:
+        raise UsageError("--express: emulators have no S3 Express; omit --endpoint or --express")
+    return s3express.zones(wanted, region)
 
 
 def bucket_name(zone: str) -> str:
@@ -90,6 +107,15 @@ def outputs(zones: Sequence[str]) -> dict[str, Any]:
         return {}
     buckets = json.dumps({zone: bucket_name(zone) for zone in zones})
     return {"Express": {"Value": {"Fn::Sub": buckets}}}
+
+
+def of_stack(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the directory buckets of a stack, by zone, from what CloudFormation describes."""
+    for one in found.get("Outputs") or ():
+        if one["OutputKey"] == "Express":
+            buckets: dict[str, str] = json.loads(one["OutputValue"])
+            return buckets
+    return {}
 
 
 def _arn(number: int) -> dict[str, Any]:

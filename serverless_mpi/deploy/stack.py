@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serverless_mpi.aws import control
+from serverless_mpi.deploy import express
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import ChannelError, ServerlessMPIError, UsageError
@@ -165,7 +166,7 @@ class Stack:
             outputs["QueueUrl"],
             outputs["ConsoleUrl"],
             outputs["TopicArn"],
-            _express(found),
+            express.of_stack(found),
         )
 
     def function(self, memory_mb: int | None) -> tuple[int, str]:
@@ -221,15 +222,6 @@ def describe(name: str, endpoint: str | None, region: str) -> dict[str, Any] | N
                 return None
             raise
         return None if found["StackStatus"] == "DELETE_COMPLETE" else found
-
-
-def _express(found: dict[str, Any]) -> dict[str, str]:
-    """The directory buckets of a stack, by zone."""
-    for one in found.get("Outputs") or ():
-        if one["OutputKey"] == "Express":
-            buckets: dict[str, str] = json.loads(one["OutputValue"])
-            return buckets
-    return {}
 
 
 class Deployment:
@@ -294,9 +286,9 @@ class Deployment:
             values = dict(
                 zip(("CodeBucket", "FunctionKey", "LayerKey"), (bucket, *code), strict=True)
             )
-            for zone, name in _express(there or {}).items():
+            for zone, name in express.of_stack(there or {}).items():
                 if zone not in layout.express:  # only an empty bucket can be removed
-                    empty(s3, name)
+                    self._empty_directory_bucket(name)
             self._say(f"making {len(whole['Resources'])} resources")
             self._apply(
                 "update_stack",
@@ -358,6 +350,16 @@ class Deployment:
                 break
         return failed
 
+    def _empty_directory_bucket(self, bucket: str) -> None:
+        """Delete objects, and abort uploads, without which S3 does not delete such a bucket."""
+        s3 = self._client("s3")
+        with contextlib.suppress(s3.exceptions.NoSuchBucket):
+            for page in s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket):
+                for one in page.get("Uploads", ()):
+                    upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
+                    s3.abort_multipart_upload(Bucket=bucket, **upload)
+        empty(s3, bucket)
+
     def _output(self, name: str) -> str:
         found = describe(self._name, self._endpoint, self._region) or {}
         return next(
@@ -387,9 +389,9 @@ class Deployment:
             if bucket is not None:
                 self._say(f"emptying bucket {bucket}")
                 empty(self._client("s3"), bucket)
-            for name in _express(found).values():
+            for name in express.of_stack(found).values():
                 self._say(f"emptying bucket {name}")
-                empty(self._client("s3"), name)
+                self._empty_directory_bucket(name)
             self._client("cloudformation").delete_stack(StackName=self._name)
             status = self._wait()
             if status != "DELETE_COMPLETE":

@@ -24,9 +24,7 @@ class Latency:
         Bytes per second of one connection.
     *_per_s
         Requests or messages per second of all ranks together; 0: no limit.
-    network_Bps
-        Bytes per second of one rank, all its connections together; 0: no limit.
-    pauses
+    pauses_s
         Between two looks for an object that is not there.
     starts_per_10_s
         Functions that start in 10 s.
@@ -49,8 +47,7 @@ class Latency:
     s3_Bps: float
     s3_puts_per_s: float
     s3_gets_per_s: float
-    network_Bps: float
-    pauses: object.Pauses
+    pauses_s: object.Pauses
     start_s: float
     starts_per_10_s: int
     topic_entries: int
@@ -70,7 +67,6 @@ class Latency:
 #   PUT/COPY/POST/DELETE or 5,500 GET/HEAD requests per second per partitioned prefix" ("Best
 #   practices design patterns: optimizing Amazon S3 performance"; a new bucket is one partition).
 #   s3_Bps: "85-90 MB/s" per request ("Performance design patterns for Amazon S3").
-#   network_Bps: see `object.FUNCTION_BPS`.
 # starts_per_10_s: 1,000 execution environments every 10 s per function ("Lambda scaling behavior").
 #   start_s: half a second, an estimate with the imports of this package; AWS states none.
 AWS = Latency(
@@ -85,8 +81,7 @@ AWS = Latency(
     s3_Bps=9e7,
     s3_puts_per_s=3500,
     s3_gets_per_s=5500,
-    network_Bps=object.FUNCTION_BPS,
-    pauses=object.AWS_PAUSES,
+    pauses_s=object.AWS_PAUSES_S,
     start_s=0.5,
     starts_per_10_s=1000,
     topic_entries=sns.MAX_ENTRIES,
@@ -101,7 +96,7 @@ EXPRESS = replace(
     s3_get_s=0.005,
     s3_puts_per_s=200_000,
     s3_gets_per_s=2_000_000,
-    pauses=object.EXPRESS_PAUSES,
+    pauses_s=object.EXPRESS_PAUSES_S,
     store=s3express.SERVICE,
 )
 # The embedded emulator: about 0.4 ms per call, one at a time, as measured.
@@ -117,8 +112,7 @@ EMULATOR = Latency(
     s3_Bps=6.5e8,
     s3_puts_per_s=2500,
     s3_gets_per_s=2500,
-    network_Bps=0.0,
-    pauses=object.EMULATOR_PAUSES,
+    pauses_s=object.EMULATOR_PAUSES_S,
     start_s=0.3,
     starts_per_10_s=0,
     topic_entries=queue.EMULATOR_TOPIC_ENTRIES,

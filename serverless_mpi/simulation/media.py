@@ -268,18 +268,6 @@ class Objects(ChannelModel):
         self._puts = _Gate(self.latency.s3_puts_per_s)
         self._gets = _Gate(self.latency.s3_gets_per_s)
         self._listed_above = object.listed_above(conditions.prices, self.latency.store)
-        self._network: dict[int, float] = defaultdict(float)  # rank -> when its link is free
-
-    def _transfer(
-        self, rank: int, start: float, nbytes: int, at_once: int, trips_s: float
-    ) -> float:
-        """Move bytes over `at_once` connections, which share the rank's network; return the end."""
-        end = self._request(rank, start, trips_s + nbytes / at_once / self.latency.s3_Bps)
-        if self.latency.network_Bps:
-            free = max(start, self._network[rank]) + nbytes / self.latency.network_Bps
-            self._network[rank] = free
-            end = max(end, free + trips_s)
-        return end
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
@@ -293,8 +281,11 @@ class Objects(ChannelModel):
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
         requests, trips = (1, 1) if parts == 1 else (parts + 2, 3)
         self.meter.count(self.latency.store, "PUT", requests=requests, nbytes=nbytes, messages=1)
-        start, at_once = self._puts.enter(now, requests), min(parts, REQUESTS_AT_ONCE)
-        end = self._transfer(rank, start, nbytes, at_once, trips * self.latency.s3_put_s)
+        seconds = (
+            trips * self.latency.s3_put_s
+            + nbytes / min(parts, REQUESTS_AT_ONCE) / self.latency.s3_Bps
+        )
+        end = self._request(rank, self._puts.enter(now, requests), seconds)
         if not parcel.bodies:
             return [(dest, Item(end, parcel.name.tag, nbytes)) for dest in parcel.dests]
         readers = []
@@ -316,12 +307,12 @@ class Objects(ChannelModel):
         trips = min(2, requests)
         self.meter.count(self.latency.store, "GET", requests=requests, nbytes=nbytes, messages=1)
         at_once = min(max(1, requests - 1), REQUESTS_AT_ONCE)
-        start = self._gets.enter(now, requests)
-        return self._transfer(rank, start, nbytes, at_once, trips * self.latency.s3_get_s)
+        seconds = trips * self.latency.s3_get_s + nbytes / at_once / self.latency.s3_Bps
+        return self._request(rank, self._gets.enter(now, requests), seconds)
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         left, now, at = sorted(coming, key=_when), since, 0
-        pauses = self.latency.pauses
+        pauses = self.latency.pauses_s
         pause = pauses.first
         while at < len(left):
             begin, missing = at, len(left) - at

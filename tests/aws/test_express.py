@@ -165,6 +165,30 @@ def test_a_session_is_kept_for_four_minutes_and_asked_for_once_by_all_threads() 
         assert kept.get().token == "three"
 
 
+def test_threads_use_a_session_that_still_serves_while_one_renews_it() -> None:
+    asked, answered = threading.Event(), threading.Event()
+    clock = Clock()
+
+    def answer(request: Request) -> Reply:
+        if len(server.requests) == 1:
+            return session("one")
+        asked.set()
+        answered.wait(30.0)
+        return session("two")
+
+    with Server(answer) as server:
+        kept = sessions(server.url, clock)
+        kept.get()
+        clock.now += 250.0
+        renewing = threading.Thread(target=kept.get)
+        renewing.start()
+        assert asked.wait(30.0)
+        assert kept.get().token == "one"
+        answered.set()
+        renewing.join()
+        assert kept.get().token == "two" and len(server.requests) == 2
+
+
 def test_a_session_that_cannot_be_renewed_in_time_is_an_error() -> None:
     answers = [session(), reply(403, b"<Error><Code>AccessDenied</Code></Error>")]
     clock = Clock()

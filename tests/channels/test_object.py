@@ -11,7 +11,7 @@ import pytest
 from serverless_mpi.aws.s3 import PART_BYTES
 from serverless_mpi.channels.base import SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.channels.object import (
-    AWS_PAUSES,
+    AWS_PAUSES_S,
     MAX_FRAME_BYTES,
     MULTIPART_BYTES,
     ObjectChannel,
@@ -182,11 +182,11 @@ def test_a_listing_that_finds_the_service_busy_has_found_nothing_yet(cloud: Clou
 
 
 def test_pauses_grow_to_an_eighth_of_the_wait() -> None:
-    pause, waited, pauses = AWS_PAUSES.first, 0.0, []
+    pause, waited, pauses = AWS_PAUSES_S.first, 0.0, []
     while waited < 60.0:
         pauses.append((waited, pause))
         waited += pause
-        pause = AWS_PAUSES.after(pause, waited)
-    assert pauses[0][1] == 0.01 and pauses[-1][1] == AWS_PAUSES.longest == 1.0
-    assert all(pause <= max(AWS_PAUSES.limit, waited / 8) for waited, pause in pauses)
+        pause = AWS_PAUSES_S.after(pause, waited)
+    assert pauses[0][1] == 0.01 and pauses[-1][1] == AWS_PAUSES_S.longest == 1.0
+    assert all(pause <= max(AWS_PAUSES_S.limit, waited / 8) for waited, pause in pauses)
     assert len(pauses) < 80  # with a pause of at most 0.2 s it would be 300 looks

@@ -14,7 +14,8 @@ from serverless_mpi.aws import control
 from serverless_mpi.aws.s3express import ZONES, zone_of
 from serverless_mpi.channels.object import frames_bucket, store_service
 from serverless_mpi.deploy import bill, cli
-from serverless_mpi.deploy.express import bucket_name
+from serverless_mpi.deploy.express import bucket_name, of_stack
+from serverless_mpi.deploy.stack import Deployment
 from serverless_mpi.job import EXPRESS_BUCKETS, FRAMES_BUCKET, JobSpec, frames_prefix
 from serverless_mpi.launch import aws_lambda, handler
 from serverless_mpi.launch.invocation import Invocation, Task
@@ -195,3 +196,22 @@ def test_names_of_the_buckets_fit() -> None:
         name = bucket_name(zone).replace("${AWS::StackName}", "s" * 30)
         name = name.replace("${AWS::AccountId}", "1" * 12)
         assert len(name) <= 63 and zone_of(name) == zone
+
+
+def test_uploads_are_aborted_before_a_directory_bucket_is_deleted(ministack_endpoint: str) -> None:
+    s3 = control.client("s3", ministack_endpoint, "us-east-1")
+    deployment = Deployment("s", ministack_endpoint, "us-east-1", print)
+    deployment._empty_directory_bucket("smpi-there-is-none")
+    s3.create_bucket(Bucket="smpi-uploads")
+    for number in range(3):
+        s3.create_multipart_upload(Bucket="smpi-uploads", Key=f"f/{number}")
+    s3.put_object(Bucket="smpi-uploads", Key="f/object", Body=b"body")
+    deployment._empty_directory_bucket("smpi-uploads")
+    assert not s3.list_multipart_uploads(Bucket="smpi-uploads").get("Uploads")
+    s3.delete_bucket(Bucket="smpi-uploads")
+
+
+def test_the_buckets_of_a_stack_are_found_in_its_outputs() -> None:
+    outputs = [{"OutputKey": "Express", "OutputValue": json.dumps(BUCKETS)}]
+    assert of_stack({"Outputs": outputs}) == BUCKETS
+    assert of_stack({}) == of_stack({"Outputs": []}) == {}
