@@ -49,6 +49,7 @@ SERVICE = "s3express"  # signs the requests, and names them on the meter and in 
 SESSION_TOKEN = "x-amz-s3session-token"
 SESSION_S = 300.0  # how long a session lasts
 RENEW_BEFORE_S = 60.0  # a new session is asked for this long before the old one ends
+TRIAL_BUDGET_S = 5.0  # of rank 0, for which all ranks wait: there is another bucket
 METADATA_TIMEOUT_S = 1.0
 METADATA_PATH = "/2026-01-15/metadata/execution-environment"
 
@@ -107,11 +108,19 @@ class Sessions:
         Sends CreateSession, signed with the keys of the user or role.
     clock
         Monotonic seconds.
+    budget_s
+        Seconds for which a busy service is asked again.
     """
 
-    def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        client: Client,
+        clock: Callable[[], float] = time.monotonic,
+        budget_s: float = BUDGET_S,
+    ) -> None:
         self._client = client
         self._clock = clock
+        self._budget_s = budget_s
         self._lock = threading.Lock()
         self._keys: Keys | None = None
         self._renew_at = 0.0
@@ -159,7 +168,9 @@ class Sessions:
 
     def _create(self) -> tuple[Keys, float]:
         """Return keys of a new session, and the seconds that they last."""
-        answer = self._client.request("CreateSession", "GET", "/", {"session": ""})
+        answer = self._client.request(
+            "CreateSession", "GET", "/", {"session": ""}, budget_s=self._budget_s
+        )
         if answer.status != 200:
             raise self._client.refused("create a session of the directory bucket", answer)
         text = bytes(answer.body).decode(errors="replace")
@@ -253,7 +264,8 @@ def try_session(
 ) -> None:
     """Create a session of a bucket; a ServerlessMPIError says why that is not possible."""
     url, host = _address(bucket, region, endpoint)
-    Sessions(Client(SERVICE, region, url, credentials, meter, host=host)).get()
+    client = Client(SERVICE, region, url, credentials, meter, host=host)
+    Sessions(client, budget_s=TRIAL_BUDGET_S).get()
 
 
 def _address(bucket: str, region: str, endpoint: str | None) -> tuple[str, str]:

@@ -78,12 +78,7 @@ def resources(zones: Sequence[str]) -> dict[str, dict[str, Any]]:
                             "Principal": {"Service": "lifecycle.s3.amazonaws.com"},
                             "Action": SESSION,
                             "Resource": _arn(number),
-                            "Condition": {
-                                "StringEquals": {
-                                    "s3express:SessionMode": "ReadWrite",
-                                    "aws:SourceAccount": {"Ref": "AWS::AccountId"},
-                                }
-                            },
+                            "Condition": {"StringEquals": {"s3express:SessionMode": "ReadWrite"}},
                         }
                     ],
                 },
