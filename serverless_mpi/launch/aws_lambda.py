@@ -563,7 +563,10 @@ class Job:
         """Delete the job's frames in the buckets; a lifecycle rule expires its records in a day."""
         if "s3" not in channels.load(self._plan.channel).services:
             return
-        for name in (self._stack.bucket, *self._stack.express.values()):
+        # the one that rank 0 chose; all in which they may lie if it did not report that
+        names = [self._stack.bucket, *self._stack.express.values()]
+        chosen = (self._ranks[0].facts.get("storage") or {}).get("bucket")
+        for name in [chosen] if chosen in names else names:
             with (
                 contextlib.suppress(ChannelError, UsageError),
                 explained("remove the job's objects", self._stack.endpoint, self._stack.region),

@@ -145,8 +145,16 @@ def test_the_bill_says_where_frames_lay_and_prices_requests_and_bytes() -> None:
     assert bill.summary([facts], [], 1024, "x86_64", prices)["storage"] == ""
 
 
+@pytest.mark.parametrize(
+    "facts, names",
+    [
+        ({}, ["general", *BUCKETS.values()]),
+        ({"storage": {"zone": ZONE, "bucket": BUCKET}}, [BUCKET]),
+        ({"storage": {"bucket": "another's"}}, ["general", *BUCKETS.values()]),
+    ],
+)
 def test_frames_are_removed_from_every_bucket_in_which_they_may_lie(
-    monkeypatch: pytest.MonkeyPatch,
+    facts: dict[str, Any], names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emptied: list[tuple[str, str]] = []
 
@@ -160,11 +168,15 @@ def test_frames_are_removed_from_every_bucket_in_which_they_may_lie(
     spec = JobSpec.new(2, "object")
     stack = SimpleNamespace(bucket="general", express=BUCKETS, endpoint=None, region="us-east-1")
     job = SimpleNamespace(
-        _plan=SimpleNamespace(channel="object"), _stack=stack, _s3=None, spec=spec
+        _plan=SimpleNamespace(channel="object"),
+        _stack=stack,
+        _s3=None,
+        spec=spec,
+        _ranks=[SimpleNamespace(facts=facts)],
     )
     aws_lambda.Job._remove_frames(job)  # type: ignore[arg-type]
     prefix = frames_prefix(spec.job_id)
-    assert emptied == [(name, prefix) for name in ("general", *BUCKETS.values())]
+    assert emptied == [(name, prefix) for name in names]
 
 
 @pytest.mark.parametrize(
