@@ -12,6 +12,8 @@ import pytest
 
 from serverless_mpi import channels
 from serverless_mpi.api.topologies import Cart
+from serverless_mpi.aws import control
+from serverless_mpi.aws.credentials import emulator_keys
 from serverless_mpi.collectives import allgather, reduce
 from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, always, select
 from serverless_mpi.collectives.operations import OPERATIONS, Layout, example_calls, keep_first
@@ -19,10 +21,11 @@ from serverless_mpi.collectives.steps import Recv, Scatter, Send
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.inference.plan import Deployment, Work, place, predict
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import FRAMES_BUCKET, JobSpec
 from serverless_mpi.metering import Prices, Snapshot, merge
 from serverless_mpi.runtime import Runtime
 from serverless_mpi.simulation import AWS, EMULATOR, LATENCIES, forecast
+from tests.aws.express import Express, directory_bucket, plain
 from tests.harness import on_each
 
 SIZE = 8
@@ -267,3 +270,33 @@ def test_bytes_to_s3_express_are_billed() -> None:
             for name in ("aws", "express")
         )
         assert (express.usd < usual.usd) == cheaper
+
+
+@pytest.mark.parametrize("channel", ["object", "hybrid"])
+def test_the_model_counts_what_a_directory_bucket_counts(
+    channel: str, ministack_endpoint: str
+) -> None:
+    s3 = control.client("s3", ministack_endpoint, "us-east-1")
+    with Express(ministack_endpoint) as front:
+        made = Ranks(channel, front.url)
+        keys = emulator_keys(made.spec.key)
+        front.users.add((keys.access, keys.secret))
+        bucket = directory_bucket("smpi-model")
+        s3.create_bucket(Bucket=plain(bucket))
+        made.spec = replace(made.spec, settings={**made.spec.settings, FRAMES_BUCKET: bucket})
+        try:
+            counts = made.count(MIX, 300_000, 10)
+        finally:
+            made.kind.destroy(made.spec)
+            for one in s3.list_objects_v2(Bucket=plain(bucket)).get("Contents", ()):
+                s3.delete_object(Bucket=plain(bucket), Key=one["Key"])
+            s3.delete_bucket(Bucket=plain(bucket))
+    emulator = replace(EMULATOR, store="s3express")
+    taken = forecast("allgather", 300_000, SIZE, channel, emulator, PRICES, MIX).requests
+    assert counts.pop("s3express.CreateSession")["requests"] == SIZE
+    assert not any(name.startswith("s3.") for name in counts)
+    for name in ("s3express.PUT", "s3express.GET"):
+        fields = ("messages", "nbytes") + (("requests", "billed") if name.endswith("PUT") else ())
+        assert {field: counts[name][field] for field in fields} == {
+            field: taken[name][field] for field in fields
+        }
