@@ -236,6 +236,15 @@ def _batches(sizes: list[int]) -> int:
     return count
 
 
+def on_express(operations: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """The requests of a job on `object`, had its frames been in a directory bucket."""
+    moved = {name.replace("s3.", "s3express."): row for name, row in operations.items()}
+    session = dict.fromkeys(("nbytes", "messages"), 0) | dict.fromkeys(
+        ("requests", "billed"), ranks
+    )
+    return {**moved, "s3express.CreateSession": session}
+
+
 # --- the tables -----------------------------------------------------------------------------------
 
 
@@ -324,6 +333,15 @@ def c1() -> Iterator[Row]:
                         yield Row(what, mine, "", mine / int(theirs[key]))
                     else:
                         yield _at_most(what, mine, most, "", f"<= {most}", mine / int(theirs[key]))
+                usd = billed.bill(use_of(on_express(operations, WORKERS))).communication_usd
+                yield _at_most(
+                    "object: the same requests to S3 Express, every one billed",
+                    1e3 * usd,
+                    1.5,
+                    "m$",
+                    "<= 1.5",
+                    usd / dollars[channel],
+                )
             was_usd, was_billed = (
                 paper.bill(use_theirs).communication_usd,
                 billed.bill(use_theirs).communication_usd,

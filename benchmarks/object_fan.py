@@ -75,7 +75,7 @@ def rank() -> None:
         if payload is not None:
             s3.put(key, (payload.data.cast("B"),))
             return
-        pause, longest = EMULATOR_PAUSES_S
+        pause, longest = EMULATOR_PAUSES_S.first, EMULATOR_PAUSES_S.limit
         whole = np.empty(NBYTES, np.uint8).data.cast("B")
         while s3.get(key, 0, PART_BYTES, whole[:PART_BYTES]) is None:
             time.sleep(pause)

@@ -104,7 +104,7 @@ def simulate(
         f"{ranks} ranks over {channel}, latency {latency}, {region};"
         " a model, see docs/collectives.md"
     )
-    if latency == "aws":
+    if model.aws:
         waves = (ranks - 1) // model.starts_per_10_s
         usd = ranks * prices.usd_per_request["lambda"]
         yield (

@@ -22,6 +22,9 @@ from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_RANK
 from serverless_mpi.errors import JobError
 
 FRAMES = "f/"  # where frames lie in a bucket; the role of a stack's functions grants this prefix
+# Settings: where frames lie, if not in the setting "bucket"; and, until rank 0 has chosen it, the
+# directory buckets that it can be, by zone in JSON.
+FRAMES_BUCKET, EXPRESS_BUCKETS = "frames_bucket", "express_buckets"
 KEY_BYTES = 32
 # Set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun) and Open MPI's mpirun.
 MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")

@@ -1,10 +1,10 @@
 """Counts billable requests and bytes, and prices them.
 
 The rule: every attempt counts, retries included, in billed units.  SQS and SNS bill
-each API call by started chunks of 64 KB of payload; S3 bills each request; DELETE is
-free.  What is not a service of AWS is counted under a name of its own, and is free.
-Prices are data: `prices.json`, or a file of the same shape; the table names its sources,
-the services' pricing pages.
+each API call by started chunks of 64 KB of payload; S3 bills each request, and S3
+Express also each byte; DELETE is free.  What is not a service of AWS is counted under a
+name of its own, and is free.  Prices are data: `prices.json`, or a file of the same
+shape; the table names its sources, the services' pricing pages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from serverless_mpi.errors import UsageError
 
 # SQS and SNS: "every 64 KB chunk of a payload is billed as 1 request"
 BILLED_CHUNK_BYTES = 64 * 1024
+BYTES_PER_GB = 1 << 30  # as in the examples of "Amazon S3 FAQs"
 CHUNKED_SERVICES = ("sqs", "sns")
 _FIELDS = ("requests", "billed", "nbytes", "messages")
 
@@ -91,8 +92,8 @@ def merge(snapshots: list[Snapshot]) -> Snapshot:
     for snapshot in snapshots:
         for name, row in snapshot.items():
             into = total.setdefault(name, dict.fromkeys(_FIELDS, 0))
-            for field in _FIELDS:
-                into[field] += row[field]
+            for count in _FIELDS:
+                into[count] += row[count]
     return total
 
 
@@ -108,12 +109,15 @@ class Prices:
         US dollars per billed unit, by "service" or "service.OPERATION".
     usd_per_gb_second
         US dollars per gigabyte-second of a function, by architecture.
+    usd_per_gb
+        US dollars per gigabyte (2**30 bytes) moved by a request, by "service.OPERATION".
     """
 
     dated: str
     region: str
     usd_per_request: Mapping[str, float]
     usd_per_gb_second: Mapping[str, float]
+    usd_per_gb: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Prices:
@@ -132,6 +136,7 @@ class Prices:
                 str(table["region"]),
                 {name: float(usd) for name, usd in table["usd_per_request"].items()},
                 {name: float(usd) for name, usd in table["usd_per_gb_second"].items()},
+                {name: float(usd) for name, usd in table.get("usd_per_gb", {}).items()},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(
@@ -142,9 +147,17 @@ class Prices:
         """Return the US dollars per billed unit of "service.operation"; 0 for what is not AWS."""
         return self.usd_per_request.get(name, self.usd_per_request.get(name.partition(".")[0], 0.0))
 
+    def per_byte(self, name: str) -> float:
+        """Return the US dollars per byte that "service.operation" moves."""
+        return self.usd_per_gb.get(name, 0.0) / BYTES_PER_GB
+
+    def usd(self, name: str, row: Mapping[str, int]) -> float:
+        """Return the US dollars for the counts of one operation."""
+        return row["billed"] * self.of(name) + row["nbytes"] * self.per_byte(name)
+
     def requests_usd(self, snapshot: Snapshot) -> float:
         """Return the US dollars for all counted requests."""
-        return sum(row["billed"] * self.of(name) for name, row in snapshot.items())
+        return sum(self.usd(name, row) for name, row in snapshot.items())
 
     def lambda_usd(self, seconds: float, memory_gb: float, arch: str = "x86_64") -> float:
         """Return the US dollars of a function of `memory_gb` that runs `seconds`, with its start."""
@@ -161,7 +174,7 @@ def report(records: list[dict[str, Any]], prices: Prices) -> dict[str, Any]:
     """
     total = merge([record["meter"] for record in records])
     operations = {
-        name: {**row, "usd": row["billed"] * prices.of(name)} for name, row in sorted(total.items())
+        name: {**row, "usd": prices.usd(name, row)} for name, row in sorted(total.items())
     }
     return {
         "ranks": len(records),

@@ -55,7 +55,7 @@ def test_simulate_says_requests_seconds_and_dollars() -> None:
 def test_what_cannot_be_simulated_is_said(call: str) -> None:
     with pytest.raises(UsageError, match="not a collective"):
         list(simulate([call], 4, "queue", "aws", "us-east-1", PRICES))
-    with pytest.raises(UsageError, match="known are aws, emulator"):
+    with pytest.raises(UsageError, match="known are aws, express, emulator"):
         list(simulate(["barrier"], 4, "queue", "mars", "us-east-1", PRICES))
 
 

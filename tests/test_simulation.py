@@ -12,15 +12,20 @@ import pytest
 
 from serverless_mpi import channels
 from serverless_mpi.api.topologies import Cart
+from serverless_mpi.aws import control
+from serverless_mpi.aws.credentials import emulator_keys
 from serverless_mpi.collectives import allgather, reduce
 from serverless_mpi.collectives.choose import ALGORITHMS, Algorithm, Facts, always, select
 from serverless_mpi.collectives.operations import OPERATIONS, Layout, example_calls, keep_first
 from serverless_mpi.collectives.steps import Recv, Scatter, Send
 from serverless_mpi.errors import UsageError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.inference.cost import BilledModel
+from serverless_mpi.inference.plan import Deployment, Work, place, predict
+from serverless_mpi.job import FRAMES_BUCKET, JobSpec
 from serverless_mpi.metering import Prices, Snapshot, merge
 from serverless_mpi.runtime import Runtime
-from serverless_mpi.simulation import AWS, EMULATOR, forecast
+from serverless_mpi.simulation import AWS, EMULATOR, LATENCIES, forecast
+from tests.aws.express import Express, directory_bucket, plain
 from tests.harness import on_each
 
 SIZE = 8
@@ -212,3 +217,86 @@ def test_unknown_operations_and_channels_are_named() -> None:
         forecast("alreduce", 8, 4, "queue", AWS, PRICES)
     with pytest.raises(UsageError, match="channel memory has no simulation model"):
         forecast("allreduce", 8, 4, "memory", AWS, PRICES)
+
+
+def dollars(counts: dict[str, int], nbytes: dict[str, int]) -> float:
+    """What requests cost, by the price table."""
+    rows = {
+        name: {"requests": n, "billed": n, "messages": 0, "nbytes": nbytes.get(name, 0)}
+        for name, n in counts.items()
+    }
+    return PRICES.requests_usd(rows)
+
+
+def test_c1_over_object_costs_a_fifth_on_s3_express() -> None:
+    """FSD-Inference's c1: 8 workers, 120 layers, 1.3 MB in all (docs/benchmarks.md), counts as the planner's."""
+    work = Work.radix(1024, 120, 10_000)
+    planned = predict(work, place("lambda"), Deployment(1, 8, "object", 1769), BilledModel())
+    assert planned is not None
+    puts, gets = (planned.use.of("s3", operation)[0] for operation in ("PUT", "GET"))
+    assert (puts, gets) == (960, 6869)
+    usual = dollars({"s3.PUT": puts, "s3.GET": gets}, {})
+    counts = {"s3express.PUT": puts, "s3express.GET": gets, "s3express.CreateSession": 8}
+    moved = {"s3express.PUT": 1_300_000, "s3express.GET": 7 * 1_300_000}
+    assert usual == pytest.approx(0.0075, abs=5e-5)
+    assert dollars(counts, moved) < 0.0015 and dollars(counts, moved) / usual < 0.18
+    # with a look in vain for every object
+    layer = {
+        name: forecast("alltoall", 193, 8, "object", LATENCIES[name], PRICES)
+        for name in ("aws", "express")
+    }
+    assert 120 * layer["express"].usd < 0.00151 < 0.0101 < 120 * layer["aws"].usd
+    assert layer["express"].seconds < layer["aws"].seconds / 10
+    assert layer["express"].requests["s3express.PUT"]["requests"] == 8
+
+
+def test_many_awaited_objects_are_listed_in_the_model_too() -> None:
+    taken = forecast("alltoall", 1024, 64, "object", AWS, PRICES)
+    assert taken.requests["s3.LIST"]["requests"] <= 3 * 64
+    assert taken.requests["s3.GET"]["requests"] < 1.1 * taken.messages
+    few = forecast("alltoall", 1024, 12, "object", AWS, PRICES)
+    assert "s3.LIST" not in few.requests
+    assert (
+        "s3express.LIST"
+        not in forecast("alltoall", 1024, 37, "object", LATENCIES["express"], PRICES).requests
+    )  # there a LIST costs as much as 37 GETs
+
+
+def test_bytes_to_s3_express_are_billed() -> None:
+    """Above a megabyte or so an object costs more there than in a general bucket."""
+    for nbytes, cheaper in ((1 << 10, True), (1 << 18, True), (1 << 24, False)):
+        usual, express = (
+            forecast("bcast", nbytes, 2, "object", LATENCIES[name], PRICES)
+            for name in ("aws", "express")
+        )
+        assert (express.usd < usual.usd) == cheaper
+
+
+@pytest.mark.parametrize("channel", ["object", "hybrid"])
+def test_the_model_counts_what_a_directory_bucket_counts(
+    channel: str, ministack_endpoint: str
+) -> None:
+    s3 = control.client("s3", ministack_endpoint, "us-east-1")
+    with Express(ministack_endpoint) as front:
+        made = Ranks(channel, front.url)
+        keys = emulator_keys(made.spec.key)
+        front.users.add((keys.access, keys.secret))
+        bucket = directory_bucket("smpi-model")
+        s3.create_bucket(Bucket=plain(bucket))
+        made.spec = replace(made.spec, settings={**made.spec.settings, FRAMES_BUCKET: bucket})
+        try:
+            counts = made.count(MIX, 300_000, 10)
+        finally:
+            made.kind.destroy(made.spec)
+            for one in s3.list_objects_v2(Bucket=plain(bucket)).get("Contents", ()):
+                s3.delete_object(Bucket=plain(bucket), Key=one["Key"])
+            s3.delete_bucket(Bucket=plain(bucket))
+    emulator = replace(EMULATOR, store="s3express")
+    taken = forecast("allgather", 300_000, SIZE, channel, emulator, PRICES, MIX).requests
+    assert counts.pop("s3express.CreateSession")["requests"] == SIZE
+    assert not any(name.startswith("s3.") for name in counts)
+    for name in ("s3express.PUT", "s3express.GET"):
+        fields = ("messages", "nbytes") + (("requests", "billed") if name.endswith("PUT") else ())
+        assert {field: counts[name][field] for field in fields} == {
+            field: taken[name][field] for field in fields
+        }

@@ -76,8 +76,8 @@ class Config:
         named = explicit or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
         return named or self._own().get("region") or DEFAULT_REGION
 
-    def endpoint(self, service: str, region: str) -> str:
-        """Return the URL of a service, AWS's own unless another is configured."""
+    def configured_endpoint(self, service: str) -> str | None:
+        """Return the URL of a service that the user has configured; None without one."""
         if not _true(
             self._setting("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls")
         ):
@@ -91,21 +91,34 @@ class Config:
             ):
                 if url:
                     return url
-        domain, dual = next(
-            (domain, dual) for start, domain, dual in PARTITIONS if region.startswith(start)
-        )
+        return None
+
+    def endpoint(self, service: str, region: str) -> str:
+        """Return the URL of a service, AWS's own unless another is configured."""
+        configured = self.configured_endpoint(service)
+        if configured is not None:
+            return configured
+        domain, dual = _domains(region)
         # every endpoint of GovCloud but S3's is a FIPS endpoint
         always = region.startswith("us-gov-") and service != "s3"
-        fips = (
-            "-fips"
-            if not always and _true(self._setting("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint"))
-            else ""
-        )
-        if _true(self._setting("AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint")):
+        fips = "" if always else self._fips()
+        if self._dual_stack():
             if service == "s3":
                 return f"https://s3{fips}.dualstack.{region}.{domain}"
             return f"https://{service}{fips}.{region}.{dual}"
         return f"https://{service}{fips}.{region}.{domain}"
+
+    def zonal_host(self, bucket: str, zone: str, region: str) -> str:
+        """Return the host of AWS's endpoint of a directory bucket in an Availability Zone."""
+        dual = ".dualstack" if self._dual_stack() else ""
+        return f"{bucket}.s3express{self._fips()}-{zone}{dual}.{region}.{_domains(region)[0]}"
+
+    def _fips(self) -> str:
+        fips = _true(self._setting("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint"))
+        return "-fips" if fips else ""
+
+    def _dual_stack(self) -> bool:
+        return _true(self._setting("AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint"))
 
     def tls(self) -> ssl.SSLContext:
         """Return the context that verifies a server's certificate and name.
@@ -134,6 +147,11 @@ class Config:
     def _setting(self, variable: str, name: str) -> str:
         """Return a setting of the environment or of the profile; "" if it is not set."""
         return self.environ.get(variable) or self._own().get(name) or ""
+
+
+def _domains(region: str) -> tuple[str, str]:
+    """Return the domains of a region's endpoints and dual-stack endpoints."""
+    return next((domain, dual) for start, domain, dual in PARTITIONS if region.startswith(start))
 
 
 def _true(text: str) -> bool:

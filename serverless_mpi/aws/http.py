@@ -22,12 +22,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from serverless_mpi.aws.config import Config
 from serverless_mpi.aws.connection import IDLE_S, Answer, Come, Connection, Into, Lost, Untrusted
-from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.refusals import refused
 from serverless_mpi.aws.retry import (
     ATTEMPTS,
@@ -39,7 +38,7 @@ from serverless_mpi.aws.retry import (
     event_of,
     longest_pause_s,
 )
-from serverless_mpi.aws.sigv4 import UNSIGNED, Signer, canonical_query
+from serverless_mpi.aws.sigv4 import UNSIGNED, Keys, Signer, canonical_query
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.metering import Meter
 
@@ -54,6 +53,16 @@ class Busy(ChannelError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retryable=True)
+
+
+class KeySource(Protocol):
+    """What signs requests: `credentials.Credentials`, or sessions of a directory bucket."""
+
+    def get(self) -> Keys:
+        """Return the keys to sign with now."""
+
+    def renew(self) -> None:
+        """Note that the service says that the keys have expired."""
 
 
 class _Attempt(NamedTuple):
@@ -73,7 +82,7 @@ class Client:
     Parameters
     ----------
     service
-        "sqs", "sns" or "s3".
+        "sqs", "sns", "s3" or "s3express".
     region
         AWS region for signatures and for AWS's own endpoint.
     endpoint
@@ -84,6 +93,8 @@ class Client:
         Counts every attempt.
     sleep, chance, clock
         Pause in seconds; a random number between two; monotonic seconds.  Tests replace them.
+    host
+        The Host header, of a bucket with a name of its own; "" for the endpoint's.
     """
 
     def __init__(
@@ -91,11 +102,12 @@ class Client:
         service: str,
         region: str,
         endpoint: str | None,
-        credentials: Credentials,
+        credentials: KeySource,
         meter: Meter,
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[float, float], float] = random.uniform,
         clock: Callable[[], float] = time.monotonic,
+        host: str = "",
     ) -> None:
         self.service = service
         self.meter = meter
@@ -104,7 +116,7 @@ class Client:
         url = urlsplit(self.endpoint)
         self._tls = config.tls() if url.scheme == "https" else None
         self._address = (url.hostname or "", url.port or (443 if self._tls else 80))
-        self.host = url.netloc
+        self.host = host or url.netloc
         self._credentials = credentials
         self._signer = Signer(service, region)
         self.sleep = sleep

@@ -51,6 +51,10 @@ ADVICE_OF: dict[str, dict[str, str]] = {
         "NotFound": "the job's topic is gone, or in another region: start the job again",
         "KMSAccessDenied": "the keys may not use the topic's encryption key",
     },
+    "s3express": {
+        "NoSuchBucket": "the stack's directory bucket is gone: run `smpi deploy --express auto`",
+        "AccessDenied": "the keys lack the permission s3express:CreateSession of this bucket",
+    },
     "s3": {
         "NoSuchBucket": "the job's bucket is gone: start the job again",
         "EntityTooSmall": "a part of a multipart upload is below 5 MiB: a fault of this package",

@@ -77,6 +77,13 @@ REPEATABLE: dict[str, str] = {
     "sts.AssumeRole": "another set of keys, both good",
     "sts.AssumeRoleWithWebIdentity": "another set of keys, both good",
 }
+# a directory bucket has the actions of a bucket
+REPEATABLE |= {
+    name.replace("s3.", "s3express."): why
+    for name, why in REPEATABLE.items()
+    if name.startswith("s3.")
+}
+REPEATABLE["s3express.CreateSession"] = "another set of keys, both good"
 # s3.CompleteMultipartUpload is not in it: a second one fails with NoSuchUpload, and aws/s3.py then
 # looks for the object.
 

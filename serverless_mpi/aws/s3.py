@@ -1,8 +1,14 @@
 """S3: put, read (whole or by ranges), list and delete objects.
 
-Pitfall: a write whose answer was lost may have been done.  A PUT is repeated, since it
-writes the same bytes; `create` recognises its own object by the body; a multipart upload
-that is gone is compared by length.  S3 may also answer 200 with an <Error> in the body.
+Pitfalls:
+
+- A write whose answer was lost may have been done.  A PUT is repeated, since it writes
+  the same bytes; `create` recognises its own object by the body; a multipart upload that
+  is gone is compared by length.
+- S3 may answer 200 with an <Error> in the body.
+- 404 is also the status of a bucket that does not exist, which no pause will change.
+
+What a directory bucket does differently is in `s3express.py`, whose class derives from `S3`.
 
 Source: Amazon S3 API Reference.
 """
@@ -27,6 +33,7 @@ DELETE_BUDGET_S = 2.0  # a delete that fails is tried again later, with others
 MAX_DIGITS = 20  # of an object's size
 _ERROR = re.compile(rb"<Error>(.*?)</Error>", re.DOTALL)
 _KEY = re.compile(rb"<Key>([^<]*)</Key>")
+_PAGE = 1000  # keys of one listing
 _COMPLETIONS = 4  # attempts to complete an upload when the answers are lost
 Parallel = Callable[[Callable[[int], str], Sequence[int]], list[str]]
 
@@ -38,9 +45,14 @@ class S3:
         self._client = client
         self._bucket = bucket
 
-    def _path(self, key: str) -> str:
-        """Return the percent-encoded path of an object."""
-        return f"/{self._bucket}/{quote(key, safe='-_.~/')}"
+    def _path(self, key: str = "") -> str:
+        """Return the percent-encoded path of an object; without a key, of the bucket."""
+        return f"/{self._bucket}/{quote(key, safe='-_.~/')}" if key else f"/{self._bucket}"
+
+    def _checksum(self, body: bytes) -> Mapping[str, str]:
+        """Return the header that DeleteObjects requires."""
+        digest = md5(body, usedforsecurity=False).digest()
+        return {"content-md5": base64.b64encode(digest).decode()}
 
     def _refuse(self, what: str, answer: Answer) -> ChannelError:
         """Return the error for an answer whose status is not success."""
@@ -83,10 +95,15 @@ class S3:
             )
             if answer.status != 409:
                 break
-            pause = patience.pause()  # a concurrent write of that name: S3 asks to try again
+            # A concurrent write of that name: S3 asks to try again.  Many ranks may be told so
+            # at the same time, and a GET costs a twelfth of a PUT.
+            pause = patience.pause()
             if pause is None:
                 break
             self._client.sleep(pause)
+            there = self.get(key)
+            if there is not None:
+                return bytes(there[0]) == body
         if answer.status == 412:
             there = self.get(key)
             return there is not None and bytes(there[0]) == body
@@ -227,6 +244,13 @@ class S3:
         -------
         (bytes, size of the whole object); fewer bytes than `length` if the object ends before.
         None if it does not exist.
+
+        Raises
+        ------
+        ChannelError
+            S3 refused it, or the bucket does not exist.
+        Busy
+            The service was busy for `budget_s` seconds.
         """
         headers = {}
         if length is not None:
@@ -235,33 +259,51 @@ class S3:
         answer = self._client.request(
             "GET", "GET", self._path(key), headers=headers, into=named, come=come, budget_s=budget_s
         )
-        if answer.status == 404:
+        if answer.status == 404 and b"NoSuchBucket" not in bytes(answer.body):
             return None
         if answer.status == 416:  # the object ends before the range
             return memoryview(bytearray()), _size(answer.headers) if start else 0
         if answer.status not in (200, 206):
             raise self._refuse(f"get {key}", answer)
         self._client.meter.count(
-            "s3", "GET", requests=0, nbytes=answer.body.nbytes, messages=1 if start == 0 else 0
+            self._client.service,
+            "GET",
+            requests=0,
+            nbytes=answer.body.nbytes,
+            messages=1 if start == 0 else 0,
         )
         return answer.body, _size(answer.headers)
 
-    def list(self, prefix: str, after: str = "", budget_s: float = BUDGET_S) -> list[str]:
+    def list(self, prefix: str, after: str = "", budget_s: float = BUDGET_S) -> Sequence[str]:
         """Return up to 1000 keys that begin with `prefix` and sort after `after`, in order."""
-        query = {"list-type": "2", "prefix": prefix}
-        if after:
-            query["start-after"] = after
-        answer = self._client.request("LIST", "GET", f"/{self._bucket}", query, budget_s=budget_s)
+        keys, body = self._list(prefix, {"start-after": after} if after else {}, budget_s)
+        # a caller would request a page of wrong keys again and again
+        if not all(key > after for key in keys):
+            raise self._client.garbled(f"list {prefix}", body)
+        return keys
+
+    def list_all(self, prefix: str, budget_s: float = BUDGET_S) -> Sequence[str]:
+        """Return every key that begins with `prefix`; one request per 1000 keys."""
+        keys: Sequence[str] = []
+        while True:
+            page = self.list(prefix, keys[-1] if keys else "", budget_s)
+            keys = [*keys, *page]
+            if len(page) < _PAGE:
+                return keys
+
+    def _list(
+        self, prefix: str, query: Mapping[str, str], budget_s: float
+    ) -> tuple[Sequence[str], bytes]:
+        """Return the keys of one page of a listing, and the answer's body."""
+        query = {"list-type": "2", "prefix": prefix, **query}
+        answer = self._client.request("LIST", "GET", self._path(), query, budget_s=budget_s)
         if answer.status != 200:
             raise self._refuse(f"list {prefix}", answer)
         body = bytes(answer.body)
         keys = [_key(text) for text in _KEY.findall(body)]
-        # a caller would request a page of wrong keys again and again
-        if b"</ListBucketResult>" not in body or not all(
-            key > after and key.startswith(prefix) for key in keys
-        ):
+        if b"</ListBucketResult>" not in body or not all(key.startswith(prefix) for key in keys):
             raise self._client.garbled(f"list {prefix}", body)
-        return keys
+        return keys, body
 
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
         """Delete up to 1000 objects in one request; return the keys of those that failed."""
@@ -270,11 +312,9 @@ class S3:
         answer = self._client.request(
             "DELETE",
             "POST",
-            f"/{self._bucket}",
+            self._path(),
             {"delete": ""},
-            headers={
-                "content-md5": base64.b64encode(md5(body, usedforsecurity=False).digest()).decode()
-            },
+            headers=self._checksum(body),
             body=body,
             budget_s=DELETE_BUDGET_S,
         )

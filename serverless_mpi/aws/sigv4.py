@@ -17,16 +17,30 @@ from hashlib import sha256
 from urllib.parse import quote
 
 UNSIGNED = "UNSIGNED-PAYLOAD"  # S3 accepts it over TLS, an emulator always
+TOKEN = "x-amz-security-token"  # header of the token of temporary keys
 
 
 @dataclass(frozen=True)
 class Keys:
-    """An access key; `expires` is in seconds since the epoch, None for never."""
+    """An access key.
+
+    Attributes
+    ----------
+    access, secret
+        Id and secret.
+    token
+        Token of temporary keys; None for others.
+    expires
+        Seconds since the epoch; None for never.
+    token_header
+        Header that carries the token: TOKEN, or that of a session of S3 Express.
+    """
 
     access: str
     secret: str
     token: str | None = None
     expires: float | None = None
+    token_header: str = TOKEN
 
     def __repr__(self) -> str:
         return f"Keys({self.access!r}, ...)"
@@ -94,7 +108,7 @@ class Signer:
             "x-amz-content-sha256": payload_hash,
         }
         if keys.token is not None:
-            signed["x-amz-security-token"] = keys.token
+            signed[keys.token_header] = keys.token
         if not keys.access:
             return signed
         names = sorted(signed)

@@ -123,6 +123,8 @@ class CostParameters:
         Ranks that can be busy at once: the cores of one machine; 0 if each has its own.
     billed_bytes
         A message is billed once per started `billed_bytes` bytes; 0 if it is billed once.
+    put_usd_per_byte, get_usd_per_byte
+        US dollars per byte, on top of `put_usd` and `get_usd`.
     large
         (limit in bytes, the cost parameters of messages longer than that); None if all
         lengths have the same.
@@ -139,6 +141,8 @@ class CostParameters:
     get_s: float = 0.0
     parallelism: int = 0
     billed_bytes: int = 0
+    put_usd_per_byte: float = 0.0
+    get_usd_per_byte: float = 0.0
     large: tuple[int, CostParameters] | None = None
 
 
@@ -203,7 +207,7 @@ class Channel(ABC):
         self.meter = meter
 
     @classmethod
-    def cost(cls, *, aws: bool, prices: Prices) -> CostParameters:
+    def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:
         """Return the cost parameters on AWS or on an emulator, without a job.
 
         Parameters
@@ -212,6 +216,8 @@ class Channel(ABC):
             On AWS; otherwise on the embedded emulator.
         prices
             Price table, for channels that choose a way by price.
+        store
+            Where objects are, for channels that store some: "s3" or "s3express".
         """
         if aws or cls.emulator_figures is None:
             return cls.figures

@@ -32,7 +32,8 @@ from serverless_mpi.metering import Meter
 MAX_FAILED = 100_000  # names kept for another attempt; 10 MB
 MAX_REPORTED = 1000  # keys of one report
 MAX_REPORT_BYTES = 1 << 18
-_SHARED_KEY = re.compile(r"m/[0-9a-f]{16}/([0-9]{6,9})/[0-9a-f./]{1,80}")
+# `FrameName.key`: context, kind and number of the collective; then the rank that put it
+_SHARED_KEY = re.compile(r"m/[0-9a-f]{16}/[0-9]/[0-9a-f]{12,16}/([0-9]{6,9})\.[0-9.]{1,40}")
 _REPORT_KEY = re.compile(r"a/[0-9]{6,9}/([0-9]{6,9})/[0-9]{6,18}")
 
 

@@ -54,27 +54,35 @@ _SCATTERED_MAGIC = b"sD"  # of a reference that begins with a table of ranges
 _KEY = re.compile(rb"(m|r/([0-9]{6,9}))/[0-9a-f]{16}/[0-9a-f./]{1,100}")
 
 
-def threshold(prices: Prices) -> int:
+def threshold(prices: Prices, store: str = "s3") -> int:
     """Return the length in bytes of the longest frame that is a message.
 
-    A frame of c chunks of 64 KB costs c sends and c receives as a message, and as an object a
-    PUT, a GET, and a send and a receive of its reference.  It must also fit a message.
+    A frame of c chunks of 64 KB costs c sends and c receives as a message, and as an object in
+    `store` ("s3" or "s3express") a PUT, a GET, its bytes, and a send and a receive of its
+    reference.  It must also fit a message.
     """
-    usd_per_chunk = 2 * prices.of("sqs")
-    usd_per_object = prices.of("s3.PUT") + prices.of("s3.GET") + 2 * prices.of("sqs")
-    chunks = int(usd_per_object / usd_per_chunk) if usd_per_chunk else 0
-    return min(QUEUE_FRAME_BYTES, chunks * BILLED_CHUNK_BYTES)
+    put, get = f"{store}.PUT", f"{store}.GET"
+    usd_per_byte = prices.per_byte(put) + prices.per_byte(get)
+    usd_per_chunk = 2 * prices.of("sqs") - usd_per_byte * BILLED_CHUNK_BYTES
+    if usd_per_chunk <= 0.0:  # a message is cheaper, however long it is
+        return QUEUE_FRAME_BYTES
+    usd_per_object = prices.of(put) + prices.of(get) + 2 * prices.of("sqs")
+    return min(QUEUE_FRAME_BYTES, int(usd_per_object / usd_per_chunk) * BILLED_CHUNK_BYTES)
 
 
-def together(frame: OutgoingFrame, prices: Prices) -> bool:
+def together(frame: OutgoingFrame, prices: Prices, store: str = "s3") -> bool:
     """Return whether a scattered frame is cheaper as one object than as one per reader."""
-    usd_per_reader = prices.of("s3.GET") + prices.of("sqs")
-    usd_together = prices.of("s3.PUT") + prices.of("sns") + len(frame.dests) * usd_per_reader
+    usd_per_put = prices.of(f"{store}.PUT")
+    usd_per_reader = prices.of(f"{store}.GET") + prices.of("sqs")
+    usd_per_byte = prices.per_byte(f"{store}.PUT") + prices.per_byte(f"{store}.GET")
+    usd_together = usd_per_put + prices.of("sns") + len(frame.dests) * usd_per_reader
     usd_apart = 0.0
     for parts in frame.bodies:
-        chunks = -(-sum(part.nbytes for part in parts) // BILLED_CHUNK_BYTES)
+        nbytes = sum(part.nbytes for part in parts)
+        usd_together += nbytes * usd_per_byte
         usd_apart += min(
-            chunks * 2 * prices.of("sqs"), prices.of("s3.PUT") + prices.of("sqs") + usd_per_reader
+            -(-nbytes // BILLED_CHUNK_BYTES) * 2 * prices.of("sqs"),
+            usd_per_put + prices.of("sqs") + usd_per_reader + nbytes * usd_per_byte,
         )
     return usd_together < usd_apart
 
@@ -147,15 +155,16 @@ class HybridChannel(Channel):
         self._queue = QueueChannel(spec, meter)
         self._store = Store(spec, meter, MAX_FRAME_BYTES)
         self._prices = Prices.load()
-        self._threshold = threshold(self._prices)
-        self.figures = self.cost(aws=spec.endpoint is None, prices=self._prices)
+        store = self._store.service
+        self._threshold = threshold(self._prices, store)
+        self.figures = self.cost(aws=spec.endpoint is None, prices=self._prices, store=store)
         self._closed = False
 
     @classmethod
-    def cost(cls, *, aws: bool, prices: Prices) -> CostParameters:
+    def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:
         """Return the queue's parameters; above the threshold those of object and reference."""
         small = QueueChannel.cost(aws=aws, prices=prices)
-        large = ObjectChannel.cost(aws=aws, prices=prices)
+        large = ObjectChannel.cost(aws=aws, prices=prices, store=store)
         both = replace(
             large,
             latency_s=small.latency_s + large.latency_s,
@@ -164,7 +173,7 @@ class HybridChannel(Channel):
             put_usd=small.put_usd + large.put_usd,
             get_usd=small.get_usd + large.get_usd,
         )
-        return replace(small, ranges=True, large=(threshold(prices), both))
+        return replace(small, ranges=True, large=(threshold(prices, store), both))
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:
@@ -182,7 +191,7 @@ class HybridChannel(Channel):
         small: list[OutgoingFrame] = []
         large: list[OutgoingFrame] = []
         for given in frames:
-            one_object = given.bodies and together(given, self._prices)
+            one_object = given.bodies and together(given, self._prices, self._store.service)
             for frame in [given] if one_object else given.split_per_reader():
                 (large if one_object or frame.nbytes > self._threshold else small).append(frame)
         self._store.each(lambda frame: self._store.put(object_key(frame), frame), large)

@@ -1,9 +1,11 @@
 """object: a frame is an object of S3, and a receiver that knows the sender can compute its key.
 
-The rule: a receiver GETs the keys that it waits for, and LISTs only for a receive
-from any source.  A frame for several ranks is PUT once.  Scattered frames are one
-object that begins with a table of their ranges; a reader GETs the table and its own
-range, in one request if the range is near the beginning.
+The rule: a receiver GETs the keys that it waits for.  It LISTs first for a receive from
+any source, and if it waits for so many keys of one prefix that a LIST costs less than
+a GET of each (`listed_above`): most of those GETs would be in vain, and billed.  A frame
+for several ranks is PUT once.  Scattered frames are one object that begins with a table
+of their ranges; a reader GETs the table and its own range, in one request if the range
+is near the beginning.
 
 Invariants:
 
@@ -28,6 +30,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import NamedTuple
 
+from serverless_mpi.aws import s3express
 from serverless_mpi.aws.credentials import Credentials, emulator_keys
 from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.retry import BUDGET_S, Patience
@@ -59,8 +62,8 @@ from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.frames import cut
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.errors import ChannelError, ServerlessMPIError
-from serverless_mpi.job import JobSpec, frames_prefix
-from serverless_mpi.metering import Meter
+from serverless_mpi.job import FRAMES_BUCKET, JobSpec, frames_prefix
+from serverless_mpi.metering import BYTES_PER_GB, Meter, Prices
 
 MAX_FRAME_BYTES = 1 << 30  # S3 accepts 5 GiB per PUT; a frame is in memory twice for a moment
 MULTIPART_BYTES = 65 << 20  # a larger frame is put in parts at the same time
@@ -84,13 +87,54 @@ AWS_FIGURES = CostParameters(
     put_s=0.012,
     get_s=0.012,
 )
+# S3 Express: "consistent single-digit millisecond" first bytes ("Optimizing S3 Express One Zone
+# performance", https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-express-performance.html);
+# here 5 ms for a PUT and for a GET.  Prices: prices.json.
+EXPRESS_FIGURES = replace(
+    AWS_FIGURES,
+    latency_s=0.01,
+    put_usd=1.13e-6,
+    get_usd=3e-8,
+    put_s=0.001,
+    get_s=0.001,
+    put_usd_per_byte=0.0032 / BYTES_PER_GB,
+    get_usd_per_byte=0.0006 / BYTES_PER_GB,
+)
 EMULATOR_FIGURES = replace(
     AWS_FIGURES, latency_s=0.005, bandwidth_Bps=6.5e8, put_s=0.0001, get_s=0.0006, parallelism=2
 )
 
-# seconds between two GETs of an object that does not exist yet: (first, longest)
-AWS_PAUSES_S = (0.01, 0.2)
-EMULATOR_PAUSES_S = (0.001, 0.02)
+
+class Pauses(NamedTuple):
+    """Seconds between two looks for an object that does not exist yet.
+
+    Attributes
+    ----------
+    first
+        The first pause; each further one is twice as long, up to a limit.
+    limit
+        The limit in the first seconds.  Later it is an eighth of the time waited.
+    longest
+        What the limit grows to.
+    """
+
+    first: float
+    limit: float
+    longest: float
+
+    def after(self, pause: float, waited_s: float) -> float:
+        """Return the pause that follows `pause` after a wait of `waited_s` seconds.
+
+        A look costs requests, a pause that is too long costs the rank's time.  So a wait is
+        overshot by an eighth at most, or by `limit`.
+        """
+        return min(2 * pause, max(self.limit, min(self.longest, waited_s / 8)))
+
+
+AWS_PAUSES_S = Pauses(0.01, 0.2, 1.0)
+# a look costs a thirteenth of one at S3, and an answer comes in 5 ms
+EXPRESS_PAUSES_S = Pauses(0.005, 0.04, 0.25)
+EMULATOR_PAUSES_S = Pauses(0.001, 0.02, 0.02)
 REQUESTS_AT_ONCE = 8
 MOST_READS = 5  # of a shared object that is not a frame: a read may have been damaged in transit
 
@@ -105,6 +149,22 @@ AWS_KEPT_BYTES = 1 << 30
 EMULATOR_KEPT_BYTES = 48 << 20  # by all ranks together
 # by one rank: a report takes less time than the frames that it reports
 EMULATOR_LEAST_BYTES = 6 << 20
+
+
+def frames_bucket(spec: JobSpec) -> str:
+    """Return the bucket of a job's frames: a directory bucket where rank 0 chose one."""
+    return spec.settings.get(FRAMES_BUCKET) or spec.settings["bucket"]
+
+
+def store_service(spec: JobSpec) -> str:
+    """Return "s3", or "s3express" if the job's frames are in a directory bucket."""
+    return s3express.SERVICE if s3express.zone_of(frames_bucket(spec)) else "s3"
+
+
+def listed_above(prices: Prices, service: str) -> int:
+    """Return the most awaited keys for which a GET of each costs no more than one LIST."""
+    usd_per_get = prices.of(f"{service}.GET")
+    return int(prices.of(f"{service}.LIST") / usd_per_get) if usd_per_get else 0
 
 
 def kept_bytes(spec: JobSpec) -> int:
@@ -208,8 +268,15 @@ class Store:
         self._meter = meter
         self._max_frame_bytes = max_frame_bytes
         credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
-        self._client = Client("s3", spec.region, spec.endpoint, credentials, meter)
-        self._s3 = S3(self._client, spec.settings["bucket"])
+        where = (spec.region, spec.endpoint, credentials, meter)
+        bucket = frames_bucket(spec)
+        self.service = store_service(spec)
+        if self.service == s3express.SERVICE:
+            self._client = s3express.bucket_client(bucket, *where)
+            self._s3: S3 = s3express.DirectoryBucket(self._client, bucket)
+        else:
+            self._client = Client("s3", *where)
+            self._s3 = S3(self._client, bucket)
         self._pool = Workers(REQUESTS_AT_ONCE)  # whole objects
         # parts of objects, in a pool of their own: a task of the pool above waits for these
         self._ranges = Workers(REQUESTS_AT_ONCE)
@@ -335,12 +402,8 @@ class Store:
 
     def list(self, prefix: str, budget_s: float = BUDGET_S) -> Sequence[str]:
         """Return every key that begins with `prefix`, without the job's own prefix."""
-        keys: list[str] = []
-        while True:
-            page = self._s3.list(self.prefix + prefix, keys[-1] if keys else "", budget_s)
-            keys += page
-            if len(page) < 1000:
-                return [key.removeprefix(self.prefix) for key in keys]
+        keys = self._s3.list_all(self.prefix + prefix, budget_s)
+        return [key.removeprefix(self.prefix) for key in keys]
 
     def read(self, objects: Sequence[ReadObject]) -> None:
         """Note that `objects` were read: own ones are deleted later, shared ones reported."""
@@ -390,7 +453,7 @@ class Store:
             "objects that were read",
             self._deletions.trouble,
             self._spec.rank,
-            "s3",
+            self.service,
             self._meter,
         )
 
@@ -454,16 +517,27 @@ class ObjectChannel(Channel):
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
         self.limits = replace(self.limits, serial=spec.endpoint is not None)
-        self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
-        self._pauses = AWS_PAUSES_S if spec.endpoint is None else EMULATOR_PAUSES_S
+        service = store_service(spec)
+        prices = Prices.load()
+        self.figures = self.cost(aws=spec.endpoint is None, prices=prices, store=service)
+        self._pauses = EMULATOR_PAUSES_S
+        if spec.endpoint is None:
+            self._pauses = EXPRESS_PAUSES_S if service == s3express.SERVICE else AWS_PAUSES_S
         self._store = Store(spec, meter, MAX_FRAME_BYTES)
         self._patience = self._store.patience()
+        self._listed_above = listed_above(prices, service)
         self._acknowledged: set[str] = set()  # keys that are perhaps not deleted yet
         self._store.gone = self._acknowledged.difference_update
         self._reads: dict[str, int] = {}  # shared object -> how often `get` returned it
         self._usual_wait_s = 0.0  # recent mean of what a `get` waited for a frame
         self._woken = threading.Event()
         self._closed = False
+
+    @classmethod
+    def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:
+        if aws and store == s3express.SERVICE:
+            return EXPRESS_FIGURES
+        return super().cost(aws=aws, prices=prices, store=store)
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:
@@ -481,11 +555,12 @@ class ObjectChannel(Channel):
         self._store.each(lambda frame: self._store.put(frame.name.key(), frame), parcels)
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
-        deadline = time.monotonic() + max_wait_s
-        pause, longest = self._pauses
+        began = time.monotonic()
+        deadline = began + max_wait_s
+        pause, limit = self._pauses.first, self._pauses.limit
         # every miss is billed, so the first look is delayed by half of what recent waits have taken
-        first = longest if self._refused(wanted) else self._usual_wait_s / 2
-        if self._woken.wait(min(first, longest, max_wait_s)):
+        first = limit if self._refused(wanted) else self._usual_wait_s / 2
+        if self._woken.wait(min(first, limit, max_wait_s)):
             self._woken.clear()
             return []
         while True:
@@ -499,13 +574,13 @@ class ObjectChannel(Channel):
                 pause = max(pause, longer)
             left = deadline - time.monotonic()
             if deliveries or left <= 0:
-                waited_s = max_wait_s - left if pause > self._pauses[0] else 0.0
+                waited_s = max_wait_s - left if pause > self._pauses.first else 0.0
                 self._usual_wait_s = (self._usual_wait_s + waited_s) / 2
                 return deliveries
             if self._woken.wait(min(pause, left)):
                 self._woken.clear()
                 return []
-            pause = min(2 * pause, longest)
+            pause = self._pauses.after(pause, time.monotonic() - began)
 
     def _refused(self, wanted: Callable[[], list[ExpectedFrame]]) -> bool:
         """Return whether the core still waits for a shared object that it was given.
@@ -531,23 +606,7 @@ class ObjectChannel(Channel):
 
     def _look(self, wanted: list[ExpectedFrame]) -> tuple[list[Delivery], Busy | None]:
         """Return the wanted frames that exist, and an error if the service was busy for some."""
-        keys: dict[str, int] = {}  # key -> its destination: a rank, SHARED or SCATTERED
-        for frame in wanted:
-            if frame.source != ANY_SOURCE:
-                keys[frame.name().key()] = frame.dest
-        prefixes = {
-            f"{OWN_PREFIX}{frame.dest:06d}/{frame.context:016x}/"
-            for frame in wanted
-            if frame.source == ANY_SOURCE
-        }
-        busy: Busy | None = None
-        for prefix in prefixes:
-            try:
-                for key in self._store.list(prefix, POLL_BUDGET_S):
-                    keys[key] = self.spec.rank
-            except Busy as error:
-                busy = error
-        fresh = [key for key in keys if key not in self._acknowledged]
+        keys, busy = self._candidates(wanted)
 
         def fetch(key: str) -> Delivery | Busy | None:
             try:
@@ -558,7 +617,7 @@ class ObjectChannel(Channel):
                 return error
 
         deliveries = []
-        for key, delivery in zip(fresh, self._store.each(fetch, fresh), strict=True):
+        for key, delivery in zip(keys, self._store.each(fetch, tuple(keys)), strict=True):
             if isinstance(delivery, Busy):
                 busy = delivery
             elif isinstance(delivery, Delivery):
@@ -569,6 +628,37 @@ class ObjectChannel(Channel):
                     self._reads[key] = self._reads.get(key, 0) + 1
                 deliveries.append(delivery)
         return deliveries, busy
+
+    def _candidates(self, wanted: list[ExpectedFrame]) -> tuple[dict[str, int], Busy | None]:
+        """Return the keys to GET, with their destinations (a rank, SHARED or SCATTERED).
+
+        The second value is an error if the service was too busy to list some.
+        """
+        groups: dict[str, dict[str, int]] = {}  # prefix -> awaited keys and their destinations
+        everything: set[str] = set()  # prefixes of which every key is wanted
+        for frame in wanted:
+            if frame.source == ANY_SOURCE:
+                prefix = f"{OWN_PREFIX}{frame.dest:06d}/{frame.context:016x}/"
+                everything.add(prefix)
+                groups.setdefault(prefix, {})
+            else:
+                name = frame.name()
+                groups.setdefault(name.prefix(), {})[name.key()] = frame.dest
+        keys: dict[str, int] = {}
+        busy: Busy | None = None
+        for prefix, group in groups.items():
+            if prefix in everything or len(group) > self._listed_above:
+                try:
+                    listed = set(self._store.list(prefix, POLL_BUDGET_S))
+                except Busy as error:
+                    busy = error
+                    continue
+                if prefix in everything:
+                    group = dict.fromkeys(listed, self.spec.rank)
+                else:
+                    group = {key: dest for key, dest in group.items() if key in listed}
+            keys.update(group)
+        return {key: dest for key, dest in keys.items() if key not in self._acknowledged}, busy
 
     def ack(self, receipts: Sequence[object]) -> None:
         objects = [receipt for receipt in receipts if isinstance(receipt, ReadObject)]

@@ -114,7 +114,7 @@ class Tally:
         count = sends if figures.fanout else copies
         return Work(
             count * (figures.put_s + nbytes / figures.bandwidth_Bps),
-            count * figures.put_usd * self._bills(figures, nbytes),
+            count * self._usd(figures, figures.put_usd, figures.put_usd_per_byte, nbytes),
             sends,
             copies,
         )
@@ -126,20 +126,22 @@ class Tally:
         sent_alone = figures.large is not None
         if not figures.ranges or sent_alone or not readers:
             return self.put(nbytes) * readers
-        return Work(
-            figures.put_s + readers * nbytes / figures.bandwidth_Bps, figures.put_usd, 1, readers
-        )
+        whole = readers * nbytes
+        usd = figures.put_usd + whole * figures.put_usd_per_byte
+        return Work(figures.put_s + whole / figures.bandwidth_Bps, usd, 1, readers)
 
     def get(self, nbytes: int, folded: int = 0) -> Work:
         """Return the work of one Recv of `nbytes`, and of combining or joining `folded` bytes."""
         figures = self._of(nbytes)
         seconds = figures.get_s + nbytes / figures.bandwidth_Bps + (nbytes + folded) / FRESH_BPS
-        return Work(seconds, figures.get_usd * self._bills(figures, nbytes))
+        usd = self._usd(figures, figures.get_usd, figures.get_usd_per_byte, nbytes)
+        return Work(seconds, usd)
 
     @staticmethod
-    def _bills(figures: CostParameters, nbytes: int) -> int:
-        """How many requests a message of `nbytes` is billed as."""
-        return 1 if not figures.billed_bytes else max(1, -(-nbytes // figures.billed_bytes))
+    def _usd(figures: CostParameters, usd: float, usd_per_byte: float, nbytes: int) -> float:
+        """Return the dollars of a message, which may be billed as several requests."""
+        bills = 1 if not figures.billed_bytes else max(1, -(-nbytes // figures.billed_bytes))
+        return usd * bills + usd_per_byte * nbytes
 
     def step(self, nbytes: int, path: Work, times: int = 1) -> None:
         """Add `times` rounds to the critical path.

@@ -48,12 +48,20 @@ class FrameName(NamedTuple):
 
         Frames to one rank share that rank's prefix, and sort by context, source and sequence
         number. The tag of a point-to-point frame is not part of it: a receiver awaits the next
-        message of a source, whatever its tag is.
+        message of a source, whatever its tag is. Frames for several ranks share a prefix per
+        collective, so one listing shows which of its objects exist.
         """
-        stream = f"{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}"
         if self.dest < 0:
-            return f"m/{stream}.{self.tag:06d}.{self.chunk:06d}"
+            collective = f"m/{self.context:016x}/{self.kind}/{self.seq:012x}"
+            return f"{collective}/{self.source:06d}.{self.tag:06d}.{self.chunk:06d}"
+        stream = f"{self.context:016x}/{self.source:06d}/{self.kind}/{self.seq:012x}"
         return f"r/{self.dest:06d}/{stream}.{self.chunk:06d}"
+
+    def prefix(self) -> str:
+        """Return the prefix of the keys that are listed together with this one's, up to a "/"."""
+        if self.dest < 0:
+            return f"m/{self.context:016x}/{self.kind}/{self.seq:012x}/"
+        return f"r/{self.dest:06d}/{self.context:016x}/"
 
 
 class OutgoingFrame(NamedTuple):

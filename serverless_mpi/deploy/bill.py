@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from serverless_mpi.aws.s3express import zone_of
 from serverless_mpi.metering import Prices, Snapshot, merge
 
 
@@ -54,14 +55,27 @@ def summary(
         "requests_usd": requests_usd,
         "usd": lambda_usd + requests_usd,
         "operations": {
-            name: {**row, "usd": row["billed"] * prices.of(name)}
-            for name, row in sorted(total.items())
+            name: {**row, "usd": prices.usd(name, row)} for name, row in sorted(total.items())
         },
         "dropped": sum((rank.get("mpi") or {}).get("dropped", 0) for rank in heard),
         "duplicates": sum((rank.get("mpi") or {}).get("duplicates", 0) for rank in heard),
         "by_rank": by_rank,
+        "storage": _storage(ranks),
         "prices": {"dated": prices.dated, "region": prices.region},
     }
+
+
+def _storage(ranks: Sequence[dict[str, Any]]) -> str:
+    """Where the job's frames lay, if its stack has S3 Express; else ""."""
+    facts = [rank.get("storage") or {} for rank in ranks]
+    chosen = next((one for one in facts if "bucket" in one), None)
+    if chosen is None:
+        return ""
+    if chosen["reason"]:
+        return f"frames in bucket {chosen['bucket']}, not in S3 Express: {chosen['reason']}"
+    zone = zone_of(chosen["bucket"])
+    inside = sum(1 for one in facts if one.get("zone") == zone)
+    return f"frames in S3 Express, zone {zone}, in which {inside} of {len(ranks)} ranks ran"
 
 
 def _snapshot(rank: dict[str, Any]) -> Snapshot:
@@ -93,6 +107,8 @@ def render(bill: dict[str, Any]) -> str:
         lines.append(
             f"{bill['ranks'] - bill['heard']} ranks did not tell how long they ran; AWS bills them too"
         )
+    if bill.get("storage"):
+        lines.append(bill["storage"])
     if bill["dropped"] or bill["duplicates"]:
         lines.append(f"frames dropped {bill['dropped']}, duplicates {bill['duplicates']}")
     return "\n".join(lines)

@@ -199,4 +199,7 @@ class History:
                     bucket.job_key(job_id, ""),
                     bucket.stop_for_clean_key(job_id),
                 )
+            ) + sum(
+                empty(self._s3, name, frames_prefix(job_id))
+                for name in self._stack.express.values()
             )

@@ -45,6 +45,8 @@ class Layout:
         "x86_64" or "arm64".
     snapstart
         Functions begin from a snapshot, which AWS charges for while the version exists.
+    express
+        Availability Zones in which there is a directory bucket of S3 Express.
     """
 
     name: str = "smpi"
@@ -54,6 +56,7 @@ class Layout:
     python: str = "3.13"
     arch: str = "x86_64"
     snapstart: bool = False
+    express: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

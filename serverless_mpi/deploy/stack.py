@@ -9,10 +9,11 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serverless_mpi.aws import control
+from serverless_mpi.deploy import express
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import ChannelError, ServerlessMPIError, UsageError
@@ -128,6 +129,7 @@ class Stack:
     queue_url: str
     console_url: str
     topic_arn: str
+    express: dict[str, str] = field(default_factory=dict)  # zone -> directory bucket
 
     @classmethod
     def find(cls, name: str, endpoint: str | None, region: str) -> Stack:
@@ -164,6 +166,7 @@ class Stack:
             outputs["QueueUrl"],
             outputs["ConsoleUrl"],
             outputs["TopicArn"],
+            express.of_stack(found),
         )
 
     def function(self, memory_mb: int | None) -> tuple[int, str]:
@@ -283,6 +286,9 @@ class Deployment:
             values = dict(
                 zip(("CodeBucket", "FunctionKey", "LayerKey"), (bucket, *code), strict=True)
             )
+            for zone, name in express.of_stack(there or {}).items():
+                if zone not in layout.express:  # only an empty bucket can be removed
+                    self._empty_directory_bucket(name)
             self._say(f"making {len(whole['Resources'])} resources")
             self._apply(
                 "update_stack",
@@ -344,6 +350,16 @@ class Deployment:
                 break
         return failed
 
+    def _empty_directory_bucket(self, bucket: str) -> None:
+        """Delete objects, and abort uploads, without which S3 does not delete such a bucket."""
+        s3 = self._client("s3")
+        with contextlib.suppress(s3.exceptions.NoSuchBucket):
+            for page in s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket):
+                for one in page.get("Uploads", ()):
+                    upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
+                    s3.abort_multipart_upload(Bucket=bucket, **upload)
+        empty(s3, bucket)
+
     def _output(self, name: str) -> str:
         found = describe(self._name, self._endpoint, self._region) or {}
         return next(
@@ -373,6 +389,9 @@ class Deployment:
             if bucket is not None:
                 self._say(f"emptying bucket {bucket}")
                 empty(self._client("s3"), bucket)
+            for name in express.of_stack(found).values():
+                self._say(f"emptying bucket {name}")
+                self._empty_directory_bucket(name)
             self._client("cloudformation").delete_stack(StackName=self._name)
             status = self._wait()
             if status != "DELETE_COMPLETE":

@@ -12,6 +12,7 @@ from typing import Any
 
 from serverless_mpi import __version__
 from serverless_mpi.aws.sns import TO
+from serverless_mpi.deploy import express
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import UsageError
@@ -68,7 +69,12 @@ def build(layout: Layout, only_bucket: bool = False, release: str = "") -> dict[
         "LayerKey": {"Type": "String", "Description": "key of layer.zip"},
     }
     template["Resources"].update(
-        {**_queues(layout), **_roles(layout), **_functions(layout, release)}
+        {
+            **_queues(layout),
+            **express.resources(layout.express),
+            **_roles(layout),
+            **_functions(layout, release),
+        }
     )
     template["Outputs"].update(_outputs(layout))
     if len(template["Resources"]) > MAX_RESOURCES:
@@ -297,6 +303,7 @@ def _roles(layout: Layout) -> dict[str, Resource]:
             _arn("lambda", f"function:{stack}-{names.RANK}-*"),
             _arn("lambda", f"function:{stack}-{names.REPORT}"),
         ),
+        *express.statements(layout.express),
     ]
     reports = [
         allow(["s3:GetObject", "s3:PutObject"], *below(f"{bucket.JOBS}*/{bucket.STOP}")),
@@ -424,4 +431,5 @@ def _outputs(layout: Layout) -> dict[str, Any]:
         "QueueUrl": {"Value": {"Ref": "Queue0"}},
         "ConsoleUrl": {"Value": {"Ref": "Console0"}},
         "TopicArn": {"Value": {"Ref": "Topic0"}},
+        **express.outputs(layout.express),
     }

@@ -121,9 +121,9 @@ class BilledModel(Model):
         """Dollars for `use`."""
         dollars = dict.fromkeys(COMMUNICATION, 0.0)
         for name, row in use.requests.items():
-            service = name.partition(".")[0]
+            service = name.partition(".")[0].replace("s3express", "s3")
             if service in dollars:
-                dollars[service] += row["billed"] * self.prices.of(name)
+                dollars[service] += self.prices.usd(name, row)
         starts = (use.workers + use.coordinators) * self.prices.of("lambda")
         rate = self.prices.usd_per_gb_second[self.arch]
         return Bill(

@@ -35,7 +35,7 @@ from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.layout import TIME_LIMIT_S
 from serverless_mpi.deploy.stack import Stack, empty, explained, own_region
 from serverless_mpi.errors import ChannelError, UsageError
-from serverless_mpi.job import JobSpec, frames_prefix
+from serverless_mpi.job import EXPRESS_BUCKETS, JobSpec, frames_prefix
 from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan
 from serverless_mpi.launch.bundle import Bundle, pack
@@ -262,6 +262,8 @@ class Job:
             "queues": json.dumps([stack.queue(slot) for slot in lease.slots]),
             "topics": json.dumps(stack.topics()),
         }
+        if stack.express and "s3" in channels.load(plan.channel).services:
+            settings[EXPRESS_BUCKETS] = json.dumps(stack.express)
         self.spec = replace(self.spec, settings=settings)
         self._console = stack.console(lease.console)
 
@@ -558,14 +560,18 @@ class Job:
             pool.give_back(self._stack, self.spec.job_id, unsure, None if runs else LATE_S)
 
     def _remove_frames(self) -> None:
-        """Delete the job's frames in the bucket; a lifecycle rule expires its records in a day."""
+        """Delete the job's frames in the buckets; a lifecycle rule expires its records in a day."""
         if "s3" not in channels.load(self._plan.channel).services:
             return
-        with (
-            contextlib.suppress(ChannelError, UsageError),
-            explained("remove the job's objects", self._stack.endpoint, self._stack.region),
-        ):
-            empty(self._s3, self._stack.bucket, frames_prefix(self.spec.job_id))
+        # the one that rank 0 chose; all in which they may lie if it did not report that
+        names = [self._stack.bucket, *self._stack.express.values()]
+        chosen = (self._ranks[0].facts.get("storage") or {}).get("bucket")
+        for name in [chosen] if chosen in names else names:
+            with (
+                contextlib.suppress(ChannelError, UsageError),
+                explained("remove the job's objects", self._stack.endpoint, self._stack.region),
+            ):
+                empty(self._s3, name, frames_prefix(self.spec.job_id))
 
     # -- the bill
 

@@ -282,7 +282,7 @@ def _add_other_commands(group: argparse._ArgumentGroup) -> None:
         "--latency",
         metavar="NAME",
         default="aws",
-        help="with --simulate: figures of aws (default) or emulator",
+        help="with --simulate: figures of aws (default), express (S3 Express) or emulator",
     )
     group.add_argument(
         "--cleanup",

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from serverless_mpi import __version__, channels, deadlock
+from serverless_mpi.aws import s3express
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.functions import Functions
 from serverless_mpi.aws.http import Client
@@ -41,7 +42,7 @@ from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sqs import Sqs
 from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import EXPRESS_BUCKETS, FRAMES_BUCKET, JobSpec
 from serverless_mpi.launch import console, tree
 from serverless_mpi.launch.base import EXIT_TIMEOUT
 from serverless_mpi.launch.invocation import Invocation
@@ -134,9 +135,9 @@ class Rank:
         self._limit = self._began + context.get_remaining_time_in_millis() / 1000
         self._memory = int(context.memory_limit_in_mb) << 20
         self._meter = Meter()
-        credentials = Credentials(spec.endpoint)
+        self._credentials = Credentials(spec.endpoint)
         self._clients = [
-            Client(service, spec.region, spec.endpoint, credentials, self._meter)
+            Client(service, spec.region, spec.endpoint, self._credentials, self._meter)
             for service in ("s3", "sqs", "lambda")
         ]
         self._s3 = S3(self._clients[0], spec.settings["bucket"])
@@ -149,6 +150,7 @@ class Rank:
         self._logged = 0
         self._last_words = b""
         self._waits: dict[str, Any] | None = None  # as last sent to the launcher
+        self._storage: dict[str, Any] = {}  # where frames lie, if the stack has S3 Express
 
     def run(self) -> dict[str, Any]:
         """Claim the rank, run it, report how it ended; return facts for the platform."""
@@ -175,6 +177,7 @@ class Rank:
         stopped = self._stopped()
         if stopped is not None:  # its queue may already belong to another job
             return 0, f"started after the job had ended: {stopped}"
+        self._choose_bucket()
         self._start_children()
         self._send_message(console.UP, {"cold": self._cold, "init_s": self._init_s})
         return self._run_program(folder)
@@ -184,6 +187,28 @@ class Rank:
 
     def _claim(self) -> bytes:
         return json.dumps({"claim": secrets.token_hex(8), "since": time.time()}).encode()
+
+    def _choose_bucket(self) -> None:
+        """Decide in which bucket the frames of all ranks lie, if this is rank 0."""
+        spec = self._invocation.spec
+        settings = dict(spec.settings)
+        express = settings.pop(EXPRESS_BUCKETS, None)
+        if express is None and FRAMES_BUCKET not in settings:
+            return
+        zone = s3express.own_zone()
+        self._storage = {"zone": zone}
+        if express is not None:
+            chosen = s3express.choose(
+                settings["bucket"],
+                json.loads(express),
+                zone,
+                lambda name: s3express.try_session(
+                    name, spec.region, spec.endpoint, self._credentials, self._meter
+                ),
+            )
+            settings[FRAMES_BUCKET] = chosen.bucket
+            self._storage |= {"bucket": chosen.bucket, "reason": chosen.reason}
+            self._invocation = self._invocation.with_settings(settings)
 
     def _start_children(self) -> None:
         spec = self._invocation.spec
@@ -385,6 +410,8 @@ class Rank:
             "peak_mb": getattr(self, "_peak", 0) >> 20,
             "mpi": _counters(stats),
         }
+        if self._storage:
+            facts["storage"] = self._storage
         facts["platform"] = self._meter.snapshot()
         self._s3.put(
             self._key(f"{bucket.RANK}{spec.rank}"), (memoryview(json.dumps(facts).encode()),)

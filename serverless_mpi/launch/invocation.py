@@ -93,6 +93,10 @@ class Invocation:
         """Return the invocation of another rank of the job."""
         return replace(self, spec=self.spec.with_rank(rank))
 
+    def with_settings(self, settings: Mapping[str, str]) -> Invocation:
+        """Return the invocation with other settings of the job."""
+        return replace(self, spec=replace(self.spec, settings=settings))
+
     @property
     def task(self) -> Task:
         """Return the program of this rank."""

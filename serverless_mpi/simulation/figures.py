@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from serverless_mpi.aws import sns
+from serverless_mpi.aws import s3express, sns
 from serverless_mpi.channels import object, queue
 
 
@@ -25,13 +25,15 @@ class Latency:
     *_per_s
         Requests or messages per second of all ranks together; 0: no limit.
     pauses_s
-        Seconds between two looks for an object that is not there: first and longest.
+        Between two looks for an object that is not there.
     starts_per_10_s
         Functions that start in 10 s.
     topic_entries
         Messages of one PublishBatch.
     aws
         Whether these are the figures of AWS, not of an emulator.
+    store
+        Where objects are, as requests to it are priced: "s3" or "s3express".
     """
 
     sqs_send_s: float
@@ -45,11 +47,12 @@ class Latency:
     s3_Bps: float
     s3_puts_per_s: float
     s3_gets_per_s: float
-    pauses_s: tuple[float, float]
+    pauses_s: object.Pauses
     start_s: float
     starts_per_10_s: int
     topic_entries: int
     aws: bool
+    store: str = "s3"
 
 
 # Sources, all of docs.aws.amazon.com or aws.amazon.com:
@@ -84,6 +87,18 @@ AWS = Latency(
     topic_entries=sns.MAX_ENTRIES,
     aws=True,
 )
+# S3 Express One Zone, in the zone of the ranks: "consistent single-digit millisecond" first bytes,
+# and per directory bucket "up to 2 million reads and up to 200,000 writes per second" ("Optimizing
+# S3 Express One Zone performance", Amazon S3 User Guide).
+EXPRESS = replace(
+    AWS,
+    s3_put_s=0.005,
+    s3_get_s=0.005,
+    s3_puts_per_s=200_000,
+    s3_gets_per_s=2_000_000,
+    pauses_s=object.EXPRESS_PAUSES_S,
+    store=s3express.SERVICE,
+)
 # The embedded emulator: about 0.4 ms per call, one at a time, as measured.
 EMULATOR = Latency(
     sqs_send_s=0.0004,
@@ -103,7 +118,7 @@ EMULATOR = Latency(
     topic_entries=queue.EMULATOR_TOPIC_ENTRIES,
     aws=False,
 )
-LATENCIES = {"aws": AWS, "emulator": EMULATOR}
+LATENCIES = {"aws": AWS, "express": EXPRESS, "emulator": EMULATOR}
 
 
 def in_region(latency: Latency, region: str) -> Latency:

@@ -89,8 +89,8 @@ class Item:
         Slot of its message.
     nbytes
         Bytes of the frame.
-    start
-        Its offset in an object of several readers; 0 otherwise.
+    start, whole
+        Its offset in an object of several readers, and the bytes of that object; 0 otherwise.
     reference
         Bytes of the queue message that refers to the object; 0 without one.
     """
@@ -100,6 +100,7 @@ class Item:
     nbytes: int
     start: int = 0
     reference: int = 0
+    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,7 @@ class Objects(ChannelModel):
         super().__init__(conditions, meter)
         self._puts = _Gate(self.latency.s3_puts_per_s)
         self._gets = _Gate(self.latency.s3_gets_per_s)
+        self._listed_above = object.listed_above(conditions.prices, self.latency.store)
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
@@ -284,7 +286,7 @@ class Objects(ChannelModel):
         nbytes = parcel.nbytes + place
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
         requests, trips = (1, 1) if parts == 1 else (parts + 2, 3)
-        self.meter.count("s3", "PUT", requests=requests, nbytes=nbytes, messages=1)
+        self.meter.count(self.latency.store, "PUT", requests=requests, nbytes=nbytes, messages=1)
         seconds = (
             trips * self.latency.s3_put_s
             + nbytes / min(parts, REQUESTS_AT_ONCE) / self.latency.s3_Bps
@@ -295,7 +297,7 @@ class Objects(ChannelModel):
         readers = []
         for dest, parts_of_it in zip(parcel.dests, parcel.bodies, strict=True):
             length = sum(part.nbytes for part in parts_of_it)
-            readers.append((dest, Item(end, parcel.name.tag, length, place)))
+            readers.append((dest, Item(end, parcel.name.tag, length, place, whole=nbytes)))
             place += length
         return readers
 
@@ -306,35 +308,42 @@ class Objects(ChannelModel):
             item.start and not item.reference
         ):  # first the table and what lies near it, then the rest
             rest = max(0, item.start + nbytes - max(item.start, object.GUESS_BYTES))
-            nbytes, requests = object.GUESS_BYTES + rest, 1 + -(-rest // PART_BYTES)
+            nbytes = min(object.GUESS_BYTES, item.whole) + rest
+            requests = 1 + -(-rest // PART_BYTES)
         trips = min(2, requests)
-        self.meter.count("s3", "GET", requests=requests, nbytes=nbytes, messages=1)
+        self.meter.count(self.latency.store, "GET", requests=requests, nbytes=nbytes, messages=1)
         at_once = min(max(1, requests - 1), REQUESTS_AT_ONCE)
         seconds = trips * self.latency.s3_get_s + nbytes / at_once / self.latency.s3_Bps
         return self._request(rank, self._gets.enter(now, requests), seconds)
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         left, now, at = sorted(coming, key=_when), since, 0
-        first, longest = self.latency.pauses_s
-        pause = first
+        pauses = self.latency.pauses_s
+        pause = pauses.first
         while at < len(left):
-            begin, looked = at, now
+            begin, missing = at, len(left) - at
             while at < len(left) and left[at].when <= now:
                 at += 1
-            if missing := len(left) - at:  # looked for in vain
-                self.meter.count("s3", "GET", requests=missing)
-                looked = (
-                    self._gets.enter(now, missing)
-                    + -(-missing // REQUESTS_AT_ONCE) * self.latency.s3_get_s
-                )
+            looked = self._look(now, missing, len(left) - at)
             if at > begin:
-                now, pause = (
-                    max(looked, *(self.get_one(rank, now, item) for item in left[begin:at])),
-                    first,
-                )
+                # GETs in vain are sent together with the others, a LIST before them
+                start = looked if missing > self._listed_above else now
+                ends = [self.get_one(rank, start, item) for item in left[begin:at]]
+                now, pause = max(looked, *ends), pauses.first
             else:
-                now, pause = looked + pause, min(2 * pause, longest)
+                now, pause = looked + pause, pauses.after(pause, looked - since)
         return now
+
+    def _look(self, now: float, awaited: int, in_vain: int) -> float:
+        """Look for objects, `in_vain` of which do not exist; return when the rank knows."""
+        if awaited > self._listed_above:
+            self.meter.count(self.latency.store, "LIST")
+            return self._gets.enter(now) + self.latency.s3_get_s
+        if not in_vain:
+            return now
+        self.meter.count(self.latency.store, "GET", requests=in_vain)
+        trips = -(-in_vain // REQUESTS_AT_ONCE)
+        return self._gets.enter(now, in_vain) + trips * self.latency.s3_get_s
 
 
 class Hybrid(Queue):
@@ -343,7 +352,7 @@ class Hybrid(Queue):
     def __init__(self, conditions: Conditions, meter: Meter) -> None:
         super().__init__(conditions, meter)
         self._objects = Objects(conditions, meter)
-        self._threshold = hybrid.threshold(conditions.prices)
+        self._threshold = hybrid.threshold(conditions.prices, self.latency.store)
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
@@ -353,7 +362,7 @@ class Hybrid(Queue):
         stored: dict[tuple[int, int], list[Item]] = defaultdict(list)
         ready = now
         for given in parcels:
-            together = given.bodies and hybrid.together(given, self._prices)
+            together = given.bodies and hybrid.together(given, self._prices, self.latency.store)
             for parcel in [given] if together else given.split_per_reader():
                 if not together and parcel.nbytes <= self._threshold:
                     small.append(parcel)
@@ -420,7 +429,7 @@ def channel_model(
         raise UsageError(
             f"channel {channel} has no simulation model, so its collectives cannot be forecast"
         )
-    figures = kind.cost(aws=latency.aws, prices=prices)
+    figures = kind.cost(aws=latency.aws, prices=prices, store=latency.store)
     try:
         model: type[ChannelModel] = plugins.resolve(kind.model)
     except (ImportError, AttributeError) as error:

@@ -445,6 +445,36 @@ def test_a_multipart_upload(bench: Open) -> None:
     assert (row["requests"], row["nbytes"], row["messages"]) == (4, 15, 1)
 
 
+NO_BUCKET = reply(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+NO_KEY = reply(404, b"<Error><Code>NoSuchKey</Code></Error>")
+CONFLICT = reply(409, b"<Error><Code>ConditionalRequestConflict</Code></Error>")
+
+
+def test_a_bucket_that_does_not_exist_is_not_an_object_that_is_not_there_yet(bench: Open) -> None:
+    s3 = S3(bench(NO_KEY, NO_BUCKET, service="s3").client, "b")
+    assert s3.get("k") is None
+    with pytest.raises(ChannelError, match="the job's bucket is gone"):
+        s3.get("k")
+
+
+@pytest.mark.parametrize(
+    "replies, created, puts",
+    [
+        ((CONFLICT, reply(body=b"theirs")), False, 1),  # another rank wrote it
+        ((CONFLICT, reply(body=b"mine")), True, 1),  # the attempt whose answer was lost
+        ((CONFLICT, NO_KEY, CONFLICT, NO_KEY, reply()), True, 3),
+        ((CONFLICT, NO_KEY, reply(412), reply(body=b"theirs")), False, 2),
+    ],
+)
+def test_a_conflict_is_looked_at_after_a_random_pause(
+    bench: Open, replies: Sequence[Reply], created: bool, puts: int
+) -> None:
+    b = bench(*replies, service="s3")
+    assert S3(b.client, "b").create("stop", b"mine") is created
+    assert b.count("s3.PUT") == puts and len(b.pauses) == replies.count(CONFLICT)
+    assert all(0.0 < pause <= longest_pause_s(number + 1) for number, pause in enumerate(b.pauses))
+
+
 def test_an_upload_that_fails_is_removed(bench: Open) -> None:
     b = bench(
         BEGUN,

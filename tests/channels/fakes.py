@@ -121,6 +121,9 @@ class FakeS3:
             keys = [key for key in self._cloud.objects if key.startswith(prefix) and key > after]
         return sorted(keys)[:1000]
 
+    def list_all(self, prefix: str, budget_s: float = 0.0) -> Sequence[str]:
+        return self.list(prefix)
+
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
         self._cloud.ask("delete", keys[0])
         with self._cloud.lock:

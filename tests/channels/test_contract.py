@@ -1,4 +1,4 @@
-"""The contract over every medium: memory, TCP, and queue, object and hybrid on two independent emulators."""
+"""The contract over every medium: memory, TCP, and queue, object and hybrid on two independent emulators, also with directory buckets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import ClassVar
 
 import pytest
 
-from serverless_mpi.channels.base import OutgoingFrame
+from serverless_mpi.aws import control
+from serverless_mpi.aws.credentials import emulator_keys
+from serverless_mpi.channels.base import Channel, OutgoingFrame
+from serverless_mpi.channels.hybrid import HybridChannel
 from serverless_mpi.channels.memory import MemoryChannel
+from serverless_mpi.channels.object import ObjectChannel
 from serverless_mpi.errors import ServerlessMPIError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import FRAMES_BUCKET, JobSpec
+from serverless_mpi.metering import Meter
 from serverless_mpi.testing import check_channel
 from serverless_mpi.testing.channels import find_leftovers, provisioned
+from tests.aws.express import Express, directory_bucket, plain
 
 
 class Mailboxes(MemoryChannel):
@@ -88,3 +94,48 @@ def test_on_moto(name: str, moto_endpoint: str) -> None:
     if name != "object":
         missing = ("one_put_reaches_any_subset", "each_reader_of_a_scattered_frame_gets_its_own")
     check_channel(name, endpoint=moto_endpoint, skip=missing)
+
+
+def on_a_directory_bucket(
+    kind: type[Channel], front: Express, meters: list[Meter]
+) -> type[Channel]:
+    """A channel whose jobs have their frames in a directory bucket, as where rank 0 chose one."""
+    s3 = control.client("s3", front.emulator, "us-east-1")
+
+    def bucket(spec: JobSpec) -> str:
+        return directory_bucket(f"smpi-{spec.job_id}")
+
+    class Made(kind):  # type: ignore[valid-type, misc]
+        def __init__(self, spec: JobSpec, meter: Meter) -> None:
+            keys = emulator_keys(spec.key)
+            front.users.add((keys.access, keys.secret))
+            super().__init__(spec, meter)
+            meters.append(meter)
+
+        @classmethod
+        def provision(cls, spec: JobSpec) -> dict[str, str]:
+            s3.create_bucket(Bucket=plain(bucket(spec)))
+            return {**super().provision(spec), FRAMES_BUCKET: bucket(spec)}
+
+        @classmethod
+        def destroy(cls, spec: JobSpec) -> None:
+            super().destroy(spec)
+            name = plain(bucket(spec))
+            if name in [one["Name"] for one in s3.list_buckets()["Buckets"]]:
+                for one in s3.list_objects_v2(Bucket=name).get("Contents", ()):
+                    s3.delete_object(Bucket=name, Key=one["Key"])
+                s3.delete_bucket(Bucket=name)
+
+    Made.__name__ = kind.__name__
+    return Made
+
+
+@pytest.mark.parametrize("kind", [ObjectChannel, HybridChannel])
+def test_on_a_directory_bucket(kind: type[Channel], ministack_endpoint: str) -> None:
+    meters: list[Meter] = []
+    with Express(ministack_endpoint) as front:
+        check_channel(on_a_directory_bucket(kind, front, meters), endpoint=front.url)
+        assert {method for method, _ in front.calls} == {"GET", "PUT", "POST"}
+    names = {name for meter in meters for name in meter.snapshot()}
+    assert {"s3express.CreateSession", "s3express.PUT", "s3express.GET"} <= names
+    assert not any(name.startswith("s3.") for name in names)

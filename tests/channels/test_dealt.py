@@ -8,8 +8,9 @@ import pytest
 
 from serverless_mpi import channels
 from serverless_mpi.channels.base import SCATTERED, ExpectedFrame, FrameName, OutgoingFrame
-from serverless_mpi.channels.hybrid import together
+from serverless_mpi.channels.hybrid import threshold, together
 from serverless_mpi.channels.object import locate, table
+from serverless_mpi.channels.queue import MAX_FRAME_BYTES
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter, Prices
 
@@ -77,3 +78,14 @@ def test_hybrid_deals_one_object_only_where_that_is_cheaper() -> None:
     prices = Prices.load()
     assert not together(scattered(60_000, 60_000, 60_000), prices)
     assert together(scattered(300_000, 300_000, 300_000), prices)
+    frame = scattered(180_000, 180_000, 180_000)  # an object of S3 Express costs a quarter
+    assert not together(frame, prices) and together(frame, prices, "s3express")
+
+
+def test_the_threshold_of_a_store_follows_from_its_prices() -> None:
+    prices = Prices.load()
+    dear = {**prices.usd_per_request, "sqs": 1e-6}
+    assert threshold(replace(prices, usd_per_request=dear)) == MAX_FRAME_BYTES
+    assert threshold(replace(prices, usd_per_request=dear), "s3express") == 65536
+    cheap = {**prices.usd_per_request, "sqs": 1e-7}  # then bytes cost more there than chunks
+    assert threshold(replace(prices, usd_per_request=cheap), "s3express") == MAX_FRAME_BYTES

@@ -9,19 +9,25 @@ from dataclasses import replace
 import pytest
 
 from serverless_mpi.aws.s3 import PART_BYTES
-from serverless_mpi.channels.base import ExpectedFrame, FrameName, OutgoingFrame
+from serverless_mpi.channels.base import SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.channels.object import (
+    AWS_PAUSES_S,
     MAX_FRAME_BYTES,
     MULTIPART_BYTES,
     ObjectChannel,
     Store,
     TreeHash,
+    listed_above,
 )
 from serverless_mpi.core.endpoint import Endpoint
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.job import JobSpec
-from serverless_mpi.metering import Meter
+from serverless_mpi.metering import Meter, Prices
 from tests.aws.server import HangUp, Reply, Server, reply
+from tests.channels.fakes import Cloud, busy, cloud, job
+from tests.channels.fakes import ranks as fake_ranks
+
+__all__ = ["cloud"]
 
 GIVE_UP_S = 60.0  # only reached by a failure
 
@@ -127,3 +133,60 @@ def test_what_a_broken_attempt_brought_is_not_digested(
         assert part == second and leaves.digests() == digests((part,))
         store._client.close()
     assert not answers
+
+
+def outgoing(source: int, dest: int, seq: int = 0) -> OutgoingFrame:
+    name = FrameName(2, 7, source, dest, seq, 0, 0)
+    return OutgoingFrame((0,), name, (memoryview(b"%d" % source),))
+
+
+@pytest.mark.parametrize("dest", [0, SHARED])
+def test_many_awaited_keys_are_listed_and_only_those_that_exist_are_read(
+    dest: int, cloud: Cloud
+) -> None:
+    most = listed_above(Prices.load(), "s3")
+    assert most == 12
+    spec = job("object", 40)
+    reader = ObjectChannel(spec, Meter())
+    asked: list[str] = []
+    cloud.trouble = lambda action, name: asked.append(action)
+    for number in (most, most + 1):
+        awaited = [wanted(outgoing(source, dest)) for source in range(1, number + 1)]
+        asked.clear()
+        assert reader.get(0.0, lambda awaited=awaited: awaited) == []
+        assert asked == (["get"] * most if number == most else ["list"])
+    for source, seq in ((3, 0), (9, 0), (5, 1)):  # the third is of the next collective
+        writer = ObjectChannel(spec.with_rank(source), Meter())
+        writer.put([outgoing(source, dest, seq)])
+        writer.close()
+    asked.clear()
+    got = reader.get(0.0, lambda: awaited)
+    assert asked == ["list", "get", "get"] and [bytes(one.data) for one in got] == [b"3", b"9"]
+    reader.close()
+
+
+def test_a_listing_that_finds_the_service_busy_has_found_nothing_yet(cloud: Cloud) -> None:
+    (reader,) = fake_ranks("object", 1)
+    awaited = [wanted(outgoing(source, SHARED)) for source in range(1, 20)]
+    alone = outgoing(3, 0)
+    writer = ObjectChannel(job("object", 4).with_rank(3), Meter())
+    writer._store.prefix = reader._store.prefix
+    writer.put([alone])
+    writer.close()
+    cloud.trouble = lambda action, name: busy(action, name) if action == "list" else None
+    (got,) = reader.get(GIVE_UP_S, lambda: [*awaited, wanted(alone)])
+    assert bytes(got.data) == b"3"
+    assert reader.get(0.0, lambda: awaited) == []
+    assert reader._patience.troubles == 1
+    reader.close()
+
+
+def test_pauses_grow_to_an_eighth_of_the_wait() -> None:
+    pause, waited, pauses = AWS_PAUSES_S.first, 0.0, []
+    while waited < 60.0:
+        pauses.append((waited, pause))
+        waited += pause
+        pause = AWS_PAUSES_S.after(pause, waited)
+    assert pauses[0][1] == 0.01 and pauses[-1][1] == AWS_PAUSES_S.longest == 1.0
+    assert all(pause <= max(AWS_PAUSES_S.limit, waited / 8) for waited, pause in pauses)
+    assert len(pauses) < 80  # with a pause of at most 0.2 s it would be 300 looks

@@ -52,6 +52,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         "snapstart": template.build(
             Layout(ranks=2, jobs=1, arch="arm64", python="3.12", snapstart=True), release="abc"
         ),
+        "express": template.build(Layout(ranks=1, jobs=1, express=("use1-az4", "use1-az6"))),
     }
     for name, made in kinds.items():
         (folder / f"{name}.json").write_text(json.dumps(made))
@@ -294,3 +295,33 @@ def test_a_layout_that_cannot_be(wrong: dict[str, Any], told: str) -> None:
 def test_the_image_installs_what_the_layer_has() -> None:
     text = (ROOT / "serverless_mpi" / "deploy" / "Dockerfile").read_text()
     assert template.HANDLER in text and "public.ecr.aws/lambda/python" in text
+
+
+def test_directory_buckets_are_named_by_zone_and_expire_and_grant_sessions_to_ranks_alone() -> None:
+    made = template.build(Layout(ranks=1, jobs=1, express=("use1-az4", "use1-az6")))
+    resources = made["Resources"]
+    assert json.loads(made["Outputs"]["Express"]["Value"]["Fn::Sub"]) == {
+        zone: f"${{AWS::StackName}}-${{AWS::AccountId}}--{zone}--x-s3"
+        for zone in ("use1-az4", "use1-az6")
+    }
+    for number, zone in enumerate(("use1-az4", "use1-az6")):
+        bucket = resources[f"Express{number}"]["Properties"]
+        assert bucket["LocationName"] == zone
+        assert bucket["BucketName"]["Fn::Sub"].endswith(f"--{zone}--x-s3")
+        (rule,) = bucket["LifecycleConfiguration"]["Rules"]
+        assert rule["Prefix"] == "f/" and rule["ExpirationInDays"] == 1
+        policy = resources[f"Express{number}Policy"]["Properties"]["PolicyDocument"]
+        assert policy["Statement"][0]["Principal"] == {"Service": "lifecycle.s3.amazonaws.com"}
+    granted = {
+        role: [
+            statement["Resource"]
+            for statement in resources[role]["Properties"]["Policies"][0]["PolicyDocument"][
+                "Statement"
+            ]
+            if statement["Action"] == ["s3express:CreateSession"]
+        ]
+        for role in ("RankRole", "ReportRole")
+    }
+    arns = [{"Fn::GetAtt": [f"Express{number}", "Arn"]} for number in range(2)]
+    assert granted == {"RankRole": [arns], "ReportRole": []}
+    assert "Express" not in template.build(WHOLE)["Outputs"]

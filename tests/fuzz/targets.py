@@ -494,7 +494,11 @@ def _stops() -> list[bytes]:
 
 
 def _reports() -> list[bytes]:
-    return [encode_report(REPORT, ["m/0000000000000007/000001/2/x", "m/y"], KEY)]
+    return [
+        encode_report(
+            REPORT, ["m/0000000000000007/2/000000000003/000001.000000.000000", "m/y"], KEY
+        )
+    ]
 
 
 def _decode_report(data: bytes) -> object:
