@@ -51,8 +51,9 @@ MOST_NUMBERS = 1024
 MOST_INDEXED = 32 << 10
 
 Numbers = tuple[int, ...]
+Key = int | Numbers
 
-_shared: dict[tuple[Any, ...], Construction] = {}
+_shared: dict[tuple[object, ...], Construction] = {}
 _changing = threading.Lock()
 
 
@@ -64,7 +65,7 @@ def integers(values: Sequence[Any]) -> Numbers:
 
 
 def construct(
-    constructor: Callable[..., Construction], of: Construction | tuple[Construction, ...], *key: Any
+    constructor: Callable[..., Construction], of: Construction | tuple[Construction, ...], *key: Key
 ) -> Construction:
     """Return constructor(of, *key), the same object for equal arguments.
 
@@ -91,7 +92,7 @@ def construct(
 
 
 def _may_share(
-    of: Construction | tuple[Construction, ...], key: tuple[Any, ...], layout: Layout
+    of: Construction | tuple[Construction, ...], key: tuple[Key, ...], layout: Layout
 ) -> bool:
     """Whether keeping a construction holds little memory."""
     inner = of if isinstance(of, tuple) else (of,)

@@ -45,19 +45,21 @@ def predefined(name: str, made: Construction) -> TypeState:
     return state
 
 
-def number(dtype: np.dtype[Any], combiner: int = COMBINER_NAMED, **more: Any) -> Construction:
+def number(
+    dtype: np.dtype[Any], combiner: int = COMBINER_NAMED, params: dict[str, int] | None = None
+) -> Construction:
     """Return the construction of a number that is laid out as `dtype`.
 
     Parameters
     ----------
     dtype
         NumPy's type.
-    combiner
-        The constructor.
-    more
-        Further arguments of `Construction`.
+    combiner, params
+        The constructor and its arguments, of a Fortran type of a precision.
     """
-    return Construction(Layout.run(dtype.itemsize, dtype.alignment), dtype, combiner, **more)
+    layout = Layout.run(dtype.itemsize, dtype.alignment)
+    integers = tuple(params.values()) if params else ()
+    return Construction(layout, dtype, combiner, params=params, integers=integers)
 
 
 def of_code(code: str) -> Any:
@@ -124,7 +126,7 @@ def f90(combiner: int, kind: str, p: int, r: int, params: dict[str, int]) -> Typ
             itemsize = dtype.itemsize * (2 if combiner == COMBINER_F90_COMPLEX else 1)
             like: Construction = of_code(f"{kind}{itemsize}")._ob.made
             assert like.base is not None
-            made = number(like.base, combiner, params=params, integers=tuple(params.values()))
+            made = number(like.base, combiner, params)
             made.typechar, made.typestr, made.code = like.typechar, like.typestr, like.typestr
             return _f90_types.setdefault((combiner, p, r), predefined("", made))
     raise MPIException(ERR_OTHER, f"no datatype has {p} digits and range {r}")
