@@ -29,7 +29,6 @@ import ctypes
 import fcntl
 import gc
 import importlib
-import importlib.abc
 import importlib.machinery
 import json
 import os
@@ -185,8 +184,8 @@ def _become(request: Request, batch: Sequence[Request]) -> None:
     os.environ.update(request.environ)
 
 
-class _Preloaded(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives the program the NumPy that is loaded already, when it imports it.
+class _Preloaded:
+    """A finder and loader: gives the program the NumPy that is loaded already, when it imports it.
 
     Until then NumPy is not in `sys.modules`. Whoever imports one of its modules imports the package
     first, so the package is all that has to be found.
@@ -214,7 +213,12 @@ class _Preloaded(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         own = self._own = self._modules["numpy"].__spec__
         assert own is not None
-        spec = importlib.machinery.ModuleSpec(fullname, self, origin=own.origin, is_package=True)
+        spec = importlib.machinery.ModuleSpec(
+            fullname,
+            self,  # type: ignore[arg-type]  # not a subclass: importlib.abc takes 4 ms
+            origin=own.origin,
+            is_package=True,
+        )
         spec.submodule_search_locations = own.submodule_search_locations
         return spec
 

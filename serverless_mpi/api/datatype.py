@@ -34,7 +34,7 @@ from serverless_mpi.api.datatype_state import (
 )
 from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.api.packing import Packing
-from serverless_mpi.api.type_constructors import construct, integers
+from serverless_mpi.api.type_constructors import Key, construct, integers
 from serverless_mpi.api.type_tables import f90, of_code, of_size, pair_of
 from serverless_mpi.errors import ERR_TYPE, MPIException
 
@@ -549,8 +549,8 @@ class Datatype(Handle, Attributed, Packing):
             raise ValueError(
                 "{} sizes, {} distributions, {} arguments, {} process counts".format(*lengths)
             )
-        numbers = index(size), index(rank), *parts, index(order)
-        return self._of_made(construct(type_constructors.darray, of.made, *numbers), of)
+        arguments: list[Key] = [index(size), index(rank), *parts, index(order)]
+        return self._of_made(construct(type_constructors.darray, of.made, *arguments), of)
 
     def Create_resized(self, lb: int, extent: int) -> Datatype:
         """Make a type of the same data with other bounds.

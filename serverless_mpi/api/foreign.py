@@ -14,7 +14,7 @@ import os
 import warnings
 from typing import Any
 
-from serverless_mpi.api.memory import at_address, native
+from serverless_mpi.api.addresses import at_address, native
 
 _CPU = 1  # DLDeviceType.kDLCPU
 _READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY

@@ -6,17 +6,16 @@ arrays) is in foreign.py.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
 import numpy as np
 
+from serverless_mpi.api import foreign
+from serverless_mpi.api.addresses import at_address as at_address
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.errors import ERR_ARG, ERR_NO_MEM, MPIException
 
 _NO_BYTES = memoryview(bytearray())
-_NATIVE = "<" if sys.byteorder == "little" else ">"
 CASTABLE = frozenset("?bBhHiIlLqQfd")  # formats that memoryview.cast turns to bytes
 
 
@@ -246,15 +245,6 @@ def _integer(item: Any) -> int:
     return int(item.__index__())
 
 
-def at_address(address: int, nbytes: int) -> memoryview:
-    """Return a view of `nbytes` at an address."""
-    return (
-        memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
-        if nbytes
-        else _NO_BYTES
-    )
-
-
 def on_device(obj: Any) -> bool:
     """Return whether the object states that its memory is on a GPU."""
     if isinstance(obj, (bytes, bytearray, memoryview, np.ndarray)):
@@ -284,8 +274,6 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
         except TypeError:
             if isinstance(obj, _Constant):
                 return _NO_BYTES, None
-            from serverless_mpi.api import foreign
-
             view, code = foreign.as_bytes(obj, readonly)
         else:
             view, code = _of_view(view)
@@ -352,24 +340,6 @@ def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
     if code in CASTABLE or code == "c":
         return view.cast("B"), code
     return np.asarray(view).reshape(-1).view(np.uint8).data, code
-
-
-def native(code: str) -> str:
-    """The code without its byte order, which must be this machine's.
-
-    Raises
-    ------
-    BufferError
-        It is the other one.
-    """
-    if code[0] in "@=" or code[0] == _NATIVE:
-        return code[1:]
-    if code[0] in "<>":
-        raise BufferError(
-            f"numbers of format {code!r} are not in this machine's byte order;"
-            " give a datatype explicitly"
-        )
-    return code
 
 
 def Alloc_mem(size: int, info: Info = INFO_NULL) -> buffer:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from serverless_mpi.api.addresses import native
 from serverless_mpi.api.datatype_state import (
     COMBINER_F90_COMPLEX,
     COMBINER_NAMED,
@@ -18,7 +19,6 @@ from serverless_mpi.api.datatype_state import (
     TypeState,
 )
 from serverless_mpi.api.layout import Layout
-from serverless_mpi.api.memory import native
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_OTHER, MPIException
 
