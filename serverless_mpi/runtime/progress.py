@@ -84,6 +84,8 @@ class Progress:
         self._on_span: Callable[[str, int], None] | None = None  # see Runtime.record
         # communicators by context, for reports
         self.communicators: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        # id of a reference to the owner of a context -> that reference, and the context
+        self._owners: dict[int, tuple[weakref.ref[Any], int]] = {}
         # contexts that have lost their owners and are to be freed
         self._unowned: collections.deque[int] = collections.deque()
         shield.guard(self)
@@ -92,9 +94,15 @@ class Progress:
 
     def own(self, owner: object, context: int) -> None:
         """Free the state of `context` when `owner`, which every use needs, is collected."""
-        weakref.finalize(owner, self._unowned.append, context).atexit = False
+        reference = weakref.ref(owner, self._lost)
+        # by identity: two references to one owner are equal
+        self._owners[id(reference)] = reference, context
         with self._lock:
             self._free_contexts()
+
+    def _lost(self, owner: weakref.ref[Any]) -> None:
+        """An owner has been collected."""
+        self._unowned.append(self._owners.pop(id(owner))[1])
 
     def _free_contexts(self) -> None:
         """Under the lock: free the contexts that have lost their owners.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -256,3 +257,28 @@ def test_the_group_alone_of_two_groups_numbers_its_collectives_on() -> None:
             assert local.bcast((half, i) if local.rank == 0 else None) == (half, i)
 
     run(4, body)
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda comm, group: comm.Create_group(group), 40),
+        (lambda comm, group: comm.Dup(), 38),
+        (lambda comm, group: comm.Split(0, comm.rank), 62),
+    ],
+)
+def test_making_a_communicator_takes_few_python_calls(make: Any, most: int) -> None:
+    comm, calls = MPI.COMM_SELF, 0
+    group = comm.Get_group()
+    make(comm, group).Free()
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        make(comm, group).Free()
+    finally:
+        sys.setprofile(None)
+    assert calls <= most
