@@ -77,8 +77,10 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     @classmethod
     def _of(cls: type[C], state: State | None) -> C:
         """Make a handle of this class; a null handle for None."""
-        self = Comm.__new__(cls)
+        self = object.__new__(cls)
         self._made = state
+        if state is not None:
+            self._state = state  # what the cached property would find
         return self
 
     @classmethod

@@ -113,7 +113,6 @@ class State:
         self.internal_tags = itertools.count()
         self.attributes: dict[int, Any] = {}
         self.info: dict[str, str] = {}
-        runtime.communicators[context] = self
         runtime.own(self, context)
 
     @cached_property

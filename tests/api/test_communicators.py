@@ -262,9 +262,9 @@ def test_the_group_alone_of_two_groups_numbers_its_collectives_on() -> None:
 @pytest.mark.parametrize(
     ("make", "most"),
     [
-        (lambda comm, group: comm.Create_group(group), 40),
-        (lambda comm, group: comm.Dup(), 38),
-        (lambda comm, group: comm.Split(0, comm.rank), 62),
+        (lambda comm, group: comm.Create_group(group), 32),
+        (lambda comm, group: comm.Dup(), 30),
+        (lambda comm, group: comm.Split(0, comm.rank), 54),
     ],
 )
 def test_making_a_communicator_takes_few_python_calls(make: Any, most: int) -> None:
