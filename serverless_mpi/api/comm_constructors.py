@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from serverless_mpi.api.attributes import Attributed
@@ -223,11 +224,12 @@ class CommConstructors(Attributed):
         MPI 4.1, section 7.4.2.
         """
         self._live()
+        color, key = index(color), index(key)  # equal on all ranks, and no NumPy type
         if color < 0 and color != UNDEFINED:
             raise MPIException(
                 ERR_ARG, f"colour {color} is negative; use MPI.UNDEFINED to take no part"
             )
-        return self._like(self._split(None if color == UNDEFINED else int(color), key))
+        return self._like(self._split(None if color == UNDEFINED else color, key))
 
     def Split_type(self, split_type: int, key: int = 0, info: Info = INFO_NULL) -> Comm:
         """Split the communicator by a property of the processes.
@@ -259,7 +261,7 @@ class CommConstructors(Attributed):
             raise MPIException(
                 ERR_ARG, f"split type {split_type} is not known; use MPI.COMM_TYPE_SHARED"
             )
-        child = self._split(color, key)
+        child = self._split(color, index(key))
         if split_type == COMM_TYPE_HW_UNGUIDED and child is not None:
             if child.everyone and len(child.ranks) == len(self._state.ranks):
                 child = None

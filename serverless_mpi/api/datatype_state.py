@@ -1,8 +1,8 @@
 """What a datatype is, apart from its handles.
 
 `Construction` is what never changes: the layout, the basic types, and how the type was made. Types
-that were constructed alike share one. `TypeState` is what one type has of its own: its name, whether
-it is committed, its attributes, how many handles refer to it.
+that were constructed alike share one. `TypeState` is what one type has of its own: its name,
+whether it is committed, its attributes, how many handles refer to it.
 
 References
 ----------

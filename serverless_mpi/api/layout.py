@@ -278,7 +278,7 @@ class Layout:
         return elements
 
     def overlaps(self, count: int) -> bool:
-        """Return whether `count` elements have a byte twice, so that they cannot be received into."""
+        """Return whether `count` elements have a byte twice; nothing can be received into them."""
         if not count or not self.size:
             return False
         strides = self.strides

@@ -1,8 +1,9 @@
 """Constructors of datatypes: from arguments to a `Construction`.
 
-Rule: a construction depends on nothing but its key, (constructor, inner construction, arguments), and
-never changes. So the last `MOST_SHARED` of them are kept, and a program that makes the same type for
-each message pays for it once. `construct` is the only function that reads or changes that table.
+Rule: a construction depends on nothing but its key, (constructor, inner construction, arguments),
+and never changes. So the last `MOST_SHARED` of them are kept, and a program that makes the same
+type for each message pays for it once. `construct` is the only function that reads or changes that
+table.
 
 A construction is not kept
 
