@@ -49,6 +49,7 @@ ENV_THREADS = "SMPI_THREADS"
 ENV_KERNEL = "SMPI_KERNEL"
 ENV_MAX_WORKERS = "MPI4PY_FUTURES_MAX_WORKERS"
 ENV_CONFORMANCE_CACHE = "SMPI_CONFORMANCE_CACHE"
+ENV_FORKS = "SMPI_FORKS"
 
 ENV_JOB = "SMPI_JOB"
 ENV_RANK = "SMPI_RANK"
@@ -57,6 +58,7 @@ ENV_ALIAS = "SMPI_ALIAS"
 ENV_LOCAL_RANKS = "SMPI_LOCAL_RANKS"
 ENV_LINEAGE = "SMPI_LINEAGE"
 ENV_BEGUN = "SMPI_BEGUN"
+ENV_FORK = "SMPI_FORK"
 ENV_EXPLAIN = "SMPI_EXPLAIN"
 ENV_TRACE = "SMPI_TRACE"
 ENV_TERMINAL = "SMPI_INFER_TERMINAL"
@@ -91,6 +93,13 @@ VARIABLES = (
         "folder for what `tests.conformance` and `tests.thirdparty` download",
         "the user's cache folder",
     ),
+    Variable(
+        ENV_FORKS,
+        USER,
+        "`0`: `smpirun` starts each Python rank by itself, and not as a fork of one process that"
+        " has imported NumPy",
+        "1",
+    ),
     Variable(ENV_JOB, LAUNCHER, "the job as JSON, without the rank and the key"),
     Variable(ENV_RANK, LAUNCHER, "rank of the process"),
     Variable(
@@ -111,6 +120,9 @@ VARIABLES = (
         ENV_BEGUN,
         LAUNCHER,
         "descriptor to which a rank of a start tree writes its number, 4 bytes, little endian",
+    ),
+    Variable(
+        ENV_FORK, LAUNCHER, "makes a Python process fork ranks: its socket to the launcher, as JSON"
     ),
     Variable(ENV_EXPLAIN, LAUNCHER, "set if ranks note which algorithms were chosen (`--explain`)"),
     Variable(ENV_TRACE, LAUNCHER, "set if ranks write a trace (`--trace`)"),

@@ -173,3 +173,24 @@ def test_a_collective_that_failed_is_over() -> None:
         return len(state.completed.above), len(state.steps)
 
     assert run(2, body) == [(0, 0)] * 2
+
+
+def test_an_owner_of_two_contexts_frees_both() -> None:
+    class Owner:
+        pass
+
+    def body(world: Intracomm) -> None:
+        owner = Owner()
+        runtime = world._runtime
+        for context in (77, 78):
+            runtime.own(owner, context)
+            runtime.isend(context, 0, 1, (memoryview(b"unread"),))
+        runtime.progress()
+        assert {77, 78} <= set(endpoint_of(world)._contexts)
+        del owner
+        gc.collect()
+        runtime.own(world, 79)  # frees what has lost its owner
+        assert not {77, 78} & set(endpoint_of(world)._contexts)
+        assert not {77, 78} & set(runtime._owners)
+
+    run(1, body)

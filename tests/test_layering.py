@@ -74,6 +74,7 @@ MAY: dict[str, set[str]] = {
     "api": {"runtime", "runtime.operation", "collectives", "core", "errors", "__init__", "signals"},
     "MPI": {"api", "core", "env", "errors", "job", "trace"},
     "alias": {"__init__"},
+    "forks": set(),
     "futures": {"MPI", "alias", "env", "errors"},
     "launch": {
         "env",
@@ -88,6 +89,7 @@ MAY: dict[str, set[str]] = {
         "errors",
         "aws",
         "alias",
+        "forks",
         "__init__",
         "trace",
         "explain",

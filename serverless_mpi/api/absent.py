@@ -1,7 +1,8 @@
-"""What of MPI is not there: one-sided communication, files, dynamic processes.
+"""Parts of MPI that are not implemented: one-sided communication, files, dynamic processes.
 
-The names exist, so that programs that only mention them run; the calls raise a `MissingError`, which is an `MPI.Exception` and a
-`NotImplementedError`, and says what is missing. The numbers are MPICH's. What a communicator lacks is in comm.py.
+The names exist, so that programs that only mention them run. A call raises `MissingError`, which is
+an `MPI.Exception` and a `NotImplementedError`, with the name of the missing part. Constants have
+MPICH's values. Calls of a communicator that are missing are in comm.py.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DISPLACEMENT_CURRENT = DISP_CUR = -54278278
 
 
 def _absent(name: str, what: str) -> Callable[..., NoReturn]:
-    """A function that raises: `name` is the call, `what` the part of MPI it belongs to."""
+    """A function that raises `MissingError` for the call `name` of the part `what` of MPI."""
 
     def absent(*arguments: Any, **more: Any) -> NoReturn:
         raise missing(f"{name} ({what})")
@@ -65,6 +66,7 @@ class File(Handle):
 
 
 def _fill(kind: type[Handle], what: str, methods: str, classmethods: str, properties: str) -> None:
+    """Give a class its missing members; names are separated by spaces."""
     name = kind.__name__
     for method in methods.split():
         setattr(kind, method, _absent(f"{name}.{method}", what))
@@ -77,21 +79,26 @@ def _fill(kind: type[Handle], what: str, methods: str, classmethods: str, proper
 _fill(
     Win,
     _WINDOWS,
-    "Accumulate Attach Call_errhandler Compare_and_swap Complete Delete_attr Detach Fence Fetch_and_op Flush Flush_all Flush_local "
-    "Flush_local_all Free Get Get_accumulate Get_attr Get_errhandler Get_group Get_info Get_name Lock Lock_all Post Put Raccumulate Rget "
-    "Rget_accumulate Rput Set_attr Set_errhandler Set_info Set_name Shared_query Start Sync Test Unlock Unlock_all Wait tomemory",
+    "Accumulate Attach Call_errhandler Compare_and_swap Complete Delete_attr Detach Fence "
+    "Fetch_and_op Flush Flush_all Flush_local Flush_local_all Free Get Get_accumulate "
+    "Get_attr Get_errhandler Get_group Get_info Get_name Lock Lock_all Post Put Raccumulate "
+    "Rget Rget_accumulate Rput Set_attr Set_errhandler Set_info Set_name Shared_query Start "
+    "Sync Test Unlock Unlock_all Wait tomemory",
     "Allocate Allocate_shared Create Create_dynamic Create_errhandler Create_keyval Free_keyval",
     "attrs flavor group group_rank group_size info model name",
 )
 _fill(
     File,
     _FILES,
-    "Call_errhandler Close Get_amode Get_atomicity Get_byte_offset Get_errhandler Get_group Get_info Get_position Get_position_shared "
-    "Get_size Get_type_extent Get_view Iread Iread_all Iread_at Iread_at_all Iread_shared Iwrite Iwrite_all Iwrite_at Iwrite_at_all "
-    "Iwrite_shared Preallocate Read Read_all Read_all_begin Read_all_end Read_at Read_at_all Read_at_all_begin Read_at_all_end "
-    "Read_ordered Read_ordered_begin Read_ordered_end Read_shared Seek Seek_shared Set_atomicity Set_errhandler Set_info Set_size "
-    "Set_view Sync Write Write_all Write_all_begin Write_all_end Write_at Write_at_all Write_at_all_begin Write_at_all_end Write_ordered "
-    "Write_ordered_begin Write_ordered_end Write_shared",
+    "Call_errhandler Close Get_amode Get_atomicity Get_byte_offset Get_errhandler Get_group "
+    "Get_info Get_position Get_position_shared Get_size Get_type_extent Get_view Iread "
+    "Iread_all Iread_at Iread_at_all Iread_shared Iwrite Iwrite_all Iwrite_at Iwrite_at_all "
+    "Iwrite_shared Preallocate Read Read_all Read_all_begin Read_all_end Read_at Read_at_all "
+    "Read_at_all_begin Read_at_all_end Read_ordered Read_ordered_begin Read_ordered_end "
+    "Read_shared Seek Seek_shared Set_atomicity Set_errhandler Set_info Set_size Set_view "
+    "Sync Write Write_all Write_all_begin Write_all_end Write_at Write_at_all "
+    "Write_at_all_begin Write_at_all_end Write_ordered Write_ordered_begin Write_ordered_end "
+    "Write_shared",
     "Create_errhandler Delete Open",
     "amode atomicity group group_rank group_size info size",
 )

@@ -1,7 +1,12 @@
-"""Attributes: values that programs cache on communicators and datatypes (MPI 4.1, section 7.7).
+"""Attributes: values that programs cache on communicators and datatypes.
 
-A key knows what is to be done when the object is duplicated and when the value goes. Only here are
-those functions called; what goes wrong in them is printed, and the call that caused them fails.
+A key has two functions of the program: one is called when the object is duplicated, the other when
+the value is deleted. They are called only here. The traceback of an exception in one is printed,
+and the MPI call that caused it raises.
+
+References
+----------
+MPI 4.1, section 7.7.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ _FIRST = 100  # below are the keys that MPI defines
 
 @dataclass
 class _Key:
+    """A key: the class it is for, and the functions of the program."""
+
     kind: type
     copy: Callable[[Any, int, Any], Any] | bool | None
     delete: Callable[[Any, int, Any], None] | None
@@ -32,13 +39,13 @@ _numbers = itertools.count(_FIRST)
 
 
 def reported(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of the program returns.
+    """Call a function of the program and return its result.
 
     Raises
     ------
     MPIException
-        It raised: with its own code if it raised an MPI.Exception, else ERR_OTHER. Its traceback is
-        on standard error.
+        The function raised: with its own code if that was an MPI.Exception, else ERR_OTHER. The
+        traceback is printed to standard error.
     """
     try:
         return call(*arguments)
@@ -51,9 +58,10 @@ def reported(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _key(keyval: int, kind: type) -> _Key:
+    """The key of a number; ERR_KEYVAL if it is not one for objects of `kind`."""
     key = _keys.get(keyval)
     if key is None or key.kind is not kind:
-        raise MPIException(ERR_KEYVAL, f"{keyval} is no key for attributes of a {kind.__name__}")
+        raise MPIException(ERR_KEYVAL, f"{keyval} is not a key for attributes of a {kind.__name__}")
     return key
 
 
@@ -72,12 +80,21 @@ class Attributed:
         delete_fn: Callable[[Any, int, Any], None] | None = None,
         nopython: bool = False,
     ) -> int:
-        """A new key.
+        """Make a key.
 
-        copy_fn(object, keyval, value): gives the duplicate's value, or NotImplemented for none;
-        True copies the reference, False and None copy nothing. delete_fn(object, keyval, value):
-        called when the value goes. nopython:
-        values are integers.
+        Parameters
+        ----------
+        copy_fn
+            copy_fn(object, keyval, value) returns the value for a duplicate of the object, or
+            NotImplemented for none. True copies the reference; False and None copy nothing.
+        delete_fn
+            delete_fn(object, keyval, value) is called when the value is deleted.
+        nopython
+            Not used: values are Python objects.
+
+        References
+        ----------
+        MPI 4.1, section 7.7.2.
         """
         number = next(_numbers)
         _keys[number] = _Key(cls._family[0], copy_fn, delete_fn or None)

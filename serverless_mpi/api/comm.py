@@ -77,8 +77,10 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     @classmethod
     def _of(cls: type[C], state: State | None) -> C:
         """Make a handle of this class; a null handle for None."""
-        self = Comm.__new__(cls)
+        self = object.__new__(cls)
         self._made = state
+        if state is not None:
+            self._state = state  # what the cached property would find
         return self
 
     @classmethod
@@ -262,11 +264,13 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
         MPI 4.1, section 7.4.3.
         """
         self._live()
+        state = self._state
         if self._maker is not None:
-            raise MPIException(ERR_COMM, f"{self._state.name} cannot be freed")
-        self._delete_attributes()
-        self._state.freed = True
-        forget(self._state)
+            raise MPIException(ERR_COMM, f"{state.name} cannot be freed")
+        if state.attributes:
+            self._delete_attributes()
+        state.freed = True
+        forget(state)
         self._ob = None
 
     def Disconnect(self) -> None:

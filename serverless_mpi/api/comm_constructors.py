@@ -10,7 +10,9 @@ get a null communicator; otherwise the members count differently and derive diff
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from serverless_mpi.api.attributes import Attributed
@@ -18,7 +20,6 @@ from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.environ import Get_processor_name
 from serverless_mpi.api.group import Group, group_ranks
 from serverless_mpi.api.info import INFO_NULL, Info
-from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.request import Request, request_of
 from serverless_mpi.api.status import fill_empty_status
 from serverless_mpi.collectives.choose import Facts, select
@@ -37,6 +38,19 @@ COMM_TYPE_HW_UNGUIDED = 3
 COMM_TYPE_RESOURCE_GUIDED = 4
 
 C = TypeVar("C", bound="CommConstructors")
+
+
+_agree_key = "agree"  # in `State.choices`; the keys of collective calls are pairs
+
+
+def _of_colour(color: object, ranks: Sequence[int], values: Sequence[tuple[Any, int]]) -> list[int]:
+    """The world ranks of one colour, ordered by key, then as they are.
+
+    `values` has the colour and the key of each of `ranks`.
+    """
+    chosen = [(key, place) for place, (colour, key) in enumerate(values) if colour == color]
+    chosen.sort()
+    return [ranks[place] for _, place in chosen]
 
 
 class CommConstructors(Attributed):
@@ -61,15 +75,20 @@ class CommConstructors(Attributed):
         """Gather `value` from every rank, of both groups, in the order of `everyone`."""
         state = self._state
         size = len(state.everyone)
-        algorithm = select("allgather", Facts(size, None, state.runtime.figures)).generator
-        steps = algorithm(state.everyone.index(state.runtime.rank), size, encode(value))
+        algorithm = state.choices.get(_agree_key)
+        if algorithm is None:
+            algorithm = select("allgather", Facts(size, None, state.runtime.figures)).generator
+            state.choices[_agree_key] = algorithm
+        # not `encode`: facts are small, and a program's own pickler is not asked for them
+        blob = memoryview(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+        steps = algorithm(state.everyone.index(state.runtime.rank), size, blob)
         operation = state.runtime.icollective(
             state.context, next(state.calls), steps, state.everyone
         )
         state.runtime.wait_until(lambda: operation.done, interruptible=never)
         if operation.error is not None:
             raise operation.error
-        return [decode(whole(blob)) for blob in operation.result]
+        return [pickle.loads(whole(blob)) for blob in operation.result]
 
     def _child(
         self,
@@ -87,7 +106,8 @@ class CommConstructors(Attributed):
             remote=remote,
             topology=topology,
         )
-        child.session = state.session
+        if state.session is not None:
+            child.session = state.session
         return child
 
     def _duplicate(self) -> State:
@@ -97,8 +117,10 @@ class CommConstructors(Attributed):
         child: State = self._child(
             state.ranks, *facts, remote=state.remote, topology=state.topology
         )
-        child.info.update(state.info)
-        child.errhandler = state.errhandler
+        if state.info:
+            child.info.update(state.info)
+        if state.errhandler is not None:
+            child.errhandler = state.errhandler
         return child
 
     def Clone(self: C) -> C:
@@ -130,7 +152,8 @@ class CommConstructors(Attributed):
         new = type(self)._of(self._duplicate())
         if info:
             new._state.info.update(info.items())
-        self._copy_attributes(new)
+        if self._state.attributes:
+            self._copy_attributes(new)
         return new
 
     def Dup_with_info(self: C, info: Info) -> C:
@@ -155,20 +178,20 @@ class CommConstructors(Attributed):
         """The state of the part of one colour, ordered by key and rank; None for colour None."""
         state = self._state
         number = next(state.children)
-        value_of = dict(zip(state.everyone, self._agree((color, key)), strict=True))
-
-        def chosen(ranks: Sequence[int]) -> list[int]:
-            return sorted(
-                (world for world in ranks if value_of[world][0] == color),
-                key=lambda world: value_of[world][1],
-            )
-
+        values = self._agree((color, key))
         if color is None:
             return None
-        remote = None if state.remote is None else chosen(state.remote)
-        if remote is not None and not remote:
-            return None  # nobody of that colour in the other group
-        child: State = self._child(chosen(state.ranks), "split", number, color, remote=remote)
+        if state.remote is None:
+            ranks, remote = _of_colour(color, state.ranks, values), None
+        else:
+            value_of = dict(zip(state.everyone, values, strict=True))
+            ranks, remote = (
+                _of_colour(color, group, [value_of[world] for world in group])
+                for group in (state.ranks, state.remote)
+            )
+            if not remote:
+                return None  # nobody of that colour in the other group
+        child: State = self._child(ranks, "split", number, color, remote=remote)
         return child
 
     def _like(self, state: State | None) -> Comm:
@@ -201,11 +224,12 @@ class CommConstructors(Attributed):
         MPI 4.1, section 7.4.2.
         """
         self._live()
+        color, key = index(color), index(key)  # equal on all ranks, and no NumPy type
         if color < 0 and color != UNDEFINED:
             raise MPIException(
                 ERR_ARG, f"colour {color} is negative; use MPI.UNDEFINED to take no part"
             )
-        return self._like(self._split(None if color == UNDEFINED else int(color), key))
+        return self._like(self._split(None if color == UNDEFINED else color, key))
 
     def Split_type(self, split_type: int, key: int = 0, info: Info = INFO_NULL) -> Comm:
         """Split the communicator by a property of the processes.
@@ -237,7 +261,7 @@ class CommConstructors(Attributed):
             raise MPIException(
                 ERR_ARG, f"split type {split_type} is not known; use MPI.COMM_TYPE_SHARED"
             )
-        child = self._split(color, key)
+        child = self._split(color, index(key))
         if split_type == COMM_TYPE_HW_UNGUIDED and child is not None:
             if child.everyone and len(child.ranks) == len(self._state.ranks):
                 child = None

@@ -4,6 +4,9 @@ It holds the groups, the context, and the counters that number what is made from
 Invariant: every member counts the same calls in the same order, so equal numbers give equal
 contexts on all members without a message. A counter for calls that only some ranks make is kept
 per key (`State.count`).
+
+Programs make communicators in loops, so what most of them never use (attributes, hints, a buffer)
+is made at first use.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from __future__ import annotations
 import enum
 import itertools
 import threading
-from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
@@ -22,6 +25,8 @@ from serverless_mpi.runtime import Runtime
 
 class Kind(enum.Enum):
     """What a communicator is, which decides the class of its handles."""
+
+    __hash__ = object.__hash__  # Enum's is a Python call in each look-up
 
     INTRA = enum.auto()
     INTER = enum.auto()
@@ -60,7 +65,20 @@ class State:
         World ranks that collectives number: both groups in an order on which both agree.
     places
         World rank -> rank among `peers`.
+    session
+        Buffer of the session that it derives from.
+    constant
+        MPI.COMM_WORLD or MPI.COMM_SELF, of those two.
+    local
+        Between two groups: the communicator of this group alone, once it is needed.
     """
+
+    freed = False
+    internal: State | None = None  # see internal() in comm.py
+    session: Attached | None = None
+    constant: Any = None
+    errhandler: Any = None
+    local: State | None = None
 
     def __init__(
         self,
@@ -83,28 +101,29 @@ class State:
             if self.remote is None
             else (*min(self.ranks, self.remote), *max(self.ranks, self.remote))
         )
-        self.places = {world: rank for rank, world in enumerate(self.peers)}
+        self.places = dict(zip(self.peers, range(len(self.peers)), strict=True))
         self.name = name
-        self.freed = False
         self.calls = itertools.count()  # numbers the collectives
         self.children = itertools.count()  # numbers the communicators made from it
         self.requests = itertools.count()  # numbers the persistent collectives
-        self.counters: Counter[Any] = Counter()  # see count()
+        self.counters: dict[Any, int] = {}  # see count()
         self.lock = threading.Lock()
         # (operation, bytes) -> algorithm, see collective.py
         self.choices: dict[Any, Any] = {}
-        self.internal: State | None = None  # see internal()
         self.internal_tags = itertools.count()
-        self.locks: dict[Any, threading.Lock] = {}  # by key, for programs: see _comm_lock
         self.attributes: dict[int, Any] = {}
         self.info: dict[str, str] = {}
-        self.attached = Attached()
-        self.session: Attached | None = None  # buffer of the session it derives from
-        self.constant: Any = None  # MPI.COMM_WORLD or MPI.COMM_SELF
-        self.errhandler: Any = None
-        self.local: State | None = None  # between two groups: this group alone, once it is needed
-        runtime.communicators[context] = self
         runtime.own(self, context)
+
+    @cached_property
+    def attached(self) -> Attached:
+        """The buffer that a program attaches for buffered sends."""
+        return Attached()
+
+    @cached_property
+    def locks(self) -> dict[Any, threading.Lock]:
+        """Locks of programs, by key; see _comm_lock in comm.py."""
+        return {}
 
     @property
     def kind(self) -> Kind:
@@ -120,5 +139,6 @@ class State:
     def count(self, key: Any) -> int:
         """Return how many times this was called for `key` before."""
         with self.lock:
-            self.counters[key] += 1
-            return self.counters[key] - 1
+            before = self.counters.get(key, 0)
+            self.counters[key] = before + 1
+        return before

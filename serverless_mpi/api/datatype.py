@@ -1,49 +1,42 @@
-"""Datatypes: the object, its constructors, and its introspection (MPI 4.1, chapter 5).
+"""Datatypes: the object, its constructors, and its introspection.
 
-A `Datatype` is a handle to a `TypeState` (datatype_state.py). Where the bytes of an element are is
-in layout.py, parts of arrays are in arrays.py, the predefined types in types.py, packing in
-packing.py.
+A `Datatype` is a handle to a `TypeState` (datatype_state.py). How a type is made of others is in
+type_constructors.py, which bytes of memory an element is in layout.py, the predefined types are in
+types.py, and packing is in packing.py.
 
-A derived type keeps the states of the types that it is made from, so those may be freed. To add a
-constructor: compute the layout, call `_derive` with its combiner and arguments, and `decode` and
-`Get_contents` follow.
+A derived type keeps the states of the types that it is made of, so those may be freed.
+
+Programs may make types for each message, so a constructor is few steps where equal arguments were
+given before: integers, one look-up, and two objects.
+
+References
+----------
+MPI 4.1, chapter 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, index
 from typing import Any
 
-import numpy as np
-
-from serverless_mpi.api import datatype_state
-from serverless_mpi.api.arrays import ORDER_C, indices_of_rank, part_of_array
+from serverless_mpi.api import datatype_state, type_constructors
+from serverless_mpi.api.arrays import ORDER_C
 from serverless_mpi.api.attributes import Attributed
 from serverless_mpi.api.datatype_state import (
-    COMBINER_CONTIGUOUS,
-    COMBINER_DARRAY,
-    COMBINER_DUP,
     COMBINER_F90_COMPLEX,
     COMBINER_F90_INTEGER,
     COMBINER_F90_REAL,
-    COMBINER_HINDEXED,
-    COMBINER_HINDEXED_BLOCK,
-    COMBINER_HVECTOR,
-    COMBINER_INDEXED,
-    COMBINER_INDEXED_BLOCK,
     COMBINER_NAMED,
-    COMBINER_RESIZED,
     COMBINER_STRUCT,
-    COMBINER_SUBARRAY,
-    COMBINER_VECTOR,
+    Construction,
     TypeState,
 )
 from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
-from serverless_mpi.api.layout import Block, Layout
 from serverless_mpi.api.packing import Packing
+from serverless_mpi.api.type_constructors import Key, construct, integers
 from serverless_mpi.api.type_tables import f90, of_code, of_size, pair_of
-from serverless_mpi.errors import ERR_ARG, ERR_COUNT, ERR_RANK, ERR_TYPE, MPIException
+from serverless_mpi.errors import ERR_TYPE, MPIException
 
 _COMBINERS = {
     getattr(datatype_state, name): name.removeprefix("COMBINER_") for name in datatype_state.__all__
@@ -79,7 +72,10 @@ class Datatype(Handle, Attributed, Packing):
         return state  # type: ignore[no-any-return]
 
     def _attribute_table(self) -> dict[int, Any]:
-        return self._live.attributes
+        state = self._live
+        if state.attributes is None:
+            state.attributes = {}
+        return state.attributes
 
     # --- facts ---------------------------------------------------------------
 
@@ -114,7 +110,8 @@ class Datatype(Handle, Attributed, Packing):
             Numbers of integers, addresses, large counts and datatypes, and the combiner.
         """
         state = self._live
-        return len(state.integers), 0, len(state.counts), len(state.types), state.combiner
+        made = state.made
+        return len(made.integers), 0, len(made.counts), len(state.types), made.combiner
 
     def Get_contents(self) -> tuple[list[int], list[int], list[int], list[Datatype]]:
         """Return the arguments of the constructor.
@@ -131,9 +128,10 @@ class Datatype(Handle, Attributed, Packing):
             ERR_TYPE: the type is predefined.
         """
         state = self._live
-        if state.combiner == COMBINER_NAMED:
+        made = state.made
+        if made.combiner == COMBINER_NAMED:
             raise MPIException(ERR_TYPE, "a predefined datatype has no contents")
-        return list(state.integers), [], list(state.counts), [_handle(of) for of in state.types]
+        return list(made.integers), [], list(made.counts), [_handle(of) for of in state.types]
 
     def decode(self) -> tuple[Datatype, str, dict[str, Any]]:
         """Return the base type, the combiner's name, and the constructor's arguments by name."""
@@ -141,7 +139,10 @@ class Datatype(Handle, Attributed, Packing):
         if state.combiner == COMBINER_NAMED:
             return self, "NAMED", {}
         types = [_handle(of) for of in state.types]
-        params = dict(state.params)
+        params = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in state.made.params.items()
+        }
         if state.combiner == COMBINER_STRUCT:
             params["datatypes"] = types
         one = len(types) == 1 and state.combiner != COMBINER_STRUCT
@@ -173,11 +174,11 @@ class Datatype(Handle, Attributed, Packing):
         doc="Whether it was not made by a program.",
     )
     typechar = property(
-        lambda self: self._live.typechar or "V",
+        lambda self: self._live.made.typechar or "V",
         doc="Its character in the struct module; V for several numbers.",
     )
     typestr = property(
-        lambda self: self._live.typestr or f"V{self._live.layout.extent}",
+        lambda self: self._live.made.typestr or f"V{self._live.layout.extent}",
         doc="Its array-interface string.",
     )
 
@@ -189,7 +190,7 @@ class Datatype(Handle, Attributed, Packing):
         ValueError
             The type has none.
         """
-        code = None if self._ob is None else self._live.code
+        code = None if self._ob is None else self._live.made.code
         if code is None:
             raise ValueError(
                 f"the datatype {self.Get_name() or 'made by the program'} has no character code"
@@ -226,7 +227,8 @@ class Datatype(Handle, Attributed, Packing):
         if state.predefined:
             raise MPIException(ERR_TYPE, f"{state.name} is predefined and cannot be freed")
         if state.refs == 1:
-            self._delete_attributes()
+            if state.attributes:
+                self._delete_attributes()
             forget(state)
         state.refs -= 1
         self._ob = None
@@ -251,64 +253,37 @@ class Datatype(Handle, Attributed, Packing):
 
     # --- constructors --------------------------------------------------------
 
-    def _derive(
-        self,
-        combiner: int,
-        layout: Layout,
-        count: int,
-        params: dict[str, Any],
-        counts: Sequence[Any] = (),
-        integers: Sequence[int] = (),
-    ) -> Datatype:
-        """A type of `count` elements of this one."""
-        of = self._live
-        state = TypeState(layout, of.base, combiner, [(of, count)])
-        state.params, state.types = params, [of]
-        state.counts = [int(value) for value in counts]
-        state.integers = list(integers)
-        return type(self)._of_state(state)  # type: ignore[no-any-return]
-
-    def _blocks(
-        self,
-        combiner: int,
-        displacements: Sequence[int],
-        blocklengths: Sequence[int],
-        params: dict[str, Any],
-        counts: Sequence[Any],
-    ) -> Datatype:
-        """A type of blocks of this one's elements at byte displacements."""
-        if len(blocklengths) != len(displacements):
-            raise ValueError(
-                f"{len(blocklengths)} block lengths for {len(displacements)} displacements"
-            )
-        if any(length < 0 for length in blocklengths):
-            raise MPIException(ERR_COUNT, f"a block of {min(blocklengths)} elements")
-        layout, total = self._live.layout, sum(blocklengths)
-        extremes = [(d, c, layout) for d, c in zip(displacements, blocklengths, strict=True)]
-
-        def blocks() -> list[Block]:
-            return [(displacements, blocklengths, layout)]
-
-        return self._derive(
-            combiner, Layout.of_blocks(extremes, total * layout.size, blocks), total, params, counts
-        )
+    def _of_made(self, made: Construction, of: TypeState) -> Datatype:
+        """A handle to a new type that is made of one other."""
+        new: Datatype = object.__new__(type(self))
+        new._ob = TypeState(made, (of,))
+        return new
 
     def Dup(self) -> Datatype:
         """Return a copy of the type with its attributes; committed if this one is."""
         of = self._live
-        state = TypeState(of.layout, of.base, COMBINER_DUP, [(of, 1)])
-        state.types, state.committed, state.pair = [of], of.committed, of.pair
-        state.typechar, state.typestr, state.code = of.typechar, of.typestr, of.code
-        new = type(self)._of_state(state)
-        self._copy_attributes(new)
-        return new  # type: ignore[no-any-return]
+        new = self._of_made(construct(type_constructors.duplicate, of.made), of)
+        new._ob.committed = of.committed
+        if of.attributes:
+            self._copy_attributes(new)
+        return new
 
     Create_dup = Dup
 
     def Create_contiguous(self, count: int) -> Datatype:
-        """Make a type of `count` consecutive elements."""
-        _positive(count)
-        return self._blocks(COMBINER_CONTIGUOUS, [0], [count], {"count": count}, [count])
+        """Make a type of consecutive elements.
+
+        Parameters
+        ----------
+        count
+            Number of elements.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.2.
+        """
+        of = self._live
+        return self._of_made(construct(type_constructors.contiguous, of.made, index(count)), of)
 
     def Create_vector(self, count: int, blocklength: int, stride: int) -> Datatype:
         """Make a type of equally spaced blocks.
@@ -326,74 +301,129 @@ class Datatype(Handle, Attributed, Packing):
         ----------
         MPI 4.1, section 5.1.2.
         """
-        return self._strided(
-            COMBINER_VECTOR, count, blocklength, stride, stride * self._live.layout.extent
+        of = self._live
+        made = construct(
+            type_constructors.vector, of.made, index(count), index(blocklength), index(stride)
         )
+        return self._of_made(made, of)
 
     def Create_hvector(self, count: int, blocklength: int, stride: int) -> Datatype:
-        """Make a type of equally spaced blocks; `stride` is in bytes."""
-        return self._strided(COMBINER_HVECTOR, count, blocklength, stride, stride)
+        """Make a type of equally spaced blocks.
 
-    def _strided(
-        self, combiner: int, count: int, blocklength: int, stride: int, step: int
-    ) -> Datatype:
-        _positive(count)
-        _positive(blocklength)
-        layout = self._live.layout
-        ends = (0, (count - 1) * step) if count else ()
-        total = count * blocklength
-        made = Layout.of_blocks(
-            [(at, blocklength, layout) for at in ends],
-            total * layout.size,
-            lambda: [(np.arange(count) * step, np.full(count, blocklength), layout)],
+        Parameters
+        ----------
+        count
+            Number of blocks.
+        blocklength
+            Elements of a block.
+        stride
+            Bytes from the start of a block to the start of the next.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.2.
+        """
+        of = self._live
+        made = construct(
+            type_constructors.hvector, of.made, index(count), index(blocklength), index(stride)
         )
-        params = {"count": count, "blocklength": blocklength, "stride": stride}
-        return self._derive(combiner, made, total, params, [count, blocklength, stride])
+        return self._of_made(made, of)
+
+    def _of_blocks(
+        self,
+        constructor: Callable[..., Construction],
+        blocklengths: Sequence[int],
+        displacements: Sequence[int],
+    ) -> Datatype:
+        """A type of blocks of different lengths."""
+        of = self._live
+        lengths, places = integers(blocklengths), integers(displacements)
+        if len(lengths) != len(places):
+            raise ValueError(f"{len(lengths)} block lengths for {len(places)} displacements")
+        return self._of_made(construct(constructor, of.made, lengths, places), of)
 
     def Create_indexed(self, blocklengths: Sequence[int], displacements: Sequence[int]) -> Datatype:
-        """Make a type of blocks of different lengths; displacements are in elements."""
-        extent = self._live.layout.extent
-        return self._indexed(
-            COMBINER_INDEXED, blocklengths, displacements, [d * extent for d in displacements]
-        )
+        """Make a type of blocks of different lengths.
+
+        Parameters
+        ----------
+        blocklengths
+            Elements of each block.
+        displacements
+            Start of each block, in elements.
+
+        Raises
+        ------
+        ValueError
+            The sequences have different lengths.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.2.
+        """
+        return self._of_blocks(type_constructors.indexed, blocklengths, displacements)
 
     def Create_hindexed(
         self, blocklengths: Sequence[int], displacements: Sequence[int]
     ) -> Datatype:
-        """Make a type of blocks of different lengths; displacements are in bytes."""
-        return self._indexed(COMBINER_HINDEXED, blocklengths, displacements, list(displacements))
+        """Make a type of blocks of different lengths.
 
-    def _indexed(
-        self,
-        combiner: int,
-        blocklengths: Sequence[int],
-        displacements: Sequence[int],
-        at: list[int],
-    ) -> Datatype:
-        params = {"blocklengths": list(blocklengths), "displacements": list(displacements)}
-        return self._blocks(
-            combiner, at, list(blocklengths), params, [len(at), *blocklengths, *displacements]
-        )
+        Parameters
+        ----------
+        blocklengths
+            Elements of each block.
+        displacements
+            Start of each block, in bytes.
+
+        Raises
+        ------
+        ValueError
+            The sequences have different lengths.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.2.
+        """
+        return self._of_blocks(type_constructors.hindexed, blocklengths, displacements)
 
     def Create_indexed_block(self, blocklength: int, displacements: Sequence[int]) -> Datatype:
-        """Make a type of blocks of equal length; displacements are in elements."""
-        extent = self._live.layout.extent
-        return self._indexed_block(
-            COMBINER_INDEXED_BLOCK, blocklength, displacements, [d * extent for d in displacements]
+        """Make a type of blocks of equal length.
+
+        Parameters
+        ----------
+        blocklength
+            Elements of a block.
+        displacements
+            Start of each block, in elements.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.2.
+        """
+        of = self._live
+        length, places = index(blocklength), integers(displacements)
+        return self._of_made(
+            construct(type_constructors.indexed_block, of.made, length, places), of
         )
 
     def Create_hindexed_block(self, blocklength: int, displacements: Sequence[int]) -> Datatype:
-        """Make a type of blocks of equal length; displacements are in bytes."""
-        return self._indexed_block(
-            COMBINER_HINDEXED_BLOCK, blocklength, displacements, list(displacements)
-        )
+        """Make a type of blocks of equal length.
 
-    def _indexed_block(
-        self, combiner: int, blocklength: int, displacements: Sequence[int], at: list[int]
-    ) -> Datatype:
-        params = {"blocklength": blocklength, "displacements": list(displacements)}
-        return self._blocks(
-            combiner, at, [blocklength] * len(at), params, [len(at), blocklength, *displacements]
+        Parameters
+        ----------
+        blocklength
+            Elements of a block.
+        displacements
+            Start of each block, in bytes.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.2.
+        """
+        of = self._live
+        length, places = index(blocklength), integers(displacements)
+        return self._of_made(
+            construct(type_constructors.hindexed_block, of.made, length, places), of
         )
 
     @classmethod
@@ -414,40 +444,29 @@ class Datatype(Handle, Attributed, Packing):
         datatypes
             Type of each block. Different types pad the extent to their alignment, as in a C struct.
 
+        Raises
+        ------
+        ValueError
+            The sequences have different lengths.
+
         References
         ----------
         MPI 4.1, section 5.1.2.
         """
-        if not len(blocklengths) == len(displacements) == len(datatypes):
+        lengths, places = integers(blocklengths), integers(displacements)
+        of = [type_state(datatype) for datatype in datatypes]
+        if not len(lengths) == len(places) == len(of):
             raise ValueError(
-                f"{len(blocklengths)} block lengths, {len(displacements)} displacements,"
-                f" {len(datatypes)} datatypes"
+                f"{len(lengths)} block lengths, {len(places)} displacements, {len(of)} datatypes"
             )
-        if any(length < 0 for length in blocklengths):
-            raise MPIException(ERR_COUNT, f"a block of {min(blocklengths)} elements")
-        of = [datatype._live for datatype in datatypes]
-        every = [
-            (d, c, one.layout) for d, c, one in zip(displacements, blocklengths, of, strict=True)
-        ]
-        size = sum(c * layout.size for _, c, layout in every)
-        made = Layout.of_blocks(
-            every, size, lambda: [((d,), (c,), layout) for d, c, layout in every]
+        # the same type in two places is one type; two types that were made alike are two
+        several = len({state for state, length in zip(of, lengths, strict=True) if length}) > 1
+        made = construct(
+            type_constructors.struct, tuple([state.made for state in of]), lengths, places, several
         )
-        used = {id(one) for one, c in zip(of, blocklengths, strict=True) if c}
-        rest = made.extent % made.align
-        if len(used) > 1 and rest:
-            made.ub += made.align - rest
-        bases = {one.base for one in of}
-        state = TypeState(
-            made,
-            bases.pop() if len(bases) == 1 else None,
-            COMBINER_STRUCT,
-            list(zip(of, blocklengths, strict=True)),
-        )
-        state.types = of
-        state.counts = [len(of), *blocklengths, *displacements]
-        state.params = {"blocklengths": list(blocklengths), "displacements": list(displacements)}
-        return cls._of_state(state)  # type: ignore[no-any-return]
+        new: Datatype = object.__new__(cls)
+        new._ob = TypeState(made, of)
+        return new
 
     def Create_subarray(
         self,
@@ -469,37 +488,23 @@ class Datatype(Handle, Attributed, Packing):
         order
             MPI.ORDER_C or MPI.ORDER_FORTRAN.
 
+        Raises
+        ------
+        ValueError
+            The sequences have different lengths.
+        MPIException
+            ERR_COUNT: a negative number. ERR_ARG: the box is not inside the array.
+
         References
         ----------
         MPI 4.1, section 5.1.3.
         """
-        if not len(sizes) == len(subsizes) == len(starts):
-            raise ValueError(f"{len(sizes)} sizes, {len(subsizes)} subsizes, {len(starts)} starts")
-        if any(value < 0 for value in (*subsizes, *starts)):
-            raise MPIException(
-                ERR_COUNT,
-                f"box {list(subsizes)} at {list(starts)}: a length or a start is negative",
-            )
-        if any(n < 1 or s + b > n for n, b, s in zip(sizes, subsizes, starts, strict=True)):
-            raise MPIException(
-                ERR_ARG, f"box {list(subsizes)} at {list(starts)} is not inside {list(sizes)}"
-            )
-        params = {
-            "sizes": list(sizes),
-            "subsizes": list(subsizes),
-            "starts": list(starts),
-            "order": order,
-        }
-        owned = [range(s, s + b) for s, b in zip(starts, subsizes, strict=True)]
-        made, total = part_of_array(self._live.layout, sizes, owned, order)
-        return self._derive(
-            COMBINER_SUBARRAY,
-            made,
-            total,
-            params,
-            [*sizes, *subsizes, *starts],
-            [len(sizes), order],
-        )
+        of = self._live
+        shape, box, at = integers(sizes), integers(subsizes), integers(starts)
+        if not len(shape) == len(box) == len(at):
+            raise ValueError(f"{len(shape)} sizes, {len(box)} subsizes, {len(at)} starts")
+        made = construct(type_constructors.subarray, of.made, shape, box, at, index(order))
+        return self._of_made(made, of)
 
     def Create_darray(
         self,
@@ -526,37 +531,44 @@ class Datatype(Handle, Attributed, Packing):
         order
             MPI.ORDER_C or MPI.ORDER_FORTRAN.
 
+        Raises
+        ------
+        ValueError
+            The sequences have different lengths.
+        MPIException
+            ERR_RANK: no such rank. ERR_ARG: the distribution does not fit.
+
         References
         ----------
         MPI 4.1, section 5.1.4.
         """
-        if not len(gsizes) == len(distribs) == len(dargs) == len(psizes):
+        of = self._live
+        parts = tuple(map(integers, (gsizes, distribs, dargs, psizes)))
+        if len(set(map(len, parts))) > 1:
+            lengths = [len(part) for part in parts]
             raise ValueError(
-                f"{len(gsizes)} sizes, {len(distribs)} distributions, {len(dargs)} arguments,"
-                f" {len(psizes)} process counts"
+                "{} sizes, {} distributions, {} arguments, {} process counts".format(*lengths)
             )
-        if not 0 <= rank < size:
-            raise MPIException(ERR_RANK, f"rank {rank} is outside 0..{size - 1}")
-        owned = indices_of_rank(size, rank, gsizes, distribs, dargs, psizes)
-        params = {
-            "size": size,
-            "rank": rank,
-            "gsizes": list(gsizes),
-            "distribs": list(distribs),
-            "dargs": list(dargs),
-            "psizes": list(psizes),
-            "order": order,
-        }
-        integers = [size, rank, len(gsizes), *distribs, *dargs, *psizes, order]
-        made, total = part_of_array(self._live.layout, gsizes, owned, order)
-        return self._derive(COMBINER_DARRAY, made, total, params, gsizes, integers)
+        arguments: list[Key] = [index(size), index(rank), *parts, index(order)]
+        return self._of_made(construct(type_constructors.darray, of.made, *arguments), of)
 
     def Create_resized(self, lb: int, extent: int) -> Datatype:
-        """Make a type of the same data with another lower bound and extent, in bytes."""
-        params = {"lb": lb, "extent": extent}
-        return self._derive(
-            COMBINER_RESIZED, self._live.layout.bounded(lb, lb + extent), 1, params, [lb, extent]
-        )
+        """Make a type of the same data with other bounds.
+
+        Parameters
+        ----------
+        lb
+            Lower bound in bytes.
+        extent
+            Bytes from one element to the next.
+
+        References
+        ----------
+        MPI 4.1, section 5.1.7.
+        """
+        of = self._live
+        made = construct(type_constructors.resized, of.made, index(lb), index(extent))
+        return self._of_made(made, of)
 
     Resized = Create_resized
 
@@ -593,12 +605,6 @@ def _handle(state: TypeState) -> Datatype:
     if not state.predefined:
         state.refs += 1
     return handle_of(Datatype, state)
-
-
-def _positive(count: int) -> None:
-    """Raise ERR_COUNT for a negative count."""
-    if count < 0:
-        raise MPIException(ERR_COUNT, f"a count of {count} is negative")
 
 
 def _datatype_create(

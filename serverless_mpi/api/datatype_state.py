@@ -1,4 +1,13 @@
-"""What a datatype is, apart from its handles: its layout, its basic types, how it was made (MPI 4.1, sections 5.1 and 5.1.11)."""
+"""What a datatype is, apart from its handles.
+
+`Construction` is what never changes: the layout, the basic types, and how the type was made. Types
+that were constructed alike share one. `TypeState` is what one type has of its own: its name,
+whether it is committed, its attributes, how many handles refer to it.
+
+References
+----------
+MPI 4.1, sections 5.1 and 5.1.13 (decoding).
+"""
 
 from __future__ import annotations
 
@@ -29,34 +38,48 @@ COMBINER_HINDEXED_BLOCK = 19
 COMBINER_VALUE_INDEX = 20
 
 
-class TypeState:
-    """What all handles to one datatype share.
+class Construction:
+    """How a datatype was made, and what follows from that; shared, so nothing of it may change.
 
-    base: NumPy's type of the numbers, where they are of one kind; parts: (type, how many) in type-map order, of a derived type;
-    integers, counts, types: the constructor's arguments as `Get_contents` gives them; params: by name, as `decode` gives them;
-    typechar, typestr, code: of the struct module and NumPy, where there are some; refs: handles that `Free` has to be called on.
+    Attributes
+    ----------
+    layout
+        Which bytes of memory an element is.
+    base
+        NumPy's type of the numbers, if all are of one kind.
+    combiner
+        The constructor.
+    parts
+        (construction, how many) in type-map order, of a derived type.
+    params
+        Arguments of the constructor by name, sequences as tuples; the datatypes are not among them.
+    integers, counts
+        The arguments as `Get_contents` returns them.
+    typechar, typestr, code
+        Names of the type in the struct module and in NumPy, where it has some.
+    pair
+        NumPy's type of a predefined (value, index), packed.
+    basic
+        The predefined type that this is; None for a derived one.
+    shared
+        Whether equal constructor arguments give this object again.
     """
 
     __slots__ = (
         "layout",
         "base",
-        "parts",
-        "name",
         "combiner",
+        "parts",
+        "params",
         "integers",
         "counts",
-        "types",
-        "params",
-        "committed",
-        "refs",
-        "attributes",
-        "constant",
-        "predefined",
         "typechar",
         "typestr",
         "code",
         "pair",
-        "runs",
+        "basic",
+        "shared",
+        "_runs",
     )
 
     def __init__(
@@ -64,30 +87,38 @@ class TypeState:
         layout: Layout,
         base: np.dtype[Any] | None,
         combiner: int,
-        parts: Sequence[tuple[TypeState, int]] = (),
+        parts: Sequence[tuple[Construction, int]] = (),
+        params: dict[str, Any] | None = None,
+        counts: Sequence[int] = (),
+        integers: Sequence[int] = (),
     ) -> None:
-        self.layout, self.base, self.combiner, self.parts = layout, base, combiner, parts
-        self.name = ""
-        self.integers: list[int] = []
-        self.counts: list[int] = []
-        self.types: list[TypeState] = []
-        self.params: dict[str, Any] = {}
-        self.predefined = self.committed = False
-        self.refs = 1
-        self.attributes: dict[int, Any] = {}
-        self.constant: Any = None
+        self.layout = layout
+        self.base = base
+        self.combiner = combiner
+        self.parts = parts
+        self.params = params or {}
+        self.counts = counts
+        self.integers = integers
         self.typechar: str | None = None
         self.typestr: str | None = None
         self.code: str | None = None
-        self.pair: np.dtype[Any] | None = None  # of a predefined (value, index), packed
-        self.runs: list[tuple[TypeState, int]] | None = None
+        self.pair: np.dtype[Any] | None = None
+        self.basic: TypeState | None = None
+        self.shared = False
+        self._runs: list[tuple[TypeState, int]] | None = None
 
-    def basics(self) -> list[tuple[TypeState, int]]:
-        """(predefined type, how many) of one element, in type-map order; equal neighbours counted together."""
-        if self.runs is None:
+    def runs(self) -> list[tuple[TypeState, int]]:
+        """Return (predefined type, how many) of one element, in type-map order.
+
+        Equal neighbours are counted together.
+        """
+        if self._runs is None:
             runs: list[tuple[TypeState, int]] = []
-            for of, count in self.parts or [(self, 1)]:
-                inner = [(of, 1)] if of is self else of.basics()
+            if not self.parts:
+                assert self.basic is not None
+                runs.append((self.basic, 1))
+            for of, count in self.parts:
+                inner = of.runs()
                 repeated = (
                     [(inner[0][0], inner[0][1] * count)] if len(inner) == 1 else inner * count
                 )
@@ -96,11 +127,66 @@ class TypeState:
                         runs[-1] = (basic, runs[-1][1] + many)
                     elif many:
                         runs.append((basic, many))
-            self.runs = runs
-        return self.runs
+            self._runs = runs
+        return self._runs
+
+
+class TypeState:
+    """What all handles to one datatype share.
+
+    Parameters
+    ----------
+    made
+        How the type was made.
+    types
+        The types that it was made of, which may be freed meanwhile.
+
+    Attributes
+    ----------
+    layout
+        That of `made`; here because every buffer call reads it.
+    refs
+        Handles on which `Free` has to be called.
+    constant
+        The predefined handle of this type, if it has one.
+    attributes
+        Values that programs cache on the type; None until the first one.
+    """
+
+    # Defaults are in the class: a program may make a type per message, and most types keep them.
+    name = ""
+    committed = False
+    predefined = False
+    constant: Any = None
+    attributes: dict[int, Any] | None = None
+    refs = 1
+
+    def __init__(self, made: Construction, types: Sequence[TypeState] = ()) -> None:
+        self.made = made
+        self.layout = made.layout
+        self.types = types
+
+    @property
+    def base(self) -> np.dtype[Any] | None:
+        """NumPy's type of the numbers, if all are of one kind."""
+        return self.made.base
+
+    @property
+    def pair(self) -> np.dtype[Any] | None:
+        """NumPy's type of a predefined (value, index), packed."""
+        return self.made.pair
+
+    @property
+    def combiner(self) -> int:
+        """The constructor."""
+        return self.made.combiner
+
+    def basics(self) -> list[tuple[TypeState, int]]:
+        """Return (predefined type, how many) of one element; see `Construction.runs`."""
+        return self.made.runs()
 
     def count_of(self, nbytes: int) -> int:
-        """Elements in so many bytes; UNDEFINED if that is no whole number."""
+        """Return the elements in `nbytes`; UNDEFINED if that is not a whole number."""
         size = self.layout.size
         if size == 0:
             return 0 if nbytes == 0 else UNDEFINED
@@ -108,34 +194,34 @@ class TypeState:
         return UNDEFINED if rest else count
 
     def elements_of(self, nbytes: int) -> int:
-        """Basic elements in so many bytes; UNDEFINED if that is no whole number."""
+        """Return the basic elements in `nbytes`; UNDEFINED if that is not a whole number."""
         size = self.layout.size
         if size == 0:
             return 0 if nbytes == 0 else UNDEFINED
         basics = self.basics()
         whole, rest = divmod(nbytes, size)
-        found = whole * sum(many for _, many in basics)
+        elements = whole * sum(many for _, many in basics)
         for basic, many in basics:
             here = min(many, rest // basic.layout.size)
-            found += here
+            elements += here
             rest -= here * basic.layout.size
             if here < many:
                 break
-        return UNDEFINED if rest else found
+        return UNDEFINED if rest else elements
 
     def bytes_of(self, elements: int) -> int:
-        """Bytes of so many basic elements."""
+        """Return the bytes of so many basic elements."""
         basics = self.basics()
         each = sum(many for _, many in basics)
         if not each:
             return 0
         whole, rest = divmod(elements, each)
-        found = whole * self.layout.size
+        nbytes = whole * self.layout.size
         for basic, many in basics:
             here = min(many, rest)
-            found += here * basic.layout.size
+            nbytes += here * basic.layout.size
             rest -= here
-        return found
+        return nbytes
 
 
 __all__ = [name for name in list(globals()) if name.startswith("COMBINER_")]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 
+from serverless_mpi import __version__
 from serverless_mpi.api.errhandler import last_used_code as _last_used_code
 from serverless_mpi.api.info import Info as _Info
 from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
@@ -91,8 +93,6 @@ def Query_thread() -> int:
 
 def Is_thread_main() -> bool:
     """Return whether the caller is the main thread."""
-    import threading
-
     return threading.current_thread() is threading.main_thread()
 
 
@@ -118,15 +118,11 @@ def Get_version() -> tuple[int, int]:
 
 def Get_library_version() -> str:
     """Return the name and version of this library."""
-    from serverless_mpi import __version__
-
     return f"serverless_mpi {__version__}"
 
 
 def get_vendor() -> tuple[str, tuple[int, int, int]]:
     """Return the name of this library and the three numbers of its version."""
-    from serverless_mpi import __version__
-
     major, minor, patch = map(int, __version__.split("."))
     return "serverless_mpi", (major, minor, patch)
 

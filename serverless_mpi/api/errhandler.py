@@ -1,7 +1,11 @@
-"""Error handlers, and error classes and codes of programs (MPI 4.1, sections 9.3 and 9.5).
+"""Error handlers, and error classes and codes that programs add.
 
-By default an error is raised. A handler is armed on a communicator's or session's handle: its calls
-then go through the handler first, so that objects without one pay nothing.
+By default an error is raised. Setting a handler wraps the public methods of a communicator's or
+session's handle, so calls of handles without one cost nothing more.
+
+References
+----------
+MPI 4.1, sections 9.3 and 9.5.
 """
 
 from __future__ import annotations
@@ -89,7 +93,22 @@ class Guarded:
 
     @classmethod
     def Create_errhandler(cls, errhandler_fn: Callable[[Any, int], None]) -> Errhandler:
-        """Make a handler that calls errhandler_fn(object, error code) before the call raises."""
+        """Make an error handler.
+
+        Parameters
+        ----------
+        errhandler_fn
+            Called as errhandler_fn(object, error code) before the failing call raises.
+
+        Raises
+        ------
+        RuntimeError
+            `MOST_HANDLERS` handlers of this kind exist already.
+
+        References
+        ----------
+        MPI 4.1, section 9.3.
+        """
         kind = cls._family[0]
         if not callable(errhandler_fn):
             raise TypeError("an error handler is made of a function")
@@ -195,7 +214,7 @@ def Add_error_code(errorclass: int) -> int:
     """Add an error code to a class and return it."""
     global _last
     if not _known(errorclass):
-        _refuse(errorclass, "is no error class")
+        _refuse(errorclass, "is not an error class")
     _last += 1
     _codes[_last] = errorclass
     _strings[_last] = ""
@@ -205,7 +224,7 @@ def Add_error_code(errorclass: int) -> int:
 def Add_error_string(errorcode: int, string: str) -> None:
     """Set the text of an error code or class that the program added."""
     if errorcode not in _codes and not _known(errorcode):
-        raise MPIException(ERR_ARG, f"{errorcode} is no error code")
+        raise MPIException(ERR_ARG, f"{errorcode} is not an error code")
     if errorcode not in _codes:
         _refuse(errorcode, "was not added by the program")
     _strings[errorcode] = string
@@ -214,7 +233,7 @@ def Add_error_string(errorcode: int, string: str) -> None:
 def Remove_error_class(errorclass: int) -> None:
     """Remove an error class that has no codes and no text."""
     if _codes.get(errorclass) != errorclass:
-        _refuse(errorclass, "is no error class of the program")
+        _refuse(errorclass, "is not an error class of the program")
     if any(code != errorclass and of == errorclass for code, of in _codes.items()):
         _refuse(errorclass, "still has error codes")
     _remove(errorclass)
@@ -223,31 +242,34 @@ def Remove_error_class(errorclass: int) -> None:
 def Remove_error_code(errorcode: int) -> None:
     """Remove an error code that has no text."""
     if errorcode not in _codes or _codes[errorcode] == errorcode:
-        _refuse(errorcode, "is no error code of the program")
+        _refuse(errorcode, "is not an error code of the program")
     _remove(errorcode)
 
 
 def Remove_error_string(errorcode: int) -> None:
     """Remove the text of an error code or class."""
     if errorcode not in _codes and not _known(errorcode):
-        raise MPIException(ERR_ARG, f"{errorcode} is no error code")
+        raise MPIException(ERR_ARG, f"{errorcode} is not an error code")
     if errorcode not in _codes:
         _refuse(errorcode, "was not added by the program")
     _strings[errorcode] = ""
 
 
 def _known(errorcode: int) -> bool:
+    """Whether a code exists, in MPI or added by the program."""
     return errorcode in _codes or errorcode in ERROR_STRINGS
 
 
 def _remove(errorcode: int) -> None:
+    """Remove a code or class that has no text."""
     if _strings.get(errorcode):
-        _refuse(errorcode, "still has its sentence")
+        _refuse(errorcode, "still has a text")
     del _codes[errorcode]
     _strings.pop(errorcode, None)
 
 
 def _refuse(errorcode: int, why: str) -> NoReturn:
+    """Raise ERR_OTHER for a code."""
     raise MPIException(ERR_OTHER, f"error code {errorcode} {why}")
 
 

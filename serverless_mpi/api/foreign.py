@@ -1,8 +1,12 @@
 """Memory that other libraries describe: DLPack tensors and CUDA arrays.
 
-Only imported when such an object is met. A device's memory can be communicated where this process can read it (managed or pinned
-memory); where it cannot, the error says so and nothing is touched.
-Source: the DLPack specification, https://dmlc.github.io/dlpack/latest/c_api.html, and the CUDA array interface,
+A device's memory can be communicated where this process can read it (managed or pinned memory).
+Where it cannot, BufferError is raised and nothing is touched. The memory is borrowed: the caller
+holds the object that owns it.
+
+References
+----------
+DLPack, https://dmlc.github.io/dlpack/latest/c_api.html. CUDA array interface,
 https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html.
 """
 
@@ -14,7 +18,7 @@ import os
 import warnings
 from typing import Any
 
-from serverless_mpi.api.memory import at_address, native
+from serverless_mpi.api.addresses import at_address, native
 
 _CPU = 1  # DLDeviceType.kDLCPU
 _READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
@@ -62,7 +66,23 @@ _capsule_is.restype, _capsule_is.argtypes = ctypes.c_int, [ctypes.py_object, cty
 
 
 def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
-    """(bytes, format), as `memory.as_bytes`."""
+    """Return the bytes of an object that describes its memory, and the format of its numbers.
+
+    Parameters
+    ----------
+    obj
+        An object with `__dlpack__` or `__cuda_array_interface__`.
+    readonly
+        Whether the memory is only read.
+
+    Raises
+    ------
+    BufferError
+        The memory cannot be read here, is not contiguous, or is read-only though it is to be
+        written.
+    TypeError
+        The object describes no memory.
+    """
     if hasattr(obj, "__dlpack__"):
         address, nbytes, fixed, code, device = _of_dlpack(obj)
     elif hasattr(obj, "__cuda_array_interface__"):
@@ -74,14 +94,18 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
         raise BufferError(f"the {type(obj).__name__} to receive into is read-only")
     if device and nbytes and not _readable(address):
         raise BufferError(
-            f"the memory of the {type(obj).__name__} is on a device, where this process cannot read it; copy it to the host"
+            f"the memory of the {type(obj).__name__} is on a device, where this process cannot read"
+            " it; copy it to the host"
         )
     view = at_address(address, nbytes)
     return (view.toreadonly() if fixed else view), code
 
 
 def _readable(address: int) -> bool:
-    """Whether this process may read there: the kernel tries for us, and a wrong address is an error instead of a crash."""
+    """Whether this process may read at an address.
+
+    The kernel reads the byte, so that a wrong address is an error and not a crash.
+    """
     byte = ctypes.create_string_buffer(1)
     here = _Vector(ctypes.cast(byte, ctypes.c_void_p), 1)
     there = _Vector(address, 1)
@@ -98,11 +122,12 @@ def _reader() -> Any:
 
 
 def _of_dlpack(obj: Any) -> tuple[int, int, bool, str | None, bool]:
-    device, _ = obj.__dlpack_device__()
+    """(address, bytes, whether read-only, format, whether on a device) of a DLPack tensor."""
+    device, number = obj.__dlpack_device__()
     if not isinstance(device, int):
-        raise TypeError("__dlpack_device__ gives no device")
-    if not isinstance(_, int):
-        raise TypeError("__dlpack_device__ gives no number of a device")
+        raise TypeError("__dlpack_device__ does not return a kind of device")
+    if not isinstance(number, int):
+        raise TypeError("__dlpack_device__ does not return the number of a device")
     stream = {} if device == _CPU else {"stream": -1}
     try:
         capsule, name = (
@@ -120,7 +145,7 @@ def _of_dlpack(obj: Any) -> tuple[int, int, bool, str | None, bool]:
     else:
         versioned = _Versioned.from_address(pointer)
         if versioned.major != 1:
-            raise BufferError(f"dlpack: version {versioned.major} of the format is not known")
+            raise BufferError(f"dlpack: version {versioned.major} of the format is not supported")
         tensor, fixed = versioned.tensor, bool(versioned.flags & _READ_ONLY)
     itemsize = (tensor.bits * tensor.lanes + 7) // 8
     if tensor.ndim < 0 or (tensor.ndim and not tensor.shape):
@@ -146,9 +171,10 @@ def _of_dlpack(obj: Any) -> tuple[int, int, bool, str | None, bool]:
 
 
 def _of_cuda(obj: Any) -> tuple[int, int, bool, str | None]:
+    """(address, bytes, whether read-only, format) of a CUDA array."""
     facts = obj.__cuda_array_interface__
     if not isinstance(facts, dict):
-        raise TypeError("__cuda_array_interface__ is no dictionary")
+        raise TypeError("__cuda_array_interface__ is not a dictionary")
     data, typestr, shape = facts["data"], facts["typestr"], facts["shape"]
     strides, described, mask = facts.get("strides"), facts.get("descr"), facts.get("mask")
     if not isinstance(data, tuple) or not isinstance(typestr, str) or not isinstance(shape, tuple):
@@ -173,7 +199,8 @@ def _of_cuda(obj: Any) -> tuple[int, int, bool, str | None]:
         raise BufferError(f"__cuda_array_interface__: shape {shape} is negative")
     if strides is not None and not _contiguous(shape, strides, itemsize):
         raise BufferError(
-            f"__cuda_array_interface__: an array of shape {shape} with strides {strides} is not contiguous"
+            f"__cuda_array_interface__: an array of shape {shape} with strides {strides} is not"
+            " contiguous"
         )
     if described is not None and (len(described) != 1 or described[0] != ("", typestr)):
         warnings.warn(

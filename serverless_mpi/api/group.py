@@ -1,8 +1,14 @@
-"""Groups: ordered sets of world ranks (MPI 4.1, section 7.3)."""
+"""Groups: ordered sets of processes, named by their world ranks. No call communicates.
+
+References
+----------
+MPI 4.1, section 7.3.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 from serverless_mpi.api.bsend import Attached
@@ -103,7 +109,7 @@ class Group(Handle):
     def _world(self, rank: int) -> int:
         """World rank of a rank; ERR_RANK if it is not in the group."""
         ranks = self._live()
-        if not 0 <= rank < len(ranks):
+        if not 0 <= index(rank) < len(ranks):
             raise MPIException(ERR_RANK, f"rank {rank} is not in a group of {len(ranks)}")
         return ranks[rank]
 
@@ -146,15 +152,22 @@ class Group(Handle):
         MPIException
             ERR_RANK: a rank is not in the group, or is given twice.
         """
-        if len(set(ranks)) != len(ranks):
+        members = [self._world(rank) for rank in ranks]
+        if len(set(members)) != len(members):
             raise MPIException(ERR_RANK, f"ranks {list(ranks)} name a process twice")
-        return self._part([self._world(rank) for rank in ranks])
+        return self._part(members)
 
     def Excl(self, ranks: Sequence[int]) -> Group:
-        """Return the group without the processes of `ranks`."""
-        if len(set(ranks)) != len(ranks):
-            raise MPIException(ERR_OTHER, f"ranks {list(ranks)} name a process twice")
+        """Return the group without the processes of `ranks`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: a rank is not in the group. ERR_OTHER: a rank is given twice.
+        """
         excluded = {self._world(rank) for rank in ranks}
+        if len(excluded) != len(ranks):
+            raise MPIException(ERR_OTHER, f"ranks {list(ranks)} name a process twice")
         return self._part([rank for rank in self._live() if rank not in excluded])
 
     def Range_incl(self, ranks: Sequence[tuple[int, int, int]]) -> Group:
@@ -189,7 +202,8 @@ class Group(Handle):
 def _expand(ranges: Sequence[tuple[int, int, int]], size: int) -> list[int]:
     """The ranks of ranges."""
     ranks: list[int] = []
-    for first, last, stride in ranges:
+    for bounds in ranges:
+        first, last, stride = map(index, bounds)  # NumPy's small types wrap
         if stride == 0:
             raise MPIException(ERR_ARG, "a range needs a stride other than 0")
         if not (0 <= first < size and 0 <= last < size) or (last - first) * stride < 0:

@@ -1,4 +1,11 @@
-"""Info: hints and facts, keys and values that are text (MPI 4.1, chapter 10)."""
+"""Info: tables of text, which give hints to calls and state facts about the process.
+
+A null handle behaves as an empty mapping and cannot be changed, as in mpi4py.
+
+References
+----------
+MPI 4.1, chapter 10.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +31,8 @@ _Items = Any  # Info | Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 class _State:
+    """The table that all handles to one info share."""
+
     def __init__(self, items: Mapping[str, str] | None = None) -> None:
         self.items: dict[str, str] = dict(items or {})
         self.constant: Info | None = None
@@ -38,6 +47,7 @@ class Info(Handle):
         return cls._copy(info)  # type: ignore[no-any-return]
 
     def _table(self) -> dict[str, str]:
+        """The table; ERR_ARG for a null handle."""
         if self._ob is None:
             raise MPIException(ERR_ARG, "the info is null or has been freed")
         return self._ob.items  # type: ignore[no-any-return]
@@ -73,7 +83,13 @@ class Info(Handle):
         return self._table().get(_check_key(key))
 
     def Set(self, key: str, value: str) -> None:
-        """Set the value of a key."""
+        """Set the value of a key.
+
+        Raises
+        ------
+        MPIException
+            ERR_INFO_KEY, ERR_INFO_VALUE: the key or the value is too long.
+        """
         table = self._table()
         if len(value) > MAX_INFO_VAL - 1:
             raise MPIException(
@@ -103,9 +119,11 @@ class Info(Handle):
     # --- as a mapping; a null one is empty -------------------------------------
 
     def _own(self) -> dict[str, str]:
+        """The table; an empty one for a null handle."""
         return {} if self._ob is None else self._table()
 
     def _writable(self, what: object) -> dict[str, str]:
+        """The table; KeyError for a null handle."""
         if self._ob is None:
             raise KeyError(what)
         return self._table()
@@ -175,10 +193,12 @@ class Info(Handle):
 
 
 def _remake(kind: type[Info], items: list[tuple[str, str]]) -> Info:
+    """The info of pickled items."""
     return kind.Create(items)
 
 
 def _check_key(key: str) -> str:
+    """The key; TypeError or ERR_INFO_KEY if it cannot be one."""
     if not isinstance(key, str):
         raise TypeError(f"a key is text, not {type(key).__name__}")
     if not 0 < len(key) <= MAX_INFO_KEY:

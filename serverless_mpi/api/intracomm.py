@@ -8,6 +8,7 @@ modules import this one.
 from __future__ import annotations
 
 import functools
+import operator
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -62,6 +63,7 @@ class Intracomm(Comm):
         """
         self._live()
         ranks = self._check_group(group)
+        tag = operator.index(tag)  # the context is derived from it, so its type must not matter
         if not 0 <= tag <= TAG_UB:
             raise MPIException(ERR_TAG, f"tag {tag} is outside 0..{TAG_UB}")
         if self._runtime.rank not in ranks:
@@ -311,6 +313,7 @@ class Intracomm(Comm):
             raise TypeError(
                 f"the leaders meet in an intracommunicator, not {type(peer_comm).__name__}"
             )
+        tag = operator.index(tag)  # as in Create_group
         if not 0 <= local_leader < len(state.ranks):
             raise MPIException(
                 ERR_RANK, f"local leader {local_leader} is outside 0..{len(state.ranks) - 1}"

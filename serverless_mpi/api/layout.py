@@ -1,33 +1,99 @@
-"""Layouts: which bytes of memory an element of a datatype is, and how many elements are packed at once.
+"""Layouts: which bytes of memory an element of a datatype is, and how elements are packed.
 
-A layout is described by blocks of another one. Its bounds are computed from the description; its bytes only when it is compiled, once,
-into a NumPy index plan. A contiguous layout is packed as a view, without a copy; any other is gathered by one `numpy.take` over the
-largest unit that divides all its pieces.
-Source: MPI 4.1, chapter 5.
+A layout has one of three forms, from cheap to expensive:
+
+- dense: any number of elements is one run of bytes. It is packed as a view, without a copy.
+- regular: runs of equal length at constant strides (vectors, subarrays, and what they are nested
+  in). It is packed by one strided copy of NumPy, without an index.
+- irregular: anything else. It is gathered by one `numpy.take` with an index of units; a unit is the
+  largest number of bytes that divides all pieces.
+
+Bounds are computed when a layout is made. Strides are composed from those of the inner layout at
+the same time, and pieces and indices are computed at first use. A layout never changes, so types
+that were constructed alike share one (type_constructors.py).
+
+Pitfall: packed data are in type-map order, which need not be the order of addresses. So dimensions
+of a regular layout are never sorted, only merged with their neighbours.
+
+References
+----------
+MPI 4.1, section 5.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from serverless_mpi.errors import ERR_TRUNCATE, ERR_TYPE, MPIException
 
-Pieces = np.ndarray[
-    Any, np.dtype[np.int64]
-]  # (k, 2): displacement and length in bytes, in type-map order
+# (k, 2): displacement and length in bytes, in type-map order
+Pieces = np.ndarray[Any, np.dtype[np.int64]]
 Block = tuple[Any, Any, "Layout"]  # displacements in bytes, numbers of elements (as many), of what
-_WIDEST = 16  # bytes of a unit: wider ones gain nothing
+Dimensions = tuple[tuple[int, int], ...]  # (how many, bytes from one to the next), outermost first
+# dtype, shape and strides (in bytes) of the NumPy array that an element is
+Array = tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...]]
+_WIDEST = 16  # bytes of an index's unit: wider ones gain nothing
+_UNITS: dict[int, np.dtype[Any]] = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+
+
+class Strides(NamedTuple):
+    """The bytes of one element of a regular layout.
+
+    Attributes
+    ----------
+    first
+        Displacement of the first run in bytes.
+    dimensions
+        How the runs repeat, outermost dimension first; none for a single run.
+    run
+        Bytes of a run.
+    """
+
+    first: int
+    dimensions: Dimensions
+    run: int
+
+    @classmethod
+    def merged(cls, first: int, dimensions: Iterable[tuple[int, int]], run: int) -> Strides:
+        """Return the same bytes in the same order with the fewest dimensions."""
+        kept: list[tuple[int, int]] = []  # innermost first
+        for many, step in reversed(tuple(dimensions)):
+            if many == 1:
+                continue
+            if not kept and step == run:
+                run *= many
+            elif kept and step == kept[-1][0] * kept[-1][1]:
+                kept[-1] = (many * kept[-1][0], kept[-1][1])
+            else:
+                kept.append((many, step))
+        return cls(first, tuple(reversed(kept)), run)
+
+    def repeated(self, offset: int, dimensions: Dimensions) -> Strides:
+        """Return the strides of elements with these strides, repeated along outer dimensions."""
+        return self.merged(self.first + offset, (*dimensions, *self.dimensions), self.run)
 
 
 class Layout:
     """The type map of one element, in bytes.
 
-    size: of data; lb, ub: where an element begins and ends in an array of them; true_lb, true_ub: where its data do; align: of its
-    most aligned number.
+    Parameters
+    ----------
+    size
+        Bytes of data in one element.
+    bounds
+        Where an element begins and ends in an array of them.
+    true_bounds
+        Where its data begin and end.
+    align
+        Alignment of its most aligned number.
+    blocks
+        Returns what the element is made of, in type-map order; None for one run of bytes.
+    strides
+        The same bytes as strides, if the layout is known to be regular.
     """
 
     __slots__ = (
@@ -38,6 +104,9 @@ class Layout:
         "true_ub",
         "align",
         "_blocks",
+        "_strides",
+        "_examined",
+        "_array",
         "_pieces",
         "_plan",
         "_dense",
@@ -51,12 +120,16 @@ class Layout:
         true_bounds: tuple[int, int],
         align: int,
         blocks: Callable[[], Sequence[Block]] | None,
+        strides: Strides | None = None,
     ) -> None:
         self.size = size
         self.lb, self.ub = bounds
         self.true_lb, self.true_ub = true_bounds
         self.align = align
-        self._blocks = blocks  # None: one dense run from true_lb on
+        self._blocks = blocks
+        self._strides = strides
+        self._examined = strides is not None  # whether `_strides` is final
+        self._array: Array | None = None
         self._pieces: Pieces | None = None
         self._plan: tuple[int, np.ndarray[Any, Any]] | None = None
         self._dense: bool | None = None
@@ -64,54 +137,72 @@ class Layout:
 
     @classmethod
     def run(cls, nbytes: int, align: int) -> Layout:
-        """`nbytes` one after the other."""
-        return cls(nbytes, (0, nbytes), (0, nbytes), align, None)
+        """Return the layout of `nbytes` consecutive bytes."""
+        return cls(nbytes, (0, nbytes), (0, nbytes), align, None, Strides(0, (), nbytes))
 
     @classmethod
     def of_blocks(
         cls,
         extremes: Sequence[tuple[int, int, Layout]],
-        elements: int,
+        size: int,
         blocks: Callable[[], Sequence[Block]],
+        strides: Strides | None = None,
     ) -> Layout:
-        """Blocks of elements.
+        """Return the layout of blocks of elements.
 
-        extremes: (displacement, count, layout) of at least those blocks that reach lowest and highest; elements: bytes of all
-        blocks' data; blocks: gives all of them, in type-map order.
+        Parameters
+        ----------
+        extremes
+            (displacement, count, layout) of at least those blocks that reach lowest and highest.
+        size
+            Bytes of data in all blocks.
+        blocks
+            Returns all blocks, in type-map order.
+        strides
+            The same bytes as strides, if they are known.
         """
         full = [(d, c, of) for d, c, of in extremes if c > 0]
         if not full:
             return cls(0, (0, 0), (0, 0), 1, lambda: ())
         low, high, true = [], [], []
         for d, c, of in full:
-            back, forth = min(0, of.extent * (c - 1)), max(0, of.extent * (c - 1))
+            reach = of.extent * (c - 1)
+            back, forth = min(0, reach), max(0, reach)
             low.append(d + of.lb + back)
             high.append(d + of.ub + forth)
             if of.size:
                 true += [d + of.true_lb + back, d + of.true_ub + forth]
-        align = max(of.align for _, _, of in full)
         return cls(
-            elements,
+            size,
             (min(low), max(high)),
             (min(true, default=0), max(true, default=0)),
-            align,
+            max(of.align for _, _, of in full),
             blocks,
+            strides if size else None,
         )
 
     def bounded(self, lb: int, ub: int) -> Layout:
-        """The same data between other bounds."""
+        """Return the layout of the same data between other bounds."""
         return Layout(
             self.size,
             (lb, ub),
             (self.true_lb, self.true_ub),
             self.align,
             lambda: [((0,), (1,), self)],
+            self._strides,
         )
 
     @property
     def extent(self) -> int:
         """Bytes from one element to the next."""
         return self.ub - self.lb
+
+    def strided(self, offset: int, dimensions: Dimensions) -> Strides | None:
+        """Return the strides of elements that repeat along `dimensions`; None if irregular.
+
+        Looks at what is known without computing pieces.
+        """
+        return None if self._strides is None else self._strides.repeated(offset, dimensions)
 
     # --- compiling -------------------------------------------------------------
 
@@ -130,19 +221,27 @@ class Layout:
         return self._pieces
 
     @property
+    def strides(self) -> Strides | None:
+        """The element as strides, or None if it is irregular or has no data."""
+        if not self._examined:
+            self._strides = _regular(self.pieces)
+            self._examined = True
+        return self._strides
+
+    @property
     def dense(self) -> bool:
         """Whether any number of elements is one run of bytes from their address on."""
         if self._dense is None:
-            one = (
+            self._dense = (
                 self.size == self.ub - self.lb == self.true_ub - self.true_lb
                 and self.lb == self.true_lb == 0
+                and (not self.size or (self.strides is not None and not self.strides.dimensions))
             )
-            self._dense = one and len(self.pieces) <= 1
         return self._dense
 
     def compile(self) -> None:
-        """Make the plan now."""
-        if not self.dense:
+        """Compute now what packing needs."""
+        if self.size and self.strides is None:
             self._units()
 
     def _units(self) -> tuple[int, np.ndarray[Any, Any]]:
@@ -165,82 +264,121 @@ class Layout:
         starts = offset + np.arange(count, dtype=np.int64) * self.extent
         return unit, (starts[:, None] + within[None, :]).reshape(-1) // unit
 
+    def _view(self, buf: memoryview, offset: int, count: int) -> np.ndarray[Any, Any]:
+        """`count` elements of a regular layout at byte `offset` of `buf`, as an array."""
+        assert self._strides is not None
+        if self._array is None:
+            self._array = _array_of(self._strides)
+        dtype, shape, steps = self._array
+        if count != 1:
+            shape, steps = (count, *shape), (self.ub - self.lb, *steps)
+        elements: np.ndarray[Any, Any] = np.ndarray(
+            shape, dtype, buf, offset + self._strides.first, steps
+        )
+        return elements
+
     def overlaps(self, count: int) -> bool:
-        """Whether `count` elements have a byte twice: they can be sent, and not received into."""
+        """Return whether `count` elements have a byte twice; nothing can be received into them."""
         if not count or not self.size:
             return False
+        strides = self.strides
         if self._overlaps is None:
-            self._overlaps = _collide(self.pieces)
+            apart = strides is not None and _apart(strides.dimensions, strides.run)
+            self._overlaps = not apart and _collide(self.pieces)
         if self._overlaps or count == 1:
             return self._overlaps
         if abs(self.extent) >= self.true_ub - self.true_lb:
             return False
+        if strides is not None and _apart(((count, self.extent), *strides.dimensions), strides.run):
+            return False
         starts = np.arange(count, dtype=np.int64) * self.extent
-        return _collide(
-            (
-                self.pieces[None, :, :] + np.stack([starts, np.zeros_like(starts)], 1)[:, None, :]
-            ).reshape(-1, 2)
-        )
+        shifts = np.stack([starts, np.zeros_like(starts)], 1)
+        return _collide((self.pieces[None, :, :] + shifts[:, None, :]).reshape(-1, 2))
 
     # --- packing ---------------------------------------------------------------
 
     def span(self, count: int) -> tuple[int, int]:
-        """First and last byte (exclusive) that `count` elements touch, relative to their address."""
+        """Return the first and last byte (exclusive) that `count` elements at address 0 touch."""
         if count == 0 or not self.size:
             return 0, 0
         last = (count - 1) * self.extent
         return self.true_lb + min(0, last), self.true_ub + max(0, last)
 
     def is_dense(self, count: int) -> bool:
-        """Whether `count` elements are one run of bytes from their address on."""
-        return (
-            self.dense
-            or not self.size
-            or (
-                count == 1
-                and not self.true_lb
-                and self.true_ub == self.size
-                and len(self.pieces) == 1
-            )
-        )
+        """Return whether `count` elements are one run of bytes from their address on."""
+        if self.dense or not self.size:
+            return True
+        if count != 1 or self.true_lb or self.true_ub != self.size:
+            return False
+        strides = self.strides
+        return strides is not None and not strides.dimensions
 
     def pack(self, buf: memoryview, offset: int, count: int) -> memoryview:
-        """The bytes of `count` elements at byte `offset` of `buf`: a view if they are dense, else a copy."""
+        """Return the bytes of elements: a view if they are dense, else a copy.
+
+        Parameters
+        ----------
+        buf
+            Bytes (format "B") that hold the elements.
+        offset
+            Address of the first element in `buf`.
+        count
+            Number of elements.
+        """
         if self.is_dense(count):
             return buf[offset : offset + count * self.size]
+        if count and self.strides is not None:
+            packed: memoryview = self._view(buf, offset, count).copy().data.cast("B")
+            return packed
         unit, index = self._index(offset, count)
         return np.take(_in_units(buf, unit), index).data.cast("B")
 
     def unpack(self, data: memoryview, buf: memoryview, offset: int, count: int) -> None:
-        """Put packed `data` (whole elements, or fewer than `count`) to its places.
+        """Put packed bytes to their places.
+
+        Parameters
+        ----------
+        data
+            Bytes of whole numbers, of at most `count` elements; copied.
+        buf, offset, count
+            As for `pack`.
 
         Raises
         ------
         MPIException
-            ERR_TRUNCATE if `data` is longer than `count` elements; nothing is changed then.
+            ERR_TRUNCATE: `data` is longer than `count` elements. ERR_TYPE: `data` ends inside a
+            number. Nothing is changed then.
         """
-        room = count * self.size
-        if data.nbytes > room:
-            raise too_long(data.nbytes, room)
+        nbytes = data.nbytes
+        if nbytes > count * self.size:
+            raise too_long(nbytes, count * self.size)
         if self.is_dense(count):
-            buf[offset : offset + data.nbytes] = data
+            buf[offset : offset + nbytes] = data
             return
-        if data.nbytes == 0:
+        if nbytes == 0:
             return
-        unit, index = self._index(offset, -(-data.nbytes // self.size))
-        if data.nbytes % unit:
+        whole = nbytes // self.size
+        if self.strides is not None and whole * self.size == nbytes:
+            view = self._view(buf, offset, whole)
+            view[...] = np.ndarray(view.shape, view.dtype, data)
+            return
+        unit, index = self._index(offset, -(-nbytes // self.size))
+        if nbytes % unit:
             raise MPIException(
-                ERR_TYPE, f"a message of {data.nbytes} bytes ends inside a number of the datatype"
+                ERR_TYPE, f"a message of {nbytes} bytes ends inside a number of the datatype"
             )
-        _in_units(buf, unit)[index[: data.nbytes // unit]] = np.frombuffer(data, f"V{unit}")
+        _in_units(buf, unit)[index[: nbytes // unit]] = np.frombuffer(data, f"V{unit}")
 
 
-def too_long(nbytes: int, room: int) -> MPIException:
+def too_long(nbytes: int, capacity: int) -> MPIException:
     """Return the error of a message that is longer than its buffer."""
-    return MPIException(ERR_TRUNCATE, f"a message of {nbytes} bytes does not fit in {room} bytes")
+    return MPIException(
+        ERR_TRUNCATE, f"a message of {nbytes} bytes does not fit in {capacity} bytes"
+    )
 
 
 def _in_units(buf: memoryview, unit: int) -> np.ndarray[Any, Any]:
+    """The bytes of `buf` as opaque units."""
     return np.frombuffer(buf[: buf.nbytes // unit * unit], f"V{unit}")
 
 
@@ -273,7 +411,44 @@ def _join(pieces: Pieces) -> Pieces:
     return np.stack([pieces[first, 0], np.add.reduceat(pieces[:, 1], first)], axis=1)
 
 
+def _regular(pieces: Pieces) -> Strides | None:
+    """Joined pieces as strides of one dimension, if their lengths and distances are equal."""
+    if not len(pieces):
+        return None
+    first, run = (int(number) for number in pieces[0])
+    if len(pieces) == 1:
+        return Strides(first, (), run)
+    step = int(pieces[1, 0]) - first
+    if (pieces[:, 1] != run).any() or (np.diff(pieces[:, 0]) != step).any():
+        return None
+    return Strides(first, ((len(pieces), step),), run)
+
+
+def _array_of(strides: Strides) -> Array:
+    """How NumPy describes an element: its units are numbers only so that it copies them fast."""
+    unit = gcd(strides.run, 8)
+    return (
+        _UNITS[unit],
+        (*(many for many, _ in strides.dimensions), strides.run // unit),
+        (*(step for _, step in strides.dimensions), unit),
+    )
+
+
+def _apart(dimensions: Dimensions, run: int) -> bool:
+    """Whether no byte occurs twice because each dimension steps over all that is inside of it.
+
+    False does not mean that one does.
+    """
+    span = run
+    for many, step in sorted(dimensions, key=lambda dimension: abs(dimension[1])):
+        if abs(step) < span:
+            return False
+        span += abs(step) * (many - 1)
+    return True
+
+
 def _collide(pieces: Pieces) -> bool:
+    """Whether any two pieces have a byte in common."""
     ordered = pieces[np.argsort(pieces[:, 0], kind="stable")]
     return bool((ordered[1:, 0] < ordered[:-1, 0] + ordered[:-1, 1]).any())
 

@@ -1,22 +1,23 @@
 """Memory: `MPI.buffer`, addresses, and the bytes of any object that has some, without a copy.
 
-Nothing here knows of messages; buffers.py does. Memory that other libraries describe (DLPack, CUDA
-arrays) is in foreign.py.
+Buffer specifications of calls are in buffers.py, memory that other libraries describe (DLPack, CUDA
+arrays) in foreign.py.
+
+Pitfall: a view is borrowed. Whoever keeps it must keep the object that owns the memory.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Any
 
 import numpy as np
 
+from serverless_mpi.api import foreign
+from serverless_mpi.api.addresses import at_address as at_address
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.errors import ERR_ARG, ERR_NO_MEM, MPIException
 
 _NO_BYTES = memoryview(bytearray())
-_NATIVE = "<" if sys.byteorder == "little" else ">"
 CASTABLE = frozenset("?bBhHiIlLqQfd")  # formats that memoryview.cast turns to bytes
 
 
@@ -89,9 +90,20 @@ BUFFER_AUTOMATIC = BufferAutomaticType()
 
 
 class buffer(np.ndarray[Any, Any]):
-    """A run of bytes in memory: a view of an object's, memory of its own, or memory at an address.
+    """A run of bytes: a view of an object's memory, memory of its own, or memory at an address.
 
-    address, obj (whose memory it is, or None), nbytes, readonly, format ("B"), itemsize (1).
+    Attributes
+    ----------
+    address
+        Of the first byte.
+    obj
+        The object whose memory it is, or None.
+    nbytes
+        Number of bytes.
+    readonly
+        Whether the bytes cannot be written.
+    format, itemsize
+        "B" and 1, as of a memoryview of bytes.
     """
 
     __module__ = "serverless_mpi.MPI"
@@ -106,13 +118,22 @@ class buffer(np.ndarray[Any, Any]):
 
     @classmethod
     def _over(cls, array: np.ndarray[Any, Any], obj: Any) -> buffer:
+        """A buffer of the bytes of an array, which are the memory of `obj`."""
         self = array.view(cls)
         self._obj = obj
         return self
 
     @staticmethod
     def allocate(nbytes: int, clear: bool = False) -> buffer:
-        """Allocate memory, zeroed if `clear`."""
+        """Allocate memory.
+
+        Parameters
+        ----------
+        nbytes
+            Number of bytes.
+        clear
+            Whether they are 0; undefined otherwise.
+        """
         if not hasattr(nbytes, "__index__"):
             raise TypeError(f"a number of bytes is an integer, not {type(nbytes).__name__}")
         if nbytes < 0:
@@ -130,6 +151,7 @@ class buffer(np.ndarray[Any, Any]):
 
     @classmethod
     def _viewing(cls, obj: Any, readonly: bool) -> buffer:
+        """A view of the memory of an object."""
         if obj is None:
             raise TypeError("None has no memory")
         view, _ = as_bytes(obj, readonly)
@@ -171,6 +193,7 @@ class buffer(np.ndarray[Any, Any]):
         self._obj = None
 
     def _touch(self) -> memoryview:
+        """The bytes; BufferError if they are on a device."""
         if self._device:
             raise BufferError("the memory is on a device and cannot be touched from here")
         return self.data
@@ -235,24 +258,17 @@ memory = buffer
 
 
 def _plain(item: slice) -> slice:
+    """A slice without a step; IndexError for another one."""
     if item.step not in (None, 1):
         raise IndexError("a slice of memory has no step")
     return item
 
 
 def _integer(item: Any) -> int:
+    """An index as an int; TypeError for anything else."""
     if not hasattr(item, "__index__"):
         raise TypeError("an index is an integer or a slice")
     return int(item.__index__())
-
-
-def at_address(address: int, nbytes: int) -> memoryview:
-    """Return a view of `nbytes` at an address."""
-    return (
-        memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
-        if nbytes
-        else _NO_BYTES
-    )
 
 
 def on_device(obj: Any) -> bool:
@@ -265,7 +281,21 @@ def on_device(obj: Any) -> bool:
 
 
 def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
-    """Return the bytes of `obj` without a copy, and the format of its numbers (None: plain bytes).
+    """Return the bytes of an object without a copy, and the format of its numbers.
+
+    Parameters
+    ----------
+    obj
+        An object with the buffer protocol, DLPack, or the CUDA array interface; None and constants
+        have no bytes.
+    readonly
+        Whether the bytes are only read.
+
+    Returns
+    -------
+    tuple
+        A view of format "B", borrowed from `obj`; and the format in the struct module or the array
+        interface, None for plain bytes.
 
     Raises
     ------
@@ -284,8 +314,6 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
         except TypeError:
             if isinstance(obj, _Constant):
                 return _NO_BYTES, None
-            from serverless_mpi.api import foreign
-
             view, code = foreign.as_bytes(obj, readonly)
         else:
             view, code = _of_view(view)
@@ -295,9 +323,9 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
 
 
 def plain(obj: Any, readonly: bool) -> memoryview | None:
-    """The bytes of a contiguous array of numbers in this machine's order, or None of anything else.
+    """Return the bytes of a contiguous array of numbers in this machine's order; else None.
 
-    Nearly all that programs send is such, and needs no datatype to be looked at.
+    The fast path: most buffers are such arrays, and need no datatype to be interpreted.
     """
     if type(obj) is np.ndarray and obj.size:
         dtype, flags = obj.dtype, obj.flags
@@ -312,6 +340,7 @@ def plain(obj: Any, readonly: bool) -> memoryview | None:
 
 
 def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
+    """The bytes and the format of an array; BufferError unless it is contiguous."""
     dtype = array.dtype
     char = dtype.char
     if char in CASTABLE and dtype.isnative:
@@ -342,6 +371,7 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
 
 
 def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
+    """The bytes and the format of a memoryview; BufferError unless it is contiguous."""
     code = view.format
     if not view.contiguous:
         raise BufferError(f"a buffer with strides {view.strides} is not contiguous")
@@ -354,32 +384,27 @@ def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
     return np.asarray(view).reshape(-1).view(np.uint8).data, code
 
 
-def native(code: str) -> str:
-    """The code without its byte order, which must be this machine's.
+def Alloc_mem(size: int, info: Info = INFO_NULL) -> buffer:
+    """Allocate memory.
+
+    Parameters
+    ----------
+    size
+        Number of bytes.
+    info
+        Not used.
 
     Raises
     ------
-    BufferError
-        It is the other one.
+    MPIException
+        ERR_ARG: `size` is negative. ERR_NO_MEM: there is not so much memory.
     """
-    if code[0] in "@=" or code[0] == _NATIVE:
-        return code[1:]
-    if code[0] in "<>":
-        raise BufferError(
-            f"numbers of format {code!r} are not in this machine's byte order;"
-            " give a datatype explicitly"
-        )
-    return code
-
-
-def Alloc_mem(size: int, info: Info = INFO_NULL) -> buffer:
-    """Allocate memory."""
     if size < 0:
         raise MPIException(ERR_ARG, f"a number of bytes cannot be {size}")
     try:
         return buffer.allocate(size)
     except MemoryError as error:
-        raise MPIException(ERR_NO_MEM, f"there are no {size} bytes of memory") from error
+        raise MPIException(ERR_NO_MEM, f"{size} bytes of memory cannot be allocated") from error
 
 
 def Free_mem(mem: buffer) -> None:

@@ -1,7 +1,12 @@
-"""Pack and Unpack: elements to a run of bytes and back, in this machine's representation or the standard's external32.
+"""Pack and Unpack: from elements to a run of bytes and back.
 
-external32 is big-endian; a C long has 4 bytes, a long double is IEEE binary128, whatever this machine's are.
-Source: MPI 4.1, sections 5.2 and 14.5.2.
+Packed bytes are in this machine's representation, or in external32, which all machines share: it is
+big-endian, a C long has 4 bytes, and a long double is IEEE binary128. Conversion works on runs of
+numbers of one kind; where the elements lie in memory is the layout's (layout.py).
+
+References
+----------
+MPI 4.1, sections 5.2 (Pack) and 14.5.2 (external32).
 """
 
 from __future__ import annotations
@@ -77,6 +82,15 @@ class Packing:
     def Unpack(self, inbuf: Any, position: int, outbuf: Any, comm: Any) -> int:
         """Unpack as many elements as fill `outbuf` from byte `position` of `inbuf`.
 
+        Parameters
+        ----------
+        inbuf, outbuf
+            Buffers; `inbuf` is only read.
+        position
+            Byte of `inbuf` at which the packed elements begin.
+        comm
+            The communicator on which they were received.
+
         Returns
         -------
         int
@@ -97,15 +111,25 @@ class Packing:
         return end
 
     def Pack_size(self, count: int, comm: Any) -> int:
-        """Return the bytes that `count` packed elements take."""
+        """Return the bytes that packed elements take; ERR_COUNT for a negative count."""
         _check_count(count)
         comm._live()
         return self._live.layout.size * count
 
     def Pack_external(self, datarep: str, inbuf: Any, outbuf: Any, position: int) -> int:
-        """Pack into "external32", a representation that all machines share.
+        """Pack elements in external32, a representation that all machines share.
 
-        Parameters and result are those of `Pack`; `datarep` must be "external32".
+        Parameters
+        ----------
+        datarep
+            "external32", the only one.
+        inbuf, outbuf, position
+            As for `Pack`.
+
+        Returns
+        -------
+        int
+            The byte after the packed elements.
 
         Raises
         ------
@@ -123,7 +147,20 @@ class Packing:
         return end
 
     def Unpack_external(self, datarep: str, inbuf: Any, position: int, outbuf: Any) -> int:
-        """Unpack what `Pack_external` packed; parameters and result are those of `Unpack`."""
+        """Unpack what `Pack_external` packed.
+
+        Parameters
+        ----------
+        datarep
+            "external32", the only one.
+        inbuf, position, outbuf
+            As for `Unpack`.
+
+        Returns
+        -------
+        int
+            The byte of `inbuf` after the packed elements.
+        """
         self.check_committed()
         source, target = as_bytes(inbuf, True)[0], as_bytes(outbuf, False)[0]
         state = self._live
@@ -179,11 +216,15 @@ def _end(view: memoryview, position: int, nbytes: int, what: str) -> int:
 
 
 def _width(basic: TypeState) -> int:
+    """Bytes of a number in external32."""
     return EXTERNAL_BYTES.get(basic, basic.layout.size)
 
 
 def _convert(state: TypeState, data: memoryview, count: int, change: Any, native: bool) -> bytes:
-    """Each run of numbers of one kind, changed; elements of one kind are one run."""
+    """Packed elements with `change` applied to each run of numbers of one kind.
+
+    `native`: `data` is in this machine's representation, and not in external32.
+    """
     runs = state.basics()
     if len(runs) == 1:
         runs, count = [(runs[0][0], runs[0][1] * count)], 1
@@ -197,6 +238,7 @@ def _convert(state: TypeState, data: memoryview, count: int, change: Any, native
 
 
 def _foreign(basic: TypeState) -> np.dtype[Any]:
+    """NumPy's type of a number in external32."""
     base = basic.base
     assert base is not None
     width = _width(basic)
@@ -209,12 +251,14 @@ def _foreign(basic: TypeState) -> np.dtype[Any]:
 
 
 def _plain(basic: TypeState) -> np.dtype[Any]:
+    """NumPy's type of a number here; characters are unsigned integers."""
     base = basic.base
     assert base is not None
     return np.dtype(f"u{base.itemsize}") if base.kind in "SU" else base
 
 
 def _encode(basic: TypeState, data: memoryview) -> bytes:
+    """Numbers of this machine in external32; ERR_CONVERSION if one is too large."""
     if basic.base == _LONG_DOUBLE or basic.base == np.dtype("G"):
         return _to_binary128(np.frombuffer(data, _LONG_DOUBLE))
     numbers = np.frombuffer(data, _plain(basic))
@@ -230,13 +274,18 @@ def _encode(basic: TypeState, data: memoryview) -> bytes:
 
 
 def _decode(basic: TypeState, data: memoryview) -> bytes:
+    """Numbers in external32 as this machine's."""
     if basic.base == _LONG_DOUBLE or basic.base == np.dtype("G"):
         return _from_binary128(data)
     return np.frombuffer(data, _foreign(basic)).astype(_plain(basic)).tobytes()
 
 
 def _to_binary128(numbers: np.ndarray[Any, Any]) -> bytes:
-    """x86's 80-bit numbers, or whatever long double is here, as IEEE binary128, big-endian: sign and exponent in 16 bits, fraction in 112."""
+    """Long doubles of this machine as IEEE binary128, big-endian.
+
+    binary128 has sign and exponent in 16 bits and the fraction in 112; x86's 80-bit numbers store
+    the leading 1 of the significand.
+    """
     if np.finfo(_LONG_DOUBLE).nmant == 112:
         return numbers.astype(_LONG_DOUBLE.newbyteorder(">")).tobytes()
     if np.finfo(_LONG_DOUBLE).nmant != 63:
@@ -244,9 +293,8 @@ def _to_binary128(numbers: np.ndarray[Any, Any]) -> bytes:
             ERR_UNSUPPORTED_DATAREP,
             "this machine's long double has no representation in external32",
         )
-    words = numbers.view(np.uint64).reshape(
-        -1, 2
-    )  # the significand with its leading 1, then sign and exponent
+    # the significand with its leading 1, then sign and exponent
+    words = numbers.view(np.uint64).reshape(-1, 2)
     fraction, head = words[:, 0] & np.uint64((1 << 63) - 1), words[:, 1] & np.uint64(0xFFFF)
     high = (head << np.uint64(48)) | (fraction >> np.uint64(15))
     low = fraction << np.uint64(49)
@@ -254,6 +302,7 @@ def _to_binary128(numbers: np.ndarray[Any, Any]) -> bytes:
 
 
 def _from_binary128(data: memoryview) -> bytes:
+    """The reverse of `_to_binary128`."""
     if np.finfo(_LONG_DOUBLE).nmant == 112:
         return np.frombuffer(data, _LONG_DOUBLE.newbyteorder(">")).astype(_LONG_DOUBLE).tobytes()
     if np.finfo(_LONG_DOUBLE).nmant != 63:

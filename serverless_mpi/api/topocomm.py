@@ -53,14 +53,14 @@ def _block(
     return made, made.nbytes
 
 
-def _filling(room: Any, nbytes: Callable[[int], int]) -> Callable[[Any], None]:
+def _filling(recv_spec: Any, nbytes: Callable[[int], int]) -> Callable[[Any], None]:
     """What unpacks the neighbours' blobs."""
 
     def finish(blobs: Any) -> None:
         for place, blob in enumerate(blobs):
             if blob is not None:  # beyond a border: the block stays as it is
                 check_length(blob, nbytes(place), f"neighbour {place}")
-                room.unpack(blob, place)
+                recv_spec.unpack(blob, place)
 
     return finish
 
@@ -84,7 +84,7 @@ class Topocomm(Intracomm):
 
     @property
     def inoutedges(self) -> tuple[list[int], list[int]]:
-        """(sources, destinations) of this process."""
+        """Sources and destinations of this process."""
         return self._topology.neighbors(self._state.rank)
 
     inedges = property(lambda self: self.inoutedges[0], doc="Sources of this process.")
@@ -106,23 +106,26 @@ class Topocomm(Intracomm):
     def _to_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
         """The plan of an allgather along the edges."""
         out, into = self._topology.edges(self._state.rank)
-        room, nbytes = _block(kind, recvbuf, False, len(into))
-        give = BlockSpec(sendbuf, readonly=True)
+        recv_spec, nbytes = _block(kind, recvbuf, False, len(into))
+        send_spec = BlockSpec(sendbuf, readonly=True)
         return Plan(
-            "neighbor_allgather", None, lambda: (out, into, give.pack()), _filling(room, nbytes)
+            "neighbor_allgather",
+            None,
+            lambda: (out, into, send_spec.pack()),
+            _filling(recv_spec, nbytes),
         )
 
     def _between_neighbors(self, kind: type[Any], sendbuf: Any, recvbuf: Any) -> Plan:
         """The plan of an alltoall along the edges."""
         out, into = self._topology.edges(self._state.rank)
-        room, nbytes = _block(kind, recvbuf, False, len(into))
-        give, _ = _block(kind, sendbuf, True, len(out))
+        recv_spec, nbytes = _block(kind, recvbuf, False, len(into))
+        send_spec, _ = _block(kind, sendbuf, True, len(out))
         places = range(len(out))
         return Plan(
             "neighbor_alltoall",
             None,
-            lambda: (out, into, [give.pack(place) for place in places]),
-            _filling(room, nbytes),
+            lambda: (out, into, [send_spec.pack(place) for place in places]),
+            _filling(recv_spec, nbytes),
         )
 
     def neighbor_allgather(self, sendobj: Any) -> list[Any]:

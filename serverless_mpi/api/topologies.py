@@ -1,7 +1,12 @@
-"""The shapes of topologies: neighbours and their order (MPI 4.1, chapter 8). No communication.
+"""The shapes of topologies: neighbours and their order. Nothing here communicates.
 
-Each shape gives a rank's edges to its destinations and from its sources as
-`collectives.neighbor` wants them: (neighbour, name), or None at a border.
+Each shape returns a rank's edges to its destinations and from its sources in the form that
+`collectives.neighbor` takes: (neighbour, name of the edge), or None beyond a border. Both ends of
+an edge must compute the same name.
+
+References
+----------
+MPI 4.1, chapter 8.
 """
 
 from __future__ import annotations
@@ -11,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+
+import numpy as np
 
 from serverless_mpi.collectives.neighbor import Edge
 from serverless_mpi.core.envelope import PROC_NULL
@@ -22,13 +29,19 @@ WEIGHTS_EMPTY = -2
 
 
 def _integers(values: Sequence[Any] | None, what: str, count: int | None = None) -> list[int]:
-    numbers = [] if values is None else [int(value) for value in values]
+    """Integers or truth values as Python's; ValueError unless there are `count` of them."""
+    numbers = []
+    for value in () if values is None else values:
+        if not hasattr(value, "__index__") and not isinstance(value, np.bool_):
+            raise TypeError(f"{what}: expecting integers, not {type(value).__name__}")
+        numbers.append(int(value))
     if count is not None and len(numbers) != count:
         raise ValueError(f"{what}: expecting {count} items, got {len(numbers)}")
     return numbers
 
 
 def _check_ranks(ranks: Sequence[int], size: int, what: str, null: bool = False) -> None:
+    """Raise ERR_ARG for a rank outside of 0..size-1; `null`: PROC_NULL is valid too."""
     for rank in ranks:
         if not 0 <= rank < size and not (null and rank == PROC_NULL):
             raise MPIException(ERR_ARG, f"{what}: {rank} is outside 0..{size - 1}")
@@ -43,7 +56,18 @@ class Cart:
 
     @classmethod
     def made(cls, dims: Sequence[int], periods: Any, ranks: int, mapping: bool = False) -> Cart:
-        """The grid that the arguments of Create_cart describe."""
+        """Return the grid that the arguments of `Create_cart` describe.
+
+        Parameters
+        ----------
+        dims, periods
+            As for `Create_cart`.
+        ranks
+            Number of processes that there are.
+        mapping
+            Whether the call is `Cart_map`, which has another error class for a grid that is too
+            large.
+        """
         sizes = _integers(dims, "dims")
         if periods is None or isinstance(periods, (bool, int)):
             rings = [int(bool(periods))] * len(sizes)
@@ -67,24 +91,24 @@ class Cart:
         """Return the coordinates of a rank."""
         if not 0 <= rank < self.size:
             raise MPIException(ERR_RANK, f"rank {rank} is not in a grid of shape {list(self.dims)}")
-        found = []
+        coords = []
         for dim in reversed(self.dims):
-            rank, place = divmod(rank, dim)
-            found.append(place)
-        return found[::-1]
+            rank, coordinate = divmod(rank, dim)
+            coords.append(coordinate)
+        return coords[::-1]
 
     def rank(self, coords: Sequence[int]) -> int:
         """Return the rank at coordinates, which wrap around in periodic dimensions."""
         rank = 0
-        for place, dim, ring in zip(
+        for coordinate, dim, ring in zip(
             _integers(coords, "coords", len(self.dims)), self.dims, self.periods, strict=True
         ):
-            if not ring and not 0 <= place < dim:
+            if not ring and not 0 <= coordinate < dim:
                 raise MPIException(
                     ERR_ARG,
                     f"coordinates {list(coords)} are outside a grid of shape {list(self.dims)}",
                 )
-            rank = rank * dim + place % dim
+            rank = rank * dim + coordinate % dim
         return rank
 
     def shift(self, rank: int, direction: int, disp: int) -> tuple[int, int]:
@@ -94,6 +118,7 @@ class Cart:
         return self._moved(rank, direction, -disp), self._moved(rank, direction, disp)
 
     def _moved(self, rank: int, direction: int, disp: int) -> int:
+        """The rank at a distance in one dimension; PROC_NULL beyond a border."""
         coords = self.coords(rank)
         coords[direction] += disp
         if not self.periods[direction] and not 0 <= coords[direction] < self.dims[direction]:
@@ -101,7 +126,21 @@ class Cart:
         return self.rank(coords)
 
     def sub(self, remain: Sequence[Any], rank: int) -> tuple[Cart, list[int], list[int]]:
-        """The subgrid of some dimensions, its ranks here, and the coordinates in the others."""
+        """Return the subgrid of a rank.
+
+        Parameters
+        ----------
+        remain
+            Whether each dimension stays.
+        rank
+            A rank of this grid.
+
+        Returns
+        -------
+        tuple
+            The subgrid, the ranks of this grid in it, and the rank's coordinates in the dimensions
+            that do not stay.
+        """
         kept = [bool(flag) for flag in _integers(remain, "remain_dims", len(self.dims))]
         dropped = [place for place, keep in zip(self.coords(rank), kept, strict=True) if not keep]
         members = [
@@ -117,7 +156,7 @@ class Cart:
         return Cart(tuple(dims), tuple(periods)), members, dropped
 
     def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
-        """(sources, destinations): in each dimension the one below, then the one above."""
+        """Return sources and destinations: in each dimension the rank below, then the one above."""
         near = [
             self._moved(rank, direction, disp)
             for direction in range(len(self.dims))
@@ -126,10 +165,11 @@ class Cart:
         return near, list(near)
 
     def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
-        """(edges out, edges in).
+        """Return the edges to destinations and from sources.
 
-        What goes down in a dimension comes in from above, also in a ring of one or two where both
-        are the same rank: an edge has the name of its place among the receiver's.
+        A block that is sent downwards in a dimension is received from above, also in a ring of one
+        or two processes, where both neighbours are the same rank. So the name of an edge is its
+        position among the receiver's edges.
         """
         near, _ = self.neighbors(rank)
         out: list[Edge] = [
@@ -144,7 +184,7 @@ class Cart:
 def _named(
     rank: int, size: int, sources: Sequence[int], dests: Sequence[int]
 ) -> tuple[list[Edge], list[Edge]]:
-    """The k-th edge between the same two ranks is the k-th at both ends."""
+    """Edges with names: the k-th edge between the same two ranks is the k-th at both ends."""
     out: list[Edge] = []
     into: list[Edge] = []
     for edges, others in ((out, dests), (into, sources)):
@@ -165,7 +205,15 @@ class Graph:
 
     @classmethod
     def made(cls, index: Sequence[int], edges: Sequence[int], ranks: int) -> Graph:
-        """The graph that the arguments of Create_graph describe; `index` may begin with a 0."""
+        """Return the graph that the arguments of `Create_graph` describe.
+
+        Parameters
+        ----------
+        index, edges
+            As for `Create_graph`; `index` may begin with a 0.
+        ranks
+            Number of processes that there are.
+        """
         ends, links = _integers(index, "index"), _integers(edges, "edges")
         if ends and ends[0] == 0 and ends[-1] == len(links):
             ends = ends[1:]
@@ -194,11 +242,11 @@ class Graph:
         return list(self.links[self.index[rank - 1] if rank else 0 : self.index[rank]])
 
     def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
-        """(sources, destinations): the same."""
+        """Return sources and destinations, which are the same."""
         return self.of(rank), self.of(rank)
 
     def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
-        """(edges out, edges in)."""
+        """Return the edges to destinations and from sources."""
         return _named(rank, self.size, self.of(rank), self.of(rank))
 
 
@@ -215,7 +263,15 @@ class Dist:
     def adjacent(
         cls, sources: Any, dests: Any, source_weights: Any, dest_weights: Any, size: int
     ) -> Dist:
-        """From one's own edges."""
+        """Return the part of a rank that gives its own edges.
+
+        Parameters
+        ----------
+        sources, dests, source_weights, dest_weights
+            As for `Create_dist_graph_adjacent`.
+        size
+            Number of processes.
+        """
         into, out = _integers(sources, "sources"), _integers(dests, "destinations")
         _check_ranks(into, size, "a source", null=True)
         _check_ranks(out, size, "a destination", null=True)
@@ -228,7 +284,15 @@ class Dist:
     def edges_given(
         sources: Any, degrees: Any, dests: Any, weights: Any, size: int
     ) -> tuple[list[tuple[int, int, int]], bool]:
-        """([(source, destination, weight)] that one rank gives, whether they are weighted)."""
+        """Return the (source, destination, weight) that one rank gives, and whether they have weights.
+
+        Parameters
+        ----------
+        sources, degrees, dests, weights
+            As for `Create_dist_graph`.
+        size
+            Number of processes.
+        """
         starts, ends = _integers(sources, "sources"), _integers(dests, "destinations")
         counts = _integers(degrees, "degrees", len(starts))
         if sum(counts) != len(ends) or any(count < 0 for count in counts):
@@ -243,7 +307,7 @@ class Dist:
     def collected(
         cls, rank: int, size: int, edges: Sequence[tuple[int, int, int]], weighted: bool
     ) -> Dist:
-        """From the edges that all ranks gave."""
+        """Return the part of a rank, from the edges that all ranks gave."""
         into = [(start, weight) for start, end, weight in edges if end == rank]
         out = [(end, weight) for start, end, weight in edges if start == rank]
         weights = (
@@ -254,11 +318,11 @@ class Dist:
         )
 
     def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
-        """(sources, destinations)."""
+        """Return sources and destinations."""
         return list(self.sources), list(self.dests)
 
     def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
-        """(edges out, edges in)."""
+        """Return the edges to destinations and from sources."""
         return _named(rank, self.size, self.sources, self.dests)
 
 

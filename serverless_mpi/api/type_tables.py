@@ -11,9 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from serverless_mpi.api.datatype_state import COMBINER_F90_COMPLEX, COMBINER_NAMED, TypeState
+from serverless_mpi.api.addresses import native
+from serverless_mpi.api.datatype_state import (
+    COMBINER_F90_COMPLEX,
+    COMBINER_NAMED,
+    Construction,
+    TypeState,
+)
 from serverless_mpi.api.layout import Layout
-from serverless_mpi.api.memory import native
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_OTHER, MPIException
 
@@ -31,12 +36,30 @@ EXTERNAL_BYTES: dict[TypeState, int] = {}
 _f90_types: dict[tuple[int, int, int], TypeState] = {}
 
 
-def predefined(name: str, dtype: np.dtype[Any]) -> TypeState:
-    """Make a predefined type that is laid out as `dtype`."""
-    state = TypeState(Layout.run(dtype.itemsize, dtype.alignment), dtype, COMBINER_NAMED)
+def predefined(name: str, made: Construction) -> TypeState:
+    """Make a predefined type of a construction that nothing else uses."""
+    state = TypeState(made)
+    made.basic, made.shared = state, True
     state.name = name
     state.predefined = state.committed = True
     return state
+
+
+def number(
+    dtype: np.dtype[Any], combiner: int = COMBINER_NAMED, params: dict[str, int] | None = None
+) -> Construction:
+    """Return the construction of a number that is laid out as `dtype`.
+
+    Parameters
+    ----------
+    dtype
+        NumPy's type.
+    combiner, params
+        The constructor and its arguments, of a Fortran type of a precision.
+    """
+    layout = Layout.run(dtype.itemsize, dtype.alignment)
+    integers = tuple(params.values()) if params else ()
+    return Construction(layout, dtype, combiner, params=params, integers=integers)
 
 
 def of_code(code: str) -> Any:
@@ -101,10 +124,9 @@ def f90(combiner: int, kind: str, p: int, r: int, params: dict[str, int]) -> Typ
     for dtype, most_digits, most_span in candidates:
         if digits <= most_digits and span <= most_span:
             itemsize = dtype.itemsize * (2 if combiner == COMBINER_F90_COMPLEX else 1)
-            like: TypeState = of_code(f"{kind}{itemsize}")._ob
+            like: Construction = of_code(f"{kind}{itemsize}")._ob.made
             assert like.base is not None
-            state = predefined("", like.base)
-            state.combiner, state.params, state.integers = combiner, params, list(params.values())
-            state.typechar, state.typestr, state.code = like.typechar, like.typestr, like.typestr
-            return _f90_types.setdefault((combiner, p, r), state)
+            made = number(like.base, combiner, params)
+            made.typechar, made.typestr, made.code = like.typechar, like.typestr, like.typestr
+            return _f90_types.setdefault((combiner, p, r), predefined("", made))
     raise MPIException(ERR_OTHER, f"no datatype has {p} digits and range {r}")

@@ -1,18 +1,28 @@
-"""The predefined datatypes, and which of them belongs to a code, a size, a pair (MPI 4.1, sections 3.2.2 and 19.1.9)."""
+"""The predefined datatypes, and which of them belongs to a code, a size, a pair.
+
+`type_tables` is filled here.
+
+References
+----------
+MPI 4.1, sections 3.2.2 (predefined types) and 19.1.9 (types of a given size).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from serverless_mpi.api.datatype import DATATYPE_NULL, Datatype, type_state
+from serverless_mpi.api.datatype_state import COMBINER_NAMED, Construction
 from serverless_mpi.api.handle import handle_of, name_constant
 from serverless_mpi.api.memory import CASTABLE
+from serverless_mpi.api.type_constructors import struct
 from serverless_mpi.api.type_tables import (
     BY_CLASS,
     BY_CODE,
     EXTERNAL_BYTES,
     OF_CHARACTER,
     PAIRS,
+    number,
     predefined,
 )
 
@@ -23,25 +33,39 @@ TYPECLASS_LOGICAL = 4
 
 
 def _basic(label: str, kind: str, char: str, code: str = "", name: str = "") -> Datatype:
-    """kind: NumPy's type; char: of the struct module; code: what `tocode` says, by default the character."""
+    """A predefined type of one number.
+
+    Parameters
+    ----------
+    label
+        Name in the module MPI.
+    kind
+        NumPy's type.
+    char
+        Character in the struct module.
+    code
+        What `tocode` returns; the character by default.
+    name
+        What `Get_name` returns; MPI_<label> by default.
+    """
     dtype = np.dtype(kind)
-    state = predefined(name or f"MPI_{label}", dtype)
-    state.typechar, state.code = char, code or char
-    state.typestr = {"S": "S1", "U": "U1", "b": "b1"}.get(
+    made = number(dtype)
+    made.typechar, made.code = char, code or char
+    made.typestr = {"S": "S1", "U": "U1", "b": "b1"}.get(
         dtype.kind
     ) or f"{dtype.kind}{dtype.itemsize}"
-    return name_constant(handle_of(Datatype, state), label)
+    return name_constant(handle_of(Datatype, predefined(name or f"MPI_{label}", made)), label)
 
 
 def _pair(label: str, first: Datatype, name: str = "") -> Datatype:
     """A value and a C int, as a C struct lays them out."""
     value = first._ob.base
     dtype = np.dtype([("value", value), ("index", "i")], align=True)
-    state = predefined(name or f"MPI_{label}", dtype)
-    made = Datatype.Create_struct([1, 1], [0, dtype.fields["index"][1]], [first, INT])._ob  # type: ignore[index]
-    state.layout, state.parts, state.base = made.layout.bounded(0, dtype.itemsize), made.parts, None
-    state.pair = np.dtype([("value", value), ("index", "i")])
-    return name_constant(handle_of(Datatype, state), label)
+    parts = ((first._ob.made, 1), (INT._ob.made, 1))
+    fields = struct(tuple(of for of, _ in parts), (1, 1), (0, dtype.fields["index"][1]), True)  # type: ignore[index]
+    made = Construction(fields.layout.bounded(0, dtype.itemsize), None, COMBINER_NAMED, parts)
+    made.pair = np.dtype([("value", value), ("index", "i")])
+    return name_constant(handle_of(Datatype, predefined(name or f"MPI_{label}", made)), label)
 
 
 PACKED = _basic("PACKED", "u1", "B")
@@ -255,12 +279,12 @@ EXTERNAL_BYTES |= {LONG._ob: 4, UNSIGNED_LONG._ob: 4, WCHAR._ob: 2}
 
 
 def _typecode(datatype: Datatype) -> str | None:
-    """What `tocode` says, or None."""
-    return None if not datatype else type_state(datatype).code
+    """Return what `tocode` returns, or None."""
+    return None if not datatype else type_state(datatype).made.code
 
 
 def _typealign(datatype: Datatype) -> int | None:
-    """Alignment in bytes, or None where it has none."""
+    """Return the alignment in bytes; None of a null or derived type."""
     return (
         None
         if not datatype or not type_state(datatype).predefined

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 NUMPY_BYTES = 64 << 10  # from here on clearing costs more than making a NumPy array
 
 
@@ -11,4 +9,6 @@ def uninitialized(nbytes: int) -> memoryview:
     """Return a writable buffer of bytes; its content is undefined."""
     if nbytes < NUMPY_BYTES:
         return memoryview(bytearray(nbytes))
+    import numpy as np  # the launcher loads channels too, and would wait for NumPy 0.1 s
+
     return np.empty(nbytes, np.uint8).data.cast("B")

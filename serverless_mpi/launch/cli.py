@@ -14,13 +14,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from serverless_mpi import __version__, channels, launch, plugins
-from serverless_mpi.collectives import choose
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Launcher, Plan, Program
 from serverless_mpi.launch.output import printable, say
+
+if TYPE_CHECKING:
+    from serverless_mpi.collectives.choose import Algorithm
 
 STATS = ("text", "json", "none")
 
@@ -323,11 +325,19 @@ def _parse(arguments: Sequence[str]) -> list[argparse.Namespace]:
     return parsed
 
 
-def _algorithms(choices: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return operation -> name of its algorithm; extensions are registered first."""
+def _forced(choices: Mapping[str, str]) -> Mapping[str, Algorithm]:
+    """Return operation -> algorithm of names; extensions are registered first."""
+    from serverless_mpi.collectives import choose  # most jobs choose none, and start without
+
     plugins.import_algorithms(plugins.algorithm_modules())
+    return choose.forced(choices)
+
+
+def _algorithms(choices: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return operation -> name of its algorithm; UsageError for an unknown name."""
     algorithms = dict(choices)
-    choose.forced(algorithms)  # raises for an unknown name
+    if algorithms:
+        _forced(algorithms)
     return algorithms
 
 
@@ -406,7 +416,7 @@ def _simulate(options: argparse.Namespace) -> int:
     from serverless_mpi import explain, metering  # a job does not need the simulation
 
     prices = metering.Prices.load(options.prices)
-    algorithms = choose.forced(_algorithms(options.algorithms))
+    algorithms = _forced(dict(options.algorithms))
     region = options.region or "us-east-1"
     for line in explain.simulate(
         options.program, options.ranks, options.channel, options.latency, region, prices, algorithms

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from serverless_mpi.aws.credentials import emulator_keys
 from serverless_mpi.aws.sigv4 import Keys
 from serverless_mpi.errors import JobError, UsageError
 
@@ -108,6 +109,21 @@ def check_endpoint(url: str) -> None:
             f"endpoint {url} does not answer (tried for at most {ENDPOINT_S:.0f} s);"
             " start it, or omit --endpoint: smpirun then starts an emulator"
         )
+
+
+def of_job(
+    folder: Path, port: int | None, region: str, services: Iterable[str], key: bytes
+) -> Emulator:
+    """Return the emulator of a job, which serves the processes that know the job's key.
+
+    Parameters
+    ----------
+    folder, port, region, services
+        As for `Emulator`.
+    key
+        The job's key.
+    """
+    return Emulator(folder, port, region, services, emulator_keys(key))
 
 
 class Emulator:

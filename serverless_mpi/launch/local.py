@@ -2,6 +2,8 @@
 
 - What is made is registered for removal before it is made.  A guard process
   (jobs.py) removes it if the launcher is killed.
+- Ranks of one Python program are forks of a process that has imported what they
+  all need (fork_server.py); other ranks are started as processes of their own.
 - Each rank leads a session, so a terminal's Ctrl-C reaches the launcher only,
   which stops all ranks in order: SIGTERM, GRACE_S, SIGKILL.
 - The job ends when every rank has ended, one has failed, the time is over, or a
@@ -11,7 +13,8 @@
   name with -x: the environment is cleaned first.
 
 This file starts, watches and stops processes.  Job folders and the guard are in
-jobs.py, lines of output in output.py, the emulator in emulator.py.
+jobs.py, lines of output in output.py, the emulator in emulator.py, forks of
+ranks in fork_server.py.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO, TYPE_CHECKING, Any
 
 from serverless_mpi import channels, metering, plugins, trace
-from serverless_mpi.aws.credentials import emulator_keys
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
 from serverless_mpi.env import (
@@ -45,12 +48,15 @@ from serverless_mpi.env import (
 )
 from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import JobSpec
-from serverless_mpi.launch import tree
+from serverless_mpi.launch import fork_server, tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
-from serverless_mpi.launch.emulator import Emulator, check_endpoint
+from serverless_mpi.launch.fork_server import Forked, ForkServer
 from serverless_mpi.launch.jobs import JobFolder, clear_dead_jobs, kill_processes_of, state_folder
 from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
+
+if TYPE_CHECKING:
+    from serverless_mpi.launch.emulator import Emulator
 
 EXIT_EMULATOR = 1  # exit code of a job whose emulator ended first
 GRACE_S = 3.0  # seconds between SIGTERM and SIGKILL
@@ -77,7 +83,7 @@ class _Rank:
 
     number: int
     program: Program
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     pidfd: int | None
 
     @property
@@ -216,6 +222,7 @@ class LocalLauncher(Launcher):
         _restore(environ)
         undo.callback(kill_processes_of, folder.job_id)
         environ[ENV_LINEAGE] = "/".join(filter(None, (environ.get(ENV_LINEAGE), folder.job_id)))
+        servers = _fork_servers(plan, commands, channel, environ, undo)
         spec = replace(
             JobSpec.new(
                 plan.size,
@@ -231,11 +238,9 @@ class LocalLauncher(Launcher):
             deadlock_s=plan.deadlock_s,
         )
         emulator: Emulator | None = None
-        if plan.endpoint is not None:
-            check_endpoint(plan.endpoint)
-        elif channel.services:
-            keys = emulator_keys(spec.key)
-            emulator = Emulator(folder.path, plan.port, plan.region, channel.services, keys)
+        if plan.endpoint is not None or channel.services:
+            emulator = _emulator(plan, channel, folder, spec)
+        if emulator is not None:
             undo.callback(emulator.stop)
             spec = replace(spec, endpoint=emulator.start())
         outlives = emulator is None or not channel.contained
@@ -249,7 +254,7 @@ class LocalLauncher(Launcher):
             raise (error if end is None else JobError(end)) from error
         if outlives:
             folder.record(spec)
-        job = Running(plan, commands, channel, spec, environ, signals, emulator)
+        job = Running(plan, commands, channel, spec, environ, signals, emulator, servers)
         undo.callback(job.close)
         job.start()
         signals.raising = False
@@ -274,7 +279,7 @@ class LocalLauncher(Launcher):
 
         _restore({**_clean(os.environ), **BLINDED})
         if endpoint is not None:
-            check_endpoint(endpoint)
+            _emulators().check_endpoint(endpoint)
         said = clear_dead_jobs()
         if (
             endpoint is not None
@@ -294,6 +299,7 @@ class LocalLauncher(Launcher):
         if plan.explain:
             from serverless_mpi import explain
 
+            plugins.import_algorithms(plugins.algorithm_modules())
             for line in explain.explain(records, plan.channel, plan.region, prices):
                 sys.stderr.write(printable_lines(line) + "\n")
         if plan.stats == "none":
@@ -307,6 +313,67 @@ class LocalLauncher(Launcher):
                 say(
                     f"the prices are not those of {plan.region}; name a table of them with --prices FILE"
                 )
+
+
+def _emulators() -> ModuleType:
+    """The module of the emulator; its HTTP client takes 20 ms that a job over `direct` can save."""
+    from serverless_mpi.launch import emulator
+
+    return emulator
+
+
+def _emulator(
+    plan: Plan, channel: type[Channel], folder: JobFolder, spec: JobSpec
+) -> Emulator | None:
+    """Return the emulator that the job needs, not yet started; check one that the user named."""
+    module = _emulators()
+    if plan.endpoint is not None:
+        module.check_endpoint(plan.endpoint)
+        return None
+    emulator: Emulator = module.of_job(
+        folder.path, plan.port, plan.region, channel.services, spec.key
+    )
+    return emulator
+
+
+def _variables(plan: Plan, program: Program, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that all ranks of a program have."""
+    variables = dict(environ)
+    if any(name.startswith("AWS_") for name in program.variables):  # the user names an account
+        for name in BLINDED:
+            del variables[name]
+    variables.update(program.variables)
+    variables["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(SITE), variables.get("PYTHONPATH")))
+    )
+    variables[ENV_ALIAS] = "1" if plan.alias else "0"
+    if plan.explain:
+        variables[ENV_EXPLAIN] = "1"
+    if plan.trace is not None:
+        variables[ENV_TRACE] = "1"
+    variables.setdefault(ENV_LOCAL_RANKS, str(plan.size))
+    return variables
+
+
+def _fork_servers(
+    plan: Plan,
+    commands: list[list[str]],
+    channel: type[Channel],
+    environ: Mapping[str, str],
+    undo: contextlib.ExitStack,
+) -> list[ForkServer | None]:
+    """Start the processes of which ranks are forks; None for a program that has none."""
+    servers: list[ForkServer | None] = []
+    for program, argv in zip(plan.programs, commands, strict=True):
+        variables = _variables(plan, program, environ)
+        server = None
+        if fork_server.usable(argv, program.ranks, variables):
+            server = ForkServer(
+                argv, program.folder, variables, [channel.__module__], reads=not servers
+            )
+            undo.callback(server.stop)
+        servers.append(server)
+    return servers
 
 
 _NO_RECORD = {"rank": 0, "seconds": 0.0, "meter": {}, "dropped": 0, "duplicates": 0}
@@ -353,6 +420,7 @@ class Running:
         environ: Mapping[str, str],
         signals: Signals,
         emulator: Emulator | None,
+        servers: Sequence[ForkServer | None],
     ) -> None:
         self._plan = plan
         self._channel = channel
@@ -377,18 +445,17 @@ class Running:
         ]
         # exit code and text (a line, and lines below it) of the first failure
         self._failure: tuple[int, tuple[str, ...]] | None = None
-        self._unstarted = [
-            (number, program, argv)
-            for number, (program, argv) in enumerate(
-                pair
-                for pair in zip(plan.programs, commands, strict=True)
-                for _ in range(pair[0].ranks)
-            )
-        ]
+        self._unstarted: list[tuple[int, Program, list[str], ForkServer | None]] = []
+        for program, argv, server in zip(plan.programs, commands, servers, strict=True):
+            first = len(self._unstarted)
+            self._unstarted += [(first + i, program, argv, server) for i in range(program.ranks)]
+            if server is not None:
+                self._selector.register(server.output, selectors.EVENT_READ, ("imports", first))
+        self._servers = [server for server in servers if server is not None]
         self._begun: tuple[
             int, ...
         ] = ()  # a pipe: ranks of a tree write their numbers when they begin
-        self._stopping = False
+        self._stopping = self._stopped = False
 
     # -- beginning
 
@@ -404,9 +471,16 @@ class Running:
 
     def _start_some(self, numbers: range) -> None:
         """Start the ranks among `numbers` that have not been started."""
-        for one in [one for one in self._unstarted if one[0] in numbers]:
-            self._start(*one)
-            self._unstarted.remove(one)
+        chosen = [entry for entry in self._unstarted if entry[0] in numbers]
+        self._unstarted = [entry for entry in self._unstarted if entry[0] not in numbers]
+        by_server: dict[ForkServer, list[tuple[int, Program]]] = {}
+        for number, program, argv, server in chosen:
+            if server is not None and server.ready():
+                by_server.setdefault(server, []).append((number, program))
+            else:
+                self._start(number, program, argv)
+        for server, ranks in by_server.items():
+            self._fork(server, ranks)
         if not self._unstarted:
             self._let_go()
 
@@ -415,7 +489,13 @@ class Running:
         if self._plan.branching is not None and not self._stopping:
             self._start_some(tree.children(number, self._spec.size, self._plan.branching))
 
+    def _own_variables(self, spec: JobSpec) -> dict[str, str]:
+        """What a rank has besides the variables of its program."""
+        begun = {ENV_BEGUN: str(self._begun[1])} if self._begun else {}
+        return {**begun, **spec.to_env()}
+
     def _start(self, number: int, program: Program, argv: list[str]) -> None:
+        """Start a rank as a process of its own."""
         spec = self._spec.with_rank(number)
         try:
             process = subprocess.Popen(
@@ -425,44 +505,65 @@ class Running:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 cwd=program.folder,
-                env=self._variables(spec, program),
+                env={**_variables(self._plan, program, self._environ), **self._own_variables(spec)},
                 pass_fds=(*self._channel.inherited(spec), *self._begun[1:]),
                 start_new_session=True,  # a terminal's Ctrl-C comes to the launcher, which stops all ranks in order
             )
         except OSError as error:
             raise UsageError(f"{argv[0]} cannot be executed: {error.strerror}") from error
+        assert process.stdout is not None and process.stderr is not None
+        self._add(number, program, process, process.stdout, process.stderr)
+
+    def _fork(self, server: ForkServer, ranks: Sequence[tuple[int, Program]]) -> None:
+        """Start ranks as forks."""
+        pipes = [(os.pipe(), os.pipe()) for _ in ranks]
+        null = os.open(os.devnull, os.O_RDONLY)
+        requests = []
+        for (number, _), ((_, out), (_, err)) in zip(ranks, pipes, strict=True):
+            spec = self._spec.with_rank(number)
+            inherited = (*self._channel.inherited(spec), *self._begun[1:])
+            descriptors = {0: null if number else 0, 1: out, 2: err}
+            requests.append(
+                (self._own_variables(spec), {**descriptors, **{fd: fd for fd in inherited}})
+            )
+        try:
+            forked = server.fork(requests)
+        finally:
+            os.close(null)
+            for (_, out), (_, err) in pipes:
+                os.close(out)
+                os.close(err)
+        for (number, program), process, ((out, _), (err, _)) in zip(
+            ranks, forked, pipes, strict=True
+        ):
+            files = [open(fd, "rb", buffering=0) for fd in (out, err)]
+            self._add(number, program, process, *files)
+
+    def _add(
+        self,
+        number: int,
+        program: Program,
+        process: subprocess.Popen[bytes] | Forked,
+        out: IO[bytes],
+        err: IO[bytes],
+    ) -> None:
+        """Watch a rank that has been started."""
         rank = _Rank(number, program, process, _pidfd(process.pid))
         self._living[number] = rank
         if rank.pidfd is not None:
             self._selector.register(rank.pidfd, selectors.EVENT_READ, ("end", rank))
-        for name, pipe in (("out", process.stdout), ("err", process.stderr)):
-            assert pipe is not None
+        for name, pipe in (("out", out), ("err", err)):
             os.set_blocking(pipe.fileno(), False)
             self._selector.register(pipe, selectors.EVENT_READ, (name, rank))
             self._pipes += 1
 
-    def _variables(self, spec: JobSpec, program: Program) -> dict[str, str]:
-        environ = dict(self._environ)
-        if any(name.startswith("AWS_") for name in program.variables):  # the user names an account
-            for name in BLINDED:
-                del environ[name]
-        environ.update(program.variables)
-        environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (str(SITE), environ.get("PYTHONPATH")))
-        )
-        environ[ENV_ALIAS] = "1" if self._plan.alias else "0"
-        if self._begun:
-            environ[ENV_BEGUN] = str(self._begun[1])
-        if self._plan.explain:
-            environ[ENV_EXPLAIN] = "1"
-        if self._plan.trace is not None:
-            environ[ENV_TRACE] = "1"
-        environ.setdefault(ENV_LOCAL_RANKS, str(spec.size))
-        environ.update(spec.to_env())
-        return environ
-
     def _let_go(self) -> None:
-        """Close the launcher's copies of inherited sockets, so that each closes with its rank."""
+        """Close the launcher's copies of inherited sockets, so that each closes with its rank.
+
+        Fork servers, which have copies too, are not needed any longer.
+        """
+        for server in self._servers:
+            server.stop()
         while self._inherited:
             os.close(self._inherited.pop())
 
@@ -545,7 +646,9 @@ class Running:
                     os.read(key.fd, READ_BYTES)
                 continue
             name, rank = key.data
-            if name == "begun":
+            if name == "imports":
+                self._take_imports(key, rank)
+            elif name == "begun":
                 for (number,) in struct.iter_unpack("<I", os.read(key.fd, READ_BYTES)):
                     self._grow(number)
             elif name == "emulator":
@@ -566,9 +669,7 @@ class Running:
         writer = self._writers[name]
         if not data:
             self._selector.unregister(key.fileobj)
-            pipe = rank.process.stdout if name == "out" else rank.process.stderr
-            assert pipe is not None
-            pipe.close()
+            key.fileobj.close()  # type: ignore[union-attr]  # a file
             self._pipes -= 1
         if self._muted:
             return
@@ -580,6 +681,15 @@ class Running:
         except (BrokenPipeError, JobError):
             self._muted = True
             raise
+
+    def _take_imports(self, key: selectors.SelectorKey, number: int) -> None:
+        """Write what a fork server prints as the first of its ranks would."""
+        data = os.read(key.fd, READ_BYTES)
+        if data and not self._muted:
+            self._writers["err"].feed(number, data)
+        elif not data:
+            self._selector.unregister(key.fileobj)
+            key.fileobj.close()  # type: ignore[union-attr]  # a file
 
     def _reap(self, rank: _Rank) -> None:
         code = rank.process.poll()
@@ -601,7 +711,12 @@ class Running:
     # -- ending
 
     def stop(self) -> None:
-        """End every process: SIGTERM, and SIGKILL after GRACE_S or a second signal; then read output."""
+        """End every process: SIGTERM, and SIGKILL after GRACE_S or a second signal; then read output.
+
+        A second call does nothing.
+        """
+        if self._stopped:
+            return
         self._stopping = True
         signals_seen = len(self._signals.noted)
         self._signal(signal.SIGTERM)
@@ -624,6 +739,7 @@ class Running:
                 for writer in self._writers.values():
                     for number in range(self._spec.size):
                         writer.finish(number)
+        self._stopped = True
 
     def _quiet_turn(self, left: float | None) -> None:
         with contextlib.suppress(BrokenPipeError, JobError):

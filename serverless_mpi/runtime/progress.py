@@ -82,8 +82,7 @@ class Progress:
         self.finalized = False
         self._received = 0  # frames
         self._on_span: Callable[[str, int], None] | None = None  # see Runtime.record
-        # communicators by context, for reports
-        self.communicators: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._owners: dict[int, _Owner] = {}  # by context
         # contexts that have lost their owners and are to be freed
         self._unowned: collections.deque[int] = collections.deque()
         shield.guard(self)
@@ -92,9 +91,15 @@ class Progress:
 
     def own(self, owner: object, context: int) -> None:
         """Free the state of `context` when `owner`, which every use needs, is collected."""
-        weakref.finalize(owner, self._unowned.append, context).atexit = False
+        reference = self._owners[context] = _Owner(owner, self._lost)
+        reference.context = context
         with self._lock:
             self._free_contexts()
+
+    def _lost(self, owner: _Owner) -> None:
+        """An owner has been collected."""
+        del self._owners[owner.context]
+        self._unowned.append(owner.context)
 
     def _free_contexts(self) -> None:
         """Under the lock: free the contexts that have lost their owners.
@@ -207,7 +212,10 @@ class Progress:
         """Under the lock: descriptions of what the rank waits for, at most `MAX_REPORTED`."""
         descriptions = []
         for what, context, source, tag in self._endpoint.awaited()[:MAX_REPORTED]:
-            communicator = self.communicators.get(context)
+            reference = self._owners.get(context)
+            communicator = None if reference is None else reference()
+            if not hasattr(communicator, "places"):  # a request that has a context of its own
+                communicator = None
             local_ranks = {} if communicator is None else communicator.places
             peer = f"rank {local_ranks.get(source, source)}" if source != ANY_SOURCE else "any rank"
             tagged = {ANY_TAG: " with any tag", None: ""}.get(tag, f" with tag {tag}")
@@ -356,6 +364,13 @@ class Progress:
 
     def _over(self) -> JobError:
         return JobError(f"rank {self.rank} has finalized MPI and cannot communicate any more")
+
+
+class _Owner(weakref.ref[Any]):
+    """A reference to what owns a context: a communicator, or a request with one of its own."""
+
+    __slots__ = ("context",)
+    context: int
 
 
 class Entry:

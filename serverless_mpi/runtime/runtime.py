@@ -72,8 +72,6 @@ class Runtime(Progress):
         Of the channel, by which algorithms are chosen.
     algorithms : mapping
         Algorithms that the user forced, by operation.
-    communicators : mapping
-        The rank's communicators, by context.
     chosen : dict or None
         With `--explain`: kind of a collective call -> (calls, blobs given, bytes of them).
     """

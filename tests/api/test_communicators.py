@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -256,3 +257,50 @@ def test_the_group_alone_of_two_groups_numbers_its_collectives_on() -> None:
             assert local.bcast((half, i) if local.rank == 0 else None) == (half, i)
 
     run(4, body)
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda comm, group: comm.Create_group(group), 32),
+        (lambda comm, group: comm.Dup(), 30),
+        (lambda comm, group: comm.Split(0, comm.rank), 54),
+    ],
+)
+def test_making_a_communicator_takes_few_python_calls(make: Any, most: int) -> None:
+    comm, calls = MPI.COMM_SELF, 0
+    group = comm.Get_group()
+    make(comm, group).Free()
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        make(comm, group).Free()
+    finally:
+        sys.setprofile(None)
+    assert calls <= most
+
+
+def test_numpy_integers_are_integers_in_constructors() -> None:
+    def body(comm: Any) -> tuple[Any, ...]:
+        even = comm.rank % 2 == 0
+        # equal numbers of different types on the ranks give the same communicators
+        made = [
+            comm.Create_group(comm.group, np.int64(7) if even else 7),
+            comm.Split(np.uint8(3) if even else 3, np.int8(-comm.rank)),
+            comm.Create_cart([np.uint8(2), 2], [np.bool_(True), True]),
+        ]
+        sums = [part.allreduce(comm.rank) for part in made]
+        order = [made[1].rank, *made[2].Shift(0, np.int8(1))]
+        steps = comm.group.Range_incl([tuple(np.uint8([3, 0, 255]))[:2] + (-1,)]).size
+        return sums, order, steps
+
+    for rank, (sums, order, steps) in enumerate(run(4, body)):
+        assert sums == [6, 6, 6] and steps == 4
+        assert order == [3 - rank, (rank + 2) % 4, (rank + 2) % 4]
+    for wrong in (lambda: MPI.COMM_SELF.Split(0.0), lambda: MPI.COMM_SELF.Create_cart([1.0])):
+        with pytest.raises(TypeError):
+            wrong()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serverless_mpi import MPI
+from serverless_mpi.api import type_constructors
 from tests.harness import run
 
 BASICS = (MPI.BYTE, MPI.SHORT, MPI.INT, MPI.DOUBLE, MPI.C_FLOAT_COMPLEX, MPI.SHORT_INT)
@@ -400,3 +402,114 @@ def test_a_type_lives_as_long_as_somebody_needs_it() -> None:
     with pytest.raises(MPI.Exception) as caught:
         MPI.INT.Free()
     assert caught.value.Get_error_class() == MPI.ERR_TYPE
+
+
+# --- shared constructions -----------------------------------------------------
+
+
+def test_types_that_were_made_alike_share_their_layout_and_nothing_else() -> None:
+    first, second = (MPI.INT.Create_vector(3, 1, np.int32(5)).Commit() for _ in range(2))
+    assert first._ob.layout is second._ob.layout
+    first.name = "first"
+    assert second.name == ""
+    assert first != second
+    first.Get_contents()[2].append(9)
+    first.decode()[2]["count"] = 9
+    lengths = MPI.INT.Create_indexed([1, 2], [0, 4])
+    lengths.decode()[2]["blocklengths"].append(9)
+    assert second.Get_contents()[2] == [3, 1, 5]
+    assert MPI.INT.Create_indexed([1, 2], [0, 4]).decode()[2]["blocklengths"] == [1, 2]
+    first.Free()
+    assert second.Get_size() == 12
+
+
+def test_a_type_needs_integers_also_where_an_equal_one_was_made() -> None:
+    MPI.INT.Create_vector(3, 1, 5)
+    MPI.INT.Create_indexed([1, 2], [0, 4])
+    for wrong in (3.0, np.float64(3), "3"):
+        with pytest.raises(TypeError):
+            MPI.INT.Create_vector(wrong, 1, 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        MPI.INT.Create_indexed([1.0, 2], [0, 4])  # type: ignore[list-item]
+
+
+def test_small_integer_types_do_not_wrap() -> None:
+    box = MPI.DOUBLE.Create_subarray(*np.array([[40000] * 2, [1, 1], [39999] * 2], np.int32))
+    assert box.extent == 40000 * 40000 * 8
+    assert box.true_lb == box.extent - 8
+    assert MPI.DOUBLE.Create_vector(np.uint8(2), np.int8(1), np.int8(-100)).lb == -800
+
+
+def test_a_struct_pads_by_types_and_not_by_how_they_were_made() -> None:
+    one, other = (MPI.SHORT.Create_contiguous(1) for _ in range(2))
+    same = MPI.Datatype.Create_struct([1, 1], [0, 9], [one, one])
+    different = MPI.Datatype.Create_struct([1, 1], [0, 9], [one, other])
+    assert (same.extent, different.extent) == (11, 12)
+
+
+def test_constructions_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[Any, Any] = {}
+    monkeypatch.setattr(type_constructors, "_shared", kept)
+    for count in range(type_constructors.MOST_SHARED + 50):
+        MPI.INT.Create_contiguous(count).Free()
+    assert len(kept) == type_constructors.MOST_SHARED
+    kept.clear()
+    numbers = range(0, 8 * type_constructors.MOST_NUMBERS, 8)
+    MPI.INT.Create_indexed_block(1, numbers)  # the arguments are many
+    MPI.INT.Create_indexed([9000, 1000], [0, 9001])  # the index would be large
+    assert not kept
+    MPI.INT.Create_indexed([9000, 1000], [0, 9001]).Create_vector(2, 1, 3)  # it keeps the first
+    assert not kept
+    MPI.INT.Create_vector(90000, 1, 3)  # needs no index
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda: MPI.DOUBLE.Create_subarray([128, 128], [64, 64], [8, 8]), 20),
+        (lambda: MPI.DOUBLE.Create_vector(1000, 1, 1000), 14),
+        (lambda: MPI.DOUBLE.Create_indexed([1] * 100, list(range(0, 500, 5))), 18),
+        (lambda: MPI.Datatype.Create_struct([1, 2], [0, 8], [MPI.INT, MPI.DOUBLE]), 22),
+    ],
+)
+def test_making_a_type_again_takes_few_python_calls(make: Any, most: int) -> None:
+    make().Commit().Free()
+    calls = 0
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        make().Commit().Free()
+    finally:
+        sys.setprofile(None)
+    assert calls <= most
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_vectors_and_boxes_are_packed_without_an_index(count: int) -> None:
+    memory = np.arange(40 * 40, dtype=np.float64)
+    box = MPI.DOUBLE.Create_subarray([20, 20], [3, 4], [5, 6]).Commit()
+    column = MPI.DOUBLE.Create_vector(20, 1, 20).Create_resized(0, 8).Commit()
+    nested = column.Create_vector(2, 1, 3).Commit()
+    for datatype in (box, column, nested):
+        layout = datatype._ob.layout
+        packed = bytes(layout.pack(memoryview(memory).cast("B"), 0, count))
+        again = np.zeros_like(memory)
+        layout.unpack(memoryview(packed), memoryview(again).cast("B"), 0, count)
+        assert bytes(layout.pack(memoryview(again).cast("B"), 0, count)) == packed
+        assert layout._plan is None and layout._pieces is None
+
+
+def test_a_part_of_a_strided_element_is_received() -> None:
+    column = MPI.DOUBLE.Create_vector(4, 1, 2).Commit()
+    layout = column._ob.layout
+    memory = np.zeros(16)
+    layout.unpack(memoryview(np.arange(1.0, 7.0)).cast("B"), memoryview(memory).cast("B"), 0, 2)
+    assert memory.tolist() == [1, 0, 2, 0, 3, 0, 4, 5, 0, 6, 0, 0, 0, 0, 0, 0]
+    with pytest.raises(MPI.Exception) as error:
+        layout.unpack(memoryview(bytes(65)), memoryview(memory).cast("B"), 0, 2)
+    assert error.value.Get_error_class() == MPI.ERR_TRUNCATE

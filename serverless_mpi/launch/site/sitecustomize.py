@@ -14,6 +14,14 @@ def _begin() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
     if "SMPI_ALIAS" not in os.environ:  # set for a job's ranks and what they start
         return
+    fork = os.environ.pop("SMPI_FORK", None)
+    if fork is not None:
+        loaded = set(sys.modules)
+        try:
+            from serverless_mpi import forks
+        except ImportError:  # the launcher starts ranks by themselves
+            os._exit(0)
+        forks.serve(fork, loaded)  # returns in each rank
     begun = os.environ.pop("SMPI_BEGUN", None)
     if begun is not None:  # a rank of a tree: its children are started while it imports and loads
         os.write(int(begun), int(os.environ["SMPI_RANK"]).to_bytes(4, "little"))
