@@ -152,6 +152,7 @@ class RoutedChannel(Channel):
     """Unix sockets, TCP links, and hybrid for every other pair."""
 
     services = HybridChannel.services
+    contained = True
     options = frozenset({"host", "ppn", "echo"})
     platforms = frozenset({"local"})
     model = "serverless_mpi.simulation.media:Parametric"
