@@ -11,8 +11,8 @@ breaks has its unacknowledged frames put by `hybrid`; the core drops duplicates.
 
 A rank that waits reads its links itself, which saves a change of threads.  A thread
 of its own (`_Poller`) asks `hybrid`, and only while a frame is awaited that can come
-that way: from a peer without a link, or from any peer if nothing has arrived for
-`QUIET_S`, since a link may have broken on the other side only.
+that way: from a peer without a link, or from any peer after `QUIET_S` of waiting in
+vain, since a link may have broken on the other side only.
 
 Invariants:
 
@@ -42,7 +42,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from serverless_mpi.channels.base import (
     SCATTERED,
@@ -215,6 +215,7 @@ class RoutedChannel(Channel):
         self._inbox: collections.deque[Delivery] = collections.deque()
         self._state = threading.Condition()  # guards _peers and what waits for links
         self._read_lock = threading.Lock()  # held while reading links
+        self._silent_s = 0.0  # waited for since the last frame, or the last look at hybrid
         self._getting = 0  # gets that hold or want _read_lock
         self._lost: str | None = None  # a peer of this node that vanished
         self._closed = self._woken = False
@@ -235,7 +236,7 @@ class RoutedChannel(Channel):
             spec.settings.get("echo"),
             admit=self._admit,
             gave_up=self._give_up,
-            ready=lambda: None,
+            ready=self._ready,
         )
         self._poller = _Poller(self._base, self._receive, self._nudge)
         self._linker.start()
@@ -269,6 +270,11 @@ class RoutedChannel(Channel):
             self.meter.count("link", "made")
         self._nudge()
 
+    def _ready(self) -> None:
+        """Count that the rank has no address; the linker's thread calls this."""
+        if self._linker.address is None:
+            self.meter.count("link", "no_address")
+
     def _give_up(self, rank: int, reason: str) -> None:
         """Note that an attempt has failed; the linker's thread calls this."""
         with self._state:
@@ -299,11 +305,7 @@ class RoutedChannel(Channel):
                 self._state.wait()
 
     def at_once(self, frame: OutgoingFrame) -> bool:
-        for dest in frame.dests:
-            links = self._peers[dest].links
-            if not links or not links[0].alive:
-                return False
-        return True
+        return all(_is_linked(self._peers[dest]) for dest in frame.dests)
 
     def _break(self, link: Link, fault: str) -> None:
         """Give up a link that broke: what it has not delivered travels by hybrid."""
@@ -330,7 +332,9 @@ class RoutedChannel(Channel):
         rest: list[OutgoingFrame] = []
         for frame in parcels:
             by_hybrid = [
-                index for index, dest in enumerate(frame.dests) if not self._send(frame, index, dest)
+                index
+                for index, dest in enumerate(frame.dests)
+                if not self._send(frame, index, dest)
             ]
             if len(by_hybrid) == len(frame.dests):
                 rest.append(frame)
@@ -464,34 +468,30 @@ class RoutedChannel(Channel):
 
     def _read(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> None:
         """Read links until there is a frame, a wake or a fault, or the time is over."""
-        began = time.monotonic()
+        began = now = time.monotonic()
         deadline = began + max_wait_s
-        quiet = self._all_linked()
-        if not quiet:
-            quiet = max_wait_s > 0 and not any(map(self._may_come_by_hybrid, wanted()))
-            if not quiet:
-                self._poller.poll(deadline, wanted)
+        asks_at = began + max(0.0, QUIET_S - self._silent_s)
+        if not all(map(_is_linked, self._peers.values())) and (
+            max_wait_s <= 0 or any(map(self._may_come_by_hybrid, wanted()))
+        ):
+            asks_at = began
         spin_until = began + SPIN_S if self._spins else began
         while True:
-            now = time.monotonic()
-            left = min(deadline, began + QUIET_S) - now if quiet else deadline - now
-            pause = 0.0 if now < spin_until else max(0.0, left)
-            self._read_links(self._poll.poll(pause))
-            fault = self._lost or self._poller.error
-            if self._inbox or self._woken or fault or time.monotonic() >= deadline:
-                return
-            if quiet and time.monotonic() >= began + QUIET_S:
+            if now >= asks_at:
                 self._poller.poll(deadline, wanted)
-                quiet = False
-
-    def _all_linked(self) -> bool:
-        return all(peer.links and peer.links[0].alive for peer in self._peers.values())
+                asks_at, self._silent_s = float("inf"), 0.0
+            left = min(deadline, asks_at) - now
+            self._read_links(self._poll.poll(0.0 if now < spin_until else max(0.0, left)))
+            now = time.monotonic()
+            fault = self._lost or self._poller.error
+            if self._inbox or self._woken or fault or now >= deadline:
+                break
+        self._silent_s = 0.0 if self._inbox else self._silent_s + now - began
 
     def _may_come_by_hybrid(self, frame: ExpectedFrame) -> bool:
         peer = self._peers.get(frame.source)
-        if frame.source == ANY_SOURCE or peer is None:
-            return any(not peer.links and not peer.near for peer in self._peers.values())
-        return not peer.near and not (peer.links and peer.links[0].alive)
+        peers = self._peers.values() if frame.source == ANY_SOURCE or peer is None else [peer]
+        return not all(peer.near or _is_linked(peer) for peer in peers)
 
     def _read_links(self, events: list[tuple[int, int]]) -> None:
         """Read what is ready.  With the lock for reading."""
@@ -526,10 +526,15 @@ class RoutedChannel(Channel):
             with self._state:
                 link.alive = False
                 self._peers[link.rank].broken = True  # the rank has finalized
+            if link.send_lock.acquire(blocking=False):  # else a put finds out
+                with contextlib.suppress(OSError):
+                    link.queue_goodbye()
+                    link.write()
+                link.send_lock.release()
         else:
             self._break(link, link.fault)
         with contextlib.suppress(OSError):  # the peer has closed it
-            link.sock.shutdown(socket.SHUT_RDWR)
+            link.sock.shutdown(socket.SHUT_WR if link.ended else socket.SHUT_RDWR)
 
     def ack(self, receipts: Sequence[object]) -> None:
         self._poller.ack(receipts)
@@ -598,6 +603,10 @@ class RoutedChannel(Channel):
             link.send_lock.release()
 
 
+def _is_linked(peer: _Peer) -> bool:
+    return bool(peer.links) and peer.links[0].alive
+
+
 def _subset(frame: OutgoingFrame, indexes: Sequence[int]) -> OutgoingFrame:
     """Return the frame for some of its readers."""
     return frame._replace(
@@ -638,10 +647,7 @@ class _Poller(threading.Thread):
     """
 
     def __init__(
-        self,
-        base: Channel,
-        receive: Callable[[list[Delivery]], None],
-        nudge: Callable[[], None],
+        self, base: Channel, receive: Callable[[list[Delivery]], None], nudge: Callable[[], None]
     ) -> None:
         super().__init__(name="smpi-routed-poll", daemon=True)
         self.error: BaseException | None = None

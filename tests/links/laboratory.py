@@ -6,8 +6,8 @@ It needs root, `ip` and `iptables`.  Everything is made in new network and mount
 namespaces, so it vanishes with the process, whatever happens to it:
 
     lab       a bridge with 10.99.0.1, smpirun, its emulator, the echo service
-    nat<r>    outside 10.99.0.<10+r> on the bridge, inside 192.168.<r>.1
-    fn<r>     192.168.<r>.2, the rank
+    nat<k>    outside 10.99.0.<10+k> on the bridge, inside 192.168.<k>.1
+    fn<k>     192.168.<k>.2, rank k
 
 The emulator is on 127.0.0.1 of `lab`; a relay makes it appear there in every fn.
 
@@ -15,6 +15,7 @@ Kinds of NAT:
 
     cone       keeps the port, lets in only what answers an outgoing packet
     symmetric  a random port for every connection
+    rewriting  a port of its own choice
     shared     ranks 0 and 1 are behind one address; the others have a cone each
     open       no NAT and no filter: public addresses
     cut        cone; after `--cut-after` bytes no packet passes between two ranks any more
@@ -38,7 +39,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-KINDS = ("cone", "symmetric", "shared", "open", "cut", "lossy", "idle")
+KINDS = ("cone", "symmetric", "rewriting", "shared", "open", "cut", "lossy", "idle")
 LAB = "10.99.0.1"
 CLONE_NEWNET = 0x40000000
 COMMANDS = ("ip", "iptables", "unshare")
@@ -103,14 +104,10 @@ class Laboratory:
             "ip link set lab up",
         )
         for rank in range(self.ranks):
-            nat = self.nat_of(rank)
+            nat = 0 if self.kind == "shared" and rank == 1 else rank
             if nat == rank:
                 self._make_nat(nat)
             self._make_function(rank, nat)
-
-    def nat_of(self, rank: int) -> int:
-        """Return the number of the NAT that a rank is behind."""
-        return 0 if self.kind == "shared" and rank == 1 else rank
 
     def _make_nat(self, nat: int) -> None:
         name = f"nat{nat}"
@@ -127,11 +124,14 @@ class Laboratory:
             "ip link set out up",
             "sysctl -q -w net.ipv4.ip_forward=1",
         )
-        random = " --random-fully" if self.kind == "symmetric" else ""
+        changed = {
+            "symmetric": " --random-fully",
+            "rewriting": " -p tcp --to-ports 30000-30999",
+        }.get(self.kind, "")
         if self.kind != "open":
             _in(
                 name,
-                f"iptables -t nat -A POSTROUTING -o out -j MASQUERADE{random}",
+                f"iptables -t nat -A POSTROUTING -o out -j MASQUERADE{changed}",
                 "iptables -A FORWARD -i out -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
                 "iptables -A FORWARD -i out -j DROP",
                 "iptables -A INPUT -i out -j DROP",
@@ -145,7 +145,9 @@ class Laboratory:
             )
         between = "FORWARD -i out -p tcp ! -s 10.99.0.1"
         if self.kind == "lossy":
-            _in(name, f"iptables -I {between} -m statistic --mode nth --every 50 -j DROP")
+            _in(
+                name, f"iptables -I {between} -m statistic --mode nth --every 50 --packet 0 -j DROP"
+            )
         if self.kind == "cut":
             quota = f"-m connbytes --connbytes {self._cut_after}: --connbytes-dir both"
             _in(name, f"iptables -I {between} {quota} --connbytes-mode bytes -j DROP")
@@ -229,7 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nat", choices=KINDS, default="cone")
     parser.add_argument("--cut-after", type=int, default=1 << 20, metavar="BYTES")
     parser.add_argument("-n", dest="ranks", type=int, default=2)
-    parser.add_argument("--ppn", type=int, default=1)
     parser.add_argument("--channel", default="routed")
     parser.add_argument("program", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = [sys.executable, "-m", "serverless_mpi.launch", "-n", str(options.ranks)]
         command += ["--port", str(port), "--stats", "text", "--channel", options.channel]
         if options.channel == "routed":
-            command += ["--host", "0.0.0.0", "--echo", url, "--ppn", str(options.ppn)]
+            command += ["--host", "0.0.0.0", "--echo", url, "-ppn", "1"]
         return subprocess.run([*command, str(start), *options.program]).returncode
 
 
