@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import socket
 import sys
 import time
@@ -12,6 +13,7 @@ from serverless_mpi.api.errhandler import last_used_code as _last_used_code
 from serverless_mpi.api.info import Info as _Info
 from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
 from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
+from serverless_mpi.env import ENV_NODE
 from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_OTHER, MPIException
 from serverless_mpi.runtime import end as _end
 from serverless_mpi.runtime import process as _process
@@ -107,8 +109,9 @@ def Wtick() -> float:
 
 
 def Get_processor_name() -> str:
-    """Return the name of the machine."""
-    return socket.gethostname()
+    """Return the name of the machine, and of the rank's node if `smpirun -ppn` made several."""
+    node = os.environ.get(ENV_NODE)
+    return socket.gethostname() + (f"-node{node}" if node is not None else "")
 
 
 def Get_version() -> tuple[int, int]:

@@ -1,18 +1,18 @@
 """A link: one stream socket that carries frames both ways between two ranks.
 
-A stream is a sequence of records: a length (4 bytes, little endian) and that many
-bytes.  A record's content is its type and a payload:
+A stream is a sequence of records: the length of a payload (4 bytes, little endian),
+a type (1 byte), and the payload:
 
     FRAME    a whole frame
-    BEGIN    length of a long frame (8 bytes) and its first bytes
+    BEGIN    length of a long frame (8 bytes)
     MORE     the following bytes of that frame
     ACK      how many frames have been received (8 bytes)
     GOODBYE  nothing: no frame follows
 
 `PlainRecords` writes them as they are, for Unix sockets. `SealedRecords` encrypts
-each with AES-256-GCM: the key is of one direction of one connection, the nonce is
-the number of the record, and the length is authenticated with it.  A record that
-was changed, replayed, reordered or cut ends the link.
+each payload with AES-256-GCM: the key is of one direction of one connection, the
+nonce is the number of the record, and length and type are authenticated with it.  A
+record that was changed, replayed, reordered or cut ends the link.
 
 A link that may break while both ranks live (TCP) keeps every frame until the peer
 has acknowledged it.  `unacknowledged` then returns what must travel another way;
@@ -38,10 +38,18 @@ from typing import Protocol
 from serverless_mpi.channels.base import Delivery, OutgoingFrame
 from serverless_mpi.channels.buffers import uninitialized
 
-LENGTH = struct.Struct("<I")
+try:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+except ImportError:  # the extra `links` is not installed: there are no sealed records
+    CAN_SEAL = False
+else:
+    CAN_SEAL = True
+
+HEADER = struct.Struct("<IB")  # length of the payload, type
 COUNT = struct.Struct("<Q")
 FRAME, BEGIN, MORE, ACK, GOODBYE = range(5)
-RECORD_BYTES = 64 << 10  # longest sealed record; encrypting one takes some 20 us
+RECORD_BYTES = 64 << 10  # longest sealed payload; encrypting one takes some 20 us
 FIRST_BUFFER_BYTES = 16 << 10
 IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
 TAG_BYTES = 16  # of AES-GCM
@@ -57,29 +65,35 @@ class LinkError(Exception):
 
 
 class Records(Protocol):
-    """Writes and reads the content of records."""
+    """Writes and reads records."""
 
-    longest: int  # bytes of content that one record holds
-    overhead: int  # bytes that a record is longer than its content
+    longest: int  # bytes that the payload of one record holds
+    overhead: int  # bytes that a payload grows by
 
-    def write(self, kind: int, payload: Sequence[bytes | memoryview], nbytes: int) -> Pieces:
-        """Return a record, length included; payload of `nbytes` bytes."""
+    def write(self, kind: int, parts: Sequence[bytes | memoryview], nbytes: int) -> Pieces:
+        """Return a record; its payload are `parts`, together `nbytes` long."""
 
-    def read(self, record: memoryview) -> memoryview:
-        """Return the content of a record; raise LinkError if it is not the peer's next one."""
+    def read(self, kind: int, payload: memoryview, into: memoryview) -> None:
+        """Put what a payload holds into memory that is shorter by `overhead`.
+
+        Raises
+        ------
+        LinkError
+            It is not the next payload that the peer wrote.
+        """
 
 
 class PlainRecords:
     """Records in the clear, for connections that the kernel protects."""
 
-    longest = (1 << 32) - 2
+    longest = (1 << 32) - 1
     overhead = 0
 
-    def write(self, kind: int, payload: Sequence[bytes | memoryview], nbytes: int) -> Pieces:
-        return [LENGTH.pack(nbytes + 1) + bytes((kind,)), *payload]
+    def write(self, kind: int, parts: Sequence[bytes | memoryview], nbytes: int) -> Pieces:
+        return [HEADER.pack(nbytes, kind), *parts]
 
-    def read(self, record: memoryview) -> memoryview:
-        return record
+    def read(self, kind: int, payload: memoryview, into: memoryview) -> None:
+        into[:] = payload
 
 
 class SealedRecords:
@@ -90,10 +104,7 @@ class SealedRecords:
     send_key, receive_key
         32 bytes each, of this connection and this direction only.
 
-    Raises
-    ------
-    ImportError
-        The package `cryptography` is not installed.
+    Needs the package `cryptography` (`CAN_SEAL`).
 
     References
     ----------
@@ -105,25 +116,21 @@ class SealedRecords:
     overhead = TAG_BYTES
 
     def __init__(self, send_key: bytes, receive_key: bytes) -> None:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         self._seal, self._open = AESGCM(send_key), AESGCM(receive_key)
         self._sent = self._received = 0
 
-    def write(self, kind: int, payload: Sequence[bytes | memoryview], nbytes: int) -> Pieces:
-        length = LENGTH.pack(1 + nbytes + TAG_BYTES)
+    def write(self, kind: int, parts: Sequence[bytes | memoryview], nbytes: int) -> Pieces:
+        header = HEADER.pack(nbytes + TAG_BYTES, kind)
         nonce = self._sent.to_bytes(12, "little")
         self._sent += 1
-        content = b"".join((bytes((kind,)), *payload))
-        return [length, self._seal.encrypt(nonce, content, length)]
+        payload = parts[0] if len(parts) == 1 else b"".join(parts)
+        return [header, self._seal.encrypt(nonce, payload, header)]
 
-    def read(self, record: memoryview) -> memoryview:
-        from cryptography.exceptions import InvalidTag
-
+    def read(self, kind: int, payload: memoryview, into: memoryview) -> None:
         nonce = self._received.to_bytes(12, "little")
         self._received += 1
         try:
-            return memoryview(self._open.decrypt(nonce, record, LENGTH.pack(record.nbytes)))
+            self._open.decrypt_into(nonce, payload, HEADER.pack(payload.nbytes, kind), into)
         except InvalidTag as error:
             raise LinkError("carried a record that was damaged or changed in transit") from error
 
@@ -222,16 +229,13 @@ class Link:
             self._sent_bytes += nbytes
         if self._ack_due():
             self._queue_ack()
-        if nbytes < self._records.longest:
+        if nbytes <= self._records.longest:
             self._extend(self._records.write(FRAME, parts, nbytes))
             return
         (whole,) = parts if len(parts) == 1 else (memoryview(b"".join(parts)),)
-        step = self._records.longest - COUNT.size - 1
-        self._extend(
-            self._records.write(BEGIN, (COUNT.pack(nbytes), whole[:step]), COUNT.size + step)
-        )
-        for start in range(step, nbytes, step):
-            piece = whole[start : start + step]
+        self._extend(self._records.write(BEGIN, (COUNT.pack(nbytes),), COUNT.size))
+        for start in range(0, nbytes, self._records.longest):
+            piece = whole[start : start + self._records.longest]
             self._extend(self._records.write(MORE, (piece,), piece.nbytes))
 
     def queue_goodbye(self) -> None:
@@ -336,30 +340,29 @@ class Link:
     def _cut(self, deliver: Callable[[Delivery], None]) -> None:
         """Cut what was received into records."""
         at = 0
-        while self._have - at >= LENGTH.size:
-            (nbytes,) = LENGTH.unpack_from(self._buffer, at)
-            start = at + LENGTH.size
-            if not 0 < nbytes <= self._longest_record():
+        while self._have - at >= HEADER.size:
+            nbytes, kind = HEADER.unpack_from(self._buffer, at)
+            start = at + HEADER.size
+            if nbytes < self._records.overhead or nbytes > self._longest_payload():
                 raise LinkError(f"announced a record of {nbytes} bytes")
             if self._have - start >= nbytes:
                 at = start + nbytes
-                self._take(self._records.read(self._buffer[start:at]), deliver)
+                self._take(kind, self._buffer[start:at], deliver)
                 if self.ended:
                     break
-            elif self._records.overhead == 0 and self._have > start and nbytes > len(self._buffer):
+            elif kind == FRAME and not self._records.overhead and nbytes > len(self._buffer):
                 self._begin_direct(self._buffer[start : self._have], nbytes)
                 at = self._have
             else:
-                self._make_space(at, LENGTH.size + nbytes)
+                self._make_space(at, HEADER.size + nbytes)
                 return
         left = self._have - at
         if at and left:
             self._buffer[:left] = bytes(self._buffer[at : self._have])
         self._have = left
 
-    def _longest_record(self) -> int:
-        content = min(self._records.longest, self._max_frame_bytes + 1 + COUNT.size)
-        return 1 + content + self._records.overhead
+    def _longest_payload(self) -> int:
+        return min(self._records.longest, self._max_frame_bytes) + self._records.overhead
 
     def _make_space(self, at: int, nbytes: int) -> None:
         """Move the record at `at` to the front, in a buffer that holds all its `nbytes` bytes."""
@@ -371,41 +374,42 @@ class Link:
 
     def _begin_direct(self, there: memoryview, nbytes: int) -> None:
         """Begin to receive a long plain record into the memory of its frame."""
-        if there[0] != FRAME:
-            raise LinkError(f"announced a record of {nbytes} bytes")
-        self._body = uninitialized(nbytes - 1)
-        self._filled = there.nbytes - 1
-        self._body[: self._filled] = there[1:]
+        if self._body is not None:
+            raise LinkError("began a frame within another one")
+        self._body = uninitialized(nbytes)
+        self._filled = there.nbytes
+        self._body[: self._filled] = there
         self._direct = True
 
-    def _take(self, content: memoryview, deliver: Callable[[Delivery], None]) -> None:
-        """Act on the content of a record."""
-        kind, payload = content[0], content[1:]
+    def _take(self, kind: int, payload: memoryview, deliver: Callable[[Delivery], None]) -> None:
+        """Act on a record."""
+        nbytes = payload.nbytes - self._records.overhead
         if kind == FRAME and self._body is None:
-            self._deliver(memoryview(bytearray(payload)), deliver)
-        elif kind == BEGIN and self._body is None and payload.nbytes > COUNT.size:
-            (nbytes,) = COUNT.unpack_from(payload)
-            if not payload.nbytes - COUNT.size < nbytes <= self._max_frame_bytes:
-                raise LinkError(f"announced a frame of {nbytes} bytes")
-            self._body, self._filled = uninitialized(nbytes), 0
-            self._fill(payload[COUNT.size :], deliver)
+            frame = memoryview(bytearray(nbytes))
+            self._records.read(kind, payload, frame)
+            self._deliver(frame, deliver)
         elif kind == MORE and self._body is not None:
-            self._fill(payload, deliver)
-        elif kind == ACK and payload.nbytes == COUNT.size:
-            self._drop_acknowledged(COUNT.unpack(payload)[0])
-        elif kind == GOODBYE and self._body is None and not payload.nbytes:
+            end = self._filled + nbytes
+            if end > self._body.nbytes:
+                raise LinkError("carried more bytes than the frame that it announced")
+            self._records.read(kind, payload, self._body[self._filled : end])
+            self._filled = end
+            self._complete(deliver)
+        elif kind in (BEGIN, ACK) and nbytes == COUNT.size:
+            count = memoryview(bytearray(COUNT.size))
+            self._records.read(kind, payload, count)
+            (self._begin if kind == BEGIN else self._drop_acknowledged)(COUNT.unpack(count)[0])
+        elif kind == GOODBYE and self._body is None and not nbytes:
+            self._records.read(kind, payload, memoryview(bytearray()))
             self.ended = True
         else:
             raise LinkError(f"carried an impossible record of type {kind}")
 
-    def _fill(self, piece: memoryview, deliver: Callable[[Delivery], None]) -> None:
-        assert self._body is not None
-        end = self._filled + piece.nbytes
-        if end > self._body.nbytes:
-            raise LinkError("carried more bytes than the frame that it announced")
-        self._body[self._filled : end] = piece
-        self._filled = end
-        self._complete(deliver)
+    def _begin(self, nbytes: int) -> None:
+        """Begin a frame that comes in several records."""
+        if self._body is not None or not self._records.longest < nbytes <= self._max_frame_bytes:
+            raise LinkError(f"announced a frame of {nbytes} bytes")
+        self._body, self._filled = uninitialized(nbytes), 0
 
     def _complete(self, deliver: Callable[[Delivery], None]) -> None:
         """Deliver the long frame if all of it has arrived."""

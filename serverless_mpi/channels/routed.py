@@ -56,8 +56,9 @@ from serverless_mpi.channels.base import (
     OutgoingFrame,
 )
 from serverless_mpi.channels.hybrid import MAX_FRAME_BYTES, HybridChannel
-from serverless_mpi.channels.link import Link, Records
+from serverless_mpi.channels.link import CAN_SEAL, Link, Records
 from serverless_mpi.channels.linker import Linker
+from serverless_mpi.channels.spin import Spinner
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.tags import TAG_BYTES, Purpose, make, same
 from serverless_mpi.errors import ChannelError
@@ -70,7 +71,6 @@ POLL_S = 20.0  # longest single wait for hybrid
 FAREWELL_S = 5.0  # longest wait of close() for a peer that reads slowly
 SLICE_S = 0.02  # a put that waits checks this often whether a get reads
 ATTEMPTS = 3  # of two ranks to link
-SPIN_S = 100e-6  # how long a get polls before it sleeps, if each rank has a core
 
 MAGIC = b"sL"  # of an offer; a frame begins with b"sM", a reference with b"sR" or b"sD"
 OFFER = struct.Struct("<IIHH16sB")  # source, dest, attempt, port, address, its length
@@ -227,8 +227,8 @@ class RoutedChannel(Channel):
         self._fresh: collections.deque[Link] = collections.deque()  # admitted, not yet polled
         self._links: dict[int, Link] = {}  # by file descriptor
         self._over: list[Link] = []  # have ended
-        self._spins = spec.size <= len(os.sched_getaffinity(0))
-        far = any(not peer.near for peer in self._peers.values()) and can_seal()
+        self._spinner = Spinner(self._poll)
+        far = any(not peer.near for peer in self._peers.values()) and CAN_SEAL
         self._linker = Linker(
             spec,
             self._inherit(),
@@ -475,13 +475,12 @@ class RoutedChannel(Channel):
             max_wait_s <= 0 or any(map(self._may_come_by_hybrid, wanted()))
         ):
             asks_at = began
-        spin_until = began + SPIN_S if self._spins else began
         while True:
             if now >= asks_at:
                 self._poller.poll(deadline, wanted)
                 asks_at, self._silent_s = float("inf"), 0.0
             left = min(deadline, asks_at) - now
-            self._read_links(self._poll.poll(0.0 if now < spin_until else max(0.0, left)))
+            self._read_links(self._spinner.wait(left))
             now = time.monotonic()
             fault = self._lost or self._poller.error
             if self._inbox or self._woken or fault or now >= deadline:
@@ -619,13 +618,6 @@ def unsent(sock: socket.socket) -> int:
     """Return how many bytes the peer's system has not acknowledged (SIOCOUTQ of tcp(7))."""
     answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
     return int.from_bytes(answer, "little")
-
-
-def can_seal() -> bool:
-    """Return whether links can be encrypted."""
-    import importlib.util
-
-    return importlib.util.find_spec("cryptography") is not None
 
 
 class _Poller(threading.Thread):

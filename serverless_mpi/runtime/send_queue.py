@@ -194,7 +194,8 @@ class SendQueue:
 
     def _put_at_once(self, at_once: Callable[[OutgoingFrame], bool]) -> None:
         """Put the queued frames that need no round trip; leave the others queued."""
-        now, later = [], []
+        now: list[tuple[OutgoingFrame, Operation | None]] = []
+        later: list[tuple[OutgoingFrame, Operation | None]] = []
         for entry in self.queued:
             (now if at_once(entry[0]) else later).append(entry)
         if now:

@@ -1,6 +1,6 @@
 """Runs a job whose ranks are in network namespaces of their own, each behind a NAT.
 
-    python -m tests.links.laboratory --nat cone -n 4 examples/ring.py
+    python -m tests.links.laboratory --nat cone -n 4 -- examples/ring.py
 
 It needs root, `ip` and `iptables`.  Everything is made in new network and mount
 namespaces, so it vanishes with the process, whatever happens to it:
@@ -249,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command += ["--port", str(port), "--stats", "text", "--channel", options.channel]
         if options.channel == "routed":
             command += ["--host", "0.0.0.0", "--echo", url, "-ppn", "1"]
-        return subprocess.run([*command, str(start), *options.program]).returncode
+        program = options.program[options.program[:1] == ["--"] :]
+        return subprocess.run([*command, str(start), *program]).returncode
 
 
 if __name__ == "__main__":
