@@ -55,7 +55,6 @@ ENV_RANK = "SMPI_RANK"
 ENV_KEY = "SMPI_KEY"
 ENV_ALIAS = "SMPI_ALIAS"
 ENV_LOCAL_RANKS = "SMPI_LOCAL_RANKS"
-ENV_NODE = "SMPI_NODE"
 ENV_LINEAGE = "SMPI_LINEAGE"
 ENV_BEGUN = "SMPI_BEGUN"
 ENV_EXPLAIN = "SMPI_EXPLAIN"
@@ -103,7 +102,6 @@ VARIABLES = (
     Variable(
         ENV_LOCAL_RANKS, LAUNCHER, "ranks of the job on this machine, which share its processors"
     ),
-    Variable(ENV_NODE, LAUNCHER, "number of the rank's node, if `-ppn` makes several"),
     Variable(
         ENV_LINEAGE,
         LAUNCHER,

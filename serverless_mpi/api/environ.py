@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import socket
 import sys
 import time
@@ -13,7 +12,6 @@ from serverless_mpi.api.errhandler import last_used_code as _last_used_code
 from serverless_mpi.api.info import Info as _Info
 from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
 from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
-from serverless_mpi.env import ENV_NODE
 from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_OTHER, MPIException
 from serverless_mpi.runtime import end as _end
 from serverless_mpi.runtime import process as _process
@@ -110,7 +108,7 @@ def Wtick() -> float:
 
 def Get_processor_name() -> str:
     """Return the name of the machine, and of the rank's node if `smpirun -ppn` made several."""
-    node = os.environ.get(ENV_NODE)
+    node = _process.get_runtime().spec.node
     return socket.gethostname() + (f"-node{node}" if node is not None else "")
 
 

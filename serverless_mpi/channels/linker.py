@@ -262,8 +262,9 @@ class Linker(threading.Thread):
                     elif key.fileobj in (self._near, self._far):
                         assert isinstance(key.fileobj, socket.socket)
                         self._accept(key.fileobj, now)
-                    elif (connection := self._connections.get(key.fileobj)) is not None:  # type: ignore[call-overload]
-                        self._go_on(connection, mask)
+                    elif isinstance(key.fileobj, socket.socket):
+                        if (connection := self._connections.get(key.fileobj)) is not None:
+                            self._go_on(connection, mask)
                 while self._asked:
                     self._attempts.append(self._asked.popleft())
                 self._tick(now)

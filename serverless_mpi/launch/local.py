@@ -41,7 +41,6 @@ from serverless_mpi.env import (
     ENV_EXPLAIN,
     ENV_LINEAGE,
     ENV_LOCAL_RANKS,
-    ENV_NODE,
     ENV_TRACE,
 )
 from serverless_mpi.errors import ChannelError, JobError, UsageError
@@ -479,8 +478,6 @@ class Running:
         if self._plan.trace is not None:
             environ[ENV_TRACE] = "1"
         environ.setdefault(ENV_LOCAL_RANKS, str(spec.size))
-        if self._plan.ppn is not None:
-            environ[ENV_NODE] = str(spec.rank // self._plan.ppn)
         environ.update(spec.to_env())
         return environ
 
