@@ -147,6 +147,12 @@ class JobSpec:
         """Return a new job with a random id and key, seen from rank 0; `more` sets other fields."""
         return cls(os.urandom(8).hex(), 0, size, channel, os.urandom(KEY_BYTES), **more)  # type: ignore[arg-type]
 
+    @property
+    def node(self) -> int | None:
+        """Number of the rank's node, which its channel has in `settings`; None if there is one."""
+        nodes = json.loads(self.settings.get("nodes", "[0]"))
+        return nodes[self.rank] if len(set(nodes)) > 1 else None
+
     def with_rank(self, rank: int) -> JobSpec:
         """Return the job as another rank sees it."""
         return replace(self, rank=rank)

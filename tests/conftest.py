@@ -48,6 +48,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "faults": ("slow",),
     "inference/test_cli.py": ("slow", "emulator"),
     "inference/test_serve.py": ("slow",),
+    "links": ("slow", "emulator", "root"),
     "thirdparty": ("slow", "network"),
 }
 

@@ -107,8 +107,9 @@ def Wtick() -> float:
 
 
 def Get_processor_name() -> str:
-    """Return the name of the machine."""
-    return socket.gethostname()
+    """Return the name of the machine, and of the rank's node if `smpirun -ppn` made several."""
+    node = _process.get_runtime().spec.node
+    return socket.gethostname() + (f"-node{node}" if node is not None else "")
 
 
 def Get_version() -> tuple[int, int]:

@@ -15,6 +15,7 @@ CHANNELS: dict[str, str] = {
     "queue": "serverless_mpi.channels.queue:QueueChannel",
     "object": "serverless_mpi.channels.object:ObjectChannel",
     "direct": "serverless_mpi.channels.direct:DirectChannel",
+    "routed": "serverless_mpi.channels.routed:RoutedChannel",
     "memory": "serverless_mpi.channels.memory:MemoryChannel",
 }
 DEFAULT = "hybrid"

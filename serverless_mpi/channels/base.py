@@ -296,6 +296,14 @@ class Channel(ABC):
             The medium failed, or a peer is lost.
         """
 
+    def at_once(self, frame: OutgoingFrame) -> bool:
+        """Return whether a put of this frame takes no round trip.
+
+        Asked only if `limits.async_put`: the caller then puts the frame itself, instead of the
+        sender thread. Called often, and with the runtime's lock held.
+        """
+        return False
+
     def ack(self, receipts: Sequence[object]) -> None:
         """Release frames that are stored; the medium may do so as late as `close`.
 

@@ -32,6 +32,11 @@ class Purpose(enum.Enum):
     GOODBYE = b"smpi goodbye"  # the proper end of a connection
     READ_REPORT = b"smpi read report"  # which shared objects a rank has read
     STOP = b"smpi stop"  # the object that ends a job
+    LINK_OFFER = b"smpi link offer"  # where a rank accepts a link
+    LINK_LOWER = b"smpi link lower"  # the lower rank's proof in the handshake of a link
+    LINK_HIGHER = b"smpi link higher"
+    LINK_KEY_LOWER = b"smpi key lower"  # makes the key of what the lower rank encrypts
+    LINK_KEY_HIGHER = b"smpi key higher"
     EMULATOR = b"smpi emulator"  # secret access key at the job's own emulator
 
 

@@ -64,6 +64,10 @@ class Plan:
         Port of the emulator that the launcher starts; None for a free one.
     host
         Address on which ranks of channel `direct` listen by TCP; None for Unix sockets.
+    ppn
+        Channel routed: ranks per node, which reach each other by Unix sockets; None: all ranks.
+    echo
+        Channel routed: URL that answers with a rank's public address; None: ranks listen on `host`.
     region
         AWS region, in names and prices; "" for the one that AWS's own settings name.
     alias
@@ -101,6 +105,8 @@ class Plan:
     endpoint: str | None = None
     port: int | None = None
     host: str | None = None
+    ppn: int | None = None
+    echo: str | None = None
     region: str = "us-east-1"
     alias: bool = True
     tag_output: bool = False
@@ -127,6 +133,7 @@ class Plan:
 OPTIONS = {
     "algorithms": "--algorithm",
     "alias": "--no-alias",
+    "ppn": "-ppn",
     "timeout_s": "--timeout",
     "deadlock_s": "--deadlock",
     "memory_mb": "--memory",

@@ -179,7 +179,22 @@ def _add_job_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--host",
         metavar="ADDR",
-        help="channel direct: listen on this address by TCP (default: Unix sockets)",
+        help="channels direct and routed: listen on this address by TCP (default of direct: Unix"
+        " sockets)",
+    )
+    group.add_argument(
+        "-ppn",
+        "--ppn",
+        metavar="K",
+        type=_positive_int,
+        help="channel routed: K ranks per node reach each other by Unix sockets, others by links"
+        " (default: all ranks are on one node)",
+    )
+    group.add_argument(
+        "--echo",
+        metavar="URL",
+        help="channel routed: service that answers each rank with the address at which others reach"
+        " it (default: the address of --host)",
     )
     group.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
     group.add_argument(
@@ -389,6 +404,8 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         endpoint=job.endpoint,
         port=job.port,
         host=job.host,
+        ppn=job.ppn,
+        echo=job.echo,
         region=job.region or launcher.region,
         alias=not job.no_alias,
         tag_output=job.tag_output,

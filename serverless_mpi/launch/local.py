@@ -49,7 +49,14 @@ from serverless_mpi.env import (
 from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import fork_server, tree
-from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, Program
+from serverless_mpi.launch.base import (
+    EXIT_DEADLOCK,
+    EXIT_TIMEOUT,
+    Launcher,
+    Plan,
+    Program,
+    option_of,
+)
 from serverless_mpi.launch.fork_server import Forked, ForkServer
 from serverless_mpi.launch.jobs import JobFolder, clear_dead_jobs, kill_processes_of, state_folder
 from serverless_mpi.launch.output import LineWriter, printable_lines, say
@@ -148,6 +155,12 @@ def command(program: Program) -> list[str]:
     return [found, *arguments]
 
 
+def _channel_options(plan: Plan) -> dict[str, str]:
+    """Return the options that the channel's `provision` reads, by their names in `settings`."""
+    given = {"host": plan.host, "ppn": plan.ppn, "echo": plan.echo}
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
 def _restore(environ: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environ)
@@ -161,6 +174,8 @@ class LocalLauncher(Launcher):
             "endpoint",
             "port",
             "host",
+            "ppn",
+            "echo",
             "region",
             "alias",
             "tag_output",
@@ -183,8 +198,13 @@ class LocalLauncher(Launcher):
                 "--branching works with Python programs only: other executables do not start further ranks"
             )
         prices = metering.Prices.load(plan.prices)
-        if plan.host is not None and "host" not in channel.options:
-            raise UsageError(f"--host: channel {plan.channel} does not listen; channel direct does")
+        for name in _channel_options(plan):
+            if name not in channel.options:
+                able = [one for one in channels.CHANNELS if name in channels.load(one).options]
+                raise UsageError(
+                    f"{option_of(name)} has no effect on channel {plan.channel};"
+                    f" it works with {' and '.join(able)}"
+                )
         if plan.port is not None and (plan.endpoint is not None or not channel.services):
             raise UsageError(
                 "--port sets the port of the emulator that smpirun starts, and this job starts none"
@@ -233,7 +253,7 @@ class LocalLauncher(Launcher):
                 algorithms=plan.algorithms,
             ),
             job_id=folder.job_id,
-            settings={} if plan.host is None else {"host": plan.host},
+            settings=_channel_options(plan),
             stats_dir=str(folder.stats),
             deadlock_s=plan.deadlock_s,
         )

@@ -118,6 +118,7 @@ class SendQueue:
         self._channel = channel
         self._lock = lock
         self._on_batch_done = on_batch_done
+        self._at_once = channel.at_once if type(channel).at_once is not Channel.at_once else None
         self._policy = GatherPolicy()
         self._work = threading.Condition(lock)
         self._sender: threading.Thread | None = None
@@ -178,6 +179,10 @@ class SendQueue:
             while self.queued:
                 self._put_batch()
             return
+        if self._at_once is not None:
+            self._put_at_once(self._at_once)
+            if not self.queued:
+                return
         if blocking or len(self.queued) >= GATHER_FRAMES:
             self._urgent = True
         elif self._sender is not None and not self._dozing:
@@ -186,6 +191,16 @@ class SendQueue:
             self._sender = threading.Thread(target=self._send_loop, name="smpi-sender", daemon=True)
             self._sender.start()
         self._work.notify()
+
+    def _put_at_once(self, at_once: Callable[[OutgoingFrame], bool]) -> None:
+        """Put the queued frames that need no round trip; leave the others queued."""
+        now: list[tuple[OutgoingFrame, Operation | None]] = []
+        later: list[tuple[OutgoingFrame, Operation | None]] = []
+        for entry in self.queued:
+            (now if at_once(entry[0]) else later).append(entry)
+        if now:
+            self.queued = now + later  # they stay queued for whoever looks meanwhile
+            self._put_batch(len(now))
 
     def put(self, frames: Sequence[OutgoingFrame]) -> None:
         """Give frames to the channel at once, before anything that is queued.
@@ -228,9 +243,9 @@ class SendQueue:
         if self._sender is not None:
             self._sender.join()
 
-    def _put_batch(self) -> None:
-        """Put up to `GATHER_FRAMES` frames; raise an error unless this is the sender thread."""
-        batch, self.queued = self.queued[:GATHER_FRAMES], self.queued[GATHER_FRAMES:]
+    def _put_batch(self, most: int = GATHER_FRAMES) -> None:
+        """Put up to `most` frames; raise an error unless this is the sender thread."""
+        batch, self.queued = self.queued[:most], self.queued[most:]
         frames, operations = zip(*batch, strict=True)  # a comprehension would be one more call
         error: BaseException | None = None
         try:

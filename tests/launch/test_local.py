@@ -173,7 +173,10 @@ def test_an_option_without_effect_is_refused(
         (["--stack", "s"], "--stack has no effect with --platform local"),
         (["--platform", "lambda", "--port", "1"], "--port has no effect with --platform lambda"),
         (["--platform", "lambda", "--host", "h"], "--host has no effect with --platform lambda"),
-        (["--channel", "queue", "--host", "127.0.0.1"], "--host: channel queue does not listen"),
+        (
+            ["--channel", "queue", "--host", "127.0.0.1"],
+            "--host has no effect on channel queue; it works with direct and routed",
+        ),
         (["--channel", "direct", "--port", "1"], "this job starts none"),
         (["--endpoint", "http://127.0.0.1:9", "--port", "1"], "this job starts none"),
     ],

@@ -1,0 +1,1 @@
+"""Channel routed between network namespaces: ranks behind NATs of several kinds."""
