@@ -24,7 +24,15 @@ import numpy as np
 
 from serverless_mpi.api.datatype import Datatype
 from serverless_mpi.api.layout import Layout, too_long
-from serverless_mpi.api.memory import IN_PLACE, BottomType, InPlaceType, as_bytes, at_address, plain
+from serverless_mpi.api.memory import (
+    IN_PLACE,
+    BottomType,
+    InPlaceType,
+    address_of,
+    as_bytes,
+    at_address,
+    numbers,
+)
 from serverless_mpi.api.type_tables import OF_CHARACTER, of_code
 from serverless_mpi.api.types import BYTE
 from serverless_mpi.errors import ERR_BUFFER, ERR_COUNT, ERR_TRUNCATE, ERR_TYPE, MPIException
@@ -205,10 +213,7 @@ class _Memory:
 
     def address(self, offset: int) -> int:
         """Address of the byte at `offset`."""
-        base = (
-            0 if self.bottom else np.frombuffer(self.view, np.uint8).__array_interface__["data"][0]
-        )
-        return int(base) + offset
+        return (0 if self.bottom else address_of(self.view)) + offset
 
     def window(self, layout: Layout, offset: int, count: int) -> tuple[memoryview, int]:
         """Memory and offset of `count` elements; ERR_BUFFER if they exceed the buffer."""
@@ -317,12 +322,11 @@ class ContiguousSpec:
     fills the slots itself: a constructor would be one more Python call.
     """
 
-    __slots__ = ("count", "nbytes", "datatype", "_array", "_view")
+    __slots__ = ("count", "nbytes", "datatype", "_view")
 
     count: int
     nbytes: int
     datatype: Datatype
-    _array: np.ndarray[Any, Any]
     _view: memoryview
 
     def pack(self, block: int = 0) -> memoryview:
@@ -344,8 +348,7 @@ class ContiguousSpec:
         """Return the address of a block; None if it has no elements."""
         if not self.nbytes:
             return None
-        base: int = self._array.__array_interface__["data"][0]
-        return base + block * self.nbytes
+        return address_of(self._view) + block * self.nbytes
 
     def landing(self) -> memoryview | None:
         """Return the memory that can receive a payload directly."""
@@ -371,15 +374,51 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousS
     MPIException
         ERR_TYPE: the datatype is not committed, or cannot be received into.
     """
-    view = plain(spec, readonly)
-    if view is None or spec.size % blocks:
+    view = numbers(spec, readonly)
+    if view is None:
         return BlockSpec(spec, readonly, blocks)
+    nbytes = view.nbytes
+    count = nbytes // view.itemsize
+    if blocks > 1:
+        if count % blocks:
+            return BlockSpec(spec, readonly, blocks)
+        count //= blocks
+        nbytes //= blocks
     parsed = ContiguousSpec.__new__(ContiguousSpec)
-    parsed.count = spec.size // blocks
-    parsed.nbytes = view.nbytes // blocks
-    parsed.datatype = OF_CHARACTER[spec.dtype.char]
-    parsed._array, parsed._view = spec, view
+    parsed.count = count
+    parsed.nbytes = nbytes
+    parsed.datatype = OF_CHARACTER[view.format]
+    parsed._view = view.cast("B")
     return parsed
+
+
+def contiguous(spec: Any, readonly: bool) -> memoryview | None:
+    """Return the bytes that a specification of one block covers, if that takes no datatype.
+
+    That is contiguous numbers, alone or with a count and a predefined datatype.  None of anything
+    else, faulty specifications included: `BlockSpec` parses it.
+    """
+    if type(spec) is not list and type(spec) is not tuple:
+        view = numbers(spec, readonly)
+        return None if view is None else view.cast("B")
+    if len(spec) == 3:
+        buf, count, datatype = spec
+        view = numbers(buf, readonly) if type(count) is int and count > 0 else None
+    elif len(spec) == 2:
+        buf, datatype = spec
+        count, view = 0, numbers(buf, readonly)
+    else:
+        return None
+    if view is None or type(datatype) is not Datatype:
+        return None
+    state = datatype._ob
+    if state is None or not (state.predefined or state.committed) or not state.layout.dense:
+        return None
+    size = state.layout.size
+    nbytes = count * size or view.nbytes
+    if not size or nbytes > view.nbytes or nbytes % size:
+        return None
+    return view.cast("B")[:nbytes]
 
 
 class VectorSpec:

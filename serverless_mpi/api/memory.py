@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from array import array
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from serverless_mpi.errors import ERR_ARG, ERR_NO_MEM, MPIException
 _NO_BYTES = memoryview(bytearray())
 _NATIVE = "<" if sys.byteorder == "little" else ">"
 CASTABLE = frozenset("?bBhHiIlLqQfd")  # formats that memoryview.cast turns to bytes
+_PLAIN = frozenset((np.ndarray, array, bytearray, bytes))  # exactly these, not subclasses
 
 
 class _Constant:
@@ -294,20 +296,23 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
     return view, code
 
 
-def plain(obj: Any, readonly: bool) -> memoryview | None:
-    """The bytes of a contiguous array of numbers in this machine's order, or None of anything else.
+def numbers(obj: Any, readonly: bool) -> memoryview | None:
+    """Return a view of contiguous numbers in this machine's order, or None of anything else.
 
     Nearly all that programs send is such, and needs no datatype to be looked at.
     """
-    if type(obj) is np.ndarray and obj.size:
-        dtype, flags = obj.dtype, obj.flags
+    if type(obj) in _PLAIN:
+        try:
+            view = memoryview(obj)
+        except (ValueError, BufferError):  # such as an array of dates
+            return None
         if (
-            dtype.char in CASTABLE
-            and dtype.isnative
-            and flags.c_contiguous
-            and (readonly or flags.writeable)
+            view.format in CASTABLE
+            and view.nbytes
+            and view.c_contiguous
+            and (readonly or not view.readonly)
         ):
-            return obj.data.cast("B")
+            return view
     return None
 
 
@@ -352,6 +357,14 @@ def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
     if code in CASTABLE or code == "c":
         return view.cast("B"), code
     return np.asarray(view).reshape(-1).view(np.uint8).data, code
+
+
+def address_of(view: memoryview) -> int:
+    """Return the address of the first byte of a view that has one."""
+    if not view.readonly:  # a sixth of the time of NumPy's interface
+        return ctypes.addressof(ctypes.c_char.from_buffer(view))
+    address: int = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+    return address
 
 
 def native(code: str) -> str:

@@ -54,6 +54,7 @@ from serverless_mpi.job import JobSpec
 MAX_FRAME_BYTES = 16 << 20  # so that verifying one frame overlaps receiving the next
 AHEAD_BYTES = 64 << 10  # of a receive buffer: one recv takes many small frames
 SOCKET_BYTES = 1 << 20  # requested buffer of a Unix socket; net.core.wmem_max limits it
+JOINED_BYTES = 4 << 10  # a body of at most this is copied behind its header
 IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
 CONNECT_S = (
     30.0  # the peer's socket is bound before any rank starts: only a broken network takes long
@@ -100,17 +101,21 @@ class _Incoming:
         self.fault = "broke without a goodbye"  # otherwise, in an error text
         self._farewell = farewell
         self._ahead = memoryview(bytearray(AHEAD_BYTES))
+        self._recv_into = sock.recv_into
         self._have = 0  # bytes in _ahead that are not part of a frame yet
         self._long: Delivery | None = None  # a frame that is too long for _ahead,
         self._body = _NOTHING  # the memory that receives it,
         self._filled = 0  # and how much of that is received
 
-    def read(self, inbox: collections.deque[Delivery], land: Land) -> bool:
+    def read(self, inbox: list[Delivery], land: Land) -> bool:
         """Receive what has arrived; return False once the connection is over."""
         while True:
-            free = self._ahead[self._have :] if self._long is None else self._body[self._filled :]
+            if self._long is not None:
+                free = self._body[self._filled :]
+            else:
+                free = self._ahead[self._have :] if self._have else self._ahead
             try:
-                got = self.sock.recv_into(free)
+                got = self._recv_into(free)
             except BlockingIOError:
                 return True
             except OSError:
@@ -118,6 +123,13 @@ class _Incoming:
             if got == 0:
                 return False
             if self._long is None:
+                if not self._have and LENGTH.size < got < AHEAD_BYTES:
+                    # the usual case: one short frame
+                    (nbytes,) = LENGTH.unpack_from(free)
+                    if nbytes == got - LENGTH.size:
+                        frame = memoryview(bytearray(free[LENGTH.size : got]))
+                        inbox.append(tuple.__new__(Delivery, (frame, None, None, ())))
+                        return True
                 self._have += got
                 if not self._cut(inbox, land):
                     return False
@@ -130,7 +142,7 @@ class _Incoming:
                     self._long, self._body = None, _NOTHING
                     return True
 
-    def _cut(self, inbox: collections.deque[Delivery], land: Land) -> bool:
+    def _cut(self, inbox: list[Delivery], land: Land) -> bool:
         """Cut what was received into frames; return False if the connection is over."""
         at = 0
         while self._have - at >= LENGTH.size:
@@ -254,13 +266,14 @@ class DirectChannel(Channel):
                 " a program that starts the rank must pass on its open files"
             ) from error
         listener.set_inheritable(False)
-        self._inbox: collections.deque[Delivery] = collections.deque()
+        self._inbox: list[Delivery] = []
         self._fresh: collections.deque[_Incoming] = (
             collections.deque()
         )  # authenticated, not yet polled
         self._outgoing: dict[int, socket.socket] = {}
         self._farewells: dict[int, bytes] = {}  # of the outgoing connections
         self._put_lock = threading.Lock()
+        self._counts: list[int] | None = None  # of puts, in the meter
         self._get_lock = threading.Lock()  # held while reading: by a get, or a put that waits
         self._getting = 0  # gets that hold or want _get_lock
         self._lost: list[_Incoming] = []  # connections that broke
@@ -270,7 +283,6 @@ class DirectChannel(Channel):
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._woken = False
-        self._spins = spec.size <= len(os.sched_getaffinity(0))  # each rank has a core
         self._skip = 0  # coming waits that sleep at once
         self._futile = 1  # doubles with each spin that found nothing
         self._poll = select.epoll()
@@ -282,26 +294,25 @@ class DirectChannel(Channel):
     # -- sending
 
     def put(self, parcels: Sequence[OutgoingFrame]) -> None:
-        # One short frame for one connected rank is the usual case: it is written at once, and in this
-        # function, which saves a Python call.
-        if len(parcels) != 1 or len(parcels[0].dests) != 1:
+        # One short frame is the usual case: it is joined and written at once, and in this function,
+        # which saves Python calls.  A copy of some KB costs less than a list of pieces.
+        frame = parcels[0]
+        parts = frame.parts
+        if len(parcels) != 1 or not 0 < len(parts) <= 2 or parts[-1].nbytes > JOINED_BYTES:
             self._put_batch(parcels)
             return
-        frame, dest = parcels[0], parcels[0].dests[0]
-        nbytes, sock = frame.nbytes, self._outgoing.get(dest)
-        if nbytes > AHEAD_BYTES or sock is None:
-            self._put_batch(parcels)
-            return
-        pieces: list[bytes | memoryview] = [LENGTH.pack(nbytes), *frame.parts]
+        data = b"".join(parts)
+        nbytes = len(data)
+        data = LENGTH.pack(nbytes) + data
         with self._put_lock:
-            try:
-                sent = sock.sendmsg(pieces)
-            except OSError:  # full, or broken: `_write` finds out
-                sent = 0
-            if sent < LENGTH.size + nbytes:
-                rest = memoryview(b"".join(pieces))[sent:]
-                self._send({dest: collections.deque([rest])})
-        self.meter.count("direct", "put", nbytes=nbytes, messages=1)
+            for dest in frame.dests:
+                try:
+                    sent = self._outgoing[dest].send(data)
+                except (KeyError, OSError):  # not connected, full or broken: `_send` finds out
+                    sent = 0
+                if sent < len(data):
+                    self._send({dest: collections.deque([memoryview(data)[sent:]])})
+                self._count(1, nbytes)
 
     def _put_batch(self, parcels: Sequence[OutgoingFrame]) -> None:
         """Put any frames, those for one rank in as few system calls as possible."""
@@ -320,7 +331,17 @@ class DirectChannel(Channel):
                 views.extend([part for part in frame.parts if part.nbytes])
         with self._put_lock:
             self._send(pending)
-        self.meter.count("direct", "put", requests=frames, nbytes=nbytes, messages=frames)
+            self._count(frames, nbytes)
+
+    def _count(self, frames: int, nbytes: int) -> None:
+        """Under the put lock: count frames that were put."""
+        row = self._counts
+        if row is None:
+            row = self._counts = self.meter.row("direct", "put")
+        row[0] += frames
+        row[1] += frames
+        row[2] += nbytes
+        row[3] += frames
 
     def _send(
         self, pending: dict[int, collections.deque[memoryview]], deadline: float | None = None
@@ -435,9 +456,7 @@ class DirectChannel(Channel):
                 if not self._inbox:
                     self._read(0 if self._woken or self._lost else max_wait_s)
                 self._woken = False
-                frames = []
-                while self._inbox:
-                    frames.append(self._inbox.popleft())
+                frames, self._inbox = self._inbox, []
         finally:
             self._getting -= 1
         if not frames and self._lost and not self._closed:
@@ -450,10 +469,12 @@ class DirectChannel(Channel):
     def _read(self, max_wait_s: float) -> None:
         """Read until there is a frame, a wake or a lost peer, or the time is over."""
         left = max_wait_s
-        deadline = time.monotonic() + left if left > 0 else 0.0
-        events = self._spin(max_wait_s)
+        events = self._poll.poll(0)
+        deadline = 0.0 if events or left <= 0 else time.monotonic() + left
+        if deadline:
+            events = self._spin(left) or self._poll.poll(left)
         while True:
-            for fd, _ in events or self._poll.poll(left):
+            for fd, _ in events:
                 connection = self._incoming.get(fd)
                 if connection is None:
                     self._settle()
@@ -461,20 +482,21 @@ class DirectChannel(Channel):
                     self._hang_up(fd, connection)
             if self._inbox or self._woken or self._lost or left <= 0:
                 return
-            left, events = max(0.0, deadline - time.monotonic()), []
+            deadline = deadline or time.monotonic() + left
+            left = max(0.0, deadline - time.monotonic())
+            events = self._poll.poll(left)
 
     def _spin(self, max_wait_s: float) -> list[tuple[int, int]]:
         """Return the events of the next SPIN_S without sleeping; [] if recent spins found nothing.
 
         A process that slept takes longer to resume than a short message takes to arrive.
         """
-        if max_wait_s <= 0 or not self._spins:
-            return []
         if self._skip:
             self._skip -= 1
             return []
         until = time.monotonic() + min(SPIN_S, max_wait_s)
         while not (events := self._poll.poll(0)):
+            os.sched_yield()
             if time.monotonic() >= until:
                 self._futile = min(2 * self._futile, MAX_SPINS_SKIPPED)
                 self._skip = self._futile

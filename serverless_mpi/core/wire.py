@@ -40,6 +40,8 @@ _MAGIC = b"sM"
 _HEAD = struct.Struct("<2sBBBxxx8sQiiiQIIQQ")
 _HEAD_BYTES = _HEAD.size
 _LENGTH = struct.Struct("<Q")  # of the body, for the tag alone
+# what a guarded tag covers: the header and the length of the body
+_COVERED = struct.Struct(_HEAD.format + "Q")
 HEADER_BYTES = _HEAD_BYTES + TAG_BYTES
 # a body of at least this enters the tag as SHA-256; below, one hash is faster than two
 HASHED_BYTES = 16 * 1024
@@ -107,28 +109,29 @@ def _forms(key: bytes) -> tuple[blake2b, blake2b, blake2b]:
 
 def _tag(
     key: bytes,
-    head: bytes | memoryview,
+    covered: bytes,
     body: Sequence[memoryview],
     nbytes: int,
     flags: int,
     leaves: Sequence[bytes] = (),
 ) -> bytes:
-    """Return the tag of a frame; `leaves`: `digests` of its body, if they are known."""
+    """Return the tag of a frame.
+
+    `covered` is the header without its tag, then the length of the body; `leaves` are `digests` of
+    the body, if they are known.
+    """
     short, hashed, guarded = _forms(key)
     if flags & FLAG_GUARDED:
         digest = guarded.copy()
-        digest.update(head)
-        digest.update(_LENGTH.pack(nbytes))
+        digest.update(covered)
     elif nbytes < HASHED_BYTES:
         digest = short.copy()
-        digest.update(head)
-        digest.update(_LENGTH.pack(nbytes))
+        digest.update(covered)
         for part in body:
             digest.update(part)
     else:
         digest = hashed.copy()
-        digest.update(head)
-        digest.update(_LENGTH.pack(nbytes))
+        digest.update(covered)
         digest.update(sha256(b"".join(leaves or digests(body))).digest())
     return digest.digest()
 
@@ -201,7 +204,7 @@ def encode(
     tuple of memoryview
         The header, then the parts of `body`.  They are valid until the body changes.
     """
-    head = _HEAD.pack(
+    covered = _COVERED.pack(
         _MAGIC,
         VERSION,
         kind,
@@ -216,8 +219,9 @@ def encode(
         chunks,
         offset,
         total,
+        nbytes,
     )
-    return (memoryview(head + _tag(key, head, body, nbytes, flags)), *body)
+    return (memoryview(covered[:_HEAD_BYTES] + _tag(key, covered, body, nbytes, flags)), *body)
 
 
 def decode(
@@ -315,10 +319,8 @@ def _decode(
         raise WireError("the frame belongs to another job")
     if flags & FLAG_GUARDED and not guarded:
         raise WireError("the tag does not cover the body, but the channel is not a trusted one")
-    if not same(
-        data[_HEAD_BYTES:HEADER_BYTES],
-        _tag(key, data[:_HEAD_BYTES], (body,), nbytes, flags, leaves),
-    ):
+    covered = bytes(data[:_HEAD_BYTES]) + _LENGTH.pack(nbytes)
+    if not same(data[_HEAD_BYTES:HEADER_BYTES], _tag(key, covered, (body,), nbytes, flags, leaves)):
         raise WireError("the authentication tag is wrong: damaged, or not made with this job's key")
     if chunks == 1:
         agree = chunk == 0 and offset == 0 and nbytes == total
@@ -326,4 +328,7 @@ def _decode(
         agree = _pieces_agree(chunk, chunks, offset, nbytes, total)
     if not agree or kind > 2:
         raise WireError("the header contradicts itself, or the length of the body")
-    return Frame(kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total, body)
+    # tuple.__new__ is C; the constructor of a NamedTuple is a Python function
+    return tuple.__new__(
+        Frame, (kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total, body)
+    )
