@@ -331,14 +331,18 @@ class ContiguousSpec:
 
     def pack(self, block: int = 0) -> memoryview:
         """Return the bytes of a block, borrowed from the array."""
-        return self._view[block * self.nbytes : (block + 1) * self.nbytes]
+        nbytes = self.nbytes
+        if nbytes == self._view.nbytes:  # one block
+            return self._view
+        return self._view[block * nbytes : (block + 1) * nbytes]
 
     def unpack(self, data: memoryview, block: int = 0) -> None:
         """Copy received bytes into a block; ERR_TRUNCATE if they are too many."""
-        if data.nbytes > self.nbytes:
-            raise too_long(data.nbytes, self.nbytes)
+        nbytes = data.nbytes
+        if nbytes > self.nbytes:
+            raise too_long(nbytes, self.nbytes)
         start = block * self.nbytes
-        self._view[start : start + data.nbytes] = data
+        self._view[start : start + nbytes] = data
 
     def pack_all(self, blocks: int) -> memoryview:
         """Return the bytes of all blocks together, borrowed from the array."""
@@ -390,6 +394,18 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousS
     parsed.datatype = OF_CHARACTER[view.format]
     parsed._view = view.cast("B")
     return parsed
+
+
+def certainly_apart(a: object, b: object) -> bool:
+    """Return whether two specifications are of different arrays that own their memory."""
+    if type(a) is not ContiguousSpec or type(b) is not ContiguousSpec:
+        return False
+    one, other = a._view.obj, b._view.obj
+    return (
+        one is not other
+        and getattr(one, "base", None) is None
+        and getattr(other, "base", None) is None
+    )
 
 
 def contiguous(spec: Any, readonly: bool) -> memoryview | None:

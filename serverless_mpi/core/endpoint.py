@@ -6,8 +6,9 @@ arguments) and is not thread-safe: `runtime/` has the lock, the clock and the ch
 A point-to-point frame passes `_arrive` (its message, in order; matching at the first frame) and
 `_store` (its body), and `_finish` completes the receive when both a receive and the whole body are
 there, in either order.  A frame of a collective's step passes `_step`: it has a name of its own, so
-it needs neither order nor matching.  `_short` is a shorter way of the usual frame, a whole message
-whose turn it is and that a posted receive awaits; it must have the effects of the long one.
+it needs neither order nor matching.  `_short` and `_whole_step` are shorter ways of the usual frames, a
+whole message whose turn it is or a whole step, that a receive awaits; they must have the effects of
+the long ones.
 
 Invariants:
 
@@ -529,7 +530,8 @@ class Endpoint:
             if frame[8] > 1 or not self._short(frame, now):
                 self._point(frame, now)
         elif kind == _STEP:
-            self._step(frame)
+            if frame[8] > 1 or not self._whole_step(frame):
+                self._step(frame)
         else:
             self._ack(frame.context, frame.source, frame.seq)
         if self._closing:
@@ -715,6 +717,31 @@ class Endpoint:
             self.duplicates += 1
         else:
             on_matched()
+
+    def _whole_step(self, frame: Frame) -> bool:
+        """Process a frame that is the whole of a step that is awaited.
+
+        Returns False, and does nothing, for any other frame: `_step` processes it.
+        """
+        _, _, context, source, _, slot, seq, _, _, _, _, body = frame
+        name = (context, source, seq, slot)
+        receive = self._expected.get(name)
+        if receive is None:
+            return False
+        state = self._contexts.get(context) or self._begin(context)
+        if state is None or state.completed.contains(seq):
+            return False
+        steps = state.steps.get(seq)
+        if steps is None:
+            steps = state.steps[seq] = {}
+        elif (source, slot) in steps:  # received, or frames that this one contradicts
+            return False
+        del self._expected[name]
+        if self.on_step is not None:
+            self.on_step(name)
+        steps[source, slot] = None
+        self._complete(receive, memoryview(bytearray(body)) if body.readonly else body)
+        return True
 
     def _step(self, frame: Frame) -> None:
         """Process a frame of a collective's step, which may precede this rank's call."""

@@ -428,6 +428,28 @@ class Runtime(Progress):
             on_span(getattr(steps, "__name__", "collective"), begin)
         return operation
 
+    def collective(self, context: int, seq: int, steps: Steps, ranks: Sequence[int]) -> Operation:
+        """Start a collective and wait for it; otherwise as `icollective`."""
+        if self._on_span is not None:
+            operation = self.icollective(context, seq, steps, ranks)
+            self.wait_for(operation)
+            return operation
+        operation = Operation()
+        with self._inside:
+            CollectiveDriver(
+                self._endpoint,
+                self._send_queue,
+                self.figures.ranges,
+                operation,
+                context,
+                seq,
+                steps,
+                ranks,
+            ).step()
+            if not operation.done:
+                self._wait(operation, None)
+        return operation
+
     # --- waiting ----------------------------------------------------------------------------------
 
     def wait(

@@ -230,8 +230,15 @@ class SendQueue:
 
     def _put_batch(self) -> None:
         """Put up to `GATHER_FRAMES` frames; raise an error unless this is the sender thread."""
-        batch, self.queued = self.queued[:GATHER_FRAMES], self.queued[GATHER_FRAMES:]
-        frames, operations = zip(*batch, strict=True)  # a comprehension would be one more call
+        frames: tuple[OutgoingFrame, ...]
+        operations: tuple[Operation | None, ...]
+        if len(self.queued) == 1:
+            ((frame, operation),) = self.queued
+            self.queued = []
+            frames, operations = (frame,), (operation,)
+        else:
+            batch, self.queued = self.queued[:GATHER_FRAMES], self.queued[GATHER_FRAMES:]
+            frames, operations = zip(*batch, strict=True)  # a comprehension would be a call more
         error: BaseException | None = None
         try:
             self.put(frames)
