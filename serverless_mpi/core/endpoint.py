@@ -46,6 +46,7 @@ from serverless_mpi.core.wire import (
     decode,
     decode_head,
     encode,
+    encode_whole,
 )
 from serverless_mpi.errors import ERR_COMM, ERR_NO_MEM, ChannelError, MPIException, WireError
 
@@ -325,22 +326,8 @@ class Endpoint:
         if total <= most:
             # tuple.__new__ is C; the constructor of a NamedTuple is a Python function
             name = tuple.__new__(FrameName, (kind, context, source, dest, seq, tag, 0))
-            parts = encode(
-                kind,
-                flags,
-                context,
-                source,
-                dest,
-                tag,
-                seq,
-                0,
-                1,
-                0,
-                total,
-                data,
-                total,
-                self._job,
-                self._key,
+            parts = encode_whole(
+                kind, flags, context, source, dest, tag, seq, total, data, self._job, self._key
             )
             return [tuple.__new__(OutgoingFrame, (dests, name, parts, ()))]
         chunks = -(-total // most)
@@ -606,7 +593,10 @@ class Endpoint:
             receive.landed = True
         elif body.readonly:
             body = memoryview(bytearray(body))
-        self._complete(receive, body)
+        receive.data = body
+        receive.done = True
+        if receive.on_done is not None:
+            self._complete(receive, body)
         return True
 
     def _point(self, frame: Frame, now: float) -> None:

@@ -165,6 +165,35 @@ def digests(body: Sequence[memoryview]) -> list[bytes]:
     return leaves
 
 
+def encode_whole(
+    kind: int,
+    flags: int,
+    context: int,
+    source: int,
+    dest: int,
+    tag: int,
+    seq: int,
+    total: int,
+    body: Sequence[memoryview],
+    job: bytes,
+    key: bytes,
+) -> tuple[memoryview, ...]:
+    """Return the bytes of the only frame of a message; parameters and result as for `encode`.
+
+    Most frames are such, and fewer arguments save 0.3 us.
+    """
+    covered = _COVERED.pack(
+        _MAGIC, VERSION, kind, flags, job, context, source, dest, tag, seq, 0, 1, 0, total, total
+    )
+    if flags & FLAG_GUARDED:  # as `_tag` does, written out
+        digest = _forms(key)[2].copy()
+        digest.update(covered)
+        made = digest.digest()
+    else:
+        made = _tag(key, covered, body, total, flags)
+    return (memoryview(covered[:_HEAD_BYTES] + made), *body)
+
+
 def encode(
     kind: int,
     flags: int,
@@ -224,36 +253,6 @@ def encode(
     return (memoryview(covered[:_HEAD_BYTES] + _tag(key, covered, body, nbytes, flags)), *body)
 
 
-def decode(
-    data: memoryview, job: bytes, key: bytes, guarded: bool = False, leaves: Sequence[bytes] = ()
-) -> Frame:
-    """Verify and parse a whole frame.
-
-    Parameters
-    ----------
-    data
-        The received bytes.
-    job, key
-        As for `encode`.
-    guarded
-        Whether the channel is a trusted transport, so that the tag need not cover the body.
-    leaves
-        `digests` of the body, if the channel has computed them from this memory.
-
-    Returns
-    -------
-    Frame
-        Its body is a view into `data`.
-
-    Raises
-    ------
-    WireError
-        The bytes are too short, of another version or job, damaged, not made with this key, or the
-        header contradicts itself.
-    """
-    return _decode(data, data[HEADER_BYTES:], data.nbytes - HEADER_BYTES, job, key, guarded, leaves)
-
-
 def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
     """Verify and parse the header of a frame whose body has not been received yet.
 
@@ -276,7 +275,7 @@ def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
     WireError
         As for `decode`, or the tag covers the body, so that it cannot be verified without it.
     """
-    frame = _decode(head, _NOTHING, nbytes, job, key, True)
+    frame = decode(head, job, key, True, (), _NOTHING, nbytes)
     if not frame.flags & FLAG_GUARDED:
         raise WireError("the tag covers the body, which has not been received yet")
     return frame
@@ -285,16 +284,46 @@ def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
 _NOTHING = memoryview(b"")
 
 
-def _decode(
+def decode(
     data: memoryview,
-    body: memoryview,
-    nbytes: int,
     job: bytes,
     key: bytes,
-    guarded: bool,
+    guarded: bool = False,
     leaves: Sequence[bytes] = (),
+    body: memoryview | None = None,
+    nbytes: int = 0,
 ) -> Frame:
-    """Verify the version first, then the tag, and only then use the header."""
+    """Verify and parse a whole frame.
+
+    The version is verified first, then the tag, and only then is the header used.
+
+    Parameters
+    ----------
+    data
+        The received bytes.
+    job, key
+        As for `encode`.
+    guarded
+        Whether the channel is a trusted transport, so that the tag need not cover the body.
+    leaves
+        `digests` of the body, if the channel has computed them from this memory.
+    body, nbytes
+        The body and its length, if `data` is the header alone; for `decode_head`.
+
+    Returns
+    -------
+    Frame
+        Its body is a view into `data`.
+
+    Raises
+    ------
+    WireError
+        The bytes are too short, of another version or job, damaged, not made with this key, or the
+        header contradicts itself.
+    """
+    if body is None:
+        nbytes = data.nbytes - HEADER_BYTES
+        body = data[HEADER_BYTES:]
     if nbytes < 0:
         raise WireError(f"{data.nbytes} bytes are less than a frame's header of {HEADER_BYTES}")
     (

@@ -192,7 +192,9 @@ class Runtime(Progress):
         """
         if not sync and not self._send_queue.async_put:
             with self._inside:
-                frames = self._endpoint.send(context, dest, tag, data, None, time.monotonic())
+                frames = self._endpoint.send(
+                    context, dest, tag, data, None, time.monotonic() if dest == self.rank else 0.0
+                )
                 if frames:
                     self._send_queue.put(frames)
             return
