@@ -322,12 +322,18 @@ class ContiguousSpec:
     fills the slots itself: a constructor would be one more Python call.
     """
 
-    __slots__ = ("count", "nbytes", "datatype", "_view")
+    __slots__ = ("count", "nbytes", "_numbers", "_view")
 
     count: int
     nbytes: int
-    datatype: Datatype
+    _numbers: memoryview
     _view: memoryview
+
+    @property
+    def datatype(self) -> Datatype:
+        """Type of the elements."""
+        of: Datatype = OF_CHARACTER[self._numbers.format]
+        return of
 
     def pack(self, block: int = 0) -> memoryview:
         """Return the bytes of a block, borrowed from the array."""
@@ -391,7 +397,7 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousS
     parsed = ContiguousSpec.__new__(ContiguousSpec)
     parsed.count = count
     parsed.nbytes = nbytes
-    parsed.datatype = OF_CHARACTER[view.format]
+    parsed._numbers = view
     parsed._view = view.cast("B")
     return parsed
 

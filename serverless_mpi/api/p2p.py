@@ -30,7 +30,14 @@ from serverless_mpi.api.buffers import Buffer, BufSpec
 from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.matched import MESSAGE_NO_PROC, Message, matched_message
 from serverless_mpi.api.pickling import encode
-from serverless_mpi.api.request import Request, complete, complete_receive, operation_of, request_of
+from serverless_mpi.api.request import (
+    Request,
+    complete,
+    complete_receive,
+    operation_of,
+    request_of,
+    request_of_message,
+)
 from serverless_mpi.api.status import Status, fill_empty_status, fill_null_status, fill_status
 from serverless_mpi.api.transfer import (
     Received,
@@ -46,6 +53,12 @@ from serverless_mpi.errors import ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.runtime import Runtime
 from serverless_mpi.runtime.operation import Operation, Payload
 from serverless_mpi.signals import shield, uninterrupted
+
+
+def _sent(operation: Operation, status: Status | None) -> None:
+    """Finish the request of a send."""
+    if status is not None:
+        fill_empty_status(status)
 
 
 class PointToPoint:
@@ -100,7 +113,6 @@ class PointToPoint:
         except TypeError:
             return self._peers[int(rank)]
 
-    @uninterrupted
     def _start_send(
         self,
         data: Sequence[memoryview],
@@ -110,16 +122,17 @@ class PointToPoint:
         payload: Payload = Payload.BORROWED,
     ) -> Request:
         """Start a send; `payload` states when the bytes may change."""
-
-        def finish(operation: Operation, status: Status) -> None:
-            fill_empty_status(status)
-
+        state = self._state
         if dest == PROC_NULL:
-            return request_of(self._runtime, completed(), finish)
-        operation = self._runtime.isend(
-            self._context, self._world(dest), tag, data, sync=sync, payload=payload
-        )
-        return request_of(self._runtime, operation, finish)
+            return request_of_message(state.runtime, completed(), _sent)
+        shield.enter()
+        try:
+            operation = state.runtime.isend(
+                state.context, self._world(dest), tag, data, sync=sync, payload=payload
+            )
+            return request_of_message(state.runtime, operation, _sent)
+        finally:
+            shield.leave()
 
     def _send(self, data: Sequence[memoryview], dest: int, tag: int, sync: bool = False) -> None:
         """Send and return when the bytes may be changed."""
@@ -144,7 +157,6 @@ class PointToPoint:
         attached.took(self._runtime, operation, nbytes)
         return request
 
-    @uninterrupted
     def _start_recv(
         self,
         source: int,
@@ -158,9 +170,14 @@ class PointToPoint:
             return request_of(
                 self._runtime, completed(), lambda operation, status: fill_null_status(status)
             )
+        state = self._state
         world = source if source == ANY_SOURCE else self._world(source)
-        operation = self._runtime.irecv(self._context, world, tag, into)
-        return receive_request(self._runtime, self._places, operation, value)
+        shield.enter()
+        try:
+            operation = state.runtime.irecv(state.context, world, tag, into)
+            return receive_request(state.runtime, state.places, operation, value)
+        finally:
+            shield.leave()
 
     def _recv(
         self,

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from serverless_mpi.api.buffers import BlockSpec, BufSpec, block, contiguous
 from serverless_mpi.api.pickling import decode
-from serverless_mpi.api.request import Request, operation_of, request_of
+from serverless_mpi.api.request import Request, operation_of, request_of, request_of_message
 from serverless_mpi.api.status import Status, fill_status
 from serverless_mpi.core.endpoint import Receive
 from serverless_mpi.core.envelope import PROC_NULL
@@ -85,13 +85,14 @@ def receive_request(
         What makes the result of `operation` into the value of the request.
     """
 
-    def finish(operation: Operation, status: Status) -> Any:
-        envelope = operation.envelope
-        assert envelope is not None
-        fill_status(status, places[envelope.source], envelope.tag, envelope.nbytes)
-        return value(operation)
+    def finish(operation: Operation, status: Status | None) -> Any:
+        if status is not None:
+            envelope = operation.envelope
+            assert envelope is not None
+            fill_status(status, places[envelope.source], envelope.tag, envelope.nbytes)
+        return None if operation.landed else value(operation)
 
-    return request_of(runtime, operation, finish)
+    return request_of_message(runtime, operation, finish)
 
 
 def both(receive: Request, send: Request) -> Request:

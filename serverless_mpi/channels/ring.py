@@ -130,7 +130,8 @@ class RingWriter(_Ring):
 
     def wake(self) -> None:
         """Wake the reader if it sleeps; call it after `put`."""
-        barrier()
+        with _lock:  # `barrier`, without the call
+            pass
         if self._words[_ASLEEP]:
             os.eventfd_write(self._bell, 1)
 

@@ -589,7 +589,10 @@ class Endpoint:
             self.on_match(envelope, seq)
         into = receive.into
         if into is not None and into.nbytes >= total:
-            body = _moved(body, into, total)
+            if into.nbytes != total:
+                into = into[:total]
+            into[:] = body
+            body = into
             receive.landed = True
         elif body.readonly:
             body = memoryview(bytearray(body))

@@ -40,7 +40,7 @@ from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
 from serverless_mpi.runtime import host
 from serverless_mpi.runtime.collective_driver import CollectiveDriver, Steps
-from serverless_mpi.runtime.operation import Operation, Payload, any_done
+from serverless_mpi.runtime.operation import SENT, Operation, Payload, any_done
 from serverless_mpi.runtime.progress import Progress, Until, never
 from serverless_mpi.runtime.statistics import RankStatistics
 from serverless_mpi.signals import shield
@@ -168,6 +168,9 @@ class Runtime(Progress):
         JobError, ChannelError
             The rank has finalized MPI, or lost its channel.
         """
+        if not sync and not self._send_queue.async_put:
+            self.send(context, dest, tag, data)
+            return SENT
         operation = Operation()
         with self._inside:
             on_matched = None
@@ -310,17 +313,10 @@ class Runtime(Progress):
     def _receiving(self, receive: Receive) -> Operation:
         operation = Operation()
         operation.receive = receive
-
-        def finish(receive: Receive) -> None:
-            operation.envelope = receive.envelope
-            operation.data = receive.data
-            operation.landed = receive.landed
-            operation.release()
-
         if receive.done:
-            finish(receive)
+            operation.received(receive)
         else:
-            receive.on_done = finish
+            receive.on_done = operation.received
         return operation
 
     def cancel(self, operation: Operation) -> bool:
