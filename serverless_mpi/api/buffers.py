@@ -322,18 +322,12 @@ class ContiguousSpec:
     fills the slots itself: a constructor would be one more Python call.
     """
 
-    __slots__ = ("count", "nbytes", "_numbers", "_view")
+    __slots__ = ("count", "nbytes", "datatype", "_view")
 
     count: int
     nbytes: int
-    _numbers: memoryview
+    datatype: Datatype
     _view: memoryview
-
-    @property
-    def datatype(self) -> Datatype:
-        """Type of the elements."""
-        of: Datatype = OF_CHARACTER[self._numbers.format]
-        return of
 
     def pack(self, block: int = 0) -> memoryview:
         """Return the bytes of a block, borrowed from the array."""
@@ -397,7 +391,7 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousS
     parsed = ContiguousSpec.__new__(ContiguousSpec)
     parsed.count = count
     parsed.nbytes = nbytes
-    parsed._numbers = view
+    parsed.datatype = OF_CHARACTER[view.format]
     parsed._view = view.cast("B")
     return parsed
 

@@ -1,4 +1,4 @@
-"""direct: streams of frames between ranks: Unix sockets on one machine, TCP between machines.
+"""direct: frames between ranks by Unix sockets and shared memory on one machine, by TCP otherwise.
 
 A connection carries frames one way, from the rank that opened it to the rank
 that accepted it; two ranks that exchange frames hold two.  So `put` and `get`
@@ -11,6 +11,14 @@ A frame is its length (8 bytes, little endian) and that many bytes.  The length
 GOODBYE, followed by the farewell of the handshake, ends the connection properly.
 A connection that ends otherwise means that the peer died.
 
+On one machine a connection begins with a ring (`ring.py`): shared memory through which short frames
+go.  Longer ones, and those that find the ring full, take the socket; frames may overtake each other,
+as a channel's may.  The socket keeps all other duties: it proves who the peer is, and that it lives.
+
+A get that waits looks before it sleeps: a process that slept takes longer to resume than a short
+message takes to arrive.  It looks for SPIN_S, if each rank has a core, and less often after looks
+that found nothing.
+
 Invariants:
 
 - On TCP nothing protects lengths from an attacker between two machines.  A frame
@@ -19,6 +27,7 @@ Invariants:
 - Only the user's own processes can connect to a Unix socket, so the transport is
   trusted (see `Limits`): the body of a long frame is received into the memory of
   the receive that waits for it.
+- What a rank wrote into a ring before it said goodbye, or died, is taken before that is noticed.
 - A put whose socket is full reads meanwhile, unless a get does, so two ranks that
   send to each other do not deadlock.
 """
@@ -324,6 +333,8 @@ class DirectChannel(Channel):
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._woken = False
+        # with fewer cores than ranks, a rank that looks keeps the one it waits for from its core
+        self._spins = spec.size <= len(os.sched_getaffinity(0))
         self._skip = 0  # coming waits that sleep at once
         self._futile = 1  # doubles with each spin that found nothing
         self._poll = select.epoll()
@@ -543,7 +554,7 @@ class DirectChannel(Channel):
     def _read(self, max_wait_s: float) -> None:
         """Read until there is a frame, a wake or a lost peer, or the time is over."""
         self._turn += 1
-        if self._turn % SOCKETS_EVERY and self._take():
+        if max_wait_s > 0 and self._turn % SOCKETS_EVERY and self._take():
             return
         events = self._poll.poll(0)
         deadline = 0.0
@@ -575,6 +586,8 @@ class DirectChannel(Channel):
         A process that slept takes longer to resume than a short message takes to arrive.  It
         returns when a ring has a frame, too.
         """
+        if not self._spins:
+            return []
         if self._skip:
             self._skip -= 1
             return []
