@@ -22,7 +22,7 @@ from typing import Any, Protocol, SupportsIndex, TypeAlias
 
 import numpy as np
 
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype import Datatype, state_or_none
 from serverless_mpi.api.layout import Layout, too_long
 from serverless_mpi.api.memory import (
     IN_PLACE,
@@ -322,19 +322,19 @@ class ContiguousSpec:
     fills the slots itself: a constructor would be one more Python call.
     """
 
-    __slots__ = ("count", "nbytes", "datatype", "_view")
+    __slots__ = ("count", "nbytes", "datatype", "view")
 
     count: int
     nbytes: int
     datatype: Datatype
-    _view: memoryview
+    view: memoryview
 
     def pack(self, block: int = 0) -> memoryview:
         """Return the bytes of a block, borrowed from the array."""
         nbytes = self.nbytes
-        if nbytes == self._view.nbytes:  # one block
-            return self._view
-        return self._view[block * nbytes : (block + 1) * nbytes]
+        if nbytes == self.view.nbytes:  # one block
+            return self.view
+        return self.view[block * nbytes : (block + 1) * nbytes]
 
     def unpack(self, data: memoryview, block: int = 0) -> None:
         """Copy received bytes into a block; ERR_TRUNCATE if they are too many."""
@@ -342,21 +342,21 @@ class ContiguousSpec:
         if nbytes > self.nbytes:
             raise too_long(nbytes, self.nbytes)
         start = block * self.nbytes
-        self._view[start : start + nbytes] = data
+        self.view[start : start + nbytes] = data
 
     def pack_all(self, blocks: int) -> memoryview:
         """Return the bytes of all blocks together, borrowed from the array."""
-        return self._view[: blocks * self.nbytes]
+        return self.view[: blocks * self.nbytes]
 
     def address(self, block: int = 0) -> int | None:
         """Return the address of a block; None if it has no elements."""
         if not self.nbytes:
             return None
-        return address_of(self._view) + block * self.nbytes
+        return address_of(self.view) + block * self.nbytes
 
     def landing(self) -> memoryview | None:
         """Return the memory that can receive a payload directly."""
-        return self._view[: self.nbytes] if self.count else None
+        return self.view[: self.nbytes] if self.count else None
 
 
 def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousSpec:
@@ -392,7 +392,7 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousS
     parsed.count = count
     parsed.nbytes = nbytes
     parsed.datatype = OF_CHARACTER[view.format]
-    parsed._view = view.cast("B")
+    parsed.view = view.cast("B")
     return parsed
 
 
@@ -400,7 +400,7 @@ def certainly_apart(a: object, b: object) -> bool:
     """Return whether two specifications are of different arrays that own their memory."""
     if type(a) is not ContiguousSpec or type(b) is not ContiguousSpec:
         return False
-    one, other = a._view.obj, b._view.obj
+    one, other = a.view.obj, b.view.obj
     return (
         one is not other
         and getattr(one, "base", None) is None
@@ -427,7 +427,7 @@ def contiguous(spec: Any, readonly: bool) -> memoryview | None:
         return None
     if view is None or type(datatype) is not Datatype:
         return None
-    state = datatype._ob
+    state = state_or_none(datatype)
     if state is None or not (state.predefined or state.committed) or not state.layout.dense:
         return None
     size = state.layout.size

@@ -296,14 +296,14 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
     return view, code
 
 
-def numbers(obj: Any, readonly: bool) -> memoryview | None:
+def numbers(obj: object, readonly: bool) -> memoryview | None:
     """Return a view of contiguous numbers in this machine's order, or None of anything else.
 
     Nearly all that programs send is such, and needs no datatype to be looked at.
     """
     if type(obj) in _PLAIN:
         try:
-            view = memoryview(obj)
+            view = memoryview(obj)  # type: ignore[arg-type]
         except (ValueError, BufferError):  # such as an array of dates
             return None
         if (

@@ -11,13 +11,14 @@ A frame is its length (8 bytes, little endian) and that many bytes.  The length
 GOODBYE, followed by the farewell of the handshake, ends the connection properly.
 A connection that ends otherwise means that the peer died.
 
-On one machine a connection begins with a ring (`ring.py`): shared memory through which short frames
-go.  Longer ones, and those that find the ring full, take the socket; frames may overtake each other,
-as a channel's may.  The socket keeps all other duties: it proves who the peer is, and that it lives.
+On one machine a connection begins with a ring (`ring.py`): shared memory through which
+short frames go.  Longer ones, and those that find the ring full, take the socket; so
+frames may overtake each other, as on any channel.  The socket keeps all other duties:
+it proves who the peer is, and that it lives.
 
-A get that waits looks before it sleeps: a process that slept takes longer to resume than a short
-message takes to arrive.  It looks for SPIN_S, if each rank has a core, and less often after looks
-that found nothing.
+A get that waits looks before it sleeps: a process that slept takes longer to resume
+than a short message takes to arrive.  It looks for SPIN_S, if each rank has a core,
+and less often after looks that found nothing.
 
 Invariants:
 
@@ -145,13 +146,6 @@ class _Incoming:
             if got == 0:
                 return False
             if self._long is None:
-                if not self._have and LENGTH.size < got < AHEAD_BYTES:
-                    # the usual case: one short frame
-                    (nbytes,) = LENGTH.unpack_from(free)
-                    if nbytes == got - LENGTH.size:
-                        frame = memoryview(bytearray(free[LENGTH.size : got]))
-                        inbox.append(tuple.__new__(Delivery, (frame, None, None, ())))
-                        return True
                 self._have += got
                 if not self._cut(inbox, land):
                     return False

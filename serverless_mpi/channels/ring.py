@@ -4,10 +4,10 @@ One rank writes and one reads, so the ring needs no lock.  A system call for eac
 kernel's copy, take 3 us of a message of 8 bytes through a socket; a ring takes 0.3 us.
 
 The memory is a memfd: it has no name, the writer passes it and the bell over the authenticated
-connection, and both end with the two processes, however they end.  The memory begins with three words, each in a cache line
-of its own, and then has `RING_BYTES` of records: the length of a frame (8 bytes), the frame, and
-padding to 8 bytes.  A record is never cut; where it does not fit before the end, `WRAP` stands in
-its place and it begins at the start.
+connection, and both end with the two processes, however they end.  The memory begins with three
+words, each in a cache line of its own, and then has `RING_BYTES` of records: the length of a frame
+(8 bytes), the frame, and padding to 8 bytes.  A record is never cut; where it does not fit before
+the end, `WRAP` stands in its place and it begins at the start.
 
 - `written` and `taken` count bytes since the beginning and never wrap.  The writer publishes a
   record by storing `written` after it, and the reader releases one by storing `taken` after it.
@@ -47,7 +47,12 @@ _lock = threading.Lock()
 
 def usable() -> bool:
     """Return whether this machine can have rings."""
-    return platform.machine() in ("x86_64", "AMD64") and sys.platform == "linux"
+    return (
+        sys.platform == "linux"
+        and platform.machine() == "x86_64"
+        and hasattr(os, "memfd_create")
+        and hasattr(os, "eventfd")
+    )
 
 
 def barrier() -> None:

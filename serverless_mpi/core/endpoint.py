@@ -6,9 +6,9 @@ arguments) and is not thread-safe: `runtime/` has the lock, the clock and the ch
 A point-to-point frame passes `_arrive` (its message, in order; matching at the first frame) and
 `_store` (its body), and `_finish` completes the receive when both a receive and the whole body are
 there, in either order.  A frame of a collective's step passes `_step`: it has a name of its own, so
-it needs neither order nor matching.  `_short` and `_whole_step` are shorter ways of the usual frames, a
-whole message whose turn it is or a whole step, that a receive awaits; they must have the effects of
-the long ones.
+it needs neither order nor matching.  `_short` and `_whole_step` are shorter ways of the usual
+frames: a whole message whose turn it is, or a whole step, that a receive awaits.  They must have
+the effects of the long ones.
 
 Invariants:
 
