@@ -1,8 +1,9 @@
-"""calls: Python calls before the first byte leaves, counted: shows a regression without a clock.
+"""calls: Python calls of common calls, counted, and their times on `direct` beside MPICH's.
 
 A call is one entry of a Python function, of whatever thread of the rank; calls into C do not
-count.  Counting ends when the frame is handed to the operating system.  Every count is of the
-tenth call of its kind: imports, caches and connections are there.
+count.  Counting ends when the frame is handed to the operating system, to a ring of `direct`, or,
+of whole operations, when they return.  Every count is of the tenth call of its kind: imports,
+caches and connections are there.  Counts show a regression without a clock.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import calls_timed
 from benchmarks.stub_server import server
 from benchmarks.table import Row
 from serverless_mpi import channels
@@ -29,6 +32,8 @@ from serverless_mpi.runtime import Runtime
 
 WARM = 9
 ALLREDUCE_CALLS, SEND_CALLS = 60, 45  # targets
+# most calls of a whole operation: what it takes now
+WHOLE = {"Send": 17, "Recv": 30, "Irecv": 21, "Isend": 23, "Wait of the Irecv": 33}
 LEAVES = ("sendmsg", "sendall", "send")  # C methods of a socket
 
 
@@ -127,11 +132,47 @@ def send_calls() -> Counting:
     return counting
 
 
+def operation_calls() -> dict[str, int]:
+    """Count whole calls on `direct`, 8 bytes between two ranks of one thread."""
+    spec = JobSpec.new(2, "direct")
+    spec = replace(spec, settings=channels.load("direct").provision(spec))
+    runtimes = [Runtime(spec.with_rank(rank)) for rank in range(2)]
+    sender, receiver = (world_of(runtime) for runtime in runtimes)
+    array, into = np.ones(1), np.empty(1)
+    requests: list[Any] = []
+    turn: dict[str, Callable[[], Any]] = {
+        "Send": lambda: sender.Send(array, 1),
+        "Recv": lambda: receiver.Recv(into, 0),
+        "Irecv": lambda: requests.append(receiver.Irecv(into, 0)),
+        "Isend": lambda: sender.Isend(array, 1),
+        "Wait of the Irecv": lambda: requests.pop().Wait(),
+    }
+    counts = {}
+    for _ in range(WARM + 1):
+        for name, call in turn.items():
+            calls = 0
+
+            def profile(frame: FrameType, event: str, argument: Any) -> None:
+                nonlocal calls
+                calls += event == "call"
+
+            sys.setprofile(profile)
+            call()
+            sys.setprofile(None)
+            counts[name] = calls - 1  # without `call` itself
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Runtime.finalize, runtimes))
+    return counts
+
+
 def run() -> list[Row]:
-    """Count and compare with the targets."""
+    """Count and compare with the targets; then time the calls."""
+    counts = operation_calls()
     return [
         _row("Allreduce of 8 KB on direct", allreduce_calls().result, ALLREDUCE_CALLS),
         _row("send of a small object on hybrid, both threads", send_calls().result, SEND_CALLS),
+        *(_row(f"{name} of 8 B on direct", counts[name], most) for name, most in WHOLE.items()),
+        *(row for ranks in (2, 4) for row in calls_timed.rows(ranks)),
     ]
 
 

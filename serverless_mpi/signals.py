@@ -66,6 +66,8 @@ class Shield:
         Identifier of the main thread; 0 in a forked child.
     raising : int or None
         The signal whose handler `run` called last.
+    installed : bool
+        Whether the program's handlers are wrapped; the first call does it.
     """
 
     def __init__(self) -> None:
@@ -73,7 +75,7 @@ class Shield:
         self.deferred: dict[int, BaseException | None] = {}
         self.main = threading.main_thread().ident
         self.raising: int | None = None
-        self._installed = False
+        self.installed = False
         self._kicked: int | None = None  # a signal that was sent again and has not arrived yet
         self._count = 0  # handlers deferred so far
         self._handlers: dict[int, Any] = {}  # handlers that the program has set
@@ -94,9 +96,9 @@ class Shield:
         if get_ident() != self.main:
             return
         self.depth += 1
-        if not self._installed or (self.deferred and self.depth == 1):
+        if not self.installed or (self.deferred and self.depth == 1):
             try:
-                if not self._installed:
+                if not self.installed:
                     self._install()
                 self.run()
             except BaseException:
@@ -174,7 +176,7 @@ class Shield:
             if _may_raise(handler) and handler != self._wrapped:
                 self._handlers[number] = handler
                 self._set(number, self._wrapped)
-        self._installed = True
+        self.installed = True
         _signal.signal = self._signal
         _signal.getsignal = self._getsignal
         threading.Thread(target=self._watch, name="smpi-signals", daemon=True).start()
@@ -234,7 +236,7 @@ class Shield:
 
     def forked(self) -> None:
         """Stop deferring in a forked child, which cannot communicate."""
-        self.main = 0 if self._installed else get_ident()
+        self.main = 0 if self.installed else get_ident()
         self.depth = 0
         self.deferred.clear()
         self._kicked = None

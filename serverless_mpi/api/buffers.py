@@ -22,9 +22,17 @@ from typing import Any, Protocol, SupportsIndex, TypeAlias
 
 import numpy as np
 
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.datatype import Datatype, state_or_none
 from serverless_mpi.api.layout import Layout, too_long
-from serverless_mpi.api.memory import IN_PLACE, BottomType, InPlaceType, as_bytes, at_address, plain
+from serverless_mpi.api.memory import (
+    IN_PLACE,
+    BottomType,
+    InPlaceType,
+    address_of,
+    as_bytes,
+    at_address,
+    numbers,
+)
 from serverless_mpi.api.type_tables import OF_CHARACTER, of_code
 from serverless_mpi.api.types import BYTE
 from serverless_mpi.errors import ERR_BUFFER, ERR_COUNT, ERR_TRUNCATE, ERR_TYPE, MPIException
@@ -205,10 +213,7 @@ class _Memory:
 
     def address(self, offset: int) -> int:
         """Address of the byte at `offset`."""
-        base = (
-            0 if self.bottom else np.frombuffer(self.view, np.uint8).__array_interface__["data"][0]
-        )
-        return int(base) + offset
+        return (0 if self.bottom else address_of(self.view)) + offset
 
     def window(self, layout: Layout, offset: int, count: int) -> tuple[memoryview, int]:
         """Memory and offset of `count` elements; ERR_BUFFER if they exceed the buffer."""
@@ -317,39 +322,41 @@ class ContiguousSpec:
     fills the slots itself: a constructor would be one more Python call.
     """
 
-    __slots__ = ("count", "nbytes", "datatype", "_array", "_view")
+    __slots__ = ("count", "nbytes", "datatype", "view")
 
     count: int
     nbytes: int
     datatype: Datatype
-    _array: np.ndarray[Any, Any]
-    _view: memoryview
+    view: memoryview
 
     def pack(self, block: int = 0) -> memoryview:
         """Return the bytes of a block, borrowed from the array."""
-        return self._view[block * self.nbytes : (block + 1) * self.nbytes]
+        nbytes = self.nbytes
+        if nbytes == self.view.nbytes:  # one block
+            return self.view
+        return self.view[block * nbytes : (block + 1) * nbytes]
 
     def unpack(self, data: memoryview, block: int = 0) -> None:
         """Copy received bytes into a block; ERR_TRUNCATE if they are too many."""
-        if data.nbytes > self.nbytes:
-            raise too_long(data.nbytes, self.nbytes)
+        nbytes = data.nbytes
+        if nbytes > self.nbytes:
+            raise too_long(nbytes, self.nbytes)
         start = block * self.nbytes
-        self._view[start : start + data.nbytes] = data
+        self.view[start : start + nbytes] = data
 
     def pack_all(self, blocks: int) -> memoryview:
         """Return the bytes of all blocks together, borrowed from the array."""
-        return self._view[: blocks * self.nbytes]
+        return self.view[: blocks * self.nbytes]
 
     def address(self, block: int = 0) -> int | None:
         """Return the address of a block; None if it has no elements."""
         if not self.nbytes:
             return None
-        base: int = self._array.__array_interface__["data"][0]
-        return base + block * self.nbytes
+        return address_of(self.view) + block * self.nbytes
 
     def landing(self) -> memoryview | None:
         """Return the memory that can receive a payload directly."""
-        return self._view[: self.nbytes] if self.count else None
+        return self.view[: self.nbytes] if self.count else None
 
 
 def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousSpec:
@@ -371,15 +378,63 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousS
     MPIException
         ERR_TYPE: the datatype is not committed, or cannot be received into.
     """
-    view = plain(spec, readonly)
-    if view is None or spec.size % blocks:
+    view = numbers(spec, readonly)
+    if view is None:
         return BlockSpec(spec, readonly, blocks)
+    nbytes = view.nbytes
+    count = nbytes // view.itemsize
+    if blocks > 1:
+        if count % blocks:
+            return BlockSpec(spec, readonly, blocks)
+        count //= blocks
+        nbytes //= blocks
     parsed = ContiguousSpec.__new__(ContiguousSpec)
-    parsed.count = spec.size // blocks
-    parsed.nbytes = view.nbytes // blocks
-    parsed.datatype = OF_CHARACTER[spec.dtype.char]
-    parsed._array, parsed._view = spec, view
+    parsed.count = count
+    parsed.nbytes = nbytes
+    parsed.datatype = OF_CHARACTER[view.format]
+    parsed.view = view.cast("B")
     return parsed
+
+
+def certainly_apart(a: object, b: object) -> bool:
+    """Return whether two specifications are of different arrays that own their memory."""
+    if type(a) is not ContiguousSpec or type(b) is not ContiguousSpec:
+        return False
+    one, other = a.view.obj, b.view.obj
+    return (
+        one is not other
+        and getattr(one, "base", None) is None
+        and getattr(other, "base", None) is None
+    )
+
+
+def contiguous(spec: Any, readonly: bool) -> memoryview | None:
+    """Return the bytes that a specification of one block covers, if that takes no datatype.
+
+    That is contiguous numbers, alone or with a count and a predefined datatype.  None of anything
+    else, faulty specifications included: `BlockSpec` parses it.
+    """
+    if type(spec) is not list and type(spec) is not tuple:
+        view = numbers(spec, readonly)
+        return None if view is None else view.cast("B")
+    if len(spec) == 3:
+        buf, count, datatype = spec
+        view = numbers(buf, readonly) if type(count) is int and count > 0 else None
+    elif len(spec) == 2:
+        buf, datatype = spec
+        count, view = 0, numbers(buf, readonly)
+    else:
+        return None
+    if view is None or type(datatype) is not Datatype:
+        return None
+    state = state_or_none(datatype)
+    if state is None or not (state.predefined or state.committed) or not state.layout.dense:
+        return None
+    size = state.layout.size
+    nbytes = count * size or view.nbytes
+    if not size or nbytes > view.nbytes or nbytes % size:
+        return None
+    return view.cast("B")[:nbytes]
 
 
 class VectorSpec:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from threading import get_ident
 from typing import Any
 
 from serverless_mpi.api.buffers import BufSpec, BufSpecB, BufSpecV, BufSpecW, InPlace
@@ -29,7 +30,7 @@ from serverless_mpi.collectives.choose import Algorithm, Facts, select
 from serverless_mpi.collectives.operations import OPERATIONS, Layout
 from serverless_mpi.collectives.steps import Steps, whole
 from serverless_mpi.runtime.operation import Operation
-from serverless_mpi.signals import uninterrupted
+from serverless_mpi.signals import shield, uninterrupted
 
 MOST_CHOICES = 1024  # kept per communicator: one per operation and length of a blob
 
@@ -44,10 +45,13 @@ class Collective(Plans):
 
     def _steps(self, plan: Plan) -> Steps:
         """Make the generator of this rank's part of a call."""
-        operation, size = self._kind + plan.operation, len(self._ranks)
-        algorithm = self._choose(operation, size, plan.nbytes)
+        operation, state = self._kind + plan.operation, self._state
+        size = len(state.everyone)
+        algorithm: Algorithm = state.choices.get((operation, plan.nbytes)) or self._choose(
+            operation, size, plan.nbytes
+        )
         arguments = plan.arguments()
-        chosen = self._runtime.chosen
+        chosen = state.runtime.chosen
         if chosen is not None:
             # for --explain: facts of the call, and the lengths of this rank's blobs. Between two
             # groups a rank that takes no part does not know the length.
@@ -91,15 +95,26 @@ class Collective(Plans):
         running = self._run(plan, self._context, next(self._calls))
         return request_of(self._runtime, running, finishing(plan))
 
-    @uninterrupted
     def _call(self, plan: Plan) -> Any:
         """Start a call and wait for it: a blocking call needs no request."""
-        running = self._run(plan, self._context, next(self._calls))
-        if not running.done:
-            self._runtime.wait((running,), all=True)
-        if running.error is not None:
-            raise running.error
-        return plan.finish(running.result)
+        state = self._state
+        # shield.enter and leave, written out as in p2p.py
+        in_main = get_ident() == shield.main
+        if in_main:
+            if shield.depth or (shield.installed and not shield.deferred):
+                shield.depth += 1
+            else:
+                shield.enter()
+        try:
+            running = state.runtime.collective(
+                state.context, next(state.calls), self._steps(plan), state.everyone
+            )
+            if running.error is not None:
+                raise running.error
+            return plan.finish(running.result)
+        finally:
+            if in_main:
+                shield.depth -= 1
 
     # --- objects -------------------------------------------------------------
 

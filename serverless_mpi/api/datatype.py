@@ -630,6 +630,7 @@ def _datatype_decode(
 
 # What a datatype is, for the modules that pack, count and reduce; ERR_TYPE for a null handle.
 type_state: Callable[[Datatype], TypeState] = attrgetter("_live")
+state_or_none: Callable[[Datatype], TypeState | None] = attrgetter("_ob")
 
 DATATYPE_NULL: Datatype = name_constant(Datatype(), "DATATYPE_NULL")
 

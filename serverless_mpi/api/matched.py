@@ -9,12 +9,17 @@ from serverless_mpi.api.buffers import BufSpec
 from serverless_mpi.api.handle import Handle, handle_of, name_constant
 from serverless_mpi.api.request import Request, complete_receive, request_of
 from serverless_mpi.api.status import Status, fill_null_status
-from serverless_mpi.api.transfer import as_object, completed, receive_request, receive_target
+from serverless_mpi.api.transfer import (
+    Received,
+    as_object,
+    completed,
+    receive_request,
+    receive_target,
+)
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL
 from serverless_mpi.errors import ERR_REQUEST, MPIException
 from serverless_mpi.runtime import Runtime
-from serverless_mpi.runtime.operation import Operation
 from serverless_mpi.signals import uninterrupted
 
 if TYPE_CHECKING:
@@ -70,7 +75,7 @@ class Message(Handle):
     Iprobe = iprobe
 
     @uninterrupted
-    def _start(self, value: Callable[[Operation], Any], into: memoryview | None = None) -> Request:
+    def _start(self, value: Callable[[Received], Any], into: memoryview | None = None) -> Request:
         """Start the receive; the handle becomes null."""
         matched = self._ob
         if self is not MESSAGE_NO_PROC:

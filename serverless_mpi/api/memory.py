@@ -8,6 +8,8 @@ Pitfall: a view is borrowed. Whoever keeps it must keep the object that owns the
 
 from __future__ import annotations
 
+import ctypes
+from array import array
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from serverless_mpi.errors import ERR_ARG, ERR_NO_MEM, MPIException
 
 _NO_BYTES = memoryview(bytearray())
 CASTABLE = frozenset("?bBhHiIlLqQfd")  # formats that memoryview.cast turns to bytes
+_PLAIN = frozenset((np.ndarray, array, bytearray, bytes))  # exactly these, not subclasses
 
 
 class _Constant:
@@ -322,20 +325,23 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
     return view, code
 
 
-def plain(obj: Any, readonly: bool) -> memoryview | None:
-    """Return the bytes of a contiguous array of numbers in this machine's order; else None.
+def numbers(obj: object, readonly: bool) -> memoryview | None:
+    """Return a view of contiguous numbers in this machine's order, or None of anything else.
 
     The fast path: most buffers are such arrays, and need no datatype to be interpreted.
     """
-    if type(obj) is np.ndarray and obj.size:
-        dtype, flags = obj.dtype, obj.flags
+    if type(obj) in _PLAIN:
+        try:
+            view = memoryview(obj)  # type: ignore[arg-type]
+        except (ValueError, BufferError):  # such as an array of dates
+            return None
         if (
-            dtype.char in CASTABLE
-            and dtype.isnative
-            and flags.c_contiguous
-            and (readonly or flags.writeable)
+            view.format in CASTABLE
+            and view.nbytes
+            and view.c_contiguous
+            and (readonly or not view.readonly)
         ):
-            return obj.data.cast("B")
+            return view
     return None
 
 
@@ -382,6 +388,14 @@ def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
     if code in CASTABLE or code == "c":
         return view.cast("B"), code
     return np.asarray(view).reshape(-1).view(np.uint8).data, code
+
+
+def address_of(view: memoryview) -> int:
+    """Return the address of the first byte of a view that has one."""
+    if not view.readonly:  # a sixth of the time of NumPy's interface
+        return ctypes.addressof(ctypes.c_char.from_buffer(view))
+    address: int = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+    return address
 
 
 def Alloc_mem(size: int, info: Info = INFO_NULL) -> buffer:

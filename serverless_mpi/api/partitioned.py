@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable
 
 from serverless_mpi.api.buffers import BlockSpec, BufSpec
-from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.p2p import PointToPoint
 from serverless_mpi.api.persistent import Prequest, Repeat
@@ -188,10 +187,6 @@ class Partitioned(PointToPoint):
     """The partitioned calls of a communicator."""
 
     _pairs: Callable[[tuple[str, int, int]], int]  # counts the initializations under a key
-
-    @property
-    def _state(self) -> State:
-        raise NotImplementedError
 
     def Psend_init(
         self, buf: BufSpec, partitions: int, dest: int, tag: int = 0, info: Info = INFO_NULL

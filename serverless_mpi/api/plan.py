@@ -31,12 +31,13 @@ from serverless_mpi.api.buffers import (
     InPlaceType,
     VectorSpec,
     block,
+    certainly_apart,
     check_length,
 )
 from serverless_mpi.api.datatype import Datatype
-from serverless_mpi.api.op import Op, combiners_of
+from serverless_mpi.api.op import Op, elementwise
 from serverless_mpi.api.pickling import decode, encode
-from serverless_mpi.collectives.steps import Combine, Elementwise, whole
+from serverless_mpi.collectives.steps import Combine, whole
 from serverless_mpi.errors import ERR_BUFFER, ERR_ROOT, MPIException
 from serverless_mpi.runtime import Runtime
 
@@ -70,20 +71,6 @@ def of_objects(op: Callable[[Any, Any], Any]) -> Combine:
     def combine(a: memoryview, b: memoryview) -> memoryview:
         return whole(encode(op(decode(a), decode(b))))
 
-    return combine
-
-
-def _of_elements(op: Op, datatype: Datatype) -> Combine:
-    """The combining function of packed elements, cached with a predefined operation and type."""
-    cache: dict[Any, Combine] = combiners_of(op)
-    combine = cache.get(datatype._ob)
-    if combine is None:
-        op.check(datatype)
-        # a user-defined function may take its operand as one object, such as a matrix
-        grain = max(1, datatype.size) if op.is_predefined else 0
-        combine = Elementwise(lambda a, b: op.combine(a, b, datatype), grain)
-        if op.is_predefined and datatype.is_predefined:
-            cache[datatype._ob] = combine
     return combine
 
 
@@ -256,7 +243,7 @@ class Plans:
         to_block: int,
     ) -> None:
         """Raise ERR_BUFFER if a block is sent from the memory where it is received."""
-        if self._peers is not self._ranks:
+        if self._peers is not self._ranks or certainly_apart(send_spec, recv_spec):
             return
         address = send_spec.address(from_block)
         if address is not None and address == recv_spec.address(to_block):
@@ -310,7 +297,7 @@ class Plans:
         recv_spec = block(recvbuf, readonly=False) if is_root else None
         send_spec = self._operand(sendbuf, recv_spec, op) if is_peer else None
         operand = send_spec or recv_spec
-        combine = None if operand is None else _of_elements(op, operand.datatype)
+        combine = None if operand is None else elementwise(op, operand.datatype)
         nbytes = None if operand is None else self._common(operand.nbytes)
         return Plan(
             "reduce",
@@ -334,7 +321,7 @@ class Plans:
         self._live()
         recv_spec = block(recvbuf, readonly=False)
         send_spec = self._operand(sendbuf, recv_spec, op)
-        combine = _of_elements(op, send_spec.datatype)
+        combine = elementwise(op, send_spec.datatype)
         return Plan(
             operation, send_spec.nbytes, lambda: (send_spec.pack(), combine), _fill(recv_spec)
         )
@@ -349,7 +336,7 @@ class Plans:
                 raise ValueError(
                     f"mismatch in send count {send_spec.count} and receive count {recv_spec.count}"
                 )
-            _of_elements(op, send_spec.datatype)
+            elementwise(op, send_spec.datatype)
             self._check_apart(send_spec, 0, recv_spec, 0)
         return send_spec
 
@@ -366,9 +353,9 @@ class Plans:
                 raise ValueError(
                     f"mismatch in send count {send_spec.count} and receive count {recv_spec.count}"
                 )
-            _of_elements(op, send_spec.datatype)
+            elementwise(op, send_spec.datatype)
             self._check_apart(send_spec, 0, recv_spec, 0)
-        combine = _of_elements(op, send_spec.datatype)
+        combine = elementwise(op, send_spec.datatype)
         return Plan(
             "reduce_scatter",
             None,
@@ -400,7 +387,7 @@ class Plans:
                 f"mismatch in receive count {recv_spec.count} and counts[{self._rank}]"
                 f" {counts[self._rank]}"
             )
-        combine = _of_elements(op, send_spec.datatype)
+        combine = elementwise(op, send_spec.datatype)
         if send_spec is not recv_spec:
             self._check_apart(send_spec, 0, recv_spec, 0)
         width = send_spec.datatype.size
@@ -445,7 +432,8 @@ def _fill_blocks(recv_spec: Block | None) -> Callable[[Any], None]:
         if recv_spec is not None:
             for rank, blob in enumerate(blobs):
                 if blob is not None:  # no neighbour beyond a border
-                    check_length(blob, recv_spec.nbytes, f"rank {rank}")
+                    if blob.nbytes != recv_spec.nbytes:
+                        check_length(blob, recv_spec.nbytes, f"rank {rank}")
                     recv_spec.unpack(blob, rank)
 
     return finish

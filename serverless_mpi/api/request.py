@@ -46,6 +46,7 @@ class Pending:
         self.runtime, self.operation, self.finish = runtime, operation, finish
 
     persistent = False  # whether it can be started again
+    needs_status = True  # whether `finish` must be given a status
 
     def status_of(self, operation: Operation, status: Status) -> None:
         """Fill the status of a finished operation whose result is taken later."""
@@ -60,6 +61,13 @@ class Pending:
         """Cancel the operation, if that is still possible."""
         if self.operation is not None and self.runtime is not None:
             self.runtime.cancel(self.operation)
+
+
+class PendingMessage(Pending):
+    """State of the request of a send or a receive; `finish` may be given None for a status."""
+
+    __slots__ = ()
+    needs_status = False
 
 
 class Request(Handle):
@@ -82,6 +90,18 @@ class Request(Handle):
         self._ob = Pending(runtime, operation, finish)
         return self
 
+    @classmethod
+    def _of_message(
+        cls,
+        runtime: Runtime | None,
+        operation: Operation,
+        finish: Callable[[Operation, Status | None], Any],
+    ) -> Request:
+        """Make the request of a send or a receive."""
+        self: Request = object.__new__(cls)
+        self._ob = PendingMessage(runtime, operation, finish)
+        return self
+
     @property
     def _operation(self) -> Operation | None:
         """The operation; None if the request is null or inactive."""
@@ -90,10 +110,12 @@ class Request(Handle):
     def _complete(self, status: Status | None) -> Any:
         """Take the result of a finished operation; the request is null or inactive afterwards."""
         pending = self._ob
-        status = Status() if status is None else status
         if pending is None or pending.operation is None:
-            fill_empty_status(status)
+            if status is not None:
+                fill_empty_status(status)
             return None
+        if status is None and pending.needs_status:
+            status = Status()
         operation, finish = pending.operation, pending.finish
         assert finish is not None
         pending.operation = None
@@ -104,10 +126,11 @@ class Request(Handle):
         if operation.error is not None:
             raise operation.error
         if operation.cancelled:
-            fill_empty_status(status)
-            status.Set_cancelled(True)
+            if status is not None:
+                fill_empty_status(status)
+                status.Set_cancelled(True)
             return None
-        return finish(operation, status)
+        return finish(operation, status)  # type: ignore[arg-type]  # see needs_status
 
     @uninterrupted
     def _complete_own(self, status: Status | None = None) -> Any:
@@ -460,11 +483,15 @@ def _complete_each(
 ) -> list[Any]:
     """Complete the requests at the indices `which`, all of them even if one fails."""
     results, failed = [], None
-    for index, status in zip(which, _statuses(statuses, len(which)), strict=True):
+    filled: Sequence[Status | None] = (
+        [None] * len(which) if statuses is None else _statuses(statuses, len(which))
+    )
+    for index, status in zip(which, filled, strict=True):
         try:
             results.append(requests[index]._complete(status))
         except MPIException as error:
-            status.Set_error(error.Get_error_code())
+            if status is not None:
+                status.Set_error(error.Get_error_code())
             failed = failed or error
     if failed is not None:
         if len(which) == 1:
@@ -477,6 +504,7 @@ def _complete_each(
 
 # For the modules that start operations. Functions, because mpi4py's Request has no such methods.
 request_of = Request._of
+request_of_message = Request._of_message
 operation_of: Callable[[Request], Operation | None] = attrgetter("_operation")
 complete = Request._complete
 complete_receive = Request._complete_own

@@ -1,22 +1,25 @@
 """Between buffers and bytes: what point-to-point calls send, and what they do with received bytes.
 
-A contiguous array of numbers is sent and received in place (`memory.plain`); any other buffer goes
+Contiguous numbers are sent and received in place (`buffers.contiguous`); any other buffer goes
 through its specification, which packs and unpacks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from serverless_mpi.api.buffers import BlockSpec, BufSpec, block
-from serverless_mpi.api.memory import plain
+from serverless_mpi.api.buffers import BlockSpec, BufSpec, block, contiguous
 from serverless_mpi.api.pickling import decode
-from serverless_mpi.api.request import Request, operation_of, request_of
+from serverless_mpi.api.request import Request, operation_of, request_of, request_of_message
 from serverless_mpi.api.status import Status, fill_status
+from serverless_mpi.core.endpoint import Receive
 from serverless_mpi.core.envelope import PROC_NULL
 from serverless_mpi.runtime import Runtime
 from serverless_mpi.runtime.operation import Operation
+
+# what has received a message: a blocking call waits for the receive itself
+Received: TypeAlias = Operation | Receive
 
 
 def completed() -> Operation:
@@ -26,16 +29,16 @@ def completed() -> Operation:
     return operation
 
 
-def as_object(operation: Operation) -> Any:
+def as_object(operation: Received) -> Any:
     """Return the received object."""
     assert operation.data is not None
     return decode(operation.data)
 
 
-def into(buf: BufSpec) -> Callable[[Operation], Any]:
+def into(buf: BufSpec) -> Callable[[Received], Any]:
     """Make what unpacks received bytes into a buffer, unless they are there already."""
 
-    def finish(operation: Operation) -> None:
+    def finish(operation: Received) -> None:
         assert operation.data is not None
         if not operation.landed:
             spec = buf if isinstance(buf, BlockSpec) else block(buf, readonly=False)
@@ -48,18 +51,18 @@ def outgoing(buf: BufSpec, rank: int) -> Sequence[memoryview]:
     """Return the bytes of a buffer, borrowed if it is contiguous; nothing for PROC_NULL."""
     if rank == PROC_NULL:
         return ()
-    view = plain(buf, readonly=True)
+    view = contiguous(buf, readonly=True)
     return (BlockSpec(buf, readonly=True).pack() if view is None else view,)
 
 
-def receive_target(buf: BufSpec, rank: int) -> tuple[Callable[[Operation], Any], memoryview | None]:
+def receive_target(buf: BufSpec, rank: int) -> tuple[Callable[[Received], Any], memoryview | None]:
     """Return what to do with received bytes, and memory that can receive them directly (or None).
 
     From PROC_NULL nothing comes, whatever the buffer.
     """
     if rank == PROC_NULL:
         return as_object, None
-    view = plain(buf, readonly=False)
+    view = contiguous(buf, readonly=False)
     if view is not None:
         return into(buf), view
     spec = BlockSpec(buf, readonly=False)
@@ -70,7 +73,7 @@ def receive_request(
     runtime: Runtime,
     places: Mapping[int, int],
     operation: Operation,
-    value: Callable[[Operation], Any],
+    value: Callable[[Received], Any],
 ) -> Request:
     """Make the request of a receive.
 
@@ -82,13 +85,14 @@ def receive_request(
         What makes the result of `operation` into the value of the request.
     """
 
-    def finish(operation: Operation, status: Status) -> Any:
-        envelope = operation.envelope
-        assert envelope is not None
-        fill_status(status, places[envelope.source], envelope.tag, envelope.nbytes)
-        return value(operation)
+    def finish(operation: Operation, status: Status | None) -> Any:
+        if status is not None:
+            envelope = operation.envelope
+            assert envelope is not None
+            fill_status(status, places[envelope.source], envelope.tag, envelope.nbytes)
+        return None if operation.landed else value(operation)
 
-    return request_of(runtime, operation, finish)
+    return request_of_message(runtime, operation, finish)
 
 
 def both(receive: Request, send: Request) -> Request:

@@ -26,7 +26,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from serverless_mpi.core.frames import SCATTERED, SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.job import JobSpec
@@ -45,8 +45,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One frame that arrived.
 
     Attributes

@@ -1,4 +1,4 @@
-"""direct: streams of frames between ranks: Unix sockets on one machine, TCP between machines.
+"""direct: frames between ranks by Unix sockets and shared memory on one machine, by TCP otherwise.
 
 A connection carries frames one way, from the rank that opened it to the rank
 that accepted it; two ranks that exchange frames hold two.  So `put` and `get`
@@ -11,6 +11,15 @@ A frame is its length (8 bytes, little endian) and that many bytes.  The length
 GOODBYE, followed by the farewell of the handshake, ends the connection properly.
 A connection that ends otherwise means that the peer died.
 
+On one machine a connection begins with a ring (`ring.py`): shared memory through which
+short frames go.  Longer ones, and those that find the ring full, take the socket; so
+frames may overtake each other, as on any channel.  The socket keeps all other duties:
+it proves who the peer is, and that it lives.
+
+A get that waits looks before it sleeps: a process that slept takes longer to resume
+than a short message takes to arrive.  It looks for SPIN_S, if each rank has a core,
+and less often after looks that found nothing.
+
 Invariants:
 
 - On TCP nothing protects lengths from an attacker between two machines.  A frame
@@ -19,6 +28,7 @@ Invariants:
 - Only the user's own processes can connect to a Unix socket, so the transport is
   trusted (see `Limits`): the body of a long frame is received into the memory of
   the receive that waits for it.
+- What a rank wrote into a ring before it said goodbye, or died, is taken before that is noticed.
 - A put whose socket is full reads meanwhile, unless a get does, so two ranks that
   send to each other do not deadlock.
 """
@@ -26,6 +36,7 @@ Invariants:
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import select
 import socket
@@ -46,6 +57,7 @@ from serverless_mpi.channels.base import (
 )
 from serverless_mpi.channels.buffers import uninitialized
 from serverless_mpi.channels.handshake import Acceptor, authenticate
+from serverless_mpi.channels.ring import MOST_BYTES, RingReader, RingWriter, barrier, usable
 from serverless_mpi.core.tags import TAG_BYTES, same
 from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
@@ -60,7 +72,8 @@ CONNECT_S = (
 )
 FAREWELL_S = 5.0  # longest wait of close() for a peer that reads slowly
 SPIN_S = 100e-6  # how long a get polls before it sleeps: the time of three short messages
-MAX_SPINS_SKIPPED = 256  # waits that sleep at once after polls that found nothing
+YIELD_S = 20e-6  # from then on it lets another process run between polls: the peer, perhaps
+MAX_SPINS_SKIPPED = 8  # waits that sleep at once after polls that found nothing
 # measured on two cores with benchmarks/collectives.py
 FIGURES = CostParameters(
     latency_s=1e-4,
@@ -76,7 +89,12 @@ SLICE_S = 0.02  # a put that waits checks this often whether a get reads
 
 LENGTH = struct.Struct("<Q")
 GOODBYE = (1 << 64) - 1
+RING = (1 << 64) - 2  # first on a connection: the memory of a ring comes with it
+RING_RANKS = 16  # most ranks with rings: a reader looks into every ring
+SOCKETS_EVERY = 16  # of so many reads one looks at the sockets first, however full the rings are
+LOOKS = 4  # looks into the rings per look at the sockets
 _PREFIX = LENGTH.size + HEADER_BYTES
+JOINED_BYTES = MOST_BYTES - _PREFIX  # a body of at most this is copied behind its header
 _NOTHING = memoryview(b"")
 
 Land = Callable[[memoryview, int], Any] | None
@@ -93,24 +111,34 @@ def _address(text: str) -> tuple[str, int] | str:
 class _Incoming:
     """An authenticated connection from `rank`: bytes in, frames out."""
 
-    def __init__(self, sock: socket.socket, rank: int, farewell: bytes) -> None:
+    def __init__(
+        self, sock: socket.socket, rank: int, farewell: bytes, may_ring: bool = False
+    ) -> None:
         self.sock = sock
+        self.ring: RingReader | None = None
+        self._opening = may_ring  # its first bytes may bring a ring
         self.rank = rank
         self.ended = False  # by the peer's farewell
         self.fault = "broke without a goodbye"  # otherwise, in an error text
         self._farewell = farewell
         self._ahead = memoryview(bytearray(AHEAD_BYTES))
+        self._recv_into = sock.recv_into
         self._have = 0  # bytes in _ahead that are not part of a frame yet
         self._long: Delivery | None = None  # a frame that is too long for _ahead,
         self._body = _NOTHING  # the memory that receives it,
         self._filled = 0  # and how much of that is received
 
-    def read(self, inbox: collections.deque[Delivery], land: Land) -> bool:
+    def read(self, inbox: list[Delivery], land: Land) -> bool:
         """Receive what has arrived; return False once the connection is over."""
+        if self._opening and not self._open(land):
+            return False
         while True:
-            free = self._ahead[self._have :] if self._long is None else self._body[self._filled :]
+            if self._long is not None:
+                free = self._body[self._filled :]
+            else:
+                free = self._ahead[self._have :] if self._have else self._ahead
             try:
-                got = self.sock.recv_into(free)
+                got = self._recv_into(free)
             except BlockingIOError:
                 return True
             except OSError:
@@ -130,7 +158,30 @@ class _Incoming:
                     self._long, self._body = None, _NOTHING
                     return True
 
-    def _cut(self, inbox: collections.deque[Delivery], land: Land) -> bool:
+    def _open(self, land: Land) -> bool:
+        """Receive the first bytes of a connection, which may bring a ring."""
+        try:
+            first, fds, _, _ = socket.recv_fds(self.sock, LENGTH.size, 2, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._opening = False
+        try:
+            if len(fds) == 2 and first == LENGTH.pack(RING):
+                self.ring = RingReader(*fds)
+                del fds[1]
+                return True
+        except (OSError, ValueError):
+            return self._refuse("passed something else than a ring")
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._ahead[: len(first)] = first
+        self._have = len(first)
+        return bool(first)
+
+    def _cut(self, inbox: list[Delivery], land: Land) -> bool:
         """Cut what was received into frames; return False if the connection is over."""
         at = 0
         while self._have - at >= LENGTH.size:
@@ -254,13 +305,19 @@ class DirectChannel(Channel):
                 " a program that starts the rank must pass on its open files"
             ) from error
         listener.set_inheritable(False)
-        self._inbox: collections.deque[Delivery] = collections.deque()
+        self._inbox: list[Delivery] = []
         self._fresh: collections.deque[_Incoming] = (
             collections.deque()
         )  # authenticated, not yet polled
+        self._may_ring = unix and spec.size <= RING_RANKS and usable()
+        self._rings: dict[int, RingWriter] = {}  # of outgoing connections
+        self._ringed: list[_Incoming] = []  # connections that have a ring
+        self._bells: set[int] = set()  # their descriptors
+        self._turn = 0  # of reading, see SOCKETS_EVERY
         self._outgoing: dict[int, socket.socket] = {}
         self._farewells: dict[int, bytes] = {}  # of the outgoing connections
         self._put_lock = threading.Lock()
+        self._counts: list[int] | None = None  # of puts, in the meter
         self._get_lock = threading.Lock()  # held while reading: by a get, or a put that waits
         self._getting = 0  # gets that hold or want _get_lock
         self._lost: list[_Incoming] = []  # connections that broke
@@ -270,7 +327,8 @@ class DirectChannel(Channel):
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._woken = False
-        self._spins = spec.size <= len(os.sched_getaffinity(0))  # each rank has a core
+        # with fewer cores than ranks, a rank that looks keeps the one it waits for from its core
+        self._spins = spec.size <= len(os.sched_getaffinity(0))
         self._skip = 0  # coming waits that sleep at once
         self._futile = 1  # doubles with each spin that found nothing
         self._poll = select.epoll()
@@ -282,26 +340,33 @@ class DirectChannel(Channel):
     # -- sending
 
     def put(self, parcels: Sequence[OutgoingFrame]) -> None:
-        # One short frame for one connected rank is the usual case: it is written at once, and in this
-        # function, which saves a Python call.
-        if len(parcels) != 1 or len(parcels[0].dests) != 1:
+        # One short frame is the usual case: it is joined and written at once, and in this function,
+        # which saves Python calls.  A copy of some KB costs less than a list of pieces.
+        frame = parcels[0]
+        parts = frame.parts
+        if len(parcels) != 1 or not 0 < len(parts) <= 2 or parts[-1].nbytes > JOINED_BYTES:
             self._put_batch(parcels)
             return
-        frame, dest = parcels[0], parcels[0].dests[0]
-        nbytes, sock = frame.nbytes, self._outgoing.get(dest)
-        if nbytes > AHEAD_BYTES or sock is None:
-            self._put_batch(parcels)
-            return
-        pieces: list[bytes | memoryview] = [LENGTH.pack(nbytes), *frame.parts]
+        data = b"".join(parts)
+        nbytes = len(data)
+        data = LENGTH.pack(nbytes) + data
         with self._put_lock:
-            try:
-                sent = sock.sendmsg(pieces)
-            except OSError:  # full, or broken: `_write` finds out
-                sent = 0
-            if sent < LENGTH.size + nbytes:
-                rest = memoryview(b"".join(pieces))[sent:]
-                self._send({dest: collections.deque([rest])})
-        self.meter.count("direct", "put", nbytes=nbytes, messages=1)
+            for dest in frame.dests:
+                ring = self._rings.get(dest)
+                if ring is None or not ring.put(data):
+                    self._write_short(dest, data)
+                else:
+                    ring.wake()
+                self._count(1, nbytes)
+
+    def _write_short(self, dest: int, data: bytes) -> None:
+        """Under the put lock: write a short frame to a socket."""
+        try:
+            sent = self._outgoing[dest].send(data)
+        except (KeyError, OSError):  # not connected, full or broken: `_send` finds out
+            sent = 0
+        if sent < len(data):
+            self._send({dest: collections.deque([memoryview(data)[sent:]])})
 
     def _put_batch(self, parcels: Sequence[OutgoingFrame]) -> None:
         """Put any frames, those for one rank in as few system calls as possible."""
@@ -320,7 +385,17 @@ class DirectChannel(Channel):
                 views.extend([part for part in frame.parts if part.nbytes])
         with self._put_lock:
             self._send(pending)
-        self.meter.count("direct", "put", requests=frames, nbytes=nbytes, messages=frames)
+            self._count(frames, nbytes)
+
+    def _count(self, frames: int, nbytes: int) -> None:
+        """Under the put lock: count frames that were put."""
+        row = self._counts
+        if row is None:
+            row = self._counts = self.meter.row("direct", "put")
+        row[0] += frames
+        row[1] += frames
+        row[2] += nbytes
+        row[3] += frames
 
     def _send(
         self, pending: dict[int, collections.deque[memoryview]], deadline: float | None = None
@@ -417,13 +492,28 @@ class DirectChannel(Channel):
         except BaseException:
             sock.close()
             raise
+        if self._may_ring:
+            self._pass_ring(sock, dest)
         return sock
+
+    def _pass_ring(self, sock: socket.socket, dest: int) -> None:
+        """Give a new connection a ring; without memory for it, frames take the socket."""
+        try:
+            ring = RingWriter()
+        except OSError:
+            return
+        try:
+            ring.send(sock, LENGTH.pack(RING))  # an empty socket buffer takes 8 bytes
+        except OSError:  # the peer is gone: the first put finds out
+            ring.close()
+        else:
+            self._rings[dest] = ring
 
     # -- receiving
 
     def _admit(self, sock: socket.socket, rank: int, farewell: bytes) -> None:
         """Take over an authenticated connection; the acceptor's thread calls this."""
-        self._fresh.append(_Incoming(sock, rank, farewell))
+        self._fresh.append(_Incoming(sock, rank, farewell, self._may_ring))
         self._nudge()
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
@@ -435,9 +525,7 @@ class DirectChannel(Channel):
                 if not self._inbox:
                     self._read(0 if self._woken or self._lost else max_wait_s)
                 self._woken = False
-                frames = []
-                while self._inbox:
-                    frames.append(self._inbox.popleft())
+                frames, self._inbox = self._inbox, []
         finally:
             self._getting -= 1
         if not frames and self._lost and not self._closed:
@@ -447,40 +535,99 @@ class DirectChannel(Channel):
             )
         return frames
 
+    def _take(self) -> bool:
+        """Take the frames that are in rings; return whether there is any frame."""
+        for connection in self._ringed:
+            ring = connection.ring
+            if ring is not None and ring.waiting() and not ring.take(self._inbox):
+                connection.fault = "wrote no frames into its shared memory"
+                self._hang_up(connection.sock.fileno(), connection)
+                break
+        return bool(self._inbox)
+
     def _read(self, max_wait_s: float) -> None:
         """Read until there is a frame, a wake or a lost peer, or the time is over."""
-        left = max_wait_s
-        deadline = time.monotonic() + left if left > 0 else 0.0
-        events = self._spin(max_wait_s)
+        self._turn += 1
+        if max_wait_s > 0 and self._turn % SOCKETS_EVERY and self._take():
+            return
+        events = self._poll.poll(0)
+        deadline = 0.0
         while True:
-            for fd, _ in events or self._poll.poll(left):
+            for fd, _ in events:
                 connection = self._incoming.get(fd)
                 if connection is None:
-                    self._settle()
+                    self._notice(fd)
                 elif not connection.read(self._inbox, self.land):
                     self._hang_up(fd, connection)
-            if self._inbox or self._woken or self._lost or left <= 0:
+                elif connection.ring is not None and connection not in self._ringed:
+                    self._ringed.append(connection)
+                    self._bells.add(connection.ring.bell)
+                    self._poll.register(connection.ring.bell, select.EPOLLIN)
+            if self._take() or self._woken or self._lost or max_wait_s <= 0:
                 return
-            left, events = max(0.0, deadline - time.monotonic()), []
+            now = time.monotonic()
+            if not deadline:
+                deadline = now + max_wait_s
+                events = self._spin(now, deadline)
+            elif now < deadline:
+                events = self._sleep(deadline - now)
+            else:
+                return
 
-    def _spin(self, max_wait_s: float) -> list[tuple[int, int]]:
-        """Return the events of the next SPIN_S without sleeping; [] if recent spins found nothing.
+    def _spin(self, now: float, deadline: float) -> list[tuple[int, int]]:
+        """Look for SPIN_S without sleeping, unless recent spins found nothing; return the events.
 
-        A process that slept takes longer to resume than a short message takes to arrive.
+        A process that slept takes longer to resume than a short message takes to arrive.  It
+        returns when a ring has a frame, too.
         """
-        if max_wait_s <= 0 or not self._spins:
+        if not self._spins:
             return []
         if self._skip:
             self._skip -= 1
             return []
-        until = time.monotonic() + min(SPIN_S, max_wait_s)
-        while not (events := self._poll.poll(0)):
-            if time.monotonic() >= until:
+        until = min(now + SPIN_S, deadline)
+        yield_from = now + YIELD_S
+        while True:
+            for _ in range(LOOKS):
+                for connection in self._ringed:
+                    if connection.ring is not None and connection.ring.waiting():
+                        self._futile = 1
+                        return []
+            events = self._poll.poll(0)
+            if events:
+                self._futile = 1
+                return events
+            now = time.monotonic()
+            if now >= until:
                 self._futile = min(2 * self._futile, MAX_SPINS_SKIPPED)
                 self._skip = self._futile
                 return []
-        self._futile = 1
-        return events
+            if now >= yield_from:
+                os.sched_yield()
+
+    def _sleep(self, seconds: float) -> list[tuple[int, int]]:
+        """Wait for events of sockets; writers of rings wake it through theirs."""
+        rings = [connection.ring for connection in self._ringed if connection.ring is not None]
+        if not rings:
+            return self._poll.poll(seconds)
+        for ring in rings:
+            ring.sleep(True)
+        try:
+            barrier()  # see ring.py
+            if any(ring.waiting() for ring in rings):
+                return []
+            return self._poll.poll(seconds)
+        finally:
+            for ring in rings:
+                ring.sleep(False)
+
+    def _notice(self, fd: int) -> None:
+        """Process an event of the wake pipe, or of the bell of a ring."""
+        if fd == self._wake_read:
+            self._settle()
+        elif fd in self._bells:  # not hung up meanwhile
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(fd)
 
     def _settle(self) -> None:
         """Empty the wake pipe, and poll the connections that were just authenticated."""
@@ -496,6 +643,14 @@ class DirectChannel(Channel):
 
     def _hang_up(self, fd: int, connection: _Incoming) -> None:
         """Close a connection that is over, and note whether it ended properly."""
+        if connection.ring is not None:
+            connection.ring.take(self._inbox)  # what it wrote before it ended
+            if connection in self._ringed:
+                self._ringed.remove(connection)
+                self._bells.remove(connection.ring.bell)
+                self._poll.unregister(connection.ring.bell)
+            connection.ring.close()
+            connection.ring = None
         self._poll.unregister(fd)
         del self._incoming[fd]
         connection.sock.close()
@@ -525,6 +680,7 @@ class DirectChannel(Channel):
             sock.close()
         for connection in (*self._incoming.values(), *self._fresh):
             connection.sock.close()
+        # mapped memory stays until the child ends: the thread that forked may be inside a ring
         self._poll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -547,12 +703,18 @@ class DirectChannel(Channel):
                         pass
                     sock.close()
                 self._outgoing.clear()
+                for ring in self._rings.values():
+                    ring.close()
+                self._rings.clear()
             finally:
                 self._put_lock.release()
         with self._get_lock:
             self._settle()
             for connection in self._incoming.values():
                 connection.sock.close()
+                if connection.ring is not None:
+                    connection.ring.close()
+            self._ringed.clear()
             self._poll.close()
             os.close(self._wake_read)
             os.close(self._wake_write)

@@ -226,7 +226,7 @@ class HybridChannel(Channel):
             stored = self._store.get(place.key)
             if stored is None:
                 return nothing
-            return replace(stored, receipt=(delivery.receipt, stored.receipt))
+            return stored._replace(receipt=(delivery.receipt, stored.receipt))
         part = self._store.get_range(place.key, place.start, place.nbytes)
         if part is None:
             return nothing

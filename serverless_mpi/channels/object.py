@@ -623,7 +623,7 @@ class ObjectChannel(Channel):
             elif isinstance(delivery, Delivery):
                 if keys[key] not in (SHARED, SCATTERED):
                     if delivery.receipt is None:  # damaged, and no other rank reads it: delete it
-                        delivery = replace(delivery, receipt=ReadObject(key, 0))
+                        delivery = delivery._replace(receipt=ReadObject(key, 0))
                 else:
                     self._reads[key] = self._reads.get(key, 0) + 1
                 deliveries.append(delivery)

@@ -185,7 +185,7 @@ def allreduce_doubling(rank: int, size: int, data: Blob, combine: Combine) -> St
     return (yield from _paired(rank, size, whole(data), combine, _doubling))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pairs:
     """A rank's place among the largest power of two of ranks.
 

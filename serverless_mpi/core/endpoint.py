@@ -6,7 +6,9 @@ arguments) and is not thread-safe: `runtime/` has the lock, the clock and the ch
 A point-to-point frame passes `_arrive` (its message, in order; matching at the first frame) and
 `_store` (its body), and `_finish` completes the receive when both a receive and the whole body are
 there, in either order.  A frame of a collective's step passes `_step`: it has a name of its own, so
-it needs neither order nor matching.
+it needs neither order nor matching.  `_short` and `_whole_step` are shorter ways of the usual
+frames: a whole message whose turn it is, or a whole step, that a receive awaits.  They must have
+the effects of the long ones.
 
 Invariants:
 
@@ -44,8 +46,11 @@ from serverless_mpi.core.wire import (
     decode,
     decode_head,
     encode,
+    encode_whole,
 )
 from serverless_mpi.errors import ERR_COMM, ERR_NO_MEM, ChannelError, MPIException, WireError
+
+_POINT, _STEP = int(Kind.POINT), int(Kind.STEP)  # an enumeration's member costs a look-up
 
 # a channel does not lose frames: one that is missing so long after the last one never arrives
 GAP_TIMEOUT_S = 120.0
@@ -91,6 +96,10 @@ class Receive:
         self.done = False
         self.landed = False
         self.on_done: Callable[[Receive], None] | None = None
+
+    def unmatched(self) -> bool:
+        """Return whether no message has matched the receive."""
+        return self.envelope is None
 
 
 class ReceiveSlot:
@@ -315,25 +324,12 @@ class Endpoint:
             total += part.nbytes
         most, source, flags = self._max_body, self.rank, flags | self._flags
         if total <= most:
-            name = FrameName(kind, context, source, dest, seq, tag, 0)
-            parts = encode(
-                kind,
-                flags,
-                context,
-                source,
-                dest,
-                tag,
-                seq,
-                0,
-                1,
-                0,
-                total,
-                data,
-                total,
-                self._job,
-                self._key,
+            # tuple.__new__ is C; the constructor of a NamedTuple is a Python function
+            name = tuple.__new__(FrameName, (kind, context, source, dest, seq, tag, 0))
+            parts = encode_whole(
+                kind, flags, context, source, dest, tag, seq, total, data, self._job, self._key
             )
-            return [OutgoingFrame(dests, name, parts)]
+            return [tuple.__new__(OutgoingFrame, (dests, name, parts, ()))]
         chunks = -(-total // most)
         frames = []
         for chunk, body in enumerate(cut(data, most)):
@@ -514,12 +510,15 @@ class Endpoint:
         except WireError:
             self.dropped += 1
             return
-        if frame.dest not in (self.rank, SHARED):
+        kind, dest = frame[0], frame[4]
+        if dest != self.rank and dest != SHARED:
             self.dropped += 1
-        elif frame.kind == Kind.POINT:
-            self._point(frame, now)
-        elif frame.kind == Kind.STEP:
-            self._step(frame)
+        elif kind == _POINT:
+            if frame[8] > 1 or not self._short(frame, now):
+                self._point(frame, now)
+        elif kind == _STEP:
+            if frame[8] > 1 or not self._whole_step(frame):
+                self._step(frame)
         else:
             self._ack(frame.context, frame.source, frame.seq)
         if self._closing:
@@ -569,6 +568,39 @@ class Endpoint:
         self._store(landing._frame, landing.memory, landing._message, landing._stream, True)
         if self._closing:
             self._close_settled(landing._frame.context)
+
+    def _short(self, frame: Frame, now: float) -> bool:
+        """Process a message of one frame whose turn it is and that a receive awaits.
+
+        Returns False, and does nothing, for any other frame: `_point` processes it.
+        """
+        _, flags, context, source, _, tag, seq, _, _, _, total, body = frame
+        state = self._contexts.get(context)
+        stream = None if state is None else state.streams.get(source)
+        if stream is None or seq != stream.next_seq or stream.waiting or flags & FLAG_SYNC:
+            return False
+        receive = self._matcher.claim(context, source, tag)
+        if receive is None:
+            return False
+        stream.next_seq = seq + 1
+        stream.progress_at = now
+        receive.envelope = envelope = tuple.__new__(Envelope, (context, source, tag, total))
+        if self.on_match is not None:
+            self.on_match(envelope, seq)
+        into = receive.into
+        if into is not None and into.nbytes >= total:
+            if into.nbytes != total:
+                into = into[:total]
+            into[:] = body
+            body = into
+            receive.landed = True
+        elif body.readonly:
+            body = memoryview(bytearray(body))
+        receive.data = body
+        receive.done = True
+        if receive.on_done is not None:
+            self._complete(receive, body)
+        return True
 
     def _point(self, frame: Frame, now: float) -> None:
         """Process a whole frame of a point-to-point message."""
@@ -650,9 +682,7 @@ class Endpoint:
         assert body is not None
         into = receive.into
         if into is not None and into.nbytes >= body.nbytes:
-            if not _same_memory(into, body):
-                into[: body.nbytes] = body
-            body = into[: body.nbytes]
+            body = _moved(body, into, body.nbytes)
             receive.landed = True
         self._complete(receive, body)
 
@@ -680,6 +710,31 @@ class Endpoint:
             self.duplicates += 1
         else:
             on_matched()
+
+    def _whole_step(self, frame: Frame) -> bool:
+        """Process a frame that is the whole of a step that is awaited.
+
+        Returns False, and does nothing, for any other frame: `_step` processes it.
+        """
+        _, _, context, source, _, slot, seq, _, _, _, _, body = frame
+        name = (context, source, seq, slot)
+        receive = self._expected.get(name)
+        if receive is None:
+            return False
+        state = self._contexts.get(context) or self._begin(context)
+        if state is None or state.completed.contains(seq):
+            return False
+        steps = state.steps.get(seq)
+        if steps is None:
+            steps = state.steps[seq] = {}
+        elif (source, slot) in steps:  # received, or frames that this one contradicts
+            return False
+        del self._expected[name]
+        if self.on_step is not None:
+            self.on_step(name)
+        steps[source, slot] = None
+        self._complete(receive, memoryview(bytearray(body)) if body.readonly else body)
+        return True
 
     def _step(self, frame: Frame) -> None:
         """Process a frame of a collective's step, which may precede this rank's call."""
@@ -813,5 +868,10 @@ class Endpoint:
                 )
 
 
-def _same_memory(into: memoryview, body: memoryview) -> bool:
-    return into.obj is body.obj
+def _moved(body: memoryview, into: memoryview, nbytes: int) -> memoryview:
+    """Put a body of `nbytes` into memory, unless it is there already, and return it."""
+    if nbytes != into.nbytes:
+        into = into[:nbytes]
+    if into.obj is not body.obj:
+        into[:] = body
+    return into

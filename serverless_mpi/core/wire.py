@@ -40,6 +40,8 @@ _MAGIC = b"sM"
 _HEAD = struct.Struct("<2sBBBxxx8sQiiiQIIQQ")
 _HEAD_BYTES = _HEAD.size
 _LENGTH = struct.Struct("<Q")  # of the body, for the tag alone
+# what a guarded tag covers: the header and the length of the body
+_COVERED = struct.Struct(_HEAD.format + "Q")
 HEADER_BYTES = _HEAD_BYTES + TAG_BYTES
 # a body of at least this enters the tag as SHA-256; below, one hash is faster than two
 HASHED_BYTES = 16 * 1024
@@ -107,28 +109,29 @@ def _forms(key: bytes) -> tuple[blake2b, blake2b, blake2b]:
 
 def _tag(
     key: bytes,
-    head: bytes | memoryview,
+    covered: bytes,
     body: Sequence[memoryview],
     nbytes: int,
     flags: int,
     leaves: Sequence[bytes] = (),
 ) -> bytes:
-    """Return the tag of a frame; `leaves`: `digests` of its body, if they are known."""
+    """Return the tag of a frame.
+
+    `covered` is the header without its tag, then the length of the body; `leaves` are `digests` of
+    the body, if they are known.
+    """
     short, hashed, guarded = _forms(key)
     if flags & FLAG_GUARDED:
         digest = guarded.copy()
-        digest.update(head)
-        digest.update(_LENGTH.pack(nbytes))
+        digest.update(covered)
     elif nbytes < HASHED_BYTES:
         digest = short.copy()
-        digest.update(head)
-        digest.update(_LENGTH.pack(nbytes))
+        digest.update(covered)
         for part in body:
             digest.update(part)
     else:
         digest = hashed.copy()
-        digest.update(head)
-        digest.update(_LENGTH.pack(nbytes))
+        digest.update(covered)
         digest.update(sha256(b"".join(leaves or digests(body))).digest())
     return digest.digest()
 
@@ -160,6 +163,35 @@ def digests(body: Sequence[memoryview]) -> list[bytes]:
             digest.update(piece)
         leaves.append(digest.digest())
     return leaves
+
+
+def encode_whole(
+    kind: int,
+    flags: int,
+    context: int,
+    source: int,
+    dest: int,
+    tag: int,
+    seq: int,
+    total: int,
+    body: Sequence[memoryview],
+    job: bytes,
+    key: bytes,
+) -> tuple[memoryview, ...]:
+    """Return the bytes of the only frame of a message; parameters and result as for `encode`.
+
+    Most frames are such, and fewer arguments save 0.3 us.
+    """
+    covered = _COVERED.pack(
+        _MAGIC, VERSION, kind, flags, job, context, source, dest, tag, seq, 0, 1, 0, total, total
+    )
+    if flags & FLAG_GUARDED:  # as `_tag` does, written out
+        digest = _forms(key)[2].copy()
+        digest.update(covered)
+        made = digest.digest()
+    else:
+        made = _tag(key, covered, body, total, flags)
+    return (memoryview(covered[:_HEAD_BYTES] + made), *body)
 
 
 def encode(
@@ -201,7 +233,7 @@ def encode(
     tuple of memoryview
         The header, then the parts of `body`.  They are valid until the body changes.
     """
-    head = _HEAD.pack(
+    covered = _COVERED.pack(
         _MAGIC,
         VERSION,
         kind,
@@ -216,38 +248,9 @@ def encode(
         chunks,
         offset,
         total,
+        nbytes,
     )
-    return (memoryview(head + _tag(key, head, body, nbytes, flags)), *body)
-
-
-def decode(
-    data: memoryview, job: bytes, key: bytes, guarded: bool = False, leaves: Sequence[bytes] = ()
-) -> Frame:
-    """Verify and parse a whole frame.
-
-    Parameters
-    ----------
-    data
-        The received bytes.
-    job, key
-        As for `encode`.
-    guarded
-        Whether the channel is a trusted transport, so that the tag need not cover the body.
-    leaves
-        `digests` of the body, if the channel has computed them from this memory.
-
-    Returns
-    -------
-    Frame
-        Its body is a view into `data`.
-
-    Raises
-    ------
-    WireError
-        The bytes are too short, of another version or job, damaged, not made with this key, or the
-        header contradicts itself.
-    """
-    return _decode(data, data[HEADER_BYTES:], data.nbytes - HEADER_BYTES, job, key, guarded, leaves)
+    return (memoryview(covered[:_HEAD_BYTES] + _tag(key, covered, body, nbytes, flags)), *body)
 
 
 def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
@@ -272,7 +275,7 @@ def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
     WireError
         As for `decode`, or the tag covers the body, so that it cannot be verified without it.
     """
-    frame = _decode(head, _NOTHING, nbytes, job, key, True)
+    frame = decode(head, job, key, True, (), _NOTHING, nbytes)
     if not frame.flags & FLAG_GUARDED:
         raise WireError("the tag covers the body, which has not been received yet")
     return frame
@@ -281,16 +284,46 @@ def decode_head(head: memoryview, nbytes: int, job: bytes, key: bytes) -> Frame:
 _NOTHING = memoryview(b"")
 
 
-def _decode(
+def decode(
     data: memoryview,
-    body: memoryview,
-    nbytes: int,
     job: bytes,
     key: bytes,
-    guarded: bool,
+    guarded: bool = False,
     leaves: Sequence[bytes] = (),
+    body: memoryview | None = None,
+    nbytes: int = 0,
 ) -> Frame:
-    """Verify the version first, then the tag, and only then use the header."""
+    """Verify and parse a whole frame.
+
+    The version is verified first, then the tag, and only then is the header used.
+
+    Parameters
+    ----------
+    data
+        The received bytes.
+    job, key
+        As for `encode`.
+    guarded
+        Whether the channel is a trusted transport, so that the tag need not cover the body.
+    leaves
+        `digests` of the body, if the channel has computed them from this memory.
+    body, nbytes
+        The body and its length, if `data` is the header alone; for `decode_head`.
+
+    Returns
+    -------
+    Frame
+        Its body is a view into `data`.
+
+    Raises
+    ------
+    WireError
+        The bytes are too short, of another version or job, damaged, not made with this key, or the
+        header contradicts itself.
+    """
+    if body is None:
+        nbytes = data.nbytes - HEADER_BYTES
+        body = data[HEADER_BYTES:]
     if nbytes < 0:
         raise WireError(f"{data.nbytes} bytes are less than a frame's header of {HEADER_BYTES}")
     (
@@ -315,10 +348,8 @@ def _decode(
         raise WireError("the frame belongs to another job")
     if flags & FLAG_GUARDED and not guarded:
         raise WireError("the tag does not cover the body, but the channel is not a trusted one")
-    if not same(
-        data[_HEAD_BYTES:HEADER_BYTES],
-        _tag(key, data[:_HEAD_BYTES], (body,), nbytes, flags, leaves),
-    ):
+    covered = bytes(data[:_HEAD_BYTES]) + _LENGTH.pack(nbytes)
+    if not same(data[_HEAD_BYTES:HEADER_BYTES], _tag(key, covered, (body,), nbytes, flags, leaves)):
         raise WireError("the authentication tag is wrong: damaged, or not made with this job's key")
     if chunks == 1:
         agree = chunk == 0 and offset == 0 and nbytes == total
@@ -326,4 +357,7 @@ def _decode(
         agree = _pieces_agree(chunk, chunks, offset, nbytes, total)
     if not agree or kind > 2:
         raise WireError("the header contradicts itself, or the length of the body")
-    return Frame(kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total, body)
+    # tuple.__new__ is C; the constructor of a NamedTuple is a Python function
+    return tuple.__new__(
+        Frame, (kind, flags, context, source, dest, tag, seq, chunk, chunks, offset, total, body)
+    )

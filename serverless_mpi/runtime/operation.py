@@ -104,6 +104,13 @@ class Operation:
             if self._callbacks:
                 self._call_back()
 
+    def received(self, receive: Receive) -> None:
+        """Take over the message of a receive that is done, and give up one hold."""
+        self.envelope = receive.envelope
+        self.data = receive.data
+        self.landed = receive.landed
+        self.release()
+
     def complete(self) -> None:
         """Mark the operation as done, whatever its holds; no effect on one that is done."""
         if not self.done:
@@ -124,6 +131,11 @@ class Operation:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(self)
+
+
+# of every send that was put when the call returned; an operation that is done never changes
+SENT = Operation()
+SENT.release()
 
 
 def any_done(operations: Sequence[Operation]) -> bool:

@@ -5,15 +5,18 @@ channel works (`get`, `put`, `ack`), while a thread sleeps, and while signal han
 
 A thread that waits drives the rank: it takes frames from the channel, gives them to the endpoint,
 and so completes its own operations and those of other threads.  One thread at a time does
-(`_pumping`); the others sleep on a condition and look at their predicates when it has received
-something.  A predicate that becomes true in another way (a send was put, `poke`) wakes the thread
-that is inside the channel (`Channel.wake`), if that is the one whose predicate it is.
+(`_pumping`); the others sleep on a condition and look at what they wait for when it has received
+something.  What is done in another way (a send was put, `poke`) wakes the thread that is inside the
+channel (`Channel.wake`), if it waits for that.
+
+What is waited for has an attribute `done`: a `Receive`, an `Operation`, or a predicate in an
+`Until`.  A thread that waits looks at it after each `get`, and an attribute costs less than a call.
 
 An error of the channel ends the rank: the first one is kept (`_failure`), and every later call
 raises it.
 
-Pitfalls.  A predicate runs under the lock and must not call the runtime.  Whatever makes a
-predicate true must call `_notify`, or do it inside `Entry`, whose exit does.  Signal handlers run
+Pitfalls.  A predicate runs under the lock and must not call the runtime.  Whatever makes
+something done must call `_notify`, or do it inside `Entry`, whose exit does.  Signal handlers run
 only in `_wait`, with the lock released (signals.py), so a channel never sees the exception of one:
 every exception that comes out of a channel is the channel's.
 """
@@ -27,7 +30,7 @@ import weakref
 from collections.abc import Callable
 from threading import get_ident
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.core.endpoint import Endpoint, ReceiveSlot
@@ -47,6 +50,28 @@ MAX_REPORTED = 8  # awaited messages that a deadlock report names per rank
 def never() -> bool:
     """For `interruptible`: signal handlers run when the call is over."""
     return False
+
+
+class Waited(Protocol):
+    """What a thread waits for."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the wait is over."""
+
+
+class Until:
+    """A predicate as something to wait for."""
+
+    __slots__ = ("_predicate",)
+
+    def __init__(self, predicate: Callable[[], bool]) -> None:
+        self._predicate = predicate
+
+    @property
+    def done(self) -> bool:
+        """Whether the predicate is true."""
+        return self._predicate()
 
 
 class Progress:
@@ -75,7 +100,7 @@ class Progress:
         self._changed = threading.Condition(self._lock)
         self._sleepers = 0  # threads that wait for _changed
         self._inside = Entry(self)
-        self._pump_predicate: Callable[[], bool] | None = None  # of the thread inside the channel
+        self._pump_waited: Waited | None = None  # of the thread inside the channel
         self._pumping = False
         self._failure: BaseException | None = None
         self._send_queue = SendQueue(channel, self._lock, self._batch_done)
@@ -139,15 +164,24 @@ class Progress:
         ChannelError, JobError
             The channel has failed; the rank has finalized MPI.
         """
-        if self._failure is None and predicate():
+        return self.wait_for(Until(predicate), timeout, interruptible)
+
+    def wait_for(
+        self,
+        waited: Waited,
+        timeout: float | None = None,
+        interruptible: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Drive the rank until `waited.done`; otherwise as `wait_until`."""
+        if self._failure is None and waited.done:
             return True
         with self._inside:
-            return self._wait(predicate, timeout, interruptible)
+            return self._wait(waited, timeout, interruptible)
 
     def progress(self) -> None:
         """Receive what has arrived, without waiting."""
         with self._inside:
-            self._pump(0.0, lambda: True)
+            self._pump(0.0, None)
 
     def poke(self) -> None:
         """Have waiting threads look at their predicates again."""
@@ -159,7 +193,7 @@ class Progress:
         with self._lock:
             if self._sleepers:
                 self._changed.notify_all()
-            if self._pump_predicate is not None:
+            if self._pump_waited is not None:
                 try:
                     self._channel.wake()
                 except Exception as error:
@@ -174,35 +208,34 @@ class Progress:
             self._lock.acquire()
 
     def _wait(
-        self,
-        predicate: Callable[[], bool],
-        timeout: float | None,
-        interruptible: Callable[[], bool] | None = None,
+        self, waited: Waited, timeout: float | None, interruptible: Callable[[], bool] | None = None
     ) -> bool:
-        """Under the lock: `wait_until`, without a first look at `predicate` before the flush."""
+        """Under the lock: `wait_for`, without a first look at `waited` before the flush."""
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._send_queue.queued or self._endpoint.outbox:
             self._flush(blocking=True)
         reporter, began, reported = self._wait_reporter, 0.0, False
         longest = LONG_POLL_S if reporter is None else min(LONG_POLL_S, reporter.interval_s)
         try:
-            while not predicate():
+            while not waited.done:
                 if self._failure is not None or self.finalized:
                     raise self._failure or self._over()
                 if shield.deferred and shield.due() and (interruptible is None or interruptible()):
                     self._handle_signals()
                     continue
-                now = time.monotonic()
-                pause = longest if deadline is None else min(deadline - now, longest)
-                if pause <= 0:
-                    return False
-                # only a wait without a time limit can be part of a deadlock
-                if reporter is not None and deadline is None:
+                pause = longest
+                if deadline is not None:
+                    pause = min(deadline - time.monotonic(), longest)
+                    if pause <= 0:
+                        return False
+                elif reporter is not None:
+                    # only a wait without a time limit can be part of a deadlock
+                    now = time.monotonic()
                     began = began or now
                     if now - began >= reporter.interval_s:
                         reported = True
                         reporter.report(self._send_queue.frames + self._received, self._awaited)
-                self._pump(pause, predicate)
+                self._pump(pause, waited)
         finally:
             if reported and reporter is not None:
                 reporter.over()
@@ -227,7 +260,7 @@ class Progress:
             descriptions.append(f"{what} {peer}{tagged} on {where}")
         return descriptions
 
-    def _pump(self, max_wait_s: float, predicate: Callable[[], bool]) -> None:
+    def _pump(self, max_wait_s: float, waited: Waited | None) -> None:
         """Under the lock: receive once, or sleep if another thread does."""
         if self._unowned:
             self._free_contexts()
@@ -240,7 +273,7 @@ class Progress:
             self._sleep(max_wait_s)  # the sender thread will wake it; no frame is awaited
             return
         self._pumping = True
-        self._pump_predicate = predicate
+        self._pump_waited = waited
         try:
             receipts = self._receive(max_wait_s)
             if self._send_queue.queued or self._endpoint.outbox:
@@ -268,19 +301,19 @@ class Progress:
             deliveries = self._channel.get(max_wait_s, self._wanted)
         finally:
             self._lock.acquire()
-            self._pump_predicate = None
+            self._pump_waited = None
             if on_span is not None:
                 on_span("channel.get", begin)
         now = time.monotonic()
         self._received += len(deliveries)
         receipts: list[object] = []
-        for delivery in deliveries:
-            if delivery.landing is None:
-                self._endpoint.receive(delivery.data, now, delivery.leaves)
+        for data, receipt, landing, leaves in deliveries:
+            if landing is None:
+                self._endpoint.receive(data, now, leaves)
             else:
-                self._endpoint.landed(delivery.landing)
-            if delivery.receipt is not None:
-                receipts.append(delivery.receipt)
+                self._endpoint.landed(landing)
+            if receipt is not None:
+                receipts.append(receipt)
         if not deliveries and max_wait_s > 0:
             self._endpoint.check(now)  # only now: a frame that was in the channel is not lost
         return receipts
@@ -307,9 +340,9 @@ class Progress:
         """Under the lock, not pumping: wake the threads whose predicates may have become true."""
         if self._sleepers:
             self._changed.notify_all()
-        predicate = self._pump_predicate
-        if predicate is not None and (self._failure is not None or predicate()):
-            self._pump_predicate = None
+        waited = self._pump_waited
+        if waited is not None and (self._failure is not None or waited.done):
+            self._pump_waited = None
             self._channel.wake()
 
     def _batch_done(self, error: BaseException | None) -> None:
@@ -356,8 +389,8 @@ class Progress:
         self._send_queue.finish()
         while self._pumping:
             self._changed.notify_all()
-            if self._pump_predicate is not None:
-                self._pump_predicate = None
+            if self._pump_waited is not None:
+                self._pump_waited = None
                 self._channel.wake()
             self._sleep(LONG_POLL_S)
         self._changed.notify_all()
@@ -388,10 +421,11 @@ class Entry:
 
     def __enter__(self) -> None:
         progress = self._progress
-        if shield.depth and get_ident() == shield.main:
-            shield.depth += 1
-        else:
-            shield.enter()
+        if get_ident() == shield.main:
+            if shield.depth or (shield.installed and not shield.deferred):
+                shield.depth += 1
+            else:
+                shield.enter()
         progress._lock.acquire()
         if progress._failure is not None or progress.finalized:
             progress._lock.release()
@@ -411,7 +445,7 @@ class Entry:
                     progress._flush()
                 elif progress._send_queue.queued:
                     progress._send_queue.flush()
-                if progress._sleepers or progress._pump_predicate is not None:
+                if progress._sleepers or progress._pump_waited is not None:
                     progress._notify()
         finally:
             progress._lock.release()

@@ -40,8 +40,8 @@ from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
 from serverless_mpi.runtime import host
 from serverless_mpi.runtime.collective_driver import CollectiveDriver, Steps
-from serverless_mpi.runtime.operation import Operation, Payload, any_done
-from serverless_mpi.runtime.progress import Progress, never
+from serverless_mpi.runtime.operation import SENT, Operation, Payload, any_done
+from serverless_mpi.runtime.progress import Progress, Until, never
 from serverless_mpi.runtime.statistics import RankStatistics
 from serverless_mpi.signals import shield
 
@@ -166,6 +166,9 @@ class Runtime(Progress):
         JobError, ChannelError
             The rank has finalized MPI, or lost its channel.
         """
+        if not sync and not self._send_queue.async_put:
+            self.send(context, dest, tag, data)
+            return SENT
         operation = Operation()
         with self._inside:
             on_matched = None
@@ -179,6 +182,54 @@ class Runtime(Progress):
                 self._send_queue.put(frames)
             operation.release()
         return operation
+
+    def send(
+        self, context: int, dest: int, tag: int, data: Sequence[memoryview], *, sync: bool = False
+    ) -> None:
+        """Send a point-to-point message; return when its bytes may be changed.
+
+        Parameters and errors are those of `isend`.  Where the caller puts, nothing is left to be
+        waited for, so there is no operation.
+        """
+        if not sync and not self._send_queue.async_put:
+            with self._inside:
+                frames = self._endpoint.send(
+                    context, dest, tag, data, None, time.monotonic() if dest == self.rank else 0.0
+                )
+                if frames:
+                    self._send_queue.put(frames)
+            return
+        shield.enter()
+        try:
+            operation = self.isend(context, dest, tag, data, sync=sync)
+            if not operation.done:
+                self.complete_send(operation)
+            if operation.error is not None:
+                raise operation.error
+        finally:
+            shield.leave()
+
+    def recv(self, context: int, source: int, tag: int, into: memoryview | None = None) -> Receive:
+        """Receive a point-to-point message; parameters are those of `irecv`.
+
+        The exception of a signal handler withdraws the receive, unless it has been matched: then
+        the message is received, and the exception is raised after the call.  The caller keeps the
+        signal shield until it has taken the message.
+        """
+        with self._inside:
+            receive = self._endpoint.post(context, source, tag, into)
+            if not receive.done:
+                try:
+                    self._wait(receive, None, receive.unmatched)
+                except BaseException as error:
+                    if (
+                        self._failure is not None
+                        or self._endpoint.cancel(receive)
+                        or not shield.postpone(error)
+                    ):
+                        raise
+                    self._wait(receive, None, never)
+        return receive
 
     def irecv(
         self, context: int, source: int, tag: int, into: memoryview | None = None
@@ -260,17 +311,10 @@ class Runtime(Progress):
     def _receiving(self, receive: Receive) -> Operation:
         operation = Operation()
         operation.receive = receive
-
-        def finish(receive: Receive) -> None:
-            operation.envelope = receive.envelope
-            operation.data = receive.data
-            operation.landed = receive.landed
-            operation.release()
-
         if receive.done:
-            finish(receive)
+            operation.received(receive)
         else:
-            receive.on_done = finish
+            receive.on_done = operation.received
         return operation
 
     def cancel(self, operation: Operation) -> bool:
@@ -333,9 +377,9 @@ class Runtime(Progress):
                 self._endpoint.watched.append(pattern)
                 try:
                     if block:
-                        self._wait(seen, None)
+                        self._wait(Until(seen), None)
                     else:
-                        self._pump(0.0, seen)
+                        self._pump(0.0, None)
                         seen()
                 finally:
                     self._endpoint.watched.remove(pattern)
@@ -380,6 +424,28 @@ class Runtime(Progress):
             on_span(getattr(steps, "__name__", "collective"), begin)
         return operation
 
+    def collective(self, context: int, seq: int, steps: Steps, ranks: Sequence[int]) -> Operation:
+        """Start a collective and wait for it; otherwise as `icollective`."""
+        if self._on_span is not None:
+            operation = self.icollective(context, seq, steps, ranks)
+            self.wait_for(operation)
+            return operation
+        operation = Operation()
+        with self._inside:
+            CollectiveDriver(
+                self._endpoint,
+                self._send_queue,
+                self.figures.ranges,
+                operation,
+                context,
+                seq,
+                steps,
+                ranks,
+            ).step()
+            if not operation.done:
+                self._wait(operation, None)
+        return operation
+
     # --- waiting ----------------------------------------------------------------------------------
 
     def wait(
@@ -406,7 +472,7 @@ class Runtime(Progress):
         pending = list(operations)
         if len(pending) == 1:
             (operation,) = pending
-            return self.wait_until(lambda: operation.done, timeout)
+            return self.wait_for(operation, timeout)
 
         def enough() -> bool:
             if all:
@@ -420,9 +486,7 @@ class Runtime(Progress):
     def complete_send(self, operation: Operation) -> None:
         """Wait for a send to which the caller has no other handle."""
         queue = self._send_queue
-        self.wait_until(
-            lambda: operation.done, interruptible=lambda: not (queue.queued or queue.putting)
-        )
+        self.wait_for(operation, interruptible=lambda: not (queue.queued or queue.putting))
 
     def complete_receive(self, operation: Operation) -> None:
         """Wait for a receive to which the caller has no other handle.
@@ -433,11 +497,11 @@ class Runtime(Progress):
         receive = operation.receive
         assert receive is not None
         try:
-            self.wait_until(lambda: operation.done, interruptible=lambda: receive.envelope is None)
+            self.wait_for(operation, interruptible=receive.unmatched)
         except BaseException as error:
             if self._failure is not None or self.cancel(operation) or not shield.postpone(error):
                 raise
-            self.wait_until(lambda: operation.done, interruptible=never)
+            self.wait_for(operation, interruptible=never)
 
     # --- entry, exit ------------------------------------------------------------------------------
 
@@ -501,7 +565,7 @@ class Runtime(Progress):
         self._forked = True
         self._lock = threading.Lock()  # a thread of the parent may have held it
         self._changed = threading.Condition(self._lock)
-        self._sleepers, self._pumping, self._pump_predicate = 0, False, None
+        self._sleepers, self._pumping, self._pump_waited = 0, False, None
         self._failure = JobError(
             f"this process was forked from rank {self.rank} and is not a rank itself: it cannot"
             " communicate; communicate in the parent, or start the child as a program of its own"

@@ -245,8 +245,15 @@ class SendQueue:
 
     def _put_batch(self, most: int = GATHER_FRAMES) -> None:
         """Put up to `most` frames; raise an error unless this is the sender thread."""
-        batch, self.queued = self.queued[:most], self.queued[most:]
-        frames, operations = zip(*batch, strict=True)  # a comprehension would be one more call
+        frames: tuple[OutgoingFrame, ...]
+        operations: tuple[Operation | None, ...]
+        if len(self.queued) == 1:
+            ((frame, operation),) = self.queued
+            self.queued = []
+            frames, operations = (frame,), (operation,)
+        else:
+            batch, self.queued = self.queued[:most], self.queued[most:]
+            frames, operations = zip(*batch, strict=True)  # a comprehension would be a call more
         error: BaseException | None = None
         try:
             self.put(frames)

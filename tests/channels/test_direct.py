@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import secrets
 import socket
 import threading
@@ -240,7 +239,7 @@ def test_only_the_rank_itself_says_goodbye(job: Make) -> None:
 )
 def test_any_bytes_are_frames_or_break_the_connection(pieces: list[bytes]) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
-    inbox: collections.deque[Delivery] = collections.deque()
+    inbox: list[Delivery] = []
     with ours, theirs:
         ours.setblocking(False)
         incoming = _Incoming(ours, 0, bytes(TAG_BYTES))

@@ -456,7 +456,6 @@ def nothing_left(receiver: Endpoint, contexts: int = 1) -> bool:
         not receiver._contexts
         and not receiver._closing
         and not receiver.awaits()
-        and not receiver._matcher._ages
         and receiver.held_bytes == 0
         and len(receiver._freed) == contexts
     )
