@@ -160,7 +160,7 @@ class RoutedChannel(Channel):
     figures = LINK_FIGURES
 
     @classmethod
-    def cost(cls, *, aws: bool, prices: Prices) -> CostParameters:
+    def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:
         return LINK_FIGURES
 
     @classmethod
