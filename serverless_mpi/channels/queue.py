@@ -227,6 +227,7 @@ class QueueChannel(Channel):
         ]
         self._sqs = sqs.Sqs(self._clients[0])
         self._sqs.prompt = spec.endpoint is None
+        self._sqs.late_s = sqs.ANSWER_S if spec.endpoint is None else None
         self._sns = sns.Sns(self._clients[1])
         self._queues: list[str] = json.loads(spec.settings["queues"])
         # a stack's queues exist before the job: its topics know them by their numbers in the stack

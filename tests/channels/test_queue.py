@@ -70,11 +70,12 @@ def test_frames_of_a_publish_that_stays_throttled_are_sent(cloud: Cloud) -> None
         ("eu-south-1", "http://127.0.0.1:1", 2),  # an emulator has no quota
     ],
 )
-def test_a_channel_knows_the_quota_of_its_region(
+def test_a_channel_knows_its_region_and_an_emulator(
     region: str, endpoint: str | None, fewest: int
 ) -> None:
     settings = {"queues": json.dumps(["q"] * 64), "topics": '["t"]'}
     spec = JobSpec.new(64, "queue", region=region, endpoint=endpoint, settings=settings)
     channel = queue.QueueChannel(spec.with_rank(0), Meter())
     assert channel._fewest == fewest
+    assert channel._sqs.late_s == (5.0 if endpoint is None else None)
     channel.close()
