@@ -639,3 +639,61 @@ def test_whatever_the_order_of_frames_and_frees_operations_end_and_nothing_is_le
     assert len(matched) == expected_matches
     assert all(nothing_left(end, len(contexts)) for end in ends)
     assert [end.dropped for end in ends] == [0, 0]
+
+
+@SETTINGS
+@given(st.integers(0, 2**32))
+def test_the_short_ways_do_what_the_long_ones_do(seed: int) -> None:
+    """One schedule of frames and receives, with and without `_short` and `_whole_step`."""
+    generator = random.Random(seed)
+    sent: list[memoryview] = []
+    for source in (1, 2):
+        sender = endpoint(source, 16)
+        for number in range(generator.randrange(8)):
+            body = generator.randbytes(generator.randrange(24))
+            matched = (lambda: None) if generator.random() < 0.2 else None
+            tag = generator.randrange(2)
+            sent += map(raw, sender.send(7, 0, tag, view(body), matched))
+            sent += map(raw, sender.publish(7, number, 0, (0,), view(body)))
+    sent += generator.sample(sent, len(sent) // 4)  # twice
+    generator.shuffle(sent)
+    receives = [
+        (
+            generator.randrange(len(sent) + 1),  # before which frame
+            generator.choice((1, 2, ANY_SOURCE)),
+            generator.choice((0, 1, ANY_TAG)),
+            generator.choice((None, 8, 30)),
+        )
+        for _ in range(12)
+    ]
+    retired = generator.randrange(8)
+
+    def play(long_only: bool) -> list[object]:
+        receiver = endpoint(0, 16)
+        seen: list[object] = []
+        receiver.on_match = lambda envelope, seq: seen.append((envelope, seq))
+        receiver.on_step = seen.append
+        if long_only:
+            receiver._short = lambda frame, now: False  # type: ignore[method-assign]
+            receiver._whole_step = lambda frame: False  # type: ignore[method-assign]
+        posted: list[Receive] = []
+        for place in range(len(sent) + 1):
+            for before, source, tag, room in receives:
+                if before == place:
+                    into = None if room is None else memoryview(bytearray(room))
+                    posted.append(receiver.post(7, source, tag, into))
+                    if source > 0:
+                        posted.append(receiver.expect(7, source, before % 8, 0))
+            if place == len(sent) // 2:
+                receiver.retire(7, retired)
+            if place < len(sent):
+                receiver.receive(memoryview(bytearray(sent[place])), float(place))
+        return [
+            seen,
+            [(one.done, one.envelope, one.landed, one.data and bytes(one.data)) for one in posted],
+            [frame.name for frame in receiver.outbox],
+            (receiver.held_bytes, receiver.dropped, receiver.duplicates),
+            sorted(receiver.wanted()),
+        ]
+
+    assert play(False) == play(True)
