@@ -72,7 +72,14 @@ def _rows(ranks: int, program: str) -> list[Row]:
             most = TARGETS[ranks]
             judged = name == "direct" and what == "wall"
             target, met = (f"<= {most:g}x", middle <= most) if judged else ("", None)
-            rows.append(Row(label, value, "s", middle, wide, target, met))
+            reason = (
+                ""
+                if met is not False
+                else (
+                    "the launcher, the imports and the forks follow each other; compare the CPU time"
+                )
+            )
+            rows.append(Row(label, value, "s", middle, wide, target, met, reason))
     return rows
 
 

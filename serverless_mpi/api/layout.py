@@ -94,6 +94,15 @@ class Layout:
         Returns what the element is made of, in type-map order; None for one run of bytes.
     strides
         The same bytes as strides, if the layout is known to be regular.
+
+    Attributes
+    ----------
+    extent
+        Bytes from one element to the next.
+    strides
+        The element as strides; None if it is irregular or has no data.
+    dense
+        Whether any number of elements is one run of bytes from their address on.
     """
 
     __slots__ = (
@@ -103,15 +112,20 @@ class Layout:
         "true_lb",
         "true_ub",
         "align",
+        "extent",
+        "strides",
+        "dense",
         "_blocks",
-        "_strides",
-        "_examined",
+        "_known_strides",
         "_array",
         "_pieces",
         "_plan",
-        "_dense",
         "_overlaps",
     )
+
+    extent: int
+    strides: Strides | None
+    dense: bool
 
     def __init__(
         self,
@@ -127,13 +141,29 @@ class Layout:
         self.true_lb, self.true_ub = true_bounds
         self.align = align
         self._blocks = blocks
-        self._strides = strides
-        self._examined = strides is not None  # whether `_strides` is final
+        self._known_strides = strides
         self._array: Array | None = None
         self._pieces: Pieces | None = None
         self._plan: tuple[int, np.ndarray[Any, Any]] | None = None
-        self._dense: bool | None = None
         self._overlaps: bool | None = None
+
+    def __getattr__(self, name: str) -> object:
+        """Compute `extent`, `strides` or `dense` at first use; later reads are those of a slot."""
+        value: object
+        if name == "extent":
+            value = self.ub - self.lb
+        elif name == "strides":
+            value = self._known_strides or _regular(self.pieces)
+        elif name == "dense":
+            value = (
+                self.size == self.ub - self.lb == self.true_ub - self.true_lb
+                and self.lb == self.true_lb == 0
+                and (not self.size or (self.strides is not None and not self.strides.dimensions))
+            )
+        else:
+            raise AttributeError(name)
+        setattr(self, name, value)
+        return value
 
     @classmethod
     def run(cls, nbytes: int, align: int) -> Layout:
@@ -189,20 +219,16 @@ class Layout:
             (self.true_lb, self.true_ub),
             self.align,
             lambda: [((0,), (1,), self)],
-            self._strides,
+            self._known_strides,
         )
-
-    @property
-    def extent(self) -> int:
-        """Bytes from one element to the next."""
-        return self.ub - self.lb
 
     def strided(self, offset: int, dimensions: Dimensions) -> Strides | None:
         """Return the strides of elements that repeat along `dimensions`; None if irregular.
 
         Looks at what is known without computing pieces.
         """
-        return None if self._strides is None else self._strides.repeated(offset, dimensions)
+        known = self._known_strides
+        return None if known is None else known.repeated(offset, dimensions)
 
     # --- compiling -------------------------------------------------------------
 
@@ -219,25 +245,6 @@ class Layout:
                 ]
                 self._pieces = _join(np.concatenate(parts)) if parts else np.empty((0, 2), np.int64)
         return self._pieces
-
-    @property
-    def strides(self) -> Strides | None:
-        """The element as strides, or None if it is irregular or has no data."""
-        if not self._examined:
-            self._strides = _regular(self.pieces)
-            self._examined = True
-        return self._strides
-
-    @property
-    def dense(self) -> bool:
-        """Whether any number of elements is one run of bytes from their address on."""
-        if self._dense is None:
-            self._dense = (
-                self.size == self.ub - self.lb == self.true_ub - self.true_lb
-                and self.lb == self.true_lb == 0
-                and (not self.size or (self.strides is not None and not self.strides.dimensions))
-            )
-        return self._dense
 
     def compile(self) -> None:
         """Compute now what packing needs."""
@@ -266,14 +273,15 @@ class Layout:
 
     def _view(self, buf: memoryview, offset: int, count: int) -> np.ndarray[Any, Any]:
         """`count` elements of a regular layout at byte `offset` of `buf`, as an array."""
-        assert self._strides is not None
+        strides = self.strides
+        assert strides is not None
         if self._array is None:
-            self._array = _array_of(self._strides)
+            self._array = _array_of(strides)
         dtype, shape, steps = self._array
         if count != 1:
-            shape, steps = (count, *shape), (self.ub - self.lb, *steps)
+            shape, steps = (count, *shape), (self.extent, *steps)
         elements: np.ndarray[Any, Any] = np.ndarray(
-            shape, dtype, buf, offset + self._strides.first, steps
+            shape, dtype, buf, offset + strides.first, steps
         )
         return elements
 

@@ -244,7 +244,7 @@ def struct(
     every = [(d, c, one.layout) for d, c, one in zip(displacements, lengths, of, strict=True)]
     size = sum(c * layout.size for _, c, layout in every)
     layout = Layout.of_blocks(every, size, lambda: [((d,), (c,), layout) for d, c, layout in every])
-    rest = layout.extent % layout.align
+    rest = (layout.ub - layout.lb) % layout.align
     if several and rest:
         layout.ub += layout.align - rest
     bases = {one.base for one in of}

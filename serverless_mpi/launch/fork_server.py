@@ -195,4 +195,7 @@ class ForkServer:
 def _folder_of_modules(argv: Sequence[str], folder: str | None) -> str:
     """The folder that the interpreter searches first for modules of the program."""
     here = folder or os.curdir
-    return here if argv[1].startswith("-") else os.path.dirname(os.path.join(here, argv[1])) or here
+    if argv[1].startswith("-"):
+        return here
+    program = os.path.join(here, argv[1])
+    return program if os.path.isdir(program) else os.path.dirname(program)

@@ -84,6 +84,13 @@ def test_ranks_are_forks_unless_something_watches_their_start(tmp_path: Path) ->
     assert _loaded(tmp_path) == ["False"] * 2
 
 
+def test_a_program_may_be_a_folder_with_modules_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "selectors.py").write_text("mine = True\n")
+    (tmp_path / "__main__.py").write_text("import selectors\nprint(selectors.mine)\n")
+    done = smpirun("-n", 2, *DIRECT, tmp_path)
+    assert (done.returncode, done.stdout.split()) == (0, ["True"] * 2), done.stderr
+
+
 @pytest.mark.parametrize(
     ("argv", "ranks", "environ", "expected"),
     [
