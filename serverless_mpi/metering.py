@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serverless_mpi.aws import limits
 from serverless_mpi.errors import UsageError
 
-# SQS and SNS: "every 64 KB chunk of a payload is billed as 1 request"
-BILLED_CHUNK_BYTES = 64 * 1024
+BILLED_CHUNK_BYTES = limits.BILLED_CHUNK_BYTES.value
 CHUNKED_SERVICES = ("sqs", "sns")
 _FIELDS = ("requests", "billed", "nbytes", "messages")
 

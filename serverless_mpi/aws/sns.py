@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from html import unescape
 from urllib.parse import urlencode
 
+from serverless_mpi.aws import limits
 from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.sqs import BODY, ENVELOPE_BYTES, FRAME
 from serverless_mpi.errors import ChannelError
 
 TO = "t"  # names of message attributes are billed, so they are short
-MAX_ENTRIES = 10  # of a batch
-MAX_BATCH_BYTES = 256 * 1024  # of a message and of a batch
-FILTERS_PER_TOPIC = 200  # filter policies per topic (service quota)
+MAX_ENTRIES = limits.SNS_BATCH_ENTRIES.value
+MAX_BATCH_BYTES = limits.SNS_MESSAGE_BYTES.value
+FILTERS_PER_TOPIC = limits.SNS_FILTERS_PER_TOPIC.value
 _FAILED = re.compile(r"<Failed>(.*?)</Failed>", re.DOTALL)
 _WHOLE = re.compile(r"</Publish(Batch)?Response>\s*$")
 _ENTRY = re.compile(r"<member>(.*?)</member>", re.DOTALL)

@@ -28,6 +28,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from serverless_mpi.aws.figures import of_job
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.core.frames import SCATTERED, SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter, Prices
@@ -178,8 +180,8 @@ class Channel(ABC):
     emulator_figures
         Cost parameters on an emulator; None if they are `figures`.
     model
-        Its simulation model, as "module:class" of a subclass of `simulation.media.Medium`, imported
-        only to simulate.  "serverless_mpi.simulation.media:Parametric" derives a model from
+        Its simulation model, as "module:class" of a subclass of
+        `simulation.media.ChannelModel`, imported only to simulate.  "serverless_mpi.simulation.media:Parametric" derives a model from
         the cost parameters.  None: `--simulate` refuses the channel.
     land
         Set by the runtime if `limits.trusted_transport`.  Given a frame's first 84 bytes and the
@@ -216,6 +218,29 @@ class Channel(ABC):
         if aws or cls.emulator_figures is None:
             return cls.figures
         return cls.emulator_figures
+
+    @classmethod
+    def cost_by(cls, figures: Figures, prices: Prices) -> CostParameters:
+        """Return the cost parameters on AWS by given figures of its services.
+
+        A channel that uses a service of AWS derives them; any other has those of `cost`.
+
+        Parameters
+        ----------
+        figures
+            Times and rates of AWS, perhaps measured (`smpi calibrate`).
+        prices
+            As for `cost`.
+        """
+        return cls.cost(aws=True, prices=prices)
+
+    @classmethod
+    def cost_of_job(cls, spec: JobSpec, prices: Prices) -> CostParameters:
+        """Return the cost parameters of a job: by its own figures if its launcher passed some."""
+        figures = of_job(spec.settings)
+        if figures is None:
+            return cls.cost(aws=spec.endpoint is None, prices=prices)
+        return cls.cost_by(figures, prices)
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

@@ -28,10 +28,12 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import NamedTuple
 
+from serverless_mpi.aws import limits
 from serverless_mpi.aws.credentials import Credentials, emulator_keys
 from serverless_mpi.aws.http import Busy, Client
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.aws.retry import BUDGET_S, Patience
-from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
+from serverless_mpi.aws.s3 import MAX_DELETED, MAX_LISTED, PART_BYTES, S3
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels.base import (
     SCATTERED,
@@ -60,7 +62,7 @@ from serverless_mpi.core.frames import cut
 from serverless_mpi.core.wire import HEADER_BYTES, LEAF_BYTES, digests
 from serverless_mpi.errors import ChannelError, ServerlessMPIError
 from serverless_mpi.job import JobSpec, frames_prefix
-from serverless_mpi.metering import Meter
+from serverless_mpi.metering import Meter, Prices
 
 MAX_FRAME_BYTES = 1 << 30  # S3 accepts 5 GiB per PUT; a frame is in memory twice for a moment
 MULTIPART_BYTES = 65 << 20  # a larger frame is put in parts at the same time
@@ -70,20 +72,30 @@ assert PART_BYTES % LEAF_BYTES == 0  # so that each range of a body consists of 
 _COUNT = struct.Struct("<I")
 _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
 
-# AWS: 100-200 ms per small object, 85-90 MB/s per connection ("Performance design patterns for
-# Amazon S3").  Emulator: the best fit to the times of all collectives on two cores
-# (docs/benchmarks-collectives.md).  A rank has 8 requests in flight.
-AWS_FIGURES = CostParameters(
-    latency_s=0.15,
-    bandwidth_Bps=9e7,
-    put_usd=5e-6,
-    get_usd=4e-7,
-    fanout=True,
-    batch=1,
-    ranges=True,
-    put_s=0.012,
-    get_s=0.012,
-)
+# How the times of requests become cost parameters, by assumption: a quarter of the two requests
+# overlaps, since a reader that waits asks while the object is put; and a rank has 8 in flight.
+NOT_OVERLAPPED = 0.75
+SHARE_IN_FLIGHT = 0.12
+
+
+def parameters(figures: Figures) -> CostParameters:
+    """Return the cost parameters that follow from figures of S3 and of a function's network."""
+    put_s, get_s = figures.s3_put_s.value, figures.s3_get_s.value
+    return CostParameters(
+        latency_s=NOT_OVERLAPPED * (put_s + get_s),
+        bandwidth_Bps=figures.connection_Bps,
+        put_usd=5e-6,
+        get_usd=4e-7,
+        fanout=True,
+        batch=1,
+        ranges=True,
+        put_s=SHARE_IN_FLIGHT * put_s,
+        get_s=SHARE_IN_FLIGHT * get_s,
+    )
+
+
+AWS_FIGURES = parameters(limits.AWS)
+# The best fit to the times of all collectives on two cores (docs/benchmarks-collectives.md).
 EMULATOR_FIGURES = replace(
     AWS_FIGURES, latency_s=0.005, bandwidth_Bps=6.5e8, put_s=0.0001, get_s=0.0006, parallelism=2
 )
@@ -339,7 +351,7 @@ class Store:
         while True:
             page = self._s3.list(self.prefix + prefix, keys[-1] if keys else "", budget_s)
             keys += page
-            if len(page) < 1000:
+            if len(page) < MAX_LISTED:
                 return [key.removeprefix(self.prefix) for key in keys]
 
     def read(self, objects: Sequence[ReadObject]) -> None:
@@ -454,7 +466,7 @@ class ObjectChannel(Channel):
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
         self.limits = replace(self.limits, serial=spec.endpoint is not None)
-        self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
+        self.figures = self.cost_of_job(spec, Prices.load())
         self._pauses = AWS_PAUSES_S if spec.endpoint is None else EMULATOR_PAUSES_S
         self._store = Store(spec, meter, MAX_FRAME_BYTES)
         self._patience = self._store.patience()
@@ -464,6 +476,10 @@ class ObjectChannel(Channel):
         self._usual_wait_s = 0.0  # recent mean of what a `get` waited for a frame
         self._woken = threading.Event()
         self._closed = False
+
+    @classmethod
+    def cost_by(cls, figures: Figures, prices: Prices) -> CostParameters:
+        return parameters(figures)
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

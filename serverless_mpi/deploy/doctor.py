@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serverless_mpi import __version__
-from serverless_mpi.aws import control
+from serverless_mpi.aws import control, limits
 from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.stack import Stack, explained
 from serverless_mpi.errors import ServerlessMPIError
@@ -19,7 +19,7 @@ SKEW_S = (
     60.0  # AWS refuses requests that are 5 to 15 minutes off; half of what is safe is worth a word
 )
 SLOW_MS = 300.0
-CONCURRENCY = 1000  # AWS's default quota; new accounts begin with as little as 10
+CONCURRENCY = limits.LAMBDA_CONCURRENCY.value
 
 
 @dataclass(frozen=True)

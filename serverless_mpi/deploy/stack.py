@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serverless_mpi.aws import control
+from serverless_mpi.aws import control, limits
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import ChannelError, ServerlessMPIError, UsageError
@@ -20,7 +20,7 @@ from serverless_mpi.stack.bucket import CODE
 
 POLL_S = 2.0  # between two looks at a stack that is being made, on AWS
 EMULATOR_POLL_S = 0.1
-BODY_BYTES = 51_200  # of a template in a request; a larger one is read from the bucket
+BODY_BYTES = limits.TEMPLATE_BYTES.value  # a larger one is read from the bucket
 DEPLOY_S = 900.0
 _CREDENTIALS = (
     "NoCredentialsError",

@@ -135,6 +135,7 @@ class ChannelModel:
         self.latency = conditions.latency
         self.meter = meter
         self._lanes: dict[int, list[float]] = defaultdict(lambda: [0.0] * REQUESTS_AT_ONCE)
+        self._network: dict[int, float] = defaultdict(float)  # rank -> when its network is free
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
@@ -149,10 +150,21 @@ class ChannelModel:
     def close(self) -> None:
         """Count the requests that ranks make at their end."""
 
-    def _request(self, rank: int, now: float, seconds: float) -> float:
-        """Start a request on the first free connection of a rank; return its end."""
+    def _request(
+        self, rank: int, now: float, seconds: float, nbytes: int = 0, rate_Bps: float = 1.0
+    ) -> float:
+        """Start a request on the first free connection of a rank; return its end.
+
+        It takes `seconds`, and then its bytes at `rate_Bps`, or later and slower if the bytes of
+        the rank's other requests occupy its network.
+        """
         lanes = self._lanes[rank]
-        end = max(now, lanes[0]) + seconds
+        answered = max(now, lanes[0]) + seconds
+        end = answered + nbytes / rate_Bps
+        if self.latency.network_Bps:
+            free = max(answered, self._network[rank]) + nbytes / self.latency.network_Bps
+            self._network[rank] = free
+            end = max(end, free)
         heapq.heapreplace(lanes, end)
         return end
 
@@ -221,19 +233,19 @@ class Queue(ChannelModel):
         for dest, batch in chosen.queue:
             nbytes = sum(len(frame) + sqs.ENVELOPE_BYTES for frame in batch)
             self.meter.count("sqs", "SendMessageBatch", nbytes=nbytes, messages=len(batch))
-            end = self._request(rank, now, latency.sqs_send_s + nbytes / latency.sqs_Bps)
-            readers += [(dest, Item(end, slot[id(frame)], len(frame))) for frame in batch]
+            end = self._request(rank, now, latency.sqs_send_s, nbytes, latency.sqs_Bps)
+            # a reader that waits has it `sqs_deliver_s` after the begin, its own receive included
+            there = end + (latency.sqs_deliver_s - latency.sqs_receive_s - latency.sqs_send_s)
+            readers += [(dest, Item(there, slot[id(frame)], len(frame))) for frame in batch]
         for _, messages in chosen.topic:
             nbytes = sum(sns.billed_bytes(frame, dests) for frame, dests in messages)
             action = "Publish" if len(messages) == 1 else "PublishBatch"
             self.meter.count("sns", action, nbytes=nbytes, messages=len(messages))
             start = self._sns.enter(now, len(messages))
-            end = (
-                self._request(rank, start, latency.sns_publish_s + nbytes / latency.sqs_Bps)
-                + latency.sns_deliver_s
-            )
+            end = self._request(rank, start, latency.sns_publish_s, nbytes, latency.sqs_Bps)
+            there = end + (latency.sns_deliver_s - latency.sqs_receive_s - latency.sns_publish_s)
             readers += [
-                (dest, Item(end, slot[id(frame)], len(frame)))
+                (dest, Item(there, slot[id(frame)], len(frame)))
                 for frame, dests in messages
                 for dest in dests
             ]
@@ -279,11 +291,9 @@ class Objects(ChannelModel):
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
         requests, trips = (1, 1) if parts == 1 else (parts + 2, 3)
         self.meter.count("s3", "PUT", requests=requests, nbytes=nbytes, messages=1)
-        seconds = (
-            trips * self.latency.s3_put_s
-            + nbytes / min(parts, REQUESTS_AT_ONCE) / self.latency.s3_Bps
-        )
-        end = self._request(rank, self._puts.enter(now, requests), seconds)
+        rate_Bps = min(parts, REQUESTS_AT_ONCE) * self.latency.s3_Bps
+        begin = self._puts.enter(now, requests)
+        end = self._request(rank, begin, trips * self.latency.s3_put_s, nbytes, rate_Bps)
         if not parcel.bodies:
             return [(dest, Item(end, parcel.name.tag, nbytes)) for dest in parcel.dests]
         readers = []
@@ -304,8 +314,10 @@ class Objects(ChannelModel):
         trips = min(2, requests)
         self.meter.count("s3", "GET", requests=requests, nbytes=nbytes, messages=1)
         at_once = min(max(1, requests - 1), REQUESTS_AT_ONCE)
-        seconds = trips * self.latency.s3_get_s + nbytes / at_once / self.latency.s3_Bps
-        return self._request(rank, self._gets.enter(now, requests), seconds)
+        begin = self._gets.enter(now, requests)
+        return self._request(
+            rank, begin, trips * self.latency.s3_get_s, nbytes, at_once * self.latency.s3_Bps
+        )
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         left, now, at = sorted(coming, key=_when), since, 0
@@ -412,7 +424,10 @@ def channel_model(
         raise UsageError(
             f"channel {channel} has no simulation model, so its collectives cannot be forecast"
         )
-    figures = kind.cost(aws=latency.aws, prices=prices)
+    if latency.figures is None:
+        figures = kind.cost(aws=False, prices=prices)
+    else:
+        figures = kind.cost_by(latency.figures, prices)
     try:
         model: type[ChannelModel] = plugins.resolve(kind.model)
     except (ImportError, AttributeError) as error:
