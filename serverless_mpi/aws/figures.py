@@ -109,6 +109,11 @@ def of_job(settings: Mapping[str, str]) -> Figures | None:
     return None if text is None else from_json(text, "the job's setting")
 
 
+def setting(figures: Figures | None) -> dict[str, str]:
+    """Return the setting by which a launcher passes figures to the ranks of a job."""
+    return {} if figures is None else {SETTING: to_json(figures)}
+
+
 def measured_at(figures: Figures) -> float:
     """Return when they were measured, in seconds of the epoch; 0 if that is not known."""
     return _seconds_of(figures.measured, "figures") if figures.measured else 0.0

@@ -308,6 +308,15 @@ class Figures:
             {name: replace(getattr(self, name), value=at) for name, at in values.items()}
         )
 
+    def exactly(self, **values: float) -> Figures:
+        """Return the figures with values that are known, so that their ranges are points."""
+        return self.changed(
+            {
+                name: replace(getattr(self, name), value=at, low=at, high=at)
+                for name, at in values.items()
+            }
+        )
+
     @property
     def connection_Bps(self) -> float:
         """Bytes per second of one connection to S3, which the function's network bounds."""

@@ -181,8 +181,9 @@ class Channel(ABC):
         Cost parameters on an emulator; None if they are `figures`.
     model
         Its simulation model, as "module:class" of a subclass of
-        `simulation.media.ChannelModel`, imported only to simulate.  "serverless_mpi.simulation.media:Parametric" derives a model from
-        the cost parameters.  None: `--simulate` refuses the channel.
+        `simulation.media.ChannelModel`, imported only to simulate.
+        "serverless_mpi.simulation.media:Parametric" derives a model from the cost parameters.
+        None: `--simulate` refuses the channel.
     land
         Set by the runtime if `limits.trusted_transport`.  Given a frame's first 84 bytes and the
         number of bytes that follow, it returns an object whose `memory` receives those, or None.

@@ -112,7 +112,8 @@ class Stack:
     """A stack that is there.
 
     name, endpoint, region: where; bucket: of all jobs; version: of the package it runs; python, arch: of its
-    functions; functions: memory in MB -> name with which it is invoked; ranks, jobs: size of the pool.
+    functions; functions: memory in MB -> name with which it is invoked; ranks, jobs: size of the pool;
+    changed: when it was made or last updated, in seconds of the epoch.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Stack:
     queue_url: str
     console_url: str
     topic_arn: str
+    changed: float = 0.0
 
     @classmethod
     def find(cls, name: str, endpoint: str | None, region: str) -> Stack:
@@ -164,6 +166,7 @@ class Stack:
             outputs["QueueUrl"],
             outputs["ConsoleUrl"],
             outputs["TopicArn"],
+            (found.get("LastUpdatedTime") or found["CreationTime"]).timestamp(),
         )
 
     def function(self, memory_mb: int | None) -> tuple[int, str]:

@@ -32,7 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from serverless_mpi import channels, metering, plugins, trace
+from serverless_mpi.aws import figures as files
 from serverless_mpi.aws.credentials import emulator_keys
+from serverless_mpi.aws.figures import setting
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
 from serverless_mpi.env import (
@@ -147,6 +150,17 @@ def _restore(environ: Mapping[str, str]) -> None:
     os.environ.update(environ)
 
 
+def _figures(plan: Plan, usual_region: str) -> Figures | None:
+    """Return the figures of the file that a plan names; UsageError if they are of another region."""
+    if plan.figures is None:
+        return None
+    figures = files.load(plan.figures)
+    reason = files.trouble(figures, plan.region) if plan.region != usual_region else None
+    if reason is not None:
+        raise UsageError(f"--figures {plan.figures}: {reason}")
+    return figures
+
+
 class LocalLauncher(Launcher):
     """Runs ranks as processes of this machine."""
 
@@ -164,6 +178,7 @@ class LocalLauncher(Launcher):
             "prices",
             "algorithms",
             "explain",
+            "figures",
             "trace",
             "branching",
         }
@@ -177,6 +192,7 @@ class LocalLauncher(Launcher):
                 "--branching works with Python programs only: other executables do not start further ranks"
             )
         prices = metering.Prices.load(plan.prices)
+        figures = _figures(plan, self.region)
         if plan.host is not None and "host" not in channel.options:
             raise UsageError(f"--host: channel {plan.channel} does not listen; channel direct does")
         if plan.port is not None and (plan.endpoint is not None or not channel.services):
@@ -186,7 +202,7 @@ class LocalLauncher(Launcher):
         _open_standard_files()
         with Signals() as signals, contextlib.ExitStack() as undo:
             try:
-                return self._run(plan, commands, channel, prices, signals, undo)
+                return self._run(plan, commands, channel, prices, figures, signals, undo)
             except Interrupted as stop:
                 say(str(stop))
                 return 128 + stop.number
@@ -205,6 +221,7 @@ class LocalLauncher(Launcher):
         commands: list[list[str]],
         channel: type[Channel],
         prices: metering.Prices,
+        figures: Figures | None,
         signals: Signals,
         undo: contextlib.ExitStack,
     ) -> int:
@@ -243,7 +260,7 @@ class LocalLauncher(Launcher):
             folder.record(spec)
             undo.callback(self._destroy, channel, folder)
         try:
-            spec = replace(spec, settings=channel.provision(spec))
+            spec = replace(spec, settings={**channel.provision(spec), **setting(figures)})
         except ChannelError as error:
             end = None if emulator is None else emulator.ended()
             raise (error if end is None else JobError(end)) from error
@@ -256,7 +273,7 @@ class LocalLauncher(Launcher):
         code = job.watch()
         if plan.trace is not None:
             trace.save(folder.stats, plan.trace, say)
-        self._report(plan, folder.stats, prices)
+        self._report(plan, folder.stats, prices, figures)
         return code
 
     @staticmethod
@@ -287,14 +304,14 @@ class LocalLauncher(Launcher):
         return said
 
     @staticmethod
-    def _report(plan: Plan, stats: Path, prices: metering.Prices) -> None:
+    def _report(plan: Plan, stats: Path, prices: metering.Prices, figures: Figures | None) -> None:
         if plan.stats == "none" and not plan.explain:
             return
         records = _records(stats, plan.size, prices)
         if plan.explain:
             from serverless_mpi import explain
 
-            for line in explain.explain(records, plan.channel, plan.region, prices):
+            for line in explain.explain(records, plan.channel, plan.region, prices, figures):
                 sys.stderr.write(printable_lines(line) + "\n")
         if plan.stats == "none":
             return

@@ -19,6 +19,7 @@ prefix                 what                                   a rank may
 ``data/``              stores, inputs and reports of users    read, write
 ``code/``              the functions' own zips                (nothing)
 ``pool.json``          leases of queues                       (nothing)
+``figures.json``       figures of AWS (`smpi calibrate`)      (nothing)
 =====================  =====================================  =====================
 """
 
@@ -36,6 +37,7 @@ from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import FRAMES
 
 JOBS, PROGRAMS, STOPS, DATA, CODE = "jobs/", "programs/", "stops/", "data/", "code/"
+FIGURES = "figures.json"
 SHORT_LIVED = (FRAMES, JOBS, PROGRAMS, STOPS, DATA)  # deleted after a day
 RANK, TRACE, STOP = "rank/", "trace/", "stop"  # below a job's own prefix: written by its ranks
 

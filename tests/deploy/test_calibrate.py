@@ -1,0 +1,189 @@
+"""smpi calibrate: what it measures is right, is stored with the stack, and is what jobs choose by."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from serverless_mpi.aws import figures as files
+from serverless_mpi.aws.limits import AWS, Figures
+from serverless_mpi.channels.hybrid import HybridChannel
+from serverless_mpi.collectives.choose import Facts, select
+from serverless_mpi.deploy import calibrate, stored_figures
+from serverless_mpi.errors import JobError
+from serverless_mpi.inference import plan
+from serverless_mpi.inference.cost import BilledModel
+from serverless_mpi.job import JobSpec
+from serverless_mpi.launch import measure
+from serverless_mpi.metering import Prices
+from serverless_mpi.simulation import forecast, latency_of
+from tests.faults.proxy import Proxy
+from tests.launch.lambda_stack import Deployed, smpi
+
+DELAY_S = 0.04
+ATTEMPTS = 3  # a busy machine adds to a time, so the best of them counts
+PRICES = Prices.load()
+MODEL = BilledModel()
+REQUESTS = (
+    "sqs_send_s",
+    "sqs_receive_s",
+    "sqs_deliver_s",
+    "sns_publish_s",
+    "sns_deliver_s",
+    "s3_put_s",
+    "s3_get_s",
+    "s3_list_s",
+)
+TIMES = {
+    "sqs.send:1024": [0.04, 0.05, 0.06],
+    "sqs.deliver:1024": [0.04] * 10 + [9.0],
+    "sqs.send:163840": [0.04, 0.05 + 0.016384],
+    "s3.get:1024": [0.1],
+    "s3.range:1024": [0.1],
+    "s3.together:67108864": [0.1 + 1.0],
+    "start.cold:512": [1.5],
+    "start.warm:512": [0.1],
+    "start.cold:1024": [1.0],
+    "start.warm:1024": [0.2],
+    "start.cold:2048": [1.0],
+    "kernel": [1e9],
+}
+
+
+@dataclass
+class Delay:
+    """Delays each request by DELAY_S before the emulator sees it; notes what that takes."""
+
+    served: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def exchange(self, kind: str, request: bytes, forward: Callable[[bytes], bytes]) -> bytes:
+        time.sleep(DELAY_S)
+        begin = time.perf_counter()
+        answer = forward(request)
+        if kind != "sqs.ReceiveMessage":  # which may wait
+            with self.lock:
+                self.served.append(time.perf_counter() - begin)
+        return answer
+
+
+def slow_figures(endpoint: str) -> tuple[Figures, float]:
+    """Figures that a rank measures through the delay, and the median time of the emulator."""
+    spec = JobSpec.new(2, "hybrid", endpoint=endpoint)
+    settings = {**HybridChannel.provision(spec), "slots": "[0, 1]"}
+    delay = Delay()
+    try:
+        with Proxy(endpoint, 0, harm=delay) as proxy:
+            behind = replace(spec, endpoint=proxy.url, settings=settings)
+            times = measure.measure(behind, measure.Orders(5))
+    finally:
+        HybridChannel.destroy(replace(spec, settings=settings))
+    assert measure.Times.from_json(times.to_json()) == times
+    return calibrate.derive(times.seconds, 1.0), statistics.median(delay.served)
+
+
+@pytest.mark.slow
+def test_a_delay_of_40_ms_is_measured_and_changes_what_is_chosen(ministack_endpoint: str) -> None:
+    for attempt in range(ATTEMPTS):
+        figures, served = slow_figures(ministack_endpoint)
+        values = {name: getattr(figures, name).value for name in REQUESTS}
+        wrong = {
+            name: value
+            for name, value in values.items()
+            if not DELAY_S <= value <= 1.1 * (DELAY_S + served)
+        }
+        if not wrong or attempt == ATTEMPTS - 1:
+            break
+    assert not wrong, (wrong, served)
+    assert figures.network_Bps != AWS.network_Bps and figures.kernel_per_s.value > 0
+    slower, emulator = HybridChannel.cost_by(figures, PRICES), HybridChannel.emulator_figures
+    assert emulator is None
+    costs = (slower, *(HybridChannel.cost(aws=aws, prices=PRICES) for aws in (True, False)))
+    for size, nbytes in ((60, 8), (8, 1 << 16)):
+        chosen = [select("allreduce", Facts(size, nbytes, cost)).name for cost in costs]
+        assert chosen[0] == "allreduce_doubling" and chosen[0] not in chosen[1:], chosen
+    calls = [
+        forecast("allreduce", 8, 60, "hybrid", latency_of(known, "us-east-1"), PRICES)
+        for known in (figures, AWS)
+    ]
+    assert calls[0].algorithm == "allreduce_doubling" != calls[1].algorithm
+    way = plan.Deployment(1, 8, "queue", 1769)
+    found = [
+        plan.predict(plan.Work.radix(1024, 120, 1000), plan.place("lambda", known), way, MODEL)
+        for known in (AWS.values_at(**dict.fromkeys(REQUESTS, DELAY_S)), AWS)
+    ]
+    assert found[0] is not None and found[1] is not None
+    assert found[0].exchange_s != found[1].exchange_s
+
+
+def test_figures_are_medians_with_a_range_and_the_packages_where_nothing_was_measured() -> None:
+    figures = calibrate.derive(TIMES, 0.5)
+    assert (figures.sqs_send_s.value, figures.sqs_send_s.low) == (0.05, 0.04)
+    assert figures.sqs_deliver_s.high == 0.04  # the last tenth is not in the range
+    assert figures.sqs_Bps.value == pytest.approx(1e7)  # without what took no longer than small
+    assert figures.network_Bps.value == pytest.approx(1 << 26)
+    assert figures.kernel_per_s.value == 2e9  # of a whole vCPU
+    assert figures.starts == {512: (1.5, 0.1), 1024: (1.0, 0.2)}
+    assert figures.cold_start_s.value == 1.5 and figures.s3_put_s == AWS.s3_put_s
+    lines = "\n".join(calibrate.table(figures, TIMES))
+    assert all(name in lines for name, _ in AWS.items())
+    assert "sqs.send of 163,840 bytes" in lines and "start with 512 MB: 1.5 s cold" in lines
+    platform = plan.place("lambda", figures)
+    assert platform.start_of(512) == 1.5 and platform.start_of(3000) == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", '{"rank": 0}', '{"rank":0,"seconds":{"a":[0]}}'])
+def test_what_a_rank_did_not_measure_is_refused(text: str) -> None:
+    with pytest.raises(JobError):
+        measure.Times.from_json(text)
+    with pytest.raises(JobError):
+        measure.Orders.from_json(text)
+    orders = measure.Orders(3, {512: "f"})
+    assert measure.Orders.from_json(orders.to_json()) == orders
+
+
+def test_calibrate_states_its_price_stores_figures_and_jobs_use_them(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    where = ("--endpoint", deployed.endpoint, "--stack", deployed.name)
+    output = tmp_path / "figures.json"
+    words = ("calibrate", *where, "-n", 2, "--rounds", 2, "--output", output)
+    done = smpi(*words)
+    assert done.returncode == 2 and "USD" in done.stderr and "--yes" in done.stderr
+    assert stored_figures.read(deployed.stack) is None and not output.exists()
+    assert smpi(*words, "-n", 5, "--yes").returncode == 2  # more ranks than queues
+    done = smpi(*words, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "sns_deliver_s" in done.stdout and "start with 1769 MB" in done.stdout
+    stack = deployed.stack
+    figures = files.load(str(output))
+    assert figures == stored_figures.read(stack) and figures.stack == deployed.name
+    assert set(figures.starts) == {1769} and figures.kernel_per_s != AWS.kernel_per_s
+    assert not deployed.job_keys() or deployed.job_keys() == ["figures.json"]
+    # figures by which every algorithm is another one than by the emulator's
+    slow = AWS.exactly(**dict.fromkeys(REQUESTS, DELAY_S))
+    slow = replace(slow, stack=stack.name, region="us-east-1", measured=figures.measured)
+    stored_figures.write(stack, slow)
+    program = tmp_path / "prog.py"
+    program.write_text(
+        "import numpy as np\nfrom mpi4py import MPI\n"
+        "MPI.COMM_WORLD.Allreduce(np.ones(8192), np.ones(8192))\n"
+    )
+    cost = HybridChannel.cost_by(slow, PRICES)
+    expected = select("allreduce", Facts(2, 65536, cost)).name
+    done = deployed.run("-n", 2, "--explain", "--channel", "hybrid", program)
+    assert done.returncode == 0 and expected in done.stderr, done.stderr
+    assert f"by figures measured on stack {stack.name}" in done.stderr
+    late = replace(slow, measured=files.timestamp(stack.changed - 60))
+    stored_figures.write(stack, late)
+    done = deployed.run("-n", 1, "--figures", "stack", program)
+    assert done.returncode == 2 and "smpi calibrate --stack other" in done.stderr
+    done = smpi("doctor", *where)
+    assert "before stack other was changed" in done.stdout
+    assert smpi("clean", *where).returncode == 0
