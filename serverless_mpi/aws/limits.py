@@ -266,7 +266,12 @@ class Figures:
     )
     # 625 Mbps; "up to 3,000 Mbps" on request, so more than the value is not a matter of luck
     network_Bps: Figure = _rate(
-        625e6 / 8, 4e7, 625e6 / 8, "B/s", "all connections of one function together", _LAMBDA
+        625e6 / 8,
+        4e7,
+        625e6 / 8,
+        "B/s",
+        "all connections of one function together",
+        _LAMBDA + ' ("625 Mbps"; the low end is assumed)',
     )
     invoke_s: Figure = _seconds(0.025, 0.01, 0.04, "the call that starts a function", _ESTIMATE)
     cold_start_s: Figure = _seconds(

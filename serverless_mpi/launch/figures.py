@@ -8,10 +8,7 @@ from serverless_mpi.deploy import stored_figures
 from serverless_mpi.deploy.stack import Stack, own_region
 from serverless_mpi.errors import UsageError
 
-HELP = (
-    "figures of AWS instead of the package's: a file that `smpi calibrate --output` wrote, or the"
-    f" word {stored_figures.STACK} for those of the deployed stack"
-)
+STACK = stored_figures.STACK
 
 
 def chosen(word: str | None, stack: str, endpoint: str | None, region: str) -> Figures | None:
@@ -33,7 +30,7 @@ def chosen(word: str | None, stack: str, endpoint: str | None, region: str) -> F
     """
     if word is None:
         return None
-    if word == stored_figures.STACK:
+    if word == STACK:
         found = Stack.find(stack, endpoint, own_region(region, endpoint))
         return stored_figures.of_job(word, found, lambda line: None)
     figures = files.load(word)
