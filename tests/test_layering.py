@@ -117,9 +117,12 @@ MAY: dict[str, set[str]] = {
     "launch.function": {"launch", "launch.handler", "launch.sandbox"},
     "launch.sandbox": {"launch", "alias", "env", "errors", "job", "stack"},
     "launch.hello": {"MPI"},
+    # what ranks of `smpi calibrate` run: requests of its own, without MPI
+    "launch.measure": {"aws", "errors", "job", "metering", "sparse"},
     "stack": {"core", "errors", "job"},
     "deploy": {"aws", "metering", "errors", "__init__", "job", "stack"},
-    "deploy.cli": {"deploy", "launch", "metering", "errors", "__init__"},
+    "deploy.calibrate": {"deploy", "launch.measure", "metering", "errors"},
+    "deploy.cli": {"deploy", "deploy.calibrate", "launch", "metering", "errors", "__init__"},
     "sparse": {"_spdnn", "env"},
     "inference": {
         "env",
@@ -147,7 +150,9 @@ for _room in (
     "launch.handler",
 ):
     MAY[_room] |= {"aws.limits", "aws.figures"}
-for _room in ("stack", "deploy", "deploy.cli", "sparse", "inference"):
+for _room in ("stack", "deploy", "deploy.calibrate", "deploy.cli", "launch.measure"):
+    MAY[_room] |= {"aws.limits", "aws.figures"}
+for _room in ("sparse", "inference"):
     MAY[_room] |= {"aws.limits", "aws.figures"}
 
 

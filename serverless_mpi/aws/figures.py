@@ -10,9 +10,10 @@ hand.  So `from_json` accepts numbers that can be times and rates, and nothing e
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from serverless_mpi.errors import UsageError
 
 VERSION = 1
 SETTING = "figures"  # of a JobSpec: the JSON text of the job's figures
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_FORMAT = "%Y-%m-%dT%H:%M:%SZ"  # texts of this form sort by time
+_TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 def to_json(figures: Figures) -> str:
@@ -70,8 +72,8 @@ def from_json(text: str | bytes, name: str) -> Figures:
     for each, value in origin.items():
         if not isinstance(value, str):
             raise _wrong(name, each, "a text")
-    if origin["measured"]:
-        _seconds_of(origin["measured"], name)
+    if origin["measured"] and not _TIME.fullmatch(origin["measured"]):
+        raise _wrong(name, "measured", "a time such as 2026-11-01T12:00:00Z")
     figures = replace(AWS, **origin, starts=_starts(parsed.get("starts", {}), name))
     source = f"measured on stack {figures.stack}" if figures.stack else name
     known = dict(AWS.items())
@@ -114,14 +116,9 @@ def setting(figures: Figures | None) -> dict[str, str]:
     return {} if figures is None else {SETTING: to_json(figures)}
 
 
-def measured_at(figures: Figures) -> float:
-    """Return when they were measured, in seconds of the epoch; 0 if that is not known."""
-    return _seconds_of(figures.measured, "figures") if figures.measured else 0.0
-
-
 def timestamp(seconds: float) -> str:
     """Return a time of the epoch as figures have it."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime(_TIME)
+    return time.strftime(_FORMAT, time.gmtime(seconds))
 
 
 def origin(figures: Figures) -> str:
@@ -147,19 +144,12 @@ def trouble(figures: Figures, region: str, stack: str = "", changed: float = 0.0
     """
     if figures.region and figures.region != region:
         return f"they were measured in {figures.region}, and this is {region}"
-    if stack and figures.stack == stack and 0 < measured_at(figures) < int(changed):
+    if stack and figures.stack == stack and figures.measured < timestamp(changed):
         return (
             f"they were measured {figures.measured}, before stack {stack} was changed"
             f" ({timestamp(changed)}): run `smpi calibrate --stack {stack}` again"
         )
     return None
-
-
-def _seconds_of(text: str, name: str) -> float:
-    try:
-        return datetime.strptime(text, _TIME).replace(tzinfo=timezone.utc).timestamp()
-    except ValueError:
-        raise _wrong(name, "measured", "a time such as 2026-11-01T12:00:00Z") from None
 
 
 def _wrong(name: str, field: str, wanted: str) -> UsageError:

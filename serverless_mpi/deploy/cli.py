@@ -142,7 +142,7 @@ def _add_calibrate_options(calibrate: argparse.ArgumentParser) -> None:
     calibrate.add_argument(
         "--memory",
         metavar="MB",
-        help="memory of each rank, one of the deployed sizes (default: the one nearest to a vCPU's)",
+        help="memory of each rank, one of the deployed sizes (default: the nearest to a vCPU's)",
     )
     calibrate.add_argument(
         "--rounds", metavar="K", default="20", help="requests of each kind (default 20)"
@@ -291,12 +291,11 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from serverless_mpi.deploy import calibrate, stored_figures
-    from serverless_mpi.deploy.stack import Stack, own_region
+    from serverless_mpi.deploy import calibrate, stack, stored_figures
 
-    region = own_region(options.region, options.endpoint)
+    region = stack.own_region(options.region, options.endpoint)
     made = calibrate.Calibration.of(
-        Stack.find(options.stack, options.endpoint, region),
+        stack.Stack.find(options.stack, options.endpoint, region),
         _numbers(options.ranks, "-n")[0],
         None if options.memory is None else _numbers(options.memory, "--memory")[0],
         _numbers(options.rounds, "--rounds")[0],

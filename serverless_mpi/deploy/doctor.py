@@ -127,7 +127,7 @@ def _publish_rate(endpoint: str | None, region: str) -> Finding:
     for call in QUOTA_CALLS:
         try:
             with explained("look at SNS quotas", endpoint, region):
-                rates = _publish_quotas(control.client("service-quotas", endpoint, region), call)
+                rates = _publish_quotas(endpoint, region, call)
         except ServerlessMPIError as error:
             reason = str(error).partition(": ")[2][:120]
             continue
@@ -141,8 +141,9 @@ def _publish_rate(endpoint: str | None, region: str) -> Finding:
     )
 
 
-def _publish_quotas(quotas: Any, call: str) -> list[str]:
+def _publish_quotas(endpoint: str | None, region: str, call: str) -> list[str]:
     """Names and values of quotas of publishing."""
+    quotas = control.client("service-quotas", endpoint, region)
     pages = quotas.get_paginator(call).paginate(ServiceCode="sns")
     return [
         f"{one['QuotaName']} {one['Value']:g}"

@@ -1,7 +1,8 @@
 """Figures of AWS that lie with a stack: `smpi calibrate` stores them, jobs and commands use them.
 
-They are one object of the stack's bucket, which ranks may not write (`stack/bucket.py`).  They hold
-until the stack is changed: a deploy may bring other memory, another architecture or another package.
+They are one object of the stack's bucket, which ranks may not write (`stack/bucket.py`).  They
+hold until the stack is changed: a deploy may bring other memory, another architecture or another
+package.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from serverless_mpi.inference.options import (
 )
 from serverless_mpi.job import is_rank
 from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
+from serverless_mpi.metering import Prices
 
 if TYPE_CHECKING:
     from serverless_mpi.inference import plan
@@ -230,7 +231,6 @@ def _planned(
     """Options with the workers, memory and channel that the planner prefers; reports its choice."""
     from serverless_mpi.inference import advice
     from serverless_mpi.inference.cost import BilledModel
-    from serverless_mpi.metering import Prices
 
     forecasts = advice.survey(
         work,
@@ -340,10 +340,8 @@ def _launch(
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from serverless_mpi.inference import advice, measure, plan, report, sources
+    from serverless_mpi.inference import advice, measure, plan, plan_report, sources
     from serverless_mpi.inference.cost import BilledModel
-    from serverless_mpi.inference.uncertainty import uncertainty
-    from serverless_mpi.metering import Prices
 
     source = SourceOptions.of(options)
     # A forecast needs no images: their number is counted only if --samples does not give it.
@@ -373,38 +371,8 @@ def _plan(options: argparse.Namespace) -> int:
         memory_limit_mb=options.memory or inf,
         max_workers=options.max_workers,
     )
-    best = advice.advise(forecasts, work)
-    named = {"cheapest": best.cheapest, "fastest": best.fastest, "knee": best.knee}
-    bounds = {name: uncertainty(work, platform, way, model) for name, way in named.items()}
-    if options.json:
-        record: dict[str, Any] = {
-            name: {**advice.as_dict(way), "uncertainty": bounds[name].as_dict()}
-            for name, way in named.items()
-        }
-        record.update(
-            figures=origin(figures),
-            why=best.why,
-            edges_s=platform.edges_s,
-            living=list(work.living),
-        )
-        if options.all:
-            record["all"] = [advice.as_dict(forecast) for forecast in forecasts]
-        print(json.dumps(record))
-        return 0
-    if options.all:
-        others = [(advice.kind(forecast), forecast) for forecast in forecasts]
-    else:
-        others = advice.best_of_kinds(forecasts)
-    print(
-        f"{work.neurons:,} neurons, {work.layers:,} layers, {work.samples:,} images; "
-        f"{platform.name}, {platform.edges_s / 1e9:.2g} G active edges/s per vCPU"
-    )
-    rows = [(name, *advice.cells(forecast)) for name, forecast in [*named.items(), *others]]
-    print(report.table(("", *advice.HEADS), rows))
-    print(f"knee: {best.knee.way.name}: {best.why}")
-    print(f"with the ranges of {source_of_figures}:")
-    for name, bound in bounds.items():
-        print(f"{name}: {bound.text()}")
+    found = plan_report.PlanReport(work, platform, model, forecasts, source_of_figures)
+    print(found.json(options.all) if options.json else found.text(options.all))
     return 0
 
 

@@ -81,7 +81,8 @@ class Plan:
     explain
         Whether it is said at the end which algorithm each collective took, and what it costs.
     figures
-        File of figures of AWS, or "stack"; None for those of the stack if it has some, else the package's.
+        File of figures of AWS, or "stack"; None for those of the stack if it has some, else the
+        package's.
     algorithms
         Operation -> name of the algorithm that its calls use where it can serve them.
     trace

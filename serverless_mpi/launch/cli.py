@@ -244,9 +244,9 @@ def _add_report_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--figures",
         metavar="FILE",
-        help="choose, --explain and --simulate by these figures of AWS: a file that `smpi calibrate"
-        " --output` wrote, or the word stack for those of the deployed stack (default: on lambda the"
-        " stack's if it has some, else the package's)",
+        help="choose, --explain and --simulate by these figures of AWS: a file that `smpi"
+        " calibrate --output` wrote, or the word stack for those of the deployed stack (default: on"
+        " lambda the stack's if it has some, else the package's)",
     )
     group.add_argument(
         "--trace",

@@ -151,7 +151,7 @@ def _restore(environ: Mapping[str, str]) -> None:
 
 
 def _figures(plan: Plan, usual_region: str) -> Figures | None:
-    """Return the figures of the file that a plan names; UsageError if they are of another region."""
+    """Return the figures that a plan names; UsageError if they are of another region."""
     if plan.figures is None:
         return None
     figures = files.load(plan.figures)

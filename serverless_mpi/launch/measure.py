@@ -1,11 +1,11 @@
 """What each rank of `smpi calibrate` runs: time requests to AWS, and print the times.
 
 A rank measures by itself, on its own queue and objects, so no two clocks are compared: a thread of
-it waits for the message that another one sends.  The first of several like requests is not counted,
-since it connects.  Rank 0 also invokes functions.
+it waits for the message that another one sends.  The first of several like requests is not
+counted, since it connects.  Rank 0 also invokes functions.
 
-What a figure is made of is decided by `deploy/calibrate.py`; here are only seconds, under names such
-as "s3.get:1024": operation and bytes.
+What a figure is made of is decided by `deploy/calibrate.py`; here are only seconds, under names
+such as "s3.get:1024": operation and bytes.
 
 If you measure more here, also count its requests in `requests`, which states the price beforehand.
 """
@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import inf
 
 import numpy as np
@@ -252,6 +253,14 @@ class Queues:
                 self._delete(received)
 
 
+def _put(s3: S3, key: str, content: memoryview, _: int) -> None:
+    s3.put(key, (content,))
+
+
+def _get(s3: S3, key: str, _: int) -> None:
+    s3.get(key)
+
+
 def measure_objects(spec: JobSpec, watch: Stopwatch, client: Client, rounds: int) -> None:
     """Time PUT, GET, ranges and LIST by size, and several large GETs at once."""
     s3 = S3(client, spec.settings["bucket"])
@@ -259,9 +268,8 @@ def measure_objects(spec: JobSpec, watch: Stopwatch, client: Client, rounds: int
     keys = {nbytes: f"{prefix}{nbytes}" for nbytes in OBJECTS}
     for nbytes, key in keys.items():
         times = LARGE_ROUNDS if nbytes == LARGE else rounds
-        content = memoryview(bytes(nbytes))
-        watch.time(f"s3.put:{nbytes}", times, lambda _, key=key, part=content: s3.put(key, (part,)))  # type: ignore[misc]
-        watch.time(f"s3.get:{nbytes}", times, lambda _, key=key: s3.get(key))  # type: ignore[misc]
+        watch.time(f"s3.put:{nbytes}", times, partial(_put, s3, key, memoryview(bytes(nbytes))))
+        watch.time(f"s3.get:{nbytes}", times, partial(_get, s3, key))
     watch.time(f"s3.range:{SMALL}", rounds, lambda _: s3.get(keys[LARGE], LARGE // 2, SMALL))
     watch.time("s3.list:0", rounds, lambda _: s3.list(prefix))
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import calendar
 import json
+import time
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +23,9 @@ from serverless_mpi.launch import figures as of_commands
 from serverless_mpi.metering import Prices
 from tests.harness import smpirun
 
+PROGRAM = (
+    "import numpy as np\nfrom mpi4py import MPI\nMPI.COMM_WORLD.Allreduce(np.ones(1), np.ones(1))\n"
+)
 SLOW = replace(
     AWS.values_at(sqs_deliver_s=0.09),
     stack="smpi",
@@ -104,7 +109,7 @@ class Bucket:
 def stack(figures: Figures | bytes | None, changed: str, region: str = "eu-west-1") -> Any:
     """A deployed stack as far as its figures go."""
     body = files.to_json(figures).encode() if isinstance(figures, Figures) else figures
-    at = files.measured_at(replace(AWS, measured=changed))
+    at = calendar.timegm(time.strptime(changed, "%Y-%m-%dT%H:%M:%SZ"))
     return SimpleNamespace(
         name="smpi",
         endpoint=None,
@@ -157,3 +162,21 @@ def test_simulate_explain_and_choice_follow_a_file(tmp_path: Path) -> None:
     assert done.returncode == 2 and "omit one" in done.stderr
     done = smpirun("--figures", tmp_path / "none", *words)
     assert done.returncode == 2 and "No such file" in done.stderr
+
+
+def test_a_local_job_chooses_by_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    names = ("sqs_send_s", "sqs_receive_s", "sqs_deliver_s", "sns_publish_s", "sns_deliver_s")
+    path.write_text(files.to_json(AWS.exactly(**dict.fromkeys(names, 0.04))))
+    program = tmp_path / "prog.py"
+    program.write_text(PROGRAM)
+    words = ("-n", 4, "--channel", "queue", "--explain", program)
+    assert "allreduce_fan" in smpirun(*words).stderr
+    done = smpirun("--figures", path, *words)
+    assert done.returncode == 0 and "allreduce_doubling" in done.stderr, done.stderr
+    assert "by figures of a file" in done.stderr
+    done = smpirun("--figures", path, "--region", "eu-west-1", *words)
+    assert done.returncode == 0, done.stderr
+    path.write_text(files.to_json(SLOW))
+    done = smpirun("--figures", path, "--region", "us-west-2", *words)
+    assert done.returncode == 2 and "measured in eu-west-1, and this is us-west-2" in done.stderr
