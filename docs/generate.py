@@ -174,7 +174,8 @@ def aws_figures() -> str:
         "",
         "Generated from `serverless_mpi/aws/limits.py`, the one table that channels, simulation,"
         " planner and commands read. Prices are in `serverless_mpi/prices.json`. A range is what"
-        " other accounts, regions or moments may have.",
+        " other accounts, regions or moments may have; an end that the source does not state is an"
+        " assumption.",
         "",
         "## Limits",
         "",

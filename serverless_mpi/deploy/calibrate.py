@@ -9,6 +9,7 @@ A figure that a job could not measure (no function started cold, say) stays the 
 
 from __future__ import annotations
 
+import signal
 import statistics
 import subprocess
 import sys
@@ -102,11 +103,9 @@ class Calibration:
         command += ["--stack", stack.name, "-n", str(self.ranks), "--memory", str(self.memory_mb)]
         command += ["--timeout", str(TIME_S), "--stats", "none"]
         command += ["-m", "serverless_mpi.launch.measure", self.orders.to_json()]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise ChannelError(f"the calibration's job ended with {done.returncode}")
+        lines = output_of(command).splitlines()
         try:
-            times = [measure.Times.from_json(line) for line in done.stdout.splitlines()]
+            times = [measure.Times.from_json(line) for line in lines]
         except JobError as error:
             raise ChannelError(f"the calibration's job: {error}") from error
         if sorted(each.rank for each in times) != list(range(self.ranks)):
@@ -120,6 +119,31 @@ class Calibration:
         figures = derive(together, 1.0 if stack.endpoint else share)
         now = files.timestamp(time.time())
         return replace(figures, stack=stack.name, region=stack.region, measured=now), together
+
+
+def output_of(command: Sequence[str]) -> str:
+    """Run a job to its end and return its standard output.
+
+    Ctrl-C is passed on and waited for: the job then stops its ranks and gives its queues back.  It
+    has a session of its own, so that a terminal does not interrupt it a second time.
+
+    Raises
+    ------
+    ChannelError
+        The job failed.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as job:
+        try:
+            output, _ = job.communicate()
+        except KeyboardInterrupt:
+            job.send_signal(signal.SIGINT)
+            job.wait()
+            raise
+    if job.returncode:
+        raise ChannelError(f"the calibration's job ended with {job.returncode}")
+    return output
 
 
 def derive(times: Times, vcpus: float) -> Figures:

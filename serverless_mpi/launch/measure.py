@@ -326,9 +326,9 @@ def measure_kernel(watch: Stopwatch) -> None:
         watch.seconds["kernel"].append(NEURONS * DEGREE * SAMPLES / (time.perf_counter() - begin))
 
 
-def measure(spec: JobSpec, orders: Orders) -> Times:
-    """Return what a rank measures."""
-    watch, meter = Stopwatch(), Meter()
+def measure(spec: JobSpec, orders: Orders, meter: Meter) -> Times:
+    """Return what a rank measures; `meter` counts its requests."""
+    watch = Stopwatch()
     credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
     clients = {
         service: Client(service, spec.region, spec.endpoint, credentials, meter)
@@ -352,7 +352,7 @@ def main(argument: str) -> None:
     spec = current_spec(os.environ)
     if spec is None:
         raise JobError("this program is run by `smpi calibrate`")
-    print(measure(spec, orders).to_json(), flush=True)
+    print(measure(spec, orders, Meter()).to_json(), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ REQUESTS_AT_ONCE = 8  # of one rank: the channels' pools
 
 
 class Blank:
-    """Bytes of which only the number matters."""
+    """Stands for bytes of which only the number matters."""
 
     __slots__ = ("nbytes",)
 
@@ -53,28 +53,28 @@ class _Gate:
     def __init__(self, per_s: float) -> None:
         self._most = per_s * self.SLICE_S  # of one slice of time; 0: no limit
         self._used: dict[int, float] = {}
-        self._next: dict[int, int] = {}  # a full slice -> one after it that may have room
+        self._next: dict[int, int] = {}  # a full slice -> one after it that may have capacity
 
     def enter(self, now: float, count: int = 1) -> float:
-        """When the last of `count` requests that are ready at `now` is admitted."""
+        """Return when the last of `count` requests that are ready at `now` is admitted."""
         if not self._most:
             return now
-        place, left = int(now / self.SLICE_S), float(count)
+        number, waiting = int(now / self.SLICE_S), float(count)
         while True:
-            passed = []
-            while place in self._next:
-                passed.append(place)
-                place = self._next[place]
-            for full in passed:
-                self._next[full] = place
-            room = self._most - self._used.get(place, 0.0)
-            self._used[place] = self._used.get(place, 0.0) + min(room, left)
-            if left < room:
-                return max(now, place * self.SLICE_S)
-            left -= room
-            self._next[place] = place + 1
-            if left <= 0:
-                return max(now, place * self.SLICE_S)
+            full = []
+            while number in self._next:
+                full.append(number)
+                number = self._next[number]
+            for passed in full:  # the next search takes one step
+                self._next[passed] = number
+            free = self._most - self._used.get(number, 0.0)
+            self._used[number] = self._used.get(number, 0.0) + min(free, waiting)
+            if waiting < free:
+                return max(now, number * self.SLICE_S)
+            waiting -= free
+            self._next[number] = number + 1
+            if waiting <= 0:
+                return max(now, number * self.SLICE_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +135,40 @@ class ChannelModel:
         self.latency = conditions.latency
         self.meter = meter
         self._lanes: dict[int, list[float]] = defaultdict(lambda: [0.0] * REQUESTS_AT_ONCE)
-        self._network: dict[int, float] = defaultdict(float)  # rank -> when its network is free
+        self.network: dict[int, float] = defaultdict(float)  # rank -> when its network is free
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
     ) -> list[tuple[int, Item]]:
-        """Put a batch of frames of `rank` at second `now`; return (reader, item) pairs."""
+        """Put a batch of frames.
+
+        Parameters
+        ----------
+        rank
+            Who puts them.
+        now
+            When, in seconds.
+        parcels
+            Frames whose bodies are `Blank`.
+
+        Returns
+        -------
+        (reader, item) of each reader of each frame.
+        """
         raise NotImplementedError
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
-        """Return when `rank`, which waits since second `since`, has received all of `coming`."""
+        """Return the second at which a rank has received all of its items.
+
+        Parameters
+        ----------
+        rank
+            Who waits for them.
+        since
+            From which second on.
+        coming
+            Items that `put` returned for this rank, in any order.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -162,8 +186,8 @@ class ChannelModel:
         answered = max(now, lanes[0]) + seconds
         end = answered + nbytes / rate_Bps
         if self.latency.network_Bps:
-            free = max(answered, self._network[rank]) + nbytes / self.latency.network_Bps
-            self._network[rank] = free
+            free = max(answered, self.network[rank]) + nbytes / self.latency.network_Bps
+            self.network[rank] = free
             end = max(end, free)
         heapq.heapreplace(lanes, end)
         return end
@@ -349,6 +373,7 @@ class Hybrid(Queue):
     def __init__(self, conditions: Conditions, meter: Meter) -> None:
         super().__init__(conditions, meter)
         self._objects = Objects(conditions, meter)
+        self._objects.network = self.network  # one function carries both
         self._threshold = hybrid.threshold(conditions.prices)
 
     def put(
