@@ -17,16 +17,19 @@ from serverless_mpi.aws.limits import AWS, Figures
 from serverless_mpi.channels.hybrid import HybridChannel
 from serverless_mpi.collectives.choose import Facts, select
 from serverless_mpi.deploy import calibrate, stored_figures
+from serverless_mpi.deploy.cli import main as smpi_main
 from serverless_mpi.errors import ChannelError, JobError
 from serverless_mpi.inference import plan
+from serverless_mpi.inference.cli import main as infer_main
 from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import measure
+from serverless_mpi.launch.cli import main as smpirun_main
 from serverless_mpi.metering import Meter, Prices
 from serverless_mpi.simulation import forecast, latency_of
 from serverless_mpi.stack import bucket
 from tests.faults.proxy import Proxy
-from tests.launch.lambda_stack import Deployed, smpi
+from tests.launch.lambda_stack import Deployed
 
 DELAY_S = 0.04
 ATTEMPTS = 3  # a busy machine adds to a time, so the best of them counts
@@ -171,24 +174,27 @@ def test_ctrl_c_is_passed_on_to_the_job_which_ends_in_order(tmp_path: Path) -> N
 
 
 def test_calibrate_states_its_price_stores_figures_and_jobs_use_them(
-    deployed: Deployed, tmp_path: Path
+    deployed: Deployed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ("--endpoint", deployed.endpoint, "--stack", deployed.name)
+    where = ["--endpoint", deployed.endpoint, "--stack", deployed.name]
     output = tmp_path / "figures.json"
-    words = ("calibrate", *where, "-n", 2, "--rounds", 2, "--output", output)
-    done = smpi(*words)
-    assert done.returncode == 2 and "USD" in done.stderr and "--yes" in done.stderr
+    words = ["calibrate", *where, "-n", "2", "--rounds", "2", "--output", str(output)]
+    assert smpi_main(words) == 2
+    said = capsys.readouterr().err
+    assert "at most 0.0" in said and "USD" in said and "not started; --yes" in said
+    assert smpi_main([*words, "-n", "5", "--yes"]) == 2  # more ranks than queues
+    assert smpi_main([*words, "--rounds", "0", "--yes"]) == 2
+    assert smpi_main([*words, "--output", str(tmp_path / "none" / "f"), "--yes"]) == 2
     assert stored_figures.read(deployed.stack) is None and not output.exists()
-    assert smpi(*words, "-n", 5, "--yes").returncode == 2  # more ranks than queues
-    done = smpi(*words, "--yes")
-    assert done.returncode == 0, done.stderr
-    assert "sns_deliver_s" in done.stdout and "start with 1769 MB" in done.stdout
+    assert smpi_main([*words, "--yes"]) == 0
+    shown = capsys.readouterr().out
+    assert "sns_deliver_s" in shown and "start with 1769 MB" in shown
     stack = deployed.stack
     figures = files.load(str(output))
     assert figures == stored_figures.read(stack) and figures.stack == deployed.name
     assert set(figures.starts) == {1769} and figures.kernel_per_s != AWS.kernel_per_s
     assert not deployed.job_keys()
-    # figures by which every algorithm is another one than by the emulator's
+    # figures by which another algorithm is chosen than by the emulator's or the package's
     slow = AWS.exactly(**dict.fromkeys(REQUESTS, DELAY_S))
     slow = replace(slow, stack=stack.name, region="us-east-1", measured=figures.measured)
     stored_figures.write(stack, slow)
@@ -197,18 +203,20 @@ def test_calibrate_states_its_price_stores_figures_and_jobs_use_them(
         "import numpy as np\nfrom mpi4py import MPI\n"
         "MPI.COMM_WORLD.Allreduce(np.ones(1), np.ones(1))\n"
     )
-    cost = HybridChannel.cost_by(slow, PRICES)
-    expected = select("allreduce", Facts(4, 8, cost)).name
+    chosen = select("allreduce", Facts(4, 8, HybridChannel.cost_by(slow, PRICES))).name
+    assert chosen == "allreduce_doubling"
     done = deployed.run("-n", 4, "--explain", "--channel", "hybrid", program)
-    assert expected == "allreduce_doubling", "not what the package's figures choose"
-    assert done.returncode == 0 and expected in done.stderr, done.stderr
+    assert done.returncode == 0 and chosen in done.stderr, done.stderr
     assert f"by figures measured on stack {stack.name}" in done.stderr
+    given = [*where, "--figures", "stack"]
+    capsys.readouterr()
+    assert smpirun_main(["--simulate", *given, "-n", "4", "--channel", "queue", "barrier"]) == 0
+    assert infer_main(["plan", *given, "--samples", "100", "--max-workers", "4"]) == 0
+    assert capsys.readouterr().out.count(f"figures measured on stack {stack.name}") == 2
     late = replace(slow, measured=files.timestamp(stack.changed - 60))
     stored_figures.write(stack, late)
-    done = deployed.run("-n", 1, "--figures", "stack", program)
-    assert done.returncode == 2 and "smpi calibrate --stack other" in done.stderr
-    done = smpi("doctor", *where)
-    assert "before stack other was changed" in done.stdout
-    assert smpi("clean", *where).returncode == 0
+    assert smpirun_main(["--simulate", *given, "-n", "4", "barrier"]) == 2
+    assert "smpi calibrate --stack other" in capsys.readouterr().err
     # what other tests of the stack do not expect
     stack.client("s3").delete_object(Bucket=stack.bucket, Key=bucket.FIGURES)
+    assert smpi_main(["clean", *where]) == 0
