@@ -119,7 +119,13 @@ SQS_MESSAGE_BYTES = Limit(MB, "bytes", "a message, and a batch of messages", _SQ
 SQS_LONG_POLL_S = Limit(20, "s", "the longest wait of one receive", _SQS_QUEUES)
 SQS_IN_FLIGHT = Limit(120_000, "messages", "received from one queue and not deleted", _SQS_QUEUES)
 SNS_BATCH_ENTRIES = Limit(10, "messages", "one PublishBatch", _SNS_BATCH)
-SNS_MESSAGE_BYTES = Limit(256 * KB, "bytes", "a message, and a batch of messages", _SNS_BATCH)
+SNS_MESSAGE_BYTES = Limit(
+    256 * KB,
+    "bytes",
+    "a message, and a batch of messages; more with the topic's MaximumMessageSize",
+    _SNS_BATCH,
+    high=MB,
+)
 SNS_FILTERS_PER_TOPIC = Limit(200, "filter policies", "one topic", _SNS)
 SNS_FILTER_DELAY_S = Limit(900, "s", "until a change of a filter policy applies", _SNS_FILTERS)
 # By Publish and PublishBatch together, of all topics of an account in a region.
@@ -170,6 +176,7 @@ S3_DELETE_KEYS = Limit(1_000, "keys", "one DeleteObjects", _S3_DELETE)
 
 LAMBDA_EVENT_BYTES = Limit(MB, "bytes", "the payload of an asynchronous invocation", _LAMBDA)
 LAMBDA_PAYLOAD_BYTES = Limit(6 * MB, "bytes", "the payload of a synchronous invocation", _LAMBDA)
+# Managed instances run longer; a stack does not use them.
 LAMBDA_TIME_S = Limit(900, "s", "the longest run of a function", _LAMBDA)
 LAMBDA_LEAST_MB = Limit(128, "MB", "the least memory of a function", _LAMBDA)
 LAMBDA_MOST_MB = Limit(10_240, "MB", "the most memory of a function", _LAMBDA, low=3_008)
@@ -271,7 +278,7 @@ class Figures:
         625e6 / 8,
         "B/s",
         "all connections of one function together",
-        _LAMBDA + ' ("625 Mbps"; the low end is assumed)',
+        _LAMBDA + ' ("625 Mbps", more on request; the low end is assumed)',
     )
     invoke_s: Figure = _seconds(0.025, 0.01, 0.04, "the call that starts a function", _ESTIMATE)
     cold_start_s: Figure = _seconds(

@@ -192,7 +192,7 @@ class Job:
         limit_s: float,
         signals: Signals,
         undo: contextlib.ExitStack,
-        figures: Figures | None,
+        figures: Figures | None = None,
     ) -> None:
         self._plan = plan
         self._stack = stack
