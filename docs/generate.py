@@ -2,6 +2,7 @@
 
 - reference/commands.md: every command and option, from the argparse parsers themselves.
 - reference/compatibility.md: every name of mpi4py's stubs, and whether this package has it.
+- reference/aws-figures.md: every quota, size, time and rate of AWS that the package computes with.
 
 The pages are not files of the repository, so they cannot be out of date.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-GENERATED = ("reference/commands.md", "reference/compatibility.md")
+GENERATED = ("reference/commands.md", "reference/compatibility.md", "reference/aws-figures.md")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -27,7 +28,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     sys.path.insert(0, str(ROOT))
-    for path, text in zip(GENERATED, (commands(), compatibility()), strict=True):
+    for path, text in zip(GENERATED, (commands(), compatibility(), aws_figures()), strict=True):
         files.append(File.generated(config, path, content=text))
     return files
 
@@ -145,4 +146,68 @@ def compatibility() -> str:
             those = sorted(name for name, why in names.items() if why == reason)
             listed = ", ".join(f"`{name}`" for name in those)
             lines += [f"{len(those)} missing ({reason}): {listed}", ""]
+    return "\n".join(lines) + "\n"
+
+
+# --- figures of AWS ---------------------------------------------------------------------------------
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _source(text: str) -> str:
+    """A source as Markdown: its address as a link, and what is quoted of it."""
+    address, _, quoted = text.partition(" ")
+    if not address.startswith("https://"):
+        return _cell(text)
+    page = address.rstrip("/").rpartition("/")[2].removesuffix(".html")
+    return _cell(f"[{page}]({address}) {quoted}".strip()).replace("&lt;", "<")
+
+
+def aws_figures() -> str:
+    """Return the page of AWS's limits and figures as Markdown."""
+    from serverless_mpi.aws import limits
+
+    lines = [
+        "# Limits and figures of AWS",
+        "",
+        "Generated from `serverless_mpi/aws/limits.py`, the one table that channels, simulation,"
+        " planner and commands read. Prices are in `serverless_mpi/prices.json`. A range is what"
+        " other accounts, regions or moments may have; an end that the source does not state is an"
+        " assumption.",
+        "",
+        "## Limits",
+        "",
+        "| limit | value | range | what | source | read |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, limit in limits.all_limits():
+        low, high = (limit.value if end is None else end for end in (limit.low, limit.high))
+        span = "" if low == high else f"{low:,} to {high:,}"
+        lines.append(
+            f"| `{name}` | {limit.value:,} {limit.unit} | {span} | {_cell(limit.meaning)}"
+            f" | {_source(limit.source)} | {limit.date} |"
+        )
+    rates = ", ".join(
+        f"{region} {rate:,}" for region, rate in limits.SNS_PUBLISHES_PER_S_IN.items()
+    )
+    lines += [
+        "",
+        f"Messages per second that may be published, where it is more: {rates}.",
+        "",
+        "## Figures",
+        "",
+        "`smpi calibrate` replaces these by what it measures on your stack"
+        " ([how](../how-to/calibrate.md)).",
+        "",
+        "| figure | value | range | what | source | read |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figure in limits.AWS.items():
+        lines.append(
+            f"| `{name}` | {_number(figure.value)} {figure.unit} | {_number(figure.low)} to"
+            f" {_number(figure.high)} | {_cell(figure.meaning)} | {_source(figure.source)}"
+            f" | {figure.date} |"
+        )
     return "\n".join(lines) + "\n"

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from serverless_mpi.aws.figures import origin
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.collectives.choose import Algorithm, find
 from serverless_mpi.collectives.operations import OPERATIONS
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.metering import Prices
-from serverless_mpi.simulation import AWS, LATENCIES, Forecast, forecast, in_region
+from serverless_mpi.simulation import AWS, LATENCIES, Forecast, forecast, in_region, latency_of
 
 _UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
 _CALL = re.compile(r"([a-z_]+)(?::(\d+) ?([kmg]?b?))?", re.IGNORECASE)
@@ -61,6 +63,7 @@ def simulate(
     region: str,
     prices: Prices,
     algorithms: Mapping[str, Algorithm] = MappingProxyType({}),
+    figures: Figures | None = None,
 ) -> Iterable[str]:
     """Yield what each of `calls` costs on a model.
 
@@ -80,6 +83,8 @@ def simulate(
         Prices of the services.
     algorithms
         Operation -> the algorithm to play instead of the one that would be chosen.
+    figures
+        Figures of AWS to use instead of the package's, with latency "aws".
 
     Yields
     ------
@@ -94,6 +99,10 @@ def simulate(
     if latency not in LATENCIES:
         raise UsageError(f"--latency {latency}: known are {', '.join(LATENCIES)}")
     model = in_region(LATENCIES[latency], region)
+    if figures is not None:
+        if not model.aws:
+            raise UsageError(f"--figures are of AWS, and --latency {latency} is not: omit one")
+        model = latency_of(figures, region, model.store)
     if not calls:
         raise UsageError(
             "--simulate takes collectives and the bytes of a blob, as in:"
@@ -104,6 +113,8 @@ def simulate(
         f"{ranks} ranks over {channel}, latency {latency}, {region};"
         " a model, see docs/collectives.md"
     )
+    if figures is not None:
+        yield f"by {origin(figures)}"
     if model.aws:
         waves = (ranks - 1) // model.starts_per_10_s
         usd = ranks * prices.usd_per_request["lambda"]
@@ -171,7 +182,11 @@ def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _C
 
 
 def explain(
-    records: Iterable[Mapping[str, Any]], channel: str, region: str, prices: Prices
+    records: Iterable[Mapping[str, Any]],
+    channel: str,
+    region: str,
+    prices: Prices,
+    figures: Figures | None = None,
 ) -> Iterable[str]:
     """Yield which algorithm each kind of call of a job took, and what such a call costs on AWS.
 
@@ -185,16 +200,21 @@ def explain(
         AWS region whose quotas the model uses.
     prices
         Prices of the services.
+    figures
+        The job's figures of AWS, if it had its own.
 
     Yields
     ------
     str
         A line of a table.
     """
+    model = in_region(AWS, region) if figures is None else latency_of(figures, region)
     yield (
         f"collectives over {channel}, each call as the model forecasts it on AWS in {region};"
         " bytes of a blob are a mean where they differ:"
     )
+    if figures is not None:
+        yield f"by {origin(figures)}"
     yield "   calls " + _HEAD
     rows = []
     for (operation, size, nbytes, algorithm, layout), kind in _collected(records).items():
@@ -210,14 +230,7 @@ def explain(
             if size > _LARGEST_RUN:
                 raise UsageError("too large to be played after a job")
             cost = forecast(
-                operation,
-                blob,
-                size,
-                channel,
-                in_region(AWS, region),
-                prices,
-                find(operation, algorithm),
-                layout,
+                operation, blob, size, channel, model, prices, find(operation, algorithm), layout
             )
         # a channel without a model; or a rank that left no record of its edges, which deadlocks
         except (UsageError, JobError):

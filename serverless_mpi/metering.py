@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serverless_mpi.aws import limits
 from serverless_mpi.errors import UsageError
 
-# SQS and SNS: "every 64 KB chunk of a payload is billed as 1 request"
-BILLED_CHUNK_BYTES = 64 * 1024
 BYTES_PER_GB = 1 << 30  # as in the examples of "Amazon S3 FAQs"
+BILLED_CHUNK_BYTES = limits.BILLED_CHUNK_BYTES.value
 CHUNKED_SERVICES = ("sqs", "sns")
 _FIELDS = ("requests", "billed", "nbytes", "messages")
 

@@ -17,7 +17,10 @@ MAY: dict[str, set[str]] = {
     "env": set(),
     "job": {"env", "errors"},
     "plugins": {"errors"},
-    "metering": {"errors"},
+    # the table of AWS facts; its files of figures
+    "aws.limits": set(),
+    "aws.figures": {"aws.limits", "errors"},
+    "metering": {"aws.limits", "errors"},
     "core": {"errors"},
     "channels.base": {"core", "job", "metering"},
     "channels": {"plugins", "channels.base", "core", "aws", "errors", "job", "metering"},
@@ -116,9 +119,12 @@ MAY: dict[str, set[str]] = {
     "launch.function": {"launch", "launch.handler", "launch.sandbox"},
     "launch.sandbox": {"launch", "alias", "env", "errors", "job", "stack"},
     "launch.hello": {"MPI"},
+    # what ranks of `smpi calibrate` run: requests of its own, without MPI
+    "launch.measure": {"aws", "errors", "job", "metering", "sparse"},
     "stack": {"core", "errors", "job"},
     "deploy": {"aws", "metering", "errors", "__init__", "job", "stack"},
-    "deploy.cli": {"deploy", "launch", "metering", "errors", "__init__"},
+    "deploy.calibrate": {"deploy", "launch.measure", "metering", "errors"},
+    "deploy.cli": {"deploy", "deploy.calibrate", "launch", "metering", "errors", "__init__"},
     "sparse": {"_spdnn", "env"},
     "inference": {
         "env",
@@ -135,6 +141,21 @@ MAY: dict[str, set[str]] = {
         "__init__",
     },
 }
+# Facts of AWS are a leaf: whatever deals with AWS may read them.
+for _room in (
+    "aws",
+    "channels.base",
+    "channels",
+    "simulation",
+    "explain",
+    "launch",
+    "launch.handler",
+):
+    MAY[_room] |= {"aws.limits", "aws.figures"}
+for _room in ("stack", "deploy", "deploy.calibrate", "deploy.cli", "launch.measure"):
+    MAY[_room] |= {"aws.limits", "aws.figures"}
+for _room in ("sparse", "inference"):
+    MAY[_room] |= {"aws.limits", "aws.figures"}
 
 
 def room(module: str) -> str:

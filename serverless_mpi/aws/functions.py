@@ -5,11 +5,11 @@ Source: AWS Lambda API Reference, Invoke.
 
 from __future__ import annotations
 
+from serverless_mpi.aws import limits
 from serverless_mpi.aws.http import Client
 from serverless_mpi.errors import ChannelError
 
-# payload of an asynchronous invocation: 1 MB (quota since October 2025); synchronous: 6 MB
-MAX_EVENT_BYTES = 1 << 20
+MAX_EVENT_BYTES = limits.LAMBDA_EVENT_BYTES.value
 
 
 class Functions:

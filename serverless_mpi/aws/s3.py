@@ -23,12 +23,14 @@ from hashlib import md5
 from html import escape, unescape
 from urllib.parse import quote
 
+from serverless_mpi.aws import limits
 from serverless_mpi.aws.http import Answer, Busy, Client
 from serverless_mpi.aws.retry import BUDGET_S
 from serverless_mpi.errors import ChannelError
 
-MAX_DELETED = 1000  # keys of one DeleteObjects
-PART_BYTES = 16 << 20  # of a multipart upload and of a range; parts of less than 5 MiB are refused
+MAX_DELETED = limits.S3_DELETE_KEYS.value
+MAX_LISTED = limits.S3_LIST_KEYS.value
+PART_BYTES = 16 << 20  # of a multipart upload and of a range; S3 refuses less than S3_PART_BYTES
 DELETE_BUDGET_S = 2.0  # a delete that fails is tried again later, with others
 MAX_DIGITS = 20  # of an object's size
 _ERROR = re.compile(rb"<Error>(.*?)</Error>", re.DOTALL)

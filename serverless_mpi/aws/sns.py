@@ -14,32 +14,16 @@ from collections.abc import Sequence
 from html import unescape
 from urllib.parse import urlencode
 
+from serverless_mpi.aws import limits
 from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.retry import BUDGET_S
 from serverless_mpi.aws.sqs import BODY, ENVELOPE_BYTES, FRAME
 from serverless_mpi.errors import ChannelError
 
 TO = "t"  # names of message attributes are billed, so they are short
-MAX_ENTRIES = 10  # of a batch
-MAX_BATCH_BYTES = 256 * 1024  # of a message and of a batch
-FILTERS_PER_TOPIC = 200  # filter policies per topic (service quota)
-# Messages per second that an account may publish to standard topics in a region, by Publish and
-# PublishBatch together. Source: "Amazon Simple Notification Service endpoints and quotas", AWS
-# General Reference, https://docs.aws.amazon.com/general/latest/gr/sns.html
-PUBLISHED_PER_S = {
-    "us-east-1": 30_000,
-    "us-west-2": 9_000,
-    "eu-west-1": 9_000,
-    "us-east-2": 1_500,
-    "us-west-1": 1_500,
-    "ap-south-1": 1_500,
-    "ap-northeast-1": 1_500,
-    "ap-northeast-2": 1_500,
-    "ap-southeast-1": 1_500,
-    "ap-southeast-2": 1_500,
-    "eu-central-1": 1_500,
-}
-PUBLISHED_PER_S_ELSEWHERE = 300
+MAX_ENTRIES = limits.SNS_BATCH_ENTRIES.value
+MAX_BATCH_BYTES = limits.SNS_MESSAGE_BYTES.value
+FILTERS_PER_TOPIC = limits.SNS_FILTERS_PER_TOPIC.value
 _FAILED = re.compile(r"<Failed>(.*?)</Failed>", re.DOTALL)
 _WHOLE = re.compile(r"</Publish(Batch)?Response>\s*$")
 _ENTRY = re.compile(r"<member>(.*?)</member>", re.DOTALL)
@@ -53,11 +37,6 @@ def readers(dests: Sequence[int]) -> str:
 def billed_bytes(frame: bytes, dests: Sequence[int]) -> int:
     """Return the billed bytes of one message."""
     return len(frame) + ENVELOPE_BYTES + len(TO) + len("String.Array") + len(readers(dests))
-
-
-def published_per_s(region: str) -> int:
-    """Return how many messages an account may publish per second in a region."""
-    return PUBLISHED_PER_S.get(region, PUBLISHED_PER_S_ELSEWHERE)
 
 
 class Sns:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serverless_mpi.aws import limits
 from serverless_mpi.aws.connection import file_of, raised_by
 from serverless_mpi.aws.http import Busy, Client
 from serverless_mpi.aws.retry import BUDGET_S, Patience
@@ -28,9 +29,9 @@ from serverless_mpi.metering import BILLED_CHUNK_BYTES
 FRAME = "f"  # names of message attributes are billed, so they are short
 BODY = "."  # a message needs a body of at least one character
 ENVELOPE_BYTES = len(FRAME) + len("Binary") + len(BODY)  # billed in addition to the frame
-MAX_ENTRIES = 10  # of a batch
-MAX_BATCH_BYTES = 1 << 20  # of a message and of a batch: 1 MiB (quota since August 2025)
-MAX_LONG_POLL_S = 20
+MAX_ENTRIES = limits.SQS_BATCH_ENTRIES.value
+MAX_BATCH_BYTES = limits.SQS_MESSAGE_BYTES.value
+MAX_LONG_POLL_S = limits.SQS_LONG_POLL_S.value
 # A received message that was not deleted reappears after this; a lost answer costs as long.
 VISIBILITY_S = 30
 # A service that answers late is waited for; a connection that died silently is noticed.

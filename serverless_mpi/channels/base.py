@@ -28,6 +28,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from serverless_mpi.aws.figures import of_job
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.core.frames import SCATTERED, SHARED, ExpectedFrame, FrameName, OutgoingFrame
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter, Prices
@@ -181,9 +183,10 @@ class Channel(ABC):
     emulator_figures
         Cost parameters on an emulator; None if they are `figures`.
     model
-        Its simulation model, as "module:class" of a subclass of `simulation.media.Medium`, imported
-        only to simulate.  "serverless_mpi.simulation.media:Parametric" derives a model from
-        the cost parameters.  None: `--simulate` refuses the channel.
+        Its simulation model, as "module:class" of a subclass of
+        `simulation.media.ChannelModel`, imported only to simulate.
+        "serverless_mpi.simulation.media:Parametric" derives a model from the cost parameters.
+        None: `--simulate` refuses the channel.
     land
         Set by the runtime if `limits.trusted_transport`.  Given a frame's first 84 bytes and the
         number of bytes that follow, it returns an object whose `memory` receives those, or None.
@@ -221,6 +224,29 @@ class Channel(ABC):
         if aws or cls.emulator_figures is None:
             return cls.figures
         return cls.emulator_figures
+
+    @classmethod
+    def cost_by(cls, figures: Figures, prices: Prices, *, store: str = "s3") -> CostParameters:
+        """Return the cost parameters on AWS by given figures of its services.
+
+        A channel that uses a service of AWS derives them; any other has those of `cost`.
+
+        Parameters
+        ----------
+        figures
+            Times and rates of AWS, perhaps measured (`smpi calibrate`).
+        prices, store
+            As for `cost`.
+        """
+        return cls.cost(aws=True, prices=prices, store=store)
+
+    @classmethod
+    def cost_of_job(cls, spec: JobSpec, prices: Prices, *, store: str = "s3") -> CostParameters:
+        """Return the cost parameters of a job: by its own figures if its launcher passed some."""
+        figures = of_job(spec.settings)
+        if figures is None:
+            return cls.cost(aws=spec.endpoint is None, prices=prices, store=store)
+        return cls.cost_by(figures, prices, store=store)
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

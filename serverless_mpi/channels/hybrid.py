@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.channels.base import (
     SCATTERED,
     Channel,
@@ -141,6 +142,19 @@ def opened(data: memoryview, key: bytes) -> tuple[bytes, memoryview] | None:
     return magic, text
 
 
+def _joined(small: CostParameters, large: CostParameters, limit: int) -> CostParameters:
+    """Return the parameters of messages; above `limit` bytes those of object and reference."""
+    both = replace(
+        large,
+        latency_s=small.latency_s + large.latency_s,
+        put_s=small.put_s + large.put_s,
+        get_s=small.get_s + large.get_s,
+        put_usd=small.put_usd + large.put_usd,
+        get_usd=small.get_usd + large.get_usd,
+    )
+    return replace(small, ranges=True, large=(limit, both))
+
+
 class HybridChannel(Channel):
     """Messages for small frames, objects for large ones."""
 
@@ -157,23 +171,25 @@ class HybridChannel(Channel):
         self._prices = Prices.load()
         store = self._store.service
         self._threshold = threshold(self._prices, store)
-        self.figures = self.cost(aws=spec.endpoint is None, prices=self._prices, store=store)
+        self.figures = self.cost_of_job(spec, self._prices, store=store)
         self._closed = False
 
     @classmethod
     def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:
         """Return the queue's parameters; above the threshold those of object and reference."""
-        small = QueueChannel.cost(aws=aws, prices=prices)
-        large = ObjectChannel.cost(aws=aws, prices=prices, store=store)
-        both = replace(
-            large,
-            latency_s=small.latency_s + large.latency_s,
-            put_s=small.put_s + large.put_s,
-            get_s=small.get_s + large.get_s,
-            put_usd=small.put_usd + large.put_usd,
-            get_usd=small.get_usd + large.get_usd,
+        return _joined(
+            QueueChannel.cost(aws=aws, prices=prices),
+            ObjectChannel.cost(aws=aws, prices=prices, store=store),
+            threshold(prices, store),
         )
-        return replace(small, ranges=True, large=(threshold(prices, store), both))
+
+    @classmethod
+    def cost_by(cls, figures: Figures, prices: Prices, *, store: str = "s3") -> CostParameters:
+        return _joined(
+            QueueChannel.cost_by(figures, prices),
+            ObjectChannel.cost_by(figures, prices, store=store),
+            threshold(prices, store),
+        )
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

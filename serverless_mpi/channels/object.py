@@ -30,9 +30,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import NamedTuple
 
-from serverless_mpi.aws import s3express
+from serverless_mpi.aws import limits, s3express
 from serverless_mpi.aws.credentials import Credentials, emulator_keys
 from serverless_mpi.aws.http import Busy, Client
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.aws.retry import BUDGET_S, Patience
 from serverless_mpi.aws.s3 import MAX_DELETED, PART_BYTES, S3
 from serverless_mpi.aws.workers import Workers
@@ -73,33 +74,34 @@ assert PART_BYTES % LEAF_BYTES == 0  # so that each range of a body consists of 
 _COUNT = struct.Struct("<I")
 _SLICE = struct.Struct("<IQ")  # world rank, bytes of its frame
 
-# AWS: 100-200 ms per small object, 85-90 MB/s per connection ("Performance design patterns for
-# Amazon S3").  Emulator: the best fit to the times of all collectives on two cores
-# (docs/benchmarks-collectives.md).  A rank has 8 requests in flight.
-AWS_FIGURES = CostParameters(
-    latency_s=0.15,
-    bandwidth_Bps=9e7,
-    put_usd=5e-6,
-    get_usd=4e-7,
-    fanout=True,
-    batch=1,
-    ranges=True,
-    put_s=0.012,
-    get_s=0.012,
-)
-# S3 Express: "consistent single-digit millisecond" first bytes ("Optimizing S3 Express One Zone
-# performance", https://docs.aws.amazon.com/AmazonS3/latest/userguide/s3-express-performance.html);
-# here 5 ms for a PUT and for a GET.  Prices: prices.json.
-EXPRESS_FIGURES = replace(
-    AWS_FIGURES,
-    latency_s=0.01,
-    put_usd=1.13e-6,
-    get_usd=3e-8,
-    put_s=0.001,
-    get_s=0.001,
-    put_usd_per_byte=0.0032 / BYTES_PER_GB,
-    get_usd_per_byte=0.0006 / BYTES_PER_GB,
-)
+# How the times of requests become cost parameters, by assumption: a quarter of the two requests
+# overlaps, since a reader that waits asks while the object is put; and a rank has 8 in flight.
+NOT_OVERLAPPED = 0.75
+SHARE_IN_FLIGHT = 0.12
+
+
+def parameters(figures: Figures, store: str = "s3") -> CostParameters:
+    """Return the cost parameters that follow from figures of a store and a function's network."""
+    figures = figures.of_store(store)
+    put_s, get_s = figures.s3_put_s.value, figures.s3_get_s.value
+    express = store == s3express.SERVICE
+    return CostParameters(
+        latency_s=NOT_OVERLAPPED * (put_s + get_s),
+        bandwidth_Bps=figures.connection_Bps,
+        put_usd=1.13e-6 if express else 5e-6,
+        get_usd=3e-8 if express else 4e-7,
+        put_usd_per_byte=0.0032 / BYTES_PER_GB if express else 0.0,
+        get_usd_per_byte=0.0006 / BYTES_PER_GB if express else 0.0,
+        fanout=True,
+        batch=1,
+        ranges=True,
+        put_s=SHARE_IN_FLIGHT * put_s,
+        get_s=SHARE_IN_FLIGHT * get_s,
+    )
+
+
+AWS_FIGURES = parameters(limits.AWS)
+# The best fit to the times of all collectives on two cores (docs/benchmarks-collectives.md).
 EMULATOR_FIGURES = replace(
     AWS_FIGURES, latency_s=0.005, bandwidth_Bps=6.5e8, put_s=0.0001, get_s=0.0006, parallelism=2
 )
@@ -519,7 +521,7 @@ class ObjectChannel(Channel):
         self.limits = replace(self.limits, serial=spec.endpoint is not None)
         service = store_service(spec)
         prices = Prices.load()
-        self.figures = self.cost(aws=spec.endpoint is None, prices=prices, store=service)
+        self.figures = self.cost_of_job(spec, prices, store=service)
         self._pauses = EMULATOR_PAUSES_S
         if spec.endpoint is None:
             self._pauses = EXPRESS_PAUSES_S if service == s3express.SERVICE else AWS_PAUSES_S
@@ -535,9 +537,11 @@ class ObjectChannel(Channel):
 
     @classmethod
     def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:
-        if aws and store == s3express.SERVICE:
-            return EXPRESS_FIGURES
-        return super().cost(aws=aws, prices=prices, store=store)
+        return parameters(limits.AWS, store) if aws else EMULATOR_FIGURES
+
+    @classmethod
+    def cost_by(cls, figures: Figures, prices: Prices, *, store: str = "s3") -> CostParameters:
+        return parameters(figures, store)
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

@@ -27,9 +27,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from serverless_mpi.aws import sns, sqs
+from serverless_mpi.aws import limits, sns, sqs
 from serverless_mpi.aws.credentials import Credentials, emulator_keys
 from serverless_mpi.aws.http import Busy, Client
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.aws.workers import Workers
 from serverless_mpi.channels.base import (
     Channel,
@@ -51,21 +52,33 @@ MAX_FRAME_BYTES = 3 * BILLED_CHUNK_BYTES - 4096
 # ministack 1.5 drops binary attributes from PublishBatch; its Publish keeps them
 EMULATOR_TOPIC_ENTRIES = 1
 
-# AWS: "tens or low hundreds of milliseconds" per call (SQS FAQ); a frame of 252 KiB per round trip.
-# Emulator: the best fit to the times of all collectives on two cores
-# (docs/benchmarks-collectives.md).
-# A rank has 8 sends of up to 10 frames in flight, and receives 10 frames per round trip.
-AWS_FIGURES = CostParameters(
-    latency_s=0.04,
-    bandwidth_Bps=6e6,
-    put_usd=5e-7,
-    get_usd=8e-7,
-    fanout=True,
-    batch=10,
-    put_s=0.001,
-    get_s=0.002,
-    billed_bytes=BILLED_CHUNK_BYTES,
-)
+# How the times of requests become cost parameters, by assumption: one frame in four goes by SNS;
+# a rank has 8 sends in flight, most with two frames; a receive brings 7.5 of 10 possible frames;
+# and a long message moves 180 kB per delivery.
+PUBLISHED_SHARE = 0.25
+FRAMES_PER_SEND_TIME = 15
+FRAMES_PER_RECEIVE = 7.5
+BYTES_PER_DELIVERY = 180e3
+
+
+def parameters(figures: Figures) -> CostParameters:
+    """Return the cost parameters that follow from figures of SQS and SNS."""
+    sent_s, published_s = figures.sqs_deliver_s.value, figures.sns_deliver_s.value
+    return CostParameters(
+        latency_s=(1 - PUBLISHED_SHARE) * sent_s + PUBLISHED_SHARE * published_s,
+        bandwidth_Bps=min(BYTES_PER_DELIVERY / sent_s, figures.network_Bps.value),
+        put_usd=5e-7,
+        get_usd=8e-7,
+        fanout=True,
+        batch=sqs.MAX_ENTRIES,
+        put_s=figures.sqs_send_s.value / FRAMES_PER_SEND_TIME,
+        get_s=figures.sqs_receive_s.value / FRAMES_PER_RECEIVE,
+        billed_bytes=BILLED_CHUNK_BYTES,
+    )
+
+
+AWS_FIGURES = parameters(limits.AWS)
+# The best fit to the times of all collectives on two cores (docs/benchmarks-collectives.md).
 EMULATOR_FIGURES = replace(
     AWS_FIGURES, latency_s=0.0002, bandwidth_Bps=8e7, put_s=0.001, get_s=0.0003, parallelism=2
 )
@@ -219,7 +232,8 @@ class QueueChannel(Channel):
     def __init__(self, spec: JobSpec, meter: Meter) -> None:
         super().__init__(spec, meter)
         self.limits = replace(self.limits, serial=spec.endpoint is not None)
-        self.figures = AWS_FIGURES if spec.endpoint is None else EMULATOR_FIGURES
+        prices = Prices.load()
+        self.figures = self.cost_of_job(spec, prices)
         credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
         self._clients = [
             Client(service, spec.region, spec.endpoint, credentials, meter)
@@ -236,8 +250,8 @@ class QueueChannel(Channel):
         self._by_slot = dict(zip(slots, self._queues, strict=True))
         self._topics: list[str] = json.loads(spec.settings["topics"])
         self._mine = self._queues[spec.rank]
-        quota = 0 if spec.endpoint is not None else sns.published_per_s(spec.region)
-        self._fewest = fewest_readers(spec.size, quota, Prices.load())
+        quota = 0 if spec.endpoint is not None else limits.publishes_per_s(spec.region)
+        self._fewest = fewest_readers(spec.size, quota, prices)
         self._topic_entries = sns.MAX_ENTRIES if spec.endpoint is None else EMULATOR_TOPIC_ENTRIES
         # an emulator serves one request at a time: several threads would only wait for each other
         self._pool = Workers(1 if self.limits.serial else REQUESTS_AT_ONCE)
@@ -252,6 +266,10 @@ class QueueChannel(Channel):
         )
         self._woken = threading.Event()
         self._closed = False
+
+    @classmethod
+    def cost_by(cls, figures: Figures, prices: Prices, *, store: str = "s3") -> CostParameters:
+        return parameters(figures)
 
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from serverless_mpi import __version__
+from serverless_mpi.aws.figures import to_json
 from serverless_mpi.deploy import express
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
 from serverless_mpi.launch.output import printable, printable_lines
+from serverless_mpi.metering import Prices
 
 if TYPE_CHECKING:
     from serverless_mpi.deploy.history import History
@@ -62,6 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     destroy = command("destroy", "remove the stack and everything in it")
     destroy.add_argument("--force", action="store_true", help="destroy it even while jobs run")
     command("doctor", "check credentials, clock, region, quotas and the stack")
+    _add_calibrate_options(
+        command(
+            "calibrate",
+            "measure times and rates of AWS on the stack; jobs and forecasts then use them",
+        )
+    )
     hello = command("hello", "run a test job: ranks on Lambda greet each other")
     hello.add_argument(
         "-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)"
@@ -132,6 +140,24 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write the template and the zips to this folder; do not deploy",
     )
+
+
+def _add_calibrate_options(calibrate: argparse.ArgumentParser) -> None:
+    calibrate.add_argument(
+        "-n", dest="ranks", metavar="N", default="4", help="number of ranks (default 4)"
+    )
+    calibrate.add_argument(
+        "--memory",
+        metavar="MB",
+        help="memory of each rank, one of the deployed sizes (default: the nearest to a vCPU's)",
+    )
+    calibrate.add_argument(
+        "--rounds", metavar="K", default="20", help="requests of each kind (default 20)"
+    )
+    calibrate.add_argument(
+        "--yes", action="store_true", help="start without asking whether the price is accepted"
+    )
+    calibrate.add_argument("--output", metavar="FILE", help="also write the figures to a file")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,6 +300,44 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+def _calibrate(options: argparse.Namespace) -> int:
+    from serverless_mpi.deploy import calibrate, stack, stored_figures
+
+    region = stack.own_region(options.region, options.endpoint)
+    made = calibrate.Calibration.of(
+        stack.Stack.find(options.stack, options.endpoint, region),
+        _numbers(options.ranks, "-n")[0],
+        None if options.memory is None else _numbers(options.memory, "--memory")[0],
+        _numbers(options.rounds, "--rounds")[0],
+        Prices.load(),
+    )
+    if options.output is not None and not Path(options.output).absolute().parent.is_dir():
+        raise UsageError(f"--output {options.output}: its folder does not exist")
+    _say(made.price)
+    if not options.yes and not _accepted():
+        raise UsageError("not started; --yes accepts the price")
+    figures, times = made.run()
+    for line in calibrate.table(figures, times):
+        print(printable(line))
+    stored_figures.write(made.stack, figures)
+    if options.output is not None:
+        try:
+            Path(options.output).write_text(to_json(figures) + "\n")
+        except OSError as error:
+            raise UsageError(f"--output {options.output}: {error.strerror}") from error
+    _say(f"stored with stack {options.stack}: jobs on it, and --figures stack, use these figures")
+    return 0
+
+
+def _accepted() -> bool:
+    """Ask for consent, where there is a terminal to ask at."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return False
+    sys.stderr.write("smpi: start it? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _hello(options: argparse.Namespace) -> int:
     from serverless_mpi.launch import cli
 
@@ -318,7 +382,6 @@ def _jobs(options: argparse.Namespace) -> int:
 
 def _cost(options: argparse.Namespace) -> int:
     from serverless_mpi.deploy import bill
-    from serverless_mpi.metering import Prices
 
     found = _history(options).bill(options.job, Prices.load(options.prices))
     print(json.dumps(found) if options.json else printable_lines(bill.render(found)))

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from serverless_mpi import __version__
-from serverless_mpi.aws import control
-from serverless_mpi.deploy import pool
+from serverless_mpi.aws import control, limits
+from serverless_mpi.aws.limits import AWS
+from serverless_mpi.deploy import pool, stored_figures
 from serverless_mpi.deploy.stack import Stack, explained
 from serverless_mpi.errors import ServerlessMPIError
 
-SKEW_S = (
-    60.0  # AWS refuses requests that are 5 to 15 minutes off; half of what is safe is worth a word
-)
+# AWS refuses requests that are 5 to 15 minutes off; a fifth of what is safe is worth a word
+SKEW_S = 60.0
 SLOW_MS = 300.0
-CONCURRENCY = 1000  # AWS's default quota; new accounts begin with as little as 10
+CONCURRENCY = limits.LAMBDA_CONCURRENCY.value
 
 
 @dataclass(frozen=True)
@@ -117,34 +117,60 @@ def _concurrency(endpoint: str | None, region: str) -> Finding:
     return found
 
 
+# The first may leave out quotas that have their default value.
+QUOTA_CALLS = ("list_service_quotas", "list_aws_default_service_quotas")
+
+
 def _publish_rate(endpoint: str | None, region: str) -> Finding:
-    """Quotas of SNS differ by region: 300 to 30,000 publishes a second."""
-    try:
-        with explained("look at SNS quotas", endpoint, region):
-            pages = (
-                control.client("service-quotas", endpoint, region)
-                .get_paginator("list_service_quotas")
-                .paginate(ServiceCode="sns")
-            )
-            rates = [
-                one
-                for page in pages
-                for one in page["Quotas"]
-                if "publish" in one["QuotaName"].lower()
-            ]
-    except ServerlessMPIError as error:
-        return Finding(
-            None, "sns: rate of publishing not found out", str(error).partition(": ")[2][:120]
-        )
-    if not rates:
-        return Finding(
-            None,
-            "sns: no rate of publishing among the quotas",
-            "the console's Service Quotas has it; it limits channel queue",
-        )
+    """The quota of SNS, which differs by region: the account's, the default, or the table's."""
+    reason = "Service Quotas names none"
+    for call in QUOTA_CALLS:
+        try:
+            with explained("look at SNS quotas", endpoint, region):
+                rates = _publish_quotas(endpoint, region, call)
+        except ServerlessMPIError as error:
+            reason = str(error).partition(": ")[2][:120]
+            continue
+        if rates:
+            return Finding(True, "sns: " + ", ".join(rates))
     return Finding(
-        True, "sns: " + ", ".join(f"{one['QuotaName']} {one['Value']:g}" for one in rates)
+        True,
+        f"sns: {limits.publishes_per_s(region):,} messages published per second, by default"
+        f" ({reason})",
+        "it limits channel queue; ask for more in Service Quotas",
     )
+
+
+def _publish_quotas(endpoint: str | None, region: str, call: str) -> list[str]:
+    """Names and values of quotas of publishing."""
+    quotas = control.client("service-quotas", endpoint, region)
+    pages = quotas.get_paginator(call).paginate(ServiceCode="sns")
+    return [
+        f"{one['QuotaName']} {one['Value']:g}"
+        for page in pages
+        for one in page["Quotas"]
+        if "publish" in one["QuotaName"].lower()
+    ]
+
+
+def _figures(stack: Stack) -> Finding:
+    """Whether figures were measured on the stack, and hold for it."""
+    remedy = f"`smpi calibrate --stack {stack.name}` measures them"
+    try:
+        found = stored_figures.read(stack)
+    except ServerlessMPIError as error:
+        return Finding(False, f"figures: {error}", remedy)
+    if found is None:
+        return Finding(True, "figures: the package's own, none measured on this stack", remedy)
+    if (reason := stored_figures.trouble(stack, found)) is not None:
+        return Finding(False, f"figures are not used: {reason}")
+    unusual = [
+        f"{name} {figure.value:.3g} {figure.unit} ({known.low:.3g} to {known.high:.3g})"
+        for (name, figure), (_, known) in zip(found.items(), AWS.items(), strict=True)
+        if not known.low <= figure.value <= known.high
+    ]
+    outside = f"; outside of the package's range: {', '.join(unusual)}" if unusual else ""
+    return Finding(True, f"figures: measured {found.measured}{outside}")
 
 
 def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
@@ -170,6 +196,8 @@ def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
         f"leases: {len(held)} jobs, {sum(len(one['slots']) for one in held.values())} queues",
         "`smpi jobs` lists them" if held else "",
     )
+
+    yield _figures(stack)
 
     def ping() -> str:
         function, _, alias = stack.functions[min(stack.functions)].partition(":")

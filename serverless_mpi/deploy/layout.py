@@ -10,19 +10,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from serverless_mpi.aws import limits
 from serverless_mpi.errors import UsageError
 
 RANK, REPORT, QUEUE, CONSOLE, TOPIC = "rank", "report", "q", "c", "t"
 NAME = re.compile(r"[a-z][a-z0-9]{0,29}")
-FILTERS_PER_TOPIC = 200  # subscriptions with a filter policy a topic may have (SNS quota)
+FILTERS_PER_TOPIC = limits.SNS_FILTERS_PER_TOPIC.value
 MAX_RANKS = 220  # a queue and its subscription are two of the 500 resources that a stack may have (CloudFormation quota)
-MEMORY_MB = (128, 10240)  # what a function may have
+MEMORY_MB = (limits.LAMBDA_LEAST_MB.value, limits.LAMBDA_MOST_MB.value)
 PYTHONS = ("3.12", "3.13")  # runtimes that AWS keeps, and that can be snapshotted
 ARCHS = ("x86_64", "arm64")
-DEFAULT_MEMORY_MB = (
-    1769  # where a function has one whole virtual CPU ("Configure Lambda function memory")
-)
-TIME_LIMIT_S = 900  # the longest that a function runs
+DEFAULT_MEMORY_MB = limits.LAMBDA_VCPU_MB.value
+TIME_LIMIT_S = limits.LAMBDA_TIME_S.value
 LOG_DAYS = 7
 TAG = "serverless-mpi"  # cost allocation: its value is the stack's name
 

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import serverless_mpi
+from serverless_mpi.aws import limits
 from serverless_mpi.errors import UsageError
 
-UNPACKED_BYTES = 250 << 20  # function and layers together, unpacked ("Lambda quotas")
+UNPACKED_BYTES = limits.LAMBDA_UNPACKED_BYTES.value  # function and layers together
 PACKAGES = ("numpy", "cffi")  # and nothing more: boto3 is for who deploys
 GLIBC = (2, 34)  # of Amazon Linux 2023, which the runtimes of Python 3.12 and later stand on
 ON_LAMBDA = {  # shared libraries (package table of "AL2023 Minimal container image", Amazon Linux 2023 User Guide)

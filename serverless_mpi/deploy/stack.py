@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.aws import control
+from serverless_mpi.aws import control, limits
 from serverless_mpi.deploy import express
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.deploy.layout import Layout
@@ -21,7 +21,7 @@ from serverless_mpi.stack.bucket import CODE
 
 POLL_S = 2.0  # between two looks at a stack that is being made, on AWS
 EMULATOR_POLL_S = 0.1
-BODY_BYTES = 51_200  # of a template in a request; a larger one is read from the bucket
+BODY_BYTES = limits.TEMPLATE_BYTES.value  # a larger one is read from the bucket
 DEPLOY_S = 900.0
 _CREDENTIALS = (
     "NoCredentialsError",
@@ -113,7 +113,8 @@ class Stack:
     """A stack that is there.
 
     name, endpoint, region: where; bucket: of all jobs; version: of the package it runs; python, arch: of its
-    functions; functions: memory in MB -> name with which it is invoked; ranks, jobs: size of the pool.
+    functions; functions: memory in MB -> name with which it is invoked; ranks, jobs: size of the pool;
+    changed: when it was made or last updated, in seconds of the epoch.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Stack:
     console_url: str
     topic_arn: str
     express: dict[str, str] = field(default_factory=dict)  # zone -> directory bucket
+    changed: float = 0.0
 
     @classmethod
     def find(cls, name: str, endpoint: str | None, region: str) -> Stack:
@@ -167,6 +169,7 @@ class Stack:
             outputs["ConsoleUrl"],
             outputs["TopicArn"],
             express.of_stack(found),
+            (found.get("LastUpdatedTime") or found["CreationTime"]).timestamp(),
         )
 
     def function(self, memory_mb: int | None) -> tuple[int, str]:

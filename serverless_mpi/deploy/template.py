@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from serverless_mpi import __version__
+from serverless_mpi.aws import limits
 from serverless_mpi.aws.sns import TO
 from serverless_mpi.deploy import express
 from serverless_mpi.deploy import layout as names
@@ -23,11 +24,10 @@ HANDLER = "serverless_mpi.launch.function.handler"
 REPORTER = "serverless_mpi.launch.handler.report"
 VISIBILITY_S = 60  # a frame that was received but not stored comes again after this
 RETENTION_S = 3600  # what a dead job left in a queue of the pool is forgotten after this
-EVENT_AGE_S = (
-    60  # an event that no function was free for is given up after this, the least AWS allows
-)
+# an event that no function was free for is given up after this
+EVENT_AGE_S = limits.LAMBDA_EVENT_AGE_S.value
 REPORT_MB = 256
-MAX_RESOURCES = 500  # of a template (CloudFormation quota)
+MAX_RESOURCES = limits.STACK_RESOURCES.value
 
 Resource = dict[str, Any]
 

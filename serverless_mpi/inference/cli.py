@@ -21,6 +21,8 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from serverless_mpi import channels, launch
+from serverless_mpi.aws.figures import origin
+from serverless_mpi.aws.limits import AWS, Figures
 from serverless_mpi.env import ENV_TERMINAL
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.inference.options import (
@@ -32,6 +34,7 @@ from serverless_mpi.inference.options import (
 )
 from serverless_mpi.job import is_rank
 from serverless_mpi.launch.base import EXIT_USAGE, Plan, Program
+from serverless_mpi.metering import Prices
 
 if TYPE_CHECKING:
     from serverless_mpi.inference import plan
@@ -228,7 +231,6 @@ def _planned(
     """Options with the workers, memory and channel that the planner prefers; reports its choice."""
     from serverless_mpi.inference import advice
     from serverless_mpi.inference.cost import BilledModel
-    from serverless_mpi.metering import Prices
 
     forecasts = advice.survey(
         work,
@@ -338,54 +340,50 @@ def _launch(
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from serverless_mpi.inference import advice, measure, plan, report, sources
+    from serverless_mpi.inference import advice, measure, plan, plan_report, sources
     from serverless_mpi.inference.cost import BilledModel
-    from serverless_mpi.metering import Prices
 
     source = SourceOptions.of(options)
     # A forecast needs no images: their number is counted only if --samples does not give it.
     count_images = source.images or source.input or not source.samples
     samples = sources.samples(source) if count_images else source.samples
     work, _ = sources.describe(source, samples or 1)
-    platform = plan.place(options.platform)
+    figures = _figures(options) or AWS
+    source_of_figures = origin(figures)
     if options.measure:
         if source.store:
             raise UsageError("--measure needs the network itself, not a store: omit --store")
         network = sources.network(source)
         images = sources.images(source, network.neurons)
         work, rate = measure.measured(work, network, images, network.bias)
-        platform = replace(platform, edges_s=rate)
+        figures = figures.exactly(kernel_per_s=rate)
     if options.rate:
-        platform = replace(platform, edges_s=options.rate)
+        figures = figures.exactly(kernel_per_s=options.rate)
+    platform, model = (
+        plan.place(options.platform, figures),
+        BilledModel(Prices.load(options.prices)),
+    )
     forecasts = advice.survey(
         work,
         platform,
-        BilledModel(Prices.load(options.prices)),
+        model,
         channels=options.channel,
         memory_limit_mb=options.memory or inf,
         max_workers=options.max_workers,
     )
-    best = advice.advise(forecasts, work)
-    named = {"cheapest": best.cheapest, "fastest": best.fastest, "knee": best.knee}
-    if options.json:
-        record: dict[str, Any] = {name: advice.as_dict(way) for name, way in named.items()}
-        record.update(why=best.why, edges_s=platform.edges_s, living=list(work.living))
-        if options.all:
-            record["all"] = [advice.as_dict(forecast) for forecast in forecasts]
-        print(json.dumps(record))
-        return 0
-    if options.all:
-        others = [(advice.kind(forecast), forecast) for forecast in forecasts]
-    else:
-        others = advice.best_of_kinds(forecasts)
-    print(
-        f"{work.neurons:,} neurons, {work.layers:,} layers, {work.samples:,} images; "
-        f"{platform.name}, {platform.edges_s / 1e9:.2g} G active edges/s per vCPU"
-    )
-    rows = [(name, *advice.cells(forecast)) for name, forecast in [*named.items(), *others]]
-    print(report.table(("", *advice.HEADS), rows))
-    print(f"knee: {best.knee.way.name}: {best.why}")
+    found = plan_report.PlanReport(work, platform, model, forecasts, source_of_figures)
+    print(found.json(options.all) if options.json else found.text(options.all))
     return 0
+
+
+def _figures(options: argparse.Namespace) -> Figures | None:
+    """Return the figures that --figures names, a file or those of a stack."""
+    from serverless_mpi.launch import figures
+
+    endpoint = None if options.endpoint == "aws" else options.endpoint
+    # a file may be of any region: the forecast is of none
+    region = options.region if options.figures == figures.STACK else ""
+    return figures.chosen(options.figures, options.stack, endpoint, region)
 
 
 # --- query, report --------------------------------------------------------------------------------

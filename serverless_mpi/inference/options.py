@@ -317,6 +317,18 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         help="measure that speed here, and with some of the images how many samples stay active",
     )
     command.add_argument(
+        "--figures",
+        metavar="FILE",
+        help="figures of AWS instead of the package's: a file that `smpi calibrate --output` wrote,"
+        " or the word stack for those of the deployed stack",
+    )
+    command.add_argument(
+        "--stack",
+        metavar="NAME",
+        default="smpi",
+        help="the stack of --figures stack (default %(default)s)",
+    )
+    command.add_argument(
         "--all", action="store_true", help="print every way, not only the best of each kind"
     )
     command.add_argument("--json", action="store_true", help="print as JSON")

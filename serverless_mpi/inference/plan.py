@@ -5,8 +5,8 @@ rows, and has 1/R of the samples. So 1 x 1 is serial, R x 1 data-parallel, 1 x P
 `predict` has the rules, `Platform` the figures that it uses; `advice` surveys the deployments and
 names the best.
 
-Sources: AWS Lambda Developer Guide, "Configure Lambda function memory" (1,769 MB are one vCPU; 128
-to 10,240 MB). Figures of S3 and SQS are named in the channels.
+Times and limits of AWS are those of `aws/limits.py`, or measured ones; here are only figures of
+this package's workers. `uncertainty.py` forecasts with the ends of the ranges of those figures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi import channels
-from serverless_mpi.channels.base import CostParameters
+from serverless_mpi.aws import limits, sns
+from serverless_mpi.aws.limits import Figures
+from serverless_mpi.channels.base import Channel, CostParameters
 from serverless_mpi.channels.object import ObjectChannel
 from serverless_mpi.channels.queue import MAX_FRAME_BYTES
 from serverless_mpi.errors import UsageError
@@ -32,14 +34,14 @@ from serverless_mpi.metering import BILLED_CHUNK_BYTES, Meter, Prices
 
 Floats = NDArray[np.float64]
 MB = 1 << 20
-MEMORY_SIZES = (512, 1024, 1769, 3538, 5307, 10240)  # MB; above 1,769 whole vCPUs
-LAMBDA_LIMIT_S = 900.0
+VCPU_MB = limits.LAMBDA_VCPU_MB.value
+# MB; from one vCPU on whole vCPUs
+MEMORY_SIZES = (512, 1024, VCPU_MB, 2 * VCPU_MB, 3 * VCPU_MB, limits.LAMBDA_MOST_MB.value)
 PANELS = (
     3  # of activations that a worker holds: its own rows, those of its peers, and the next layer's
 )
 LEAST_BATCH = 32  # samples; the kernel's panel
 
-EDGES_S = 2e9  # measured 1.4 to 3.7e9 on a core of an EPYC with neighbours; a vCPU is half a core
 # Of a vCPU, for what is not the kernel in a layer of a batch: Python, panels, codec; measured
 LAYER_S = 1e-3
 # How the answer to the challenge's images thins out: the part of the samples that lives before each
@@ -164,6 +166,8 @@ class Platform:
         MiB that a worker can have.
     mb_per_vcpu
         MiB that come with a vCPU; 0 where workers share `cores`.
+    figures
+        The figures of AWS from which the platform was made (`place`).
     base_mb
         MiB of a worker without a model.
     limit_s
@@ -173,23 +177,39 @@ class Platform:
     name: str
     channels: Mapping[str, CostParameters]
     store_latency_s: float
-    start_s: float = tree.START_S
-    call_s: float = tree.CALL_S
-    load_Bps: float = 8 * 9e7
-    edges_s: float = EDGES_S
+    start_s: float
+    call_s: float
+    load_Bps: float
+    edges_s: float
     memory_sizes: Sequence[int] = MEMORY_SIZES
-    mb_per_vcpu: float = 1769.0
+    mb_per_vcpu: float = VCPU_MB
     cores: int = 1
     base_mb: float = 70.0
     limit_s: float = inf
+    figures: Figures = limits.AWS
 
     def vcpus(self, memory_mb: float, workers: int) -> float:
         """Return the vCPUs of one of `workers` workers of that memory."""
         return memory_mb / self.mb_per_vcpu if self.mb_per_vcpu else min(1.0, self.cores / workers)
 
+    def start_of(self, memory_mb: float) -> float:
+        """Return the seconds of a start with that memory, as the nearest measured size had them."""
+        starts = self.figures.starts
+        if not starts or not self.mb_per_vcpu:
+            return self.start_s
+        nearest = min(starts, key=lambda size: (abs(size - memory_mb), size))
+        return self.start_s * starts[nearest][0] / starts[min(starts)][0]
 
-def place(name: str) -> Platform:
+
+def place(name: str, figures: Figures = limits.AWS) -> Platform:
     """Return a platform: lambda, with AWS's figures; or local, this machine with the emulator's.
+
+    Parameters
+    ----------
+    name
+        "lambda" or "local".
+    figures
+        Figures of AWS, perhaps measured; of these, `local` has the kernel's speed.
 
     Raises
     ------
@@ -200,28 +220,44 @@ def place(name: str) -> Platform:
         raise UsageError(f"no platform {name!r}; known: lambda, local")
     aws, prices = name == "lambda", Prices.load()
     kinds = {known: channels.load(known) for known in channels.CHANNELS}
-    figures = {
-        known: kind.cost(aws=aws, prices=prices)
+
+    def cost(kind: type[Channel]) -> CostParameters:
+        return kind.cost_by(figures, prices) if aws else kind.cost(aws=False, prices=prices)
+
+    costs = {
+        known: cost(kind)
         for known, kind in kinds.items()
         if channels.works_on(kind, name) and not kind.one_process
     }
-    store_latency_s = ObjectChannel.cost(aws=aws, prices=prices).latency_s
+    edges_s = figures.kernel_per_s.value
     if aws:
-        return Platform(name, figures, store_latency_s, limit_s=LAMBDA_LIMIT_S)
+        return Platform(
+            name,
+            costs,
+            cost(ObjectChannel).latency_s,
+            start_s=figures.cold_start_s.value,
+            call_s=figures.invoke_s.value,
+            load_Bps=min(AT_ONCE * figures.s3_Bps.value, figures.network_Bps.value),
+            edges_s=edges_s,
+            limit_s=limits.LAMBDA_TIME_S.value,
+            figures=figures,
+        )
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MB
     return Platform(
         name,
-        figures,
-        store_latency_s,
+        costs,
+        cost(ObjectChannel).latency_s,
         start_s=0.3,
         call_s=0.01,
         load_Bps=5e8,
+        edges_s=edges_s,
         memory_sizes=(memory,),
         mb_per_vcpu=0.0,
         cores=cores,
+        figures=figures,
     )
 
 
@@ -364,11 +400,9 @@ def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) ->
     a_layer = work.nonzeros / work.layers / way.parts * active / (
         place.edges_s * vcpus
     ) + cut * LAYER_S / min(1.0, vcpus)
-    start = place.start_s + tree.seconds(
-        way.workers,
-        _branching(way.workers, place.start_s, place.call_s),
-        place.start_s,
-        place.call_s,
+    start_s = place.start_of(way.memory_mb)
+    start = start_s + tree.seconds(
+        way.workers, _branching(way.workers, start_s, place.call_s), start_s, place.call_s
     )
     loaded = work.weight_bytes / way.parts + work.neurons * samples / way.parts / 8
     load = place.store_latency_s + loaded / place.load_Bps
@@ -385,12 +419,8 @@ def predict(work: Work, place: Platform, way: Deployment, model: BilledModel) ->
         for size, times in zip(*np.unique(np.round(message), return_counts=True), strict=True):
             _count(meter, place, way, int(size), int(times) * cut * way.workers)
     compute_s, exchange_s = float(a_layer.sum()), float(exchange.sum())
-    busy = place.start_s + load + compute_s + exchange_s
-    waiting = (
-        max(0.0, start - place.start_s) * way.workers
-        if way.parts > 1
-        else max(0.0, start - place.start_s)
-    )
+    busy = start_s + load + compute_s + exchange_s
+    waiting = max(0.0, start - start_s) * (way.workers if way.parts > 1 else 1)
     use = Use(way.workers, way.memory_mb, busy * way.workers + waiting, meter.snapshot())
     forecast = Forecast(way, cut, start, load, compute_s, exchange_s, use, model.bill(use))
     return forecast if forecast.seconds <= place.limit_s else None
@@ -437,13 +467,13 @@ def _count(meter: Meter, place: Platform, way: Deployment, size: int, times: int
     if "s3" in services and (not queued or (figures.large and size > figures.large[0])):
         meter.count("s3", "PUT", times)  # one object for all, read by ranges
         meter.count("s3", "GET", round(times * peers * (1 if queued else GETS_PER_OBJECT)))
-        meter.count("s3", "DELETE", ceil(times / 1000))
+        meter.count("s3", "DELETE", ceil(times / limits.S3_DELETE_KEYS.value))
         size = FRAME_BYTES  # of a reference
     if not queued:
         return
     frames = peers * max(1, ceil(size / MAX_FRAME_BYTES))
     chunks = ceil(peers * size / BILLED_CHUNK_BYTES)
-    publishes = max(ceil(frames / 10), ceil(peers * size / (4 * BILLED_CHUNK_BYTES)))
+    publishes = max(ceil(frames / sns.MAX_ENTRIES), ceil(peers * size / sns.MAX_BATCH_BYTES))
     polls = ceil(max(frames / FRAMES_PER_POLL, chunks / 4))
     meter.count(
         "sns",
@@ -459,4 +489,5 @@ def _count(meter: Meter, place: Platform, way: Deployment, size: int, times: int
         times * peers * size,
         billed=round(times * (max(polls, chunks) + POLLS_PER_LAYER)),
     )
-    meter.count("sqs", "DeleteMessageBatch", ceil(times * frames / 10))  # collected over the layers
+    # deletes are collected over the layers
+    meter.count("sqs", "DeleteMessageBatch", ceil(times * frames / limits.SQS_BATCH_ENTRIES.value))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serverless_mpi.aws import limits
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import files
 from serverless_mpi.inference.cost import BilledModel, Use
@@ -30,7 +31,8 @@ from serverless_mpi.inference.records import (
 )
 from serverless_mpi.metering import Prices, merge
 
-DEFAULT_MEMORY_MB = 1769  # one vCPU of Lambda: runs elsewhere are priced as functions of this size
+# one vCPU of Lambda: runs elsewhere are priced as functions of this size
+DEFAULT_MEMORY_MB = limits.LAMBDA_VCPU_MB.value
 SUFFIXES = (".json", ".html", ".txt")
 
 

@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from serverless_mpi import __version__, channels, metering, plugins, trace
+from serverless_mpi.aws.figures import setting
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
 from serverless_mpi.deadlock import judge
-from serverless_mpi.deploy import pool
+from serverless_mpi.deploy import pool, stored_figures
 from serverless_mpi.deploy.layout import TIME_LIMIT_S
 from serverless_mpi.deploy.stack import Stack, empty, explained, own_region
 from serverless_mpi.errors import ChannelError, UsageError
@@ -75,6 +77,7 @@ class LambdaLauncher(Launcher):
             "prices",
             "algorithms",
             "explain",
+            "figures",
             "trace",
             "stack",
             "memory_mb",
@@ -98,6 +101,7 @@ class LambdaLauncher(Launcher):
             raise UsageError(
                 f"stack {stack.name} runs serverless_mpi {stack.version}, this machine {__version__}: update the stack with `smpi deploy`"
             )
+        figures = stored_figures.of_job(plan.figures, stack, say)
         _check_quota(stack, plan.size)
         limit_s = min(plan.timeout_s or TIME_LIMIT_S, TIME_LIMIT_S)
         _check_budget(
@@ -105,7 +109,7 @@ class LambdaLauncher(Launcher):
         )
         with Signals() as signals, contextlib.ExitStack() as undo:
             try:
-                job = Job(plan, stack, memory, function, limit_s, signals, undo)
+                job = Job(plan, stack, memory, function, limit_s, signals, undo, figures)
                 job.start(bundles)
                 # a receive that is cut off would hide its messages for a minute
                 signals.raising = False
@@ -188,6 +192,7 @@ class Job:
         limit_s: float,
         signals: Signals,
         undo: contextlib.ExitStack,
+        figures: Figures | None = None,
     ) -> None:
         self._plan = plan
         self._stack = stack
@@ -196,6 +201,7 @@ class Job:
         self._limit_s = limit_s
         self._signals = signals
         self._undo = undo
+        self._figures = figures
         self._s3 = stack.client("s3")
         self._sqs = stack.client("sqs")
         self._meter = metering.Meter()
@@ -261,6 +267,7 @@ class Job:
             "slots": json.dumps(lease.slots),
             "queues": json.dumps([stack.queue(slot) for slot in lease.slots]),
             "topics": json.dumps(stack.topics()),
+            **setting(self._figures),
         }
         if stack.express and "s3" in channels.load(plan.channel).services:
             settings[EXPRESS_BUCKETS] = json.dumps(stack.express)
@@ -613,6 +620,7 @@ class Job:
                 self._plan.channel,
                 self._plan.region,
                 prices,
+                self._figures,
             ):
                 sys.stderr.write(printable_lines(line) + "\n")
         if self._plan.stats == "none":

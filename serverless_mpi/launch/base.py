@@ -84,6 +84,9 @@ class Plan:
         File of a price table; None for the package's.
     explain
         Whether it is said at the end which algorithm each collective took, and what it costs.
+    figures
+        File of figures of AWS, or "stack"; None for those of the stack if it has some, else the
+        package's.
     algorithms
         Operation -> name of the algorithm that its calls use where it can serve them.
     trace
@@ -115,6 +118,7 @@ class Plan:
     stats: str = "none"
     prices: str | None = None
     explain: bool = False
+    figures: str | None = None
     algorithms: Mapping[str, str] = field(default_factory=dict)
     trace: str | None = None
     stack: str = "smpi"

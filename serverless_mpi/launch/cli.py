@@ -259,6 +259,13 @@ def _add_report_options(group: argparse._ArgumentGroup) -> None:
         help="print at the end which algorithm each collective used, and what it cost",
     )
     group.add_argument(
+        "--figures",
+        metavar="FILE",
+        help="choose, --explain and --simulate by these figures of AWS: a file that `smpi"
+        " calibrate --output` wrote, or the word stack for those of the deployed stack (default: on"
+        " lambda the stack's if it has some, else the package's)",
+    )
+    group.add_argument(
         "--trace",
         metavar="FILE",
         help="write what each rank did when, for Perfetto or chrome://tracing",
@@ -414,6 +421,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         stats=_stats(job.stats, launcher),
         prices=job.prices,
         explain=job.explain,
+        figures=job.figures,
         algorithms=_algorithms(job.algorithms),
         trace=job.trace,
         stack=job.stack,
@@ -431,12 +439,21 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
 
 def _simulate(options: argparse.Namespace) -> int:
     from serverless_mpi import explain, metering  # a job does not need the simulation
+    from serverless_mpi.launch import figures
 
     prices = metering.Prices.load(options.prices)
     algorithms = _forced(dict(options.algorithms))
-    region = options.region or "us-east-1"
+    given = figures.chosen(options.figures, options.stack, options.endpoint, options.region or "")
+    region = options.region or (given.region if given is not None else "") or "us-east-1"
     for line in explain.simulate(
-        options.program, options.ranks, options.channel, options.latency, region, prices, algorithms
+        options.program,
+        options.ranks,
+        options.channel,
+        options.latency,
+        region,
+        prices,
+        algorithms,
+        given,
     ):
         print(line, flush=True)
     return 0

@@ -77,7 +77,7 @@ def preload() -> None:
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
-    """Run a rank, or answer a ping of `smpi doctor`; the platform calls this.
+    """Run a rank, or answer a ping of `smpi doctor` or `calibrate`; the platform calls this.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     global _cold
     cold, _cold = _cold, False
     if isinstance(event, Mapping) and "ping" in event:
-        return _about()
+        return {**_about(), "cold": cold}
     return Rank(Invocation.from_event(event), context, cold).run()
 
 

@@ -36,6 +36,9 @@ from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 from serverless_mpi import channels, metering, plugins, trace
+from serverless_mpi.aws import figures as files
+from serverless_mpi.aws.figures import setting
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import verdict
 from serverless_mpi.env import (
@@ -166,6 +169,17 @@ def _restore(environ: Mapping[str, str]) -> None:
     os.environ.update(environ)
 
 
+def _figures(plan: Plan, usual_region: str) -> Figures | None:
+    """Return the figures that a plan names; UsageError if they are of another region."""
+    if plan.figures is None:
+        return None
+    figures = files.load(plan.figures)
+    reason = files.trouble(figures, plan.region) if plan.region != usual_region else None
+    if reason is not None:
+        raise UsageError(f"--figures {plan.figures}: {reason}")
+    return figures
+
+
 class LocalLauncher(Launcher):
     """Runs ranks as processes of this machine."""
 
@@ -185,6 +199,7 @@ class LocalLauncher(Launcher):
             "prices",
             "algorithms",
             "explain",
+            "figures",
             "trace",
             "branching",
         }
@@ -205,6 +220,7 @@ class LocalLauncher(Launcher):
                     f"{option_of(name)} has no effect on channel {plan.channel};"
                     f" it works with {' and '.join(able)}"
                 )
+        figures = _figures(plan, self.region)
         if plan.port is not None and (plan.endpoint is not None or not channel.services):
             raise UsageError(
                 "--port sets the port of the emulator that smpirun starts, and this job starts none"
@@ -212,7 +228,7 @@ class LocalLauncher(Launcher):
         _open_standard_files()
         with Signals() as signals, contextlib.ExitStack() as undo:
             try:
-                return self._run(plan, commands, channel, prices, signals, undo)
+                return self._run(plan, commands, channel, prices, figures, signals, undo)
             except Interrupted as stop:
                 say(str(stop))
                 return 128 + stop.number
@@ -231,6 +247,7 @@ class LocalLauncher(Launcher):
         commands: list[list[str]],
         channel: type[Channel],
         prices: metering.Prices,
+        figures: Figures | None,
         signals: Signals,
         undo: contextlib.ExitStack,
     ) -> int:
@@ -268,7 +285,7 @@ class LocalLauncher(Launcher):
             folder.record(spec)
             undo.callback(self._destroy, channel, folder)
         try:
-            spec = replace(spec, settings=channel.provision(spec))
+            spec = replace(spec, settings={**channel.provision(spec), **setting(figures)})
         except ChannelError as error:
             end = None if emulator is None else emulator.ended()
             raise (error if end is None else JobError(end)) from error
@@ -281,7 +298,7 @@ class LocalLauncher(Launcher):
         code = job.watch()
         if plan.trace is not None:
             trace.save(folder.stats, plan.trace, say)
-        self._report(plan, folder.stats, prices)
+        self._report(plan, folder.stats, prices, figures)
         return code
 
     @staticmethod
@@ -312,7 +329,7 @@ class LocalLauncher(Launcher):
         return said
 
     @staticmethod
-    def _report(plan: Plan, stats: Path, prices: metering.Prices) -> None:
+    def _report(plan: Plan, stats: Path, prices: metering.Prices, figures: Figures | None) -> None:
         if plan.stats == "none" and not plan.explain:
             return
         records = _records(stats, plan.size, prices)
@@ -320,7 +337,7 @@ class LocalLauncher(Launcher):
             from serverless_mpi import explain
 
             plugins.import_algorithms(plugins.algorithm_modules())
-            for line in explain.explain(records, plan.channel, plan.region, prices):
+            for line in explain.explain(records, plan.channel, plan.region, prices, figures):
                 sys.stderr.write(printable_lines(line) + "\n")
         if plan.stats == "none":
             return

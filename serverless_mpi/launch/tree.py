@@ -8,11 +8,12 @@ Source of the scheme: FSD-Inference, ICDE 2024, "hierarchical function launch".
 
 from __future__ import annotations
 
+from serverless_mpi.aws import limits
+
 # What a level costs: a child must have started before it can start its own children, and is started after its elder
-# siblings.  AWS: a function of Python and a package of this size begins in 0.2 to 1 s when cold; an Event invocation
-# is answered in 10 to 40 ms.
-START_S = 0.4
-CALL_S = 0.025
+# siblings.
+START_S = limits.AWS.cold_start_s.value
+CALL_S = limits.AWS.invoke_s.value
 
 
 def children(rank: int, size: int, branching: int) -> range:

@@ -10,5 +10,6 @@ from serverless_mpi.simulation.figures import EMULATOR as EMULATOR
 from serverless_mpi.simulation.figures import LATENCIES as LATENCIES
 from serverless_mpi.simulation.figures import Latency as Latency
 from serverless_mpi.simulation.figures import in_region as in_region
+from serverless_mpi.simulation.figures import latency_of as latency_of
 from serverless_mpi.simulation.run import Forecast as Forecast
 from serverless_mpi.simulation.run import forecast as forecast

@@ -1,14 +1,15 @@
-"""Times and limits of the services: every figure with its source.
+"""The services as the simulation sees them: times of requests, and limits on their rate.
 
-Limits are those of an account in a region as AWS grants them by default. Where AWS states a range,
-the figure is its middle or its lower end.
+Figures and limits of AWS are those of `aws/limits.py`, or measured ones (`latency_of`); here they
+are only brought into the form that the models compute with.  The emulator's are measured on it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from serverless_mpi.aws import s3express, sns
+from serverless_mpi.aws import limits, s3express, sns
+from serverless_mpi.aws.limits import Figures
 from serverless_mpi.channels import object, queue
 
 
@@ -18,26 +19,33 @@ class Latency:
 
     Attributes
     ----------
-    *_s
+    sqs_send_s, sqs_receive_s, sns_publish_s, s3_put_s, s3_get_s
         Seconds of one request, without the transfer of its bytes.
-    *_Bps
+    sqs_deliver_s, sns_deliver_s
+        Seconds from the begin of a send or publish until a reader that waits has the message.
+    sqs_Bps, s3_Bps
         Bytes per second of one connection.
+    network_Bps
+        Bytes per second of all connections of a rank; 0: no limit.
     *_per_s
         Requests or messages per second of all ranks together; 0: no limit.
     pauses_s
-        Between two looks for an object that is not there.
+        Seconds between two looks for an object that is not there: first and longest.
+    start_s
+        Seconds from an invocation to the program's first statement.
     starts_per_10_s
         Functions that start in 10 s.
     topic_entries
         Messages of one PublishBatch.
-    aws
-        Whether these are the figures of AWS, not of an emulator.
+    figures
+        The figures of AWS that these are; None for an emulator.
     store
         Where objects are, as requests to it are priced: "s3" or "s3express".
     """
 
     sqs_send_s: float
     sqs_receive_s: float
+    sqs_deliver_s: float
     sqs_Bps: float
     sns_publish_s: float
     sns_deliver_s: float
@@ -45,82 +53,77 @@ class Latency:
     s3_put_s: float
     s3_get_s: float
     s3_Bps: float
+    network_Bps: float
     s3_puts_per_s: float
     s3_gets_per_s: float
     pauses_s: object.Pauses
     start_s: float
     starts_per_10_s: int
     topic_entries: int
-    aws: bool
+    figures: Figures | None = None
     store: str = "s3"
 
+    @property
+    def aws(self) -> bool:
+        """Whether these are figures of AWS, not of an emulator."""
+        return self.figures is not None
 
-# Sources, all of docs.aws.amazon.com or aws.amazon.com:
-# sqs_send_s, sqs_receive_s: "typical latencies ... in the tens or low hundreds of milliseconds"
-#   (Amazon SQS FAQs); here the lower end, for ranks in the same region. sqs_Bps: no figure is
-#   published; assumed is a message of 256 KB in 10 ms. A receive waits `sqs.MAX_LONG_POLL_S` for
-#   messages that are not there (20 s, "Amazon SQS standard queue quotas", which also states 120,000
-#   messages in flight per queue: a rank deletes what it has received, and holds 10 per request).
-# sns_publish_s, sns_deliver_s: AWS's guides state no figure; estimates, together 55 ms from the
-#   call to the queue. sns_per_s: see sns.PUBLISHED_PER_S.
-# s3_put_s, s3_get_s: "roughly 100-200 milliseconds". s3_puts_per_s, s3_gets_per_s: "at least 3,500
-#   PUT/COPY/POST/DELETE or 5,500 GET/HEAD requests per second per partitioned prefix" ("Best
-#   practices design patterns: optimizing Amazon S3 performance"; a new bucket is one partition).
-#   s3_Bps: "85-90 MB/s" per request ("Performance design patterns for Amazon S3").
-# starts_per_10_s: 1,000 execution environments every 10 s per function ("Lambda scaling behavior").
-#   start_s: half a second, an estimate with the imports of this package; AWS states none.
-AWS = Latency(
-    sqs_send_s=0.015,
-    sqs_receive_s=0.015,
-    sqs_Bps=25e6,
-    sns_publish_s=0.025,
-    sns_deliver_s=0.03,
-    sns_per_s=30_000,
-    s3_put_s=0.1,
-    s3_get_s=0.1,
-    s3_Bps=9e7,
-    s3_puts_per_s=3500,
-    s3_gets_per_s=5500,
-    pauses_s=object.AWS_PAUSES_S,
-    start_s=0.5,
-    starts_per_10_s=1000,
-    topic_entries=sns.MAX_ENTRIES,
-    aws=True,
-)
-# S3 Express One Zone, in the zone of the ranks: "consistent single-digit millisecond" first bytes,
-# and per directory bucket "up to 2 million reads and up to 200,000 writes per second" ("Optimizing
-# S3 Express One Zone performance", Amazon S3 User Guide).
-EXPRESS = replace(
-    AWS,
-    s3_put_s=0.005,
-    s3_get_s=0.005,
-    s3_puts_per_s=200_000,
-    s3_gets_per_s=2_000_000,
-    pauses_s=object.EXPRESS_PAUSES_S,
-    store=s3express.SERVICE,
-)
+
+def latency_of(figures: Figures, region: str, store: str = "s3") -> Latency:
+    """Return what figures of AWS, and the quotas of an account in a region, are to the models."""
+    express = store == s3express.SERVICE
+    of_store = figures.of_store(store)
+    return Latency(
+        sqs_send_s=figures.sqs_send_s.value,
+        sqs_receive_s=figures.sqs_receive_s.value,
+        sqs_deliver_s=figures.sqs_deliver_s.value,
+        sqs_Bps=figures.sqs_Bps.value,
+        sns_publish_s=figures.sns_publish_s.value,
+        sns_deliver_s=figures.sns_deliver_s.value,
+        sns_per_s=limits.publishes_per_s(region),
+        s3_put_s=of_store.s3_put_s.value,
+        s3_get_s=of_store.s3_get_s.value,
+        s3_Bps=figures.s3_Bps.value,
+        network_Bps=figures.network_Bps.value,
+        s3_puts_per_s=(limits.EXPRESS_PUTS_PER_S if express else limits.S3_PUTS_PER_S).value,
+        s3_gets_per_s=(limits.EXPRESS_GETS_PER_S if express else limits.S3_GETS_PER_S).value,
+        pauses_s=object.EXPRESS_PAUSES_S if express else object.AWS_PAUSES_S,
+        start_s=figures.cold_start_s.value + figures.import_s.value,
+        starts_per_10_s=limits.LAMBDA_STARTS_PER_10_S.value,
+        topic_entries=sns.MAX_ENTRIES,
+        figures=figures,
+        store=store,
+    )
+
+
+AWS = latency_of(limits.AWS, "us-east-1")
+# S3 Express One Zone, in the zone of the ranks.
+EXPRESS = latency_of(limits.AWS, "us-east-1", s3express.SERVICE)
 # The embedded emulator: about 0.4 ms per call, one at a time, as measured.
 EMULATOR = Latency(
     sqs_send_s=0.0004,
     sqs_receive_s=0.0004,
+    sqs_deliver_s=0.0008,
     sqs_Bps=8e7,
     sns_publish_s=0.0004,
-    sns_deliver_s=0.0,
+    sns_deliver_s=0.0008,
     sns_per_s=2500,
     s3_put_s=0.0004,
     s3_get_s=0.0004,
     s3_Bps=6.5e8,
+    network_Bps=0.0,
     s3_puts_per_s=2500,
     s3_gets_per_s=2500,
     pauses_s=object.EMULATOR_PAUSES_S,
     start_s=0.3,
     starts_per_10_s=0,
     topic_entries=queue.EMULATOR_TOPIC_ENTRIES,
-    aws=False,
 )
 LATENCIES = {"aws": AWS, "express": EXPRESS, "emulator": EMULATOR}
 
 
 def in_region(latency: Latency, region: str) -> Latency:
     """Return the latency with the quotas of an AWS region; an emulator has none."""
-    return replace(latency, sns_per_s=sns.published_per_s(region)) if latency.aws else latency
+    if latency.figures is None:
+        return latency
+    return latency_of(latency.figures, region, latency.store)

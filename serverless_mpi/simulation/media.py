@@ -30,7 +30,7 @@ REQUESTS_AT_ONCE = 8  # of one rank: the channels' pools
 
 
 class Blank:
-    """Bytes of which only the number matters."""
+    """Stands for bytes of which only the number matters."""
 
     __slots__ = ("nbytes",)
 
@@ -53,28 +53,28 @@ class _Gate:
     def __init__(self, per_s: float) -> None:
         self._most = per_s * self.SLICE_S  # of one slice of time; 0: no limit
         self._used: dict[int, float] = {}
-        self._next: dict[int, int] = {}  # a full slice -> one after it that may have room
+        self._next: dict[int, int] = {}  # a full slice -> one after it that may have capacity
 
     def enter(self, now: float, count: int = 1) -> float:
-        """When the last of `count` requests that are ready at `now` is admitted."""
+        """Return when the last of `count` requests that are ready at `now` is admitted."""
         if not self._most:
             return now
-        place, left = int(now / self.SLICE_S), float(count)
+        number, waiting = int(now / self.SLICE_S), float(count)
         while True:
-            passed = []
-            while place in self._next:
-                passed.append(place)
-                place = self._next[place]
-            for full in passed:
-                self._next[full] = place
-            room = self._most - self._used.get(place, 0.0)
-            self._used[place] = self._used.get(place, 0.0) + min(room, left)
-            if left < room:
-                return max(now, place * self.SLICE_S)
-            left -= room
-            self._next[place] = place + 1
-            if left <= 0:
-                return max(now, place * self.SLICE_S)
+            full = []
+            while number in self._next:
+                full.append(number)
+                number = self._next[number]
+            for passed in full:  # the next search takes one step
+                self._next[passed] = number
+            free = self._most - self._used.get(number, 0.0)
+            self._used[number] = self._used.get(number, 0.0) + min(free, waiting)
+            if waiting < free:
+                return max(now, number * self.SLICE_S)
+            waiting -= free
+            self._next[number] = number + 1
+            if waiting <= 0:
+                return max(now, number * self.SLICE_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,24 +139,60 @@ class ChannelModel:
         self.latency = conditions.latency
         self.meter = meter
         self._lanes: dict[int, list[float]] = defaultdict(lambda: [0.0] * REQUESTS_AT_ONCE)
+        self.network: dict[int, float] = defaultdict(float)  # rank -> when its network is free
 
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
     ) -> list[tuple[int, Item]]:
-        """Put a batch of frames of `rank` at second `now`; return (reader, item) pairs."""
+        """Put a batch of frames.
+
+        Parameters
+        ----------
+        rank
+            Who puts them.
+        now
+            When, in seconds.
+        parcels
+            Frames whose bodies are `Blank`.
+
+        Returns
+        -------
+        (reader, item) of each reader of each frame.
+        """
         raise NotImplementedError
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
-        """Return when `rank`, which waits since second `since`, has received all of `coming`."""
+        """Return the second at which a rank has received all of its items.
+
+        Parameters
+        ----------
+        rank
+            Who waits for them.
+        since
+            From which second on.
+        coming
+            Items that `put` returned for this rank, in any order.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
         """Count the requests that ranks make at their end."""
 
-    def _request(self, rank: int, now: float, seconds: float) -> float:
-        """Start a request on the first free connection of a rank; return its end."""
+    def _request(
+        self, rank: int, now: float, seconds: float, nbytes: int = 0, rate_Bps: float = 1.0
+    ) -> float:
+        """Start a request on the first free connection of a rank; return its end.
+
+        It takes `seconds`, and then its bytes at `rate_Bps`, or later and slower if the bytes of
+        the rank's other requests occupy its network.
+        """
         lanes = self._lanes[rank]
-        end = max(now, lanes[0]) + seconds
+        answered = max(now, lanes[0]) + seconds
+        end = answered + nbytes / rate_Bps
+        if self.latency.network_Bps:
+            free = max(answered, self.network[rank]) + nbytes / self.latency.network_Bps
+            self.network[rank] = free
+            end = max(end, free)
         heapq.heapreplace(lanes, end)
         return end
 
@@ -228,19 +264,19 @@ class Queue(ChannelModel):
         for dest, batch in chosen.queue:
             nbytes = sum(len(frame) + sqs.ENVELOPE_BYTES for frame in batch)
             self.meter.count("sqs", "SendMessageBatch", nbytes=nbytes, messages=len(batch))
-            end = self._request(rank, now, latency.sqs_send_s + nbytes / latency.sqs_Bps)
-            readers += [(dest, Item(end, slot[id(frame)], len(frame))) for frame in batch]
+            end = self._request(rank, now, latency.sqs_send_s, nbytes, latency.sqs_Bps)
+            # a reader that waits has it `sqs_deliver_s` after the begin, its own receive included
+            there = end + (latency.sqs_deliver_s - latency.sqs_receive_s - latency.sqs_send_s)
+            readers += [(dest, Item(there, slot[id(frame)], len(frame))) for frame in batch]
         for _, messages in chosen.topic:
             nbytes = sum(sns.billed_bytes(frame, dests) for frame, dests in messages)
             action = "Publish" if len(messages) == 1 else "PublishBatch"
             self.meter.count("sns", action, nbytes=nbytes, messages=len(messages))
             start = self._sns.enter(now, len(messages))
-            end = (
-                self._request(rank, start, latency.sns_publish_s + nbytes / latency.sqs_Bps)
-                + latency.sns_deliver_s
-            )
+            end = self._request(rank, start, latency.sns_publish_s, nbytes, latency.sqs_Bps)
+            there = end + (latency.sns_deliver_s - latency.sqs_receive_s - latency.sns_publish_s)
             readers += [
-                (dest, Item(end, slot[id(frame)], len(frame)))
+                (dest, Item(there, slot[id(frame)], len(frame)))
                 for frame, dests in messages
                 for dest in dests
             ]
@@ -287,11 +323,9 @@ class Objects(ChannelModel):
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
         requests, trips = (1, 1) if parts == 1 else (parts + 2, 3)
         self.meter.count(self.latency.store, "PUT", requests=requests, nbytes=nbytes, messages=1)
-        seconds = (
-            trips * self.latency.s3_put_s
-            + nbytes / min(parts, REQUESTS_AT_ONCE) / self.latency.s3_Bps
-        )
-        end = self._request(rank, self._puts.enter(now, requests), seconds)
+        rate_Bps = min(parts, REQUESTS_AT_ONCE) * self.latency.s3_Bps
+        begin = self._puts.enter(now, requests)
+        end = self._request(rank, begin, trips * self.latency.s3_put_s, nbytes, rate_Bps)
         if not parcel.bodies:
             return [(dest, Item(end, parcel.name.tag, nbytes)) for dest in parcel.dests]
         readers = []
@@ -313,8 +347,10 @@ class Objects(ChannelModel):
         trips = min(2, requests)
         self.meter.count(self.latency.store, "GET", requests=requests, nbytes=nbytes, messages=1)
         at_once = min(max(1, requests - 1), REQUESTS_AT_ONCE)
-        seconds = trips * self.latency.s3_get_s + nbytes / at_once / self.latency.s3_Bps
-        return self._request(rank, self._gets.enter(now, requests), seconds)
+        begin = self._gets.enter(now, requests)
+        return self._request(
+            rank, begin, trips * self.latency.s3_get_s, nbytes, at_once * self.latency.s3_Bps
+        )
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         left, now, at = sorted(coming, key=_when), since, 0
@@ -352,6 +388,7 @@ class Hybrid(Queue):
     def __init__(self, conditions: Conditions, meter: Meter) -> None:
         super().__init__(conditions, meter)
         self._objects = Objects(conditions, meter)
+        self._objects.network = self.network  # one function carries both
         self._threshold = hybrid.threshold(conditions.prices, self.latency.store)
 
     def put(
@@ -429,7 +466,10 @@ def channel_model(
         raise UsageError(
             f"channel {channel} has no simulation model, so its collectives cannot be forecast"
         )
-    figures = kind.cost(aws=latency.aws, prices=prices, store=latency.store)
+    if latency.figures is None:
+        figures = kind.cost(aws=False, prices=prices)
+    else:
+        figures = kind.cost_by(latency.figures, prices, store=latency.store)
     try:
         model: type[ChannelModel] = plugins.resolve(kind.model)
     except (ImportError, AttributeError) as error:

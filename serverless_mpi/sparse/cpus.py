@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from serverless_mpi.aws.limits import LAMBDA_VCPU_MB
 from serverless_mpi.env import ENV_LOCAL_RANKS, ENV_THREADS
 
 # How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH,
@@ -18,9 +19,7 @@ LOCAL_RANKS = (
     "MPI_LOCALNRANKS",
     "MV2_COMM_WORLD_LOCAL_SIZE",
 )
-LAMBDA_MB_PER_CPU = (
-    1769  # AWS: "Configure Lambda function memory": one vCPU's worth at 1,769 MB, in proportion
-)
+LAMBDA_MB_PER_CPU = LAMBDA_VCPU_MB.value  # and of less or more memory in proportion
 CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -19,6 +19,7 @@ prefix                 what                                   a rank may
 ``data/``              stores, inputs and reports of users    read, write
 ``code/``              the functions' own zips                (nothing)
 ``pool.json``          leases of queues                       (nothing)
+``figures.json``       figures of AWS (`smpi calibrate`)      (nothing)
 =====================  =====================================  =====================
 """
 
@@ -30,17 +31,20 @@ import json
 import re
 import secrets
 
+from serverless_mpi.aws import limits
 from serverless_mpi.core.tags import Purpose, make, same
 from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import FRAMES
 
 JOBS, PROGRAMS, STOPS, DATA, CODE = "jobs/", "programs/", "stops/", "data/", "code/"
+FIGURES = "figures.json"
 SHORT_LIVED = (FRAMES, JOBS, PROGRAMS, STOPS, DATA)  # deleted after a day
 RANK, TRACE, STOP = "rank/", "trace/", "stop"  # below a job's own prefix: written by its ranks
 
-# Unpacked. A function's /tmp has 512 MB by default: both zips fit, and leave something to the program.
+# Unpacked.  By default a function's /tmp has LAMBDA_TMP_BYTES: both zips fit, and leave something
+# to the program.
 PROGRAM_BYTES = 200 << 20
-SITE_BYTES = 250 << 20
+SITE_BYTES = limits.LAMBDA_UNPACKED_BYTES.value
 MAX_FILES = 50_000  # in one zip
 
 STOP_BYTES = 8 << 10  # the most that a stop message has

@@ -349,6 +349,7 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "deadlock_s": ("5",),
     "stats": ("json",),
     "prices": ("prices.json",),
+    "figures": ("figures.json",),
     "algorithms": ("bcast=binomial",),
     "trace": ("trace.json",),
     "stack": ("other",),

@@ -6,26 +6,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.history import History
-from serverless_mpi.launch.emulator import Emulator
 from tests.harness import GIVE_UP_S, ROOT
-from tests.launch.lambda_stack import SERVICES, Deployed, smpi
-
-
-@pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    with Emulator(tmp_path_factory.mktemp("ministack"), services=SERVICES) as emulator:
-        done = smpi(
-            "deploy", "--endpoint", emulator.url, "--stack", "other", "--ranks", 4, "--jobs", 2
-        )
-        assert done.returncode == 0, done.stderr
-        yield Deployed(emulator.url, "other")
+from tests.launch.lambda_stack import Deployed, smpi
 
 
 def _on(deployed: Deployed, *words: object) -> subprocess.CompletedProcess[str]:

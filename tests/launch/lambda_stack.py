@@ -60,7 +60,7 @@ class Deployed:
         """Objects that are a job's messages: whatever is not code, a program, the leases, or what is kept of jobs for a day."""
         s3 = self.stack.client("s3")
         found = s3.list_objects_v2(Bucket=self.stack.bucket).get("Contents", [])
-        kept = ("code/", "programs/", "jobs/", "stops/", "data/", "pool.json")
+        kept = ("code/", "programs/", "jobs/", "stops/", "data/", "pool.json", "figures.json")
         return [one["Key"] for one in found if not one["Key"].startswith(kept)]
 
     def order(self, folder: Path, text: str, size: int, lease: Any) -> Invocation:
