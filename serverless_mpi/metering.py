@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,8 @@ def merge(snapshots: list[Snapshot]) -> Snapshot:
     for snapshot in snapshots:
         for name, row in snapshot.items():
             into = total.setdefault(name, dict.fromkeys(_FIELDS, 0))
-            for field in _FIELDS:
-                into[field] += row[field]
+            for count in _FIELDS:
+                into[count] += row[count]
     return total
 
 
@@ -108,12 +108,16 @@ class Prices:
         US dollars per billed unit, by "service" or "service.OPERATION".
     usd_per_gb_second
         US dollars per gigabyte-second of a function, by architecture.
+    usd_of
+        US dollars of what is neither a request nor a function's time: "s3.GB-month",
+        "snapstart.cached-GB-second", "snapstart.restored-GB", "transfer.GB".
     """
 
     dated: str
     region: str
     usd_per_request: Mapping[str, float]
     usd_per_gb_second: Mapping[str, float]
+    usd_of: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Prices:
@@ -132,6 +136,7 @@ class Prices:
                 str(table["region"]),
                 {name: float(usd) for name, usd in table["usd_per_request"].items()},
                 {name: float(usd) for name, usd in table["usd_per_gb_second"].items()},
+                usd_of={name: float(usd) for name, usd in table.get("usd_of", {}).items()},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(

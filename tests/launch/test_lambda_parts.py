@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serverless_mpi.deploy import cli, package, pool, requirements
+from serverless_mpi.deploy import cli, deploying, package, pool, requirements
 from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.deploy.stack import Stack, empty
 from serverless_mpi.errors import ChannelError, JobError, UsageError
@@ -366,18 +366,16 @@ def test_emptying_keeps_what_it_is_told_to_and_says_what_it_could_not_remove() -
         empty(_Objects("code/locked"), "b")
 
 
-def test_emitted_zips_are_named_by_content(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_emitted_zips_are_named_by_content(tmp_path: Path) -> None:
     """CloudFormation sees that code has changed by its name alone."""
     code = {"code/function-0a.zip": b"1", "code/layer-0b.zip": b"2"}
-    cli._emit(tmp_path, {}, code, Layout())
+    text = deploying.emit(tmp_path, {}, code, Layout())
     assert {path.name for path in tmp_path.iterdir()} == {
         "template.json",
         "function-0a.zip",
         "layer-0b.zip",
     }
-    assert "FunctionKey=function-0a.zip LayerKey=layer-0b.zip" in capsys.readouterr().out
+    assert "FunctionKey=function-0a.zip LayerKey=layer-0b.zip" in text
 
 
 def test_text_of_the_bucket_does_not_command_the_terminal() -> None:
