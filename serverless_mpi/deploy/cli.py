@@ -104,7 +104,7 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
     deploy.add_argument(
         "--python",
         metavar="V",
-        help=f"{' or '.join(names.PYTHONS)} (default: the version that runs this command, if Lambda has it)",
+        help=f"{' or '.join(names.PYTHONS)} (default: the newest that is installed here, to compile byte code)",
     )
     deploy.add_argument(
         "--ranks",

@@ -322,8 +322,8 @@ def compile_modules(folder: Path, target: Target, notes: list[str], there: str) 
         The folder's path on the platform, which is written into the byte code. With this machine's
         path instead, the same files would not make the same bytes.
     """
-    interpreter = _interpreter(target.python)
-    if interpreter is None:
+    compiler = interpreter(target.python)
+    if compiler is None:
         note = (
             f"no Python {target.python} here to compile byte code with: cold starts will compile"
             " every module, which takes seconds"
@@ -334,7 +334,7 @@ def compile_modules(folder: Path, target: Target, notes: list[str], there: str) 
     # unchecked: the files' dates are the zip's, not the sources'
     words = ["-q", "--invalidation-mode", "unchecked-hash", "-j", "0"]
     done = subprocess.run(
-        [interpreter, "-m", "compileall", *words, "-s", str(folder), "-p", there, str(folder)],
+        [compiler, "-m", "compileall", *words, "-s", str(folder), "-p", there, str(folder)],
         capture_output=True,
         # before 3.11 the order of a set of constants in byte code depends on the seed
         env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -346,8 +346,8 @@ def compile_modules(folder: Path, target: Target, notes: list[str], there: str) 
         )
 
 
-def _interpreter(version: str) -> str | None:
-    """Return an interpreter of that version that works, or None."""
+def interpreter(version: str) -> str | None:
+    """Return the path of an interpreter of that version that works here, or None."""
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
     path = shutil.which(f"python{version}")
