@@ -20,6 +20,9 @@ from serverless_mpi.errors import UsageError
 
 # SQS and SNS: "every 64 KB chunk of a payload is billed as 1 request"
 BILLED_CHUNK_BYTES = 64 * 1024
+# Lambda: an asynchronous event of up to 256 KB is one request, each further 64 KB one more
+# (https://aws.amazon.com/lambda/pricing/)
+INVOCATION_BYTES = 256 * 1024
 CHUNKED_SERVICES = ("sqs", "sns")
 _FIELDS = ("requests", "billed", "nbytes", "messages")
 
@@ -60,13 +63,15 @@ class Meter:
         nbytes, messages
             Payload in bytes, and the number of messages in it.
         billed
-            Units on the bill; None for the started 64 KB chunks for SQS and SNS, and for the
-            number of requests for others.
+            Units on the bill; None for the started 64 KB chunks for SQS and SNS (for Lambda, those
+            beyond 256 KB), and for the number of requests for others.
         """
         if billed is None:
             billed = requests
             if service in CHUNKED_SERVICES and requests:
                 billed = max(requests, -(-nbytes // BILLED_CHUNK_BYTES))
+            elif service == "lambda" and nbytes > INVOCATION_BYTES:
+                billed += -(-(nbytes - INVOCATION_BYTES) // BILLED_CHUNK_BYTES)
         with self._lock:
             row = self._rows.get((service, operation))
             if row is None:

@@ -96,7 +96,8 @@ class LambdaLauncher(Launcher):
         memory, function = stack.function(plan.memory_mb)
         if stack.version != __version__:
             raise UsageError(
-                f"stack {stack.name} runs serverless_mpi {stack.version}, this machine {__version__}: update the stack with `smpi deploy`"
+                f"stack {stack.name} runs serverless_mpi {stack.version}, this machine {__version__}:"
+                " update the stack with `smpi deploy`"
             )
         _check_quota(stack, plan.size)
         limit_s = min(plan.timeout_s or TIME_LIMIT_S, TIME_LIMIT_S)
@@ -123,7 +124,8 @@ class LambdaLauncher(Launcher):
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         raise UsageError(
-            "--cleanup has no effect with --platform lambda: `smpi clean` removes what jobs left in a stack, `smpi destroy` the stack"
+            "--cleanup has no effect with --platform lambda: `smpi clean` removes what jobs left in a"
+            " stack, `smpi destroy` the stack"
         )
 
 
@@ -131,7 +133,8 @@ def _check(plan: Plan) -> None:
     channels.load_for(plan.channel, "lambda", plan.size)
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
-            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; use more ranks, or continue from a checkpoint"
+            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s;"
+            " use more ranks, or continue from a checkpoint"
         )
 
 
@@ -144,7 +147,8 @@ def _check_quota(stack: Stack, size: int) -> None:
         )
     if size > limit:
         raise UsageError(
-            f"{size} ranks run at the same time, and this account is limited to {limit} concurrent executions in {stack.region}:"
+            f"{size} ranks run at the same time, and this account is limited to {limit} concurrent"
+            f" executions in {stack.region}:"
             " use fewer ranks, or request a higher limit in Service Quotas (L-B99A9384)"
         )
 
@@ -154,8 +158,8 @@ def _check_budget(plan: Plan, most_usd: float, limit_s: float) -> None:
     if plan.budget_usd is None or most_usd <= plan.budget_usd:
         return
     story = (
-        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s, messages not included;"
-        f" the budget is {plan.budget_usd:g} USD"
+        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s,"
+        f" messages not included; the budget is {plan.budget_usd:g} USD"
     )
     fits = limit_s * plan.budget_usd / most_usd
     if sys.stdin is not None and sys.stdin.isatty():
@@ -347,17 +351,17 @@ class Job:
         return bundle.key
 
     def _has(self, key: str, etag: str) -> bool:
-        """Whether the bucket has what was sent under that key, for long enough.
+        """Return whether the bucket has what was sent under that key, for long enough.
 
-        etag: S3's of it, the MD5.  It spares a job that would refuse what somebody else put there; ranks compare the
-        SHA-256.
+        etag: S3's tag of it, the MD5. If somebody else replaced the object, it is sent again; ranks
+        compare the SHA-256.
         """
         with explained("look for the program", self._stack.endpoint, self._stack.region):
             found = self._s3.list_objects_v2(Bucket=self._stack.bucket, Prefix=key, MaxKeys=1)
         return any(
             one["Key"] == key
             and one["ETag"].strip('"') == etag
-            # the bucket forgets after a day: what might go meanwhile is sent again
+            # objects expire after a day: one that might expire meanwhile is sent again
             and time.time() - one["LastModified"].timestamp() < 80_000
             for one in found.get("Contents", ())
         )
@@ -438,10 +442,15 @@ class Job:
                 MessageAttributeNames=[FRAME],
             )
             received = answer.get("Messages", [])
-            self._meter.count("sqs", "ReceiveMessage", messages=len(received))
+            frames = [
+                entry.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
+                for entry in received
+            ]
+            self._meter.count(
+                "sqs", "ReceiveMessage", nbytes=sum(map(len, frames)), messages=len(received)
+            )
             messages: list[console.ConsoleMessage] = []
-            for entry in received:
-                encoded = entry.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
+            for encoded in frames:
                 message = console.decode(encoded, self.spec.job_id, self.spec.key)
                 if message is not None:  # else it is of a job that had this console before
                     messages += self._reader.push(message)
@@ -480,10 +489,10 @@ class Job:
             self._writers[message.kind].feed(message.rank, message.data)
 
     def _look_for_a_deadlock(self) -> None:
-        """Whether every rank that runs waits for another; what each waits in is the job's failure then.
+        """Fail the job if every rank that runs waits for another.
 
-        A rank reports a wait after a third of the limit, and that it goes on; the verdict counts once it has stood
-        long enough for that last report to come.
+        A rank reports a wait after a third of the limit, and when the wait is over. The verdict
+        counts once it has stood long enough for that last report to arrive.
         """
         limit_s = self.spec.deadlock_s
         running = [number for number, rank in enumerate(self._ranks) if not rank.ended]
@@ -506,7 +515,8 @@ class Job:
             number = next(number for number, rank in enumerate(self._ranks) if not rank.ended)
             self._failure = (
                 EXIT_TIMEOUT,
-                f"rank {number} did not report its exit before the time limit of its function; see `smpi logs`",
+                f"rank {number} did not report its exit before the time limit of its function;"
+                " see `smpi logs`",
             )
         if quiet_s < (APPEAR_S if self._plan.endpoint is None else EMULATOR_APPEAR_S):
             return
@@ -516,8 +526,8 @@ class Job:
             if not rank.up and (above is None or self._ranks[above].up):
                 self._failure = (
                     1,
-                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago and started no function;"
-                    " see `smpi logs` and `smpi doctor`",
+                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago and"
+                    " started no function; see `smpi logs` and `smpi doctor`",
                 )
                 return
 
@@ -613,7 +623,7 @@ class Job:
             return
         from serverless_mpi.deploy import bill
 
-        summary = bill.summary(ranks, [launcher], self._memory, self._stack.arch, prices)
+        summary = bill.summary(ranks, launcher, self._memory, self._stack.arch, prices)
         if self._plan.stats == "json":
             LineWriter(1, tagged=False).feed(0, json.dumps(summary).encode() + b"\n")
         else:
