@@ -1,12 +1,13 @@
 """What a refusal means, and what would help: the one table of advice.
 
-Three kinds of text arrive here: the answers of the data path (S3 and SNS in XML, SQS in JSON, Lambda
-with the code in a header), the exceptions of boto3 (by the service's code, or by the exception's own
-name), and the reasons that CloudFormation gives for a resource that it could not create. Each has its
-table: ADVICE_OF by service, ADVICE for every service and exception, ADVICE_ON for reasons.
+Three kinds of text arrive here: the answers of the data path (S3 and SNS in XML, SQS in JSON,
+Lambda with the code in a header), the exceptions of boto3 (by the service's code, or by the
+exception's own name), and the reasons that CloudFormation gives for a resource that it could not
+create. Each has its table: ADVICE_OF by service, ADVICE for every service and exception, ADVICE_ON
+for reasons.
 
-`refused` makes the error of the data path, `explained` that of everything else. Both write one line:
-who did not do what, the service's own text, and the advice.
+`refused` makes the error of the data path, `explained` that of everything else. Both write one
+line: who did not do what, the service's own text, and the advice.
 
 References
 ----------
@@ -40,7 +41,10 @@ _FORBIDDEN = (
 _EXPIRED = (
     "the credentials have ended: renew them (`aws sso login`, or new keys in the environment)"
 )
-_CLOCK = "this machine's clock is wrong, even after a correction by the service's: set it (`chronyc makestep`)"
+_CLOCK = (
+    "this machine's clock is wrong, even after a correction by the service's: set it"
+    " (`chronyc makestep`)"
+)
 _NO_KEYS = (
     "there are no AWS credentials here: run `aws configure` or `aws sso login`, or set AWS_PROFILE;"
     " or name an emulator with --endpoint"
@@ -77,11 +81,14 @@ ADVICE: dict[str, str] = {
     "ConnectionClosedError": _UNREACHABLE,
     "InvalidRegionError": _UNREACHABLE,
 }
+_NO_QUEUE = "the job's queue is gone, or in another region: start the job again"
+_ELSEWHERE = "the bucket is in region {region}: set AWS_REGION to it, or start with --region"
 ADVICE_OF: dict[str, dict[str, str]] = {
     "sqs": {
-        "QueueDoesNotExist": "the job's queue is gone, or in another region: start the job again",
-        "AWS.SimpleQueueService.NonExistentQueue": "the job's queue is gone, or in another region: start the job again",
-        "OverLimit": "120,000 messages of this queue are received and not deleted: receive in fewer ranks",
+        "QueueDoesNotExist": _NO_QUEUE,
+        "AWS.SimpleQueueService.NonExistentQueue": _NO_QUEUE,
+        "OverLimit": "120,000 messages of this queue are received and not deleted:"
+        " receive in fewer ranks",
     },
     "sns": {
         "NotFound": "the job's topic is gone, or in another region: start the job again",
@@ -92,10 +99,12 @@ ADVICE_OF: dict[str, dict[str, str]] = {
         "AccessDenied": "the keys lack the permission: `smpi deploy --read-bucket NAME` lets the ranks"
         " of a stack read a bucket of yours",
         "EntityTooSmall": "a part of a multipart upload is below 5 MiB: a fault of this package",
-        "PermanentRedirect": "the bucket is in region {region}: set AWS_REGION to it, or start with --region",
-        "TemporaryRedirect": "the bucket is in region {region}, and its name is not known everywhere yet: try again in an hour",
-        "AuthorizationHeaderMalformed": "the bucket is in region {region}: set AWS_REGION to it, or start with --region",
-        "IllegalLocationConstraintException": "the bucket is in another region than the endpoint: set AWS_REGION to it",
+        "PermanentRedirect": _ELSEWHERE,
+        "TemporaryRedirect": "the bucket is in region {region}, and its name is not known everywhere"
+        " yet: try again in an hour",
+        "AuthorizationHeaderMalformed": _ELSEWHERE,
+        "IllegalLocationConstraintException": "the bucket is in another region than the endpoint:"
+        " set AWS_REGION to it",
     },
 }
 
@@ -104,7 +113,8 @@ ADVICE_OF: dict[str, dict[str, str]] = {
 ADVICE_ON: tuple[tuple[str, str], ...] = (
     (
         r"QueueDeletedRecently|wait 60 seconds after deleting",
-        "SQS gives the name of a deleted queue away after 60 s: run `smpi deploy` again in a minute",
+        "SQS gives the name of a deleted queue away after 60 s: run `smpi deploy` again in a"
+        " minute",
     ),
     (
         r"MemorySize.*less than or equal to 3008",
@@ -134,8 +144,8 @@ ADVICE_ON: tuple[tuple[str, str], ...] = (
     ),
     (
         r"already exists",
-        "something with that name is in the account and not in the stack, perhaps of a stack that was"
-        " deleted with its resources kept: delete it, or use another --stack NAME",
+        "something with that name is in the account and not in the stack, perhaps of a stack that"
+        " was deleted with its resources kept: delete it, or use another --stack NAME",
     ),
     (
         r"[Ll]imit [Ee]xceeded|LimitExceeded|TooMany|quota",
@@ -189,7 +199,7 @@ def explained(what: str, endpoint: str | None, region: str) -> Iterator[None]:
 
 
 def code_of(answer: Answer) -> tuple[str, str]:
-    """Return (code, message) of an error answer, each in one line; ("", its text) if it has none."""
+    """Return code and message of an error answer, each in one line; ("", text) without a code."""
     code, message = _code_of(answer)
     if not code:  # Lambda's REST-JSON: "TooManyRequestsException:http://..."
         code = answer.headers.get("x-amzn-errortype", "").partition(":")[0]

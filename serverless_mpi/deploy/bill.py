@@ -1,14 +1,15 @@
 """The estimated bill of a job: function time, requests, snapshots, storage, transfer.
 
-Everything is counted by the ranks and the launcher and multiplied by the price table, so the bill is an
-estimate: it has no free tier, no discounts and no taxes, and ranks that were killed could not report.
-What AWS charged is in Cost Explorer, by the stack's tag (`cost_explorer_query`).
+Everything is counted by the ranks and the launcher and multiplied by the price table, so the bill
+is an estimate: it has no free tier, no discounts and no taxes, and ranks that were killed could not
+report. What AWS charged is in Cost Explorer, by the stack's tag (`cost_explorer_query`).
 
 What is billed besides time and requests:
 
-- SnapStart: memory that is restored at each start from a snapshot. Keeping the snapshot is charged by
-  the hour, whether jobs run or not, so it is not part of a job's bill.
-- Storage: what ranks put into the bucket, for as long as the job took. Frames are deleted with the job.
+- SnapStart: memory that is restored at each start from a snapshot. Keeping the snapshot is charged
+  by the hour, whether jobs run or not, so it is not part of a job's bill.
+- Storage: what ranks put into the bucket, for as long as the job took. Frames are deleted with the
+  job.
 - Transfer: what the launcher received, as if it ran outside of AWS. Traffic between functions and
   services of one region is free.
 
@@ -67,21 +68,16 @@ def summary(
     gb_seconds = sum(rank["seconds"] for rank in heard) * gigabytes
     seconds = max((rank["seconds"] for rank in heard), default=0.0)
     restored = sum(bool(rank.get("restored")) for rank in heard)
-    stored = total.get(_PUT, {}).get("nbytes", 0) / _GB
-    received = launcher.get("sqs.ReceiveMessage", {}).get("nbytes", 0) / _GB
-    of = prices.usd_of
     usd = {
         "lambda_usd": gb_seconds * prices.usd_per_gb_second[arch],
         "requests_usd": prices.requests_usd(total),
-        "snapstart_usd": restored * gigabytes * of.get("snapstart.restored-GB", 0.0),
-        "storage_usd": stored * seconds / _MONTH_S * of.get("s3.GB-month", 0.0),
-        "transfer_usd": received * of.get("transfer.GB", 0.0),
+        **_further_usd(total, launcher, restored * gigabytes, seconds, prices),
     }
     return {
         "ranks": len(ranks),
         "heard": len(heard),
-        "cold": sum(bool(rank["cold"]) for rank in heard),
         "restored": restored,
+        **_counts(heard),
         "seconds": seconds,
         "memory_mb": memory_mb,
         "arch": arch,
@@ -92,14 +88,36 @@ def summary(
             name: {**row, "usd": row["billed"] * prices.of(name)}
             for name, row in sorted(total.items())
         },
-        "dropped": sum((rank.get("mpi") or {}).get("dropped", 0) for rank in heard),
-        "duplicates": sum((rank.get("mpi") or {}).get("duplicates", 0) for rank in heard),
         "by_rank": {
             str(number): _of_rank(rank, gigabytes, arch, prices)
             for number, rank in enumerate(ranks)
             if "seconds" in rank
         },
         "prices": {"dated": prices.dated, "region": prices.region},
+    }
+
+
+def _counts(heard: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the cold starts, and the frames that ranks dropped."""
+    counters = [rank.get("mpi") or {} for rank in heard]
+    return {
+        "cold": sum(bool(rank["cold"]) for rank in heard),
+        "dropped": sum(found.get("dropped", 0) for found in counters),
+        "duplicates": sum(found.get("duplicates", 0) for found in counters),
+    }
+
+
+def _further_usd(
+    total: Snapshot, launcher: Snapshot, restored_gb: float, seconds: float, prices: Prices
+) -> dict[str, float]:
+    """Return the US dollars of what is neither time nor a request; seconds: of the job."""
+    stored_gb = total.get(_PUT, {}).get("nbytes", 0) / _GB
+    received_gb = launcher.get("sqs.ReceiveMessage", {}).get("nbytes", 0) / _GB
+    of = prices.usd_of
+    return {
+        "snapstart_usd": restored_gb * of.get("snapstart.restored-GB", 0.0),
+        "storage_usd": stored_gb * seconds / _MONTH_S * of.get("s3.GB-month", 0.0),
+        "transfer_usd": received_gb * of.get("transfer.GB", 0.0),
     }
 
 

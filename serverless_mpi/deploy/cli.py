@@ -96,7 +96,8 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
         "--memory",
         metavar="MB[,MB]",
         default=str(names.DEFAULT_MEMORY_MB),
-        help=f"one function per size (default {names.DEFAULT_MEMORY_MB}, which gives one virtual CPU)",
+        help=f"one function per size (default {names.DEFAULT_MEMORY_MB}, which gives one virtual"
+        " CPU)",
     )
     deploy.add_argument(
         "--arch", metavar="A", default="x86_64", help=f"{' or '.join(names.ARCHS)} (default x86_64)"
@@ -104,7 +105,8 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
     deploy.add_argument(
         "--python",
         metavar="V",
-        help=f"{' or '.join(names.PYTHONS)} (default: the newest that is installed here, to compile byte code)",
+        help=f"{' or '.join(names.PYTHONS)} (default: the newest that is installed here, to compile"
+        " byte code)",
     )
     deploy.add_argument(
         "--ranks",
@@ -116,6 +118,11 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
     deploy.add_argument(
         "--jobs", metavar="N", default="16", help="most jobs at a time (default 16)"
     )
+    _add_optional_parts(deploy)
+
+
+def _add_optional_parts(deploy: argparse.ArgumentParser) -> None:
+    """Add what a plain deploy does without."""
     deploy.add_argument(
         "--snapstart",
         action="store_true",
@@ -259,7 +266,8 @@ def _jobs(options: argparse.Namespace) -> int:
         start, programs = job.start, " : ".join(job.start["program"])
         print(
             printable(
-                f"{job.job_id}  {began}  -n {start['size']} {start['channel']} {start['memory_mb']} MB  {programs}"
+                f"{job.job_id}  {began}  -n {start['size']} {start['channel']}"
+                f" {start['memory_mb']} MB  {programs}"
             )
         )
         for line in job.state.splitlines():

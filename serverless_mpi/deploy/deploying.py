@@ -58,8 +58,8 @@ def deploy(options: argparse.Namespace, say: Say) -> int:
     jobs = [] if options.force else running_jobs(options.stack, options.endpoint, region)
     if jobs:
         raise UsageError(
-            f"jobs hold queues of stack {options.stack}: {', '.join(jobs)}; wait for them, stop them"
-            " with `smpi clean --all`, or ignore them with --force"
+            f"jobs hold queues of stack {options.stack}: {', '.join(jobs)}; wait for them, stop"
+            " them with `smpi clean --all`, or ignore them with --force"
         )
     first = template.build(layout, only_bucket=True)
     Deployment(options.stack, options.endpoint, region, say).deploy(
@@ -149,8 +149,8 @@ def emit(folder: Path, whole: dict[str, Any], code: dict[str, bytes], layout: La
         f"{folder} has template.json, {zips[0]} and {zips[1]};"
         " with a bucket of yours in the stack's region:\n"
         f"  {copies}\n"
-        f"  aws cloudformation deploy --template-file {folder}/template.json --stack-name {layout.name}"
-        " --capabilities CAPABILITY_IAM --s3-bucket BUCKET"
+        f"  aws cloudformation deploy --template-file {folder}/template.json"
+        f" --stack-name {layout.name} --capabilities CAPABILITY_IAM --s3-bucket BUCKET"
         f" --parameter-overrides CodeBucket=BUCKET FunctionKey={zips[0]} LayerKey={zips[1]}"
     )
 
@@ -203,8 +203,8 @@ def plan(
     )
     yield from _idle_lines(layout, len(built.function) + len(built.layer), prices)
     yield (
-        "time: CloudFormation takes minutes, more with more --ranks; then each queue is probed, for up"
-        f" to {probe.PROBE_S / 60:.0f} minutes, until SNS applies its filter policies"
+        "time: CloudFormation takes minutes, more with more --ranks; then each queue is probed,"
+        f" for up to {probe.PROBE_S / 60:.0f} minutes, until SNS applies its filter policies"
     )
     yield "nothing was changed"
 
@@ -218,7 +218,7 @@ def _role_lines(properties: dict[str, Any]) -> Iterator[str]:
     yield from (f"  managed policy {arn}" for arn in properties.get("ManagedPolicyArns", ()))
 
 
-def _resource(value: Any) -> str:
+def _resource(value: dict[str, Any]) -> str:
     """Return a resource of a statement in short: the part of the ARN that differs."""
     if "Fn::Sub" in value:
         return str(value["Fn::Sub"]).replace("${AWS::StackName}", "STACK").rpartition("}:")[2]
@@ -233,5 +233,7 @@ def _idle_lines(layout: Layout, code_bytes: int, prices: Prices) -> Iterator[str
     if layout.snapstart:
         gigabytes = sum(layout.memory_mb) / 1024
         cache = gigabytes * MONTH_S * prices.usd_of.get("snapstart.cached-GB-second", 0.0)
-        yield f"  and {cache:.2f} USD per month for the snapshots of {gigabytes:.2f} GB of functions"
+        yield (
+            f"  and {cache:.2f} USD per month for the snapshots of {gigabytes:.2f} GB of functions"
+        )
     yield f"  prices of {prices.region}, {prices.dated}"

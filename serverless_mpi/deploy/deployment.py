@@ -1,13 +1,14 @@
 """Creation, update and removal of a stack by CloudFormation, from whatever state it is in.
 
-A deploy has two operations. The first creates the stack with its bucket alone, because the functions'
-zips must lie somewhere; the second updates it to the whole template. An operation that fails is rolled
-back by CloudFormation, and zips of earlier deploys stay until an update has succeeded, so a stack that
-worked goes on working.
+A deploy has two operations. The first creates the stack with its bucket alone, because the
+functions' zips must lie somewhere; the second updates it to the whole template. An operation that
+fails is rolled back by CloudFormation, and zips of earlier deploys stay until an update has
+succeeded, so a stack that worked goes on working.
 
 A deploy may meet a stack in any status: an earlier deploy was interrupted, failed, or is under way.
 `NEXT` states for every status of CloudFormation what a deploy does; each action leads to another
-status until the stack can be updated. If you add a status, `tests/deploy/test_statuses.py` plays it.
+status until the stack can be updated. If you add a status, `tests/deploy/test_statuses.py` plays
+it.
 
 Time is passed in (`Pace`), so tests do not wait.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import enum
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +52,8 @@ class Next(enum.Enum):
     STOP = "stop: only the console can repair it"
 
 
-# https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/view-stack-events.html (stack status
-# codes). CREATE_FAILED and DELETE_FAILED stacks have resources; deleting them again is allowed.
+# Status codes: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/view-stack-events.html
+# Stacks that are CREATE_FAILED or DELETE_FAILED have resources; deleting them again is allowed.
 NEXT: dict[str, Next] = {
     "REVIEW_IN_PROGRESS": Next.REPLACE,  # a change set that was never executed: waits for a person
     "CREATE_IN_PROGRESS": Next.WAIT,
@@ -145,9 +146,9 @@ class Deployment:
         self._say = say
         self._pace = pace or Pace.of(endpoint)
         self._seen: set[str] = set()  # ids of events that were reported
-
-    def _client(self, service: str) -> Any:
-        return control.client(service, self._endpoint, self._region)
+        with explained(f"look for stack {name}", endpoint, region):
+            self._cloud = control.client("cloudformation", endpoint, region)
+            self._s3 = control.client("s3", endpoint, region)
 
     def _description(self) -> dict[str, Any] | None:
         return describe(self._name, self._endpoint, self._region)
@@ -178,7 +179,7 @@ class Deployment:
             self._say(f"creating or updating {len(target.whole['Resources'])} resources")
             self._apply("update_stack", body, parameters, target)
             # only now: an update that fails is rolled back to the zips of the last one
-            empty(self._client("s3"), bucket, CODE, keep=target.code)
+            empty(self._s3, bucket, CODE, keep=target.code)
 
     def _prepare(self) -> Next:
         """Bring the stack to where it can be created or updated; return which of the two."""
@@ -197,12 +198,12 @@ class Deployment:
             else:
                 break
         raise UsageError(
-            f"stack {self._name} is {status}, and a deploy cannot go on from there: repair it in the"
-            f" CloudFormation console, or deploy another one with --stack NAME"
+            f"stack {self._name} is {status}, and a deploy cannot go on from there: repair it in"
+            " the CloudFormation console, or deploy another one with --stack NAME"
         )
 
     def _continue_rollback(self) -> None:
-        self._client("cloudformation").continue_update_rollback(StackName=self._name)
+        self._cloud.continue_update_rollback(StackName=self._name)
         status = self._wait(_ENDED)
         if NEXT.get(status) is not Next.UPDATE:
             raise UsageError(
@@ -212,19 +213,18 @@ class Deployment:
 
     def _upload(self, bucket: str, target: Target) -> dict[str, str]:
         """Upload zips and template; return the arguments of UpdateStack that name the template."""
-        s3 = self._client("s3")
-        listed = s3.list_objects_v2(Bucket=bucket, Prefix=CODE).get("Contents", ())
+        listed = self._s3.list_objects_v2(Bucket=bucket, Prefix=CODE).get("Contents", ())
         there = {found["Key"] for found in listed}
         for key, data in target.code.items():
             if key not in there:  # a key names its content
                 self._say(f"uploading {key} ({len(data) / 1e6:.1f} MB)")
-                s3.put_object(Bucket=bucket, Key=key, Body=data)
+                self._s3.put_object(Bucket=bucket, Key=key, Body=data)
         text = json.dumps(target.whole, separators=(",", ":"))
         if len(text) <= BODY_BYTES:
             return {"TemplateBody": text}
-        s3.put_object(Bucket=bucket, Key=TEMPLATE_KEY, Body=text.encode())
+        self._s3.put_object(Bucket=bucket, Key=TEMPLATE_KEY, Body=text.encode())
         # the client knows the host name of the region's partition
-        host = s3.meta.endpoint_url
+        host = self._s3.meta.endpoint_url
         return {"TemplateURL": f"{host}/{bucket}/{TEMPLATE_KEY}"}
 
     def _apply(
@@ -249,17 +249,16 @@ class Deployment:
     def _operate(
         self, call: str, body: dict[str, str], parameters: list[dict[str, str]], target: Target
     ) -> str:
-        cloud = self._client("cloudformation")
-        self._note_events(cloud)
+        self._note_events()
         try:
-            getattr(cloud, call)(
+            getattr(self._cloud, call)(
                 StackName=self._name,
                 Parameters=parameters,
                 Capabilities=["CAPABILITY_IAM"],
                 Tags=[{"Key": names.TAG, "Value": target.name}],
                 **body,
             )
-        except cloud.exceptions.ClientError as error:
+        except self._cloud.exceptions.ClientError as error:
             if "No updates are to be performed" in str(error):
                 return "UPDATE_COMPLETE"
             raise
@@ -274,41 +273,40 @@ class Deployment:
         total
             Number of resources, for the lines of progress; 0 for no such lines.
         """
-        cloud = self._client("cloudformation")
         deadline = self._pace.now() + DEPLOY_S
         progress = _Progress(self._say, total)
         while True:
             status = self._status()
             if total:
-                for event in self._new_events(cloud):
+                for event in self._new_events():
                     progress.take(event)
             if status in enough or NEXT.get(status) is not Next.WAIT:
                 return status
             if self._pace.now() > deadline:
                 raise ChannelError(
-                    f"stack {self._name} is still {status} after {DEPLOY_S:.0f} s: its events are in"
-                    " the CloudFormation console; `smpi deploy` waits for it and goes on"
+                    f"stack {self._name} is still {status} after {DEPLOY_S:.0f} s: its events are"
+                    " in the CloudFormation console; `smpi deploy` waits for it and goes on"
                 )
             self._pace.sleep(self._pace.poll_s)
 
     # -- events
 
-    def _events(self, cloud: Any) -> Any:
+    def _events(self) -> Iterator[dict[str, Any]]:
         """Yield the stack's events, the newest first."""
-        pages = cloud.get_paginator("describe_stack_events").paginate(StackName=self._name)
+        pages = self._cloud.get_paginator("describe_stack_events").paginate(StackName=self._name)
         return (event for page in pages for event in page["StackEvents"])
 
-    def _note_events(self, cloud: Any) -> None:
+    def _note_events(self) -> None:
         """Take the events of earlier operations as reported."""
         if self._status() != "DELETE_COMPLETE":
-            self._seen.update(event["EventId"] for event in self._events(cloud))
+            self._seen.update(event["EventId"] for event in self._events())
 
-    def _new_events(self, cloud: Any) -> list[dict[str, Any]]:
+    def _new_events(self) -> list[dict[str, Any]]:
         """Return the events that were not reported yet, the oldest first."""
         if self._status() == "DELETE_COMPLETE":
             return []
         fresh: list[dict[str, Any]] = []
-        for event in self._events(cloud):
+        for event in self._events():
             if event["EventId"] in self._seen:
                 break
             fresh.append(event)
@@ -318,7 +316,7 @@ class Deployment:
     def _reason(self) -> str:
         """Return the first thing that went wrong in the last operation."""
         reason = "no reason was given"
-        for event in self._events(self._client("cloudformation")):
+        for event in self._events():
             status, text = event["ResourceStatus"], event.get("ResourceStatusReason", "")
             if status.endswith("_FAILED") and "cancelled" not in text:
                 reason = f"{event['LogicalResourceId']} ({event['ResourceType']}): {text}"
@@ -344,8 +342,8 @@ class Deployment:
             bucket = outputs_of(description).get("Bucket")
             if bucket is not None:
                 self._say(f"emptying bucket {bucket}")
-                empty(self._client("s3"), bucket)
-            self._client("cloudformation").delete_stack(StackName=self._name)
+                empty(self._s3, bucket)
+            self._cloud.delete_stack(StackName=self._name)
             status = self._wait(("DELETE_COMPLETE",))
             if status != "DELETE_COMPLETE":
                 raise ChannelError(f"stack {self._name} is {status}: {self._reason()}")

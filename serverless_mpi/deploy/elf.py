@@ -2,8 +2,8 @@
 
 The dynamic section lists the libraries by name (DT_NEEDED); the version section (DT_VERNEED) lists
 the versions of their symbols, such as GLIBC_2.34. The dynamic linker refuses a library if either is
-missing, so these two are what must be compared with the platform. The addresses in the dynamic section
-are those of the loaded library; the PT_LOAD segments map them to offsets in the file.
+missing, so these two are what must be compared with the platform. The addresses in the dynamic
+section are those of the loaded library; the PT_LOAD segments map them to offsets in the file.
 
 References
 ----------

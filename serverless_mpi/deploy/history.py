@@ -191,7 +191,13 @@ class History:
             sleep(FOLLOW_S)
 
     def stop(self, job_id: str, sleep: Callable[[float], None] = time.sleep) -> bool:
-        """Stop a job's ranks and give back its queues; return whether all have reported their end."""
+        """Stop a job's ranks and give back its queues.
+
+        Returns
+        -------
+        bool
+            Whether all ranks that had started have reported their end.
+        """
         job = self.job(job_id)
         with (
             self._explained(f"stop job {job_id}"),
@@ -218,7 +224,7 @@ class History:
 
     @staticmethod
     def _running(job: Job) -> list[int]:
-        """Return the ranks that have claimed their number and not ended; one that starts later leaves."""
+        """Return the ranks that have started and not ended; one that starts later exits."""
         return [rank for rank, facts in job.ranks.items() if "code" not in facts]
 
     def forget(self, job_id: str) -> int:

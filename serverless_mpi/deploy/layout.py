@@ -91,12 +91,16 @@ class Layout:
             raise UsageError("--memory takes sizes in MB, each once, ascending: 1769,3008")
         if not 1 <= self.ranks <= MAX_RANKS:
             raise UsageError(
-                f"--ranks {self.ranks}: a stack has 1 to {MAX_RANKS} queues; channel object needs none"
+                f"--ranks {self.ranks}: a stack has 1 to {MAX_RANKS} queues;"
+                " channel object needs none"
             )
         if not 1 <= self.jobs <= 50:
             raise UsageError(f"--jobs {self.jobs}: a stack serves 1 to 50 jobs at a time")
         if self.arch not in ARCHS:
             raise UsageError(f"--arch {self.arch}: known are {', '.join(ARCHS)}")
+        self._check_permissions()
+
+    def _check_permissions(self) -> None:
         for bucket in self.read_buckets:
             if not _BUCKET.fullmatch(bucket):
                 raise UsageError(f"--read-bucket {bucket}: not the name of a bucket")

@@ -1,13 +1,13 @@
 """The two zips of a function: the package itself, and a layer with what it imports.
 
-- What is shipped runs on a machine that has nothing but the runtime, a minimal image of Amazon Linux
-  2023. So every shared library in the zips is read (`elf.py`): it may need libraries of that image and
-  of the zips, and no newer glibc.
-- The same files make the same bytes, and an object's key is the hash of its bytes. So a deploy without
-  a change uploads nothing, and CloudFormation changes no function. Dates, folders of this machine and
-  the order of files are kept out of the zips.
-- Byte code is shipped, made by the Python version that will read it: a function's files are read-only,
-  so without it every cold start would compile them.
+- What is shipped runs on a machine that has nothing but the runtime, a minimal image of Amazon
+  Linux 2023. So every shared library in the zips is read (`elf.py`): it may need libraries of that
+  image and of the zips, and no newer glibc.
+- The same files make the same bytes, and an object's key is the hash of its bytes. So a deploy
+  without a change uploads nothing, and CloudFormation changes no function. Dates, folders of this
+  machine and the order of files are kept out of the zips.
+- Byte code is shipped, made by the Python version that will read it: a function's files are
+  read-only, so without it every cold start would compile them.
 - The C kernel uses CPython's stable interface, so one build serves every version of Python on its
   architecture.
 """
@@ -233,9 +233,9 @@ def add_own(folder: Path, target: Target, wheel: str | None, notes: list[str]) -
         module.rename(own / KERNEL)
     if not (own / KERNEL).exists():
         notes.append(
-            f"no C kernel for {target.arch} in this package: MPI programs run, sparse inference does"
-            f" not; `pip wheel --no-deps .` on a machine with {target.arch} makes a wheel for --wheel,"
-            " and the Dockerfile an image"
+            f"no C kernel for {target.arch} in this package: MPI programs run, sparse inference"
+            f" does not; `pip wheel --no-deps .` on a machine with {target.arch} makes a wheel for"
+            " --wheel, and the Dockerfile an image"
         )
     elif not target.here:
         _check_libraries(folder, target)
@@ -286,8 +286,8 @@ def _check_libraries(folder: Path, target: Target) -> None:
             )
         if newest > GLIBC:
             raise UsageError(
-                f"{path.name} of the package needs glibc {'.'.join(map(str, newest))}, and Lambda has"
-                f" {'.'.join(map(str, GLIBC))}{remedy}"
+                f"{path.name} of the package needs glibc {'.'.join(map(str, newest))}, and Lambda"
+                f" has {'.'.join(map(str, GLIBC))}{remedy}"
             )
 
 

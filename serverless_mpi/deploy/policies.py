@@ -1,13 +1,13 @@
 """IAM policies for people: one who deploys stacks, one who only runs jobs on a stack.
 
 CloudFormation calls SQS, SNS, S3, Lambda, IAM and Logs with the keys of whoever deploys, so that
-person needs the permissions to create, change, tag and delete each kind of resource in the template.
-`OF_RESOURCES` lists them by kind; `tests/deploy/test_policies.py` compares it with the template, and
-the other tables with the calls that a deploy and a job really make.
+person needs the permissions to create, change, tag and delete each kind of resource in the
+template. `OF_RESOURCES` lists them by kind; `tests/deploy/test_policies.py` compares it with the
+template, and the other tables with the calls that a deploy and a job really make.
 
-Permissions are limited to names that begin with the stack's, as `layout.py` makes them. CloudFormation
-chooses the names of bucket and roles; they begin with the stack's name, too. What has no resource
-(listing, quotas) is permitted for "*".
+Permissions are limited to names that begin with the stack's, as `layout.py` makes them.
+CloudFormation chooses the names of bucket and roles; they begin with the stack's name, too. What
+has no resource (listing, quotas) is permitted for "*".
 
 References
 ----------
@@ -155,7 +155,8 @@ def runner(stack: str, region: str, account: str) -> Policy:
     Returns
     -------
     dict
-        A policy document: smpirun --platform lambda, and smpi doctor, hello, jobs, logs, cost, clean.
+        A policy document: smpirun --platform lambda, and smpi doctor, hello, jobs, logs, cost,
+        clean.
     """
     return _policy(_runner(stack, region, account))
 

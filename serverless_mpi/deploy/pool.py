@@ -1,8 +1,9 @@
 """Leases of a stack's queues: which job uses which queue.
 
 The leases are one small object in the bucket. A launcher reads it, and replaces it by a PUT that S3
-executes only if the object is still the one that was read (If-Match), so two launchers never take the
-same queue. A lease expires at the time limit of its job, after which no function of the job runs.
+executes only if the object is still the one that was read (If-Match), so two launchers never take
+the same queue. A lease expires at the time limit of its job, after which no function of the job
+runs.
 
 Besides jobs, a deploy leases what it probes (`hold_free`).
 
@@ -85,9 +86,9 @@ def take(
         if len(free) < slots or console is None:
             soonest = min(one["until"] for one in held.values()) - clock()
             raise UsageError(
-                f"other jobs use the queues of stack {stack.name} ({', '.join(held)}); the first lease"
-                f" ends within {soonest:.0f} s. `smpi jobs` lists running jobs; `smpi clean` frees the"
-                " queues of jobs whose launcher died"
+                f"other jobs use the queues of stack {stack.name} ({', '.join(held)}); the first"
+                f" lease ends within {soonest:.0f} s. `smpi jobs` lists running jobs; `smpi clean`"
+                " frees the queues of jobs whose launcher died"
             )
         held[job_id] = {"slots": free, "console": console, "until": clock() + limit_s + MARGIN_S}
         lease[:] = [Lease(job_id, tuple(free), console)]
@@ -188,8 +189,8 @@ def _checked(text: bytes, stack: Stack) -> Held:
         good = False
     if not good:
         raise ChannelError(
-            f"{KEY} in bucket {stack.bucket}, the table of leased queues, is damaged: when no job of"
-            f" stack {stack.name} runs, `aws s3 rm s3://{stack.bucket}/{KEY}` frees them all"
+            f"{KEY} in bucket {stack.bucket}, the table of leased queues, is damaged: when no job"
+            f" of stack {stack.name} runs, `aws s3 rm s3://{stack.bucket}/{KEY}` frees them all"
         )
     return leases
 
@@ -216,6 +217,6 @@ def _change(stack: Stack, change: Callable[[Held], Any], clock: Callable[[], flo
             ):
                 raise
     raise ChannelError(
-        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job tried to take one;"
-        " try again"
+        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job tried to take"
+        " one; try again"
     )

@@ -1,7 +1,7 @@
 """Proof that every queue of a pool receives its own messages and no others.
 
-CloudFormation reports a subscription as created before its filter policy is applied everywhere, which
-takes up to 15 minutes
+CloudFormation reports a subscription as created before its filter policy is applied everywhere,
+which takes up to 15 minutes
 (https://docs.aws.amazon.com/sns/latest/dg/sns-subscription-filter-policies.html); a queue's policy
 takes up to 60 seconds
 (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html).
@@ -9,10 +9,10 @@ Until then SNS drops messages that the queue refuses, without a report, and deli
 filter should have kept back. A job would wait for a lost message until its time limit, and all its
 ranks would be billed.
 
-So a deploy publishes one message to each slot, as a rank does, and one to nobody (a decoy). A slot is
-proven when its queue received its own message and nothing else; other slots are tried again in the
-next round. Only probes have no frame, so a rank drops a late one like any message that is not of its
-job. The slots are leased meanwhile, so no job's messages are taken.
+So a deploy publishes one message to each slot, as a rank does, and one to nobody (a decoy). A slot
+is proven when its queue received its own message and nothing else; other slots are tried again in
+the next round. Only probes have no frame, so a rank drops a late one like any message that is not
+of its job. The slots are leased meanwhile, so no job's messages are taken.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class _Probe:
                 raise ChannelError(
                     f"{len(left)} of {len(slots)} queues of stack {self._stack.name} do not receive"
                     f" their own messages alone after {PROBE_S / 60:.0f} minutes (slots"
-                    f" {_listed(left)}): `smpi deploy` probes them again; --channel object needs none"
+                    f" {_listed(left)}): `smpi deploy` probes them again;"
+                    " --channel object needs none"
                 )
             say(
                 f"{len(slots) - len(left)} of {len(slots)} queues receive their own messages alone;"

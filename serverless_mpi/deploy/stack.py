@@ -1,7 +1,7 @@
 """Facts of a deployed stack: what a launcher and the commands must know of it.
 
-CloudFormation's outputs are the only record: `template.py` writes them, `Stack.find` reads them. What
-they do not state follows from the names (`layout.py`). To add a fact, write an output in
+CloudFormation's outputs are the only record: `template.py` writes them, `Stack.find` reads them.
+What they do not state follows from the names (`layout.py`). To add a fact, write an output in
 `template._outputs` and read it here; a stack of another version is refused before it is used.
 """
 
@@ -220,7 +220,8 @@ def empty(s3: Any, bucket: str, prefix: str = "", keep: Container[str] = ()) -> 
                 answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
                 for error in answer.get("Errors") or ():
                     raise ChannelError(
-                        f"S3 did not delete {error.get('Key')} of bucket {bucket}: {error.get('Code')}"
+                        f"S3 did not delete {error.get('Key')} of bucket {bucket}:"
+                        f" {error.get('Code')}"
                     )
                 count += len(keys)
     return count

@@ -1,10 +1,11 @@
 """The CloudFormation template of a stack: a pure function of its layout.
 
-- What is slow to change is created here, once: SNS takes up to 15 minutes to apply a filter policy, so
-  a job creates no subscription, and leases queues that have theirs.
-- Names come from `layout.py`, prefixes of the bucket from `stack/bucket.py`. The roles grant by these;
-  `policies.py` grants by them to people.
-- What a launcher must know is an output, which `stack.Stack.find` reads. If you add one, read it there.
+- What is slow to change is created here, once: SNS takes up to 15 minutes to apply a filter policy,
+  so a job creates no subscription, and leases queues that have theirs.
+- Names come from `layout.py`, prefixes of the bucket from `stack/bucket.py`. The roles grant by
+  these; `policies.py` grants by them to people.
+- What a launcher must know is an output, which `stack.Stack.find` reads. If you add one, read it
+  there.
 - A resource that does not work before another names it in DependsOn.
 
 References
@@ -93,9 +94,9 @@ def build(layout: Layout, only_bucket: bool = False, release: str = "") -> dict[
     template["Outputs"].update(_outputs(layout))
     if len(template["Resources"]) > MAX_RESOURCES:
         raise UsageError(
-            f"--ranks {layout.ranks} --jobs {layout.jobs} with {len(layout.memory_mb)} sizes of memory"
-            f" need {len(template['Resources'])} resources, and a stack has at most {MAX_RESOURCES}:"
-            " use fewer ranks or jobs"
+            f"--ranks {layout.ranks} --jobs {layout.jobs} with {len(layout.memory_mb)} sizes of"
+            f" memory need {len(template['Resources'])} resources, and a stack has at most"
+            f" {MAX_RESOURCES}: use fewer ranks or jobs"
         )
     return template
 
@@ -117,7 +118,7 @@ def _tls_only(resource: Any, action: str) -> dict[str, Any]:
 
 def _bucket(layout: Layout) -> dict[str, Resource]:
     arn = {"Fn::GetAtt": ["Bucket", "Arn"]}
-    # not code/: CloudFormation reads the zips of the last deploy again if it must roll an update back
+    # not code/: CloudFormation reads the zips of the last deploy again to roll an update back
     days = [
         {
             "Id": prefix.rstrip("/"),
@@ -202,7 +203,7 @@ def _topic(layout: Layout, number: int) -> dict[str, Resource]:
                 "Tags": _tags(layout),
             },
         },
-        # one for each topic: the policy of a topic may name no resource but the topic, and no pattern
+        # one for each topic: the policy of a topic must name that topic alone, and no pattern
         f"Topic{number}Policy": {
             "Type": "AWS::SNS::TopicPolicy",
             "Properties": {
@@ -322,7 +323,7 @@ def _roles(layout: Layout) -> dict[str, Resource]:
         allow(["s3:GetObject"], *below(FRAMES, bucket.PROGRAMS, bucket.DATA, *of_ranks)),
         allow(["s3:PutObject"], *below(FRAMES, bucket.DATA, *of_ranks)),
         allow(["s3:DeleteObject", "s3:AbortMultipartUpload"], *below(FRAMES, bucket.DATA)),
-        # of the whole bucket: with a condition on the prefix a missing object would be 403 and not 404
+        # of the whole bucket: with a condition on the prefix, a missing object would be 403, not 404
         allow(["s3:ListBucket"], arn),
         allow(["sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage"], queues),
         allow(["sqs:SendMessage"], consoles),

@@ -49,8 +49,8 @@ LISTEN_S = 2  # seconds of one receive; a signal is handled after it
 # No rank has come up for this long, and some are missing.  Lambda gives an event up after 60 s.
 APPEAR_S = 75.0
 EMULATOR_APPEAR_S = 180.0  # all its functions start at once on the cores of this machine
-# Least limit of a deadlock on AWS: a message whose receive was lost comes again after 60 s (the queues' visibility
-# time-out), and the long poll that finds it takes up to 20 s.
+# Least limit of a deadlock on AWS: a message whose receive was lost comes again after 60 s (the
+# queues' visibility time-out), and the long poll that finds it takes up to 20 s.
 LEAST_DEADLOCK_S = 90.0
 # A rank's report arrives within this time: a turn of the rank, SQS, two receives of the launcher.
 SETTLE_S = 6.0
@@ -96,8 +96,8 @@ class LambdaLauncher(Launcher):
         memory, function = stack.function(plan.memory_mb)
         if stack.version != __version__:
             raise UsageError(
-                f"stack {stack.name} runs serverless_mpi {stack.version}, this machine {__version__}:"
-                " update the stack with `smpi deploy`"
+                f"stack {stack.name} runs serverless_mpi {stack.version}, this machine"
+                f" {__version__}: update the stack with `smpi deploy`"
             )
         _check_quota(stack, plan.size)
         limit_s = min(plan.timeout_s or TIME_LIMIT_S, TIME_LIMIT_S)
@@ -124,8 +124,8 @@ class LambdaLauncher(Launcher):
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         raise UsageError(
-            "--cleanup has no effect with --platform lambda: `smpi clean` removes what jobs left in a"
-            " stack, `smpi destroy` the stack"
+            "--cleanup has no effect with --platform lambda: `smpi clean` removes what jobs left in"
+            " a stack, `smpi destroy` the stack"
         )
 
 
@@ -158,8 +158,8 @@ def _check_budget(plan: Plan, most_usd: float, limit_s: float) -> None:
     if plan.budget_usd is None or most_usd <= plan.budget_usd:
         return
     story = (
-        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s,"
-        f" messages not included; the budget is {plan.budget_usd:g} USD"
+        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of"
+        f" {limit_s:g} s, messages not included; the budget is {plan.budget_usd:g} USD"
     )
     fits = limit_s * plan.budget_usd / most_usd
     if sys.stdin is not None and sys.stdin.isatty():
@@ -510,7 +510,7 @@ class Job:
         self._failure = (EXIT_DEADLOCK, "\n  ".join([story, *lines, *ended]))
 
     def _look_for_the_missing(self, quiet_s: float) -> None:
-        """Fail the job if a rank whose parent is up has not reported for too long, or time is over."""
+        """Fail the job if a rank whose parent is up does not report, or its time is over."""
         if time.time() > self._until:
             number = next(number for number, rank in enumerate(self._ranks) if not rank.ended)
             self._failure = (
@@ -526,8 +526,8 @@ class Job:
             if not rank.up and (above is None or self._ranks[above].up):
                 self._failure = (
                     1,
-                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago and"
-                    " started no function; see `smpi logs` and `smpi doctor`",
+                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago"
+                    " and started no function; see `smpi logs` and `smpi doctor`",
                 )
                 return
 

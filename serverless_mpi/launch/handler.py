@@ -494,8 +494,8 @@ def _why(event: Mapping[str, Any]) -> tuple[int, str]:
     if condition == "EventAgeExceeded" or "TooManyRequests" in kind or "Rate Exceeded" in text:
         return (
             1,
-            "was throttled: Lambda had no function free for it; use fewer ranks, or request a higher"
-            " quota of concurrent executions (smpi doctor)",
+            "was throttled: Lambda had no function free for it; use fewer ranks, or request a"
+            " higher quota of concurrent executions (smpi doctor)",
         )
     return 1, f"failed on the platform: {kind} {text}"
 
