@@ -57,10 +57,10 @@ def summary(
     Returns
     -------
     dict
-        ranks; heard (ranks that reported); cold (started in a new environment); restored (from a
-        snapshot); seconds (the longest rank); gb_seconds; lambda_usd (time), requests_usd,
-        snapstart_usd, storage_usd, transfer_usd, and their sum usd; operations (name -> counts and
-        usd); dropped, duplicates (frames); by_rank; prices (dated, region).
+        ranks; heard (that reported); cold (started in a new environment); restored (from a snapshot);
+        seconds (the longest rank); gb_seconds; lambda_usd (time), requests_usd, snapstart_usd,
+        storage_usd, transfer_usd, and their sum usd; operations (counts and usd by name); dropped,
+        duplicates (frames); by_rank; prices.
     """
     heard = [rank for rank in ranks if "seconds" in rank]
     total = merge([*map(_requests, heard), launcher])
@@ -75,7 +75,6 @@ def summary(
     }
     return {
         "ranks": len(ranks),
-        "heard": len(heard),
         "restored": restored,
         **_counts(heard),
         "seconds": seconds,
@@ -98,9 +97,10 @@ def summary(
 
 
 def _counts(heard: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the cold starts, and the frames that ranks dropped."""
+    """Return how many ranks reported and started cold, and the frames that they dropped."""
     counters = [rank.get("mpi") or {} for rank in heard]
     return {
+        "heard": len(heard),
         "cold": sum(bool(rank["cold"]) for rank in heard),
         "dropped": sum(found.get("dropped", 0) for found in counters),
         "duplicates": sum(found.get("duplicates", 0) for found in counters),
