@@ -62,11 +62,17 @@ def deploy(options: argparse.Namespace, say: Say) -> int:
             " them with `smpi clean --all`, or ignore them with --force"
         )
     first = template.build(layout, only_bucket=True)
-    Deployment(options.stack, options.endpoint, region, say).deploy(
-        Target(layout.name, first, whole, code)
-    )
-    say("probing: one message to each queue")
-    probe.prove(Stack.find(options.stack, options.endpoint, region), say)
+    try:
+        Deployment(options.stack, options.endpoint, region, say).deploy(
+            Target(layout.name, first, whole, code)
+        )
+        say("probing: one message to each queue")
+        probe.prove(Stack.find(options.stack, options.endpoint, region), say)
+    except KeyboardInterrupt:
+        say(
+            "interrupted; CloudFormation ends what it has begun, and `smpi deploy` goes on from there"
+        )
+        raise
     say(f"stack {options.stack} is ready: smpirun --platform lambda -n 4 prog.py")
     return 0
 

@@ -137,3 +137,15 @@ def test_a_deploy_is_refused_while_jobs_hold_queues(
     assert "0123456789abcdef" in text and "--force" in text and "deploy," not in text
     assert cli.main(["destroy", *WHERE]) == 1
     assert "smpi clean --all" in capsys.readouterr().err
+
+
+def test_an_interrupted_deploy_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package, "build", lambda *_: PACKAGE)
+    monkeypatch.setattr(deploying.Deployment, "deploy", interrupt)
+    assert cli.main(["deploy", *WHERE, "--force"]) == 130
+    assert "`smpi deploy` goes on from there" in capsys.readouterr().err

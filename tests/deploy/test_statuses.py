@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import botocore.session
 import pytest
 
 from serverless_mpi.aws import control, refusals
-from serverless_mpi.deploy import template
+from serverless_mpi.deploy import deployment, template
 from serverless_mpi.deploy.deployment import DEPLOY_S, NEXT, Deployment, Next, Target
 from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import ChannelError, UsageError
@@ -110,6 +112,18 @@ def test_a_queue_name_that_is_not_free_yet_is_waited_for_once(bench: Bench) -> N
     bench.cloud.fail = [reason, reason]
     with pytest.raises(ChannelError, match="again in a minute"):
         bench.deploy()
+
+
+def test_a_large_template_is_read_from_the_bucket_at_the_regions_own_host(bench: Bench) -> None:
+    layout = Layout(ranks=210)
+    large = Target(NAME, TARGET.first, template.build(layout), TARGET.code)
+    bodies: list[dict[str, object]] = []
+    bench.cloud.update_stack = lambda **given: bodies.append(given)  # type: ignore[method-assign]
+    bench.deploy(large)
+    assert len(json.dumps(large.whole)) > deployment.BODY_BYTES
+    (given,) = bodies
+    assert given["TemplateURL"] == f"{bench.s3.meta.endpoint_url}/bucket/code/template.json"
+    assert "TemplateBody" not in given and "code/template.json" in bench.s3.puts
 
 
 def test_an_operation_that_does_not_end_is_left_after_a_limit(
