@@ -18,6 +18,8 @@ https://docs.aws.amazon.com/service-authorization/latest/reference/
 from __future__ import annotations
 
 from serverless_mpi.deploy import layout as names
+from serverless_mpi.deploy import pool
+from serverless_mpi.stack.bucket import SHORT_LIVED
 
 Statement = dict[str, str | list[str]]
 Policy = dict[str, str | list[Statement]]
@@ -131,6 +133,7 @@ OF_RESOURCES: dict[str, tuple[str, ...]] = {
         "lambda:UpdateAlias",
     ),
 }
+_OBJECTS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject")
 # What `smpi` itself calls to deploy, beyond what a runner needs.
 _CLOUDFORMATION = (
     "cloudformation:ContinueUpdateRollback",
@@ -189,7 +192,8 @@ def deployer(stack: str, region: str, account: str) -> Policy:
             if action.startswith(f"{prefix}:")
         }
         statements.append(_allow(sorted(actions), *arns))
-    # the probe publishes as a rank does; the zips go into the bucket, and are removed with it
+    # the zips go into the bucket, and everything is removed with it; the probe publishes as a rank does
+    statements.append(_allow(_OBJECTS, f"{_bucket(stack)}/*"))
     statements.append(
         _allow(("sns:Publish",), _arn("sns", region, account, f"{stack}-{names.TOPIC}-*"))
     )
@@ -203,7 +207,7 @@ def deployer(stack: str, region: str, account: str) -> Policy:
 
 
 def _runner(stack: str, region: str, account: str) -> list[Statement]:
-    bucket = f"arn:*:s3:::{stack}-bucket-*"  # CloudFormation: STACK-LOGICALNAME-RANDOM
+    bucket = _bucket(stack)
     functions = _arn("lambda", region, account, f"function:{stack}-{names.RANK}-*")
     consoles = _arn("sqs", region, account, f"{stack}-{names.CONSOLE}-*")
     logs = _arn("logs", region, account, f"log-group:/aws/lambda/{stack}-{names.RANK}-*")
@@ -213,7 +217,10 @@ def _runner(stack: str, region: str, account: str) -> list[Statement]:
             _arn("cloudformation", region, account, f"stack/{stack}/*"),
         ),
         _allow(("s3:ListBucket",), bucket),
-        _allow(("s3:GetObject", "s3:PutObject", "s3:DeleteObject"), f"{bucket}/*"),
+        # not code/: what the functions run is for the deployer alone
+        _allow(
+            _OBJECTS, *(f"{bucket}/{prefix}*" for prefix in SHORT_LIVED), f"{bucket}/{pool.KEY}"
+        ),
         _allow(("sqs:ReceiveMessage", "sqs:DeleteMessage"), consoles),
         _allow(("lambda:InvokeFunction",), functions),
         _allow(("logs:FilterLogEvents",), logs, f"{logs}:*"),
@@ -243,13 +250,17 @@ def _resources(stack: str, region: str, account: str) -> dict[str, list[str]]:
     ]
     logs = _arn("logs", region, account, f"log-group:/aws/lambda/{stack}-*")
     return {
-        "s3": [f"arn:*:s3:::{stack}-bucket-*"],
+        "s3": [_bucket(stack)],
         "sqs": [_arn("sqs", region, account, f"{stack}-*")],
         "sns": [_arn("sns", region, account, f"{stack}-*")],
         "iam": [f"arn:*:iam::{account}:role/{stack}-*"],
         "logs": [logs, f"{logs}:*"],
         "lambda": functions,
     }
+
+
+def _bucket(stack: str) -> str:
+    return f"arn:*:s3:::{stack}-bucket-*"  # CloudFormation: STACK-LOGICALNAME-RANDOM
 
 
 def _arn(service: str, region: str, account: str, name: str) -> str:

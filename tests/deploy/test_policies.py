@@ -187,6 +187,16 @@ def test_a_policy_fits_into_a_managed_policy_and_grants_nothing_by_wildcard(make
             assert all(one.partition(":")[2].startswith(reads) for one in statement["Action"])
 
 
+def test_who_runs_jobs_cannot_replace_what_the_functions_run() -> None:
+    bucket = f"arn:aws:s3:::{NAME}-bucket-1x"
+    runner, deployer = (
+        make(NAME, REGION, ACCOUNT) for make in (policies.runner, policies.deployer)
+    )
+    for key, may in (("code/function-0.zip", False), ("data/x", True), ("pool.json", True)):
+        assert permits(runner, "s3:PutObject", f"{bucket}/{key}") is may
+        assert permits(deployer, "s3:PutObject", f"{bucket}/{key}")
+
+
 def test_policy_is_json_of_one_of_two_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["policy", "--runner", "--region", "eu-west-1"]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -53,6 +53,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         "snapstart": template.build(
             Layout(ranks=2, jobs=1, arch="arm64", python="3.12", snapstart=True), release="abc"
         ),
+        "permissions": template.build(
+            Layout(
+                ranks=2,
+                jobs=1,
+                python="3.14",
+                read_buckets=("tables",),
+                policies=("arn:aws:iam::aws:policy/AmazonDynamoDBReadOnlyAccess",),
+            )
+        ),
     }
     for name, made in kinds.items():
         (folder / f"{name}.json").write_text(json.dumps(made))
