@@ -323,6 +323,7 @@ class Deployment:
             if event["LogicalResourceId"] == self._name and status in (
                 "CREATE_IN_PROGRESS",
                 "UPDATE_IN_PROGRESS",
+                "DELETE_IN_PROGRESS",
             ):
                 break
         return reason
@@ -336,18 +337,26 @@ class Deployment:
             AWS refused; what is left is in the text.
         """
         with explained(f"remove stack {self._name}", self._endpoint, self._region):
-            description = self._description()
-            if description is None:
+            if self._status() == "DELETE_COMPLETE":
                 return False
-            bucket = outputs_of(description).get("Bucket")
-            if bucket is not None:
-                self._say(f"emptying bucket {bucket}")
-                empty(self._s3, bucket)
-            self._cloud.delete_stack(StackName=self._name)
-            status = self._wait(("DELETE_COMPLETE",))
-            if status != "DELETE_COMPLETE":
-                raise ChannelError(f"stack {self._name} is {status}: {self._reason()}")
-            return True
+            if NEXT.get(self._status()) is Next.WAIT:  # most operations refuse a deletion meanwhile
+                self._say(f"stack {self._name} is {self._status()}: {Next.WAIT.value}")
+                self._wait(_ENDED)
+            # twice: a rank that still runs may put an object into the bucket that was just emptied
+            for _ in range(2):
+                status = self._delete()
+                if status == "DELETE_COMPLETE":
+                    return True
+            raise ChannelError(f"stack {self._name} is {status}: {self._reason()}")
+
+    def _delete(self) -> str:
+        """Empty the bucket and delete the stack; return the status."""
+        bucket = outputs_of(self._description() or {}).get("Bucket")
+        if bucket is not None:
+            self._say(f"emptying bucket {bucket}")
+            empty(self._s3, bucket)
+        self._cloud.delete_stack(StackName=self._name)
+        return self._wait(("DELETE_COMPLETE",))
 
 
 class _Progress:

@@ -71,6 +71,7 @@ class Cloud:
         self.calls: list[str] = []
         self.fail: list[str | None] = []
         self.fail_continue = False
+        self.not_empty: Callable[[], bool] = lambda: False  # whether a deletion fails
         self.events: list[dict[str, Any]] = []  # the oldest first
         clock.on_sleep = self._pass
 
@@ -130,6 +131,9 @@ class Cloud:
         assert not self.status.endswith("_IN_PROGRESS") or self.status == "REVIEW_IN_PROGRESS"
         self.calls.append("delete_stack")
         self.status = "DELETE_IN_PROGRESS"
+        if self.not_empty():
+            self._note("Bucket", "AWS::S3::Bucket", "DELETE_FAILED", "The bucket is not empty")
+            self.status = "DELETE_FAILED"
 
     def get_paginator(self, call: str) -> Any:
         assert call == "describe_stack_events"

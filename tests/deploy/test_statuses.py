@@ -45,9 +45,14 @@ class Bench:
         monkeypatch.setattr(control, "client", lambda service, *_: clients[service])
         self.lines: list[str] = []
 
+    def _deployment(self) -> Deployment:
+        return Deployment(NAME, None, "eu-west-1", self.lines.append, self.clock.pace())
+
     def deploy(self, target: Target = TARGET) -> None:
-        made = Deployment(NAME, None, "eu-west-1", self.lines.append, self.clock.pace())
-        made.deploy(target)
+        self._deployment().deploy(target)
+
+    def destroy(self) -> bool:
+        return self._deployment().destroy()
 
 
 @pytest.fixture
@@ -112,6 +117,27 @@ def test_a_queue_name_that_is_not_free_yet_is_waited_for_once(bench: Bench) -> N
     bench.cloud.fail = [reason, reason]
     with pytest.raises(ChannelError, match="again in a minute"):
         bench.deploy()
+
+
+@pytest.mark.parametrize("status", [one for one in STATUSES if NEXT[one] is not Next.CREATE])
+def test_a_stack_in_any_status_is_removed(monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    bench = Bench(monkeypatch, status)
+    assert bench.destroy()
+    assert bench.cloud.status == "DELETE_COMPLETE"
+    assert bench.destroy() is False
+
+
+def test_a_bucket_that_a_rank_fills_meanwhile_is_emptied_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(monkeypatch, "UPDATE_COMPLETE")
+    late = iter([True, False])
+    bench.cloud.not_empty = lambda: next(late)
+    assert bench.destroy() and bench.cloud.calls == ["delete_stack"] * 2
+    bench.cloud.status = "UPDATE_COMPLETE"
+    bench.cloud.not_empty = lambda: True
+    with pytest.raises(ChannelError, match="DELETE_FAILED: Bucket .*is not empty"):
+        bench.destroy()
 
 
 def test_a_large_template_is_read_from_the_bucket_at_the_regions_own_host(bench: Bench) -> None:
