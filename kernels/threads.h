@@ -1,4 +1,5 @@
-/* Threads of the kernel: OpenMP's, which are kept between calls, or pthreads made for the call. */
+/* Threads of the kernel: pthreads that are kept between calls. Not OpenMP: its library is not part of the Lambda
+ * runtimes, and its threads do not survive a fork. */
 #ifndef SPDNN_THREADS_H
 #define SPDNN_THREADS_H
 

@@ -19,8 +19,11 @@ from typing import Any
 from serverless_mpi.aws import limits
 from serverless_mpi.errors import UsageError
 
-BYTES_PER_GB = 1 << 30  # as in the examples of "Amazon S3 FAQs"
 BILLED_CHUNK_BYTES = limits.BILLED_CHUNK_BYTES.value
+BYTES_PER_GB = 1 << 30  # as in the examples of "Amazon S3 FAQs"
+# Lambda: an asynchronous event of up to 256 KB is one request, each further 64 KB one more
+# (https://aws.amazon.com/lambda/pricing/)
+INVOCATION_BYTES = 256 * 1024
 CHUNKED_SERVICES = ("sqs", "sns")
 _FIELDS = ("requests", "billed", "nbytes", "messages")
 
@@ -61,13 +64,15 @@ class Meter:
         nbytes, messages
             Payload in bytes, and the number of messages in it.
         billed
-            Units on the bill; None for the started 64 KB chunks for SQS and SNS, and for the
-            number of requests for others.
+            Units on the bill; None for the started 64 KB chunks for SQS and SNS (for Lambda, those
+            beyond 256 KB), and for the number of requests for others.
         """
         if billed is None:
             billed = requests
             if service in CHUNKED_SERVICES and requests:
                 billed = max(requests, -(-nbytes // BILLED_CHUNK_BYTES))
+            elif service == "lambda" and nbytes > INVOCATION_BYTES:
+                billed += -(-(nbytes - INVOCATION_BYTES) // BILLED_CHUNK_BYTES)
         with self._lock:
             row = self._rows.get((service, operation))
             if row is None:
@@ -120,12 +125,16 @@ class Prices:
         US dollars per gigabyte-second of a function, by architecture.
     usd_per_gb
         US dollars per gigabyte (2**30 bytes) moved by a request, by "service.OPERATION".
+    usd_of
+        US dollars of what is neither a request nor a function's time: "s3.GB-month",
+        "snapstart.cached-GB-second", "snapstart.restored-GB", "transfer.GB".
     """
 
     dated: str
     region: str
     usd_per_request: Mapping[str, float]
     usd_per_gb_second: Mapping[str, float]
+    usd_of: Mapping[str, float] = field(default_factory=dict)
     usd_per_gb: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -145,7 +154,8 @@ class Prices:
                 str(table["region"]),
                 {name: float(usd) for name, usd in table["usd_per_request"].items()},
                 {name: float(usd) for name, usd in table["usd_per_gb_second"].items()},
-                {name: float(usd) for name, usd in table.get("usd_per_gb", {}).items()},
+                usd_of={name: float(usd) for name, usd in table.get("usd_of", {}).items()},
+                usd_per_gb={name: float(usd) for name, usd in table.get("usd_per_gb", {}).items()},
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(

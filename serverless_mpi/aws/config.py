@@ -25,6 +25,8 @@ PARTITIONS: tuple[tuple[str, str, str], ...] = (
     ("cn-", "amazonaws.com.cn", "api.amazonwebservices.com.cn"),
     ("us-iso-", "c2s.ic.gov", "api.aws.ic.gov"),
     ("us-isob-", "sc2s.sgov.gov", "api.aws.scloud"),
+    ("us-isof-", "csp.hci.ic.gov", "api.aws.hci.ic.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk", "api.cloud-aws.adc-e.uk"),
     ("eusc-", "amazonaws.eu", "api.amazonwebservices.eu"),
     ("", "amazonaws.com", "api.aws"),
 )

@@ -1,6 +1,9 @@
-"""Making and removing the queues, topics and buckets of a job: the one place that uses boto3.
+"""Creation and removal of the queues, topics and buckets of a job at an emulator, by boto3.
 
-Everything is named after the job, `smpi-<job id>...`, so that leftovers can be found.
+- Everything is named after the job, `smpi-<job id>...`, so that leftovers can be found.
+- `client` makes every boto3 client of the package. Jobs on AWS use the pool of a deployed stack
+  (`deploy/`) and create nothing.
+- A rank never imports this module: boto3 takes longer to import than all the rest.
 """
 
 from __future__ import annotations
@@ -8,15 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from serverless_mpi.aws.credentials import DUMMY, emulator_keys
+from serverless_mpi.aws.refusals import explained
 from serverless_mpi.aws.sigv4 import Keys
 from serverless_mpi.aws.sns import FILTERS_PER_TOPIC, TO
-from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
 
 PREFIX = "smpi-"
@@ -25,7 +27,6 @@ VISIBILITY_S = 60  # a frame that was received but not stored comes again after 
 RETENTION_S = 86400  # what a killed launcher leaves is forgotten after a day
 _AT_ONCE = 8
 _CONNECT_TIMEOUT_S = 5
-_ERROR_CHARACTERS = 300
 _DELETES = 5  # attempts at the keys of one listing; a key fails for a moment
 
 
@@ -72,29 +73,12 @@ def _all(call: Any, items: Iterable[Any]) -> list[Any]:
         return list(pool.map(call, items))
 
 
-@contextlib.contextmanager
-def _explaining(endpoint: str | None, region: str) -> Iterator[None]:
-    """Turn any error inside into a ChannelError that names the endpoint."""
-    try:
-        yield
-    except Exception as error:  # botocore has no common base of its own and the socket's errors
-        raise ChannelError(
-            f"{endpoint or f'AWS in {region}'} did not list or remove what jobs left there:"
-            f" {_line(error)}"
-        ) from error
+def _explaining(endpoint: str | None, region: str) -> contextlib.AbstractContextManager[None]:
+    return explained("list or remove what jobs left there", endpoint, region)
 
 
-def _explained(spec: JobSpec, error: Exception) -> ChannelError:
-    """Return the error for a job whose resources cannot be created."""
-    where = spec.endpoint or f"AWS in {spec.region}"
-    return ChannelError(
-        f"{where} did not make or remove what job {spec.job_id} needs: {_line(error)}"
-    )
-
-
-def _line(error: Exception) -> str:
-    """Return an error in one line: a server that is not AWS may answer with a page of HTML."""
-    return textwrap.shorten(str(error), _ERROR_CHARACTERS)
+def _making(spec: JobSpec) -> contextlib.AbstractContextManager[None]:
+    return explained(f"make what job {spec.job_id} needs", spec.endpoint, spec.region)
 
 
 def make_queues(spec: JobSpec) -> dict[str, str]:
@@ -106,10 +90,10 @@ def make_queues(spec: JobSpec) -> dict[str, str]:
 
     Raises
     ------
-    ChannelError
+    UsageError, ChannelError
         Something cannot be created; what was created is for `remove_queues`.
     """
-    try:
+    with _making(spec):
         sqs, sns = (_of_job(service, spec) for service in ("sqs", "sns"))
         queues = _all(lambda rank: _make_queue(sqs, spec, rank), range(spec.size))
         topics: list[str] = []
@@ -124,8 +108,6 @@ def make_queues(spec: JobSpec) -> dict[str, str]:
                 ),
                 range(spec.size),
             )
-    except Exception as error:
-        raise _explained(spec, error) from error
     return {"queues": json.dumps([url for url, _ in queues]), "topics": json.dumps(topics)}
 
 
@@ -192,7 +174,7 @@ def _remove_queues(endpoint: str | None, region: str, prefix: str) -> int:
 
 def make_bucket(spec: JobSpec) -> dict[str, str]:
     """Create a bucket for the objects of a job; return the setting `bucket`."""
-    try:
+    with _making(spec):
         s3 = _of_job("s3", spec)
         bucket = f"{PREFIX}{spec.job_id}"
         location = (
@@ -201,8 +183,6 @@ def make_bucket(spec: JobSpec) -> dict[str, str]:
             else {"CreateBucketConfiguration": {"LocationConstraint": spec.region}}
         )
         s3.create_bucket(Bucket=bucket, **location)
-    except Exception as error:
-        raise _explained(spec, error) from error
     return {"bucket": bucket}
 
 

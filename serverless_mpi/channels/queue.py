@@ -89,7 +89,7 @@ EMULATOR_PAUSE_S = 0.0005
 EMULATOR_MAX_PAUSE_S = 0.01
 T = TypeVar("T")
 
-ACK_AFTER_S = 20.0  # longest delay of a delete; below sqs.VISIBILITY_S
+ACK_AFTER_S = 20.0  # longest delay of a delete; a message reappears later than that
 # then the frames are sent: others use the account's quota, and a send has none
 PUBLISH_BUDGET_S = 2.0
 RANK_GB = 1769 / 1024  # memory of a function with one vCPU ("Configure Lambda function memory")

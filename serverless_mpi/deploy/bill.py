@@ -1,71 +1,103 @@
-"""The bill of a job: seconds and GB-seconds per rank, cold starts, requests, dollars."""
+"""The estimated bill of a job: function time, requests, snapshots, storage, transfer.
+
+Everything is counted by the ranks and the launcher and multiplied by the price table, so the bill
+is an estimate: it has no free tier, no discounts and no taxes, and ranks that were killed could not
+report. What AWS charged is in Cost Explorer, by the stack's tag (`cost_explorer_query`).
+
+What is billed besides time and requests:
+
+- SnapStart: memory that is restored at each start from a snapshot. Keeping the snapshot is charged
+  by the hour, whether jobs run or not, so it is not part of a job's bill.
+- Storage: what ranks put into the bucket, for as long as the job took. Frames are deleted with the
+  job.
+- Transfer: what the launcher received, as if it ran outside of AWS. Traffic between functions and
+  services of one region is free.
+
+References
+----------
+https://aws.amazon.com/lambda/pricing/, https://aws.amazon.com/s3/pricing/,
+https://aws.amazon.com/ec2/pricing/on-demand/ (data transfer)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serverless_mpi.aws.s3express import zone_of
+from serverless_mpi.deploy import layout as names
 from serverless_mpi.metering import Prices, Snapshot, merge
+
+_GB = 1 << 30
+_MONTH_S = 30 * 86400.0  # of a price per GB and month
+_STORES = ("s3", "s3express")  # whose PUTs on the meter carry stored bytes
 
 
 def summary(
-    ranks: Sequence[dict[str, Any]],
-    others: Sequence[Snapshot],
+    ranks: Sequence[Mapping[str, Any]],
+    launcher: Snapshot,
     memory_mb: int,
     arch: str,
     prices: Prices,
 ) -> dict[str, Any]:
-    """Facts of the ranks' ends, and the requests of others (the launcher's), summed and priced.
+    """Sum and price what the ranks and the launcher of a job reported.
 
-    A rank that could not tell its end (its function was killed) has no seconds here; AWS bills it all the same.
+    Parameters
+    ----------
+    ranks
+        Facts of each rank's end (`handler.Rank`), in order; empty for a rank that could not report.
+    launcher
+        The launcher's requests.
+    memory_mb, arch
+        Of the functions.
+    prices
+        Price table.
 
-    Returns ranks, heard (ranks that told their end), cold, seconds (the longest), gb_seconds, lambda_usd, requests_usd,
-    usd, operations, by_rank.
+    Returns
+    -------
+    dict
+        ranks; heard (that reported); cold (started in a new environment); restored (from a snapshot);
+        seconds (the longest rank); gb_seconds; lambda_usd (time), requests_usd, snapstart_usd,
+        storage_usd, transfer_usd, and their sum usd; operations (counts and usd by name); dropped,
+        duplicates (frames); by_rank; prices.
     """
     heard = [rank for rank in ranks if "seconds" in rank]
+    total = merge([*map(_requests, heard), launcher])
     gigabytes = memory_mb / 1024
-    by_rank = {}
-    for number, rank in enumerate(ranks):
-        if "seconds" in rank:
-            own = _snapshot(rank)
-            by_rank[str(number)] = {
-                "seconds": rank["seconds"],
-                "gb_seconds": rank["seconds"] * gigabytes,
-                "cold": rank["cold"],
-                "init_s": rank["init_s"],
-                "peak_mb": rank["peak_mb"],
-                "requests": sum(row["requests"] for row in own.values()),
-                "usd": prices.requests_usd(own)
-                + rank["seconds"] * gigabytes * prices.usd_per_gb_second[arch],
-            }
-    total = merge([*(_snapshot(rank) for rank in heard), *others])
-    gb_seconds = sum(rank["gb_seconds"] for rank in by_rank.values())
-    lambda_usd = gb_seconds * prices.usd_per_gb_second[arch]
-    requests_usd = prices.requests_usd(total)
+    gb_seconds = sum(rank["seconds"] for rank in heard) * gigabytes
+    seconds = max((rank["seconds"] for rank in heard), default=0.0)
+    restored = sum(bool(rank.get("restored")) for rank in heard)
+    usd = {
+        "lambda_usd": gb_seconds * prices.usd_per_gb_second[arch],
+        "requests_usd": prices.requests_usd(total),
+        **_further_usd(total, launcher, restored * gigabytes, seconds, prices),
+    }
     return {
         "ranks": len(ranks),
-        "heard": len(heard),
-        "cold": sum(1 for rank in heard if rank["cold"]),
-        "seconds": max((rank["seconds"] for rank in heard), default=0.0),
+        "restored": restored,
+        **_counts(heard),
+        "seconds": seconds,
         "memory_mb": memory_mb,
         "arch": arch,
         "gb_seconds": gb_seconds,
-        "lambda_usd": lambda_usd,
-        "requests_usd": requests_usd,
-        "usd": lambda_usd + requests_usd,
+        **usd,
+        "usd": sum(usd.values()),
         "operations": {
             name: {**row, "usd": prices.usd(name, row)} for name, row in sorted(total.items())
         },
-        "dropped": sum((rank.get("mpi") or {}).get("dropped", 0) for rank in heard),
-        "duplicates": sum((rank.get("mpi") or {}).get("duplicates", 0) for rank in heard),
-        "by_rank": by_rank,
         "storage": _storage(ranks),
+        "by_rank": {
+            str(number): _of_rank(rank, gigabytes, arch, prices)
+            for number, rank in enumerate(ranks)
+            if "seconds" in rank
+        },
         "prices": {"dated": prices.dated, "region": prices.region},
     }
 
 
-def _storage(ranks: Sequence[dict[str, Any]]) -> str:
+def _storage(ranks: Sequence[Mapping[str, Any]]) -> str:
     """Where the job's frames lay, if its stack has S3 Express; else ""."""
     facts = [rank.get("storage") or {} for rank in ranks]
     chosen = next((one for one in facts if "bucket" in one), None)
@@ -78,37 +110,125 @@ def _storage(ranks: Sequence[dict[str, Any]]) -> str:
     return f"frames in S3 Express, zone {zone}, in which {inside} of {len(ranks)} ranks ran"
 
 
-def _snapshot(rank: dict[str, Any]) -> Snapshot:
-    """A rank's requests: its messages, and what the platform made of it."""
+def _counts(heard: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many ranks reported and started cold, and the frames that they dropped."""
+    counters = [rank.get("mpi") or {} for rank in heard]
+    return {
+        "heard": len(heard),
+        "cold": sum(bool(rank["cold"]) for rank in heard),
+        "dropped": sum(found.get("dropped", 0) for found in counters),
+        "duplicates": sum(found.get("duplicates", 0) for found in counters),
+    }
+
+
+def _further_usd(
+    total: Snapshot, launcher: Snapshot, restored_gb: float, seconds: float, prices: Prices
+) -> dict[str, float]:
+    """Return the US dollars of what is neither time nor a request; seconds: of the job."""
+    received_gb = launcher.get("sqs.ReceiveMessage", {}).get("nbytes", 0) / _GB
+    of = prices.usd_of
+    return {
+        "snapstart_usd": restored_gb * of.get("snapstart.restored-GB", 0.0),
+        "storage_usd": seconds
+        / _MONTH_S
+        * sum(
+            total.get(f"{store}.PUT", {}).get("nbytes", 0) / _GB * of.get(f"{store}.GB-month", 0.0)
+            for store in _STORES
+        ),
+        "transfer_usd": received_gb * of.get("transfer.GB", 0.0),
+    }
+
+
+def _of_rank(
+    rank: Mapping[str, Any], gigabytes: float, arch: str, prices: Prices
+) -> dict[str, Any]:
+    requests, gb_seconds = _requests(rank), rank["seconds"] * gigabytes
+    return {
+        "seconds": rank["seconds"],
+        "gb_seconds": gb_seconds,
+        "cold": rank["cold"],
+        "init_s": rank["init_s"],
+        "restored": bool(rank.get("restored")),
+        "peak_mb": rank["peak_mb"],
+        "requests": sum(row["requests"] for row in requests.values()),
+        "usd": prices.requests_usd(requests) + gb_seconds * prices.usd_per_gb_second[arch],
+    }
+
+
+def _requests(rank: Mapping[str, Any]) -> Snapshot:
+    """Return the requests of a rank: of its program's MPI, and of the function itself."""
     return merge([rank["platform"], *([rank["mpi"]["meter"]] if rank.get("mpi") else [])])
 
 
+def cost_explorer_query(stack: str, began: float) -> str:
+    """Return the command that prints what AWS charged for the stack on the day of a job.
+
+    Parameters
+    ----------
+    stack
+        Name of the stack, the value of its tag.
+    began
+        When the job began, in seconds since the epoch.
+
+    Notes
+    -----
+    The tag must be activated once as a cost allocation tag. Rows appear within a day; Cost Explorer
+    charges 0.01 USD per query.
+    """
+    day = time.strftime("%Y-%m-%d", time.gmtime(began))
+    after = time.strftime("%Y-%m-%d", time.gmtime(began + 86400))
+    tagged = json.dumps({"Tags": {"Key": names.TAG, "Values": [stack]}}, separators=(",", ":"))
+    return (
+        f"aws ce get-cost-and-usage --time-period Start={day},End={after} --granularity DAILY"
+        " --metrics UnblendedCost --group-by Type=DIMENSION,Key=USAGE_TYPE"
+        f" --filter '{tagged}'"
+    )
+
+
 def render(bill: dict[str, Any]) -> str:
-    """The same as a table for people."""
+    """Return a bill as lines for people."""
     lines = [
-        f"{'rank':>6}{'seconds':>10}{'GB-s':>10}{'start':>14}{'peak MB':>9}{'requests':>10}{'USD':>12}"
+        f"{'rank':>6}{'seconds':>10}{'GB-s':>10}{'start':>14}{'peak MB':>9}{'requests':>10}"
+        f"{'USD':>12}"
     ]
     for number, rank in bill["by_rank"].items():
         start = f"cold {rank['init_s']:.2f} s" if rank["cold"] else "warm"
+        start = "snapshot" if rank["restored"] else start
         lines.append(
-            f"{number:>6}{rank['seconds']:>10.2f}{rank['gb_seconds']:>10.2f}{start:>14}{rank['peak_mb']:>9,}{rank['requests']:>10,}{rank['usd']:>12.6f}"
+            f"{number:>6}{rank['seconds']:>10.2f}{rank['gb_seconds']:>10.2f}{start:>14}"
+            f"{rank['peak_mb']:>9,}{rank['requests']:>10,}{rank['usd']:>12.6f}"
         )
     lines.append(f"{'operation':<28}{'requests':>10}{'billed':>10}{'bytes':>15}{'USD':>12}")
     for name, row in bill["operations"].items():
         lines.append(
-            f"{name:<28}{row['requests']:>10,}{row['billed']:>10,}{row['nbytes']:>15,}{row['usd']:>12.6f}"
+            f"{name:<28}{row['requests']:>10,}{row['billed']:>10,}{row['nbytes']:>15,}"
+            f"{row['usd']:>12.6f}"
         )
+    parts = [
+        f"{bill[key]:.6f} for {what}"
+        for key, what in (
+            ("requests_usd", "requests"),
+            ("snapstart_usd", "restored snapshots"),
+            ("storage_usd", "storage"),
+            ("transfer_usd", "transfer"),
+        )
+        if bill[key] >= 5e-7 or key == "requests_usd"
+    ]
     lines.append(
-        f"{bill['ranks']} ranks of {bill['memory_mb']} MB ({bill['arch']}), {bill['cold']} cold; {bill['seconds']:.2f} s,"
-        f" {bill['gb_seconds']:.2f} GB-s; {bill['lambda_usd']:.6f} USD for time, {bill['requests_usd']:.6f} for requests,"
-        f" {bill['usd']:.6f} in all; prices of {bill['prices']['region']}, {bill['prices']['dated']}"
+        f"{bill['ranks']} ranks of {bill['memory_mb']} MB ({bill['arch']}), {bill['cold']} cold;"
+        f" {bill['seconds']:.2f} s, {bill['gb_seconds']:.2f} GB-s; {bill['lambda_usd']:.6f} USD for"
+        f" time, {', '.join(parts)}, {bill['usd']:.6f} in all: an estimate by the prices of"
+        f" {bill['prices']['region']}, {bill['prices']['dated']}"
     )
     if bill["heard"] < bill["ranks"]:
         lines.append(
-            f"{bill['ranks'] - bill['heard']} ranks did not tell how long they ran; AWS bills them too"
+            f"{bill['ranks'] - bill['heard']} ranks did not report how long they ran;"
+            " AWS bills them, too"
         )
     if bill.get("storage"):
         lines.append(bill["storage"])
     if bill["dropped"] or bill["duplicates"]:
         lines.append(f"frames dropped {bill['dropped']}, duplicates {bill['duplicates']}")
+    if "cost_explorer" in bill:
+        lines.append(f"what AWS charged that day: {bill['cost_explorer']}")
     return "\n".join(lines)

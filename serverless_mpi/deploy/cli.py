@@ -8,8 +8,6 @@ that `smpi --help` does not load boto3.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
 import sys
 import time
@@ -19,7 +17,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from serverless_mpi import __version__
 from serverless_mpi.aws.figures import to_json
-from serverless_mpi.deploy import express
 from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
@@ -63,6 +60,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_deploy_options(command("deploy", "create the stack, or update it"))
     destroy = command("destroy", "remove the stack and everything in it")
     destroy.add_argument("--force", action="store_true", help="destroy it even while jobs run")
+    policy = command("policy", "print the IAM policy that a person needs, as JSON")
+    who = policy.add_mutually_exclusive_group(required=True)
+    who.add_argument(
+        "--deployer", action="store_true", help="to deploy, to destroy, and to run jobs"
+    )
+    who.add_argument("--runner", action="store_true", help="to run jobs on a deployed stack")
+    policy.add_argument(
+        "--account", metavar="ID", default="*", help="account of the stack (default: any)"
+    )
     command("doctor", "check credentials, clock, region, quotas and the stack")
     _add_calibrate_options(
         command(
@@ -99,7 +105,8 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
         "--memory",
         metavar="MB[,MB]",
         default=str(names.DEFAULT_MEMORY_MB),
-        help=f"one function per size (default {names.DEFAULT_MEMORY_MB}, which gives one virtual CPU)",
+        help=f"one function per size (default {names.DEFAULT_MEMORY_MB}, which gives one virtual"
+        " CPU)",
     )
     deploy.add_argument(
         "--arch", metavar="A", default="x86_64", help=f"{' or '.join(names.ARCHS)} (default x86_64)"
@@ -107,7 +114,8 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
     deploy.add_argument(
         "--python",
         metavar="V",
-        help=f"{' or '.join(names.PYTHONS)} (default: the version that runs this command, if Lambda has it)",
+        help=f"{' or '.join(names.PYTHONS)} (default: the newest that is installed here, to compile"
+        " byte code)",
     )
     deploy.add_argument(
         "--ranks",
@@ -119,6 +127,11 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
     deploy.add_argument(
         "--jobs", metavar="N", default="16", help="most jobs at a time (default 16)"
     )
+    _add_optional_parts(deploy)
+
+
+def _add_optional_parts(deploy: argparse.ArgumentParser) -> None:
+    """Add what a plain deploy does without."""
     deploy.add_argument(
         "--snapstart",
         action="store_true",
@@ -134,6 +147,28 @@ def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
         "--wheel",
         metavar="FILE",
         help="wheel of this package for the architecture, if this machine has another one",
+    )
+    deploy.add_argument(
+        "--read-bucket",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="let ranks read and list this bucket of yours; may be repeated",
+    )
+    deploy.add_argument(
+        "--policy",
+        metavar="ARN",
+        action="append",
+        default=[],
+        help="give ranks this managed policy, too; may be repeated",
+    )
+    deploy.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print resources, roles, idle cost and time; change nothing",
+    )
+    deploy.add_argument(
+        "--force", action="store_true", help="deploy even while jobs run on the stack"
     )
     deploy.add_argument(
         "--emit",
@@ -183,99 +218,31 @@ def _say(text: str) -> None:
     print(printable(f"smpi: {text}"), file=sys.stderr, flush=True)
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def _number(text: str, option: str) -> int:
     try:
-        return tuple(sorted({int(word) for word in text.split(",")}))
+        return int(text)
     except ValueError:
-        raise UsageError(f"{option} {text}: not whole numbers separated by commas") from None
+        raise UsageError(f"{option} {text}: not a whole number") from None
 
 
 def _deploy(options: argparse.Namespace) -> int:
-    from serverless_mpi.deploy import package, template
-    from serverless_mpi.deploy.stack import Deployment, own_region
+    from serverless_mpi.deploy import deploying
 
-    here = package.Target.of_this_interpreter()
-    if (
-        options.endpoint is not None
-    ):  # an emulator runs functions with its own interpreter, which is this one
-        target = here
-    else:
-        target = package.Target(
-            options.python or (here.python if here.python in names.PYTHONS else names.PYTHONS[-1]),
-            options.arch,
-        )
-        if target.python not in names.PYTHONS:
-            raise UsageError(f"--python {target.python}: known are {', '.join(names.PYTHONS)}")
-    region = ""
-    if options.express or not options.emit:
-        region = own_region(options.region, options.endpoint)
-    layout = names.Layout(
-        options.stack,
-        _numbers(options.memory, "--memory"),
-        _numbers(options.ranks, "--ranks")[0],
-        _numbers(options.jobs, "--jobs")[0],
-        target.python,
-        target.arch,
-        options.snapstart,
-        express.zones(options.express, region, options.endpoint),
-    )
-    _say(f"packing for Python {target.python} on {target.arch}")
-    made = package.build(target, options.wheel)
-    for note in made.notes:
-        _say(f"note: {note}")
-    _say(f"{made.unpacked_bytes / 1e6:.0f} MB unpacked, of {package.UNPACKED_BYTES / 1e6:.0f}")
-    code = {
-        made.key(made.function, "function"): made.function,
-        made.key(made.layer, "layer"): made.layer,
-    }
-    release = hashlib.sha256(" ".join(code).encode()).hexdigest()[:16]  # of both zips
-    whole = template.build(layout, release=release)
-    if options.emit:
-        return _emit(Path(options.emit), whole, code, layout)
-    Deployment(options.stack, options.endpoint, region, _say).deploy(
-        layout, template.build(layout, only_bucket=True), whole, code
-    )
-    _say(f"stack {options.stack} is ready: smpirun --platform lambda -n 4 prog.py")
-    return 0
+    return deploying.deploy(options, _say)
 
 
-def _emit(
-    folder: Path, whole: dict[str, object], code: dict[str, bytes], layout: names.Layout
-) -> int:
-    """Write the template and the zips, which are named by content: CloudFormation sees a change by the name only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "template.json").write_text(json.dumps(whole, indent=1) + "\n")
-    zips = [key.rpartition("/")[2] for key in code]
-    for name, data in zip(zips, code.values(), strict=True):
-        (folder / name).write_bytes(data)
-    copies = " && ".join(f"aws s3 cp {folder}/{name} s3://BUCKET/" for name in zips)
-    print(
-        f"{folder} has template.json, {zips[0]} and {zips[1]}; in a bucket of yours in the stack's region:\n"
-        f"  {copies}\n"
-        f"  aws cloudformation deploy --template-file {folder}/template.json --stack-name {layout.name} --capabilities CAPABILITY_IAM"
-        f" --s3-bucket BUCKET --parameter-overrides CodeBucket=BUCKET FunctionKey={zips[0]} LayerKey={zips[1]}"
-    )
+def _policy(options: argparse.Namespace) -> int:
+    from serverless_mpi.deploy import policies
+
+    make = policies.deployer if options.deployer else policies.runner
+    print(json.dumps(make(options.stack, options.region or "*", options.account), indent=1))
     return 0
 
 
 def _destroy(options: argparse.Namespace) -> int:
-    from serverless_mpi.deploy import pool
-    from serverless_mpi.deploy.stack import Deployment, Stack, own_region
+    from serverless_mpi.deploy import deploying
 
-    region = own_region(options.region, options.endpoint)
-    if not options.force:
-        with contextlib.suppress(UsageError):  # none, or not whole: nothing runs there
-            held = pool.held(Stack.find(options.stack, options.endpoint, region))
-            if held:
-                _say(
-                    f"jobs hold queues of stack {options.stack}: {', '.join(held)}; stop them with `smpi clean --all`, or ignore them with --force"
-                )
-                return 1
-    if Deployment(options.stack, options.endpoint, region, _say).destroy():
-        _say(f"stack {options.stack} is destroyed: nothing of it is left, so it costs nothing")
-    else:
-        _say(f"there is no stack {options.stack} in {region}")
-    return 0
+    return deploying.destroy(options, _say)
 
 
 def _history(options: argparse.Namespace) -> History:
@@ -306,25 +273,20 @@ def _calibrate(options: argparse.Namespace) -> int:
     region = stack.own_region(options.region, options.endpoint)
     made = calibrate.Calibration.of(
         stack.Stack.find(options.stack, options.endpoint, region),
-        _numbers(options.ranks, "-n")[0],
-        None if options.memory is None else _numbers(options.memory, "--memory")[0],
-        _numbers(options.rounds, "--rounds")[0],
+        _number(options.ranks, "-n"),
+        None if options.memory is None else _number(options.memory, "--memory"),
+        _number(options.rounds, "--rounds"),
         Prices.load(),
     )
-    if options.output is not None and not Path(options.output).absolute().parent.is_dir():
-        raise UsageError(f"--output {options.output}: its folder does not exist")
     _say(made.price)
     if not options.yes and not _accepted():
         raise UsageError("not started; --yes accepts the price")
     figures, times = made.run()
     for line in calibrate.table(figures, times):
         print(printable(line))
-    stored_figures.write(made.stack, figures)
     if options.output is not None:
-        try:
-            Path(options.output).write_text(to_json(figures) + "\n")
-        except OSError as error:
-            raise UsageError(f"--output {options.output}: {error.strerror}") from error
+        Path(options.output).write_text(to_json(figures) + "\n")
+    stored_figures.write(made.stack, figures)
     _say(f"stored with stack {options.stack}: jobs on it, and --figures stack, use these figures")
     return 0
 
@@ -357,7 +319,7 @@ def _hello(options: argparse.Namespace) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    rank = None if options.rank is None else _numbers(options.rank, "--rank")[0]
+    rank = None if options.rank is None else _number(options.rank, "--rank")
     for line in _history(options).logs(options.job, rank, options.follow):
         print(printable(line), flush=True)
     return 0
@@ -370,7 +332,8 @@ def _jobs(options: argparse.Namespace) -> int:
         start, programs = job.start, " : ".join(job.start["program"])
         print(
             printable(
-                f"{job.job_id}  {began}  -n {start['size']} {start['channel']} {start['memory_mb']} MB  {programs}"
+                f"{job.job_id}  {began}  -n {start['size']} {start['channel']}"
+                f" {start['memory_mb']} MB  {programs}"
             )
         )
         for line in job.state.splitlines():

@@ -190,6 +190,9 @@ def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
         True,
         f"stack {name}: functions of {sizes} MB, Python {stack.python} on {stack.arch}; {stack.ranks} queues, {stack.jobs} jobs",
     )
+    if stack.read_buckets or stack.policies:
+        more = ", ".join((*stack.read_buckets, *stack.policies))
+        yield Finding(True, f"ranks may also read or have: {more}")
     held = pool.held(stack)
     yield Finding(
         True,

@@ -1,4 +1,10 @@
-"""Jobs of the last day, from a stack's bucket and logs: list, logs, bill, stop, forget."""
+"""Jobs of the last day, from a stack's bucket and logs: list, logs, bill, stop, forget.
+
+The launcher writes `job.json` when it starts a job and `end.json` when the job has ended; each rank
+writes how it ended. All of it lies below the job's prefix (`stack/bucket.py`), where any job of the
+stack may write, so an object that cannot be read counts as not written. A lifecycle rule expires it
+after a day.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,7 @@ from serverless_mpi.stack import bucket
 
 FOLLOW_S = 2.0
 OBJECT_BYTES = 16 << 20  # the most that is read of an object about a job
-STOP_S = 20.0  # for ranks to see that they are to stop (2 s), to stop, and to say so
+STOP_S = 20.0  # for ranks to find the stop message (2 s), to stop, and to report
 _JOB = re.compile(r"[0-9a-f]{16}")
 _JOB_JSON = re.compile(re.escape(bucket.JOBS) + r"([0-9a-f]{16})/job\.json")
 _RANK = re.compile(re.escape(bucket.RANK) + r"([0-9]{1,6})")
@@ -27,7 +33,17 @@ _RANK = re.compile(re.escape(bucket.RANK) + r"([0-9]{1,6})")
 
 @dataclass(frozen=True)
 class Job:
-    """What is known of a job: its launcher's words at the start and the end, and each rank's last."""
+    """What is known of a job.
+
+    Attributes
+    ----------
+    job_id
+        Its id.
+    start, end
+        What its launcher wrote at the start and at the end; end: None while it runs.
+    ranks
+        What each rank wrote last, by rank.
+    """
 
     job_id: str
     start: dict[str, Any]
@@ -36,7 +52,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """In words."""
+        """Describe the state in words."""
         if self.end is not None:
             return (
                 "ended with 0"
@@ -53,7 +69,13 @@ class Job:
 
 
 class History:
-    """The jobs of one stack."""
+    """The jobs of one stack.
+
+    Parameters
+    ----------
+    stack
+        Which.
+    """
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -76,30 +98,31 @@ class History:
         return found
 
     def jobs(self) -> list[Job]:
-        """Those of the last day, the oldest first."""
+        """Return the jobs of the last day, the oldest first."""
         with self._explained("list jobs"):
             found = (_JOB_JSON.fullmatch(key) for key in self._keys(bucket.JOBS))
             jobs = [self._job(match[1]) for match in found if match]
             return sorted(jobs, key=lambda job: float(job.start["began"]))
 
     def job(self, job_id: str) -> Job:
-        """One of them.
+        """Return one job.
 
         Raises
         ------
         UsageError
-            The bucket knows no such job (any more).
+            The bucket has no such job, or no longer.
         """
         with self._explained(f"read job {job_id}"):
             start = bucket.job_key(job_id, "job.json")
             if not _JOB.fullmatch(job_id) or start not in self._keys(start):
                 raise UsageError(
-                    f"stack {self._stack.name} has no job {job_id!r}; `smpi jobs` lists those of the last day"
+                    f"stack {self._stack.name} has no job {job_id!r};"
+                    " `smpi jobs` lists those of the last day"
                 )
             return self._job(job_id)
 
     def _job(self, job_id: str) -> Job:
-        """What the launcher wrote, and what ranks did, as far as it can be read: any job of the stack may write there."""
+        """Read what the launcher and the ranks wrote, as far as it can be read."""
         ranks, end = {}, None
         below = bucket.job_key(job_id, "")
         start = self._read(below + "job.json")
@@ -113,14 +136,16 @@ class History:
         return Job(job_id, start, end, {n: ranks[n] for n in sorted(ranks) if n < start["size"]})
 
     def bill(self, job_id: str, prices: Prices) -> dict[str, Any]:
-        """Of a job, as far as its ranks told."""
+        """Return the bill of a job, as far as its ranks have reported; see `bill.summary`."""
         job = self.job(job_id)
         ranks = [
             {**facts} if "code" in facts else {}
             for facts in (job.ranks.get(rank, {}) for rank in range(job.start["size"]))
         ]
-        launcher = [job.end["launcher"]] if job.end is not None else []
-        return bill.summary(ranks, launcher, job.start["memory_mb"], job.start["arch"], prices)
+        launcher = job.end["launcher"] if job.end is not None else {}
+        summary = bill.summary(ranks, launcher, job.start["memory_mb"], job.start["arch"], prices)
+        query = bill.cost_explorer_query(self._stack.name, float(job.start["began"]))
+        return {**summary, "cost_explorer": query}
 
     def logs(
         self,
@@ -129,7 +154,15 @@ class History:
         follow: bool,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Iterator[str]:
-        """Lines of the functions' logs, as they were logged; follow: and those that come, until the job has ended."""
+        """Yield the lines that a job's ranks wrote to the functions' logs.
+
+        Parameters
+        ----------
+        rank
+            Only of this rank; None for all.
+        follow
+            Also yield lines that are still written, until the job has ended.
+        """
         job = self.job(job_id)
         begins = f"smpi {job_id} rank " + ("" if rank is None else f"{rank} ")
         group = f"/aws/lambda/{self._stack.functions[job.start['memory_mb']].partition(':')[0]}"
@@ -148,9 +181,8 @@ class History:
                 )
                 for page in pages:
                     for event in page["events"]:
-                        identity = str(
-                            event.get("eventId") or event
-                        )  # an emulator may give its events none
+                        # an emulator may give its events no id
+                        identity = str(event.get("eventId") or event)
                         if identity not in seen and event["message"].startswith(begins):
                             seen.add(identity)
                             yield event["message"].rstrip("\n").removeprefix(f"smpi {job_id} ")
@@ -159,7 +191,13 @@ class History:
             sleep(FOLLOW_S)
 
     def stop(self, job_id: str, sleep: Callable[[float], None] = time.sleep) -> bool:
-        """Have a job's ranks stop, and give back its queues; whether all of them said that they ended."""
+        """Stop a job's ranks and give back its queues.
+
+        Returns
+        -------
+        bool
+            Whether all ranks that had started have reported their end.
+        """
         job = self.job(job_id)
         with (
             self._explained(f"stop job {job_id}"),
@@ -186,11 +224,11 @@ class History:
 
     @staticmethod
     def _running(job: Job) -> list[int]:
-        """Ranks that claimed their number and have told no end; a rank that never began leaves when it does."""
+        """Return the ranks that have started and not ended; one that starts later exits."""
         return [rank for rank, facts in job.ranks.items() if "code" not in facts]
 
     def forget(self, job_id: str) -> int:
-        """Remove a job's objects; how many there were."""
+        """Remove a job's objects; return how many there were."""
         with self._explained(f"remove job {job_id}"):
             return sum(
                 empty(self._s3, self._stack.bucket, prefix)

@@ -1,11 +1,16 @@
 """Leases of a stack's queues: which job uses which queue.
 
-The leases are one small object in the bucket.  A launcher reads it, and changes it
-by a PUT that S3 executes only if the object is still the one that was read
-(If-Match).  So two launchers never take the same queue.  A lease expires at the
-time limit of its job, after which no function of the job runs.
+The leases are one small object in the bucket. A launcher reads it, and replaces it by a PUT that S3
+executes only if the object is still the one that was read (If-Match), so two launchers never take
+the same queue. A lease expires at the time limit of its job, after which no function of the job
+runs.
 
-Source: "Conditional writes", Amazon S3 User Guide.
+Besides jobs, a deploy leases what it probes (`hold_free`).
+
+References
+----------
+"Conditional writes", Amazon S3 User Guide:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 """
 
 from __future__ import annotations
@@ -30,7 +35,17 @@ Held = dict[str, dict[str, Any]]  # job -> {"slots": [...], "console": n, "until
 
 @dataclass(frozen=True)
 class Lease:
-    """What a job has: slots of queues, in the order of its ranks, and a console."""
+    """What a job has leased.
+
+    Attributes
+    ----------
+    job_id
+        Whose it is.
+    slots
+        Numbers of queues, in the order of the job's ranks.
+    console
+        Number of a console queue.
+    """
 
     job_id: str
     slots: tuple[int, ...]
@@ -40,7 +55,16 @@ class Lease:
 def take(
     stack: Stack, job_id: str, slots: int, limit_s: float, clock: Callable[[], float] = time.time
 ) -> Lease:
-    """Lease `slots` queues and a console for limit_s seconds.
+    """Lease queues and a console.
+
+    Parameters
+    ----------
+    slots
+        Number of queues; 0 for a channel that needs none.
+    limit_s
+        Time limit of the job in seconds; the lease is longer by MARGIN_S.
+    clock
+        Seconds since the epoch.
 
     Raises
     ------
@@ -49,8 +73,8 @@ def take(
     """
     if slots > stack.ranks:
         raise UsageError(
-            f"{slots} ranks need {slots} queues, and stack {stack.name} has {stack.ranks}: run `smpi deploy --ranks {slots}`,"
-            " or use --channel object, which needs none"
+            f"{slots} ranks need {slots} queues, and stack {stack.name} has {stack.ranks}:"
+            f" run `smpi deploy --ranks {slots}`, or use --channel object, which needs none"
         )
     lease: list[Lease] = []
 
@@ -62,14 +86,44 @@ def take(
         if len(free) < slots or console is None:
             soonest = min(one["until"] for one in held.values()) - clock()
             raise UsageError(
-                f"other jobs use the queues of stack {stack.name} ({', '.join(held)}); the first lease ends within {soonest:.0f} s."
-                " `smpi jobs` lists running jobs; `smpi clean` frees the queues of jobs whose launcher died"
+                f"other jobs use the queues of stack {stack.name} ({', '.join(held)}); the first"
+                f" lease ends within {soonest:.0f} s. `smpi jobs` lists running jobs; `smpi clean`"
+                " frees the queues of jobs whose launcher died"
             )
         held[job_id] = {"slots": free, "console": console, "until": clock() + limit_s + MARGIN_S}
         lease[:] = [Lease(job_id, tuple(free), console)]
 
     _change(stack, change, clock)
     return lease[0]
+
+
+def hold_free(
+    stack: Stack, holder: str, limit_s: float, clock: Callable[[], float] = time.time
+) -> tuple[int, ...]:
+    """Lease every queue that is free, and no console.
+
+    Parameters
+    ----------
+    holder
+        Whose lease it is: letters and digits, at most 16.
+    limit_s
+        Seconds, to which MARGIN_S is added.
+
+    Returns
+    -------
+    tuple of int
+        Slots, ascending.
+    """
+    free: list[int] = []
+
+    def change(held: Held) -> None:
+        held.pop(holder, None)  # of an attempt that was interrupted
+        used = {slot for lease in held.values() for slot in lease["slots"]}
+        free[:] = [slot for slot in range(stack.ranks) if slot not in used]
+        held[holder] = {"slots": list(free), "console": -1, "until": clock() + limit_s + MARGIN_S}
+
+    _change(stack, change, clock)
+    return tuple(free)
 
 
 def give_back(
@@ -79,10 +133,15 @@ def give_back(
     wait_s: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """End a lease; again does nothing.
+    """End a lease; a second call does nothing.
 
-    unsure: slots on which a rank may still run, and would take the next job's messages.  They are kept for wait_s more
-    seconds, or, if that is None, for the rest of the lease; the console too.
+    Parameters
+    ----------
+    unsure
+        Slots on which a rank may still run, and would take the next job's messages. They stay
+        leased, and the console with them.
+    wait_s
+        For how many more seconds; None for the rest of the lease.
     """
 
     def change(held: Held) -> None:
@@ -95,12 +154,12 @@ def give_back(
 
 
 def held(stack: Stack, clock: Callable[[], float] = time.time) -> Held:
-    """The leases that have not ended."""
+    """Return the leases that have not ended, by job."""
     return _read(stack, stack.client("s3"), clock)[0]
 
 
 def _read(stack: Stack, s3: Any, clock: Callable[[], float]) -> tuple[Held, dict[str, str]]:
-    """Leases, and the condition under which they may be replaced."""
+    """Return the leases, and the condition under which they may be replaced."""
     with explained("read who has the queues", stack.endpoint, stack.region):
         try:
             answer = s3.get_object(Bucket=stack.bucket, Key=KEY)
@@ -113,7 +172,10 @@ def _read(stack: Stack, s3: Any, clock: Callable[[], float]) -> tuple[Held, dict
 
 
 def _checked(text: bytes, stack: Stack) -> Held:
-    """The leases in an object; a damaged one would give one queue to two jobs, or none to anybody."""
+    """Return the leases in an object.
+
+    A damaged one would give one queue to two jobs, or none to anybody.
+    """
     try:
         leases: Held = json.loads(text)
         good = all(
@@ -127,8 +189,8 @@ def _checked(text: bytes, stack: Stack) -> Held:
         good = False
     if not good:
         raise ChannelError(
-            f"{KEY} in bucket {stack.bucket}, the table of leased queues, is damaged: when no job of stack"
-            f" {stack.name} runs, `aws s3 rm s3://{stack.bucket}/{KEY}` frees them all"
+            f"{KEY} in bucket {stack.bucket}, the table of leased queues, is damaged: when no job"
+            f" of stack {stack.name} runs, `aws s3 rm s3://{stack.bucket}/{KEY}` frees them all"
         )
     return leases
 
@@ -155,5 +217,6 @@ def _change(stack: Stack, change: Callable[[Held], Any], clock: Callable[[], flo
             ):
                 raise
     raise ChannelError(
-        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job tried to take one; try again"
+        f"the leases of stack {stack.name} changed {ATTEMPTS} times while this job tried to take"
+        " one; try again"
     )

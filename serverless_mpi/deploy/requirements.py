@@ -1,7 +1,8 @@
-"""What a program imports beside the platform's packages: wheels for the platform, as a zip named by its content.
+"""The packages that a program needs: wheels for the platform, as a zip named by its content.
 
-The names of packages do not determine their content, so this machine keeps a record of the zip it made of a file: its
-key and S3's tag of it, in the user's cache folder.  The bucket, which others may write to, is not asked.
+The names of packages do not determine their content, so this machine keeps a record of the zip it
+made of a file: its key and S3's tag of it, in the user's cache folder.  The bucket, which others
+may write to, is not asked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from serverless_mpi.stack import bucket
 class Requirements:
     """A file of requirements for a stack.
 
-    path: the file; target: for what; memory: file in which this machine remembers the zip.
+    Attributes
+    ----------
+    path
+        The file.
+    target
+        What will run the packages.
+    memory
+        File in which this machine records the zip.
     """
 
     path: str
@@ -33,18 +41,19 @@ class Requirements:
 
     @classmethod
     def read(cls, path: str, stack: Stack) -> Requirements:
-        """The requirements of a file.
+        """Read the requirements of a file.
 
         Raises
         ------
         UsageError
-            No such file.
+            The file cannot be read.
         """
         try:
             text = Path(path).read_bytes()
         except OSError as error:
             raise UsageError(f"--requirements {path}: {error.strerror}") from error
-        folder = str(Path(path).resolve().parent)  # of what it names by a relative path
+        # where relative paths in the file lead
+        folder = str(Path(path).resolve().parent)
         digest = hashlib.sha256(
             f"{stack.python}\0{stack.arch}\0{folder}\0".encode() + text
         ).hexdigest()
@@ -52,7 +61,7 @@ class Requirements:
         return cls(path, Target(stack.python, stack.arch), cache / "serverless_mpi" / digest[:32])
 
     def known(self) -> tuple[str, str] | None:
-        """Key and tag of the zip that this machine made of it, or None."""
+        """Return key and tag of the zip that this machine made of the file, or None."""
         try:
             there = self.memory.stat()
             if there.st_uid != os.getuid() or there.st_mode & 0o022:
@@ -64,7 +73,7 @@ class Requirements:
         return (key, str(etag)) if bucket.is_zip_key(key) else None
 
     def fetch(self) -> bytes:
-        """The zip, of wheels from the package index.
+        """Return the zip of wheels from the package index.
 
         Raises
         ------
@@ -82,13 +91,14 @@ class Requirements:
             sizes = [path.stat().st_size for path in site.rglob("*") if path.is_file()]
             if sum(sizes) > bucket.SITE_BYTES or len(sizes) > bucket.MAX_FILES:
                 raise UsageError(
-                    f"--requirements {self.path}: {len(sizes):,} files of {sum(sizes) >> 20} MB unpacked;"
-                    f" a function allows {bucket.MAX_FILES:,} files of {bucket.SITE_BYTES >> 20} MB in all"
+                    f"--requirements {self.path}: {len(sizes):,} files of {sum(sizes) >> 20} MB"
+                    f" unpacked; a function allows {bucket.MAX_FILES:,} files of"
+                    f" {bucket.SITE_BYTES >> 20} MB in all"
                 )
             return zipped(site)
 
     def remember(self, data: bytes) -> tuple[str, str]:
-        """Key and tag of the zip, which is this file's from now on."""
+        """Record the zip as that of this file; return its key and tag."""
         key, etag = bucket.zip_key(data), bucket.etag(data)
         try:
             self.memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,6 +109,7 @@ class Requirements:
             os.replace(draft.name, self.memory)
         except OSError as error:
             sys.stderr.write(
-                f"smpirun: {self.memory} cannot be written ({error.strerror}): the next job fetches the wheels again\n"
+                f"smpirun: {self.memory} cannot be written ({error.strerror}): the next job fetches"
+                " the wheels again\n"
             )
         return key, etag

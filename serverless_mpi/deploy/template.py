@@ -1,8 +1,19 @@
 """The CloudFormation template of a stack: a pure function of its layout.
 
-What may be slow to change is made here, once: SNS takes up to 15 minutes to apply a filter policy ("Amazon SNS
-message filtering"), so a job brings none of its own, and leases queues that have theirs.
-Sources: CloudFormation Template Reference; SNS, SQS, S3 and Lambda Developer Guides.
+- What is slow to change is created here, once: SNS takes up to 15 minutes to apply a filter policy,
+  so a job creates no subscription, and leases queues that have theirs.
+- Names come from `layout.py`, prefixes of the bucket from `stack/bucket.py`. The roles grant by
+  these; `policies.py` grants by them to people.
+- What a launcher must know is an output, which `stack.Stack.find` reads. If you add one, read it
+  there.
+- A resource that does not work before another names it in DependsOn.
+
+References
+----------
+AWS CloudFormation Template Reference:
+https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/introduction.html
+"Subscription filter policies", Amazon SNS Developer Guide:
+https://docs.aws.amazon.com/sns/latest/dg/sns-subscription-filter-policies.html
 """
 
 from __future__ import annotations
@@ -23,10 +34,11 @@ from serverless_mpi.stack import bucket
 HANDLER = "serverless_mpi.launch.function.handler"
 REPORTER = "serverless_mpi.launch.handler.report"
 VISIBILITY_S = 60  # a frame that was received but not stored comes again after this
-RETENTION_S = 3600  # what a dead job left in a queue of the pool is forgotten after this
+RETENTION_S = 3600  # what a dead job left in a queue of the pool is deleted after this
 # an event that no function was free for is given up after this
 EVENT_AGE_S = limits.LAMBDA_EVENT_AGE_S.value
-REPORT_MB = 256
+REPORT_MB, REPORT_S = 256, 30
+ALIAS = "live"  # of the version that has a snapshot
 MAX_RESOURCES = limits.STACK_RESOURCES.value
 
 Resource = dict[str, Any]
@@ -41,11 +53,20 @@ def _arn(service: str, name: str) -> dict[str, str]:
 
 
 def build(layout: Layout, only_bucket: bool = False, release: str = "") -> dict[str, Any]:
-    """The template.
+    """Return the template of a stack.
 
-    only_bucket: of the stack's first minute, when there is nowhere to put its code yet; release: letters and digits
-    that change with the package, so that a new version of each function is published for its snapshot.
-    Parameters of the template: CodeBucket, FunctionKey and LayerKey name the two zips.
+    Parameters
+    ----------
+    only_bucket
+        Return the template of the first operation, when there is no bucket for the zips yet.
+    release
+        Letters and digits that change with the package, so that a new version of each function is
+        published for its snapshot.
+
+    Returns
+    -------
+    dict
+        Its parameters CodeBucket, FunctionKey and LayerKey name the two zips.
 
     Raises
     ------
@@ -79,8 +100,9 @@ def build(layout: Layout, only_bucket: bool = False, release: str = "") -> dict[
     template["Outputs"].update(_outputs(layout))
     if len(template["Resources"]) > MAX_RESOURCES:
         raise UsageError(
-            f"--ranks {layout.ranks} --jobs {layout.jobs} with {len(layout.memory_mb)} sizes of memory need"
-            f" {len(template['Resources'])} resources, and a stack has at most {MAX_RESOURCES}: fewer ranks or jobs"
+            f"--ranks {layout.ranks} --jobs {layout.jobs} with {len(layout.memory_mb)} sizes of"
+            f" memory need {len(template['Resources'])} resources, and a stack has at most"
+            f" {MAX_RESOURCES}: use fewer ranks or jobs"
         )
     return template
 
@@ -102,7 +124,7 @@ def _tls_only(resource: Any, action: str) -> dict[str, Any]:
 
 def _bucket(layout: Layout) -> dict[str, Resource]:
     arn = {"Fn::GetAtt": ["Bucket", "Arn"]}
-    # not code/: CloudFormation reads the zips of the last deploy again if it must roll an update back
+    # not code/: CloudFormation reads the zips of the last deploy again to roll an update back
     days = [
         {
             "Id": prefix.rstrip("/"),
@@ -148,7 +170,7 @@ def _bucket(layout: Layout) -> dict[str, Resource]:
     }
 
 
-def _queue(layout: Layout, name: str) -> Resource:
+def _queue(layout: Layout, name: dict[str, str]) -> Resource:
     return {
         "Type": "AWS::SQS::Queue",
         "DeletionPolicy": "Delete",
@@ -164,86 +186,97 @@ def _queue(layout: Layout, name: str) -> Resource:
 
 
 def _queues(layout: Layout) -> dict[str, Resource]:
-    """The pool: queues, topics, and the subscriptions that bring a publish to the slots it names."""
+    """Return the pool: queues, topics, and the subscriptions that join them."""
     stack = "${AWS::StackName}"
-    made: dict[str, Resource] = {}
+    resources: dict[str, Resource] = {}
     for number in range(layout.jobs):
-        made[f"Console{number}"] = _queue(layout, _sub(names.console_name(stack, number)))  # type: ignore[arg-type]
+        resources[f"Console{number}"] = _queue(layout, _sub(names.console_name(stack, number)))
     for number in range(layout.topics):
-        made[f"Topic{number}"] = {
+        resources.update(_topic(layout, number))
+    for slot in range(layout.ranks):
+        resources[f"Queue{slot}"] = _queue(layout, _sub(names.queue_name(stack, slot)))
+        resources[f"Subscription{slot}"] = _subscription(slot)
+    return {**resources, **_queue_policies(layout)}
+
+
+def _topic(layout: Layout, number: int) -> dict[str, Resource]:
+    stack, topic = "${AWS::StackName}", {"Ref": f"Topic{number}"}
+    return {
+        f"Topic{number}": {
             "Type": "AWS::SNS::Topic",
             "Properties": {
                 "TopicName": _sub(names.topic_name(stack, number)),
                 "Tags": _tags(layout),
             },
-        }
-        # one for each: a topic's policy may name no other resource than its topic, and no pattern
-        made[f"Topic{number}Policy"] = {
+        },
+        # one for each topic: the policy of a topic must name that topic alone, and no pattern
+        f"Topic{number}Policy": {
             "Type": "AWS::SNS::TopicPolicy",
             "Properties": {
-                "Topics": [{"Ref": f"Topic{number}"}],
+                "Topics": [topic],
                 "PolicyDocument": {
                     "Version": "2012-10-17",
-                    "Statement": [_tls_only({"Ref": f"Topic{number}"}, "sns:Publish")],
+                    "Statement": [_tls_only(topic, "sns:Publish")],
                 },
             },
-        }
-    for slot in range(layout.ranks):
-        topic = {"Ref": f"Topic{slot // names.FILTERS_PER_TOPIC}"}
-        made[f"Queue{slot}"] = _queue(layout, _sub(names.queue_name(stack, slot)))  # type: ignore[arg-type]
-        made[f"Subscription{slot}"] = {
-            "Type": "AWS::SNS::Subscription",
-            # what a topic sends to a queue that does not allow it yet is lost without a word
-            "DependsOn": ["QueuePolicy"],
-            "Properties": {
-                "TopicArn": topic,
-                "Protocol": "sqs",
-                "Endpoint": {"Fn::GetAtt": [f"Queue{slot}", "Arn"]},
-                "RawMessageDelivery": True,
-                "FilterPolicy": {TO: [str(slot)]},
-            },
-        }
-    queues = [f"Queue{slot}" for slot in range(layout.ranks)]
-    made["QueuePolicy"] = {
-        "Type": "AWS::SQS::QueuePolicy",
-        "Properties": {
-            "Queues": [{"Ref": one} for one in queues],
-            "PolicyDocument": {
-                "Version": "2012-10-17",
-                "Statement": [
-                    {
-                        "Sid": "FromTopics",
-                        "Effect": "Allow",
-                        "Principal": {"Service": "sns.amazonaws.com"},
-                        "Action": "sqs:SendMessage",
-                        "Resource": _arn("sqs", names.queue_name(stack, 0)[:-4] + "*"),
-                        "Condition": {
-                            "ArnLike": {
-                                "aws:SourceArn": _arn("sns", names.topic_name(stack, 0)[:-4] + "*")
-                            }
-                        },
-                    },
-                    _tls_only(_arn("sqs", names.queue_name(stack, 0)[:-4] + "*"), "sqs:*"),
-                ],
-            },
         },
     }
-    made["ConsolePolicy"] = {
-        "Type": "AWS::SQS::QueuePolicy",
+
+
+def _subscription(slot: int) -> Resource:
+    return {
+        "Type": "AWS::SNS::Subscription",
+        # SNS drops what the queue does not allow yet, without a report
+        "DependsOn": ["QueuePolicy"],
         "Properties": {
-            "Queues": [{"Ref": f"Console{number}"} for number in range(layout.jobs)],
-            "PolicyDocument": {
-                "Version": "2012-10-17",
-                "Statement": [
-                    _tls_only(_arn("sqs", names.console_name(stack, 0)[:-4] + "*"), "sqs:*")
-                ],
-            },
+            "TopicArn": {"Ref": f"Topic{slot // names.FILTERS_PER_TOPIC}"},
+            "Protocol": "sqs",
+            "Endpoint": {"Fn::GetAtt": [f"Queue{slot}", "Arn"]},
+            "RawMessageDelivery": True,
+            "FilterPolicy": {TO: [str(slot)]},
         },
     }
-    return made
 
 
-def _role(layout: Layout, function: str, statements: list[dict[str, Any]]) -> Resource:
+def _queue_policies(layout: Layout) -> dict[str, Resource]:
+    """Return who may send to the queues: the stack's topics, and whom a role permits, over TLS."""
+    stack = "${AWS::StackName}"
+    queues = _arn("sqs", f"{stack}-{names.QUEUE}-*")
+    topics = _arn("sns", f"{stack}-{names.TOPIC}-*")
+    from_topics = {
+        "Sid": "FromTopics",
+        "Effect": "Allow",
+        "Principal": {"Service": "sns.amazonaws.com"},
+        "Action": "sqs:SendMessage",
+        "Resource": queues,
+        "Condition": {"ArnLike": {"aws:SourceArn": topics}},
+    }
+    consoles = _arn("sqs", f"{stack}-{names.CONSOLE}-*")
+    return {
+        "QueuePolicy": _queue_policy(
+            [f"Queue{slot}" for slot in range(layout.ranks)],
+            [from_topics, _tls_only(queues, "sqs:*")],
+        ),
+        "ConsolePolicy": _queue_policy(
+            [f"Console{number}" for number in range(layout.jobs)], [_tls_only(consoles, "sqs:*")]
+        ),
+    }
+
+
+def _queue_policy(queues: list[str], statements: list[dict[str, Any]]) -> Resource:
+    return {
+        "Type": "AWS::SQS::QueuePolicy",
+        "Properties": {
+            "Queues": [{"Ref": queue} for queue in queues],
+            "PolicyDocument": {"Version": "2012-10-17", "Statement": statements},
+        },
+    }
+
+
+def _role(
+    layout: Layout, function: str, statements: list[dict[str, Any]], managed: tuple[str, ...] = ()
+) -> Resource:
+    """Return the role of functions; managed: ARNs of further policies."""
     logs = {
         "Effect": "Allow",
         "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
@@ -268,15 +301,18 @@ def _role(layout: Layout, function: str, statements: list[dict[str, Any]]) -> Re
                     "PolicyDocument": {"Version": "2012-10-17", "Statement": [*statements, logs]},
                 }
             ],
+            **({"ManagedPolicyArns": list(managed)} if managed else {}),
             "Tags": _tags(layout),
         },
     }
 
 
 def _roles(layout: Layout) -> dict[str, Resource]:
-    """What functions may do: touch what the stack owns, and of its bucket what `stack/bucket.py` says.
+    """Return what functions may do with the stack's resources, and nothing else.
 
-    One role serves every job of a stack, so jobs of one stack can reach each other's queues and objects.
+    Of the bucket, a rank may touch what `stack/bucket.py` lists. Of other buckets it may read those
+    that the layout names. One role serves every job of a stack, so its jobs can reach each other's
+    queues and objects.
     """
     stack = "${AWS::StackName}"
     arn = {"Fn::GetAtt": ["Bucket", "Arn"]}
@@ -293,7 +329,7 @@ def _roles(layout: Layout) -> dict[str, Resource]:
         allow(["s3:GetObject"], *below(FRAMES, bucket.PROGRAMS, bucket.DATA, *of_ranks)),
         allow(["s3:PutObject"], *below(FRAMES, bucket.DATA, *of_ranks)),
         allow(["s3:DeleteObject", "s3:AbortMultipartUpload"], *below(FRAMES, bucket.DATA)),
-        # of the whole bucket: with a condition on the prefix a missing object would be 403 and not 404
+        # of the whole bucket: with a condition on the prefix, a missing object would be 403, not 404
         allow(["s3:ListBucket"], arn),
         allow(["sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage"], queues),
         allow(["sqs:SendMessage"], consoles),
@@ -305,12 +341,16 @@ def _roles(layout: Layout) -> dict[str, Resource]:
         ),
         *express.statements(layout.express),
     ]
+    if layout.read_buckets:
+        buckets = [_sub(f"arn:${{AWS::Partition}}:s3:::{name}") for name in layout.read_buckets]
+        objects = [_sub(f"arn:${{AWS::Partition}}:s3:::{name}/*") for name in layout.read_buckets]
+        ranks += [allow(["s3:ListBucket"], *buckets), allow(["s3:GetObject"], *objects)]
     reports = [
         allow(["s3:GetObject", "s3:PutObject"], *below(f"{bucket.JOBS}*/{bucket.STOP}")),
         allow(["sqs:SendMessage"], consoles),
     ]
     return {
-        "RankRole": _role(layout, f"{names.RANK}-*", ranks),
+        "RankRole": _role(layout, f"{names.RANK}-*", ranks, layout.policies),
         "ReportRole": _role(layout, names.REPORT, reports),
     }
 
@@ -346,9 +386,10 @@ def _log(name: str) -> Resource:
 
 
 def _functions(layout: Layout, release: str) -> dict[str, Resource]:
-    """A function for each size of memory, and the one that is told of invocations that failed."""
+    """Return a function for each memory size, and the one that reports failed invocations."""
     stack = "${AWS::StackName}"
-    made: dict[str, Resource] = {
+    report = f"{stack}-{names.REPORT}"
+    resources: dict[str, Resource] = {
         "Layer": {
             "Type": "AWS::Lambda::LayerVersion",
             "Properties": {
@@ -358,60 +399,58 @@ def _functions(layout: Layout, release: str) -> dict[str, Resource]:
                 "Content": {"S3Bucket": {"Ref": "CodeBucket"}, "S3Key": {"Ref": "LayerKey"}},
             },
         },
-        "ReportLog": _log(f"{stack}-{names.REPORT}"),
+        "ReportLog": _log(report),
         "Report": _function(
-            layout,
-            _sub(f"{stack}-{names.REPORT}"),
-            REPORTER,
-            REPORT_MB,
-            30,
-            "ReportRole",
-            "ReportLog",
+            layout, _sub(report), REPORTER, REPORT_MB, REPORT_S, "ReportRole", "ReportLog"
         ),
     }
     for size in layout.memory_mb:
-        name = names.function_name(stack, size)
-        made[f"Rank{size}Log"] = _log(name)
-        made[f"Rank{size}"] = function = _function(
-            layout, _sub(name), HANDLER, size, names.TIME_LIMIT_S, "RankRole", f"Rank{size}Log"
-        )
-        qualifier: Any = "$LATEST"
-        if layout.snapstart:
-            function["Properties"]["SnapStart"] = {"ApplyOn": "PublishedVersions"}
-            # a version is made once: its logical name changes with the package, so that a new one is published
-            version = f"Rank{size}Version{release}"
-            made[version] = {
-                "Type": "AWS::Lambda::Version",
-                "Properties": {"FunctionName": {"Ref": f"Rank{size}"}},
-            }
-            made[f"Rank{size}Alias"] = {
-                "Type": "AWS::Lambda::Alias",
-                "Properties": {
-                    "FunctionName": {"Ref": f"Rank{size}"},
-                    "Name": "live",
-                    "FunctionVersion": {"Fn::GetAtt": [version, "Version"]},
-                },
-            }
-            qualifier = "live"
-        made[f"Rank{size}Events"] = {
-            "Type": "AWS::Lambda::EventInvokeConfig",
-            **({"DependsOn": [f"Rank{size}Alias"]} if layout.snapstart else {}),
+        resources.update(_rank_function(layout, size, release))
+    return resources
+
+
+def _rank_function(layout: Layout, size: int, release: str) -> dict[str, Resource]:
+    """Return the function that runs ranks with `size` MB, and what belongs to it."""
+    function, log = f"Rank{size}", f"Rank{size}Log"
+    name = names.function_name("${AWS::StackName}", size)
+    ranks = _function(layout, _sub(name), HANDLER, size, names.TIME_LIMIT_S, "RankRole", log)
+    resources = {log: _log(name), function: ranks}
+    qualifier = "$LATEST"
+    if layout.snapstart:
+        qualifier = ALIAS
+        ranks["Properties"]["SnapStart"] = {"ApplyOn": "PublishedVersions"}
+        # A version is immutable: its logical name changes with the package, so that a new one is
+        # published.
+        version = f"{function}Version{release}"
+        resources[version] = {
+            "Type": "AWS::Lambda::Version",
+            "Properties": {"FunctionName": {"Ref": function}},
+        }
+        resources[f"{function}Alias"] = {
+            "Type": "AWS::Lambda::Alias",
             "Properties": {
-                "FunctionName": {"Ref": f"Rank{size}"},
-                "Qualifier": qualifier,
-                "MaximumRetryAttempts": 0,
-                "MaximumEventAgeInSeconds": EVENT_AGE_S,
-                "DestinationConfig": {
-                    "OnFailure": {"Destination": {"Fn::GetAtt": ["Report", "Arn"]}}
-                },
+                "FunctionName": {"Ref": function},
+                "Name": ALIAS,
+                "FunctionVersion": {"Fn::GetAtt": [version, "Version"]},
             },
         }
-    return made
+    resources[f"{function}Events"] = {
+        "Type": "AWS::Lambda::EventInvokeConfig",
+        **({"DependsOn": [f"{function}Alias"]} if layout.snapstart else {}),
+        "Properties": {
+            "FunctionName": {"Ref": function},
+            "Qualifier": qualifier,
+            "MaximumRetryAttempts": 0,
+            "MaximumEventAgeInSeconds": EVENT_AGE_S,
+            "DestinationConfig": {"OnFailure": {"Destination": {"Fn::GetAtt": ["Report", "Arn"]}}},
+        },
+    }
+    return resources
 
 
 def _outputs(layout: Layout) -> dict[str, Any]:
-    """What a launcher must know: the rest follows from the names."""
-    alias = ":live" if layout.snapstart else ""
+    """Return what `stack.Stack` reads."""
+    alias = f":{ALIAS}" if layout.snapstart else ""
     return {
         "Version": {"Value": __version__},
         "Python": {"Value": layout.python},
@@ -431,5 +470,7 @@ def _outputs(layout: Layout) -> dict[str, Any]:
         "QueueUrl": {"Value": {"Ref": "Queue0"}},
         "ConsoleUrl": {"Value": {"Ref": "Console0"}},
         "TopicArn": {"Value": {"Ref": "Topic0"}},
+        "ReadBuckets": {"Value": json.dumps(layout.read_buckets)},
+        "Policies": {"Value": json.dumps(layout.policies)},
         **express.outputs(layout.express),
     }

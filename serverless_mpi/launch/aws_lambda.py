@@ -51,8 +51,8 @@ LISTEN_S = 2  # seconds of one receive; a signal is handled after it
 # No rank has come up for this long, and some are missing.  Lambda gives an event up after 60 s.
 APPEAR_S = 75.0
 EMULATOR_APPEAR_S = 180.0  # all its functions start at once on the cores of this machine
-# Least limit of a deadlock on AWS: a message whose receive was lost comes again after 60 s (the queues' visibility
-# time-out), and the long poll that finds it takes up to 20 s.
+# Least limit of a deadlock on AWS: a message whose receive was lost comes again after 60 s (the
+# queues' visibility time-out), and the long poll that finds it takes up to 20 s.
 LEAST_DEADLOCK_S = 90.0
 # A rank's report arrives within this time: a turn of the rank, SQS, two receives of the launcher.
 SETTLE_S = 6.0
@@ -99,7 +99,8 @@ class LambdaLauncher(Launcher):
         memory, function = stack.function(plan.memory_mb)
         if stack.version != __version__:
             raise UsageError(
-                f"stack {stack.name} runs serverless_mpi {stack.version}, this machine {__version__}: update the stack with `smpi deploy`"
+                f"stack {stack.name} runs serverless_mpi {stack.version}, this machine"
+                f" {__version__}: update the stack with `smpi deploy`"
             )
         figures = stored_figures.of_job(plan.figures, stack, say)
         _check_quota(stack, plan.size)
@@ -127,7 +128,8 @@ class LambdaLauncher(Launcher):
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
         raise UsageError(
-            "--cleanup has no effect with --platform lambda: `smpi clean` removes what jobs left in a stack, `smpi destroy` the stack"
+            "--cleanup has no effect with --platform lambda: `smpi clean` removes what jobs left in"
+            " a stack, `smpi destroy` the stack"
         )
 
 
@@ -135,7 +137,8 @@ def _check(plan: Plan) -> None:
     channels.load_for(plan.channel, "lambda", plan.size)
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
-            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s; use more ranks, or continue from a checkpoint"
+            f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s;"
+            " use more ranks, or continue from a checkpoint"
         )
 
 
@@ -148,7 +151,8 @@ def _check_quota(stack: Stack, size: int) -> None:
         )
     if size > limit:
         raise UsageError(
-            f"{size} ranks run at the same time, and this account is limited to {limit} concurrent executions in {stack.region}:"
+            f"{size} ranks run at the same time, and this account is limited to {limit} concurrent"
+            f" executions in {stack.region}:"
             " use fewer ranks, or request a higher limit in Service Quotas (L-B99A9384)"
         )
 
@@ -158,8 +162,8 @@ def _check_budget(plan: Plan, most_usd: float, limit_s: float) -> None:
     if plan.budget_usd is None or most_usd <= plan.budget_usd:
         return
     story = (
-        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of {limit_s:g} s, messages not included;"
-        f" the budget is {plan.budget_usd:g} USD"
+        f"{plan.size} ranks cost up to {most_usd:.4f} USD if they run to their limit of"
+        f" {limit_s:g} s, messages not included; the budget is {plan.budget_usd:g} USD"
     )
     fits = limit_s * plan.budget_usd / most_usd
     if sys.stdin is not None and sys.stdin.isatty():
@@ -356,17 +360,17 @@ class Job:
         return bundle.key
 
     def _has(self, key: str, etag: str) -> bool:
-        """Whether the bucket has what was sent under that key, for long enough.
+        """Return whether the bucket has what was sent under that key, for long enough.
 
-        etag: S3's of it, the MD5.  It spares a job that would refuse what somebody else put there; ranks compare the
-        SHA-256.
+        etag: S3's tag of it, the MD5. If somebody else replaced the object, it is sent again; ranks
+        compare the SHA-256.
         """
         with explained("look for the program", self._stack.endpoint, self._stack.region):
             found = self._s3.list_objects_v2(Bucket=self._stack.bucket, Prefix=key, MaxKeys=1)
         return any(
             one["Key"] == key
             and one["ETag"].strip('"') == etag
-            # the bucket forgets after a day: what might go meanwhile is sent again
+            # objects expire after a day: one that might expire meanwhile is sent again
             and time.time() - one["LastModified"].timestamp() < 80_000
             for one in found.get("Contents", ())
         )
@@ -447,10 +451,15 @@ class Job:
                 MessageAttributeNames=[FRAME],
             )
             received = answer.get("Messages", [])
-            self._meter.count("sqs", "ReceiveMessage", messages=len(received))
+            frames = [
+                entry.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
+                for entry in received
+            ]
+            self._meter.count(
+                "sqs", "ReceiveMessage", nbytes=sum(map(len, frames)), messages=len(received)
+            )
             messages: list[console.ConsoleMessage] = []
-            for entry in received:
-                encoded = entry.get("MessageAttributes", {}).get(FRAME, {}).get("BinaryValue", b"")
+            for encoded in frames:
                 message = console.decode(encoded, self.spec.job_id, self.spec.key)
                 if message is not None:  # else it is of a job that had this console before
                     messages += self._reader.push(message)
@@ -489,10 +498,10 @@ class Job:
             self._writers[message.kind].feed(message.rank, message.data)
 
     def _look_for_a_deadlock(self) -> None:
-        """Whether every rank that runs waits for another; what each waits in is the job's failure then.
+        """Fail the job if every rank that runs waits for another.
 
-        A rank reports a wait after a third of the limit, and that it goes on; the verdict counts once it has stood
-        long enough for that last report to come.
+        A rank reports a wait after a third of the limit, and when the wait is over. The verdict
+        counts once it has stood long enough for that last report to arrive.
         """
         limit_s = self.spec.deadlock_s
         running = [number for number, rank in enumerate(self._ranks) if not rank.ended]
@@ -510,12 +519,13 @@ class Job:
         self._failure = (EXIT_DEADLOCK, "\n  ".join([story, *lines, *ended]))
 
     def _look_for_the_missing(self, quiet_s: float) -> None:
-        """Fail the job if a rank whose parent is up has not reported for too long, or time is over."""
+        """Fail the job if a rank whose parent is up does not report, or its time is over."""
         if time.time() > self._until:
             number = next(number for number, rank in enumerate(self._ranks) if not rank.ended)
             self._failure = (
                 EXIT_TIMEOUT,
-                f"rank {number} did not report its exit before the time limit of its function; see `smpi logs`",
+                f"rank {number} did not report its exit before the time limit of its function;"
+                " see `smpi logs`",
             )
         if quiet_s < (APPEAR_S if self._plan.endpoint is None else EMULATOR_APPEAR_S):
             return
@@ -525,8 +535,8 @@ class Job:
             if not rank.up and (above is None or self._ranks[above].up):
                 self._failure = (
                     1,
-                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago and started no function;"
-                    " see `smpi logs` and `smpi doctor`",
+                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago"
+                    " and started no function; see `smpi logs` and `smpi doctor`",
                 )
                 return
 
@@ -627,7 +637,7 @@ class Job:
             return
         from serverless_mpi.deploy import bill
 
-        summary = bill.summary(ranks, [launcher], self._memory, self._stack.arch, prices)
+        summary = bill.summary(ranks, launcher, self._memory, self._stack.arch, prices)
         if self._plan.stats == "json":
             LineWriter(1, tagged=False).feed(0, json.dumps(summary).encode() + b"\n")
         else:

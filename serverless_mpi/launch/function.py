@@ -1,4 +1,7 @@
-"""The module that a deployed function names: what an environment does before its first invocation, and the two entries."""
+"""The module that a deployed function names: its two entry points.
+
+Importing it is what an environment does before its first invocation.
+"""
 
 from serverless_mpi.launch.handler import handler, preload, report
 from serverless_mpi.launch.sandbox import seal

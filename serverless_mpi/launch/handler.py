@@ -65,15 +65,20 @@ MEMORY_SHARE = 0.97  # of the function's memory; above it the platform kills the
 EXIT_MEMORY = 137  # the code of a process that the kernel killed
 
 _cold = True
+_init_s = 0.0  # of this environment, or of the one whose snapshot it was started from
 
 
 def preload() -> None:
     """Import what every rank needs, once per environment (or once per snapshot of SnapStart)."""
+    global _init_s
     import numpy  # noqa: F401
 
     import serverless_mpi.MPI  # noqa: F401
 
     channels.load(channels.DEFAULT)  # hybrid, which imports queue and object
+    # Now, and not at the first invocation: an environment that Lambda starts ahead of need waits
+    # for it, which is not billed.
+    _init_s = _seconds_alive()
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
@@ -127,10 +132,9 @@ class Rank:
         spec = invocation.spec
         self._invocation = invocation
         self._began = time.monotonic()
-        begun_for_this = (
-            cold and os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") == "on-demand"
-        )
-        self._init_s = _seconds_alive() if begun_for_this else 0.0
+        how = os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand")
+        self._init_s = _init_s if cold and how == "on-demand" else 0.0
+        self._restored = cold and how == "snap-start"
         self._cold = cold
         self._limit = self._began + context.get_remaining_time_in_millis() / 1000
         self._memory = int(context.memory_limit_in_mb) << 20
@@ -144,9 +148,9 @@ class Rank:
         self._sqs = Sqs(self._clients[1])
         self._functions = Functions(self._clients[2])
         self._seq = 0
-        self._unsent: list[
-            tuple[str, bytearray]
-        ] = []  # output that has not been sent to the launcher
+        self._own_bytes = 0  # memory of the function's process that the program does not share
+        # output that has not been sent to the launcher
+        self._unsent: list[tuple[str, bytearray]] = []
         self._logged = 0
         self._last_words = b""
         self._waits: dict[str, Any] | None = None  # as last sent to the launcher
@@ -237,6 +241,7 @@ class Rank:
             entry for entry in sys.path if entry and Path(entry).is_dir()
         ]  # for processes that the program starts
         (folder / "stats").mkdir()
+        _reseed()
         child = Child(
             task.kind,
             task.argv,
@@ -245,14 +250,13 @@ class Rank:
             self._variables(folder),
             f"{self._invocation.spec.job_id}.{self._invocation.spec.rank}",
         )
-        own = _resident_bytes()
         try:
-            ending = self._watch(child, own, folder / "stats")
+            ending = self._watch(child, folder / "stats")
         finally:
             child.stop(self._take)
             child.close()
             self._peak = child.peak_bytes
-        return self._ended(child, own) if ending is None else ending
+        return self._ended(child) if ending is None else ending
 
     def _variables(self, folder: Path) -> dict[str, str]:
         from dataclasses import replace
@@ -284,13 +288,13 @@ class Rank:
         bucket.check_zip(key, data)
         return data
 
-    def _watch(self, child: Child, own: int, stats: Path) -> tuple[int, str] | None:
+    def _watch(self, child: Child, stats: Path) -> tuple[int, str] | None:
         """Watch the program until it ends (None) or must be ended (exit code and reason).
 
-        own: bytes of memory of the function itself; stats: folder in which the program's MPI
-        reports.
+        stats: folder in which the program's MPI reports.
         """
         listen, pause = time.monotonic() + LISTEN_S, SPEAK_S
+        self._own_bytes = _private_bytes()
         speak = time.monotonic() + pause
         while child.code is None:
             child.turn(TURN_S, self._take)
@@ -304,32 +308,39 @@ class Rank:
                 if (reason := self._stopped()) is not None:
                     return 0, f"stopped: {reason}"
                 listen = now + LISTEN_S
-            if child.peak_bytes + own > MEMORY_SHARE * self._memory and child.code is None:
-                return EXIT_MEMORY, (
-                    f"out of memory: the program used {child.peak_bytes >> 20} MB of the function's {self._memory >> 20} MB"
-                    " (the rest is the function's own); deploy larger functions with smpi deploy --memory"
-                )
-            if (
-                self._invocation.limit_s is not None
-                and now - self._began > self._invocation.limit_s
-            ):
-                return EXIT_TIMEOUT, f"ran longer than --timeout {self._invocation.limit_s:g} s"
-            if now > self._limit - LAST_S:
-                return (
-                    EXIT_TIMEOUT,
-                    f"time-out: the function reached its limit after {self._limit - self._began:.0f} s",
-                )
+                self._own_bytes = _private_bytes()  # it grows as either process writes
+            if (ending := self._beyond_a_limit(child, now)) is not None:
+                return ending
         return None
 
-    def _ended(self, child: Child, own: int) -> tuple[int, str]:
+    def _beyond_a_limit(self, child: Child, now: float) -> tuple[int, str] | None:
+        """Return exit code and reason if the program has used up memory or time, else None."""
+        used = child.peak_bytes + self._own_bytes
+        if used > MEMORY_SHARE * self._memory and child.code is None:
+            return EXIT_MEMORY, (
+                f"out of memory: the program used {child.peak_bytes >> 20} MB of the function's"
+                f" {self._memory >> 20} MB (the rest is the function's own);"
+                " deploy larger functions with smpi deploy --memory"
+            )
+        limit_s = self._invocation.limit_s
+        if limit_s is not None and now - self._began > limit_s:
+            return EXIT_TIMEOUT, f"ran longer than --timeout {limit_s:g} s"
+        if now > self._limit - LAST_S:
+            seconds = self._limit - self._began
+            return EXIT_TIMEOUT, f"time-out: the function reached its limit after {seconds:.0f} s"
+        return None
+
+    def _ended(self, child: Child) -> tuple[int, str]:
         """Return exit code and reason of a program that has exited; call it after `child.stop`."""
         assert child.code is not None
         if child.code == 0:
             return 0, ""
-        if child.code == EXIT_MEMORY and child.peak_bytes + own > self._memory // 2:
+        used = child.peak_bytes + self._own_bytes
+        if child.code == EXIT_MEMORY and used > self._memory // 2:
             return (
                 EXIT_MEMORY,
-                f"was killed, perhaps because memory ran out: it used {child.peak_bytes >> 20} MB of {self._memory >> 20} MB",
+                "was killed, perhaps because memory ran out: it used"
+                f" {child.peak_bytes >> 20} MB of {self._memory >> 20} MB",
             )
         if child.code > 128:
             return child.code, f"was killed by signal {child.code - 128}"
@@ -345,7 +356,10 @@ class Rank:
         """Return a remedy if the program ended at an import."""
         last = self._last_words.decode(errors="replace").strip().rpartition("\n")[2]
         if last.startswith(("ModuleNotFoundError", "ImportError")):
-            return f" ({last}; name the package in a file for --requirements, or put it into the program's folder)"
+            return (
+                f" ({last}; name the package in a file for --requirements,"
+                " or put it into the program's folder)"
+            )
         return ""
 
     # -- reporting
@@ -405,6 +419,7 @@ class Rank:
             "reason": reason,
             "cold": self._cold,
             "init_s": self._init_s,
+            "restored": self._restored,
             "seconds": time.monotonic() - self._began + self._init_s,
             "memory_mb": self._memory >> 20,
             "peak_mb": getattr(self, "_peak", 0) >> 20,
@@ -420,7 +435,7 @@ class Rank:
 
 
 def _counters(path: Path) -> Any:
-    """What the program's MPI counted; None if it left nothing that can be read."""
+    """Return what the program's MPI counted; None if it left nothing that can be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -428,7 +443,7 @@ def _counters(path: Path) -> Any:
 
 
 def _by_wall_clock(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A report of waits as the launcher compares it: ranks are on different machines, whose wall clocks agree."""
+    """Return a report of waits by the wall clock, on which the machines of the ranks agree."""
     ahead = time.time() - time.monotonic()
     return {
         "at": record["at"] + ahead,
@@ -441,7 +456,7 @@ def _by_wall_clock(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stop_all(s3: S3, spec: JobSpec, reason: str) -> bool:
-    """Have every rank of a job stop; whether this call did it: the first reason counts."""
+    """Ask every rank of a job to stop; return whether this call did it: the first reason counts."""
     key = bucket.job_key(spec.job_id, bucket.STOP)
     message = bucket.stop_message(spec.job_id, spec.key, reason)
     if s3.create(key, message):
@@ -500,12 +515,14 @@ def _why(event: Mapping[str, Any]) -> tuple[int, str]:
     if "OutOfMemory" in kind or "signal: killed" in text:
         return (
             EXIT_MEMORY,
-            f"out of memory: the platform killed the function ({kind} {text}); deploy larger functions with smpi deploy --memory",
+            f"out of memory: the platform killed the function ({kind} {text});"
+            " deploy larger functions with smpi deploy --memory",
         )
     if condition == "EventAgeExceeded" or "TooManyRequests" in kind or "Rate Exceeded" in text:
         return (
             1,
-            "was throttled: Lambda had no function free for it; use fewer ranks, or request a higher quota of concurrent executions (smpi doctor)",
+            "was throttled: Lambda had no function free for it; use fewer ranks, or request a"
+            " higher quota of concurrent executions (smpi doctor)",
         )
     return 1, f"failed on the platform: {kind} {text}"
 
@@ -518,8 +535,27 @@ def _closing(client: Client) -> Iterator[Client]:
         client.close()
 
 
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _reseed() -> None:
+    """Give NumPy's global generator a new seed.
+
+    All forks of an environment, and all environments that were started from one snapshot, would
+    otherwise draw the same numbers. Python's `random` seeds itself anew in a fork.
+    """
+    generator = sys.modules.get("numpy.random")  # NumPy imports it when it is used
+    if generator is not None:
+        generator.seed()
+
+
+def _private_bytes() -> int:
+    """Return the memory of this process that no other process shares, in bytes.
+
+    The program is a fork: what it shares with this process is counted in the program's memory.
+    """
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+    except (OSError, IndexError, ValueError):  # a kernel before 4.14
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _seconds_alive() -> float:

@@ -36,13 +36,15 @@ class Task:
     """One program and the ranks that run it.
 
     kind, argv
-        SCRIPT: argv[0] is a file or folder below the bundle; MODULE: a module's name; ENTRY: `module:function`, a
-        console script; EXECUTABLE: a file below the bundle, or a command of the platform. Then the arguments.
+        SCRIPT: argv[0] is a file or folder below the bundle; MODULE: a module's name; ENTRY:
+        `module:function`, a console script; EXECUTABLE: a file below the bundle, or a command of
+        the platform. Then the arguments.
     ranks
         How many ranks run it.
     bundle
-        Key of the zip of its files, which is the working directory; None for an empty one.  The key has the zip's
-        SHA-256 in it, so what lies in the bucket is compared with what the launcher sent.
+        Key of the zip of its files, which is the working directory; None for an empty one.  The key
+        has the zip's SHA-256 in it, so what lies in the bucket is compared with what the launcher
+        sent.
     variables
         Environment variables that the user gave.
     """
@@ -69,13 +71,15 @@ class Invocation:
     console
         URL of the queue for console messages.
     limit_s
-        How long the rank may run, in seconds from its own beginning, since clocks differ; None for the platform's limit.
+        How long the rank may run, in seconds from its own beginning, since clocks differ; None for
+        the platform's limit.
     alias
         Programs that say `from mpi4py import MPI` get this package.
     site
         Key of the zip of the installed requirements, with its SHA-256 in it; None for none.
     explain, trace
-        Whether the rank notes which algorithms were chosen, and leaves a trace below the job's key in the bucket.
+        Whether the rank notes which algorithms were chosen, and leaves a trace below the job's key
+        in the bucket.
     """
 
     spec: JobSpec
@@ -175,7 +179,8 @@ class Invocation:
 
 def _invalid(field: str) -> JobError:
     return JobError(
-        f"this event is not an invocation by a launcher of this version (field {field}); see smpi doctor"
+        f"this event is not an invocation by a launcher of this version (field {field});"
+        " see smpi doctor"
     )
 
 
@@ -214,21 +219,21 @@ class _Fields:
         return name if self._name == "event" else f"{self._name}.{name}"
 
     def take(self, name: str, kind: type) -> Any:
-        """A field of that type; true is not a number."""
+        """Return a field of that type; true is not a number."""
         value = self._left.pop(name, None)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise _invalid(self._path(name))
         return value
 
     def texts(self, name: str) -> dict[str, str]:
-        """A table of texts."""
+        """Return a table of texts."""
         found: dict[str, str] = self.take(name, dict)
         if not all(isinstance(value, str) for value in found.values()):
             raise _invalid(self._path(name))
         return found
 
     def seconds_or_none(self, name: str) -> float | None:
-        """A time that is neither negative nor endless, or None."""
+        """Return a time in seconds that is neither negative nor infinite, or None."""
         value = self._left.pop(name, math.nan)
         if value is None:
             return None
@@ -237,20 +242,20 @@ class _Fields:
         return float(value)
 
     def matching(self, name: str, pattern: re.Pattern[str]) -> str:
-        """A text of that form."""
+        """Return a text that matches."""
         value: str = self.take(name, str)
         if not pattern.fullmatch(value):
             raise _invalid(self._path(name))
         return value
 
     def zip(self, name: str) -> str | None:
-        """A key that names its content, or None."""
+        """Return the key of a zip, which names its content, or None."""
         value = self._left.pop(name, None)
         if value is not None and not bucket.is_zip_key(value):
             raise _invalid(self._path(name))
         return None if value is None else str(value)
 
     def end(self) -> None:
-        """All fields have been taken."""
+        """Check that all fields have been taken."""
         if self._left:
             raise _invalid(f"{self._name} has more fields")

@@ -1,9 +1,10 @@
 """What lies where in a stack's bucket, and how a rank checks what it reads there.
 
-The roles of `deploy/template.py` grant by these prefixes; change both together.  A bucket is shared by every job of
-its stack, so nothing that comes from it is believed because of its place:
+The roles of `deploy/template.py` grant by these prefixes; change both together.  A bucket is shared
+by every job of its stack, so nothing that comes from it is believed because of its place:
 
-- a zip of programs is named by its SHA-256, the name reaches a rank in its invocation, and the rank compares;
+- a zip of programs is named by its SHA-256, the name reaches a rank in its invocation, and the rank
+  compares;
 - a stop message carries a tag made with the job's key.
 
 =====================  =====================================  =====================
@@ -54,12 +55,12 @@ _ZIP = re.compile(re.escape(PROGRAMS) + r"[0-9a-f]{64}\.zip")
 
 
 def job_key(job_id: str, name: str) -> str:
-    """Key of an object about a job."""
+    """Return the key of an object about a job."""
     return f"{JOBS}{job_id}/{name}"
 
 
 def stop_for_clean_key(job_id: str) -> str:
-    """Key of the stop message that a launcher leaves for `smpi clean`, which has no job key."""
+    """Return the key of the stop message for `smpi clean`, which does not have the job's key."""
     return f"{STOPS}{job_id}"
 
 
@@ -67,33 +68,33 @@ def stop_for_clean_key(job_id: str) -> str:
 
 
 def zip_key(data: bytes) -> str:
-    """Key of a zip: it names the content."""
+    """Return the key of a zip, which names its content."""
     return f"{PROGRAMS}{hashlib.sha256(data).hexdigest()}.zip"
 
 
 def etag(data: bytes) -> str:
-    """S3's tag of an object that was put in one request, encrypted with S3's own keys: its MD5."""
+    """Return S3's tag of an object that was put in one request with S3's own keys: its MD5."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def is_zip_key(key: object) -> bool:
-    """Whether `zip_key` may have made it."""
+    """Return whether `zip_key` may have made it."""
     return isinstance(key, str) and _ZIP.fullmatch(key) is not None
 
 
 def check_zip(key: str, data: bytes | memoryview) -> None:
-    """Compare a zip with the key under which it was found.
+    """Check that a zip has the content that its key names.
 
     Raises
     ------
     ServerlessMPIError
-        It is something else.
+        It has another content.
     """
     found = f"{PROGRAMS}{hashlib.sha256(data).hexdigest()}.zip"
     if not hmac.compare_digest(found, key):
         raise ServerlessMPIError(
-            f"{key} in the bucket is not what the launcher sent: someone has replaced it, and it was not unpacked;"
-            " the next smpirun sends the program again"
+            f"{key} in the bucket is not what the launcher sent: someone has replaced it, and it was"
+            " not unpacked; the next smpirun sends the program again"
         )
 
 
@@ -101,7 +102,10 @@ def check_zip(key: str, data: bytes | memoryview) -> None:
 
 
 def stop_message(job_id: str, key: bytes, reason: str) -> bytes:
-    """The object that ends a job; no two are alike, so that who made one can tell."""
+    """Return the object that ends a job.
+
+    No two are equal, so that whoever put one recognizes it.
+    """
     reason = reason[:REASON_CHARS]
     return json.dumps(
         {"reason": reason, "by": secrets.token_hex(4), "tag": _stop_tag(job_id, key, reason).hex()}
@@ -109,7 +113,7 @@ def stop_message(job_id: str, key: bytes, reason: str) -> bytes:
 
 
 def stop_reason(message: bytes | memoryview, job_id: str, key: bytes) -> str | None:
-    """Why the job is over, or None: the message was not made with the job's key."""
+    """Return why the job has ended, or None if the message was not made with the job's key."""
     try:
         found = json.loads(bytes(message))
         reason, made = found["reason"], bytes.fromhex(found["tag"])

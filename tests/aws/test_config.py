@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import botocore
 import pytest
 
+from serverless_mpi.aws import config
 from serverless_mpi.aws.config import Config
 from serverless_mpi.errors import UsageError
 
@@ -101,3 +104,17 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "pem").write_text("no certificate")
     with pytest.raises(UsageError, match="pem is not a bundle"):
         Config({"AWS_CA_BUNDLE": str(tmp_path / "pem"), "AWS_CONFIG_FILE": "/dev/null"}).tls()
+
+
+def test_the_domains_of_every_region_are_botocores() -> None:
+    for partition in json.loads(
+        (Path(botocore.__file__).parent / "data" / "partitions.json").read_text()
+    )["partitions"]:
+        outputs = partition["outputs"]
+        for region in partition["regions"]:
+            if region.endswith("-global"):  # not a region
+                continue
+            domains = next(
+                domains for start, *domains in config.PARTITIONS if region.startswith(start)
+            )
+            assert domains == [outputs["dnsSuffix"], outputs["dualStackDnsSuffix"]], region

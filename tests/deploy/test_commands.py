@@ -51,7 +51,9 @@ def test_doctor_hello_jobs_logs_and_cost(deployed: Deployed) -> None:
     done = _on(deployed, "cost", job_id, "--json")
     found = json.loads(done.stdout)
     assert found["ranks"] == found["heard"] == 3 and found["usd"] > 0
-    assert "3 ranks of 1769 MB" in _on(deployed, "cost", job_id).stdout
+    text = _on(deployed, "cost", job_id).stdout
+    assert "3 ranks of 1769 MB" in text and "an estimate" in text
+    assert "aws ce get-cost-and-usage" in text and "aws ce" in found["cost_explorer"]
     s3 = deployed.stack.client("s3")
     for key, body in (  # what another job of the stack could write
         (f"jobs/{job_id}/rank/x", b"{}"),

@@ -15,6 +15,7 @@ import pytest
 from serverless_mpi.deploy import template
 from serverless_mpi.deploy.layout import MAX_RANKS, Layout
 from serverless_mpi.errors import UsageError
+from serverless_mpi.launch import aws_lambda
 from tests.harness import ROOT
 
 WHOLE = Layout(memory_mb=(512, 1769), ranks=8, jobs=2)
@@ -221,6 +222,13 @@ def test_subscriptions_wait_for_the_queues_permission() -> None:
     for one in template.build(WHOLE)["Resources"].values():
         if one["Type"] == "AWS::SNS::Subscription":
             assert one["DependsOn"] == ["QueuePolicy"]
+
+
+def test_a_launcher_waits_for_a_rank_for_longer_than_lambda_keeps_its_event() -> None:
+    for one in template.build(WHOLE)["Resources"].values():
+        if one["Type"] == "AWS::Lambda::EventInvokeConfig":
+            age = one["Properties"]["MaximumEventAgeInSeconds"]
+            assert aws_lambda.APPEAR_S > age + 10 and aws_lambda.LATE_S > age + 10
 
 
 def test_a_layout_with_too_many_resources_is_refused() -> None:

@@ -8,17 +8,15 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serverless_mpi.deploy import cli, package, pool, requirements
+from serverless_mpi.deploy import cli, deploying, package, pool, requirements
 from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.deploy.stack import Stack, empty
 from serverless_mpi.errors import ChannelError, JobError, UsageError
@@ -368,108 +366,22 @@ def test_emptying_keeps_what_it_is_told_to_and_says_what_it_could_not_remove() -
         empty(_Objects("code/locked"), "b")
 
 
-def test_emitted_zips_are_named_by_content(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_emitted_zips_are_named_by_content(tmp_path: Path) -> None:
     """CloudFormation sees that code has changed by its name alone."""
     code = {"code/function-0a.zip": b"1", "code/layer-0b.zip": b"2"}
-    cli._emit(tmp_path, {}, code, Layout())
+    text = deploying.emit(tmp_path, {}, code, Layout())
     assert {path.name for path in tmp_path.iterdir()} == {
         "template.json",
         "function-0a.zip",
         "layer-0b.zip",
     }
-    assert "FunctionKey=function-0a.zip LayerKey=layer-0b.zip" in capsys.readouterr().out
+    assert "FunctionKey=function-0a.zip LayerKey=layer-0b.zip" in text
 
 
 def test_text_of_the_bucket_does_not_command_the_terminal() -> None:
     assert cli.printable("\x1b]0;mine\x07 a\tb \u009b2J \u202e\n") == (
         "\\x1b]0;mine\\x07 a\\tb \\x9b2J \\u202e\\n"
     )
-
-
-@pytest.fixture(scope="module")
-def made() -> package.Package:
-    return package.build(package.Target.of_this_interpreter())
-
-
-def test_the_package_is_small_has_byte_code_and_the_kernel_and_no_boto3(
-    made: package.Package,
-) -> None:
-    assert made.unpacked_bytes < package.UNPACKED_BYTES and not made.notes
-    function, layer = (
-        zipfile.ZipFile(io.BytesIO(data)).namelist() for data in (made.function, made.layer)
-    )
-    assert "serverless_mpi/_spdnn.abi3.so" in function and "serverless_mpi/prices.json" in function
-    for names in (function, layer):
-        assert not [name for name in names if "boto" in name]
-        sources = {name for name in names if name.endswith(".py")}
-        compiled = {
-            name.replace("__pycache__/", "").split(".cpython")[0] + ".py"
-            for name in names
-            if name.endswith(".pyc")
-        }
-        assert not {name for name in sources - compiled if "test" not in name}
-    assert not [name for name in function if name.startswith("serverless_mpi/deploy/")]
-
-
-def test_the_package_for_aws_is_within_the_limit(tmp_path: Path) -> None:
-    """Wheels of the platform, from the package index."""
-    try:
-        found = package.build(package.Target("3.12", package.machine()))
-    except UsageError as error:
-        if "pip found no wheels" in str(error) and "ConnectionError" in str(error):
-            pytest.skip(str(error))
-        raise
-    assert found.unpacked_bytes < package.UNPACKED_BYTES
-    names = zipfile.ZipFile(io.BytesIO(found.layer)).namelist()
-    assert [name for name in names if "_multiarray_umath.cpython-312" in name]
-
-
-def test_another_architecture_needs_a_wheel_and_says_so() -> None:
-    other = "arm64" if package.machine() == "x86_64" else "x86_64"
-    notes: list[str] = []
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        package._own(Path(folder), package.Target("3.13", other), None, notes)
-        with pytest.raises(UsageError, match="not a wheel of serverless_mpi"):
-            package._own(
-                Path(folder) / "x",
-                package.Target("3.13", other),
-                "serverless_mpi-1-cp313-win_amd64.whl",
-                notes,
-            )
-    assert "no C kernel" in notes[0] and "--wheel" in notes[0]
-
-
-def test_a_kernel_that_needs_a_library_lambda_does_not_have_is_not_shipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = tmp_path / "_spdnn.abi3.so"
-    monkeypatch.setattr(
-        package.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(module))
-    )
-    target = package.Target("3.13", package.machine())
-    machine = {"arm64": "aarch64"}.get(target.arch, target.arch)
-    wheel = tmp_path / f"serverless_mpi-1-cp310-abi3-linux_{machine}.whl"
-    for libraries, ships in (
-        (b"libm.so.6\0libc.so.6\0", True),
-        (b"libgomp.so.1\0libc.so.6\0", False),
-    ):
-        module.write_bytes(b"\x7fELF GLIBC_2.17 " + libraries)
-        notes: list[str] = []
-        package._own(tmp_path / f"own{ships}", target, None, notes)
-        shipped = list((tmp_path / f"own{ships}").rglob("_spdnn*.so"))
-        assert bool(shipped) is ships
-        assert ("libgomp.so.1, which Lambda does not have" in " ".join(notes)) is not ships
-        with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr("serverless_mpi/_spdnn.abi3.so", module.read_bytes())
-        if ships:
-            package._own(tmp_path / "wheel", target, str(wheel), notes)
-        else:
-            with pytest.raises(UsageError, match="SPDNN_OPENMP=OFF"):
-                package._own(tmp_path / "wheel2", target, str(wheel), notes)
 
 
 def test_the_function_imports_no_boto3() -> None:

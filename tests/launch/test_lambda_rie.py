@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from serverless_mpi.deploy import layout, package, template
+from serverless_mpi.deploy.deployment import Deployment, Target
 from serverless_mpi.deploy.pool import Lease
-from serverless_mpi.deploy.stack import Deployment
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
 from tests.launch.lambda_stack import SERVICES, Deployed
@@ -43,7 +43,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         made = layout.Layout(ranks=4, jobs=1, python=package.Target.of_this_interpreter().python)
         code = {"code/function.zip": _nothing(), "code/layer.zip": _nothing()}
         Deployment("smpi", emulator.url, "us-east-1", lambda text: None).deploy(
-            made, template.build(made, only_bucket=True), template.build(made), code
+            Target("smpi", template.build(made, only_bucket=True), template.build(made), code)
         )
         yield Deployed(emulator.url)
 
