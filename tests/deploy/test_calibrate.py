@@ -154,6 +154,16 @@ def test_what_a_rank_did_not_measure_is_refused(text: str) -> None:
     assert measure.Orders.from_json(orders.to_json()) == orders
 
 
+def test_a_stack_without_the_kernel_is_calibrated_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = measure.Stopwatch()
+    monkeypatch.setattr(measure, "KERNEL_S", 0.0)
+    measure.measure_kernel(watch)
+    assert len(watch.seconds.pop("kernel")) == 1
+    monkeypatch.setattr(measure, "sparse", None)
+    measure.measure_kernel(watch)
+    assert not watch.seconds and calibrate.derive({}, 1.0) == AWS
+
+
 def test_ctrl_c_is_passed_on_to_the_job_which_ends_in_order(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     text = (
