@@ -355,9 +355,7 @@ class DirectChannel(Channel):
                 ring = self._rings.get(dest)
                 if ring is None or not ring.put(data):
                     self._write_short(dest, data)
-                else:
-                    ring.wake()
-                self._count(1, nbytes)
+            self._count(len(frame.dests), len(frame.dests) * nbytes)
 
     def _write_short(self, dest: int, data: bytes) -> None:
         """Under the put lock: write a short frame to a socket."""
@@ -539,7 +537,8 @@ class DirectChannel(Channel):
         """Take the frames that are in rings; return whether there is any frame."""
         for connection in self._ringed:
             ring = connection.ring
-            if ring is not None and ring.waiting() and not ring.take(self._inbox):
+            # an empty ring is found out by `take` too, so `waiting` would be one more call
+            if ring is not None and not ring.take(self._inbox):
                 connection.fault = "wrote no frames into its shared memory"
                 self._hang_up(connection.sock.fileno(), connection)
                 break
