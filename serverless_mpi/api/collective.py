@@ -79,7 +79,8 @@ class Collective(Plans):
 
     def _place(self) -> tuple[Any, ...]:
         """The first arguments of an algorithm: this rank, and the ranks of the call."""
-        return self._rank, len(self._ranks)
+        state = self._state
+        return state.rank, len(state.everyone)
 
     def _layout(self, operation: str, arguments: tuple[Any, ...]) -> Layout | None:
         """The layout of a call as this rank knows it; None if any two ranks may communicate."""

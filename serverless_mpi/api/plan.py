@@ -243,7 +243,7 @@ class Plans:
         to_block: int,
     ) -> None:
         """Raise ERR_BUFFER if a block is sent from the memory where it is received."""
-        if self._peers is not self._ranks or certainly_apart(send_spec, recv_spec):
+        if certainly_apart(send_spec, recv_spec) or self._peers is not self._ranks:
             return
         address = send_spec.address(from_block)
         if address is not None and address == recv_spec.address(to_block):

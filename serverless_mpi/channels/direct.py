@@ -16,9 +16,10 @@ short frames go.  Longer ones, and those that find the ring full, take the socke
 frames may overtake each other, as on any channel.  The socket keeps all other duties:
 it proves who the peer is, and that it lives.
 
-A get that waits looks before it sleeps: a process that slept takes longer to resume
-than a short message takes to arrive.  It looks for SPIN_S, if each rank has a core,
-and less often after looks that found nothing.
+A get that waits looks for SPIN_S before it sleeps, if each rank has a core: a process
+that slept takes longer to resume than a short message takes to arrive.  It does so
+every time, although a look that finds nothing is wasted: the kernel leaves two ranks
+that mostly sleep on one core, and moves one of two that run.
 
 Invariants:
 
@@ -71,9 +72,8 @@ CONNECT_S = (
     30.0  # the peer's socket is bound before any rank starts: only a broken network takes long
 )
 FAREWELL_S = 5.0  # longest wait of close() for a peer that reads slowly
-SPIN_S = 100e-6  # how long a get polls before it sleeps: the time of three short messages
+SPIN_S = 200e-6  # how long a get looks before it sleeps; a process that slept takes 60 us to resume
 YIELD_S = 20e-6  # from then on it lets another process run between polls: the peer, perhaps
-MAX_SPINS_SKIPPED = 8  # waits that sleep at once after polls that found nothing
 # measured on two cores with benchmarks/collectives.py
 FIGURES = CostParameters(
     latency_s=1e-4,
@@ -329,8 +329,6 @@ class DirectChannel(Channel):
         self._woken = False
         # with fewer cores than ranks, a rank that looks keeps the one it waits for from its core
         self._spins = spec.size <= len(os.sched_getaffinity(0))
-        self._skip = 0  # coming waits that sleep at once
-        self._futile = 1  # doubles with each spin that found nothing
         self._poll = select.epoll()
         self._poll.register(self._wake_read, select.EPOLLIN)
         self._incoming: dict[int, _Incoming] = {}  # by file descriptor
@@ -355,9 +353,7 @@ class DirectChannel(Channel):
                 ring = self._rings.get(dest)
                 if ring is None or not ring.put(data):
                     self._write_short(dest, data)
-                else:
-                    ring.wake()
-                self._count(1, nbytes)
+            self._count(len(frame.dests), len(frame.dests) * nbytes)
 
     def _write_short(self, dest: int, data: bytes) -> None:
         """Under the put lock: write a short frame to a socket."""
@@ -539,7 +535,8 @@ class DirectChannel(Channel):
         """Take the frames that are in rings; return whether there is any frame."""
         for connection in self._ringed:
             ring = connection.ring
-            if ring is not None and ring.waiting() and not ring.take(self._inbox):
+            # an empty ring is found out by `take` too, so `waiting` would be one more call
+            if ring is not None and not ring.take(self._inbox):
                 connection.fault = "wrote no frames into its shared memory"
                 self._hang_up(connection.sock.fileno(), connection)
                 break
@@ -575,15 +572,11 @@ class DirectChannel(Channel):
                 return
 
     def _spin(self, now: float, deadline: float) -> list[tuple[int, int]]:
-        """Look for SPIN_S without sleeping, unless recent spins found nothing; return the events.
+        """Look for SPIN_S without sleeping, if each rank has a core; return the events.
 
-        A process that slept takes longer to resume than a short message takes to arrive.  It
-        returns when a ring has a frame, too.
+        It returns when a ring has a frame, too.
         """
         if not self._spins:
-            return []
-        if self._skip:
-            self._skip -= 1
             return []
         until = min(now + SPIN_S, deadline)
         yield_from = now + YIELD_S
@@ -591,17 +584,11 @@ class DirectChannel(Channel):
             for _ in range(LOOKS):
                 for connection in self._ringed:
                     if connection.ring is not None and connection.ring.waiting():
-                        self._futile = 1
                         return []
             events = self._poll.poll(0)
-            if events:
-                self._futile = 1
-                return events
             now = time.monotonic()
-            if now >= until:
-                self._futile = min(2 * self._futile, MAX_SPINS_SKIPPED)
-                self._skip = self._futile
-                return []
+            if events or now >= until:
+                return events
             if now >= yield_from:
                 os.sched_yield()
 

@@ -114,7 +114,10 @@ class RingWriter(_Ring):
         os.close(self._bell)
 
     def put(self, record: bytes) -> bool:
-        """Write a frame with its length before it; return False if the ring has no room."""
+        """Write a frame with its length before it, and wake a reader that sleeps.
+
+        Returns False, and does nothing, if the ring has no room.
+        """
         nbytes = len(record)
         size = (nbytes + 7) & ~7
         written, words = self._written, self._words
@@ -131,14 +134,11 @@ class RingWriter(_Ring):
         start = _RECORDS + place
         self._memory[start : start + nbytes] = record
         self._written = words[_WRITTEN] = written + size
-        return True
-
-    def wake(self) -> None:
-        """Wake the reader if it sleeps; call it after `put`."""
         with _lock:  # `barrier`, without the call
             pass
-        if self._words[_ASLEEP]:
+        if words[_ASLEEP]:
             os.eventfd_write(self._bell, 1)
+        return True
 
 
 class RingReader(_Ring):

@@ -265,7 +265,7 @@ class Endpoint:
             )
             self._point(frame, now)
             return []
-        return self._cut(Kind.POINT, flags, context, dest, tag, seq, data, (dest,))
+        return self._cut(_POINT, flags, context, dest, tag, seq, data, (dest,))
 
     def publish(
         self, context: int, seq: int, slot: int, dests: Sequence[int], data: Sequence[memoryview]
@@ -274,7 +274,7 @@ class Endpoint:
 
         `dests` are world ranks without this one; `data` is borrowed by the frames.
         """
-        return self._cut(Kind.STEP, 0, context, SHARED, slot, seq, data, tuple(dests))
+        return self._cut(_STEP, 0, context, SHARED, slot, seq, data, tuple(dests))
 
     def scatter(
         self, context: int, seq: int, slot: int, blobs: Sequence[tuple[int, Sequence[memoryview]]]
@@ -307,7 +307,7 @@ class Endpoint:
 
     def _cut(
         self,
-        kind: Kind,
+        kind: int,
         flags: int,
         context: int,
         dest: int,

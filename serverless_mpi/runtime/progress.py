@@ -212,8 +212,10 @@ class Progress:
     ) -> bool:
         """Under the lock: `wait_for`, without a first look at `waited` before the flush."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        if self._send_queue.queued or self._endpoint.outbox:
+        if self._endpoint.outbox:
             self._flush(blocking=True)
+        elif self._send_queue.queued:
+            self._send_queue.flush(blocking=True)
         reporter, began, reported = self._wait_reporter, 0.0, False
         longest = LONG_POLL_S if reporter is None else min(LONG_POLL_S, reporter.interval_s)
         try:
@@ -347,10 +349,10 @@ class Progress:
 
     def _batch_done(self, error: BaseException | None) -> None:
         """Under the lock: frames have been put, or could not be put."""
-        if error is None:
-            self._notify()
-        else:
+        if error is not None:
             self._fail(error)
+        elif self._sleepers or self._pump_waited is not None:
+            self._notify()
 
     def _fail(self, error: BaseException) -> None:
         """Under the lock: keep the first error of the channel, which ends the rank."""

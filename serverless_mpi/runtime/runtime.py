@@ -167,7 +167,12 @@ class Runtime(Progress):
             The rank has finalized MPI, or lost its channel.
         """
         if not sync and not self._send_queue.async_put:
-            self.send(context, dest, tag, data)
+            with self._inside:  # as `send`, without the call
+                frames = self._endpoint.send(
+                    context, dest, tag, data, None, time.monotonic() if dest == self.rank else 0.0
+                )
+                if frames:
+                    self._send_queue.put(frames)
             return SENT
         operation = Operation()
         with self._inside:

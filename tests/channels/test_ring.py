@@ -92,14 +92,13 @@ def test_any_memory_is_frames_or_a_refusal(seed: int) -> None:
 def test_only_a_reader_that_sleeps_is_woken() -> None:
     writer, reader = pair()
     writer.put(LENGTH.pack(1) + b"a")
-    writer.wake()
     with pytest.raises(BlockingIOError):
         os.eventfd_read(reader.bell)
     reader.sleep(True)
-    writer.wake()
+    writer.put(LENGTH.pack(1) + b"a")
     assert os.eventfd_read(reader.bell) == 1
     reader.sleep(False)
-    writer.wake()
+    writer.put(LENGTH.pack(1) + b"a")
     with pytest.raises(BlockingIOError):
         os.eventfd_read(reader.bell)
     writer.close()
