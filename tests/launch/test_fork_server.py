@@ -15,7 +15,7 @@ from serverless_mpi import forks
 from serverless_mpi.env import ENV_FORKS
 from serverless_mpi.errors import JobError
 from serverless_mpi.launch.fork_server import ForkServer, usable
-from serverless_mpi.launch.local import SITE
+from serverless_mpi.launch.local import FORKED_AT_ONCE, SITE
 from tests.harness import smpirun
 
 DIRECT = ("--channel", "direct", "--stats", "none")
@@ -183,3 +183,11 @@ def test_a_server_that_ends_before_it_is_ready_is_not_used(tmp_path: Path) -> No
     assert not started.ready()
     started.stop()
     started.output.close()
+
+
+def test_more_ranks_than_are_forked_at_once(tmp_path: Path) -> None:
+    program = tmp_path / "rank.py"
+    program.write_text("import os\nprint(os.environ['SMPI_RANK'])\n")
+    done = smpirun("-n", FORKED_AT_ONCE + 2, *DIRECT, program)
+    assert done.returncode == 0, done.stderr
+    assert sorted(map(int, done.stdout.split())) == list(range(FORKED_AT_ONCE + 2))
