@@ -323,9 +323,9 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
 
 
 def plain(obj: Any, readonly: bool) -> memoryview | None:
-    """Return the bytes of a contiguous array of numbers in this machine's order; else None.
+    """The bytes of a contiguous array of numbers in this machine's order, or None of anything else.
 
-    The fast path: most buffers are such arrays, and need no datatype to be interpreted.
+    Nearly all that programs send is such, and needs no datatype to be looked at.
     """
     if type(obj) is np.ndarray and obj.size:
         dtype, flags = obj.dtype, obj.flags
