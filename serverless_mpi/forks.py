@@ -35,6 +35,7 @@ import os
 import socket
 import struct
 import sys
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
@@ -144,10 +145,10 @@ def _fork(batch: Sequence[Request], launcher: socket.socket) -> bool:
     """Fork a rank for each request and send their process ids; return True in a rank."""
     pids, pids_end = os.pipe()
     gate, gate_end = os.pipe()  # closed by everyone once the ranks are orphans and lead sessions
-    middle = os.fork()
+    middle = _fork_quietly()
     if not middle:
         for request in batch:
-            pid = os.fork()
+            pid = _fork_quietly()
             if not pid:
                 os.setsid()
                 for fd in (pids, pids_end, gate_end, launcher.detach()):
@@ -169,6 +170,16 @@ def _fork(batch: Sequence[Request], launcher: socket.socket) -> bool:
     os.close(pids)
     os.close(gate)
     return False
+
+
+def _fork_quietly() -> int:
+    """os.fork, without the warning of Python 3.12 and later that there may be threads.
+
+    NumPy's OpenBLAS has some; it ends them before a fork, and starts them when they are needed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _become(request: Request, batch: Sequence[Request]) -> None:

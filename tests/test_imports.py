@@ -29,6 +29,18 @@ def test_the_hot_path_is_light(program: str) -> None:
     assert done.stdout == "[]\n"
 
 
+def test_the_launcher_of_a_direct_job_does_not_wait_for_what_only_others_need() -> None:
+    modules = (
+        "serverless_mpi.launch.cli, serverless_mpi.launch.local, serverless_mpi.channels.direct"
+    )
+    slow = ("numpy", "http.client", "serverless_mpi.collectives", "importlib.metadata")
+    told = f"import {modules}, sys\nprint([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_started_plainly_it_is_a_job_of_one() -> None:
     program = "from serverless_mpi import MPI; c = MPI.COMM_WORLD; print(c.rank, c.size, c.allgather('x'))"
     done = subprocess.run(

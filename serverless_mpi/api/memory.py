@@ -328,7 +328,7 @@ def as_bytes(obj: Any, readonly: bool) -> tuple[memoryview, str | None]:
 def numbers(obj: object, readonly: bool) -> memoryview | None:
     """Return a view of contiguous numbers in this machine's order, or None of anything else.
 
-    The fast path: most buffers are such arrays, and need no datatype to be interpreted.
+    Nearly all that programs send is such, and needs no datatype to be looked at.
     """
     if type(obj) in _PLAIN:
         try:

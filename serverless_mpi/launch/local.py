@@ -73,6 +73,7 @@ GRACE_S = 3.0  # seconds between SIGTERM and SIGKILL
 DRAIN_S = 2.0  # seconds to read what is still in the pipes when every process has ended
 REAP_S = 0.05  # seconds between two polls for ended ranks, without pidfd
 READ_BYTES = 64 << 10
+FORKED_AT_ONCE = 32  # ranks; each has four descriptors of pipes meanwhile
 SHOWN_RANKS = 8  # most ranks that one line of text names
 LOOKS = 6  # looks for a deadlock within its limit
 SITE = Path(__file__).with_name("site")
@@ -517,7 +518,8 @@ class Running:
             else:
                 self._start(number, program, argv)
         for server, ranks in by_server.items():
-            self._fork(server, ranks)
+            for first in range(0, len(ranks), FORKED_AT_ONCE):
+                self._fork(server, ranks[first : first + FORKED_AT_ONCE])
         if not self._unstarted:
             self._let_go()
 

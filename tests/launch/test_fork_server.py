@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 
 from serverless_mpi import forks
 from serverless_mpi.env import ENV_FORKS
-from serverless_mpi.launch.fork_server import usable
+from serverless_mpi.errors import JobError
+from serverless_mpi.launch.fork_server import ForkServer, usable
+from serverless_mpi.launch.local import FORKED_AT_ONCE, SITE
 from tests.harness import smpirun
 
 DIRECT = ("--channel", "direct", "--stats", "none")
@@ -139,3 +143,51 @@ def test_a_program_chooses_the_threads_of_numpy_before_it_imports_it(tmp_path: P
     done = smpirun("-n", 2, *DIRECT, program)
     assert done.returncode == 0, done.stderr
     assert all(eval(line) == [1] for line in done.stdout.splitlines())
+
+
+def _server(folder: Path, site: str) -> ForkServer:
+    (folder / "program.py").write_text("raise SystemExit(3)\n")
+    environ = {**os.environ, "PYTHONPATH": site, "SMPI_ALIAS": "1"}
+    return ForkServer([sys.executable, "program.py"], str(folder), environ, [], reads=False)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ForkServer]:
+    started = _server(tmp_path, str(SITE))
+    yield started
+    started.stop()
+    started.output.close()
+
+
+def test_forks_are_children_of_the_launcher(server: ForkServer) -> None:
+    assert server.ready()
+    null = os.open(os.devnull, os.O_RDWR)
+    forked = server.fork([({}, {0: null, 1: null, 2: null})] * 3)
+    os.close(null)
+    assert len({rank.pid for rank in forked}) == 3
+    server.stop()  # its ranks go on
+    for rank in forked:
+        assert os.waitstatus_to_exitcode(os.waitpid(rank.pid, 0)[1]) == 3
+
+
+def test_a_server_that_has_ended_is_an_error_with_a_remedy(server: ForkServer) -> None:
+    assert server.ready()
+    server._process.kill()
+    server._process.wait()
+    with pytest.raises(JobError, match="SMPI_FORKS=0"):
+        server.fork([({}, {0: 0, 1: 1, 2: 2})])
+
+
+def test_a_server_that_ends_before_it_is_ready_is_not_used(tmp_path: Path) -> None:
+    started = _server(tmp_path, "")  # the interpreter finds no sitecustomize that serves
+    assert not started.ready()
+    started.stop()
+    started.output.close()
+
+
+def test_more_ranks_than_are_forked_at_once(tmp_path: Path) -> None:
+    program = tmp_path / "rank.py"
+    program.write_text("import os\nprint(os.environ['SMPI_RANK'])\n")
+    done = smpirun("-n", FORKED_AT_ONCE + 2, *DIRECT, program)
+    assert done.returncode == 0, done.stderr
+    assert sorted(map(int, done.stdout.split())) == list(range(FORKED_AT_ONCE + 2))
