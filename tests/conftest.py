@@ -10,9 +10,10 @@ Markers are applied here, from what a test uses, so a new test gets them without
 Only what cannot be seen that way (a test that takes long by itself) is marked by hand.
 
 `make test` and `make quick` run in two processes (pytest-xdist), because many tests wait for the
-processes that they start. So a test shares nothing with another but the repository, which it only
-reads: each process has its own emulators and its own folder for temporary files (of which the jobs of
-smpirun are listed in one), and a server of a test listens on a port that the system gives it.
+processes that they start. All tests of a file run in the same one, which makes the fixtures of a module
+once. A test shares nothing with those of another file but the repository, which it only reads: each
+process has its own emulators and its own folder for temporary files (of which the jobs of smpirun are
+listed in one), and a server of a test listens on a port that the system gives it.
 """
 
 from __future__ import annotations
@@ -58,8 +59,17 @@ _PLACES: dict[str, tuple[str, ...]] = {
 }
 
 
-# Files with tests of a minute. They run first, so that no process ends with one of them alone.
-_LONGEST = ("test_conformance.py", "test_suite.py", "test_build.py")
+# The files that take longest. They run first, so that no process ends with one of them alone.
+_LONGEST = (
+    "test_conformance.py",
+    "test_suite.py",
+    "test_lambda.py",
+    "test_examples.py",
+    "test_cli.py",
+    "test_commands.py",
+    "test_build.py",
+    "test_types.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,7 +77,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in _markers(item):
             item.add_marker(name)
-    items.sort(key=lambda item: item.path.name not in _LONGEST)
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def _markers(item: pytest.Item) -> set[str]:
