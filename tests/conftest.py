@@ -145,6 +145,8 @@ def _no_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     patch.setenv("AWS_CONFIG_FILE", os.devnull)
     patch.setenv("no_proxy", "127.0.0.1,localhost")
+    # ranks of MPICH poll, and take whole time slices from the ranks that they wait for
+    patch.setenv("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
     tmp_path_factory.getbasetemp()  # of pytest, which keeps it: not in the folder that goes
     with tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as folder:
         # a short name, since paths of Unix sockets have at most 107 bytes
