@@ -8,12 +8,19 @@ Markers are applied here, from what a test uses, so a new test gets them without
 - the folders and files of `_PLACES`: the markers given there.
 
 Only what cannot be seen that way (a test that takes long by itself) is marked by hand.
+
+`make test` and `make quick` run in two processes (pytest-xdist), because many tests wait for the
+processes that they start. All tests of a file run in the same one, which makes the fixtures of a module
+once. A test shares nothing with those of another file but the repository, which it only reads: each
+process has its own emulators and its own folder for temporary files (of which the jobs of smpirun are
+listed in one), and a server of a test listens on a port that the system gives it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -53,11 +60,26 @@ _PLACES: dict[str, tuple[str, ...]] = {
 }
 
 
+# The files that take longest. They run first, so that no process ends with one of them alone.
+_LONGEST = (
+    "test_conformance.py",
+    "test_suite.py",
+    "test_lambda.py",
+    "test_examples.py",
+    "test_cli.py",
+    "test_commands.py",
+    "test_build.py",
+    "test_types.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by what it uses."""
     for item in items:
         for name in _markers(item):
             item.add_marker(name)
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def _markers(item: pytest.Item) -> set[str]:
@@ -111,8 +133,8 @@ def _used(function: Any, seen: set[CodeType]) -> tuple[set[str], set[object]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_account() -> Iterator[None]:
-    """No test sees an AWS account, a job it may run in, or a proxy before this machine."""
+def _no_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees an AWS account, a job it may run in, a proxy before this machine, or files of another process."""
     patch = pytest.MonkeyPatch()
     for name in list(os.environ):
         if name.startswith(("AWS_", "SMPI_", "PMI_", "PMIX_", "OMPI_")):
@@ -124,8 +146,15 @@ def _no_account() -> Iterator[None]:
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     patch.setenv("AWS_CONFIG_FILE", os.devnull)
     patch.setenv("no_proxy", "127.0.0.1,localhost")
-    yield
-    patch.undo()
+    # ranks of MPICH poll, and take whole time slices from the ranks that they wait for
+    patch.setenv("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+    tmp_path_factory.getbasetemp()  # of pytest, which keeps it: not in the folder that goes
+    with tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as folder:
+        # a short name, since paths of Unix sockets have at most 107 bytes
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+        patch.undo()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from serverless_mpi.launch.emulator import Emulator
 from tests.conformance import exceptions, jobs, suite
-from tests.conformance.jobs import Launcher, Outcome
+from tests.conformance.jobs import Module, Outcome
 
 # after so many seconds a case hangs: the longest takes 10 s over direct on an idle machine, and makes tens of thousands of requests
 CASE_LIMIT_S = {"direct": 120.0}
@@ -73,16 +74,26 @@ def _modules(text: str) -> list[str]:
     return names
 
 
-def _real(size: int, module: str, limit: float, pattern: str, cached: bool) -> dict[str, Outcome]:
+def _real(
+    size: int, modules: Sequence[str], limit: float, pattern: str, cached: bool
+) -> dict[str, Module]:
     """The real MPI's outcomes, run now, or with `cached` those of an earlier run."""
-    store = suite.cache() / f"mpich-{version('mpich')}" / f"{module}.{size}.json"
-    if cached and store.exists():
-        return {case: Outcome(kind) for case, kind in json.loads(store.read_text()).items()}
-    outcomes = jobs.run(jobs.mpiexec(), size, module, limit, pattern)
-    if pattern == "*":
-        store.parent.mkdir(parents=True, exist_ok=True)
-        store.write_text(json.dumps({case: outcome.kind for case, outcome in outcomes.items()}))
-    return outcomes
+    folder = suite.cache() / f"mpich-{version('mpich')}"
+    stores = {module: folder / f"{module}.{size}.json" for module in modules}
+    found: dict[str, Module] = {}
+    for module, store in stores.items() if cached else ():
+        if store.exists():
+            kinds = json.loads(store.read_text())
+            found[module] = Module({case: Outcome(kind) for case, kind in kinds.items()})
+    missing = [module for module in modules if module not in found]
+    run = jobs.run(jobs.mpiexec(), size, missing, limit, pattern)
+    for module, now in run.items() if pattern == "*" else ():
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds = {case: outcome.kind for case, outcome in now.outcomes.items()}
+        draft = stores[module].with_suffix(f".{os.getpid()}")  # another run may read it now
+        draft.write_text(json.dumps(kinds))
+        draft.replace(stores[module])
+    return found | run
 
 
 def _count(outcomes: dict[str, Outcome], kind: str) -> int:
@@ -101,15 +112,71 @@ def _owed(here: dict[str, Outcome], real: dict[str, Outcome] | None) -> list[str
     ]
 
 
+class Table:
+    """Prints a row for each module and number of ranks, and adds up what the verdict needs."""
+
+    def __init__(self, name: str, verbose: bool) -> None:
+        self.listed = exceptions.read()
+        self.failures: list[str] = []
+        self.passed = self.known = self.excused = 0
+        self._verbose = verbose
+        print(
+            f"{'module':24}{'np':>3}{name:>9}{'mpich':>9}{'skipped':>9}{'not here':>10}{'listed':>8}{'s':>8}{'mpich s':>9}"
+        )
+
+    def add(self, module: str, size: int, here: Module, real: Module | None) -> None:
+        """One row: what came out here, and under the real MPI."""
+        outcomes = here.outcomes
+        owed = _owed(outcomes, None if real is None else real.outcomes)
+        for line in self.listed:
+            ran = [case for case in outcomes if line.covers(case, size)]
+            line.ran += len(ran)
+            line.failed += sum(outcomes[case].kind != "pass" for case in ran)
+        excused = [case for case in owed if any(line.covers(case, size) for line in self.listed)]
+        faults = [case for case in owed if case not in excused]
+        passed = _count(outcomes, "pass")
+        known = _count(real.outcomes, "pass") if real is not None else 0
+        self.passed += passed
+        self.known += known
+        self.excused += len(excused)
+        row = f"{module:24}{size:>3}{passed:>9}{known or '-':>9}{_count(outcomes, 'skip'):>9}{len(faults):>10}{len(excused):>8}"
+        promised = module in suite.PROMISED
+        seconds = 0.0 if real is None else real.seconds
+        print(
+            f"{row}{here.seconds:>8.1f}{seconds:>9.1f}{'' if promised else '  not promised'}",
+            flush=True,
+        )
+        broken = [case for case in outcomes if case.startswith("(")]
+        for case in broken or faults:
+            outcome = outcomes.get(case, Outcome("missing", "it did not run"))
+            if promised or self._verbose:
+                print(f"    {outcome.kind} {case} on {size} ranks")
+            if self._verbose:
+                print("      " + outcome.detail.replace("\n", "\n      "))
+        if promised:
+            self.failures += [f"{case} on {size} ranks" for case in faults]
+            for case, outcome in real.outcomes.items() if real is not None else ():
+                if case.startswith("("):
+                    print(f"    under the real MPI: {outcome.kind} {case}: {outcome.detail[-500:]}")
+                    self.failures.append(f"{module} on {size} ranks under the real MPI")
+
+    def end(self, seconds: float) -> int:
+        """The sums, and an exit code."""
+        stale = [line for line in self.listed if line.ran and not line.failed]
+        for line in stale:
+            print(f"docs/conformance.md lists {line.pattern}, which passes; take the line out")
+        print(
+            f"{self.passed} passed here, {self.known} under the real MPI, {self.excused} listed with a reason, "
+            f"{len(self.failures)} failed; {seconds:.0f} s"
+        )
+        return 1 if self.failures or stale else 0
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run, print, judge."""
     asked = _parser().parse_args(words)
-    sizes = [int(size) for size in asked.np.split(",")]
     limit = asked.limit or CASE_LIMIT_S.get(asked.channel, CASE_LIMIT_REQUESTS_S)
     modules = _modules(asked.modules)
-    listed = exceptions.read()
-    failures: list[str] = []
-    totals = [0, 0, 0]
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         endpoint = None
@@ -117,57 +184,17 @@ def main(words: Sequence[str] | None = None) -> int:
             emulator = Emulator(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             stack.callback(emulator.stop)
             endpoint = emulator.start()
-        launcher: Launcher = jobs.smpirun(asked.channel, endpoint)
-        print(
-            f"{'module':24}{'np':>3}{launcher.name:>9}{'mpich':>9}{'skipped':>9}{'not here':>10}{'listed':>8}{'s':>8}{'mpich s':>9}"
-        )
-        for module in modules:
-            for size in sizes:
-                start = time.monotonic()
-                excused_here = [line.pattern for line in listed if line.at(size)]
-                here = jobs.run(launcher, size, module, limit, asked.cases, excused_here)
-                middle = time.monotonic()
-                real = (
-                    None
-                    if asked.no_mpich
-                    else _real(size, module, limit, asked.cases, asked.cached_mpich)
-                )
-                end = time.monotonic()
-                owed = _owed(here, real)
-                for line in listed:
-                    ran = [case for case in here if line.covers(case, size)]
-                    line.ran += len(ran)
-                    line.failed += sum(here[case].kind != "pass" for case in ran)
-                excused = [case for case in owed if any(line.covers(case, size) for line in listed)]
-                faults = [case for case in owed if case not in excused]
-                passed = _count(here, "pass")
-                known = _count(real, "pass") if real is not None else 0
-                totals[0] += passed
-                totals[1] += known
-                totals[2] += len(excused)
-                row = f"{module:24}{size:>3}{passed:>9}{known or '-':>9}{_count(here, 'skip'):>9}{len(faults):>10}{len(excused):>8}"
-                promised = module in suite.PROMISED
-                print(
-                    f"{row}{middle - start:>8.1f}{end - middle:>9.1f}{'' if promised else '  not promised'}",
-                    flush=True,
-                )
-                broken = [case for case in here if case.startswith("(")]
-                for case in broken or faults:
-                    outcome = here.get(case, Outcome("missing", "it did not run"))
-                    if promised or asked.verbose:
-                        print(f"    {outcome.kind} {case} on {size} ranks")
-                    if asked.verbose:
-                        print("      " + outcome.detail.replace("\n", "\n      "))
-                if promised:
-                    failures += [f"{case} on {size} ranks" for case in faults]
-    stale = [line for line in listed if line.ran and not line.failed]
-    for line in stale:
-        print(f"docs/conformance.md lists {line.pattern}, which passes; take the line out")
-    print(
-        f"{totals[0]} passed here, {totals[1]} under the real MPI, {totals[2]} listed with a reason, {len(failures)} failed; "
-        f"{time.monotonic() - began:.0f} s"
-    )
-    return 1 if failures or stale else 0
+        launcher = jobs.smpirun(asked.channel, endpoint)
+        table = Table(launcher.name, asked.verbose)
+        for size in map(int, asked.np.split(",")):
+            excused = [line.pattern for line in table.listed if line.at(size)]
+            here = jobs.run(launcher, size, modules, limit, asked.cases, excused)
+            real = {}
+            if not asked.no_mpich:
+                real = _real(size, modules, limit, asked.cases, asked.cached_mpich)
+            for module in modules:
+                table.add(module, size, here[module], real.get(module))
+    return table.end(time.monotonic() - began)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conformance import __main__ as command
 from tests.conformance import exceptions, jobs
-from tests.conformance.jobs import Outcome
+from tests.conformance.jobs import Module, Outcome
 from tests.harness import mpirun
 
 
@@ -32,60 +32,115 @@ def test_a_part_of_it_passes_over_queues_and_objects(capsys: pytest.CaptureFixtu
     assert code == 0, capsys.readouterr().out
 
 
-def _report(folder: Path, *ranks: list[tuple[int, str, str]]) -> None:
+Record = tuple[str, int, str, str]  # module, number, case, outcome
+
+
+def _report(folder: Path, *ranks: list[Record]) -> None:
     for rank, records in enumerate(ranks):
         lines = [
-            json.dumps({"number": number, "case": case, "outcome": outcome, "detail": ""})
-            for number, case, outcome in records
-        ]
+            json.dumps(
+                {
+                    "module": module, "number": number, "case": case, "outcome": outcome,
+                    "detail": "", "seconds": 0.5,
+                }
+            )
+            for module, number, case, outcome in records
+        ]  # fmt: skip
         (folder / f"rank-{rank}.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def _read(
+    folder: Path, modules: str, first: int = 0, story: str = ""
+) -> tuple[dict[str, dict[str, str]], list[str], int]:
+    """The kinds of outcomes of each module, and what to go on with."""
+    found = {module: Module() for module in modules.split()}
+    left, first = jobs._read(folder, 2, found, modules.split(), first, story)
+    kinds = {
+        name: {case: outcome.kind for case, outcome in module.outcomes.items()}
+        for name, module in found.items()
+    }
+    return kinds, left, first
+
+
 def test_a_case_passes_only_if_it_passes_on_every_rank(tmp_path: Path) -> None:
-    end = (4, "", "end")
+    end = ("n", 1, "", "end")
     _report(
         tmp_path,
         [
-            (0, "a", "begun"),
-            (0, "a", "pass"),
-            (1, "b", "pass"),
-            (2, "c", "pass"),
-            (3, "d", "pass"),
+            ("m", -1, "", "module"),
+            ("m", 0, "a", "begun"),
+            ("m", 0, "a", "pass"),
+            ("m", 1, "b", "pass"),
+            ("m", 2, "c", "pass"),
+            ("m", 3, "d", "pass"),
+            ("n", 0, "a", "fail"),
             end,
         ],
-        [(0, "a", "begun"), (0, "a", "pass"), (1, "b", "fail"), (2, "c", "skip"), end],
+        [
+            ("m", -1, "", "module"),
+            ("m", 0, "a", "begun"),
+            ("m", 0, "a", "pass"),
+            ("m", 1, "b", "fail"),
+            ("m", 2, "c", "skip"),
+            ("n", 0, "a", "pass"),
+            end,
+        ],
     )
-    outcomes: dict[str, Outcome] = {}
-    assert jobs._read(tmp_path, 2, outcomes, 0, "") is None
-    assert {case: outcome.kind for case, outcome in outcomes.items()} == {
+    found = {"m": Module(), "n": Module()}
+    assert jobs._read(tmp_path, 2, found, ["m", "n"], 0, "") == ([], 0)
+    assert {case: outcome.kind for case, outcome in found["m"].outcomes.items()} == {
         "a": "pass",
         "b": "fail",
         "c": "skip",
         "d": "fail",
     }
+    assert found["m"].seconds == 2.0
+    assert {case: outcome.kind for case, outcome in found["n"].outcomes.items()} == {"a": "fail"}
 
 
 def test_after_a_hang_the_rest_goes_on(tmp_path: Path) -> None:
     _report(
         tmp_path,
-        [(0, "a", "begun"), (0, "a", "pass"), (1, "b", "begun")],
         [
-            (0, "a", "begun"),
-            (0, "a", "pass"),
-            (1, "b", "begun"),
-            (1, "b", "pass"),
-            (2, "c", "begun"),
+            ("m", 0, "z", "pass"),
+            ("n", 0, "a", "begun"),
+            ("n", 0, "a", "pass"),
+            ("n", 1, "b", "begun"),
+        ],
+        [
+            ("m", 0, "z", "pass"),
+            ("n", 0, "a", "begun"),
+            ("n", 0, "a", "pass"),
+            ("n", 1, "b", "begun"),
+            ("n", 1, "b", "pass"),
+            ("n", 2, "c", "begun"),
         ],
     )
-    outcomes: dict[str, Outcome] = {}
-    assert jobs._read(tmp_path, 2, outcomes, 0, "exit code 1") == 2
-    assert {case: outcome.kind for case, outcome in outcomes.items()} == {"a": "pass", "b": "fail"}
+    kinds, left, first = _read(tmp_path, "m n o", story="exit code 1")
+    assert (left, first) == (["n", "o"], 2)
+    assert kinds == {"m": {"z": "pass"}, "n": {"a": "pass", "b": "fail"}, "o": {}}
+
+
+def test_after_a_module_that_breaks_between_its_cases_the_next_goes_on(tmp_path: Path) -> None:
+    _report(
+        tmp_path,
+        [("m", 0, "a", "pass"), ("n", -1, "", "module")],
+        [
+            ("m", 0, "a", "pass"),
+            ("n", -1, "", "module"),
+            ("n", 0, "b", "pass"),
+            ("o", 0, "", "end"),
+        ],
+    )
+    kinds, left, first = _read(tmp_path, "m n o")
+    assert (left, first) == (["o"], 0)
+    assert kinds == {"m": {"a": "pass"}, "n": {"(from case 0 on)": "fail"}, "o": {}}
 
 
 def test_a_module_that_does_not_load_is_a_failure(tmp_path: Path) -> None:
-    outcomes: dict[str, Outcome] = {}
-    assert jobs._read(tmp_path, 2, outcomes, 0, "ImportError") is None
-    assert [outcome.kind for outcome in outcomes.values()] == ["fail"]
+    kinds, left, first = _read(tmp_path, "m n", story="ImportError")
+    assert kinds == {"m": {"(from case 0 on)": "fail"}, "n": {}}
+    assert (left, first) == (["n"], 0)
 
 
 def test_what_is_owed_is_what_the_real_mpi_passes() -> None:
@@ -93,6 +148,17 @@ def test_what_is_owed_is_what_the_real_mpi_passes() -> None:
     here = {"a": Outcome("pass"), "b": Outcome("skip"), "c": Outcome("fail")}
     assert command._owed(here, real) == ["b"]
     assert command._owed({"a": Outcome("pass"), "c": Outcome("fail")}, None) == ["c"]
+
+
+def test_where_the_real_mpi_does_not_run_there_is_no_verdict(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = command.Table("direct", verbose=False)
+    table.add("test_info", 3, Module({"a": Outcome("pass")}), Module({"a": Outcome("pass")}))
+    assert table.end(0.0) == 0
+    broken = Module({"(from case 0 on)": Outcome("fail", "libmpi.so: no such file")})
+    table.add("test_info", 3, Module({"a": Outcome("pass")}), broken)
+    assert table.end(0.0) == 1
 
 
 def test_the_page_names_cases_and_a_line_that_covers_passing_ones_is_stale(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""One rank of a run: a test module's cases one after the other, each outcome a line of JSON in this rank's file.
+"""One rank of a run: the cases of test modules one after the other, each outcome a line of JSON in this rank's file.
 
-Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULE FIRST LIMIT PATTERN [EXCUSED ...]`: TESTS is the suite's
-folder, FIRST the number of the case to begin with, LIMIT the seconds after which a case counts as hanging and this process ends;
-of those that a pattern in EXCUSED matches, a tenth of that is enough.
+Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULES FIRST LIMIT PATTERN [EXCUSED ...]`: TESTS is the suite's
+folder, MODULES names with commas, FIRST the number of the case of the first module to begin with, LIMIT the seconds after which a
+case counts as hanging and this process ends; of those that a pattern in EXCUSED matches, a tenth of that is enough.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import sys
+import time
 import unittest
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,11 @@ def rank() -> int:
 
 
 class Recorder(unittest.TestResult):
-    """Writes {case, outcome, detail} as it happens; a case begun and not ended is the one that hung."""
+    """Writes what happens as it happens; a case begun and not ended is the one that hung.
+
+    A record has the keys `module`, `case`, `number` (of the case in its module) and `outcome`: "module" where a module
+    begins, "begun" where a case does, and how the case ended, with `detail` and `seconds`; the last is "end".
+    """
 
     def __init__(self, out: Path, limit: float, excused: Sequence[str]) -> None:
         super().__init__()
@@ -33,26 +38,39 @@ class Recorder(unittest.TestResult):
         self._traces = (out / f"rank-{rank()}.trace").open("w")
         self._limit = limit
         self._excused = excused
+        self._module = ""
         self.numbers: dict[str, int] = {}
+        self._number = 0
         self._outcome = ("pass", "")
+        self._began = 0.0
 
-    def write(self, **record: Any) -> None:
-        self._records.write(json.dumps(record) + "\n")
+    def module(self, name: str, first: int) -> None:
+        """Begin a module with that case."""
+        self._module, self._number = name, first - 1
+        self.write("module")
+
+    def write(self, outcome: str, case: str = "", **more: Any) -> None:
+        """Write a record."""
+        record = {"module": self._module, "case": case, "number": self._number, "outcome": outcome}
+        self._records.write(json.dumps(record | more) + "\n")
 
     def startTest(self, test: unittest.TestCase) -> None:
         super().startTest(test)
         self._outcome = ("pass", "")
-        self.write(number=self.numbers[test.id()], case=test.id(), outcome="begun")
+        self._number = self.numbers[test.id()]
+        self.write("begun", test.id())
         short = any(fnmatch.fnmatchcase(test.id(), pattern) for pattern in self._excused)
         faulthandler.dump_traceback_later(
             self._limit / 10 if short else self._limit, exit=True, file=self._traces
         )
+        self._began = time.perf_counter()
 
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
         faulthandler.cancel_dump_traceback_later()
         outcome, detail = self._outcome
-        self.write(number=self.numbers[test.id()], case=test.id(), outcome=outcome, detail=detail)
+        seconds = round(time.perf_counter() - self._began, 4)
+        self.write(outcome, test.id(), detail=detail, seconds=seconds)
 
     def _worse(self, outcome: str, detail: str) -> None:
         if self._outcome[0] != "fail":
@@ -63,7 +81,7 @@ class Recorder(unittest.TestResult):
         if isinstance(test, unittest.TestCase):
             self._worse("fail", text)
         else:  # setUpClass or setUpModule failed: its cases never begin
-            self.write(number=-1, case=str(test), outcome="broken", detail=text)
+            self.write("broken", str(test), detail=text, seconds=0.0)
 
     addFailure = addError
 
@@ -89,7 +107,7 @@ def cases(suite: Any) -> list[unittest.TestCase]:
 
 
 def main(
-    tests: str, out: str, module: str, first: str, limit: str, pattern: str, *excused: str
+    tests: str, out: str, modules: str, first: str, limit: str, pattern: str, *excused: str
 ) -> None:
     sys.path.insert(0, tests)
     sys.dont_write_bytecode = True
@@ -98,13 +116,17 @@ def main(
     recorder = Recorder(Path(out), float(limit), excused)
     faulthandler.dump_traceback_later(60 + float(limit), exit=True, file=recorder._traces)
     importlib.import_module("mpi4py.MPI")
-    every = cases(unittest.defaultTestLoader.loadTestsFromName(module))
-    chosen = [case for case in every if fnmatch.fnmatchcase(case.id(), pattern)]
-    recorder.numbers = {case.id(): number for number, case in enumerate(chosen)}
-    suite = unittest.TestSuite()
-    suite.addTests(chosen[int(first) :])
-    suite.run(recorder)
-    recorder.write(number=len(chosen), case="", outcome="end")
+    begin = int(first)
+    for module in modules.split(","):
+        recorder.module(module, begin)
+        every = cases(unittest.defaultTestLoader.loadTestsFromName(module))
+        chosen = [case for case in every if fnmatch.fnmatchcase(case.id(), pattern)]
+        recorder.numbers = {case.id(): number for number, case in enumerate(chosen)}
+        suite = unittest.TestSuite()
+        suite.addTests(chosen[begin:])
+        suite.run(recorder)
+        begin = 0
+    recorder.write("end")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_a_job_whose_launcher_was_killed_is_stopped_by_clean(
     began = time.monotonic()
     done = _on(deployed, "clean", "--all")
     assert done.returncode == 0 and "stopped" in done.stderr, done.stderr
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300  # and not after the 900 s of a function
     assert (
         not pool.held(deployed.stack)
         and not History(deployed.stack).jobs()

@@ -339,8 +339,9 @@ def run(combination: Combination, seed: int, bench: Bench) -> Result:
     def struck() -> None:
         if fault.name == "own emulator killed":
             for pid in _processes(str(temporary).encode()):
-                if b"server.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):  # it may have ended meanwhile
+                    if b"server.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
         elif fault.name.startswith("emulator"):
             bench.stop_emulator()
             if fault.name == "emulator restarted":

@@ -330,7 +330,7 @@ def test_the_first_failing_rank_ends_the_job(
     done = deployed.run("-n", 3, prog)
     assert done.returncode == code and told in done.stderr, done.stderr
     assert "the other ranks are stopped" in done.stderr
-    assert time.monotonic() - began < 60  # and not after the 900 s of a function
+    assert time.monotonic() - began < 600  # and not after the 900 s of a function
     if "mine" in ending:
         assert (
             "prog.py" in done.stderr and "sandbox.py" not in done.stderr

@@ -101,8 +101,8 @@ def test_four_ranks_start_each_other_and_a_second_event_leaves(
 def test_a_killed_rank_and_a_time_out(deployed: Deployed, room: Room, tmp_path: Path) -> None:
     """A program that is killed, and one that does not end before the function's time is over: all end, with the reason."""
     for ending, code, reason, limit_s in (
-        ("import os\nif c.rank == 3: os.kill(os.getpid(), 9)\n", 137, "signal 9", 60),
-        ("", 124, "reached its limit", 8),
+        ("import os\nif c.rank == 3: os.kill(os.getpid(), 9)\n", 137, "signal 9", 600),
+        ("", 124, "reached its limit", 12),
     ):
         lease = _lease()
         order = deployed.order(
@@ -123,7 +123,7 @@ def test_a_killed_rank_and_a_time_out(deployed: Deployed, room: Room, tmp_path: 
         assert code in [facts["code"] for facts in ends] and any(
             reason in facts["reason"] for facts in ends
         ), ends
-        assert time.monotonic() - began < 45
+        assert time.monotonic() - began < 300  # and not after the 600 s of a function
 
 
 def test_the_platform_ends_a_function_that_does_not_end_itself(
@@ -142,10 +142,13 @@ def test_the_platform_ends_a_function_that_does_not_end_itself(
         assert code == 1 and "failed on the platform" in told
     finally:
         instance.stop()
-    for ending, code, word in (("SIGSTOP", 124, "time-out"), ("SIGKILL", 137, "out of memory")):
+    for ending, code, word, limit_s in (
+        ("SIGSTOP", 124, "time-out", 6),
+        ("SIGKILL", 137, "out of memory", 60),
+    ):
         text = f"import os, signal, time\nos.kill(os.getppid(), signal.{ending})\ntime.sleep(100)\n"
         order = deployed.order(tmp_path, text, 1, replace(_lease(), slots=(0,)))
-        instance = Instance(room, 6)
+        instance = Instance(room, limit_s)
         try:
             answer = instance.invoke(order.to_event())
             said = (

@@ -44,12 +44,6 @@ def test_lines_are_whole_and_tagged(script) -> None:  # type: ignore[no-untyped-
         assert sorted(text.splitlines()) == expected
 
 
-def test_stdin_goes_to_rank_0(script) -> None:  # type: ignore[no-untyped-def]
-    prog = script(HELLO + "import sys\nprint(c.rank, repr(sys.stdin.read()))\n")
-    done = smpirun("-n", 2, *DIRECT, prog, stdin="words")
-    assert sorted(done.stdout.splitlines()) == ["0 'words'", "1 ''"]
-
-
 @pytest.mark.parametrize("alias", [True, False])
 def test_programs_that_import_mpi4py_run_unchanged(script, alias: bool) -> None:  # type: ignore[no-untyped-def]
     prog = script(
