@@ -31,13 +31,27 @@ _HEAD = (
 
 
 def size_of(text: str, unit: str) -> int:
-    """Return the bytes of a number and a unit: 8, 64KB, 8MB; a KB is 1024 bytes."""
+    """Return a size in bytes.
+
+    Parameters
+    ----------
+    text
+        The number, in decimal digits.
+    unit
+        "", B, KB, MB or GB in any case, with or without the B; a KB is 1024 bytes.
+    """
     unit = unit.lower()
     return int(text) * _UNITS[unit if unit.endswith("b") or not unit else unit + "b"]
 
 
 def shown_size(nbytes: int) -> str:
-    """Return bytes as a number with the largest unit that divides it."""
+    """Return a size as a number with the largest unit that divides it, as "8MB".
+
+    Parameters
+    ----------
+    nbytes
+        The size in bytes.
+    """
     for unit in ("GB", "MB", "KB"):
         if nbytes and not nbytes % _UNITS[unit.lower()]:
             return f"{nbytes // _UNITS[unit.lower()]}{unit}"
@@ -45,7 +59,7 @@ def shown_size(nbytes: int) -> str:
 
 
 def _row(cost: Forecast, label: str) -> str:
-    """A line of the table whose head is `_HEAD`."""
+    """Return a line of the table whose head is `_HEAD`."""
     requests = sum(row["requests"] for row in cost.requests.values())
     return (
         f"{label:<26}{cost.size:>6} {cost.algorithm:<24}{cost.rounds:>7,}{cost.messages:>10,}"
@@ -123,7 +137,7 @@ def simulate(
 
 
 def _parsed(call: str) -> tuple[str, int]:
-    """The operation and the bytes of a blob that a word such as "allreduce:8MB" names."""
+    """Return the operation and the bytes of a blob that a word such as "allreduce:8MB" names."""
     match = _CALL.fullmatch(call)
     operation = match.group(1).lower() if match else ""
     if match is None or operation not in OPERATIONS or not OPERATIONS[operation].modelled:
@@ -151,7 +165,7 @@ class _Calls:
 
 
 def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _Calls]:
-    """Calls by operation, ranks, bytes of a blob (None if ranks differ), algorithm, and layout.
+    """Return calls by operation, ranks, bytes of a blob (None if they differ), algorithm, layout.
 
     In the key of a call with neighbours, the communicator stands for the layout.
     """
