@@ -10,17 +10,17 @@ from pathlib import Path
 
 from serverless_mpi.env import ENV_LOCAL_RANKS, ENV_THREADS
 
-# How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH,
-# Intel MPI.
+# Variables with the number of ranks on this machine, by launcher: smpirun, Open MPI, MPICH and
+# Intel MPI, MVAPICH.
 LOCAL_RANKS = (
     ENV_LOCAL_RANKS,
     "OMPI_COMM_WORLD_LOCAL_SIZE",
     "MPI_LOCALNRANKS",
     "MV2_COMM_WORLD_LOCAL_SIZE",
 )
-LAMBDA_MB_PER_CPU = (
-    1769  # AWS: "Configure Lambda function memory": one vCPU's worth at 1,769 MB, in proportion
-)
+# A function gets processor time in proportion to its memory, one vCPU at 1,769 MB ("Configure
+# Lambda function memory", AWS Lambda Developer Guide).
+LAMBDA_MB_PER_CPU = 1769
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -40,9 +40,21 @@ def default_threads() -> int:
 
 
 def threads_of(environ: Mapping[str, str], processors: int, allowed: float) -> int:
-    """The rule of `default_threads`, from its facts.
+    """Return the default number of threads by the rule of `default_threads`.
 
-    processors: in the affinity mask; allowed: processors that the cgroup's quota permits.
+    Parameters
+    ----------
+    environ
+        Environment variables.
+    processors
+        Number of processors in the affinity mask.
+    allowed
+        Number of processors that the cgroup's quota permits; may be fractional or infinite.
+
+    Raises
+    ------
+    ValueError
+        SMPI_THREADS is not a whole number of at least 1.
     """
     given = environ.get(ENV_THREADS)
     if given:
@@ -66,8 +78,12 @@ def _affinity() -> int:
 
 
 def quota(cgroup: Path) -> float:
-    """Return the processors that a cgroup's quota permits (version 2, or 1); infinity without
-    one.
+    """Return the number of processors that a cgroup's quota permits; infinity without a quota.
+
+    Parameters
+    ----------
+    cgroup
+        Folder of the cgroup, version 2 or 1.
     """
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()

@@ -51,7 +51,7 @@ def test_the_command_line_of_the_module() -> None:
     )
     assert (job.returncode, job.stdout) == (3, "['-c', 'a']\n")
     assert (
-        "no program"
+        "there is no program"
         in smpirun("--channel", "direct", "-m", "serverless_mpi.futures", "nowhere.py").stderr
     )
 

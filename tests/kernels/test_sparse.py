@@ -288,7 +288,7 @@ def test_bad_matrices_are_refused(arguments: Any, told: str) -> None:
         ("out must be", lambda w, x: sparse.layer(w, x[:5], 0.0, out=x[:3])),
         ("out must be Panels", lambda w, x: sparse.layer(w, Panels(5, 4), 0.0, out=x[:5])),
         ("out must be Panels", lambda w, x: sparse.layer(w, Panels(5, 4), 0.0, out=Panels(5, 5))),
-        ("out is needed", lambda w, x: sparse.layer(w, x[:5], 0.0, accumulate=True)),
+        ("accumulate needs out", lambda w, x: sparse.layer(w, x[:5], 0.0, accumulate=True)),
         ("x has 4 rows", lambda w, x: sparse.layer(w, Panels(4, 4), 0.0)),
         ("threads", lambda w, x: sparse.layer(w, x[:5], 0.0, threads=0)),
         ("threads", lambda w, x: sparse.forward([w], x[:5], 0.0, threads=-1)),
