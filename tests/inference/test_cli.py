@@ -262,7 +262,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     "words, told",
     [
         (("run", "-n", "0"), "0 is below 1"),
-        (("run", "-n", "5", "--replicas", "2"), "5 workers are not 2 replicas of equal size"),
+        (("run", "-n", "5", "--replicas", "2"), "5 workers do not make 2 replicas of equal size"),
         (("run", "-n", "2000"), "1024 neurons cannot be divided among 2000"),
         (
             ("run", "--net", "random", "--neurons", "65536", "--layers", "480", "--memory", "400"),

@@ -70,7 +70,7 @@ def test_any_change_is_refused(data: st.DataObject) -> None:
 @settings(derandomize=True, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(StoreError, match="f is no file"):
+    with pytest.raises(StoreError, match="f is not a file"):
         unpack("f", memoryview(data), "a thing")
 
 
@@ -79,9 +79,7 @@ def test_later_versions_and_other_kinds_are_refused() -> None:
     with pytest.raises(StoreError, match="x holds a thing, not a part"):
         unpack("x", memoryview(bytes(data)), "a part")
     struct.pack_into("<I", data, 8, 7)
-    with pytest.raises(
-        StoreError, match="x has format 7, of a later serverless_mpi; this one reads up to 1"
-    ):
+    with pytest.raises(StoreError, match="x has format 7, of a later version of serverless_mpi"):
         unpack("x", memoryview(bytes(data)), "a thing")
 
 

@@ -101,7 +101,7 @@ def test_scipy_reads_what_is_written_and_writes_what_is_read(tmp_path: Path) -> 
         ("1\t1\t1\n\n1\t2\t1e39\n", "line 3"),
         ("1\t1\t1\n1.5\t2\t1\n", "line 2"),
         ("1\t1\t1\n2\t2\n1\t3\t1\t4\n", "line 2"),
-        ("1\t1\t1\n2\t2\t1\n1\t1\t2\n", "entry .1, 1., counted from 1, is there twice"),
+        ("1\t1\t1\n2\t2\t1\n1\t1\t2\n", "entry .1, 1., counted from 1, is repeated"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, text: str, told: str) -> None:
@@ -135,7 +135,7 @@ def test_a_bad_line_is_named_in_any_block(tmp_path: Path, monkeypatch: pytest.Mo
         ),
         (
             "%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 1\n",
-            "1 entries; its line 2 says 2",
+            "1 entries; its line 2 states 2",
         ),
         ("%%MatrixMarket matrix coordinate pattern general\n3 3 1\n1 4\n", "line 3"),
     ],
@@ -164,9 +164,9 @@ def test_images_come_back_from_every_format(tmp_path: Path) -> None:
     for name in ("bits.npz", "dense.npz", "sparse.npz", "images.tsv", "images.mtx"):
         read = dataset.read_images(tmp_path / name, 64)
         assert (read == images.T).all() and read.dtype == np.float32 and read.flags.c_contiguous
-    with pytest.raises(ValueError, match="bits of uint8"):
+    with pytest.raises(ValueError, match="bits of type uint8"):
         dataset.read_images(tmp_path / "bits.npz", 128)
-    with pytest.raises(ValueError, match="wanted numbers .samples, 65."):
+    with pytest.raises(ValueError, match="not numbers of shape .samples, 65."):
         dataset.read_images(tmp_path / "dense.npz", 65)
     with pytest.raises(ValueError, match="5 images, not 9"):
         dataset.read_images(tmp_path / "bits.npz", 64, 9)
@@ -174,7 +174,7 @@ def test_images_come_back_from_every_format(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", something=images)
     np.savez(tmp_path / "nan.npz", images=np.full((2, 64), np.nan))
     for name, told in (
-        ("broken.npz", "is no npz"),
+        ("broken.npz", "is not an npz"),
         ("other.npz", "neither 'bits' nor 'images'"),
         ("nan.npz", "NaN"),
     ):

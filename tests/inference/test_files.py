@@ -77,17 +77,17 @@ CSR = {"format": np.array(b"csr"), "shape": np.array([2, NEURONS])}
 FLIPPED = bytearray(GOOD)
 FLIPPED[60] ^= 0xFF
 HOSTILE: dict[str, tuple[str, bytes, str]] = {
-    "half a zip": (".npz", GOOD[: len(GOOD) // 2], "is no npz"),
-    "junk": (".npz", bytes(range(256)) * 9, "is no npz"),
-    "nothing in a zip": (".npz", b"", "is no npz"),
+    "half a zip": (".npz", GOOD[: len(GOOD) // 2], "is not an npz"),
+    "junk": (".npz", bytes(range(256)) * 9, "is not an npz"),
+    "nothing in a zip": (".npz", b"", "is not an npz"),
     "a broken stream": (".npz", bytes(FLIPPED), "is damaged"),
     "a wrong sum": (".npz", patched(GOOD, (14, 16, b"abcd")), "is damaged"),
     "encrypted": (".npz", patched(GOOD, (6, 8, b"\x01")), "is encrypted"),
-    "lzma": (".npz", patched(GOOD, (8, 10, b"\x0e")), "not by deflate"),
+    "lzma": (".npz", patched(GOOD, (8, 10, b"\x0e")), "another method than deflate"),
     "a header of TiB": (".npz", claiming((1 << 40, NEURONS)), "claims"),
     "a header of bits": (".npz", claiming((1 << 44, 12), "bits", "|u1"), "claims"),
-    "a header below 0": (".npz", claiming((-5, NEURONS)), "no possible shape"),
-    "a header of objects": (".npz", claiming((2, NEURONS), kind="|O"), "wanted numbers"),
+    "a header below 0": (".npz", claiming((-5, NEURONS)), "impossible shape"),
+    "a header of objects": (".npz", claiming((2, NEURONS), kind="|O"), "not numbers in"),
     "a nested header": (".npz", nested(9000), "is damaged"),
     "a bomb": (".npz", npz(True, images=np.zeros((1 << 16, NEURONS), np.uint8)), "--memory"),
     "rows of a csc": (
@@ -109,12 +109,12 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "places with fractions": (
         ".npz",
         npz(**CSR, data=np.ones(1), indices=np.array([0.5]), indptr=np.array([0, 1, 1])),
-        "wanted numbers",
+        "not numbers in",
     ),
     "imaginary values": (
         ".npz",
         npz(**CSR, data=np.array([1j]), indices=np.array([0]), indptr=np.array([0, 1, 1])),
-        "wanted numbers",
+        "not numbers in",
     ),
     "beyond float32": (".npz", npz(images=np.full((1, NEURONS), 1e300)), "beyond float32"),
     "one line": (".tsv", b"4000000000000\t1\t1\n", "mistyped"),
