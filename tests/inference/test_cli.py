@@ -302,7 +302,7 @@ def test_what_cannot_be_is_told(
 def test_a_lambda_run_wants_no_files_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-n", "2", "--platform", "lambda", "--report", "x.html"]) == 2
     assert (
-        "--report x.html: workers on lambda do not see this machine's files"
+        "--report x.html: workers on lambda cannot access this machine's files"
         in capsys.readouterr().err
     )
 
