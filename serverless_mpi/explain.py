@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -119,21 +119,30 @@ def simulate(
         " a model, see docs/collectives.md"
     )
     if latency == "aws":
-        waves = (ranks - 1) // model.starts_per_10_s
         usd = ranks * prices.usd_per_request["lambda"]
-        yield (
-            f"start of {ranks} functions: about {10 * waves + model.start_s:.1f} s,"
-            f" {usd:.6f} USD, and their seconds by memory"
-        )
+        waves = (ranks - 1) // model.starts_per_10_s  # AWS starts functions at a limited rate
+        yield _start_line(ranks, 10 * waves + model.start_s, usd)
     yield _HEAD
     for call, (operation, nbytes) in zip(calls, parsed, strict=True):
         cost = forecast(operation, nbytes, ranks, channel, model, prices, algorithms.get(operation))
         yield _row(cost, call)
-        for name, row in sorted(cost.requests.items()):
-            yield (
-                f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed"
-                f"{row['messages']:>12,} messages"
-            )
+        yield from _request_lines(cost)
+
+
+def _start_line(ranks: int, seconds: float, usd: float) -> str:
+    return (
+        f"start of {ranks} functions: about {seconds:.1f} s,"
+        f" {usd:.6f} USD, and their run time, priced by memory"
+    )
+
+
+def _request_lines(cost: Forecast) -> Iterator[str]:
+    """Yield a line for each kind of request of a call."""
+    for name, row in sorted(cost.requests.items()):
+        yield (
+            f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed"
+            f"{row['messages']:>12,} messages"
+        )
 
 
 def _parsed(call: str) -> tuple[str, int]:

@@ -256,6 +256,9 @@ class Statistics:
         return total
 
 
+_Outcome = tuple[Floats, Indices, list[LayerStatistics]]  # of a batch: y, samples, statistics
+
+
 def infer(
     comm: Any,
     parts: Sequence[Part],
@@ -276,14 +279,12 @@ def infer(
     parts
         This rank's part of each layer.
     x
-        (own rows, samples) float32, C-contiguous: the neurons that this rank owns at boundary 0,
-        ascending. Borrowed for the call.
+        (own rows, samples) float32, C-contiguous: the rank's neurons of boundary 0. Borrowed.
     bias, cap
-        Parameters of every layer: y = min(max(W x + bias, 0), cap), the bias only where W x is not
-        0.
+        Every layer is y = min(max(W x + bias, 0), cap), with the bias only where W x is not 0.
     batches
-        Number of equal shares of the samples; the same on all ranks. Up to IN_FLIGHT of them are in
-        flight, or one if MPI does not allow several threads.
+        Number of equal shares of the samples; the same on all ranks. IN_FLIGHT of them are run
+        concurrently, if MPI allows several threads.
     accumulate
         Add the products of received rows to those of own rows; equal on all ranks.
     watch
@@ -302,42 +303,48 @@ def infer(
     Raises
     ------
     ValueError
-        There are no layers, x is not as above or has NaN or infinity, or the message of a peer does
-        not fit, since it runs another network or partition.
+        There are no layers, x is not as above or has NaN or infinity, or a peer's message does not
+        fit: it runs another network or partition.
 
     Notes
     -----
-    Each layer takes one collective call per batch, or a message per pair of ranks that exchange
-    rows; the end takes an allgather of the sets of active samples.
+    A batch takes one collective call per layer (or a message per pair of ranks) and one at the end.
     """
     _check(parts, x)
-    batches = max(1, min(batches, x.shape[1]))
-    bounds = [x.shape[1] * batch // batches for batch in range(batches + 1)]
+    bounds = _bounds(x.shape[1], batches)
+
+    def run_batch(lane: Any, batch: int) -> _Outcome:
+        share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
+        on_layer = partial(watch, batch) if watch else lambda layer: None
+        return _Batch(lane, share, bias, cap, accumulate).run(parts, on_layer)
+
+    return _joined(_in_lanes(comm, run_batch, len(bounds) - 1), bounds, len(parts))
+
+
+def _bounds(samples: int, batches: int) -> list[int]:
+    """Return where each batch begins, and where the last ends; no batch is empty."""
+    batches = max(1, min(batches, samples))
+    return [samples * batch // batches for batch in range(batches + 1)]
+
+
+def _in_lanes(comm: Any, run_batch: Callable[[Any, int], _Outcome], batches: int) -> list[_Outcome]:
+    """Run all batches, up to IN_FLIGHT of them concurrently; return their outcomes in order."""
     lanes = min(IN_FLIGHT, batches) if _threads_allowed() else 1
     # Concurrent batches must not mix their messages, so each lane has a communicator.
     comms = [comm] + [comm.Dup() for _ in range(lanes - 1)]
 
-    def run_lane(number: int) -> list[tuple[Floats, Indices, list[LayerStatistics]]]:
-        """Batches number, number + lanes, ...: equal on every rank, in the same order."""
-        outcomes = []
-        for batch in range(number, batches, lanes):
-            share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
-            state = _Batch(comms[number], share, bias, cap, accumulate)
-            on_layer = partial(watch, batch) if watch else lambda layer: None
-            outcomes.append(state.run(parts, on_layer))
-        return outcomes
+    def run_lane(number: int) -> list[_Outcome]:
+        # The same batches in the same order on every rank.
+        return [run_batch(comms[number], batch) for batch in range(number, batches, lanes)]
 
     results = _in_threads(run_lane, lanes)
     for lane_comm in comms[1:]:
         lane_comm.Free()
-    outcomes = [results[batch % lanes][batch // lanes] for batch in range(batches)]
-    return _joined(outcomes, bounds, len(parts))
+    return [results[batch % lanes][batch // lanes] for batch in range(batches)]
 
 
 def _joined(
-    outcomes: Sequence[tuple[Floats, Indices, list[LayerStatistics]]],
-    bounds: Sequence[int],
-    layers: int,
+    outcomes: Sequence[_Outcome], bounds: Sequence[int], layers: int
 ) -> tuple[Floats, Indices, Statistics]:
     """Join the outcomes of batches; batch b has the samples from `bounds[b]` on."""
     statistics = Statistics([LayerStatistics() for _ in range(layers)])
@@ -426,9 +433,7 @@ class _Batch:
         self.active: Flags = np.asarray(np.any(x, axis=0))
         self.y: Panels | _Input = _Input(x, self.active)
 
-    def run(
-        self, parts: Sequence[Part], watch: Callable[[int], None]
-    ) -> tuple[Floats, Indices, list[LayerStatistics]]:
+    def run(self, parts: Sequence[Part], watch: Callable[[int], None]) -> _Outcome:
         """Run all layers; return (y, samples, statistics by layer) as `infer` does."""
         statistics = []
         for number, part in enumerate(parts):

@@ -269,25 +269,10 @@ def hypergraph(model: Model, parts: int, seed: int) -> Owners:
     context.logging = False
     whole, model = model, model.split(int(model.weight.sum()) / parts)
     count = model.vertices
-    nets = [model.pins[begin:end].tolist() for begin, end in zip(model.pin_of, model.pin_of[1:])]
-    weights = model.weight.tolist()
-    if model.owners is not None:
-        # A vertex of little weight, fixed to its part, stands for the inputs that the part owns.
-        for net, owner in zip(nets, model.owners.tolist()):
-            net.append(count + owner)
-        weights += [1] * parts  # the library does not accept 0
-    merged: dict[tuple[int, ...], int] = {}
-    for net in nets:
-        if len(net) > 1:
-            merged[tuple(net)] = merged.get(tuple(net), 0) + 1
-    graph = library.create_hypergraph(
-        context,
-        len(weights),
-        len(merged),
-        [list(net) for net in merged],
-        weights,
-        list(merged.values()),
-    )
+    nets, net_weights = _nets(model)
+    # Vertices of little weight stand for what the parts own; the library does not accept 0.
+    weights = model.weight.tolist() + ([] if model.owners is None else [1] * parts)
+    graph = library.create_hypergraph(context, len(weights), len(nets), nets, weights, net_weights)
     if model.owners is not None:
         graph.add_fixed_vertices([-1] * count + list(range(parts)), parts)
     block = np.array(graph.partition(context).get_partition()[:count], np.uint16)
@@ -297,6 +282,22 @@ def hypergraph(model: Model, parts: int, seed: int) -> Owners:
     if model.owners is not None and model.inputs == len(owners):
         others.append(model.owners)
     return min(owners, *others, key=lambda chosen: _cost(whole, chosen, parts))
+
+
+def _nets(model: Model) -> tuple[list[list[int]], list[int]]:
+    """Return the nets of a layer and their weights: equal nets are merged, single pins omitted.
+
+    If the inputs have owners, vertex `model.vertices + p` is a pin of the inputs that part p owns.
+    """
+    nets = [model.pins[begin:end].tolist() for begin, end in zip(model.pin_of, model.pin_of[1:])]
+    if model.owners is not None:
+        for net, owner in zip(nets, model.owners.tolist()):
+            net.append(model.vertices + owner)
+    merged: dict[tuple[int, ...], int] = {}
+    for net in nets:
+        if len(net) > 1:
+            merged[tuple(net)] = merged.get(tuple(net), 0) + 1
+    return [list(net) for net in merged], list(merged.values())
 
 
 def _cost(model: Model, chosen: Owners, parts: int) -> int:

@@ -20,10 +20,10 @@ bounded buffer and a time limit for each line and each reply. If MOST_CONNECTION
 connection replaces the one that is idle the longest; it is refused, with a reply, only if all are
 busy.
 
-The end. SIGTERM and SIGINT first remove the socket's file, so that it cannot be left behind. Running
-queries are answered within STOP_S, which is less than the time that smpirun waits before it kills.
-Waiting queries get an error, and so do those that take longer: the job is then aborted, since a
-lane cannot be interrupted.
+The end. SIGTERM and SIGINT first remove the socket's file, so that it cannot be left behind.
+Running queries are answered within STOP_S, which is less than the time that smpirun waits before it
+kills. Waiting queries get an error, and so do those that take longer: the job is then aborted,
+since a lane cannot be interrupted.
 """
 
 from __future__ import annotations

@@ -244,8 +244,7 @@ def write_model(
 ) -> Index:
     """Write a network in parts; it replaces the model in the store.
 
-    The index is written last, so an interrupted call leaves no model that seems complete. The
-    network is read once per GROUP_BYTES of parts.
+    The index is written last, so an interrupted call leaves no model that seems complete.
 
     Parameters
     ----------
@@ -269,22 +268,6 @@ def write_model(
         The backend refuses a file; the partition is not for such a network.
     """
     partition.check(network)
-    fingerprints = {"model": fingerprint(network), "layout": layout(partition)}
-    nonzeros = sum(matrix.nnz for matrix in network)
-    nbytes = rows = stored = 0
-    for number, layers in _parts(network, partition):
-        part_facts = {
-            **fingerprints,
-            "part": number,
-            "parts": partition.parts,
-            "layers": len(layers),
-        }
-        pieces = pack("a part of a model", part_facts, _flat(layers))
-        backend.put(part_name(number), pieces)
-        nbytes += sum(piece.nbytes for piece in pieces)
-        rows += sum(int(layer.recv_offsets[-1]) for layer in layers)
-        stored += sum(len(layer.indices) for layer in layers)
-        progress(number + 1, partition.parts)
     facts: dict[str, Any] = {
         "name": name,
         "neurons": partition.neurons,
@@ -293,15 +276,33 @@ def write_model(
         "method": partition.method,
         "bias": bias,
         "cap": cap,
-        "nonzeros": nonzeros,
-        "stored": stored,
-        "nbytes": nbytes,
-        "rows": rows,
-        **fingerprints,
+        "nonzeros": sum(matrix.nnz for matrix in network),
+        **dict.fromkeys(("stored", "nbytes", "rows"), 0),  # summed up below
+        "model": fingerprint(network),
+        "layout": layout(partition),
     }
+    for number, layers in _parts(network, partition):
+        pieces = _packed_part(facts, number, layers)
+        backend.put(part_name(number), pieces)
+        facts["stored"] += sum(len(layer.indices) for layer in layers)
+        facts["nbytes"] += sum(piece.nbytes for piece in pieces)
+        facts["rows"] += sum(int(layer.recv_offsets[-1]) for layer in layers)
+        progress(number + 1, partition.parts)
     arrays = {"first": partition.owners[0], "last": partition.owners[-1]}
     backend.put(INDEX, pack("a model's index", facts, arrays))
     return Index(**facts, **arrays)  # type: ignore[arg-type]
+
+
+def _packed_part(facts: dict[str, Any], number: int, layers: list[Part]) -> list[memoryview]:
+    """Return the file of a part; `facts` are those of the index."""
+    part_facts = {
+        "model": facts["model"],
+        "layout": facts["layout"],
+        "part": number,
+        "parts": facts["parts"],
+        "layers": len(layers),
+    }
+    return pack("a part of a model", part_facts, _flat(layers))
 
 
 def _parts(network: Layers, partition: Partition) -> Iterator[tuple[int, list[Part]]]:

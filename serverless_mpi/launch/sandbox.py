@@ -250,7 +250,7 @@ def unpack(data: bytes | memoryview, folder: Path, most_bytes: int) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            # Extraction reads at most the stated size of an entry, so the sum bounds what is written.
+            # Extraction reads at most the stated size of an entry, so the sum bounds the output.
             nbytes = sum(entry.file_size for entry in entries)
             if nbytes > most_bytes or len(entries) > MAX_FILES:
                 raise ServerlessMPIError(

@@ -131,7 +131,7 @@ def test_a_bad_line_is_named_in_any_block(tmp_path: Path, monkeypatch: pytest.Mo
         ("%%MatrixMarket matrix coordinate real general\n% made by hand\n3 3\n", "line 3"),
         (
             "%%MatrixMarket matrix coordinate real general\n4 3 1\n1 1 1\n",
-            "shape .4, 3.; wanted .3, 3.",
+            "shape .4, 3., not .3, 3.",
         ),
         (
             "%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 1\n",

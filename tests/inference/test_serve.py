@@ -283,7 +283,7 @@ def test_a_socket_that_a_killed_service_left_is_taken_over(path: str) -> None:
 def test_what_cannot_serve_is_told(place: Path, path: str) -> None:
     words = ("serve", "--socket", path, "--store", str(place))
     for more, told in (
-        (("-n", "2"), "takes 3 workers, not 2"),
+        (("-n", "2"), "needs 3 workers, not 2"),
         (("--platform", "lambda"), "serve runs on this machine only"),
         (("--memory", "10"), "no number of parts fits"),
     ):
