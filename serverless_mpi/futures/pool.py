@@ -72,7 +72,7 @@ class Pool(ABC):
         self._closed = False
 
     @abstractmethod
-    def pack(self, value: Any) -> Any:
+    def pack(self, value: object) -> object:
         """Return the form in which a value is sent to a worker, which unpacks it.
 
         Parameters
@@ -205,7 +205,7 @@ class RankPool(Pool):
         self._thread = threading.Thread(target=self._listen, name="smpi-futures", daemon=True)
         self._thread.start()
 
-    def pack(self, value: Any) -> Any:
+    def pack(self, value: object) -> object:
         return pickle.dumps(value)
 
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
@@ -257,7 +257,7 @@ class ThreadPool(Pool):
         for thread in self._threads:
             thread.start()
 
-    def pack(self, value: Any) -> Any:
+    def pack(self, value: object) -> object:
         return value  # threads share memory, so nothing is pickled
 
     def _give(self, to: int, item: tuple[Any, ...]) -> None:

@@ -135,7 +135,7 @@ class WorkerState:
         self._unpack = unpack
         self._ready: set[int] = set()
 
-    def serve(self, setup: Setup | int, task: Any) -> tuple[bool, Any]:
+    def serve(self, setup: Setup | int, task: object) -> tuple[bool, Any]:
         """Run a task.
 
         Parameters

@@ -39,6 +39,7 @@ from serverless_mpi.inference import (
     store,
     worker,
 )
+from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.inference.cost import BilledModel
 from serverless_mpi.inference.options import RunOptions, ServeOptions, SourceOptions, WorkerOptions
 from serverless_mpi.job import is_rank
@@ -308,7 +309,7 @@ def _serve(namespace: argparse.Namespace, arguments: Sequence[str]) -> int:
     return serve.serve(_world(), options)
 
 
-def _world() -> Any:
+def _world() -> Communicator:
     """Return the communicator of all ranks, of this package or of mpi4py."""
     from serverless_mpi import MPI  # see the pitfall in the head of this file
 

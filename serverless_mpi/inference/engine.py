@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.inference import codec
+from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.sparse import CAP, Panels, SparseRows, layer, multiply
 
 Floats = NDArray[np.float32]
@@ -260,7 +261,7 @@ _Outcome = tuple[Floats, Indices, list[LayerStatistics]]  # of a batch: y, sampl
 
 
 def infer(
-    comm: Any,
+    comm: Communicator,
     parts: Sequence[Part],
     x: Floats,
     bias: float,
@@ -313,7 +314,7 @@ def infer(
     _check(parts, x)
     bounds = _bounds(x.shape[1], batches)
 
-    def run_batch(lane: Any, batch: int) -> _Outcome:
+    def run_batch(lane: Communicator, batch: int) -> _Outcome:
         share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
         on_layer = partial(watch, batch) if watch else lambda layer: None
         return _Batch(lane, share, bias, cap, accumulate).run(parts, on_layer)
@@ -327,7 +328,9 @@ def _bounds(samples: int, batches: int) -> list[int]:
     return [samples * batch // batches for batch in range(batches + 1)]
 
 
-def _in_lanes(comm: Any, run_batch: Callable[[Any, int], _Outcome], batches: int) -> list[_Outcome]:
+def _in_lanes(
+    comm: Communicator, run_batch: Callable[[Communicator, int], _Outcome], batches: int
+) -> list[_Outcome]:
     """Run all batches, up to IN_FLIGHT of them concurrently; return their outcomes in order."""
     lanes = min(IN_FLIGHT, batches) if _threads_allowed() else 1
     # Concurrent batches must not mix their messages, so each lane has a communicator.
@@ -422,7 +425,9 @@ class _Batch:
     `active` flags. After each layer these are the samples with a nonzero in one of these rows.
     """
 
-    def __init__(self, comm: Any, x: Floats, bias: float, cap: float, accumulate: bool) -> None:
+    def __init__(
+        self, comm: Communicator, x: Floats, bias: float, cap: float, accumulate: bool
+    ) -> None:
         self.comm, self.rank = comm, comm.rank
         self.bias, self.cap = bias, cap
         self.accumulate = accumulate

@@ -53,6 +53,7 @@ from numpy.typing import NDArray
 
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import engine, plan, sources, store, worker
+from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.inference.options import ServeOptions
 from serverless_mpi.inference.worker import FAULTS, Answer
 
@@ -195,7 +196,7 @@ class Service:
         Numbers of queries by outcome.
     """
 
-    def __init__(self, comm: Any, options: ServeOptions, model: sources.Model) -> None:
+    def __init__(self, comm: Communicator, options: ServeOptions, model: sources.Model) -> None:
         self._comm, self._options, self._model = comm, options, model
         self._batch_size = _batch_size(options, model, comm.size)
         # Half of a rank's memory is for images that are read, divided among the lanes.
@@ -309,7 +310,7 @@ class Service:
 
     # -- a lane
 
-    def _run(self, lane: Any) -> None:
+    def _run(self, lane: Communicator) -> None:
         try:
             if lane.rank == 0:
                 while (query := self.waiting.get()) is not None:
@@ -325,7 +326,7 @@ class Service:
             self.at_failure()
             self._comm.Abort(1)
 
-    def _lead(self, lane: Any, query: Query) -> dict[str, Any]:
+    def _lead(self, lane: Communicator, query: Query) -> dict[str, Any]:
         """Run a query on all ranks and return the reply; called at rank 0."""
         started = time.monotonic()
         try:
@@ -366,7 +367,7 @@ class Service:
         return x
 
     def _work(
-        self, lane: Any, order: Mapping[str, Any], whole: Floats | None
+        self, lane: Communicator, order: Mapping[str, Any], whole: Floats | None
     ) -> tuple[Answer | None, int]:
         """Run the images of an order; return the answer (at rank 0) and the number of images.
 
@@ -461,7 +462,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     # -- the thread that accepts
 
-    def get_request(self) -> tuple[socket.socket, Any]:
+    def get_request(self) -> tuple[socket.socket, object]:
         """Accept the next connection; the base class calls it."""
         try:
             return super().get_request()
@@ -470,7 +471,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             time.sleep(ACCEPT_PAUSE_S)
             raise
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
+    def verify_request(self, request: Any, client_address: object) -> bool:
         """Return whether to serve a connection, and reply if not; the base class calls it."""
         with self._lock:
             full = len(self._idle_since) >= MOST_CONNECTIONS
@@ -500,7 +501,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         _shut(chosen, socket.SHUT_RD)  # its thread replies with the reason and ends
         return True
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def process_request_thread(self, request: Any, client_address: object) -> None:
         """Serve a connection, and record its thread meanwhile; the base class calls it."""
         with self._lock:
             self._client_threads.add(threading.current_thread())
@@ -733,7 +734,7 @@ def _is_abandoned(path: str) -> bool:
     raise UsageError(f"{path}: another service is listening there")
 
 
-def serve(comm: Any, options: ServeOptions) -> int:
+def serve(comm: Communicator, options: ServeOptions) -> int:
     """Serve until a signal arrives; collective over the communicator.
 
     Parameters
@@ -777,7 +778,7 @@ def serve(comm: Any, options: ServeOptions) -> int:
 
 
 def _run_until_signal(
-    comm: Any, ending: Ending, server: _Server, service: Service, model: sources.Model
+    comm: Communicator, ending: Ending, server: _Server, service: Service, model: sources.Model
 ) -> None:
     """Serve at rank 0; abort the job if a running query does not end within STOP_S."""
     server.service = service

@@ -30,6 +30,7 @@ from serverless_mpi import job
 from serverless_mpi.env import ENV_TERMINAL
 from serverless_mpi.errors import ServerlessMPIError, UsageError
 from serverless_mpi.inference import dataset, engine, files, records, report, sources
+from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.inference.options import RunOptions, SourceOptions
 from serverless_mpi.launch.base import EXIT_USAGE
 from serverless_mpi.sparse import serial_forward
@@ -160,7 +161,7 @@ class Progress:
             self._file.close()
 
 
-def agree(comm: Any, problem: str) -> None:
+def agree(comm: Communicator, problem: str) -> None:
     """Exit on every rank if any of them has a problem; collective over the communicator.
 
     Rank 0 prints the first problem.
@@ -187,7 +188,7 @@ def agree(comm: Any, problem: str) -> None:
 
 
 def answer(
-    group: Any, model: sources.Model, y: Floats, samples: Indices, part: int
+    group: Communicator, model: sources.Model, y: Floats, samples: Indices, part: int
 ) -> Answer | None:
     """Combine what the parts of a replica have computed; collective over `group`.
 
@@ -269,7 +270,7 @@ class _Result:
     record: records.WorkerRecord
 
 
-def run(comm: Any, options: RunOptions) -> int:
+def run(comm: Communicator, options: RunOptions) -> int:
     """Run the images of a job through the model; collective over the communicator.
 
     Parameters
@@ -297,7 +298,7 @@ def run(comm: Any, options: RunOptions) -> int:
         output[:, result.samples] = result.y
         outputs = comm.gather(output)
     code = 0
-    if comm.rank == 0:
+    if workers is not None and answers is not None:  # at rank 0
         whole = joined([given for given in answers if given is not None])
         model, facts = _facts(comm, task, options, batches)
         record = report.priced(model, facts, workers, len(whole.categories), options.prices)
@@ -307,7 +308,7 @@ def run(comm: Any, options: RunOptions) -> int:
     return int(comm.bcast(code))
 
 
-def _load(comm: Any, options: RunOptions) -> _Task:
+def _load(comm: Communicator, options: RunOptions) -> _Task:
     """Load this rank's part and samples; exit on all ranks if one of them cannot."""
     began = time.perf_counter()
     parts, remainder = divmod(comm.size, options.replicas)
@@ -327,7 +328,9 @@ def _load(comm: Any, options: RunOptions) -> _Task:
     return _Task(model, x, total, replica, part, expected, time.perf_counter() - began)
 
 
-def _compute(comm: Any, group: Any, task: _Task, options: RunOptions, batches: int) -> _Result:
+def _compute(
+    comm: Communicator, group: Communicator, task: _Task, options: RunOptions, batches: int
+) -> _Result:
     """Run the samples through all layers, and measure it from the first layer to the answer."""
     model = task.model
     counted = _Requests(model.layers)
@@ -374,7 +377,7 @@ def _difference(before: Counts, after: Counts) -> Counts:
 
 
 def _facts(
-    comm: Any, task: _Task, options: RunOptions, batches: int
+    comm: Communicator, task: _Task, options: RunOptions, batches: int
 ) -> tuple[records.ModelFacts, records.JobFacts]:
     model, spec = task.model, job.current_spec(os.environ)
     return records.ModelFacts(

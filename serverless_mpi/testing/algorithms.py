@@ -326,7 +326,7 @@ def _two_group_rooted(
     blobs = [[_blob(rng) for _ in range(size)] for size in groups.sizes]
     remote = blobs[1 - side]
 
-    def argument(member: tuple[int, int]) -> Any:
+    def argument(member: tuple[int, int]) -> object:
         """Return the data of a rank; None where the operation ignores it."""
         group, rank = member
         if name in ("gather", "reduce"):
@@ -335,7 +335,7 @@ def _two_group_rooted(
             return None
         return blobs[side][rank] if name == "bcast" else remote
 
-    def result(member: tuple[int, int]) -> Any:
+    def result(member: tuple[int, int]) -> object:
         group, rank = member
         if name in ("gather", "reduce"):
             plain = [bytes(blob) for blob in remote]
@@ -446,6 +446,6 @@ def _plain(value: Any, expected: Any) -> Any:
     return bytes(whole(value))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."

@@ -120,7 +120,7 @@ class _DryRun:
             if isinstance(step, Recv)
         )
 
-    def _receive(self, rank: int, yielded: Any) -> Any:
+    def _receive(self, rank: int, yielded: _Step | Sequence[_Step] | None) -> object:
         """Return what the generator is sent for the step that it yielded last."""
         values: list[Any] = []
         for step in _group(yielded):
@@ -154,7 +154,7 @@ class _DryRun:
             self._count.rounds = max(self._count.rounds, self._round[rank] + 1)
 
 
-def _group(step: Any) -> Sequence[_Step]:
+def _group(step: _Step | Sequence[_Step] | None) -> Sequence[_Step]:
     """Return the steps that a generator yielded together."""
     if step is None:
         return ()
