@@ -22,10 +22,10 @@ that cannot be read, an unknown system call) the functions below assume that a t
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +86,7 @@ class WaitReporter:
         now = time.monotonic()
         if frames != self._frames or not self._waits:
             self._frames, self._idle_since = frames, now
-        self._waits[threading.get_native_id()] = _where(sys._getframe())
+        self._waits[threading.get_native_id()] = _where(inspect.currentframe())
         if _may_act(set(self._waits)):
             self._remove()
             return

@@ -35,10 +35,10 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # CPython's own; typeshed has no stub
 import contextlib
 import functools
+import inspect
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 import weakref
@@ -147,7 +147,7 @@ class Shield:
                 if error is not None:
                     raise error
                 if handler is not None:
-                    handler(number, sys._getframe())
+                    handler(number, inspect.currentframe())
             finally:
                 self.depth = depth
 
