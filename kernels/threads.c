@@ -3,15 +3,14 @@
 
 #include <pthread.h>
 
-#define MOST 256 /* threads of a rank; a machine with more processors runs more ranks */
+#define MOST 256 /* a machine with more processors runs more ranks */
 
-/* libgomp's threads do not exist in a child of fork, and libgomp would wait for them forever. So a
- * forked child makes pthreads. */
+/* libgomp's threads do not exist in a child of fork, and it waits for them forever; there we make our own. */
 static int forked;
 
 static void note_fork(void) { forked = 1; }
 
-static void register_fork_handler(void) { pthread_atfork(0, 0, note_fork); }
+static void register_note(void) { pthread_atfork(0, 0, note_fork); }
 
 typedef struct {
     void (*work)(void *);
@@ -20,32 +19,32 @@ typedef struct {
 
 static void *start(void *argument)
 {
-    const job *call = argument;
-    call->work(call->context);
+    const job *mine = argument;
+    mine->work(mine->context);
     return 0;
 }
 
-static void by_pthreads(int threads, job *call)
+static void by_pthreads(int threads, job *mine)
 {
-    pthread_t created[MOST];
+    pthread_t made[MOST];
     int count = 0;
-    while (count < threads - 1 && !pthread_create(&created[count], 0, start, call))
+    while (count < threads - 1 && !pthread_create(&made[count], 0, start, mine))
         count++;
-    start(call);
+    start(mine);
     while (count)
-        pthread_join(created[--count], 0);
+        pthread_join(made[--count], 0);
 }
 
 void spdnn_in_parallel(int threads, void (*work)(void *), void *context)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    job call = {work, context};
+    job mine = {work, context};
     threads = threads < MOST ? threads : MOST;
     if (threads <= 1) {
         work(context);
         return;
     }
-    pthread_once(&once, register_fork_handler);
+    pthread_once(&once, register_note);
 #ifdef _OPENMP
     if (!forked) {
 #pragma omp parallel num_threads(threads)
@@ -53,5 +52,5 @@ void spdnn_in_parallel(int threads, void (*work)(void *), void *context)
         return;
     }
 #endif
-    by_pthreads(threads, &call);
+    by_pthreads(threads, &mine);
 }
