@@ -349,7 +349,7 @@ def test_much_goes_out_before_the_caller_blocks(monkeypatch: pytest.MonkeyPatch)
         runtime.finalize()
 
 
-def test_a_wait_with_a_time_limit_is_no_deadlock() -> None:
+def test_a_wait_with_a_time_limit_is_not_a_deadlock() -> None:
     class Never:
         interval_s = 0.0
 

@@ -85,7 +85,7 @@ def test_trace(channel: str, tmp_path: Path) -> None:
         assert {"sqs.send", "sqs.receive", "s3.put", "s3.get", "channel.put"} <= names
 
 
-def test_a_trace_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_trace_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     done = smpirun("-n", 1, "--trace", tmp_path / "no" / "folder" / "t.json", "-m", "this")
     assert done.returncode == 0 and "there is no trace" in done.stderr
 

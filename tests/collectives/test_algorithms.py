@@ -218,7 +218,7 @@ def test_a_deadlock_is_named() -> None:
         run([waits(1), waits(0)])
 
 
-def test_a_message_nobody_wants_is_named() -> None:
+def test_a_message_without_a_reader_is_named() -> None:
     def sends() -> Any:
         yield Send((1,), (memoryview(b"x"),), 3)
 

@@ -86,7 +86,7 @@ def test_any_graph_even_with_several_edges_between_two_ranks(size: int, seed: in
 
 @SETTINGS
 @given(size=st.integers(1, 6), seed=SEEDS)
-def test_a_graph_that_everybody_knows(size: int, seed: int) -> None:
+def test_a_graph_with_global_edges(size: int, seed: int) -> None:
     chance = random.Random(seed)
     pairs = [(a, b) for a in range(size) for b in range(a + 1) if chance.random() < 0.5]
     near = [

@@ -28,7 +28,7 @@ def test_a_communicator_of_ranks_that_all_run_the_program(size: int) -> None:
     assert (job.returncode, job.stdout) == (0, "held\n"), job.stderr
 
 
-def test_an_executor_without_workers_says_how_to_get_some() -> None:
+def test_an_executor_without_workers_names_the_remedy() -> None:
     job = smpirun("-n", 2, "--channel", "direct", PROGRAM, 1, "pool")
     assert job.returncode == 1 and "-m serverless_mpi.futures" in job.stderr
 

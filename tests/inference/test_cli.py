@@ -243,7 +243,7 @@ def test_a_planned_run(truth: list[str], images: Path) -> None:
     assert "plan: one worker" in done.stderr
 
 
-def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_recommends_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(
@@ -290,7 +290,7 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_is_told(
+def test_contradictory_options_are_reported(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
 ) -> None:
     assert main(words) in (1, 2)
@@ -299,7 +299,7 @@ def test_what_cannot_be_is_told(
     assert said.err.count("\n") == 1
 
 
-def test_a_lambda_run_wants_no_files_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lambda_run_refuses_files_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-n", "2", "--platform", "lambda", "--report", "x.html"]) == 2
     assert (
         "--report x.html: workers on lambda cannot access this machine's files"

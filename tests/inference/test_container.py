@@ -31,7 +31,7 @@ def whole(pieces: list[memoryview]) -> bytes:
     return b"".join(pieces)
 
 
-def test_arrays_come_back_as_they_were_and_lie_narrow_and_aligned() -> None:
+def test_arrays_are_restored_and_stored_narrow_and_aligned() -> None:
     data = whole(pack("a thing", {"name": "x", "bias": -0.3}, ARRAYS))
     facts, arrays = unpack("file", memoryview(data), "a thing")
     assert (facts["name"], facts["bias"]) == ("x", -0.3)

@@ -44,7 +44,7 @@ def test_a_network_is_made_anew_by_each_reader_one_layer_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("neurons, layers", [(1000, 3), (1024, 0)])
-def test_sizes_that_are_none_are_refused(neurons: int, layers: int) -> None:
+def test_invalid_sizes_are_refused(neurons: int, layers: int) -> None:
     with pytest.raises(ValueError, match="neurons per layer|at least 1 layer"):
         networks.radix(neurons, layers)
 
@@ -58,7 +58,7 @@ def test_the_official_categories_of_real_images() -> None:
 
 
 @pytest.mark.parametrize("suffix", dataset.SUFFIXES)
-def test_a_network_comes_back_from_its_files(tmp_path: Path, suffix: str) -> None:
+def test_a_network_is_read_from_its_files(tmp_path: Path, suffix: str) -> None:
     for network in (
         networks.randomnet(50, 3, seed=2),
         [SparseRows([0, 0, 2, 3], [0, 2, 1], [0.5, -1e-30, 3.0], 3)],
@@ -140,13 +140,13 @@ def test_a_bad_line_is_named_in_any_block(tmp_path: Path, monkeypatch: pytest.Mo
         ("%%MatrixMarket matrix coordinate pattern general\n3 3 1\n1 4\n", "line 3"),
     ],
 )
-def test_a_bad_matrix_market_file_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_an_invalid_matrix_market_file_is_reported(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "n3-l1.mtx").write_text(text)
     with pytest.raises(ValueError, match=told):
         dataset.read_layer(tmp_path / "n3-l1.mtx", 3)
 
 
-def test_a_folder_without_the_layers_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_the_layers_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no file n3-l1 with a suffix of .tsv, .npz, .mtx"):
         dataset.read_network(tmp_path, 3, 2)
     writing.write_network(tmp_path, [SparseRows([0, 0, 0, 1], [1], 1.0, 3)])
@@ -154,7 +154,7 @@ def test_a_folder_without_the_layers_is_told(tmp_path: Path) -> None:
         dataset.read_network(tmp_path, 3, 2)
 
 
-def test_images_come_back_from_every_format(tmp_path: Path) -> None:
+def test_images_are_read_from_every_format(tmp_path: Path) -> None:
     images = (np.random.default_rng(3).random((5, 64)) > 0.5).astype(np.uint8)
     images[4, 0] = 1  # the last image has a point
     np.savez(tmp_path / "bits.npz", bits=np.packbits(images, axis=1))
@@ -182,7 +182,7 @@ def test_images_come_back_from_every_format(tmp_path: Path) -> None:
             dataset.read_images(tmp_path / name, 64)
 
 
-def test_categories_come_back_and_a_bad_line_is_named(tmp_path: Path) -> None:
+def test_categories_are_read_and_an_invalid_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "categories.txt"
     for wanted in ([], [3], [1, 5, 9000]):
         writing.write_categories(path, np.array(wanted, np.int64))

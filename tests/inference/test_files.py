@@ -152,7 +152,7 @@ def test_a_hostile_file_is_refused_by_name_and_takes_little_memory(
 
 
 @pytest.mark.parametrize("suffix", ["", ".tsv", ".npz", ".mtx"])
-def test_what_is_no_regular_file_is_not_read(tmp_path: Path, suffix: str) -> None:
+def test_only_regular_files_are_read(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"folder{suffix}").mkdir()
     (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / f"pipe{suffix}")
@@ -173,7 +173,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path, suffix: str) -> Non
             Folder(tmp_path).get(path.name)
 
 
-def test_a_file_whose_size_is_no_size_ends(tmp_path: Path) -> None:
+def test_a_file_without_a_real_size_ends(tmp_path: Path) -> None:
     for path in ("/proc/self/status", "/proc/self/mem"):  # regular, of 0 bytes, and without end
         with pytest.raises(ValueError, match="has no images"):
             dataset.read_images(path, NEURONS)
@@ -255,7 +255,7 @@ def test_a_bom_and_every_end_of_line_are_read(tmp_path: Path) -> None:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_whole_and_no_link_is_followed(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_and_no_link_is_followed(tmp_path: Path) -> None:
     target, victim = tmp_path / "out", tmp_path / "victim"
     victim.write_text("mine")
     for link in (target, tmp_path / f"out.{os.getpid()}.new"):

@@ -80,7 +80,7 @@ def options(place: Path, path: str, **more: Any) -> ServeOptions:
         (b'{"images": "x", "samples": true}', "samples is True"),
     ],
 )
-def test_what_is_no_query_is_told(line: bytes, told: str) -> None:
+def test_an_invalid_query_gets_an_error(line: bytes, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         serve.parse(line)
 
@@ -112,7 +112,7 @@ def test_lanes_answer_at_the_same_time_and_end_together(place: Path, path: str) 
     assert grey["categories"] == (np.flatnonzero((right != 0).any(axis=0)) + 1).tolist()
 
 
-def test_more_than_the_queue_holds_is_refused_and_what_waits_is_told_at_the_end(
+def test_a_full_queue_refuses_and_waiting_queries_get_an_error_at_the_end(
     place: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, go, real = threading.Semaphore(0), threading.Event(), engine.infer
@@ -280,7 +280,7 @@ def test_a_socket_that_a_killed_service_left_is_taken_over(path: str) -> None:
         serve.listen("/no/such/folder/s")
 
 
-def test_what_cannot_serve_is_told(place: Path, path: str) -> None:
+def test_a_service_that_cannot_start_reports_why(place: Path, path: str) -> None:
     words = ("serve", "--socket", path, "--store", str(place))
     for more, told in (
         (("-n", "2"), "needs 3 workers, not 2"),

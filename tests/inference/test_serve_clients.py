@@ -156,7 +156,7 @@ def test_a_new_one_is_refused_with_an_answer_if_all_are_busy(
         assert asked(one, STATUS) == {"status": True}
 
 
-def test_a_silent_client_is_told_and_leaves(
+def test_a_silent_client_gets_an_error_and_is_disconnected(
     server: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "IDLE_S", 0.05)
@@ -212,7 +212,7 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(server: Any, path:
 # --- the socket's file ----------------------------------------------------------------------------
 
 
-def test_only_a_refused_connection_proves_that_nobody_listens(
+def test_only_a_refused_connection_proves_that_no_service_listens(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service that accepts nothing, as its backlog is full, is there all the same."""

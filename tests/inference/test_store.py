@@ -44,7 +44,7 @@ def written(
     return store.write_model(place, net, partition.make(net, parts, method, 1), bias=BIAS)
 
 
-def test_parts_come_back_and_run(place: Backend) -> None:
+def test_parts_are_read_and_run(place: Backend) -> None:
     index = written(place)
     store.write_inputs(place, index, "images", IMAGES)
     assert store.read_index(place).model == index.model
@@ -171,7 +171,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         ([1.0], "list"),
     ],
 )
-def test_what_are_no_images_is_refused(tmp_path: Path, x: Any, told: str) -> None:
+def test_invalid_images_are_refused(tmp_path: Path, x: Any, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         store.write_inputs(Folder(tmp_path), written(Folder(tmp_path)), "x", x)
 

@@ -245,7 +245,7 @@ def test_the_official_categories() -> None:
     ) == 337
 
 
-def test_a_random_network_is_what_scipy_says() -> None:
+def test_a_random_network_computes_as_scipy_does() -> None:
     scipy_sparse = pytest.importorskip("scipy.sparse")
     layers = networks.randomnet(128, 6, seed=2)
     x = (np.random.default_rng(2).random((128, 50)) > 0.7).astype(np.float32)

@@ -28,7 +28,7 @@ GOOD = {"at": 110.0, "since": 10.0, "waits": ["recv"], "awaited": ["a message"]}
     ],
     ids=lambda data: data[:20].decode(errors="replace"),
 )
-def test_a_damaged_record_says_nothing(tmp_path: Path, damaged: bytes) -> None:
+def test_a_damaged_record_is_ignored(tmp_path: Path, damaged: bytes) -> None:
     for rank in range(2):
         (tmp_path / f"waits-{rank}.json").write_text(json.dumps(GOOD))
     assert detect_deadlock(tmp_path, [0, 1], 60.0) is not None

@@ -40,7 +40,7 @@ elif comm.rank == 1:
 
 
 @pytest.mark.parametrize("channel", ["direct", "queue"])
-def test_a_deadlock_is_told_rank_by_rank(tmp_path: Path, channel: str) -> None:
+def test_a_deadlock_is_reported_rank_by_rank(tmp_path: Path, channel: str) -> None:
     program = tmp_path / "stuck.py"
     program.write_text(STUCK)
     job = smpirun("-n", 4, "--channel", channel, "--deadlock", 1, program)
@@ -172,7 +172,7 @@ def test_an_idle_pool_does_not_hide_a_deadlock(tmp_path: Path) -> None:
     assert job.returncode == 125, job.stderr
 
 
-def test_a_thread_that_threading_does_not_know_may_send(tmp_path: Path) -> None:
+def test_a_thread_outside_of_threading_may_send(tmp_path: Path) -> None:
     program = tmp_path / "raw.py"
     program.write_text(RAW_THREAD)
     job = smpirun("-n", 2, "--channel", "direct", "--stats", "none", "--deadlock", 0.3, program)

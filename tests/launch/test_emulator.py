@@ -106,7 +106,7 @@ def signed(
 
 
 @pytest.mark.parametrize("wish", WISHES, ids=lambda wish: wish[1])
-def test_what_is_not_signed_is_refused(
+def test_an_unsigned_request_is_refused(
     running: Emulator, wish: tuple[str, str, dict[str, str], bytes]
 ) -> None:
     method, path, headers, body = wish
@@ -134,7 +134,7 @@ def test_a_preflight_is_refused(running: Emulator) -> None:
     assert status == 403 and not any(name.startswith("access-control") for name in named)
 
 
-def test_a_web_page_is_refused_where_no_signature_is_asked_for(ministack_endpoint: str) -> None:
+def test_a_web_page_is_refused_where_no_signature_is_required(ministack_endpoint: str) -> None:
     for browser in BROWSER:
         assert ask(ministack_endpoint, "GET", "/bucket/object", dict(browser))[0] == 403
     assert ask(ministack_endpoint, "POST", "/_ministack/reset", {})[0] == 403
@@ -454,7 +454,7 @@ def test_the_port_is_taken_before_the_process_is_started(
     _bind(seen[0])  # it was let go
 
 
-def test_a_dead_emulators_port_is_nobodys(tmp_path: Path) -> None:
+def test_no_process_can_take_the_port_of_a_dead_emulator(tmp_path: Path) -> None:
     emulator = Emulator(tmp_path, keys=KEYS)
     emulator.start()
     try:
@@ -470,7 +470,9 @@ def test_a_dead_emulators_port_is_nobodys(tmp_path: Path) -> None:
         emulator.stop()
 
 
-def test_one_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_emulator_that_does_not_start_reports_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(emulator_module, "_BOOT", "raise SystemExit('no such thing')")
     with pytest.raises(JobError, match=r"ended with exit code 1: no such thing before it answered"):
         Emulator(tmp_path).start()

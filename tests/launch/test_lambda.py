@@ -100,7 +100,9 @@ def test_smpiruns_cleanup_leaves_a_stack_alone(deployed: Deployed) -> None:
     assert control.leftovers(deployed.endpoint, "us-east-1") == []
 
 
-def test_what_ranks_did_is_told_and_drawn(deployed: Deployed, script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_report_describes_and_draws_the_ranks_work(
+    deployed: Deployed, script, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     program = script(
         HELLO
         + "c.sendrecv(c.rank, (c.rank + 1) % c.size, source=(c.rank - 1) % c.size)\nc.allreduce(1)\n"
@@ -271,7 +273,7 @@ def test_programs_modules_scripts_and_executables(
     assert not any(b"secret-word" in text or b"GIVEN" in text for text in told)
 
 
-def test_a_deadlock_is_told_rank_by_rank(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
+def test_a_deadlock_is_reported_rank_by_rank(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
     prog = script(
         HELLO + "if c.rank == 0: c.recv(source=1, tag=7)\nelif c.rank == 1: c.barrier()\n"
     )
@@ -474,7 +476,9 @@ def test_leftovers_of_an_earlier_job_are_dropped_and_counted(deployed: Deployed,
         (["-x", "LONG=" + "x" * 120_000, "examples/hello.py"], ""),
     ],
 )
-def test_bad_words_are_told_in_one_line(deployed: Deployed, words: list[str], told: str) -> None:
+def test_invalid_arguments_are_reported_in_one_line(
+    deployed: Deployed, words: list[str], told: str
+) -> None:
     if not told:  # a payload that is too large: nine variables, since one word of a command line has at most 128 KiB
         words = [word for number in range(9) for word in ("-x", f"V{number}={'x' * 120_000}")] + [
             "examples/hello.py"

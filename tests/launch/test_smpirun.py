@@ -168,12 +168,12 @@ def _busy_port() -> tuple[socket.socket, int]:
         (["--wdir", "nowhere", "examples/hello.py"], "nowhere"),
     ],
 )
-def test_bad_words_are_told_in_one_line(words: list[str], told: str) -> None:
+def test_invalid_arguments_are_reported_in_one_line(words: list[str], told: str) -> None:
     done = smpirun(*words)
     assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_port_in_use_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     busy, port = _busy_port()
     with busy:
         done = smpirun("-n", 1, "--port", port, "examples/hello.py")
@@ -194,7 +194,7 @@ class _NoAws(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_an_endpoint_that_is_no_aws_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_endpoint_that_is_not_aws_is_reported_in_one_line(tmp_path: Path) -> None:
     env = {
         **os.environ,
         "TMPDIR": str(tmp_path),
@@ -215,14 +215,14 @@ def test_an_endpoint_that_is_no_aws_is_told_in_one_line(tmp_path: Path) -> None:
     assert "501" in lines[-1] and "did not make" in lines[-1]
 
 
-def test_prices_of_another_region_are_told() -> None:
+def test_prices_of_another_region_are_reported() -> None:
     done = smpirun(
         "-n", 1, *DIRECT, "--region", "eu-west-1", "--stats", "text", "examples/hello.py"
     )
     assert done.returncode == 0 and "prices are not those of eu-west-1" in done.stderr
 
 
-def test_a_missing_emulator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_emulator_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"serverless-mpi\[local\]"):
         Emulator(tmp_path).start()
