@@ -1,4 +1,6 @@
-"""How a rank ends: with its last words out or with an error, after Abort, with threads that wait, and in forked children."""
+"""The end of a rank: after its last output, with an error, after Abort, with threads, in forked
+children.
+"""
 
 from __future__ import annotations
 

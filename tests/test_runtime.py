@@ -1,4 +1,6 @@
-"""The pump: threads that wait for each other, background senders, failures.  Channels here are in memory."""
+"""The runtime: threads that wait for each other, background senders, failures; on channels in
+memory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Signal handlers that raise, at chosen moments inside a call: what the call promises holds, and the runtime lives on."""
+"""Signal handlers that raise at chosen points of a call: its guarantees hold, and the runtime
+continues.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trace of a job: every call closed, every arrow with both its ends, every rank a track."""
+"""The trace of a job: every call is closed, every arrow has both ends, every rank has a track."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where keys are looked for, in botocore's order, and when they are renewed; servers are local, the clock is a number."""
+"""Credential sources in botocore's order, and renewal; servers are local, the clock is a number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers and messages that are not what they should be: an error that says so, or a dropped frame; never another exception."""
+"""Unexpected responses and messages give an error that names them or a dropped frame."""
 
 from __future__ import annotations
 

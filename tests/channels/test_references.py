@@ -1,4 +1,4 @@
-"""What travels in a frame's place on `hybrid`, and ranks' words to their launcher: any bytes give a value or nothing."""
+"""References of `hybrid` and console messages: any bytes give a value or None."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ def test_any_graph_even_with_several_edges_between_two_ranks(size: int, seed: in
     for rank, shape in enumerate(shapes):
         seen: Counter[int] = Counter()
         for place, source in enumerate(shape.sources):
-            mine = [where for where, dest in enumerate(shapes[source].dests) if dest == rank]
-            assert got[rank][place] == items[source][mine[seen[source]]]
+            own = [where for where, dest in enumerate(shapes[source].dests) if dest == rank]
+            assert got[rank][place] == items[source][own[seen[source]]]
             seen[source] += 1
 
 

@@ -1,4 +1,4 @@
-"""Executors on real ranks, and on threads where there is only one."""
+"""Executors on real ranks, and on threads in a job of one rank."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""smpi-infer as one types it: the same answer everywhere, reports that add up, and errors that say
-what would work.
-"""
+"""smpi-infer as a command: the same answer everywhere, consistent reports, errors with a remedy."""
 
 from __future__ import annotations
 
@@ -254,12 +252,12 @@ def test_the_plan_recommends_one_worker(capsys: pytest.CaptureFixture[str]) -> N
     assert "10,000 images" in capsys.readouterr().out
     assert main(["plan", "--measure", *NET[:6], "--all"]) == 2  # digits are no images of 96 pixels
     assert main(["plan", "--measure", "--samples", "512", "--layers", "3", "--rate", "1e9"]) == 0
-    told = capsys.readouterr().out
-    assert "knee: one worker" in told and "1 G active edges/s" in told
+    message = capsys.readouterr().out
+    assert "knee: one worker" in message and "1 G active edges/s" in message
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (("run", "-n", "0"), "0 is below 1"),
         (("run", "-n", "5", "--replicas", "2"), "5 workers do not make 2 replicas of equal size"),
@@ -291,11 +289,11 @@ def test_the_plan_recommends_one_worker(capsys: pytest.CaptureFixture[str]) -> N
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_contradictory_options_are_reported(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
     assert main(words) in (1, 2)
     said = capsys.readouterr()
-    assert said.err.startswith("smpi-infer: ") and told in said.err and said.out == "", said.err
+    assert said.err.startswith("smpi-infer: ") and message in said.err and said.out == "", said.err
     assert said.err.count("\n") == 1
 
 

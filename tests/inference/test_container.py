@@ -1,6 +1,4 @@
-"""The store's files: what was written comes back, and whatever happened to a file in between is
-refused by its name.
-"""
+"""Files of the store survive a round trip, and a damaged file is refused by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's model gives the paper's dollars; ours counts every billed request."""
+"""The paper's model gives the paper's dollars; the billed model counts every billed request."""
 
 from __future__ import annotations
 

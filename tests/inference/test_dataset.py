@@ -1,6 +1,4 @@
-"""Networks have the challenge's shape; every format reads back what it wrote; a bad line is
-named.
-"""
+"""Networks have the challenge's shape; formats survive a round trip; an invalid line is named."""
 
 from __future__ import annotations
 
@@ -91,7 +89,7 @@ def test_scipy_reads_what_is_written_and_writes_what_is_read(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("1\t2\n", "line 1"),
         ("1\t2\t1\n1\tx\t1\n", "line 2"),
@@ -104,10 +102,10 @@ def test_scipy_reads_what_is_written_and_writes_what_is_read(tmp_path: Path) -> 
         ("1\t1\t1\n2\t2\t1\n1\t1\t2\n", "entry .1, 1., counted from 1, is repeated"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, text: str, told: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "images.tsv"
     path.write_text(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         dataset.read_images(path, 64)
 
 
@@ -124,7 +122,7 @@ def test_a_bad_line_is_named_in_any_block(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("%%MatrixMarket matrix array real general\n", "line 1"),
         ("%%MatrixMarket matrix coordinate real symmetric\n", "line 1"),
@@ -140,9 +138,9 @@ def test_a_bad_line_is_named_in_any_block(tmp_path: Path, monkeypatch: pytest.Mo
         ("%%MatrixMarket matrix coordinate pattern general\n3 3 1\n1 4\n", "line 3"),
     ],
 )
-def test_an_invalid_matrix_market_file_is_reported(tmp_path: Path, text: str, told: str) -> None:
+def test_an_invalid_matrix_market_file_is_reported(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "n3-l1.mtx").write_text(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         dataset.read_layer(tmp_path / "n3-l1.mtx", 3)
 
 
@@ -173,12 +171,12 @@ def test_images_are_read_from_every_format(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(b"PK and no more")
     np.savez(tmp_path / "other.npz", something=images)
     np.savez(tmp_path / "nan.npz", images=np.full((2, 64), np.nan))
-    for name, told in (
+    for name, message in (
         ("broken.npz", "is not an npz"),
         ("other.npz", "neither 'bits' nor 'images'"),
         ("nan.npz", "NaN"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             dataset.read_images(tmp_path / name, 64)
 
 

@@ -163,16 +163,16 @@ def test_layers_are_reported_to_the_watcher() -> None:
 
 
 @pytest.mark.parametrize(
-    "x, told",
+    "x, message",
     [
         (np.zeros((95, 3), np.float32), "x has 95 rows; this rank owns 96"),
         (np.zeros((96, 3)), "float32"),
         (np.full((96, 3), np.nan, np.float32), "NaN"),
     ],
 )
-def test_input_that_cannot_be_is_refused(x: Any, told: str) -> None:
+def test_input_that_cannot_be_is_refused(x: Any, message: str) -> None:
     parts = partition.build(NETWORK, partition.make(NETWORK, 1, "block"), 0)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         run(1, lambda comm: engine.infer(comm, parts, x, BIAS))
 
 

@@ -1,5 +1,5 @@
-"""Whatever a path names, reading it ends at once, with little memory and one line; and what is
-written replaces, and follows nothing.
+"""Reading any path ends in bounded time and memory with one line; writing replaces and follows no
+link.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
 def test_a_hostile_file_is_refused_by_name_and_takes_little_memory(
     tmp_path: Path, name: str
 ) -> None:
-    suffix, data, told = HOSTILE[name]
+    suffix, data, message = HOSTILE[name]
     path = tmp_path / f"hostile{suffix}"
     path.write_bytes(data)
     tracemalloc.start()
@@ -148,7 +148,7 @@ def test_a_hostile_file_is_refused_by_name_and_takes_little_memory(
         assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
     finally:
         tracemalloc.stop()
-    assert told in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
+    assert message in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
 
 
 @pytest.mark.parametrize("suffix", ["", ".tsv", ".npz", ".mtx"])
@@ -158,18 +158,18 @@ def test_only_regular_files_are_read(tmp_path: Path, suffix: str) -> None:
     os.mkfifo(tmp_path / f"pipe{suffix}")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(tmp_path / f"socket{suffix}"))
-    for name, told in (
+    for name, message in (
         ("folder", "a folder"),
         ("zero", "a device"),
         ("pipe", "a pipe"),
         ("socket", "a socket"),
     ):
         path = tmp_path / f"{name}{suffix}"
-        with pytest.raises(ValueError, match=f"is {told}, not a regular file"):
+        with pytest.raises(ValueError, match=f"is {message}, not a regular file"):
             dataset.read_images(path, NEURONS)
-        with pytest.raises(ValueError, match=f"is {told}, not a regular file"):
+        with pytest.raises(ValueError, match=f"is {message}, not a regular file"):
             dataset.read_categories(path)
-        with pytest.raises(StoreError, match=f"is {told}, not a regular file"):
+        with pytest.raises(StoreError, match=f"is {message}, not a regular file"):
             Folder(tmp_path).get(path.name)
 
 

@@ -1,6 +1,4 @@
-"""The planner says one worker where one worker is best, keeps to the memory, and its bill is its
-requests'.
-"""
+"""The planner: one worker where that is best, memory limits, and bills that match the requests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A service answers, tells what is wrong with a query and answers the next one, refuses what is too
-much, and ends cleanly.
-"""
+"""A service answers queries, reports invalid ones, refuses excess load, and ends cleanly."""
 
 from __future__ import annotations
 
@@ -67,7 +65,7 @@ def options(place: Path, path: str, **more: Any) -> ServeOptions:
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         (b"hello", "a query is a line of JSON"),
         (b"\xff\xfe", "a query is a line of JSON"),
@@ -80,8 +78,8 @@ def options(place: Path, path: str, **more: Any) -> ServeOptions:
         (b'{"images": "x", "samples": true}', "samples is True"),
     ],
 )
-def test_an_invalid_query_gets_an_error(line: bytes, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_an_invalid_query_gets_an_error(line: bytes, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         serve.parse(line)
 
 
@@ -230,12 +228,14 @@ def test_a_service_from_its_start_to_its_end(
     assert [one["categories"] for one in answers] == [LIVING, LIVING] and answers[0][
         "checksum"
     ] == answers[1]["checksum"]
-    for name, told in (
+    for name, message in (
         ("text.tsv", "line 1"),
         ("narrow.npz", "(samples, 96)"),
         ("gone.tsv", "No such file"),
     ):
-        assert any(name in line and told in line for line in done.stderr.splitlines()), done.stderr
+        assert any(name in line and message in line for line in done.stderr.splitlines()), (
+            done.stderr
+        )
     with socket.socket(
         socket.AF_UNIX
     ) as raw:  # one connection, several lines; a bad one does not end it
@@ -282,7 +282,7 @@ def test_a_socket_that_a_killed_service_left_is_taken_over(path: str) -> None:
 
 def test_a_service_that_cannot_start_reports_why(place: Path, path: str) -> None:
     words = ("serve", "--socket", path, "--store", str(place))
-    for more, told in (
+    for more, message in (
         (("-n", "2"), "needs 3 workers, not 2"),
         (("--platform", "lambda"), "serve runs on this machine only"),
         (("--memory", "10"), "no number of parts fits"),
@@ -293,4 +293,4 @@ def test_a_service_that_cannot_start_reports_why(place: Path, path: str) -> None
             text=True,
             cwd=ROOT,
         )
-        assert done.returncode == 2 and told in done.stderr, done.stderr
+        assert done.returncode == 2 and message in done.stderr, done.stderr

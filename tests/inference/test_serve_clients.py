@@ -1,5 +1,6 @@
-"""Clients that are slow, silent, countless or do not read, and files that are hostile: the service
-goes on, and ends when it is told to.
+"""The service with slow, silent, countless or non-reading clients and hostile files: it continues.
+
+It ends at a signal.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def heard(connection: socket.socket) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         (b"[" * 60000 + b"\n", "a query is a line of JSON"),
         (b'{"a":' * 10000 + b"\n", "a query is a line of JSON"),
@@ -101,11 +102,11 @@ def heard(connection: socket.socket) -> dict[str, Any]:
     ],
 )
 def test_a_hostile_line_is_answered_and_so_is_the_next(
-    server: Any, path: str, line: bytes, told: str
+    server: Any, path: str, line: bytes, message: str
 ) -> None:
     with connected(path) as one:
         reply = asked(one, line)
-        assert told in reply["error"] and len(reply["error"]) < 400
+        assert message in reply["error"] and len(reply["error"]) < 400
         assert asked(one, STATUS) == {"status": True}
 
 

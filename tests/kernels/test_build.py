@@ -1,6 +1,4 @@
-"""The kernel under AddressSanitizer and UBSan: its C test for every path of this machine, and its
-Python face.
-"""
+"""The kernel under AddressSanitizer and UBSan: its C test for every path, and its Python interface."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def test_a_random_network_computes_as_scipy_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (([0, 1], [5], 1.0, 5), "indices"),
         (([0, 1], [-1], 1.0, 5), "indices"),
@@ -276,13 +276,13 @@ def test_a_random_network_computes_as_scipy_does() -> None:
         (([0, 1], [0.5], 1.0, 5), "indices"),
     ],
 )
-def test_bad_matrices_are_refused(arguments: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_matrices_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SparseRows(*arguments)
 
 
 @pytest.mark.parametrize(
-    "told, call",
+    "message, call",
     [
         ("out overlaps x", lambda w, x: sparse.layer(w, x[:5], 0.0, out=x[1:6])),
         ("out must be", lambda w, x: sparse.layer(w, x[:5], 0.0, out=x[:3])),
@@ -308,8 +308,8 @@ def test_bad_matrices_are_refused(arguments: Any, told: str) -> None:
         ("negative", lambda w, x: Panels(-1, 4)),
     ],
 )
-def test_bad_calls_are_refused(told: str, call: Any) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_calls_are_refused(message: str, call: Any) -> None:
+    with pytest.raises(ValueError, match=message):
         call(SparseRows([0, 1, 1, 1, 1, 1], [0], 1.0, 5), np.zeros((10, 4), np.float32))
 
 

@@ -1,4 +1,4 @@
-"""Jobs whose ranks all wait are ended with a story; jobs of which one computes are not."""
+"""Jobs whose ranks all wait are ended with a report; jobs of which one rank computes are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded emulator serves the launcher and the ranks of its job, and nobody else."""
+"""The embedded emulator serves only the launcher and the ranks of its job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a function and a launcher believe of what others can write: the bucket, an event, a warm environment."""
+"""What a function and a launcher accept from sources that others can write: bucket, event,
+environment.
+"""
 
 from __future__ import annotations
 
@@ -438,10 +440,10 @@ def test_a_rank_reports_that_it_waits_and_that_it_continues(
     file.unlink()
     for _ in range(3):
         made._pass_on_waits(tmp_path)
-    ((_, told), over) = spoken
+    ((_, expected_text), over) = spoken
     assert over == (console.WAITS, {})
-    assert told["at"] - told["since"] == pytest.approx(60.0)
-    assert told["at"] - 100.0 == pytest.approx(time.time() - time.monotonic(), abs=5)
+    assert expected_text["at"] - expected_text["since"] == pytest.approx(60.0)
+    assert expected_text["at"] - 100.0 == pytest.approx(time.time() - time.monotonic(), abs=5)
     file.write_text(json.dumps({**_waits(1.0, 1.0), "waits": ["x" * 10**6] * 100}))
     made._pass_on_waits(tmp_path)
     assert len(json.dumps(spoken[-1])) < 10_000

@@ -1,4 +1,4 @@
-"""The long poll in front of the emulator: it answers when a message comes, and takes none for who has gone."""
+"""The long poll in front of the emulator: it answers when a message arrives, and loses none."""
 
 from __future__ import annotations
 

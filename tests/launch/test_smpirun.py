@@ -81,7 +81,7 @@ KILL_ALL = (
 
 
 @pytest.mark.parametrize(
-    "ending, code, told",
+    "ending, code, message",
     [
         ("sys.exit(7)", 7, "exit code 7"),
         ("raise ValueError('mine')", 1, "exit code 1"),
@@ -90,10 +90,10 @@ KILL_ALL = (
         (KILL_ALL, 137, "SIGKILL"),
     ],
 )
-def test_the_first_failing_rank_ends_the_job(script, ending: str, code: int, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_first_failing_rank_ends_the_job(script, ending: str, code: int, message: str) -> None:  # type: ignore[no-untyped-def]
     prog = script(HELLO + f"import os, sys\nif c.rank == 1: {ending}\nc.recv(source=1)\n")
     done = smpirun("-n", 3, *DIRECT, prog)
-    assert done.returncode == code and told in done.stderr and "jobs.py" not in done.stderr
+    assert done.returncode == code and message in done.stderr and "jobs.py" not in done.stderr
     assert "rank 1" in done.stderr or ending == KILL_ALL
 
 
@@ -150,7 +150,7 @@ def _busy_port() -> tuple[socket.socket, int]:
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["-n", "0", "examples/hello.py"], "at least 1"),
         (["-n", "x", "examples/hello.py"], "-n"),
@@ -168,9 +168,9 @@ def _busy_port() -> tuple[socket.socket, int]:
         (["--wdir", "nowhere", "examples/hello.py"], "nowhere"),
     ],
 )
-def test_invalid_arguments_are_reported_in_one_line(words: list[str], told: str) -> None:
+def test_invalid_arguments_are_reported_in_one_line(words: list[str], message: str) -> None:
     done = smpirun(*words)
-    assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_port_in_use_is_reported() -> None:

@@ -1,4 +1,4 @@
-"""smpirun --branching: ranks start as a tree, and a job ends as any other does."""
+"""smpirun --branching: ranks start as a tree, and a job ends as any other."""
 
 from __future__ import annotations
 
