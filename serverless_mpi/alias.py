@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 
+from serverless_mpi import __version__
+
 # name -> (module of this package, whether also if mpi4py is installed)
 _ALIASES = {
     "mpi4py.MPI": ("serverless_mpi.MPI", True),
@@ -56,8 +58,6 @@ class _PackageLoader(importlib.abc.Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        from serverless_mpi import __version__
-
         module.__path__ = []
         # The version whose names and semantics this package keeps.
         module.__version__ = "4.1.2"  # type: ignore[attr-defined]

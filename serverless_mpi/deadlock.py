@@ -12,7 +12,7 @@ A thread cannot act if it waits in an MPI call without a time limit, or if the k
 (`/proc/self/task`) that it sleeps on a lock of its own process without a time limit, so that only
 another thread of the process can wake it. Idle threads of pools do that, in Python as in C
 libraries, and so do `join`, `Event.wait` and `Queue.get`. A thread that sleeps for a time, polls,
-reads or runs may act, whether `threading` knows it or not, and so may a process with a timer
+reads or runs may act, whether `threading` has made it or not, and so may a process with a timer
 (`signal.setitimer`, `signal.alarm`).
 
 Pitfall: a false report ends a job that is fine, and a missing one only costs time. In doubt (a file

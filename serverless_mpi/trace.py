@@ -215,6 +215,7 @@ def merge(folder: Path, out: TextIO) -> int:
     of day of the machines differ; it is shown as if it had arrived when it left.
     """
     records = [_read(path) for path in sorted(folder.glob("trace-*.json"))]
+    # Before arrows are drawn: these compare times of different ranks.
     _align(records)
     arrows = _Arrows(records)
     starts = (

@@ -103,6 +103,7 @@ class Pool(ABC):
 
     def _dispatch(self) -> None:
         """Give waiting tasks to idle workers. The caller holds the lock."""
+        # Tasks of executors that use all their workers keep their place in the queue.
         skipped: list[Task] = []
         while self._idle and self._waiting:
             task = self._waiting.popleft()
@@ -112,6 +113,7 @@ class Pool(ABC):
                 continue
             if not future.set_running_or_notify_cancel():
                 continue
+            # A worker that is set up for the executor saves another setup.
             at = next((idle for idle in self._idle if idle in client.ready), self._idle[0])
             first = at not in client.ready
             try:
@@ -135,6 +137,7 @@ class Pool(ABC):
             client, future, *_ = self._running.pop(at)
             client.running -= 1
             self._idle.append(at)
+            # If a setup fails, the executor is broken, and its waiting tasks fail with it.
             lost: list[Future[Any]] = []
             if isinstance(value, worker.SetupError):
                 client.ready.discard(at)

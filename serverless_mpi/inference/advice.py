@@ -1,8 +1,8 @@
 """The planner's advice: forecast all deployments, then name the cheapest, the fastest, the knee.
 
-The knee is the deployment with the least product of seconds and dollars: whoever saves 1 % of the
-time from there pays at least 1 % more, and whoever saves 1 % of the cost waits at least 1 % longer.
-`plan` makes the forecasts; here they are compared and put into words.
+The knee is the deployment with the least product of seconds and dollars: a deployment that saves
+1 % of the time costs at least 1 % more, and one that saves 1 % of the cost takes at least 1 %
+longer. `plan` makes the forecasts; here they are compared and explained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_WORKERS = 256
 
 def survey(
     work: plan.Work,
-    place: plan.Platform,
+    platform: plan.Platform,
     model: BilledModel,
     *,
     channels: Iterable[str] | None = None,
@@ -35,7 +35,7 @@ def survey(
 
     Parameters
     ----------
-    work, place, model
+    work, platform, model
         As in `plan.predict`.
     channels
         Names of the channels to consider; None for all of the platform.
@@ -56,27 +56,27 @@ def survey(
     UsageError
         No deployment fits; the message names the number of parts that would.
     """
-    known = list(channels or place.channels)
+    known = list(channels or platform.channels)
     for name in known:
-        if name not in place.channels:
+        if name not in platform.channels:
             raise UsageError(
-                f"no channel {name!r} on {place.name}; known: {', '.join(place.channels)}"
+                f"no channel {name!r} on {platform.name}; known: {', '.join(platform.channels)}"
             )
-    sizes = [size for size in (memory_sizes or place.memory_sizes) if size <= memory_limit_mb]
+    sizes = [size for size in (memory_sizes or platform.memory_sizes) if size <= memory_limit_mb]
     if not sizes and memory_limit_mb < inf:
         sizes = [int(memory_limit_mb)]
     forecasts = [
         forecast
         for deployment in _deployments(work, sizes, known, max_workers)
-        if (forecast := plan.predict(work, place, deployment, model)) is not None
+        if (forecast := plan.predict(work, platform, deployment, model)) is not None
     ]
     if not forecasts:
         plan.check_memory(
-            work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb
+            work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), platform.base_mb
         )
         raise UsageError(
-            f"every deployment takes longer than the {place.limit_s:g} s that a worker of "
-            f"{place.name} may run; divide the samples among several runs"
+            f"every deployment takes longer than the {platform.limit_s:g} s that a worker of "
+            f"{platform.name} may run; divide the samples among several runs"
         )
     return sorted(forecasts, key=lambda forecast: (forecast.usd, forecast.seconds))
 

@@ -31,6 +31,7 @@ from serverless_mpi.inference import (
     advice,
     files,
     measure,
+    page,
     partition,
     plan,
     report,
@@ -444,7 +445,7 @@ def _report(options: argparse.Namespace) -> int:
         print(report.text(record))
         return 0
     report.check_path(options.output)
-    data = report.rendered(options.output, record)
+    data = page.rendered(options.output, record)
     with files.replacing(options.output) as file:
         file.write(data)
     return 0

@@ -141,7 +141,7 @@ def images_from(
     source
         The file.
     suffix
-        Suffix of its name, which tells the format.
+        Suffix of its name, which is its format.
     neurons, samples
         As in `read_images`.
 

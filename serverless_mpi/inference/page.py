@@ -9,6 +9,7 @@ number is formatted as a number.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -57,6 +58,21 @@ th, td { text-align: right; padding: .15rem .6rem; border-bottom: 1px solid var(
 th { color: var(--soft); font-weight: 600 }
 details summary { cursor: pointer; margin-top: 1.6rem; font-weight: 600 }
 """
+
+
+def rendered(path: str, record: RunRecord) -> bytes:
+    """Return the contents of a report file.
+
+    Parameters
+    ----------
+    path
+        Its name, whose suffix is the format, one of `report.SUFFIXES`.
+    record
+        The run.
+    """
+    if path.endswith(".json"):
+        return json.dumps(record.to_json()).encode() + b"\n"
+    return (html(record) if path.endswith(".html") else report.text(record) + "\n").encode()
 
 
 def html(record: RunRecord) -> str:

@@ -314,7 +314,7 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
         owners = partition.owners[layer + 1]
         needs = _needs(matrix, before.owners, owners, before.rows, partition.parts)
         needs[before.senders, np.arange(before.total)] = False  # no rank sends to itself
-        # Duplicates are found by distinct inputs, so that copies of copies are copies as well.
+        # Rows are compared by distinct inputs, so that duplicates of duplicates are found as well.
         inputs = before.rows[matrix.indices]
         weight_bits = matrix.all_values().view(np.int32).astype(np.int64)
         originals = duplicate_rows(matrix.indptr, inputs, weight_bits, kind=owners)

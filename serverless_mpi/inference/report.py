@@ -1,4 +1,4 @@
-"""Reports of a run, by layer and by worker: text, JSON, and a page with plots (`page`).
+"""Reports of a run, by layer and by worker, as text; `page` makes files and a page with plots.
 
 `priced` makes a `RunRecord` from what the workers measured; the other functions show a record.
 `records` defines how a record is stored and checked.
@@ -128,25 +128,6 @@ def check_path(path: str) -> None:
     """
     if not path.endswith(SUFFIXES):
         raise UsageError(f"{path}: a report's name ends with {', '.join(SUFFIXES)}")
-
-
-def rendered(path: str, record: RunRecord) -> bytes:
-    """Return the contents of a report file.
-
-    Parameters
-    ----------
-    path
-        Its name, whose suffix is the format.
-    record
-        The run.
-    """
-    if path.endswith(".json"):
-        return json.dumps(record.to_json()).encode() + b"\n"
-    if path.endswith(".html"):
-        from serverless_mpi.inference import page  # which shows the tables of this module
-
-        return page.html(record).encode()
-    return text(record).encode() + b"\n"
 
 
 def title(record: RunRecord) -> str:

@@ -240,7 +240,7 @@ class Service:
                     else f"{self._options.queue} queries are waiting already; ask again later"
                 )
                 return {"error": reason}
-            self.waiting.put_nowait(query)
+            self.waiting.put_nowait(query)  # under the lock, so that `stop` misses no query
         reply = query.reply.result()
         with self._lock:
             self.counts["failed" if "error" in reply else "answered"] += 1
@@ -620,6 +620,7 @@ class _Client(socketserver.BaseRequestHandler):
 
     def _line(self) -> bytes | None:
         """Return the next line, or an unterminated rest; None if the connection is to be closed."""
+        # The limit is for the whole line: a client that sends a byte now and then is idle, too.
         deadline, looked = time.monotonic() + IDLE_S, 0
         while (end := self._buffer.find(b"\n", looked)) < 0:
             looked = len(self._buffer)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from serverless_mpi import job
 from serverless_mpi.env import ENV_TERMINAL
 from serverless_mpi.errors import ServerlessMPIError, UsageError
-from serverless_mpi.inference import dataset, engine, files, records, report, sources
+from serverless_mpi.inference import dataset, engine, files, page, records, report, sources
 from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.inference.options import RunOptions, SourceOptions
 from serverless_mpi.launch.base import EXIT_USAGE
@@ -424,7 +424,7 @@ def _publish(
         if options.output:
             deliver(options, options.output, rendered(options.output, result))
         for path in options.report:
-            deliver(options, path, report.rendered(path, record))
+            deliver(options, path, page.rendered(path, record))
     except FAULTS as error:
         print(f"smpi-infer: {error}", file=sys.stderr, flush=True)
         code = EXIT_USAGE

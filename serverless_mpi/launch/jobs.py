@@ -7,7 +7,7 @@
   for the launcher.  If the launcher dies, the guard kills the job's processes,
   removes what the job made, and ends.
 - If the guard died as well, `smpirun --cleanup` does its work: a folder whose
-  lock nobody holds belongs to a dead job.
+  lock is free belongs to a dead job.
 
 The job's key is never written to a file.
 """

@@ -195,6 +195,7 @@ class Child:
         deadline = time.monotonic() + GRACE_S
         while self.code is None and time.monotonic() < deadline:
             self.turn(0.05, take)
+        # Output is read while waiting: a program that blocks on a full pipe could not end.
         self._signal(signal.SIGKILL)
         while self.code is None:
             self.turn(0.05, take)

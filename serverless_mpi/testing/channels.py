@@ -66,7 +66,7 @@ def check_channel(
     endpoint
         URL of an AWS emulator; required if the channel has `services`.
     leftovers
-        Returns what still exists of a job; for media that `find_leftovers` does not know.
+        Returns what still exists of a job; for media that `find_leftovers` cannot search.
     skip
         Names of `CHECKS` to omit, for an emulator that lacks a feature.
     patience_s
@@ -363,7 +363,9 @@ def each_reader_of_a_scattered_frame_gets_its_own(job: _Job) -> None:
 def an_empty_medium_delivers_nothing(job: _Job) -> None:
     """Get without waiting: no frame is returned if none was put."""
     awaited = [ExpectedFrame(_ORDERED, 9, 1, 0, 0, 0, 0)]
-    assert job.channels[0].get(0.0, lambda: awaited) == [], "a frame that nobody put"
+    assert job.channels[0].get(0.0, lambda: awaited) == [], (
+        "a frame was delivered that no rank has put"
+    )
 
 
 def a_wildcard_receives_from_any_source(job: _Job) -> None:
