@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -319,7 +320,6 @@ def _cost(model: Model, chosen: Owners, parts: int) -> int:
     return int(np.maximum(touches.sum(axis=1) - 1, 0).sum()) + ROWS_PER_MESSAGE * int(pairs.sum())
 
 
-@functools.cache
 def _library() -> tuple[Any, Any]:
     """Return the module mtkahypar and its library; raise ValueError if it is not installed."""
     try:
@@ -329,8 +329,14 @@ def _library() -> tuple[Any, Any]:
             "method hypergraph needs the partitioner Mt-KaHyPar: pip install "
             "'serverless-mpi[hypergraph]'; or use greedy"
         ) from None
+    return mtkahypar, _initialized(mtkahypar)
+
+
+@functools.cache
+def _initialized(mtkahypar: ModuleType) -> Any:
+    """Return the library of mtkahypar, which can be initialized once per process."""
     # One thread: a layer is small, and more threads cost more time than they save.
-    return mtkahypar, mtkahypar.initialize(1, False)
+    return mtkahypar.initialize(1, False)
 
 
 def _readers(matrix: SparseRows, chosen: Owners, parts: int) -> Owners:

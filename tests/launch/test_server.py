@@ -23,9 +23,9 @@ LIMIT_S = 20.0  # nothing here waits; what hangs fails
 
 
 @pytest.fixture(autouse=True)
-def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No poll looks by itself."""
-    monkeypatch.setattr(server, "LOOK_S", 3600.0)
+def no_unasked_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a poll check the queue only after a send."""
+    monkeypatch.setattr(server, "POLL_S", 3600.0)
 
 
 class Queues:
