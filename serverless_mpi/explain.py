@@ -183,6 +183,7 @@ def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _C
         for row in record.get("collectives", ()):
             operation, size, nbytes, algorithm, layout, calls, blobs, total = row
             about: Any = None if layout is None else tuple(layout)
+            # Each rank reports its own edges, so the calls of a communicator are joined.
             if OPERATIONS[operation].neighbours:
                 about, rank, *edges = layout
                 kinds[operation, size, nbytes, algorithm, about].edges[rank] = edges

@@ -259,6 +259,7 @@ class _Arrows:
                         self.left_at[name] = event[-1] + record["offset"]
                     else:
                         arrived[name] = None
+        # A message with one recorded end (the other was among the dropped events) has no arrow.
         both = [name for name in arrived if name in self.left_at]
         self.numbers = {name: number for number, name in enumerate(both)}
 

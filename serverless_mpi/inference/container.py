@@ -97,6 +97,7 @@ def pack(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> li
     for name, given in arrays.items():
         array = np.ascontiguousarray(narrow(given))
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        # The type before `narrow` is stored as well, so that `unpack` can restore it.
         data = array.reshape(-1).view(np.uint8).data
         sections.append(
             [name, array.dtype.str, given.dtype.str, list(given.shape), offset, _digest(data)]
@@ -106,6 +107,7 @@ def pack(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> li
     header = json.dumps(
         {"kind": kind, **facts, "sections": sections, "size": offset}, separators=(",", ":")
     ).encode()
+    # Padding of spaces aligns the first section, and with it all others.
     start = _aligned(_HEAD.size + len(header))
     whole = _HEAD.pack(MAGIC, VERSION, len(header), bytes.fromhex(_digest(header))) + header
     return [memoryview(whole.ljust(start, b" ")), *(piece for piece in pieces if piece.nbytes)]

@@ -176,6 +176,7 @@ class Part:
 
         Blocks without entries are omitted; a row's entries keep their order in each block.
         """
+        # Columns are own rows, then received rows sender after sender: a block is a range of them.
         bounds = np.concatenate([[0], self.own + self.recv_offsets])
         # Of equal bounds the last one counts: it belongs to a sender that has rows.
         block_of_entry = np.searchsorted(bounds, self.indices, side="right") - 2
@@ -503,6 +504,7 @@ class _Batch:
         elif part.exchange == Exchange.ALLTOALL:
             received = self.comm.alltoall(messages)
         elif part.exchange == Exchange.PAIRWISE:
+            # All sends start before the first receive, so no pair of ranks can deadlock.
             sends = [
                 self.comm.isend(message, dest=peer)
                 for peer, message in enumerate(messages)
@@ -564,9 +566,11 @@ class _Batch:
         """Return the layer's input over the samples that are active in one of its rows."""
         if not part.recv_offsets[-1]:
             return self.own()
+        # Samples that are active on a sender only become active here; own rows are 0 for them.
         before = self.active.copy()
         messages_in = self.arrived(part, received)
         panel = Panels(part.columns, int(np.count_nonzero(self.active)))
+        # The common case, in which the samples are the same, copies whole panels.
         if isinstance(self.y, Panels) and panel.samples == self.y.samples:
             panel.data[:, : part.own] = self.y.data
         else:
@@ -586,6 +590,7 @@ class _Batch:
             self.exchange(part, messages, statistics)
             self.y, still_active = layer(part.weights, self.own(), self.bias, self.cap)
             return still_active
+        # The exchange blocks, so a thread makes it while this one multiplies the own rows.
         pending = (
             self.caller.submit(self.exchange, part, messages, LayerStatistics())
             if self.caller
@@ -597,6 +602,7 @@ class _Batch:
         statistics.wait_s += time.perf_counter() - began
         before = self.active.copy()
         messages_in = self.arrived(part, received)
+        # The own products are 0 for samples that only senders have.
         if total is not None and not (before == self.active).all():
             total = Panels.of(self.spread(total.take(), before))
         for peer, active, body in messages_in[:-1]:
@@ -604,6 +610,7 @@ class _Batch:
             total = multiply(
                 part.blocks[peer], Panels.of(self.rows(part, peer, active, body)), total, more
             )
+        # Only the last block adds the bias and the limits: they apply to the complete sums.
         peer, active, body = messages_in[-1]
         last = Panels.of(self.rows(part, peer, active, body))
         self.y, still_active = layer(

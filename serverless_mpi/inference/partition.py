@@ -122,6 +122,7 @@ class Partition:
                 np.arange(self.neurons),
                 self.parts,
             )
+            # A rank does not send to itself.
             needs[self.owners[layer], np.arange(self.neurons)] = False
             rows.append(int(needs.sum()))
             pairs.append(_pairs(needs, self.owners[layer]))

@@ -375,6 +375,7 @@ class Service:
         """
         model, problem = self._model, ""
         x = np.zeros((0, 0), np.float32)
+        # Images of a file are scattered by rank 0; those of the store are read by every rank.
         if order["count"] is None:
             try:
                 x = sources.stored_images(
@@ -704,6 +705,7 @@ def listen(path: str) -> _Server:
     with _alone_in(Path(path).parent):
         if _is_abandoned(path):
             os.unlink(path)
+        # The umask gives the socket's file its mode before anyone can connect.
         old = os.umask(0o177)
         try:
             return _Server(path)

@@ -211,6 +211,8 @@ def answer(
         The answer at rank 0 of `group`; None at the others.
     """
     rows = np.flatnonzero(model.last == part)
+    # Largest activation of each sample among this part's neurons, and its neuron; a part without
+    # neurons has -inf, so that it never wins.
     best = y.argmax(axis=0) if y.size else np.zeros(len(samples), np.int64)
     top = y[best, np.arange(len(samples))] if y.size else np.full(len(samples), -np.inf, np.float32)
     gathered = group.gather((top, rows[best] if len(rows) else best))

@@ -108,6 +108,7 @@ def pack(program: Program, with_requirements: bool) -> Bundle:
                 " only files of that folder are sent to the platform"
             )
         return Bundle(kinds.SCRIPT, (str(path.relative_to(folder)), *arguments), _files(folder))
+    # A console script names this machine's interpreter in its first line: call its function.
     entry = _console_script(words[0])
     if entry is not None:
         module = entry.partition(":")[0]

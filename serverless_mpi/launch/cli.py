@@ -318,6 +318,8 @@ def _parse(arguments: Sequence[str]) -> list[argparse.Namespace]:
             segments.append([])
         else:
             segments[-1].append(argument)
+    # Every program has the whole parser, so that an option of the job after the first program is
+    # reported as misplaced and not as unknown.
     parser = build_parser()
     parsed = [parser.parse_args(segment) for segment in segments]
     for later in parsed[1:]:
