@@ -1,4 +1,4 @@
-"""The entry module of a deployed function: its two handlers, and what runs at a cold start."""
+"""The module that a deployed function names: what an environment does before its first invocation, and the two entries."""
 
 from serverless_mpi.launch.handler import handler, preload, report
 from serverless_mpi.launch.sandbox import seal
