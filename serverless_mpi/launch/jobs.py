@@ -285,6 +285,8 @@ def clear(path: Path) -> None:
         The service could not be reached; the folder stays, for another try.
     JobError
         The record of what the job made is damaged; the folder stays.
+    UsageError
+        The job's channel is an extension that is not installed here; the folder stays.
     """
     kill_processes_of(path.name)
     record = path / "spec.json"
@@ -315,7 +317,7 @@ def clear_dead_jobs() -> list[str]:
                     continue  # it runs, or its guard is clearing it
                 try:
                     clear(path)
-                except (ChannelError, JobError) as error:
+                except (ChannelError, JobError, UsageError) as error:
                     lines.append(f"kept job {path.name}; to give it up, remove {path}: {error}")
                 else:
                     lines.append(f"removed job {path.name}")
