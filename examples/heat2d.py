@@ -25,7 +25,7 @@ if options.size < comm.size:
         f"use --size {comm.size} or more"
     )
 
-plate = np.zeros((rows + 2, options.size))  # with a row of halo above and below
+plate = np.zeros((rows + 2, options.size))  # with a halo row above and below
 if comm.rank == 0:
     plate[1] = 100.0  # the hot edge
 up = comm.rank - 1 if comm.rank > 0 else MPI.PROC_NULL

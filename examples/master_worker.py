@@ -1,4 +1,4 @@
-"""Rank 0 deals tasks to whoever asks next, by wildcard receives; the others count primes.
+"""Count primes: rank 0 sends each task to the next idle rank, found by a wildcard receive.
 
 smpirun -n 4 examples/master_worker.py --limit 20000
 """
@@ -12,7 +12,7 @@ STEP = 1000
 
 
 def primes_in(start: int, stop: int) -> int:
-    """How many primes there are in start..stop-1."""
+    """Return the number of primes in start..stop-1."""
     return sum(n > 1 and all(n % d for d in range(2, int(n**0.5) + 1)) for n in range(start, stop))
 
 
@@ -24,7 +24,7 @@ limit = parser.parse_args().limit
 
 comm = MPI.COMM_WORLD
 if comm.size < 2:
-    raise SystemExit("a master needs a worker: start with -n 2 or more")
+    raise SystemExit("rank 0 needs a worker: start the program with -n 2 or more")
 
 if comm.rank == 0:
     tasks = [(start, min(start + STEP, limit)) for start in range(0, limit, STEP)]

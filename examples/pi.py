@@ -1,4 +1,4 @@
-"""Pi by the midpoint rule: the intervals are divided among the ranks, a reduction adds the sums.
+"""Pi by the midpoint rule: ranks share the intervals, and a reduction adds their sums.
 
 smpirun -n 4 examples/pi.py --intervals 1000000
 """

@@ -1,4 +1,4 @@
-"""An array goes round the ring; each rank adds its own number.
+"""Pass an array around a ring of ranks; each rank adds its own number.
 
 smpirun -n 4 examples/ring.py
 """
@@ -15,7 +15,7 @@ for _ in range(comm.size):
     token += comm.rank
     comm.Sendrecv_replace(token, dest=right, source=left)
 
-# every token has met every rank once
+# Every array has visited every rank once.
 assert (token == comm.size * (comm.size - 1) // 2).all()
 comm.Barrier()
 if comm.rank == 0:

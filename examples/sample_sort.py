@@ -1,5 +1,4 @@
-"""Sample sort: each rank sorts its numbers, all agree on splitters, Alltoallv brings every number
-to its rank.
+"""Sample sort: sort locally, agree on splitters, and send every number to its rank by Alltoallv.
 
 smpirun -n 4 examples/sample_sort.py --count 100000
 """
@@ -18,19 +17,19 @@ parser.add_argument("--seed", type=int, default=1)
 options = parser.parse_args()
 
 comm = MPI.COMM_WORLD
-mine = np.sort(np.random.default_rng([options.seed, comm.rank]).random(options.count))
-samples = np.sort(np.concatenate(comm.allgather(mine[:: max(1, options.count // 32)])))
+own = np.sort(np.random.default_rng([options.seed, comm.rank]).random(options.count))
+samples = np.sort(np.concatenate(comm.allgather(own[:: max(1, options.count // 32)])))
 splitters = samples[[len(samples) * part // comm.size for part in range(1, comm.size)]]
 
-bounds = np.concatenate([[0], np.searchsorted(mine, splitters), [len(mine)]])
+bounds = np.concatenate([[0], np.searchsorted(own, splitters), [len(own)]])
 send_counts = np.diff(bounds)
 recv_counts = np.empty_like(send_counts)
 comm.Alltoall(send_counts, recv_counts)
 sorted_part = np.empty(recv_counts.sum())
-comm.Alltoallv([mine, send_counts], [sorted_part, recv_counts])
+comm.Alltoallv([own, send_counts], [sorted_part, recv_counts])
 sorted_part.sort()
 
-# the parts in rank order are the whole in order
+# The parts are sorted, and so are their ends in the order of ranks.
 edges = comm.gather((len(sorted_part), sorted_part[:1], sorted_part[-1:]), root=0)
 assert (np.diff(sorted_part) >= 0).all()
 if edges is not None:

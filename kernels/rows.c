@@ -1,8 +1,14 @@
-/* The inner loops: rows of a sparse matrix times one panel of samples.  CMake compiles this file once for each instruction
- * set, with SPDNN_PATH its name and the compiler's flags for it; what differs between them is the table of macros below.
+/* The inner loops: rows of a sparse matrix times one panel of samples.
  *
- * A row's sums stay in registers over all its entries, and several rows are done at once, or the processor would wait for
- * each addition: ROWS x VECTORS independent sums.  Each entry is one fused multiply-add, in the order of the entries. */
+ * CMake compiles this file once for each instruction set, with SPDNN_PATH as its name and with the
+ * compiler's flags for it. Only the table of macros below differs between instruction sets.
+ *
+ * The sums of a row stay in registers over all its entries. Several rows are computed together, so
+ * that ROWS x VECTORS independent sums hide the latency of an addition. Each entry is one fused
+ * multiply-add, in the order of the entries: the order is part of the interface (spdnn.h).
+ *
+ * To add an instruction set, add a block of macros here, its flags in CMakeLists.txt, and a row in
+ * `choose` (spdnn.c). */
 #include "rows.h"
 
 #include <math.h>
@@ -72,19 +78,20 @@ typedef float vec;
 #define POSITIVES(z) ((z) > 0)
 #endif
 #define VECTORS (P / LANES)
-#define LIST 64 /* longest row whose entries are looked at before they are multiplied */
-#define AHEAD 4  /* groups: how long before its use memory is asked for; the processor does not foresee gathered rows */
+#define LIST 64 /* longest row whose zero inputs are skipped */
+/* Distance of prefetches, in groups: hardware prefetchers do not predict gathered rows. */
+#define AHEAD 4
 #if LANES > 1
-#define UNROLLED _Pragma("GCC unroll 8") /* or the sums would not be in registers */
+#define UNROLLED _Pragma("GCC unroll 8") /* otherwise the sums are not kept in registers */
 #else
-#define UNROLLED /* the sums are calls of fmaf where the processor lacks one: as fast, and compiled in 2 s instead of 13 */
+#define UNROLLED /* sums are calls of fmaf: unrolled they are not faster, and compile in 13 s, not 2 */
 #endif
 
 #define PREFETCH(p) __builtin_prefetch(p)
 #define for_rows(many) UNROLLED for (int r = 0; r < (many); r++)
 #define for_vectors(many) UNROLLED for (int v = 0; v < (many); v++)
 
-/* The end of a row, or of `many` vectors of it: what step says, to `out`. */
+/* Finish `many` vectors of a row as `step` requires, and store them to `out`. */
 INLINE void end_row(const vec *sum, const int many, float *out, vec *any, const spdnn_step *step, uint32_t *counts)
 {
     const vec bias = ALL(step->bias), cap = ALL(step->cap);
@@ -106,7 +113,7 @@ INLINE void end_row(const vec *sum, const int many, float *out, vec *any, const 
         *counts += (uint32_t)positives;
 }
 
-/* `many` rows from `row` on, many being ROWS or 1; wide and constant are known to the compiler. */
+/* Compute `many` rows from `row` on, ROWS or 1. `wide` and `constant` are constants when inlined. */
 INLINE void block(const spdnn_matrix *w, int64_t row, const int many, const int wide, const int constant, const float *x,
                   float *y, const spdnn_step *step, vec *any, uint32_t *counts)
 {
@@ -130,7 +137,7 @@ INLINE void block(const spdnn_matrix *w, int64_t row, const int many, const int 
     for (int64_t k = 0; k < together; k++)
         for_rows(many)
             ENTRY(r, at[r] + k);
-    for_rows(many) /* what a row has more than its neighbours */
+    for_rows(many) /* entries that a row has in addition to its neighbours */
         for (int64_t e = at[r] + together; e < end[r]; e++)
             ENTRY(r, e);
 #undef ENTRY
@@ -138,7 +145,7 @@ INLINE void block(const spdnn_matrix *w, int64_t row, const int many, const int 
         end_row(sum[r], VECTORS, y + (row + r) * P, any, step, counts ? counts + row + r : NULL);
 }
 
-/* Entries of a group whose columns hold anything but 0: which of the row's, and where they are in x. */
+/* Entries of a group whose inputs are not all 0: their numbers in the row, and positions in x. */
 typedef struct {
     int64_t count;
     uint32_t entry[LIST], place[LIST];
@@ -156,8 +163,8 @@ INLINE void note_used(list *found, const spdnn_matrix *w, int64_t at, int64_t de
     found->count = count;
 }
 
-/* SPDNN_GROUP rows from `row` on that have the same columns: what a column holds is loaded once for all of them.
- * found: the entries to do; NULL: all. */
+/* Compute SPDNN_GROUP rows from `row` on that have the same columns: an input is loaded once for all
+ * of them. found: the entries to compute; NULL for all. */
 INLINE void group(const spdnn_matrix *w, int64_t row, const int wide, const int constant, const list *found, const float *x,
                   float *y, const spdnn_step *step, vec *any, uint32_t *counts)
 {
@@ -186,7 +193,7 @@ INLINE void group(const spdnn_matrix *w, int64_t row, const int wide, const int 
         for_rows(SPDNN_GROUP) for_vectors(STRIP)
         {
             sum[r][v] = step->accumulate ? LOAD(out + r * P + v * LANES) : ALL(0.0f);
-            OPAQUE(sum[r][v]); /* rows that are equal are computed each for itself: to merge them is another's business */
+            OPAQUE(sum[r][v]); /* keeps the compiler from merging the sums of equal rows */
         }
         _Pragma("GCC unroll 4") for (int64_t i = 0; i < count; i++)
         {

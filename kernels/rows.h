@@ -1,4 +1,5 @@
-/* What a path is: a function that does rows of a layer for one panel.  rows.c is compiled once for each instruction set. */
+/* Interface of a path: functions that compute rows of a layer for one panel, for one instruction
+ * set. rows.c is compiled once for each instruction set. */
 #ifndef SPDNN_ROWS_H
 #define SPDNN_ROWS_H
 
@@ -6,15 +7,15 @@
 
 #define P SPDNN_PANEL
 
-/* Rows first .. stop - 1 of w, for one panel: x is w->cols x P, y is w->rows x P, both aligned to 64 bytes.
- * x_counts, unless NULL, is 0 where a row of x is 0 throughout.  first is a multiple of SPDNN_GROUP.
- * any[s] becomes the greatest number of sample s that a finish met, if that is greater; counts[row], unless NULL,
- * grows by the nonzeros of a row. */
+/* Compute rows first to stop - 1 of w for one panel. x is w->cols x P and y is w->rows x P, both
+ * aligned to 64 bytes; first is a multiple of SPDNN_GROUP. x_counts, unless NULL, is 0 for rows of x
+ * that are all 0. any[s] is raised to the greatest activation of sample s that a finish computes.
+ * counts[row], unless NULL, is increased by the nonzeros of the row. */
 typedef void spdnn_rows(const spdnn_matrix *w, int64_t first, int64_t stop, const float *x, const uint32_t *x_counts,
                         float *y, const spdnn_step *step, float *any, uint32_t *counts);
 
-/* Samples lane[0] .. lane[count - 1] of `rows` rows of a panel become the first of the rows at `to`, which has room for them:
- * it points to a row of another panel, or into it. */
+/* Copy samples lane[0] to lane[count - 1] of `rows` rows of a panel to consecutive samples at `to`,
+ * a position in a row of another panel that has at least `count` samples after it. */
 typedef void spdnn_move(const float *from, const int *lane, int count, float *to, int64_t rows);
 
 spdnn_rows spdnn_rows_plain, spdnn_rows_avx2, spdnn_rows_avx512, spdnn_rows_neon;

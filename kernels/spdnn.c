@@ -1,4 +1,14 @@
-/* Which path runs, and how a layer and a network are cut into panels, rows and threads.  The arithmetic is in rows.c. */
+/* The choice of a path, and the division of a layer or a network into panels, rows and threads. The
+ * arithmetic is in rows.c.
+ *
+ * A layer: threads take tasks, each a chunk of rows of one panel, from a counter. A network
+ * (spdnn_forward): each thread takes a batch of up to MOST panels through all layers, since the
+ * weights of a network exceed the cache and a panel does not. Samples whose activations are all 0
+ * are pruned on the way. When a batch has lost many of its samples, it waits for another batch at
+ * the same layer, and both are merged into full panels.
+ *
+ * Invariant: a sample's sums do not depend on the batch or panel that it is in, so merging batches
+ * does not change any bit. */
 #include "rows.h"
 #include "threads.h"
 
@@ -17,7 +27,7 @@ typedef struct {
     int here;
 } path;
 
-/* The best path this machine has, or the one that SMPI_KERNEL names. */
+/* The best path that this machine supports, or the one that SMPI_KERNEL names. */
 static path choose(void)
 {
     const path paths[] = {
@@ -44,8 +54,9 @@ static int64_t panels_of(int64_t samples) { return (samples + P - 1) / P; }
 
 static int width(int64_t samples, int64_t panel) { return samples - panel * P < P ? (int)(samples - panel * P) : P; }
 
-/* Panels to work in, with large pages where the system has them, since rows are gathered from all over.  What is not too
- * large is kept for the next call: new memory costs more than a layer.  The first 64 bytes are the size. */
+/* Memory for panels, in huge pages if the system has them, since rows are gathered from everywhere.
+ * Up to KEPT blocks of at most KEPT_BYTES are kept for the next call: page faults of new memory cost
+ * more than a layer. The first 64 bytes of a block hold its size. */
 #define KEPT_BYTES (32 << 20)
 #define KEPT 8
 static void *kept[KEPT];
@@ -57,7 +68,7 @@ static float *panel_memory(int64_t rows)
         char *memory = __atomic_exchange_n(&kept[i], NULL, __ATOMIC_ACQ_REL);
         if (memory && *(size_t *)(void *)memory >= bytes)
             return (float *)(void *)(memory + 64);
-        free(memory); /* too small, and will be so again */
+        free(memory); /* too small for this size, which will be requested again */
     }
     void *memory = NULL;
     if (posix_memalign(&memory, bytes >= HUGE_PAGE ? HUGE_PAGE : 64, bytes))
@@ -70,7 +81,7 @@ static float *panel_memory(int64_t rows)
     return (float *)memory + 64 / sizeof(float);
 }
 
-static void let_go(float *panels)
+static void release(float *panels)
 {
     void *memory = panels ? (void *)(panels - 64 / sizeof(float)) : NULL;
     for (int i = 0; memory && *(size_t *)memory <= KEPT_BYTES && i < KEPT; i++) {
@@ -81,7 +92,7 @@ static void let_go(float *panels)
     free(memory);
 }
 
-/* `count` numbers from `from`, then 0 up to P. */
+/* Copy `count` numbers, and fill up to P with 0. */
 static inline void fill(float *to, const float *from, int count)
 {
     if (count == P) {
@@ -92,7 +103,7 @@ static inline void fill(float *to, const float *from, int count)
     }
 }
 
-/* Rows first .. stop - 1 of a panel, from C order and back. */
+/* Copy rows first to stop - 1 of a panel from C order, and back. */
 static void load(const float *x, int64_t first, int64_t stop, int64_t samples, int64_t panel, float *to)
 {
     const int count = width(samples, panel);
@@ -131,7 +142,7 @@ void spdnn_gather(const float *panels, int64_t n, const int64_t *which, int64_t 
 
 void spdnn_keep(float *panels, int64_t n, const int64_t *keep, int64_t kept)
 {
-    for (int64_t panel = 0; panel < panels_of(kept); panel++) { /* ascending, so what is written has been read */
+    for (int64_t panel = 0; panel < panels_of(kept); panel++) { /* ascending: reads precede writes */
         const int count = width(kept, panel);
         const float *from[P];
         for (int s = 0; s < count; s++)
@@ -178,12 +189,12 @@ typedef struct {
     float *y;
     int64_t samples;
     const spdnn_step *step;
-    uint8_t *alive;
+    uint8_t *active;
     uint32_t *counts;
     spdnn_rows *rows;
     int c_order;
     int64_t chunks; /* of rows; a task is a chunk of a panel */
-    int64_t next;   /* task; taken by whoever is free */
+    int64_t next;   /* the next task for a thread that is free */
     int failed;
 } layer_job;
 
@@ -226,14 +237,14 @@ static void layer_worker(void *context)
             job->rows(w, first, stop, job->x + panel * w->cols * P, NULL, job->y + panel * w->rows * P, job->step, any,
                       counts);
         }
-        for (int s = 0; job->alive && s < width(job->samples, panel); s++)
+        for (int s = 0; job->active && s < width(job->samples, panel); s++)
             if (any[s] > 0)
-                __atomic_store_n(&job->alive[panel * P + s], 1, __ATOMIC_RELAXED);
+                __atomic_store_n(&job->active[panel * P + s], 1, __ATOMIC_RELAXED);
     }
     for (int64_t row = 0; counts && row < w->rows; row++)
         __atomic_fetch_add(&job->counts[row], counts[row], __ATOMIC_RELAXED);
-    let_go(in);
-    let_go(out);
+    release(in);
+    release(out);
     free(counts);
 }
 
@@ -244,8 +255,8 @@ static int one_layer(layer_job job, int threads)
     if (!job.rows)
         return -1;
     threads = threads > 1 ? threads : 1;
-    if (job.alive)
-        memset(job.alive, 0, (size_t)job.samples);
+    if (job.active)
+        memset(job.active, 0, (size_t)job.samples);
     if (job.counts)
         memset(job.counts, 0, (size_t)job.w->rows * sizeof *job.counts);
     job.chunks = panels % threads ? threads : 1; /* so that all threads end together */
@@ -253,41 +264,42 @@ static int one_layer(layer_job job, int threads)
     return job.failed ? -1 : 0;
 }
 
-int spdnn_panels(const spdnn_matrix *w, const float *x, int64_t samples, float *y, const spdnn_step *step, uint8_t *alive,
+int spdnn_panels(const spdnn_matrix *w, const float *x, int64_t samples, float *y, const spdnn_step *step, uint8_t *active,
                  uint32_t *counts, int threads)
 {
-    return one_layer((layer_job){.w = w, .x = x, .y = y, .samples = samples, .step = step, .alive = alive, .counts = counts},
+    return one_layer((layer_job){.w = w, .x = x, .y = y, .samples = samples, .step = step, .active = active, .counts = counts},
                      threads);
 }
 
-int spdnn_layer(const spdnn_matrix *w, const float *x, int64_t samples, float *y, const spdnn_step *step, uint8_t *alive,
+int spdnn_layer(const spdnn_matrix *w, const float *x, int64_t samples, float *y, const spdnn_step *step, uint8_t *active,
                 uint32_t *counts, int threads)
 {
-    return one_layer((layer_job){.w = w, .x = x, .y = y, .samples = samples, .step = step, .alive = alive,
+    return one_layer((layer_job){.w = w, .x = x, .y = y, .samples = samples, .step = step, .active = active,
                                  .counts = counts, .c_order = 1},
                      threads);
 }
 
 /* -- all layers */
 
-/* A batch of at most so many panels goes through the layers together, and shares what is read of the weights: they come from
- * memory, since all layers of a network are more than a cache holds. */
+/* Most panels of a batch. The panels share each read of the weights, which come from memory. */
 enum { MOST = 4 };
 
-/* Rows that are done for one panel after the other, so that their weights are still in cache. */
+/* Rows that are computed for all panels of a batch before the next ones, while their weights are in
+ * the cache. */
 enum { CHUNK = 128 };
 
-/* A panel's zero rows are passed over if they are one in so many of its rows. */
+/* Zero rows of a panel are skipped if at least one in IDLE of its rows is 0. */
 enum { IDLE = 8 };
 
-/* Layers between two looks at which rows of a full panel are 0. */
-enum { LOOK_EVERY = 8 };
+/* Period, in layers, of the check which rows of a panel are 0, if few of them were. */
+enum { CHECK_EVERY = 8 };
 
-/* Moving a living sample to another batch costs about as much as so many dead samples in one layer. */
+/* Moving an active sample to another batch takes about as long as MOVE_COST pruned samples in a
+ * layer. */
 enum { MOVE_COST = 8 };
 
-/* Samples on their way, before `layer`: panel p of them is at x + p * stride, and used + p * stride / P tells the rows of it
- * that hold anything but 0. */
+/* Samples before layer `layer`: their panel p is at x + p * stride, and used + p * stride / P has
+ * a number for each row of it, 0 if the row is all 0. */
 typedef struct {
     float *x;
     uint32_t *used;
@@ -300,15 +312,15 @@ typedef struct {
     int panels; /* of a batch, 1 to MOST */
     const float *x;
     float *y;
-    int64_t *ids, arrived; /* samples that lived to the end, and how many they are */
+    int64_t *ids, arrived; /* samples that are active at the end, and their number */
     spdnn_step step;
     path how;
     int64_t next; /* panel of the input */
     int failed;
 } forward_job;
 
-/* What a thread has: the batch under way, a batch to write to, and batches that wait for more samples before they go on,
- * at most one a layer, by ascending layer; behind them, those not in use. */
+/* State of a thread: the current batch, a batch for output, and batches that wait for more samples,
+ * at most one per layer, in ascending order of layers; after these, unused batches. */
 enum { WAITING = 12 };
 typedef struct {
     forward_job *job;
@@ -317,30 +329,31 @@ typedef struct {
     int waiters;
 } forward_worker;
 
-/* Cut one piece of memory into batches; it is touched only as they come into use.  NULL if there is none. */
+/* Divide one block of memory into batches; pages of unused batches are not touched. NULL without
+ * memory. */
 static float *make_batches(const forward_job *job, forward_worker *my)
 {
     const int64_t x_size = job->stride * job->panels, ids = job->panels * P;
     const int64_t used_size = (x_size / P + 1) / 2 * 2; /* even: ids are aligned */
     const int64_t floats = x_size + used_size + ids * 2;
     float *memory = panel_memory((floats * (WAITING + 2) + P - 1) / P), *at = memory;
-    for (int i = -2; memory && i < WAITING; i++, at += x_size) /* all the x first: they are aligned */
+    for (int i = -2; memory && i < WAITING; i++, at += x_size) /* first all x, which are aligned */
         *(i == -2 ? &my->now : i == -1 ? &my->spare : &my->waiting[i]) = (batch){.x = at};
     for (int i = -2; memory && i < WAITING; i++, at += used_size + ids * 2) {
-        batch *made = i == -2 ? &my->now : i == -1 ? &my->spare : &my->waiting[i];
-        made->id = (int64_t *)at;
-        made->used = (uint32_t *)(at + ids * 2);
+        batch *each = i == -2 ? &my->now : i == -1 ? &my->spare : &my->waiting[i];
+        each->id = (int64_t *)at;
+        each->used = (uint32_t *)(at + ids * 2);
     }
     return memory;
 }
 
-/* Samples lane[0] .. lane[many - 1] of `from` to the end of `to`. */
+/* Append samples lane[0] to lane[many - 1] of `from` to `to`. */
 static void append(const forward_job *job, const batch *from, const int *lane, int64_t many, batch *to)
 {
     const int64_t rows = job->layers[from->layer].cols;
     for (int64_t done = 0; done < many;) {
         const int64_t place = to->count, start = lane[done] / P;
-        int64_t here = 1; /* that come from one panel and go to one */
+        int64_t here = 1; /* samples that come from one panel and go to one panel */
         while (done + here < many && place % P + here < P && lane[done + here] / P == start)
             here++;
         const float *in = from->x + start * job->stride;
@@ -360,10 +373,10 @@ static void append(const forward_job *job, const batch *from, const int *lane, i
     }
 }
 
-/* Put the living samples of `now` with those that wait for the same layer.  If they make a full batch, that is `now`, and the
- * rest waits; else `now` is empty.  Nothing changes, and the answer is 0, if nobody waits there and `now` may not be the
- * first, or there is no place to wait in. */
-static int wait_for_more(forward_worker *my, int may_be_first, const int *lane, int64_t living)
+/* Merge the active samples of `now` with those that wait for the same layer. If they make a full
+ * batch, it becomes `now` and the rest waits; otherwise `now` is empty afterwards. Return 0, and
+ * change nothing, if no batch waits there and `now` may not be the first, or no batch is unused. */
+static int merge_waiting(forward_worker *my, int may_be_first, const int *lane, int64_t active)
 {
     const int64_t full = my->job->panels * P;
     int place = 0;
@@ -373,13 +386,13 @@ static int wait_for_more(forward_worker *my, int may_be_first, const int *lane, 
     if (place == my->waiters || there->layer != my->now.layer) {
         if (!may_be_first || my->waiters == WAITING)
             return 0;
-        batch made = my->waiting[my->waiters];
-        made.layer = my->now.layer;
-        made.count = 0;
+        batch unused = my->waiting[my->waiters];
+        unused.layer = my->now.layer;
+        unused.count = 0;
         memmove(there + 1, there, (size_t)(my->waiters++ - place) * sizeof *there);
-        *there = made;
+        *there = unused;
     }
-    const int64_t taken = living < full - there->count ? living : full - there->count;
+    const int64_t taken = active < full - there->count ? active : full - there->count;
     append(my->job, &my->now, lane, taken, there);
     if (there->count < full) {
         my->now.count = 0;
@@ -387,7 +400,7 @@ static int wait_for_more(forward_worker *my, int may_be_first, const int *lane, 
     }
     my->spare.count = 0;
     my->spare.layer = my->now.layer;
-    append(my->job, &my->now, lane + taken, living - taken, &my->spare);
+    append(my->job, &my->now, lane + taken, active - taken, &my->spare);
     const batch rest = my->spare;
     my->spare = my->now;
     my->now = *there;
@@ -395,12 +408,12 @@ static int wait_for_more(forward_worker *my, int may_be_first, const int *lane, 
     return 1;
 }
 
-/* Samples that lived to the end go to the next free places of y. */
-static void arrive(forward_job *job, const batch *now, const int *lane, int64_t living)
+/* Copy the samples that are active at the end to the next free positions of y. */
+static void deliver(forward_job *job, const batch *now, const int *lane, int64_t active)
 {
     const int64_t rows = job->layers[job->count - 1].rows;
-    const int64_t place = __atomic_fetch_add(&job->arrived, living, __ATOMIC_RELAXED);
-    for (int64_t i = 0; i < living; i++) {
+    const int64_t place = __atomic_fetch_add(&job->arrived, active, __ATOMIC_RELAXED);
+    for (int64_t i = 0; i < active; i++) {
         const float *from = now->x + lane[i] / P * job->stride + lane[i] % P;
         float *to = job->y + (place + i) / P * rows * P + (place + i) % P;
         job->ids[place + i] = now->id[lane[i]];
@@ -409,7 +422,8 @@ static void arrive(forward_job *job, const batch *now, const int *lane, int64_t 
     }
 }
 
-/* `used`, or NULL if w's inputs are in use for the most part, or the rows of w have too little in common to look. */
+/* Return `used`, or NULL if skipping zero inputs does not pay: too few are 0, or few rows of w share
+ * their columns. */
 static const uint32_t *worth_skipping(const spdnn_matrix *w, const uint32_t *used)
 {
     int64_t idle = 0;
@@ -418,7 +432,7 @@ static const uint32_t *worth_skipping(const spdnn_matrix *w, const uint32_t *use
     return w->cols < 1 << 27 && idle * IDLE > w->cols ? used : NULL;
 }
 
-/* `now` through the layers, until its samples are at the end, dead, or waiting. */
+/* Run `now` through the layers until its samples have reached the end, are pruned, or wait. */
 static void advance(forward_worker *my, int may_be_first)
 {
     forward_job *job = my->job;
@@ -428,13 +442,13 @@ static void advance(forward_worker *my, int may_be_first)
         const int64_t panels = panels_of(my->now.count);
         _Alignas(64) float any[MOST * P] = {0};
         int lane[MOST * P];
-        int64_t living = 0;
+        int64_t active = 0;
         const uint32_t *skip[MOST];
-        uint32_t *used[MOST]; /* of what is made; where nothing was worth skipping we look again after a while */
+        uint32_t *used[MOST]; /* of the output; NULL for a panel that is not checked at this layer */
         for (int64_t p = 0; p < panels; p++) {
             const int64_t at = p * job->stride / P;
             skip[p] = worth_skipping(w, my->now.used + at);
-            used[p] = skip[p] || my->now.layer % LOOK_EVERY == 0 ? my->spare.used + at : NULL;
+            used[p] = skip[p] || my->now.layer % CHECK_EVERY == 0 ? my->spare.used + at : NULL;
             memset(my->spare.used + at, used[p] ? 0 : 1, (size_t)w->rows * sizeof *my->spare.used);
         }
         for (int64_t first = 0; first < w->rows; first += CHUNK)
@@ -450,13 +464,14 @@ static void advance(forward_worker *my, int may_be_first)
         my->now.layer++;
         for (int s = 0; s < my->now.count; s++)
             if (any[s] > 0)
-                lane[living++] = s;
+                lane[active++] = s;
         if (my->now.layer == job->count)
-            arrive(job, &my->now, lane, living);
-        if (!living || my->now.layer == job->count)
+            deliver(job, &my->now, lane, active);
+        if (!active || my->now.layer == job->count)
             my->now.count = 0;
-        wasted += panels * P - living;
-        if (my->now.count && wasted >= MOVE_COST * panels && wait_for_more(my, may_be_first, lane, living))
+        wasted += panels * P - active;
+        if (my->now.count && wasted >= MOVE_COST * panels &&
+            merge_waiting(my, may_be_first, lane, active))
             wasted = 0;
     }
 }
@@ -488,14 +503,14 @@ static void forward_work(void *context)
             my.now.id[my.now.count++] = s;
         advance(&my, 1);
     }
-    while (my.waiters) { /* nobody comes any more: those in the lowest layer go on, and meet the others */
+    while (my.waiters) { /* no more input: the batch at the lowest layer continues and is merged */
         const batch lowest = my.waiting[0];
         memmove(my.waiting, my.waiting + 1, (size_t)--my.waiters * sizeof *my.waiting);
         my.waiting[my.waiters] = my.now;
         my.now = lowest;
         advance(&my, 0);
     }
-    let_go(memory);
+    release(memory);
 }
 
 int64_t spdnn_forward(const spdnn_matrix *layers, int64_t count, const float *x, int64_t samples, float *y, int64_t *ids,

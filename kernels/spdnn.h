@@ -44,19 +44,19 @@ typedef struct {
     float bias, cap;
 } spdnn_step;
 
-/* One step in panel form. x: w->cols rows; y: w->rows rows. After a finish, alive[s] is 1 for each active
- * sample, which has a nonzero, else 0; counts[r] is the number of nonzeros of row r. Both may be NULL. */
-int spdnn_panels(const spdnn_matrix *w, const float *x, int64_t samples, float *y, const spdnn_step *step, uint8_t *alive,
-                 uint32_t *counts, int threads);
+/* One step in panel form. x: w->cols rows; y: w->rows rows. After a finish, active[s] is 1 for each
+ * sample with a nonzero, else 0; counts[r] is the number of nonzeros of row r. Both may be NULL. */
+int spdnn_panels(const spdnn_matrix *w, const float *x, int64_t samples, float *y,
+                 const spdnn_step *step, uint8_t *active, uint32_t *counts, int threads);
 
 /* One step in C order: x is w->cols x samples, y is w->rows x samples; the rest as in spdnn_panels. */
-int spdnn_layer(const spdnn_matrix *w, const float *x, int64_t samples, float *y, const spdnn_step *step, uint8_t *alive,
-                uint32_t *counts, int threads);
+int spdnn_layer(const spdnn_matrix *w, const float *x, int64_t samples, float *y,
+                const spdnn_step *step, uint8_t *active, uint32_t *counts, int threads);
 
 /* All layers of a network. A panel stays in cache over the layers; inactive samples are pruned and the
  * active ones compacted on the way. x is in C order, layers[0].cols x samples. Returns the number of
  * samples that are active at the end, or -1. They are in y, in panel form and in no order: its sample i
- * is number ids[i] of x. y and ids have space for all samples; unused columns of y are undefined. */
+ * is number ids[i] of x. y and ids have space for all samples; unused columns of y are not set. */
 int64_t spdnn_forward(const spdnn_matrix *layers, int64_t count, const float *x, int64_t samples, float *y, int64_t *ids,
                       float bias, float cap, int threads);
 

@@ -1,5 +1,6 @@
-/* The kernel against sums in the stated order, for the path that SMPI_KERNEL names; 77 if this machine lacks it.
- * Every array is as long as it must be, so that AddressSanitizer sees the first byte too many. */
+/* Test of the kernel against sums in the stated order, for the path that SMPI_KERNEL names. Exits
+ * with 77 if this machine does not support the path. Every array is exactly as long as required, so
+ * that AddressSanitizer detects the first byte beyond it. */
 #include "spdnn.h"
 
 #include <math.h>
@@ -61,9 +62,9 @@ typedef struct {
     uint8_t *shared;
 } matrix;
 
-static int64_t shared_groups, repeated_groups, dying; /* of all cases: that they are tried at all */
+static int64_t shared_groups, repeated_groups, pruning; /* numbers of cases that have them */
 
-/* degree < 0: rows of any length. */
+/* Make a random matrix; degree < 0 for rows of any length. */
 static matrix random_matrix(int64_t rows, int64_t cols, int64_t degree, int wide, int constant)
 {
     matrix w = {.indptr = memory(rows + 1, sizeof *w.indptr)};
@@ -75,7 +76,7 @@ static matrix random_matrix(int64_t rows, int64_t cols, int64_t degree, int wide
     w.col32 = memory(count, sizeof *w.col32);
     w.values = memory(count, sizeof *w.values);
     for (int64_t r = 0; r < rows; r++) {
-        const int again = degree >= 0 && r && chance() % 16; /* often the columns of the row before */
+        const int again = degree >= 0 && r && chance() % 16; /* often the previous row's columns */
         for (int64_t e = w.indptr[r]; e < w.indptr[r + 1]; e++) {
             w.col16[e] = again ? w.col16[e - degree] : (uint16_t)(chance() % (uint64_t)cols);
             w.col32[e] = w.col16[e];
@@ -93,7 +94,7 @@ static matrix random_matrix(int64_t rows, int64_t cols, int64_t degree, int wide
     return w;
 }
 
-static void let_go(matrix w) { free(w.shared), free(w.indptr), free(w.col16), free(w.col32), free(w.values); }
+static void release(matrix w) { free(w.shared), free(w.indptr), free(w.col16), free(w.col32), free(w.values); }
 
 static float finished(float sum)
 {
@@ -102,7 +103,7 @@ static float finished(float sum)
     return z < CAP ? z : CAP;
 }
 
-/* C order; `y` holds what is accumulated on. */
+/* Compute a layer in C order; `y` has the sums that are accumulated. */
 static void expected_layer(const matrix *w, const float *x, int64_t samples, float *y, int accumulate, int finish)
 {
     for (int64_t r = 0; r < w->m.rows; r++)
@@ -114,7 +115,7 @@ static void expected_layer(const matrix *w, const float *x, int64_t samples, flo
         }
 }
 
-/* Equal numbers; 0 and -0 are. */
+/* Compare numbers; 0 and -0 are equal. */
 static void same(const float *got, const float *wanted, int64_t count, const char *what)
 {
     for (int64_t i = 0; i < count; i++)
@@ -132,26 +133,26 @@ static void layer_case(int64_t rows, int64_t cols, int64_t samples, int64_t degr
     const spdnn_step step = {accumulate, finish, BIAS, CAP};
     float *x = numbers(cols * samples), *y = numbers(rows * samples), *wanted = memory(rows * samples, sizeof *wanted);
     float *px = memory(cols * padded(samples), sizeof *px), *py = memory(rows * padded(samples), sizeof *py);
-    uint8_t *alive = memory(samples, 1), *alive2 = memory(samples, 1);
+    uint8_t *active = memory(samples, 1), *active2 = memory(samples, 1);
     uint32_t *counts = memory(rows, sizeof *counts), *counts2 = memory(rows, sizeof *counts2);
     memcpy(wanted, y, (size_t)(rows * samples) * sizeof *y);
     expected_layer(&w, x, samples, wanted, accumulate, finish);
 
     spdnn_to_panels(x, cols, samples, NULL, px, cols);
     spdnn_to_panels(y, rows, samples, NULL, py, rows);
-    expect(spdnn_panels(&w.m, px, samples, py, &step, alive, counts, threads) == 0, "memory for panels");
-    expect(spdnn_layer(&w.m, x, samples, y, &step, alive2, counts2, threads) == 0, "memory");
+    expect(spdnn_panels(&w.m, px, samples, py, &step, active, counts, threads) == 0, "memory for panels");
+    expect(spdnn_layer(&w.m, x, samples, y, &step, active2, counts2, threads) == 0, "memory");
     same(y, wanted, rows * samples, "a sum differs");
     memset(y, 0xff, (size_t)(rows * samples) * sizeof *y);
     spdnn_from_panels(py, rows, samples, NULL, y, rows);
     same(y, wanted, rows * samples, "a sum in panel form differs");
     for (int64_t p = samples / P * rows * P; p < padded(samples) * rows; p++)
-        expect(p % P < samples % P || py[p] == 0, "what fills the last panel is not 0");
+        expect(p % P < samples % P || py[p] == 0, "unused columns of the last panel are not 0");
     for (int64_t s = 0; finish && s < samples; s++) {
         int live = 0;
         for (int64_t r = 0; r < rows; r++)
             live |= wanted[r * samples + s] > 0;
-        expect(alive[s] == live && alive2[s] == live, "a living sample");
+        expect(active[s] == live && active2[s] == live, "an active sample");
     }
     for (int64_t r = 0; finish && r < rows; r++) {
         uint32_t count = 0;
@@ -159,7 +160,7 @@ static void layer_case(int64_t rows, int64_t cols, int64_t samples, int64_t degr
             count += wanted[r * samples + s] > 0;
         expect(counts[r] == count && counts2[r] == count, "a row's nonzeros");
     }
-    let_go(w), free(x), free(y), free(wanted), free(px), free(py), free(alive), free(alive2), free(counts), free(counts2);
+    release(w), free(x), free(y), free(wanted), free(px), free(py), free(active), free(active2), free(counts), free(counts2);
 }
 
 /* -- panels */
@@ -195,7 +196,7 @@ static void forward_case(int64_t count, int64_t samples, int threads)
     for (int64_t l = 0; l < count; l++) {
         const int64_t rows = 20 + (int64_t)(chance() % 10);
         layers[l] = random_matrix(rows, width, l % 3 ? 5 : -1, (int)(l & 1), (int)(l >> 1 & 1));
-        for (int64_t e = 0; e < layers[l].indptr[rows]; e++) /* so that some samples live for long, and some do not */
+        for (int64_t e = 0; e < layers[l].indptr[rows]; e++) /* some samples stay active for long */
             layers[l].values[e] = l >> 1 & 1 ? 0.4375f : fminf(fabsf(number()), 1) + (l % 3 ? 0 : 0.5f);
         views[l] = layers[l].m;
         width = rows;
@@ -211,7 +212,7 @@ static void forward_case(int64_t count, int64_t samples, int threads)
         next = swap;
     }
     float *y = memory(width * padded(samples), sizeof *y);
-    int64_t *ids = memory(samples, sizeof *ids), alive = 0;
+    int64_t *ids = memory(samples, sizeof *ids), active = 0;
     const int64_t arrived = spdnn_forward(views, count, x, samples, y, ids, BIAS, CAP, threads);
     for (int64_t s = 0; s < samples; s++) {
         int64_t place = 0;
@@ -220,15 +221,15 @@ static void forward_case(int64_t count, int64_t samples, int threads)
             live |= now[r * samples + s] > 0;
         while (place < arrived && ids[place] != s)
             place++;
-        expect(live == (place < arrived), "who lives to the end");
-        alive += live;
+        expect(live == (place < arrived), "which samples are active at the end");
+        active += live;
         for (int64_t r = 0; live && r < width; r++)
             expect(y[(place / P * width + r) * P + place % P] == now[r * samples + s], "all layers at once");
     }
-    expect(arrived == alive, "how many live to the end");
-    dying += count > 9 && arrived > 0 && arrived < samples;
+    expect(arrived == active, "how many samples are active at the end");
+    pruning += count > 9 && arrived > 0 && arrived < samples;
     for (int64_t l = 0; l < count; l++)
-        let_go(layers[l]);
+        release(layers[l]);
     free(x), free(now), free(next), free(y), free(ids);
 }
 
@@ -244,7 +245,7 @@ int main(void)
         panels_case(1 + (int64_t)(chance() % 9), (int64_t)(chance() % 200));
     for (int i = 0; i < 24; i++)
         forward_case(1 + (int64_t)(chance() % 40), sizes[chance() % 8] + i * 40, 1 + i % 3);
-    expect(shared_groups > 100 && repeated_groups > 20 && dying > 2, "the cases are too easy");
+    expect(shared_groups > 100 && repeated_groups > 20 && pruning > 2, "the cases are too easy");
     printf("ok: path %s\n", spdnn_path());
     return 0;
 }

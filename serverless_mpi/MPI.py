@@ -69,7 +69,7 @@ else:
     from serverless_mpi.errors import MPIException as Exception
 
     def _trace_calls() -> None:
-        """Record every call of the program; launch/sandbox.py calls it if MPI was imported before."""
+        """Record every call; launch/sandbox.py calls it if MPI was imported before the fork."""
         from serverless_mpi.api.observe import observe
         from serverless_mpi.trace import RECORDER
 

@@ -1,3 +1,3 @@
-"""MPI programs without servers: `from serverless_mpi import MPI` in place of `from mpi4py import MPI`."""
+"""MPI without servers: `from serverless_mpi import MPI` replaces `from mpi4py import MPI`."""
 
 __version__ = "0.1.0"

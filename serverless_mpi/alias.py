@@ -59,7 +59,8 @@ class _PackageLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__path__ = []
-        module.__version__ = "4.1.2"  # type: ignore[attr-defined]  # whose names and semantics the package keeps
+        # The version whose names and semantics this package keeps.
+        module.__version__ = "4.1.2"  # type: ignore[attr-defined]
         module.__doc__ = f"mpi4py as provided by serverless_mpi {__version__}"
         module.get_config = dict  # type: ignore[attr-defined]
         module.rc = _Rc(  # type: ignore[attr-defined]
@@ -93,7 +94,11 @@ class AliasFinder(importlib.abc.MetaPathFinder):
 
 
 def own_futures() -> None:
-    """Make mpi4py.futures this package's, even if mpi4py is installed: its workers are running."""
+    """Let mpi4py.futures be this package's even if mpi4py is installed.
+
+    For a process whose workers are started by `serverless_mpi.futures`: the executor of mpi4py
+    could not use them.
+    """
     _ALIASES["mpi4py.futures"] = ("serverless_mpi.futures", True)
 
 

@@ -1,8 +1,8 @@
 """Deadlock detection: every rank of a job waits, and no message is in flight.
 
 A rank that has waited long reports it in a file of the job's folder (`WaitReporter`), and the
-launcher reads the files of all ranks (`verdict`). A rank that has not waited long does nothing for
-this, and a rank that computes has no file.
+launcher reads the files of all ranks (`detect_deadlock`). A rank that has not waited long does
+nothing for this, and a rank that computes has no file.
 
 The rule: it is a deadlock only if no thread of any running rank can act, and every rank has
 reported that again a whole limit after the last frame that any of them sent or received. Times are
@@ -12,7 +12,7 @@ A thread cannot act if it waits in an MPI call without a time limit, or if the k
 (`/proc/self/task`) that it sleeps on a lock of its own process without a time limit, so that only
 another thread of the process can wake it. Idle threads of pools do that, in Python as in C
 libraries, and so do `join`, `Event.wait` and `Queue.get`. A thread that sleeps for a time, polls,
-reads or runs may act, whether `threading` knows it or not, and so may a process with a timer
+reads or runs may act, whether `threading` has made it or not, and so may a process with a timer
 (`signal.setitimer`, `signal.alarm`).
 
 Pitfall: a false report ends a job that is fine, and a missing one only costs time. In doubt (a file
@@ -22,10 +22,10 @@ that cannot be read, an unknown system call) the functions below assume that a t
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# threads that never begin a communication, whatever they wait for
+# Threads of this package that never start a communication, whatever they wait for.
 OWN_THREADS = ("smpi-direct-accept", "smpi-sender", "smpi-worker", "smpi-signals")
 FUTEX = {"x86_64": 202, "aarch64": 98}  # number of the system call; source: asm/unistd.h
 FUTEX_COMMANDS = 0x7F  # of its second argument; source: futex(2)
@@ -49,21 +49,21 @@ def _path(folder: Path, rank: int) -> Path:
 
 
 class WaitReporter:
-    """Reports the long waits of one rank.  Not thread-safe: the runtime calls it under its lock.
+    """Reports the long waits of one rank. Not thread-safe: the runtime calls it under its lock.
 
     Parameters
     ----------
     folder
-        Of the job.
+        Folder of the job.
     rank
         World rank.
     limit_s
-        After how many seconds without a frame a wait of all ranks counts as a deadlock.
+        Seconds without a frame after which a wait of all ranks is a deadlock.
 
     Attributes
     ----------
     interval_s : float
-        How long a wait lasts before its first report, and then between reports.
+        Seconds that a wait lasts before its first report, and between reports.
     """
 
     def __init__(self, folder: Path, rank: int, limit_s: float) -> None:
@@ -79,14 +79,14 @@ class WaitReporter:
         Parameters
         ----------
         frames
-            How many frames the rank has sent and received so far.
+            Number of frames that the rank has sent and received so far.
         awaited
-            Returns descriptions of what it waits for; called only if a report is written.
+            Returns descriptions of what the rank waits for; called only if a report is written.
         """
         now = time.monotonic()
         if frames != self._frames or not self._waits:
             self._frames, self._idle_since = frames, now
-        self._waits[threading.get_native_id()] = _where(sys._getframe())
+        self._waits[threading.get_native_id()] = _where(inspect.currentframe())
         if _may_act(set(self._waits)):
             self._remove()
             return
@@ -163,31 +163,39 @@ def _where(frame: FrameType | None) -> str:
 
 
 def read(folder: Path, rank: int) -> dict[str, Any] | None:
-    """Return a rank's report of its long waits; None if there is none, or it is damaged.
+    """Return a rank's last report of its long waits.
+
+    Parameters
+    ----------
+    folder
+        Folder of the job.
+    rank
+        World rank.
 
     Returns
     -------
     dict or None
-        `at`: time of the report; `since`: time of the last frame, both in seconds of the monotonic
-        clock; `waits`: calls that wait; `awaited`: what they wait for.
+        `at`: time of the report, and `since`: time of the last frame that the rank sent or
+        received, both in seconds of the monotonic clock; `waits`: calls in which its threads wait;
+        `awaited`: what they wait for. None if the rank has not reported, or the file is damaged.
     """
     try:
         record = json.loads(_path(folder, rank).read_text())
-        valid = all(isinstance(record[name], int | float) for name in ("at", "since")) and all(
-            isinstance(text, str) for name in ("waits", "awaited") for text in record[name]
+        valid = all(isinstance(at, int | float) for at in (record["at"], record["since"])) and all(
+            isinstance(text, str) for text in (*record["waits"], *record["awaited"])
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return record if valid else None
 
 
-def verdict(folder: Path, ranks: Sequence[int], limit_s: float) -> list[str] | None:
+def detect_deadlock(folder: Path, ranks: Sequence[int], limit_s: float) -> list[str] | None:
     """Detect a deadlock of the processes of one machine.
 
     Parameters
     ----------
     folder
-        Of the job.
+        Folder of the job, in which ranks report.
     ranks
         World ranks that still run.
     limit_s
@@ -198,23 +206,31 @@ def verdict(folder: Path, ranks: Sequence[int], limit_s: float) -> list[str] | N
     list of str or None
         A line for each of `ranks` that describes its waits; None if it is not a deadlock.
     """
-    return judge({rank: read(folder, rank) for rank in ranks}, limit_s)
+    return deadlock_in({rank: read(folder, rank) for rank in ranks}, limit_s)
 
 
-def judge(reports: Mapping[int, dict[str, Any] | None], limit_s: float) -> list[str] | None:
-    """Detect a deadlock from the last report (see `read`) of each rank that still runs.
+def deadlock_in(reports: Mapping[int, dict[str, Any] | None], limit_s: float) -> list[str] | None:
+    """Detect a deadlock in the last reports of the ranks that still run.
 
-    The times of the reports must be by one clock, or by clocks that agree well within `limit_s`.
-    Returns the lines of `verdict`, or None.
+    Parameters
+    ----------
+    reports
+        World rank -> what `read` returned for it. The times of all reports must be of one clock, or
+        of clocks that agree well within `limit_s`.
+    limit_s
+        As for `WaitReporter`.
+
+    Returns
+    -------
+    list of str or None
+        As for `detect_deadlock`.
     """
     records = [record for record in reports.values() if record is not None]
-    if (
-        not records
-        or len(records) < len(reports)
-        or min(record["at"] for record in records)
-        < max(record["since"] for record in records) + limit_s
-    ):
-        return None
+    if not records or len(records) < len(reports):
+        return None  # a rank computes, or has not waited long
+    confirmed = min(record["at"] for record in records)
+    if confirmed < max(record["since"] for record in records) + limit_s:
+        return None  # a frame may have been in flight when the oldest report was written
     lines = []
     for rank, record in zip(reports, records, strict=True):
         waits, awaited = "; ".join(record["waits"]), "; ".join(record["awaited"])

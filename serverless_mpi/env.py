@@ -7,7 +7,7 @@ the two.  Two places cannot import this module and repeat the names: the kernel
 interpreters that may lack this package.
 
 Variables of LAUNCHER are the interface between a launcher and its ranks.  If you
-change one, a rank of another version cannot read it.
+change one, ranks of another version cannot read it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Variable:
     meaning
         One line of Markdown for the reference page.
     default
-        What holds where it is not set, for variables of USER.
+        Of variables of USER: the value that applies if it is not set.
     """
 
     name: str

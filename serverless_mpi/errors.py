@@ -260,7 +260,13 @@ class MissingError(MPIException, NotImplementedError):
 
 
 def missing(what: str) -> MissingError:
-    """Make the error of a call that this package does not have; `what` names call and part."""
+    """Return the error of a call that this package does not have.
+
+    Parameters
+    ----------
+    what
+        The call and the part of MPI it belongs to, as "Win.Create (one-sided communication)".
+    """
     return MissingError(ERR_UNSUPPORTED_OPERATION, f"serverless_mpi has no {what}")
 
 

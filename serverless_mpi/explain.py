@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -33,13 +33,27 @@ _HEAD = (
 
 
 def size_of(text: str, unit: str) -> int:
-    """Return the bytes of a number and a unit: 8, 64KB, 8MB; a KB is 1024 bytes."""
+    """Return a size in bytes.
+
+    Parameters
+    ----------
+    text
+        The number, in decimal digits.
+    unit
+        "", B, KB, MB or GB in any case, with or without the B; a KB is 1024 bytes.
+    """
     unit = unit.lower()
     return int(text) * _UNITS[unit if unit.endswith("b") or not unit else unit + "b"]
 
 
 def shown_size(nbytes: int) -> str:
-    """Return bytes as a number with the largest unit that divides it."""
+    """Return a size as a number with the largest unit that divides it, as "8MB".
+
+    Parameters
+    ----------
+    nbytes
+        The size in bytes.
+    """
     for unit in ("GB", "MB", "KB"):
         if nbytes and not nbytes % _UNITS[unit.lower()]:
             return f"{nbytes // _UNITS[unit.lower()]}{unit}"
@@ -47,7 +61,7 @@ def shown_size(nbytes: int) -> str:
 
 
 def _row(cost: Forecast, label: str) -> str:
-    """A line of the table whose head is `_HEAD`."""
+    """Return a line of the table whose head is `_HEAD`."""
     requests = sum(row["requests"] for row in cost.requests.values())
     return (
         f"{label:<26}{cost.size:>6} {cost.algorithm:<24}{cost.rounds:>7,}{cost.messages:>10,}"
@@ -116,25 +130,34 @@ def simulate(
     if figures is not None:
         yield f"by {origin(figures)}"
     if model.aws:
-        waves = (ranks - 1) // model.starts_per_10_s
         usd = ranks * prices.usd_per_request["lambda"]
-        yield (
-            f"start of {ranks} functions: about {10 * waves + model.start_s:.1f} s,"
-            f" {usd:.6f} USD, and their seconds by memory"
-        )
+        waves = (ranks - 1) // model.starts_per_10_s  # AWS starts functions at a limited rate
+        yield _start_line(ranks, 10 * waves + model.start_s, usd)
     yield _HEAD
     for call, (operation, nbytes) in zip(calls, parsed, strict=True):
         cost = forecast(operation, nbytes, ranks, channel, model, prices, algorithms.get(operation))
         yield _row(cost, call)
-        for name, row in sorted(cost.requests.items()):
-            yield (
-                f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed"
-                f"{row['messages']:>12,} messages"
-            )
+        yield from _request_lines(cost)
+
+
+def _start_line(ranks: int, seconds: float, usd: float) -> str:
+    return (
+        f"start of {ranks} functions: about {seconds:.1f} s,"
+        f" {usd:.6f} USD, and their run time, priced by memory"
+    )
+
+
+def _request_lines(cost: Forecast) -> Iterator[str]:
+    """Yield a line for each kind of request of a call."""
+    for name, row in sorted(cost.requests.items()):
+        yield (
+            f"    {name:<28}{row['requests']:>12,} requests{row['billed']:>12,} billed"
+            f"{row['messages']:>12,} messages"
+        )
 
 
 def _parsed(call: str) -> tuple[str, int]:
-    """The operation and the bytes of a blob that a word such as "allreduce:8MB" names."""
+    """Return the operation and the bytes of a blob that a word such as "allreduce:8MB" names."""
     match = _CALL.fullmatch(call)
     operation = match.group(1).lower() if match else ""
     if match is None or operation not in OPERATIONS or not OPERATIONS[operation].modelled:
@@ -162,7 +185,7 @@ class _Calls:
 
 
 def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _Calls]:
-    """Calls by operation, ranks, bytes of a blob (None if ranks differ), algorithm, and layout.
+    """Return calls by operation, ranks, bytes of a blob (None if they differ), algorithm, layout.
 
     In the key of a call with neighbours, the communicator stands for the layout.
     """
@@ -171,6 +194,7 @@ def _collected(records: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], _C
         for row in record.get("collectives", ()):
             operation, size, nbytes, algorithm, layout, calls, blobs, total = row
             about: Any = None if layout is None else tuple(layout)
+            # Each rank reports its own edges, so the calls of a communicator are joined.
             if OPERATIONS[operation].neighbours:
                 about, rank, *edges = layout
                 kinds[operation, size, nbytes, algorithm, about].edges[rank] = edges

@@ -3,8 +3,8 @@
 It crosses process boundaries in two forms, which share one schema (`_PUBLIC`):
 environment variables of a local process (`to_env`, `from_env`), and JSON in the
 payload of an invocation and in the record of a job (`public`, `from_public`).
-The rank and the key travel beside the JSON.  The key never travels through a
-channel and is in no file.
+The rank and the key are passed separately.  The key never travels through a
+channel and is never written to a file.
 
 If you add a field to `JobSpec`, also add it to `_PUBLIC` and `public`.
 """
@@ -21,7 +21,8 @@ from typing import Any
 from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_RANK
 from serverless_mpi.errors import JobError
 
-FRAMES = "f/"  # where frames lie in a bucket; the role of a stack's functions grants this prefix
+# Prefix of frames in a bucket; the role of a stack's functions may use this prefix only.
+FRAMES = "f/"
 # Settings: where frames lie, if not in the setting "bucket"; and, until rank 0 has chosen it, the
 # directory buckets that it can be, by zone in JSON.
 FRAMES_BUCKET, EXPRESS_BUCKETS = "frames_bucket", "express_buckets"
@@ -31,12 +32,24 @@ MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 def frames_prefix(job_id: str) -> str:
-    """Return the prefix of a job's frames in its bucket."""
+    """Return the prefix of a job's frames in its bucket.
+
+    Parameters
+    ----------
+    job_id
+        Id of the job.
+    """
     return f"{FRAMES}{job_id}/"
 
 
 def is_rank(environ: Mapping[str, str]) -> bool:
-    """Return whether this process is a rank that smpirun or a real MPI's launcher started."""
+    """Return whether smpirun, or the launcher of a real MPI, started this process as a rank.
+
+    Parameters
+    ----------
+    environ
+        Environment of the process.
+    """
     return (
         _taken is not None
         or ENV_JOB in environ
@@ -49,26 +62,29 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _URL = re.compile(r"https?://[^\s]{1,2000}")
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_text_table(value: Any) -> bool:
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _is_text_table(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-def _is_seconds(value: Any) -> bool:
-    """Whether it is a time that is neither negative nor endless; true is not a number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value < 1e9
+def _is_seconds(value: object) -> bool:
+    """Return whether a JSON value is a finite time of at least 0; `true` is not a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
 
 
 # The one schema of a job outside its process: field -> whether a JSON value can be its value.
-_PUBLIC: dict[str, Callable[[Any], bool]] = {
-    "job_id": lambda value: _is_text(value) and _JOB_ID.fullmatch(value) is not None,
+_PUBLIC: dict[str, Callable[[object], bool]] = {
+    "job_id": lambda value: _matches(_JOB_ID, value),
     "size": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-    "channel": lambda value: _is_text(value) and _NAME.fullmatch(value) is not None,
-    "endpoint": lambda value: value is None or (_is_text(value) and bool(_URL.fullmatch(value))),
+    "channel": lambda value: _matches(_NAME, value),
+    "endpoint": lambda value: value is None or _matches(_URL, value),
     "region": _is_text,
     "settings": _is_text_table,
     "stats_dir": lambda value: value is None or _is_text(value),
@@ -79,9 +95,12 @@ _PUBLIC: dict[str, Callable[[Any], bool]] = {
 
 
 class JobFieldError(JobError):
-    """A description of a job is damaged; `field` names the first field that is, "" for the whole.
+    """A description of a job is damaged. The text quotes no value, which could be a secret.
 
-    Neither the text nor the attribute quotes a value.
+    Parameters
+    ----------
+    field
+        Name of the first invalid field; "" if it is not an object with the fields of a job.
     """
 
     def __init__(self, field: str) -> None:
@@ -94,6 +113,8 @@ class JobFieldError(JobError):
 class JobSpec:
     """One rank's view of a job.
 
+    Attributes
+    ----------
     job_id
         16 hexadecimal digits; names every queue, topic and object of the job.
     rank, size
@@ -111,12 +132,12 @@ class JobSpec:
     stats_dir
         Folder in which each rank writes its counters when it ends; None for none.
     deadlock_s
-        The launcher ends a job in which every rank has waited for this many seconds; 0 for
+        The launcher stops a job in which every rank has waited for this many seconds; 0 for
         never.  Ranks report long waits in `stats_dir`.
     plugins
         Modules that register collective algorithms; every rank imports them before its first call.
     algorithms
-        Operation -> name of the algorithm that every call of it uses, where the user chose one.
+        Operation -> name of the algorithm that its calls use, for those that the user chose.
     """
 
     job_id: str
@@ -144,8 +165,24 @@ class JobSpec:
 
     @classmethod
     def new(cls, size: int, channel: str, **more: object) -> JobSpec:
-        """Return a new job with a random id and key, seen from rank 0; `more` sets other fields."""
-        return cls(os.urandom(8).hex(), 0, size, channel, os.urandom(KEY_BYTES), **more)  # type: ignore[arg-type]
+        """Return a new job with a random id and key, as rank 0 sees it.
+
+        Parameters
+        ----------
+        size
+            Number of ranks.
+        channel
+            Name of the channel.
+        **more
+            Other fields.
+
+        Raises
+        ------
+        JobError
+            The job has no rank.
+        """
+        job_id, key = os.urandom(8).hex(), os.urandom(KEY_BYTES)
+        return cls(job_id, 0, size, channel, key, **more)  # type: ignore[arg-type]
 
     @property
     def node(self) -> int | None:
@@ -154,11 +191,17 @@ class JobSpec:
         return nodes[self.rank] if len(set(nodes)) > 1 else None
 
     def with_rank(self, rank: int) -> JobSpec:
-        """Return the job as another rank sees it."""
+        """Return the job as another rank sees it.
+
+        Parameters
+        ----------
+        rank
+            In 0..size-1.
+        """
         return replace(self, rank=rank)
 
     def public(self) -> dict[str, Any]:
-        """Return everything but the rank and the key as JSON values, for `from_public`."""
+        """Return all fields except the rank and the key as JSON values, for `from_public`."""
         return {
             "job_id": self.job_id,
             "size": self.size,
@@ -179,9 +222,9 @@ class JobSpec:
         Parameters
         ----------
         public
-            Parsed JSON; every field of `public` must be there, and no other.
+            Parsed JSON with exactly the fields that `public` returns.
         rank, key
-            As in `JobSpec`; they travel beside the rest.
+            As in `JobSpec`; they are passed separately.
 
         Raises
         ------
@@ -209,7 +252,17 @@ class JobSpec:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> JobSpec | None:
-        """Return the spec in `environ`, or None if the process is not a rank.
+        """Return the spec in an environment.
+
+        Parameters
+        ----------
+        environ
+            Environment of the process.
+
+        Returns
+        -------
+        JobSpec or None
+            None if no launcher of this package started the process.
 
         Raises
         ------
@@ -224,7 +277,8 @@ class JobSpec:
             return cls.from_public(public, rank, key)
         except (KeyError, ValueError, RecursionError, JobError) as error:
             raise JobError(
-                f"{ENV_JOB}, {ENV_RANK} and {ENV_KEY} do not describe a job ({error}); start programs with smpirun"
+                f"{ENV_JOB}, {ENV_RANK} and {ENV_KEY} do not describe a job ({error});"
+                " start programs with smpirun"
             ) from error
 
 
@@ -257,5 +311,11 @@ def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
 
 
 def current_spec(environ: Mapping[str, str]) -> JobSpec | None:
-    """Return the spec of this process, taken or still in `environ`."""
+    """Return the spec of this process, whether `take_spec` has removed it or not.
+
+    Parameters
+    ----------
+    environ
+        Environment of the process.
+    """
     return _taken or JobSpec.from_env(environ)

@@ -31,10 +31,13 @@ Snapshot = dict[str, dict[str, int]]  # "service.operation" -> counts
 
 
 class Meter:
-    """Counters of one rank, by service and operation.  Safe for threads.
+    """Counters of one rank, by service and operation. Thread-safe.
 
-    An observer may set `on_request(service, operation, begin)`, called at the end of each attempt of
-    a request by the thread that made it; begin: ns, by `time.perf_counter_ns`.
+    Attributes
+    ----------
+    on_request
+        None, or a function that the thread of a request calls after each attempt, with the
+        service, the operation, and the beginning in ns of `time.perf_counter_ns`.
     """
 
     def __init__(self) -> None:
@@ -57,8 +60,8 @@ class Meter:
         Parameters
         ----------
         service, operation
-            Name of boto3's client and of the operation; for anything that is not AWS, the
-            channel's name and "put".
+            Name of boto3's client, and of the operation; for a medium that is not a service of
+            AWS, the channel's name and "put".
         requests
             Number of requests; 0 to add bytes that became known after the request was counted.
         nbytes, messages
@@ -101,7 +104,13 @@ class Meter:
 
 
 def merge(snapshots: list[Snapshot]) -> Snapshot:
-    """Return the sum of the counters of several ranks."""
+    """Return the sum of several counters.
+
+    Parameters
+    ----------
+    snapshots
+        Counters, one per rank.
+    """
     total: Snapshot = {}
     for snapshot in snapshots:
         for name, row in snapshot.items():
@@ -139,7 +148,12 @@ class Prices:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Prices:
-        """Return the package's table, or that of the file at `path`.
+        """Read a price table.
+
+        Parameters
+        ----------
+        path
+            File in the format of the package's `prices.json`; None for that one.
 
         Raises
         ------
@@ -163,7 +177,14 @@ class Prices:
             ) from error
 
     def of(self, name: str) -> float:
-        """Return the US dollars per billed unit of "service.operation"; 0 for what is not AWS."""
+        """Return the price of a billed unit in US dollars; 0 for what AWS does not bill.
+
+        Parameters
+        ----------
+        name
+            An operation, as "sqs.ReceiveMessage". The price of the operation takes precedence over
+            that of the service.
+        """
         return self.usd_per_request.get(name, self.usd_per_request.get(name.partition(".")[0], 0.0))
 
     def per_byte(self, name: str) -> float:
@@ -175,21 +196,47 @@ class Prices:
         return row["billed"] * self.of(name) + row["nbytes"] * self.per_byte(name)
 
     def requests_usd(self, snapshot: Snapshot) -> float:
-        """Return the US dollars for all counted requests."""
+        """Return the price of all counted requests in US dollars.
+
+        Parameters
+        ----------
+        snapshot
+            Counters of a rank, or their sum.
+        """
         return sum(self.usd(name, row) for name, row in snapshot.items())
 
     def lambda_usd(self, seconds: float, memory_gb: float, arch: str = "x86_64") -> float:
-        """Return the US dollars of a function of `memory_gb` that runs `seconds`, with its start."""
+        """Return the price of one run of a function in US dollars, its invocation included.
+
+        Parameters
+        ----------
+        seconds
+            Billed time.
+        memory_gb
+            Memory of the function, in GB.
+        arch
+            Architecture: "x86_64" or "arm64".
+        """
         return self.usd_per_request["lambda"] + seconds * memory_gb * self.usd_per_gb_second[arch]
 
 
 def report(records: list[dict[str, Any]], prices: Prices) -> dict[str, Any]:
-    """Sum and price what the ranks of a job left in their statistics files.
+    """Sum and price the statistics that the ranks of a job have written.
+
+    Parameters
+    ----------
+    records
+        One record per rank: `rank`, `seconds`, `meter` (a snapshot), `dropped`, `duplicates`.
+    prices
+        Prices of the services.
 
     Returns
     -------
-    ranks, seconds (the longest), operations (name -> counts and usd), requests, billed, nbytes,
-    messages, usd, dropped, duplicates, by_rank (rank -> its sums), prices (dated, region).
+    dict
+        JSON values, the format of `--stats json`: `ranks`, `seconds` (of the longest rank),
+        `operations` (name -> counts and `usd`), their sums `requests`, `billed`, `nbytes`,
+        `messages` and `usd`, `dropped` and `duplicates` (frames), `by_rank` (rank -> its sums), and
+        `prices` (`dated`, `region`).
     """
     total = merge([record["meter"] for record in records])
     operations = {
@@ -216,7 +263,13 @@ def _sums(snapshot: Snapshot, prices: Prices) -> dict[str, float]:
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """Return the result of `report` as a table."""
+    """Return a report as a table of several lines.
+
+    Parameters
+    ----------
+    summary
+        What `report` returned.
+    """
     lines = [
         f"{'operation':<28}{'requests':>10}{'billed':>10}{'messages':>10}{'bytes':>15}{'USD':>12}"
     ]

@@ -33,14 +33,33 @@ ALGORITHMS = "serverless_mpi.algorithms"
 
 @cache
 def targets(group: str) -> Mapping[str, str]:
-    """Return the entry points of a group: name -> "module:attribute", or "module" for algorithms."""
+    """Return the entry points of a group.
+
+    Parameters
+    ----------
+    group
+        CHANNELS, LAUNCHERS or ALGORITHMS.
+
+    Returns
+    -------
+    Mapping
+        Name -> "module:attribute", or "module" for algorithms.
+    """
     from importlib.metadata import entry_points  # 10 ms of import that ranks do not need
 
     return {entry.name: entry.value for entry in entry_points(group=group)}
 
 
 def names(group: str, own: Mapping[str, str]) -> list[str]:
-    """Return all names of a group, the package's own first."""
+    """Return all names of a group, the package's own first.
+
+    Parameters
+    ----------
+    group
+        CHANNELS or LAUNCHERS.
+    own
+        The package's own: name -> "module:attribute".
+    """
     return [*own, *(name for name in sorted(targets(group)) if name not in own)]
 
 
@@ -50,7 +69,7 @@ def load(group: str, own: Mapping[str, str], name: str, what: str) -> Any:
     Parameters
     ----------
     group
-        Group of entry points.
+        CHANNELS or LAUNCHERS.
     own
         The package's own: name -> "module:attribute".  An entry point cannot replace one.
     name
@@ -77,18 +96,34 @@ def load(group: str, own: Mapping[str, str], name: str, what: str) -> Any:
 
 
 def resolve(target: str) -> Any:
-    """Import what "module:attribute" names."""
+    """Import an object.
+
+    Parameters
+    ----------
+    target
+        "module:attribute".
+
+    Raises
+    ------
+    ImportError, AttributeError
+        The module or the attribute does not exist.
+    """
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def algorithm_modules() -> tuple[str, ...]:
-    """Return the modules whose import registers algorithms, in an order that all processes share."""
+    """Return the modules whose import registers algorithms, sorted, so equal in all processes."""
     return tuple(sorted(set(targets(ALGORITHMS).values())))
 
 
 def import_algorithms(modules: Iterable[str]) -> None:
     """Import modules that register algorithms.
+
+    Parameters
+    ----------
+    modules
+        What `algorithm_modules` returned to the launcher.
 
     Raises
     ------

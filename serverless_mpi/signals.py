@@ -35,21 +35,31 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # CPython's own; typeshed has no stub
 import contextlib
 import functools
+import inspect
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, TypeVar
+from types import FrameType
+from typing import ParamSpec, Protocol, TypeGuard, TypeVar
 
-F = TypeVar("F", bound=Callable[..., Any])
+Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` takes it
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 KICK_S = 0.001  # how soon after a call a deferred handler runs; the pause doubles at every try
 KICK_LONGEST_S = 0.02
+
+
+class Interruptible(Protocol):
+    """What a waiting call of the main thread can be woken through; a runtime is one."""
+
+    def interrupt(self) -> None:
+        """Wake the wait; called by another thread."""
 
 
 class Shield:
@@ -78,15 +88,22 @@ class Shield:
         self.installed = False
         self._kicked: int | None = None  # a signal that was sent again and has not arrived yet
         self._count = 0  # handlers deferred so far
-        self._handlers: dict[int, Any] = {}  # handlers that the program has set
+        # Handlers that the program has set.
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._lock = threading.Lock()
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # `put` may interrupt `put`
-        self._wakers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._wakers: weakref.WeakSet[Interruptible] = weakref.WeakSet()
         self._set, self._get = _signal.signal, _signal.getsignal
         self._wrapped = self._handle
 
-    def guard(self, runtime: Any) -> None:
-        """Call `runtime.interrupt()`, from another thread, when a handler is due inside a call."""
+    def guard(self, runtime: Interruptible) -> None:
+        """Interrupt a runtime whenever a handler is due inside a call.
+
+        Parameters
+        ----------
+        runtime
+            Held weakly; its `interrupt` is called by another thread.
+        """
         self._wakers.add(runtime)
 
     # --- around a call ----------------------------------------------------------------------------
@@ -132,14 +149,22 @@ class Shield:
                 if error is not None:
                     raise error
                 if handler is not None:
-                    handler(number, sys._getframe())
+                    handler(number, inspect.currentframe())
             finally:
                 self.depth = depth
 
     def postpone(self, error: BaseException) -> bool:
-        """Raise an exception of a handler, caught from `run`, after this call instead.
+        """Raise an exception of a handler after this call instead of in it.
 
-        Returns False, and does nothing, if the exception is not that of a handler.
+        Parameters
+        ----------
+        error
+            An exception that was caught from `run`.
+
+        Returns
+        -------
+        bool
+            False, and nothing is done, if the exception is not that of a handler.
         """
         if get_ident() != self.main or self.raising is None:
             return False
@@ -150,7 +175,7 @@ class Shield:
 
     # --- handlers ---------------------------------------------------------------------------------
 
-    def _handle(self, number: int, frame: Any) -> Any:
+    def _handle(self, number: int, frame: FrameType | None) -> object:
         """Called by the interpreter in place of the program's handler."""
         if self._kicked == number:
             self._kicked = None
@@ -181,29 +206,30 @@ class Shield:
         _signal.getsignal = self._getsignal
         threading.Thread(target=self._watch, name="smpi-signals", daemon=True).start()
 
-    def _signal(self, number: int, handler: Any, /) -> Any:
+    def _signal(self, number: int, handler: Handler, /) -> Handler:
         """Replacement of `_signal.signal`."""
         if get_ident() != self.main:
-            return self._set(number, handler)
+            old: Handler = self._set(number, handler)
+            return old
         self.depth += 1
         try:
             with self._lock:
                 time.sleep(0)  # a system call: a signal that was sent again arrives before it
-                ours = _may_raise(handler)
-                old = self._set(number, self._wrapped if ours else handler)
+                deferrable = handler if _may_raise(handler) else None
+                old = self._set(number, handler if deferrable is None else self._wrapped)
                 if old == self._wrapped:
                     old = self._handlers.pop(number)
-                if ours:
-                    self._handlers[number] = handler
+                if deferrable is not None:
+                    self._handlers[number] = deferrable
                 else:
                     self.deferred.pop(number, None)
                 return old
         finally:
             self.depth -= 1
 
-    def _getsignal(self, number: int, /) -> Any:
+    def _getsignal(self, number: int, /) -> Handler:
         """Replacement of `_signal.getsignal`."""
-        handler = self._get(number)
+        handler: Handler = self._get(number)
         return self._handlers.get(number) if handler == self._wrapped else handler
 
     def _watch(self) -> None:
@@ -243,7 +269,7 @@ class Shield:
         self._lock = threading.Lock()
 
 
-def _may_raise(handler: Any) -> bool:
+def _may_raise(handler: object) -> TypeGuard[Callable[[int, FrameType | None], object]]:
     """Return whether a handler is a Python function that may raise.
 
     asyncio's handler does nothing, and the signal sent again would wake its loop twice.
@@ -255,15 +281,26 @@ shield = Shield()
 os.register_at_fork(after_in_child=shield.forked)
 
 
-def uninterrupted(call: F) -> F:
-    """Decorate a call so that no signal handler can discard its result."""
+def uninterrupted(call: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a call so that no signal handler can discard its result.
+
+    Parameters
+    ----------
+    call
+        A function of the public API.
+
+    Returns
+    -------
+    Callable
+        Its replacement, which defers signal handlers while the call is in progress.
+    """
 
     @functools.wraps(call)
-    def guarded(*arguments: Any, **more: Any) -> Any:
+    def guarded(*arguments: Arguments.args, **more: Arguments.kwargs) -> Result:
         shield.enter()
         try:
             return call(*arguments, **more)
         finally:
             shield.leave()
 
-    return guarded  # type: ignore[return-value]
+    return guarded

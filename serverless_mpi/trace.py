@@ -53,8 +53,17 @@ class Recorder:
     - TAKEN, envelope, seq, thread, time;
     - WHOLE, (context, source, seq, slot) of a step, thread, time.
 
-    An event holds only what its caller has at hand; names and arrows are derived when the job is
-    over.
+    Recording must be cheap, so an event holds only what its caller has at hand; names and arrows
+    are derived after the job.
+
+    Attributes
+    ----------
+    events
+        The events.
+    main
+        Identifier of the thread that made the recorder, shown as the program.
+    offset
+        Add it to a time of an event for nanoseconds of the epoch, by this machine's clock.
     """
 
     def __init__(self) -> None:
@@ -63,27 +72,81 @@ class Recorder:
         self.offset = time.time_ns() - _clock()
 
     def span(self, name: str, begin: int) -> None:
-        """Record something that the calling thread has done since `begin` (ns)."""
+        """Record work that the calling thread has just finished.
+
+        Parameters
+        ----------
+        name
+            Label of the span, as "Comm.send".
+        begin
+            When the work began, in ns of `time.perf_counter_ns`.
+        """
         self.events.append((SPAN, name, _ident(), begin, _clock()))
 
     def request(self, service: str, action: str, begin: int) -> None:
-        """Record a request to a service that the calling thread has made since `begin` (ns)."""
+        """Record a request that the calling thread has just finished.
+
+        Parameters
+        ----------
+        service
+            Name of the service, as "sqs".
+        action
+            Action of the service, as "SendMessageBatch".
+        begin
+            When it began, in ns of `time.perf_counter_ns`.
+        """
         self.span(f"{service}.{_ACTIONS.get(action, action.lower())}", begin)
 
     def sent(self, kind: int, context: int, tag: int, seq: int, dests: tuple[int, ...]) -> None:
-        """Record that a message leaves for the ranks `dests`."""
+        """Record that the calling thread sends a message.
+
+        Parameters
+        ----------
+        kind
+            A `core.wire.Kind`.
+        context
+            Context of the communicator.
+        tag
+            Tag of a point-to-point message, slot of a step.
+        seq
+            Sequence number of the message, or number of the collective.
+        dests
+            Ranks in the communicator that receive it.
+        """
         self.events.append((SENT, kind, context, tag, seq, dests, _ident(), _clock()))
 
     def matched(self, envelope: Envelope, seq: int) -> None:
-        """Record that a receive takes a message."""
+        """Record that a receive has matched a message.
+
+        Parameters
+        ----------
+        envelope
+            Envelope of the message.
+        seq
+            Its sequence number.
+        """
         self.events.append((TAKEN, envelope, seq, _ident(), _clock()))
 
     def step(self, name: tuple[int, int, int, int]) -> None:
-        """Record that a step of a collective has been received."""
+        """Record that a step of a collective has been received completely.
+
+        Parameters
+        ----------
+        name
+            Context, source, number of the collective, and slot.
+        """
         self.events.append((WHOLE, name, _ident(), _clock()))
 
     def write(self, folder: Path, rank: int) -> None:
-        """Write the events to `folder`: a line about the rank, then one per 1,000 events."""
+        """Write the events to a file: one line about the rank, then one line per 1,000 events.
+
+        Parameters
+        ----------
+        folder
+            Folder of the job's statistics; the file is `trace-RANK.json`.
+        rank
+            World rank.
+        """
         facts = {
             "rank": rank,
             "offset": self.offset,
@@ -152,6 +215,7 @@ def merge(folder: Path, out: TextIO) -> int:
     of day of the machines differ; it is shown as if it had arrived when it left.
     """
     records = [_read(path) for path in sorted(folder.glob("trace-*.json"))]
+    # Before arrows are drawn: these compare times of different ranks.
     _align(records)
     arrows = _Arrows(records)
     starts = (
@@ -179,9 +243,10 @@ def _align(records: list[dict[str, Any]]) -> None:
 
 
 class _Arrows:
-    """The messages both ends of which were recorded.
+    """Messages whose sending and receiving were both recorded.
 
-    left_at: name of a message -> when it left, in ns; numbers: name -> number of its arrow.
+    `left_at` maps the name of a message to the time when it left (ns), `numbers` to the number of
+    its arrow.
     """
 
     def __init__(self, records: list[dict[str, Any]]) -> None:
@@ -194,6 +259,7 @@ class _Arrows:
                         self.left_at[name] = event[-1] + record["offset"]
                     else:
                         arrived[name] = None
+        # A message with one recorded end (the other was among the dropped events) has no arrow.
         both = [name for name in arrived if name in self.left_at]
         self.numbers = {name: number for number, name in enumerate(both)}
 
@@ -238,9 +304,16 @@ def _track(record: dict[str, Any], arrows: _Arrows, begin: int) -> Iterator[dict
 
 
 def save(folder: Path, file: str, say: Callable[[str], None]) -> None:
-    """Merge the files in `folder` into one trace, and report success or the reason of a failure.
+    """Merge the files of the ranks into one trace, and report success or the reason of a failure.
 
-    `say` gets one line.
+    Parameters
+    ----------
+    folder
+        Folder with the files that `Recorder.write` wrote.
+    file
+        Path of the trace.
+    say
+        Called with one line for the user.
     """
     try:
         with open(file, "w") as out:

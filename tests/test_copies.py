@@ -1,4 +1,4 @@
-"""Who owns the bytes of a message: what may change when `isend` returns arrives as it was, on every channel.
+"""Ownership of bytes: a buffer may change when `isend` returns, and the message arrives unchanged.
 
 The services behind the channels are stubs in this process: frames are put late, as a service would take them.
 """

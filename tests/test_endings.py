@@ -1,4 +1,6 @@
-"""How a rank ends: with its last words out or with an error, after Abort, with threads that wait, and in forked children."""
+"""The end of a rank: after its last output, with an error, after Abort, with threads, in forked
+children.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,7 @@ def test_a_rank_whose_last_words_are_lost_does_not_end_with_0() -> None:
     )
 
 
-def test_an_error_that_ended_the_program_is_told_once() -> None:
+def test_an_error_that_ended_the_program_is_reported_once() -> None:
     done = python(LOST, "waits")
     assert done.returncode == 1 and done.stderr.count("the medium is gone\n") == 1
 

@@ -1,4 +1,4 @@
-"""What importing costs: the hot path brings in no boto3, no SciPy and no emulator."""
+"""The cost of imports: the hot path imports no boto3, no SciPy and no emulator."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ HEAVY = ("boto3", "botocore", "scipy", "sklearn", "ministack", "moto", "mpi4py")
     ],
 )
 def test_the_hot_path_is_light(program: str) -> None:
-    told = f"{program}\nimport sys\nprint([name for name in {HEAVY} if name in sys.modules])"
+    message = f"{program}\nimport sys\nprint([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", told], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", message], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout == "[]\n"
 

@@ -1,4 +1,4 @@
-"""Imports point inward: what each room may import, read with `ast`."""
+"""Imports point inward: which packages and modules each one may import, read with `ast`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "serverless_mpi"
 STANDARD_ONLY = ("errors", "env", "job", "core", "collectives", "channels.base")
 
-# room -> rooms of the package it may import, beside itself
+# Package or module -> the others that it may import.
 MAY: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
@@ -100,7 +100,7 @@ MAY: dict[str, set[str]] = {
         "stack",
         "launch.handler",
     },
-    # the function itself: it deploys nothing, and has no boto3
+    # The function of a deployed stack: it deploys nothing, and boto3 is not imported.
     "launch.handler": {
         "env",
         "launch",
@@ -158,17 +158,17 @@ for _room in ("sparse", "inference"):
     MAY[_room] |= {"aws.limits", "aws.figures"}
 
 
-def room(module: str) -> str:
-    """The room of a dotted name below the package."""
+def unit(module: str) -> str:
+    """Return the package or module of MAY to which a dotted name below the package belongs."""
     return module if module in MAY else module.split(".")[0]
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it."""
-    found = set()
+    """Return every module that a file imports, at the top or inside functions."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             for alias in node.names:
@@ -180,8 +180,8 @@ def imports(path: Path) -> set[str]:
                 is_module = base.startswith("serverless_mpi") and (
                     (PACKAGE / f"{below}.py").exists() or (PACKAGE / below).is_dir()
                 )
-                found.add(f"{base}.{alias.name}" if is_module else base)
-    return found
+                modules.add(f"{base}.{alias.name}" if is_module else base)
+    return modules
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -191,11 +191,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 def test_imports_point_inward(path: Path) -> None:
     relative = path.relative_to(PACKAGE).with_suffix("")
     name = ".".join(relative.parts).removesuffix(".__init__")
-    here = room(name)
+    here = unit(name)
     for module in imports(path):
         top, _, below = module.partition(".")
         if top == "serverless_mpi":
-            target = room(below or "__init__")
+            target = unit(below or "__init__")
             assert target == here or target in MAY[here], f"{name} imports {module}"
         elif here in STANDARD_ONLY:
             assert top not in ("numpy", "scipy", "boto3", "botocore", "cffi"), (
@@ -220,7 +220,7 @@ def test_no_clock_thread_socket_or_randomness(folder: str) -> None:
         assert not banned, f"{path.name} imports {banned}"
 
 
-def test_every_room_is_listed() -> None:
+def test_every_package_is_listed() -> None:
     assert {
-        room(".".join(path.relative_to(PACKAGE).with_suffix("").parts)) for path in FILES
+        unit(".".join(path.relative_to(PACKAGE).with_suffix("").parts)) for path in FILES
     } <= set(MAY)

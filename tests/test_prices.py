@@ -1,4 +1,4 @@
-"""A price table that is none is named."""
+"""An invalid price table is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The pump: threads that wait for each other, background senders, failures.  Channels here are in memory."""
+"""The runtime: threads that wait for each other, background senders, failures; on channels in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -349,7 +351,7 @@ def test_much_goes_out_before_the_caller_blocks(monkeypatch: pytest.MonkeyPatch)
         runtime.finalize()
 
 
-def test_a_wait_with_a_time_limit_is_no_deadlock() -> None:
+def test_a_wait_with_a_time_limit_is_not_a_deadlock() -> None:
     class Never:
         interval_s = 0.0
 

@@ -1,4 +1,6 @@
-"""Signal handlers that raise, at chosen moments inside a call: what the call promises holds, and the runtime lives on."""
+"""Signal handlers that raise at chosen points of a call: its guarantees hold, and the runtime
+continues.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,7 @@ def test_a_handler_may_communicate_and_the_call_goes_on(
     assert b.recv(source=0) == "from a handler"
 
 
-def test_a_send_is_done_before_the_exception_comes(
+def test_a_send_is_done_before_the_exception_is_raised(
     pair: tuple[Intracomm, Intracomm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = pair
@@ -135,7 +137,7 @@ def test_an_interrupted_probe_takes_nothing(
     assert b.mprobe(0).recv() == "kept"
 
 
-def test_an_interrupted_collective_goes_on(
+def test_an_interrupted_collective_continues(
     pair: tuple[Intracomm, Intracomm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = pair

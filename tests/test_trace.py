@@ -1,4 +1,4 @@
-"""The trace of a job: every call closed, every arrow with both its ends, every rank a track."""
+"""The trace of a job: every call is closed, every arrow has both ends, every rank has a track."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_trace(channel: str, tmp_path: Path) -> None:
         assert {"sqs.send", "sqs.receive", "s3.put", "s3.get", "channel.put"} <= names
 
 
-def test_a_trace_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_trace_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     done = smpirun("-n", 1, "--trace", tmp_path / "no" / "folder" / "t.json", "-m", "this")
     assert done.returncode == 0 and "there is no trace" in done.stderr
 

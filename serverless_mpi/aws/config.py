@@ -33,7 +33,18 @@ PARTITIONS: tuple[tuple[str, str, str], ...] = (
 
 
 class Config:
-    """The settings of one environment; the configuration files are read at first use."""
+    """The settings of one environment; the configuration files are read at first use.
+
+    Parameters
+    ----------
+    environ
+        Environment variables; None for those of the process.
+
+    Attributes
+    ----------
+    environ
+        As given.
+    """
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self.environ = os.environ if environ is None else environ
@@ -47,9 +58,25 @@ class Config:
         )
 
     def profile(self, name: str) -> dict[str, str] | None:
-        """Return the settings of a profile; None if there is no such profile.
+        """Return the settings of a profile.
 
         The credentials file takes precedence over the configuration file.
+
+        Parameters
+        ----------
+        name
+            Name of the profile.
+
+        Returns
+        -------
+        dict or None
+            Settings by name, names of nested settings as "outer.inner"; None if there is no such
+            profile.
+
+        Raises
+        ------
+        UsageError
+            A configuration file is not valid.
         """
         config, credentials = self._read()
         section = (
@@ -73,7 +100,13 @@ class Config:
         return self._files
 
     def region(self, explicit: str | None = None) -> str:
-        """Return the region to work in."""
+        """Return the region to work in.
+
+        Parameters
+        ----------
+        explicit
+            What the user asked for; takes precedence over all settings.
+        """
         environ = self.environ
         named = explicit or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
         return named or self._own().get("region") or DEFAULT_REGION
@@ -96,12 +129,20 @@ class Config:
         return None
 
     def endpoint(self, service: str, region: str) -> str:
-        """Return the URL of a service, AWS's own unless another is configured."""
+        """Return the URL of a service, AWS's own unless another is configured.
+
+        Parameters
+        ----------
+        service
+            Endpoint prefix of the service, as "sqs".
+        region
+            AWS region.
+        """
         configured = self.configured_endpoint(service)
         if configured is not None:
             return configured
         domain, dual = _domains(region)
-        # every endpoint of GovCloud but S3's is a FIPS endpoint
+        # In GovCloud every endpoint except that of S3 is a FIPS endpoint.
         always = region.startswith("us-gov-") and service != "s3"
         fips = "" if always else self._fips()
         if self._dual_stack():
@@ -130,7 +171,7 @@ class Config:
         UsageError
             The configured file is not a bundle of certificates.
         """
-        import ssl  # 10 MB and 40 ms, which a rank on an emulator does not pay
+        import ssl  # 10 MB and 40 ms, which a rank that uses an emulator does not need
 
         bundle = (
             self._setting("AWS_CA_BUNDLE", "ca_bundle")

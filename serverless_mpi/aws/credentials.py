@@ -1,20 +1,33 @@
-"""Whose requests these are: `SOURCES`, in botocore's order.
+"""Credentials of requests to AWS: looked up in `SOURCES`, in botocore's order.
 
-With an endpoint that is not AWS's, ambient credentials are never sent: the secret key there is derived from the job's
-key, so that the launcher's own emulator serves nobody else; another emulator checks none.  Keys that end are renewed
-before; while a renewal fails, the old ones serve as long as they are good.
-Sources: "Credentials" in the boto3 documentation; "Container credential provider" and "IMDS credential provider",
-AWS SDKs and Tools Reference Guide; "Sourcing credentials with an external process".
+The rules:
+
+- With an endpoint that is not AWS's, credentials of the environment are never sent. The secret key
+  for the launcher's own emulator is derived from the job's key, so that the emulator serves only
+  this job; other emulators do not check keys.
+- Temporary keys are renewed RENEW_BEFORE_S before they expire. If a renewal fails, the old keys are
+  used until they expire.
+
+If you add a source, write a method that returns None where it is not configured and raises
+UsageError where it is configured and cannot work, and add it to `SOURCES`.
+
+References
+----------
+"Credentials", boto3 documentation; "Container credential provider" and "IMDS credential provider",
+AWS SDKs and Tools Reference Guide; "Sourcing credentials with an external process", AWS CLI User
+Guide.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,33 +43,48 @@ from serverless_mpi.metering import Meter
 if TYPE_CHECKING:
     from serverless_mpi.aws.http import Client
 
-RENEW_BEFORE_S = 900.0  # new keys are asked for this long before the old ones end
-RENEW_PAUSE_S = 60.0  # after a renewal that failed while the old keys are still good
+RENEW_BEFORE_S = 900.0  # keys are renewed this long before they expire
+RENEW_PAUSE_S = 60.0  # between attempts, if a renewal fails while the old keys are valid
 PROCESS_TIMEOUT_S = 60.0
 CONTAINER = "http://169.254.170.2"
 INSTANCE = "http://169.254.169.254"
 INSTANCE_TOKEN_S = 21600
-ROLE_S = 3600  # what AssumeRole grants unless the profile says duration_seconds
-# besides loopback and https, where a container's credentials may come from (ECS, EKS)
+ROLE_S = 3600  # duration of an assumed role if the profile has no duration_seconds
+# Hosts that may provide a container's credentials by plain HTTP, besides loopback (ECS, EKS).
 CONTAINER_HOSTS = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23")
 
 SECRET_BYTES = 32  # of an emulator's secret access key
-DUMMY = Keys("smpi", "smpi")  # an emulator that the user started checks none
+DUMMY = Keys("smpi", "smpi")  # for emulators that do not check keys
 _EXPORT = (
     "`aws configure export-credentials --profile {name} --format env` prints keys to set instead"
 )
 
 
 def emulator_keys(job_key: bytes) -> Keys:
-    """The keys of a job at an emulator that the launcher started for it."""
+    """Return the access key of a job for the emulator that its launcher starts.
+
+    Parameters
+    ----------
+    job_key
+        Key of the job, 32 bytes.
+    """
     secret = make(job_key, Purpose.EMULATOR, b"", SECRET_BYTES).hex()
     return Keys(DUMMY.access, secret)
 
 
 class Credentials:
-    """Keys that are found at first use and renewed before they end.  Safe for threads.
+    """Keys that are looked up at first use and renewed before they expire. Thread-safe.
 
-    endpoint: an emulator's URL, where `fixed` are the keys; clock: seconds of the epoch.
+    Parameters
+    ----------
+    endpoint
+        URL of a server for which only `fixed` may be used, such as an emulator; None for AWS.
+    environ
+        Environment variables; None for those of the process.
+    clock
+        Returns seconds since the epoch.
+    fixed
+        Keys for `endpoint`.
     """
 
     def __init__(
@@ -75,12 +103,12 @@ class Credentials:
         self._renew_at = float("inf")
 
     def get(self) -> Keys:
-        """The keys to sign with now.
+        """Return valid keys, after a lookup or a renewal if one is due.
 
         Raises
         ------
         UsageError
-            None were found; the text names where they may be, or what is wrong where they should be.
+            No source has keys, or a source is configured wrongly; the text names it.
         """
         keys = self._keys
         if keys is None or (keys.expires is not None and self._clock() >= self._renew_at):
@@ -91,7 +119,7 @@ class Credentials:
         return keys
 
     def renew(self) -> None:
-        """The service says that the keys have ended: find new ones at the next use."""
+        """Discard the keys, since a service reports that they have expired."""
         with self._lock:
             if not self._fixed:
                 self._config = Config(self._environ)  # files may have changed
@@ -107,7 +135,8 @@ class Credentials:
             self._renew_at = now + RENEW_PAUSE_S
             return old
         if keys.expires is not None:
-            # keys that are shorter than RENEW_BEFORE_S are not asked for anew at every request
+            # Keys may be valid for less than RENEW_BEFORE_S; they are renewed after half that time,
+            # not at every request.
             self._renew_at = max(keys.expires - RENEW_BEFORE_S, (now + keys.expires) / 2)
         return keys
 
@@ -117,13 +146,15 @@ class Credentials:
             if keys is not None:
                 return keys
         raise UsageError(
-            f"no AWS credentials; looked in: {', '.join(name for name, _ in SOURCES)}. Set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or use a role; or name an emulator with --endpoint"
+            f"no AWS credentials; looked in: {', '.join(name for name, _ in SOURCES)}. Set"
+            " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or use a role; or name"
+            " an emulator with --endpoint"
         )
 
     # --- the sources ---------------------------------------------------------
 
-    def _from_environment(self) -> Keys | None:
+    def from_environment(self) -> Keys | None:
+        """Return the keys of environment variables, None if they are not set."""
         access, secret = (
             self._environ.get("AWS_ACCESS_KEY_ID"),
             self._environ.get("AWS_SECRET_ACCESS_KEY"),
@@ -138,7 +169,8 @@ class Credentials:
             else None
         )
 
-    def _from_web_identity(self) -> Keys | None:
+    def from_web_identity(self) -> Keys | None:
+        """Return the keys of the role that a token file permits to assume, None without one."""
         environ = self._environ
         file, role = environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"), environ.get("AWS_ROLE_ARN")
         return (
@@ -155,18 +187,20 @@ class Credentials:
         }
         return self._sts("AssumeRoleWithWebIdentity", form, Keys("", ""))
 
-    def _from_profile(self) -> Keys | None:
+    def from_profile(self) -> Keys | None:
+        """Return the keys of the profile in use, None if there is no such profile."""
         name = self._config.profile_name
         if self._config.profile(name) is None:
             if name != "default":
                 raise UsageError(
-                    f"profile {name!r} is in neither of the AWS configuration files; see `aws configure list-profiles`"
+                    f"profile {name!r} is in neither of the AWS configuration files;"
+                    " see `aws configure list-profiles`"
                 )
             return None
         return self._profile(name, ())
 
     def _profile(self, name: str, through: Sequence[str]) -> Keys | None:
-        """The keys of a profile; through: the profiles that led to it."""
+        """Return the keys of a profile; `through` are the profiles that refer to it."""
         profile = self._config.profile(name)
         if profile is None:
             raise UsageError(
@@ -175,13 +209,13 @@ class Credentials:
         if name in through:
             if "aws_access_key_id" not in profile:
                 raise UsageError(
-                    f"the profiles {' -> '.join((*through, name))} go round in a circle"
+                    f"the profiles {' -> '.join((*through, name))} refer to each other in a circle"
                 )
         elif "role_arn" in profile:
             return self._role(name, profile, through)
         if "sso_session" in profile or "sso_start_url" in profile:
             raise UsageError(
-                f"profile {name!r} signs in by SSO, which data connections cannot; "
+                f"profile {name!r} signs in by SSO, which serverless_mpi does not support; "
                 + _EXPORT.format(name=name)
             )
         access, secret = profile.get("aws_access_key_id"), profile.get("aws_secret_access_key")
@@ -196,51 +230,61 @@ class Credentials:
         return None
 
     def _role(self, name: str, profile: Mapping[str, str], through: Sequence[str]) -> Keys:
-        """The keys of a role that a profile assumes."""
+        """Return the keys of a role that a profile assumes."""
         if "mfa_serial" in profile:
             raise UsageError(
-                f"profile {name!r} needs a code of {profile['mfa_serial']}; "
+                f"profile {name!r} needs a code from the device {profile['mfa_serial']}; "
                 + _EXPORT.format(name=name)
             )
         role, session = profile["role_arn"], profile.get("role_session_name")
         if "web_identity_token_file" in profile:
             return self._web_identity(profile["web_identity_token_file"], role, session)
-        keys: Keys | None
-        if "source_profile" in profile:
-            keys = self._profile(profile["source_profile"], (*through, name))
-        elif "credential_source" in profile:
-            known = {
-                "Environment": self._from_environment,
-                "EcsContainer": self._from_container,
-                "Ec2InstanceMetadata": self._from_instance,
-            }
-            source = known.get(profile["credential_source"])
-            if source is None:
-                raise UsageError(
-                    f"credential_source of profile {name!r} is none of {', '.join(known)}"
-                )
-            keys = source()
-        else:
-            raise UsageError(
-                f"profile {name!r} has a role_arn and neither source_profile nor credential_source"
-            )
-        if keys is None:
-            raise UsageError(
-                f"profile {name!r} assumes {role}, but where it says that the keys for that are, there are none"
-            )
+        keys = self._keys_to_assume(name, profile, through)
         form = {"RoleArn": role, "RoleSessionName": session or "serverless-mpi"}
         form["DurationSeconds"] = profile.get("duration_seconds", str(ROLE_S))
         if "external_id" in profile:
             form["ExternalId"] = profile["external_id"]
         return self._sts("AssumeRole", form, keys)
 
+    def _keys_to_assume(
+        self, name: str, profile: Mapping[str, str], through: Sequence[str]
+    ) -> Keys:
+        """Return the keys with which a profile assumes its role."""
+        keys: Keys | None
+        if "source_profile" in profile:
+            keys = self._profile(profile["source_profile"], (*through, name))
+            origin = f"source_profile {profile['source_profile']!r}"
+        elif "credential_source" in profile:
+            known = {
+                "Environment": self.from_environment,
+                "EcsContainer": self.from_container,
+                "Ec2InstanceMetadata": self.from_instance,
+            }
+            source = known.get(profile["credential_source"])
+            if source is None:
+                raise UsageError(
+                    f"credential_source of profile {name!r} is not one of {', '.join(known)}"
+                )
+            keys = source()
+            origin = f"credential_source {profile['credential_source']}"
+        else:
+            raise UsageError(
+                f"profile {name!r} has a role_arn and neither source_profile nor credential_source"
+            )
+        if keys is None:
+            raise UsageError(
+                f"profile {name!r} assumes {profile['role_arn']}, but its {origin} has no keys"
+            )
+        return keys
+
     def _sts(self, action: str, form: Mapping[str, str], keys: Keys) -> Keys:
-        from serverless_mpi.aws.http import Client  # which needs this file
+        """Return the temporary keys that STS gives for a request signed with `keys`."""
+        from serverless_mpi.aws.http import Client  # imports this module
 
         region = self._config.region()
-        fixed = Credentials(None, self._environ, self._clock)
-        fixed._keys = keys
-        client: Client = Client("sts", region, self._config.endpoint("sts", region), fixed, Meter())
+        endpoint = self._config.endpoint("sts", region)
+        signer = Credentials(endpoint, self._environ, self._clock, fixed=keys)
+        client: Client = Client("sts", region, endpoint, signer, Meter())
         form = {"Action": action, "Version": "2011-06-15", **form}
         body = urlencode(form)
         try:
@@ -259,7 +303,8 @@ class Credentials:
             raise UsageError(str(client.refused(f"give the keys of {form['RoleArn']}", answer)))
         return _temporary(fields, "SessionToken", "STS")
 
-    def _from_container(self) -> Keys | None:
+    def from_container(self) -> Keys | None:
+        """Return the keys of the container's role (ECS, EKS), None outside such a container."""
         environ = self._environ
         relative = environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
         url = (
@@ -272,7 +317,8 @@ class Credentials:
         parts = urlsplit(url)
         if parts.scheme != "https" and not _near(parts.hostname or ""):
             raise UsageError(
-                f"AWS_CONTAINER_CREDENTIALS_FULL_URI names {url}, which is neither https nor on this machine"
+                f"AWS_CONTAINER_CREDENTIALS_FULL_URI is {url}, which is neither HTTPS nor an address"
+                " of this machine"
             )
         token_file = environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
         token = (
@@ -282,11 +328,12 @@ class Credentials:
             text = self._fetch(url, {"authorization": token} if token else {})
         except Lost as error:
             raise UsageError(
-                f"the container's credentials at {url} cannot be had: {error}"
+                f"the container's credentials cannot be read from {url}: {error}"
             ) from error
         return _temporary(_fields(text, url), "Token", url)
 
-    def _from_instance(self) -> Keys | None:
+    def from_instance(self) -> Keys | None:
+        """Return the keys of the EC2 instance's role, None outside EC2 or without a role."""
         environ = self._environ
         if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
             return None
@@ -302,12 +349,12 @@ class Credentials:
             if not roles:
                 return None
             text = self._fetch(f"{base}/meta-data/iam/security-credentials/{roles[0]}", headers)
-        except Lost:  # not on such a machine, or it has no role
+        except Lost:  # this machine is not an instance, or has no role
             return None
         return _temporary(_fields(text, base), "Token", base)
 
     def _fetch(self, url: str, headers: Mapping[str, str], method: str = "GET") -> str:
-        """The text at `url`; Lost if there is none."""
+        """Return the text at a URL; raise Lost if the server does not answer with status 200."""
         parts = urlsplit(url)
         tls = self._config.tls() if parts.scheme == "https" else None
         port = parts.port or (443 if tls else 80)
@@ -329,38 +376,40 @@ class Credentials:
 
 
 SOURCES: tuple[tuple[str, Callable[[Credentials], Keys | None]], ...] = (
-    ("the environment", Credentials._from_environment),
-    ("a web identity", Credentials._from_web_identity),
-    ("the profile", Credentials._from_profile),
-    ("the container's role", Credentials._from_container),
-    ("the instance's role", Credentials._from_instance),
+    ("the environment", Credentials.from_environment),
+    ("a web identity", Credentials.from_web_identity),
+    ("the profile", Credentials.from_profile),
+    ("the container's role", Credentials.from_container),
+    ("the instance's role", Credentials.from_instance),
 )
 
 
 def _from_process(name: str, command: str) -> Keys:
-    """What an external program prints (`credential_process`)."""
-    import shlex
+    """Return the keys that an external program prints (`credential_process`)."""
+    import shlex  # the two take 5 ms at the start of a rank, and few profiles need them
     import subprocess
 
+    origin = f"credential_process of profile {name!r}"
     try:
         done = subprocess.run(
             shlex.split(command), capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S
         )
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"credential_process of profile {name!r} did not run: {error}") from error
+        raise UsageError(f"{origin} did not run: {error}") from error
     if done.returncode:
         raise UsageError(
-            f"credential_process of profile {name!r} ended with {done.returncode}: {done.stderr.strip()[:200]}"
+            f"{origin} ended with exit code {done.returncode}: {done.stderr.strip()[:200]}"
         )
-    fields = _fields(done.stdout, f"credential_process of profile {name!r}")
+    fields = _fields(done.stdout, origin)
     if fields.get("Version") != 1:
         raise UsageError(
-            f"credential_process of profile {name!r} speaks version {fields.get('Version')!r}, not 1"
+            f"{origin} prints version {fields.get('Version')!r} of its format; version 1 is needed"
         )
-    return _temporary(fields, "SessionToken", f"credential_process of profile {name!r}")
+    return _temporary(fields, "SessionToken", origin)
 
 
 def _temporary(fields: Mapping[str, object], token: str, origin: str) -> Keys:
+    """Return keys from the fields of a response; `token` names the field of the session token."""
     try:
         expires = fields.get("Expiration")
         return Keys(
@@ -370,12 +419,11 @@ def _temporary(fields: Mapping[str, object], token: str, origin: str) -> Keys:
             None if expires is None else _epoch(str(expires)),
         )
     except (KeyError, ValueError) as error:
-        raise UsageError(f"{origin} did not give keys: {error!r}") from error
+        raise UsageError(f"{origin} did not return valid keys: {error!r}") from error
 
 
 def _epoch(text: str) -> float:
-    from datetime import datetime, timezone
-
+    """Return the seconds of the epoch of a time in ISO 8601; Python 3.10 cannot parse the Z."""
     moment = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
@@ -386,7 +434,7 @@ def _fields(text: str, origin: str) -> dict[str, object]:
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
-        raise UsageError(f"{origin} did not give a JSON object, but {text[:60]!r}")
+        raise UsageError(f"{origin} did not return a JSON object, but {text[:60]!r}")
     return fields
 
 
@@ -398,8 +446,7 @@ def _text_of(file: str) -> str:
 
 
 def _near(host: str) -> bool:
-    import ipaddress
-
+    """Return whether a host may provide credentials by plain HTTP."""
     try:
         return (
             host == "localhost" or host in CONTAINER_HOSTS or ipaddress.ip_address(host).is_loopback

@@ -23,6 +23,18 @@ def _fan_out_cost(t: Tally) -> None:
 def fan_out(rank: int, size: int, data: Blob) -> Steps:
     """Send the own blob to all other ranks at once.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Blob of this rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview
+        The blobs of all ranks, in their order.
+
     Notes
     -----
     1 round; 1 message of n bytes per rank, which P-1 ranks read.
@@ -47,6 +59,18 @@ def _bruck_cost(t: Tally) -> None:
 @algorithm("allgather", cost=_bruck_cost)
 def bruck(rank: int, size: int, data: Blob) -> Steps:
     """Double the number of known blobs in every round (Bruck).
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Blob of this rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview
+        The blobs of all ranks, in their order.
 
     Notes
     -----
@@ -80,6 +104,18 @@ def _ring_cost(t: Tally) -> None:
 @algorithm("allgather", cost=_ring_cost)
 def ring(rank: int, size: int, data: Blob) -> Steps:
     """Pass blobs around a ring.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Blob of this rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview
+        The blobs of all ranks, in their order.
 
     Notes
     -----

@@ -34,6 +34,18 @@ def _packed_cost(t: Tally) -> None:
 def packed(rank: int, size: int, blobs: Sequence[Blob]) -> Steps:
     """Put all blobs together, so that each reader takes its own range.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    blobs
+        A blob for each rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview
+        The blob that each rank has sent to this one, in their order.
+
     Notes
     -----
     1 round. Each rank makes one put of (P-1) n bytes; on a channel without ranges, P-1 messages of
@@ -61,6 +73,18 @@ def _pairwise_cost(t: Tally) -> None:
 def pairwise(rank: int, size: int, blobs: Sequence[Blob]) -> Steps:
     """Send every blob as a message of its own.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    blobs
+        A blob for each rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview
+        The blob that each rank has sent to this one, in their order.
+
     Notes
     -----
     1 round; P-1 messages of n bytes per rank, in one step, so that they fill the channel's batches.
@@ -81,9 +105,8 @@ def pairwise(rank: int, size: int, blobs: Sequence[Blob]) -> Steps:
 def _bruck_cost(t: Tally) -> None:
     for level in range(log2_rounds(t.size)):
         span = 1 << level
-        moved = t.size // (2 * span) * span + max(
-            0, t.size % (2 * span) - span
-        )  # numbers below P with this bit
+        # How many numbers below P have this bit.
+        moved = t.size // (2 * span) * span + max(0, t.size % (2 * span) - span)
         nbytes = moved * (t.n + PACK_BYTES)
         work = t.put(nbytes) + t.get(nbytes)
         t.step(nbytes, work)
@@ -93,6 +116,18 @@ def _bruck_cost(t: Tally) -> None:
 @algorithm("alltoall", cost=_bruck_cost, condition=known_length)
 def bruck(rank: int, size: int, blobs: Sequence[Blob]) -> Steps:
     """Pass packed blobs over doubling distances (Bruck).
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    blobs
+        A blob for each rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview
+        The blob that each rank has sent to this one, in their order.
 
     Notes
     -----

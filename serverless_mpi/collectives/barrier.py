@@ -23,6 +23,11 @@ def _fan_cost(t: Tally) -> None:
 def fan(rank: int, size: int) -> Steps:
     """Report to rank 0, which releases all ranks.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+
     Notes
     -----
     2 rounds; P-1 messages of 0 bytes to rank 0, then one that P-1 ranks read.
@@ -43,6 +48,11 @@ def _dissemination_cost(t: Tally) -> None:
 @algorithm("barrier", cost=_dissemination_cost)
 def dissemination(rank: int, size: int) -> Steps:
     """Notify the rank at doubling distances.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
 
     Notes
     -----

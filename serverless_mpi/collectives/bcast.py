@@ -13,6 +13,13 @@ from serverless_mpi.collectives.steps import Blob, Recv, Send, Steps, parts
 
 
 def fan_out_cost(t: Tally) -> None:
+    """State the cost of `fan_out`, which ends some reductions as well.
+
+    Parameters
+    ----------
+    t
+        Receives the cost.
+    """
     others = t.size - 1
     t.step(t.n, t.put(t.n, 1, others) + t.get(t.n))
     t.all(t.put(t.n, 1, others) + t.get(t.n) * others)
@@ -21,6 +28,20 @@ def fan_out_cost(t: Tally) -> None:
 @algorithm("bcast", cost=fan_out_cost)
 def fan_out(rank: int, size: int, root: int, data: Blob | None) -> Steps:
     """Send the blob from the root to all ranks at once.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    data
+        Blob of the root; None on other ranks. Borrowed until the call ends.
+
+    Returns
+    -------
+    Blob
+        The root's blob.
 
     Notes
     -----
@@ -43,6 +64,20 @@ def _binomial_cost(t: Tally) -> None:
 def binomial(rank: int, size: int, root: int, data: Blob | None) -> Steps:
     """Send the blob down a binomial tree.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    data
+        Blob of the root; None on other ranks. Borrowed until the call ends.
+
+    Returns
+    -------
+    Blob
+        The root's blob.
+
     Notes
     -----
     At most ceil(log2 P) rounds. A rank sends at most 1 message of n bytes, which at most ceil(log2
@@ -63,7 +98,7 @@ def binomial(rank: int, size: int, root: int, data: Blob | None) -> Steps:
 
 
 def _tree_cost(arity: int) -> Formula:
-    """The formula of a tree of that arity."""
+    """Return the formula of a tree with this number of children per rank."""
 
     def formula(t: Tally) -> None:
         reached, level, rounds = 1, 1, 0
@@ -79,6 +114,22 @@ def _tree_cost(arity: int) -> Formula:
 @algorithm("bcast", cost=_tree_cost(4), name="tree_4", arity=4)
 def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) -> Steps:
     """Send the blob down a complete tree, where each rank has up to `arity` children.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    data
+        Blob of the root; None on other ranks. Borrowed until the call ends.
+    arity
+        Most children of a rank.
+
+    Returns
+    -------
+    Blob
+        The root's blob.
 
     Notes
     -----
@@ -97,7 +148,7 @@ def tree(rank: int, size: int, root: int, data: Blob | None, *, arity: int = 4) 
 
 
 def _give(data: Blob | None, children: list[int]) -> Steps:
-    """Send `data` to the children and return it."""
+    """Send a blob to the children and return it."""
     assert data is not None
     if children:
         yield Send(tuple(children), parts(data))

@@ -5,8 +5,8 @@ An algorithm is registered once, beside its generator:
     @algorithm("bcast", cost=chain_cost)
     def chain(rank, size, root, data): ...
 
-From then on it is chosen where it is best, and `--explain`, `--simulate`,
-`--algorithm` and the contract suite (`serverless_mpi.testing`) know it.
+From then on it is chosen where it is best, and is included in `--explain`,
+`--simulate`, `--algorithm` and the contract suite (`serverless_mpi.testing`).
 
 Of the algorithms whose condition holds, `select` takes the cheapest of the
 fastest by their cost formulas; among equals, the one registered first.  So
@@ -63,7 +63,13 @@ class Algorithm:
     condition: Condition
 
     def cost(self, facts: Facts) -> Cost:
-        """Evaluate the formula for one call."""
+        """Evaluate the formula.
+
+        Parameters
+        ----------
+        facts
+            What all ranks of the call share.
+        """
         assert self.formula is not None, f"{self.operation} has no cost model"
         tally = Tally(facts)
         self.formula(tally)
@@ -75,30 +81,53 @@ ALGORITHMS: dict[str, list[Algorithm]] = {operation: [] for operation in OPERATI
 
 
 def always(_: Facts) -> bool:
-    """Hold for every call."""
+    """Condition that holds for every call."""
     return True
 
 
 def fanout(facts: Facts) -> bool:
-    """Hold where one put reaches many ranks for one price."""
+    """Condition: one put reaches many ranks for one price.
+
+    Parameters
+    ----------
+    facts
+        What all ranks of a call share.
+    """
     return facts.figures.fanout
 
 
 def ranges(facts: Facts) -> bool:
-    """Hold where one put can carry a part for each rank."""
+    """Condition: one put can carry a separate part for each rank.
+
+    Parameters
+    ----------
+    facts
+        What all ranks of a call share.
+    """
     return facts.figures.ranges
 
 
 def known_length(facts: Facts) -> bool:
-    """Hold where all ranks know the length of a blob.
+    """Condition: all ranks share the length of a blob.
 
-    That is so for buffers, whose blobs are vectors that can be cut, and not for pickled objects.
+    It holds for buffers, whose blobs are vectors that can be cut, and not for pickled objects.
+
+    Parameters
+    ----------
+    facts
+        What all ranks of a call share.
     """
     return facts.nbytes is not None
 
 
 def fanout_or_few_ranks(facts: Facts) -> bool:
-    """Hold where one put reaches many ranks, or where a tree would have as many rounds."""
+    """Condition: one put reaches many ranks, or a tree would not have fewer rounds.
+
+    Parameters
+    ----------
+    facts
+        What all ranks of a call share.
+    """
     return facts.figures.fanout or facts.size <= 4
 
 
@@ -157,7 +186,14 @@ def algorithm(
 
 
 def find(operation: str, name: str) -> Algorithm:
-    """Return the algorithm of that name.
+    """Return a registered algorithm.
+
+    Parameters
+    ----------
+    operation
+        A key of `operations.OPERATIONS`.
+    name
+        Name of the algorithm.
 
     Raises
     ------
@@ -174,7 +210,17 @@ def find(operation: str, name: str) -> Algorithm:
 
 
 def forced(algorithms: Mapping[str, str]) -> dict[str, Algorithm]:
-    """Return the algorithms that a user chose: operation -> algorithm.
+    """Return the algorithms that a user has chosen.
+
+    Parameters
+    ----------
+    algorithms
+        Operation -> name of the algorithm.
+
+    Returns
+    -------
+    dict
+        Operation -> algorithm.
 
     Raises
     ------
@@ -186,7 +232,20 @@ def forced(algorithms: Mapping[str, str]) -> dict[str, Algorithm]:
 
 @lru_cache(4096)
 def select(operation: str, facts: Facts) -> Algorithm:
-    """Choose the algorithm of a call; every rank that has the same facts chooses the same one."""
+    """Choose the algorithm of a call. Ranks with equal facts choose the same one.
+
+    Parameters
+    ----------
+    operation
+        A key of `operations.OPERATIONS`.
+    facts
+        What all ranks of the call share.
+
+    Returns
+    -------
+    Algorithm
+        The cheapest of those whose seconds are at most EQUALLY_FAST times the least.
+    """
     rows = [row for row in ALGORITHMS[operation] if row.condition(facts)]
     if len(rows) == 1 or not OPERATIONS[operation].modelled:
         return rows[0]

@@ -1,4 +1,4 @@
-"""Cost formulas: what a collective algorithm takes on a channel, by its LogGP-like figures.
+"""Cost formulas: the cost of a collective algorithm on a channel, by its LogGP-like parameters.
 
 A formula is a function of a `Tally`.  It states two things: the critical path
 (the puts, hops and gets that wait for each other) with `step`, and the work of
@@ -27,7 +27,7 @@ PACK_BYTES = 8  # length field before each blob that `steps.pack` joins
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What all ranks of a call know.
+    """What all ranks of a call share, by which they choose the same algorithm.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Facts:
 
     @property
     def length(self) -> int:
-        """Return nbytes, or an assumed length where it is unknown."""
+        """Bytes of one blob; an assumed length where ranks may differ."""
         return UNKNOWN_BYTES if self.nbytes is None else self.nbytes
 
 
@@ -74,7 +74,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Cost of a call: seconds to the last rank's end; rounds; dollars, puts, messages of all."""
+    """Cost of a call.
+
+    Attributes
+    ----------
+    seconds
+        Time until the last rank has its result.
+    usd
+        Dollars of all ranks.
+    rounds
+        Length of the longest chain of messages, each of which waits for the one before.
+    puts, messages
+        Numbers of puts and of messages of all ranks.
+    """
 
     seconds: float
     usd: float
@@ -92,6 +104,8 @@ class Tally:
         Number of ranks, P.
     n
         Bytes of one blob.
+    rounds
+        Rounds on the critical path so far.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -104,12 +118,22 @@ class Tally:
         self._total = Work()
 
     def _of(self, nbytes: int) -> CostParameters:
-        """The cost parameters that hold for a message of `nbytes`."""
+        """Return the cost parameters for a message of `nbytes`."""
         large = self._figures.large
         return self._figures if large is None or nbytes <= large[0] else large[1]
 
     def put(self, nbytes: int, sends: int = 1, copies: int = 1) -> Work:
-        """Return the work of `sends` Sends of `nbytes`, which `copies` ranks read in all."""
+        """Return the work of Sends.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes of each message.
+        sends
+            Number of Sends.
+        copies
+            Number of ranks that read them, in all.
+        """
         figures = self._of(nbytes)
         count = sends if figures.fanout else copies
         return Work(
@@ -120,7 +144,15 @@ class Tally:
         )
 
     def scatter(self, nbytes: int, readers: int) -> Work:
-        """Return the work of one Scatter: `nbytes` for each of `readers` ranks."""
+        """Return the work of one Scatter.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes for each reader.
+        readers
+            Number of ranks that read it.
+        """
         figures = self._of(nbytes)
         # where long messages have figures of their own, a shared object pays off only for those
         sent_alone = figures.large is not None
@@ -131,7 +163,15 @@ class Tally:
         return Work(figures.put_s + whole / figures.bandwidth_Bps, usd, 1, readers)
 
     def get(self, nbytes: int, folded: int = 0) -> Work:
-        """Return the work of one Recv of `nbytes`, and of combining or joining `folded` bytes."""
+        """Return the work of one Recv.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes of the message.
+        folded
+            Bytes that are combined or joined afterwards.
+        """
         figures = self._of(nbytes)
         seconds = figures.get_s + nbytes / figures.bandwidth_Bps + (nbytes + folded) / FRESH_BPS
         usd = self._usd(figures, figures.get_usd, figures.get_usd_per_byte, nbytes)
@@ -144,16 +184,29 @@ class Tally:
         return usd * bills + usd_per_byte * nbytes
 
     def step(self, nbytes: int, path: Work, times: int = 1) -> None:
-        """Add `times` rounds to the critical path.
+        """Add rounds to the critical path.
 
-        In each, one rank does the work `path` and a message of `nbytes` travels.
+        Parameters
+        ----------
+        nbytes
+            Bytes of the message that travels in each round.
+        path
+            Work that one rank does in each round.
+        times
+            Number of rounds.
         """
         self.rounds += times
         self._path += times * (self._of(nbytes).latency_s + path.seconds)
         self._busy += times * path.seconds
 
     def all(self, work: Work) -> None:
-        """Add work of all ranks together, that on the critical path included."""
+        """Add work of all ranks together, including that on the critical path.
+
+        Parameters
+        ----------
+        work
+            The work.
+        """
         self._total = self._total + work
 
     def cost(self) -> Cost:
@@ -173,5 +226,11 @@ Formula = Callable[[Tally], None]
 
 
 def log2_rounds(size: int) -> int:
-    """Return ceil(log2 size), the rounds of a doubling algorithm."""
+    """Return ceil(log2 size), the number of rounds of a doubling algorithm.
+
+    Parameters
+    ----------
+    size
+        Number of ranks.
+    """
     return (size - 1).bit_length()

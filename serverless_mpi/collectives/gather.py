@@ -34,6 +34,20 @@ def _gather_flat_cost(t: Tally) -> None:
 def gather_flat(rank: int, size: int, root: int, data: Blob) -> Steps:
     """Send every blob to the root.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    data
+        Blob of this rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview or None
+        On the root the blobs of all ranks, in their order.
+
     Notes
     -----
     1 round; each rank except the root sends 1 message of n bytes.
@@ -50,9 +64,8 @@ def gather_flat(rank: int, size: int, root: int, data: Blob) -> Steps:
 def _binomial_cost(t: Tally) -> None:
     for level in range(log2_rounds(t.size)):
         span = 1 << level
-        full, last = divmod(
-            t.size - 1 - span, 2 * span
-        )  # who sends at this level: ranks span, 3 span, 5 span, ...
+        # The ranks span, 3 span, 5 span, ... send at this level.
+        full, last = divmod(t.size - 1 - span, 2 * span)
         for count, blobs in ((full, span), (1, min(span, last + 1))):
             nbytes = blobs * (t.n + PACK_BYTES)
             t.all((t.put(nbytes) + t.get(nbytes)) * count)
@@ -64,15 +77,28 @@ def _binomial_cost(t: Tally) -> None:
 def gather_binomial(rank: int, size: int, root: int, data: Blob) -> Steps:
     """Collect packed blobs up a binomial tree.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    data
+        Blob of this rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview or None
+        On the root the blobs of all ranks, in their order.
+
     Notes
     -----
     At most ceil(log2 P) rounds; each rank except the root sends 1 message with the blobs of its
     subtree.
     """
     relative = (rank - root) % size
-    blobs_of_subtree: list[Blob] = [
-        data
-    ]  # blobs of relative ranks relative .. relative + len(mine) - 1
+    # Blobs of the relative ranks from `relative` on.
+    blobs_of_subtree: list[Blob] = [data]
     distance = 1
     while distance < size:
         if relative & distance:
@@ -94,6 +120,20 @@ def _scatter_packed_cost(t: Tally) -> None:
 @algorithm("scatter", cost=_scatter_packed_cost, condition=ranges)
 def scatter_packed(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
     """Put all blobs together, so that each reader takes its own range.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    blobs
+        On the root a blob for each rank; None on other ranks. Borrowed until the call ends.
+
+    Returns
+    -------
+    Blob
+        The blob for this rank.
 
     Notes
     -----
@@ -117,6 +157,20 @@ def _scatter_flat_cost(t: Tally) -> None:
 def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
     """Send every rank its blob.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    blobs
+        On the root a blob for each rank; None on other ranks. Borrowed until the call ends.
+
+    Returns
+    -------
+    Blob
+        The blob for this rank.
+
     Notes
     -----
     1 round; the root sends P-1 messages of n bytes.
@@ -132,6 +186,20 @@ def scatter_flat(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) 
 @algorithm("scatter", cost=_binomial_cost)
 def scatter_binomial(rank: int, size: int, root: int, blobs: Sequence[Blob] | None) -> Steps:
     """Pass packed blobs down a binomial tree.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    blobs
+        On the root a blob for each rank; None on other ranks. Borrowed until the call ends.
+
+    Returns
+    -------
+    Blob
+        The blob for this rank.
 
     Notes
     -----

@@ -1,11 +1,11 @@
-"""Collectives between two groups: what the ranks of one group give, those of the other receive.
+"""Collectives between two groups: the ranks of one group receive what those of the other give.
 
-The ranks of both groups are numbered together, the two groups one after the other. `groups` is
-(numbers of this rank's group, numbers of the other group); `rank` is the rank within its own group.
-`root` is such a number, too, or None for a rank that takes no part in a rooted call.
+The ranks of both groups are numbered together, one group after the other. `groups` is (numbers of
+this rank's group, numbers of the other group); `rank` is the rank within its own group. `root` is
+such a number as well, or None for a rank that takes no part in a rooted call.
 
 A call may consist of parts that run within one group (`steps.within`). Each part has its own range
-of slots (FIRST, LEADERS, LAST): add one for a new part.
+of slots (FIRST, LEADERS, LAST); a new part needs a new range.
 
 References
 ----------
@@ -42,6 +42,11 @@ FIRST, LEADERS, LAST = 0, 1 << 14, 1 << 15
 def barrier_leaders(rank: int, groups: Groups) -> Steps:
     """Report to the leader of the own group; the leaders meet and release their groups.
 
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+
     Notes
     -----
     3 rounds; 2 (P-2) + 2 messages of 0 bytes.
@@ -55,7 +60,7 @@ def barrier_leaders(rank: int, groups: Groups) -> Steps:
 
 
 def _leaders(rank: int, groups: Groups, data: Blob | None) -> Steps:
-    """Exchange `data` between the two leaders; None on other ranks."""
+    """Exchange blobs between the two leaders; return None on other ranks."""
     if rank:
         return None
     assert data is not None
@@ -67,6 +72,20 @@ def _leaders(rank: int, groups: Groups, data: Blob | None) -> Steps:
 @algorithm("inter_bcast", condition=fanout_or_few_ranks)
 def bcast_fan(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Steps:
     """Send the root's blob to all ranks of the other group at once.
+
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    root
+        Number of the root; None on the other ranks of its group.
+    data
+        Blob of the root; None on other ranks. Borrowed until the call ends.
+
+    Returns
+    -------
+    Blob or None
+        The root's blob; None on the other ranks of its group.
 
     Notes
     -----
@@ -86,6 +105,20 @@ def bcast_fan(rank: int, groups: Groups, root: int | None, data: Blob | None) ->
 def bcast_leader(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Steps:
     """Send the root's blob to the leader of the other group, and on down a binomial tree.
 
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    root
+        Number of the root; None on the other ranks of its group.
+    data
+        Blob of the root; None on other ranks. Borrowed until the call ends.
+
+    Returns
+    -------
+    Blob or None
+        The root's blob; None on the other ranks of its group.
+
     Notes
     -----
     At most 1 + ceil(log2 Q) rounds for Q receivers; Q messages of n bytes.
@@ -104,6 +137,20 @@ def bcast_leader(rank: int, groups: Groups, root: int | None, data: Blob | None)
 @algorithm("inter_gather")
 def gather_flat(rank: int, groups: Groups, root: int | None, data: Blob | None) -> Steps:
     """Send every blob of the other group to the root.
+
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    root
+        Number of the root; None on the other ranks of its group.
+    data
+        Blob of this rank, if it is in the other group. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview or None
+        On the root the blobs of the other group, in the order of its ranks.
 
     Notes
     -----
@@ -125,6 +172,20 @@ def scatter_packed(
 ) -> Steps:
     """Put the root's blobs together, so that each rank of the other group takes its range.
 
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    root
+        Number of the root; None on the other ranks of its group.
+    blobs
+        On the root a blob for each rank of the other group. Borrowed until the call ends.
+
+    Returns
+    -------
+    memoryview or None
+        The blob for this rank; None in the root's group.
+
     Notes
     -----
     1 round; n bytes per receiver in one put, or a message each on a channel without ranges.
@@ -143,6 +204,18 @@ def scatter_packed(
 def allgather_fan(rank: int, groups: Groups, data: Blob) -> Steps:
     """Send the own blob to all ranks of the other group at once.
 
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    data
+        Blob of this rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview
+        The blobs of the other group, in the order of its ranks.
+
     Notes
     -----
     1 round; 1 message of n bytes per rank, which every rank of the other group reads.
@@ -154,6 +227,18 @@ def allgather_fan(rank: int, groups: Groups, data: Blob) -> Steps:
 @algorithm("inter_alltoall")
 def alltoall_packed(rank: int, groups: Groups, blobs: Sequence[Blob]) -> Steps:
     """Put all blobs together, so that each rank of the other group takes its range.
+
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    blobs
+        A blob for each rank of the other group. Borrowed until the call ends.
+
+    Returns
+    -------
+    list of memoryview
+        The blobs that the other group has sent to this rank, in the order of its ranks.
 
     Notes
     -----
@@ -170,6 +255,22 @@ def reduce_flat(
 ) -> Steps:
     """Send all operands of the other group to the root, which folds them from their rank 0 up.
 
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    root
+        Number of the root; None on the other ranks of its group.
+    data
+        Operand of this rank, if it is in the other group. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview or None
+        On the root the operands of the other group, combined.
+
     Notes
     -----
     1 round; each rank of the other group sends 1 message of n bytes.
@@ -182,6 +283,20 @@ def reduce_flat(
 def allreduce_fan(rank: int, groups: Groups, data: Blob, combine: Combine) -> Steps:
     """Send the own operand to all ranks of the other group; each folds what it receives.
 
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        The operands of the other group, combined.
+
     Notes
     -----
     1 round; 1 message of n bytes per rank, which every rank of the other group reads.
@@ -192,6 +307,20 @@ def allreduce_fan(rank: int, groups: Groups, data: Blob, combine: Combine) -> St
 @algorithm("inter_allreduce")
 def allreduce_leaders(rank: int, groups: Groups, data: Blob, combine: Combine) -> Steps:
     """Fold in each group, exchange the totals between the leaders, broadcast in each group.
+
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        The operands of the other group, combined.
 
     Notes
     -----
@@ -212,6 +341,20 @@ def reduce_scatter_leaders(
     """Fold in each group, exchange the totals between the leaders, scatter them in each group.
 
     The pieces are as long as `blobs` are.
+
+    Parameters
+    ----------
+    rank, groups
+        Rank of the caller in its group, and the numbers of both groups' ranks.
+    blobs
+        Operand of this rank, cut as the result is. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        This rank's piece of the other group's operands, combined.
 
     Notes
     -----

@@ -25,6 +25,20 @@ def allgather_fan(
 ) -> Steps:
     """Send one blob along all outgoing edges; return a blob for each edge of `into`.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    out, into
+        Outgoing and incoming edges of this rank.
+    data
+        Blob of this rank. Borrowed until the call ends.
+
+    Returns
+    -------
+    list
+        A blob for each edge of `into`, None for a border.
+
     Notes
     -----
     1 round; 1 message of n bytes per rank, which all its destinations read.
@@ -44,6 +58,20 @@ def alltoall_direct(
     rank: int, size: int, out: Sequence[Edge], into: Sequence[Edge], blobs: Sequence[Blob]
 ) -> Steps:
     """Send a blob along each outgoing edge; return a blob for each edge of `into`.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    out, into
+        Outgoing and incoming edges of this rank.
+    blobs
+        A blob for each edge of `out`. Borrowed until the call ends.
+
+    Returns
+    -------
+    list
+        A blob for each edge of `into`, None for a border.
 
     Notes
     -----

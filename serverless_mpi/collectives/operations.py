@@ -1,11 +1,11 @@
-"""The vocabulary of collective operations: what each rank gives, and how ranks stand to each other.
+"""The vocabulary of collective operations: the arguments of each rank, and the layout of ranks.
 
-`OPERATIONS` describes every operation once; `api/` checks its calls by it,
+`OPERATIONS` describes every operation once; `api/` checks its calls with it,
 `choose.py` registers algorithms under it, and the simulation, `--explain` and
 the contract suite make example calls from it.  A new operation is one row
 there, and its arguments in `_one_group_arguments`.
 
-Three kinds of layout occur.  Within one group every rank may speak to every
+There are three kinds of layout.  Within one group every rank may send to every
 other.  Between two groups (names that begin with "inter_") the ranks of both
 are numbered together.  Along the edges of a topology ("neighbor_") each rank
 has its own lists of edges.
@@ -22,8 +22,8 @@ from serverless_mpi.errors import UsageError
 
 BETWEEN = "inter_"  # prefix of the operations between two groups
 
-# Who speaks to whom.  Between two groups: (size of the group that is numbered first, the root, or
-# a rank of its group).  Along edges: for each rank (edges out, edges in).
+# Which rank sends to which.  Between two groups: (size of the group that is numbered first, the
+# root or a rank of its group).  Along edges: (outgoing edges, incoming edges) of each rank.
 Layout = tuple[Any, ...]
 
 
@@ -57,7 +57,13 @@ class Operation:
         return not (self.neighbours or self.between)
 
     def blob_lengths(self, arguments: Sequence[Any]) -> list[int]:
-        """Return the bytes of each blob of a rank; `arguments` are those after rank and size."""
+        """Return the length of each blob that a rank gives, in bytes.
+
+        Parameters
+        ----------
+        arguments
+            Arguments of the algorithm after rank and size.
+        """
         index = 1 if self.rooted else 2 if self.neighbours else 0
         if len(arguments) <= index or arguments[index] is None:
             return []
@@ -100,7 +106,13 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def keep_first(a: memoryview, b: memoryview) -> memoryview:
-    """Combine two operands at no cost: for example calls."""
+    """Return the first operand: a combination without cost, for example calls.
+
+    Parameters
+    ----------
+    a, b
+        The operands.
+    """
     return a
 
 
@@ -121,9 +133,9 @@ def example_calls(
     generator
         An algorithm of it.
     size
-        Ranks; of both groups together between two groups.
+        Number of ranks; between two groups that of both together.
     blob
-        Borrowed.  A reduce_scatter between two groups cuts it to pieces.
+        The blob; borrowed.  A reduce_scatter between two groups cuts it into pieces.
     combine
         The reduction's operator.
     layout

@@ -45,6 +45,22 @@ def _reduce_flat_cost(t: Tally) -> None:
 def reduce_flat(rank: int, size: int, root: int, data: Blob, combine: Combine) -> Steps:
     """Send all operands to the root, which folds them from rank 0 up.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview or None
+        On the root all operands, combined in the order of ranks.
+
     Notes
     -----
     1 round; each rank except the root sends 1 message of n bytes.
@@ -67,6 +83,22 @@ def _reduce_binomial_cost(t: Tally) -> None:
 @algorithm("reduce", cost=_reduce_binomial_cost)
 def reduce_binomial(rank: int, size: int, root: int, data: Blob, combine: Combine) -> Steps:
     """Fold operands up a binomial tree to rank 0, which passes the result to the root.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview or None
+        On the root all operands, combined in the order of ranks.
 
     Notes
     -----
@@ -107,6 +139,22 @@ def _reduce_shares_cost(t: Tally) -> None:
 def reduce_shares(rank: int, size: int, root: int, data: Blob, combine: Elementwise) -> Steps:
     """Reduce one share of the vector on each rank, then collect the shares at the root.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    root
+        Rank of the root.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview or None
+        On the root all operands, combined in the order of ranks.
+
     Notes
     -----
     2 rounds; each rank scatters n (1 - 1/P) bytes, and each except the root sends 1 message of n/P
@@ -130,6 +178,20 @@ def _allreduce_fan_cost(t: Tally) -> None:
 @algorithm("allreduce", cost=_allreduce_fan_cost)
 def allreduce_fan(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
     """Fold all operands on rank 0, which sends the result to all ranks.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        All operands, combined in the order of ranks; the same bits on every rank.
 
     Notes
     -----
@@ -176,6 +238,20 @@ def _doubling_cost(t: Tally) -> None:
 @algorithm("allreduce", cost=_doubling_cost)
 def allreduce_doubling(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
     """Exchange totals with partners at doubling distances.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        All operands, combined in the order of ranks; the same bits on every rank.
 
     Notes
     -----
@@ -239,6 +315,20 @@ def _allreduce_shares_cost(t: Tally) -> None:
 def allreduce_shares(rank: int, size: int, data: Blob, combine: Elementwise) -> Steps:
     """Reduce one share of the vector on each rank, then give every share to all ranks.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        All operands, combined in the order of ranks; the same bits on every rank.
+
     Notes
     -----
     2 rounds; each rank scatters n (1 - 1/P) bytes and sends 1 message of n/P bytes, which P-1 ranks
@@ -273,6 +363,20 @@ def _rabenseifner_cost(t: Tally) -> None:
 @algorithm("allreduce", cost=_rabenseifner_cost, condition=known_length)
 def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwise) -> Steps:
     """Reduce and scatter halves of the vector, then gather them.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        All operands, combined in the order of ranks; the same bits on every rank.
 
     Notes
     -----
@@ -314,6 +418,20 @@ def allreduce_rabenseifner(rank: int, size: int, data: Blob, combine: Elementwis
 def reduce_scatter_packed(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Steps:
     """Put all blobs together; each rank reads its range of every object and folds from rank 0 up.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    blobs
+        An operand for each rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        The operands for this rank, combined in the order of ranks.
+
     Notes
     -----
     1 round; each rank makes one put of (P-1) n bytes; on a channel without ranges, P-1 messages.
@@ -330,6 +448,20 @@ def _reduce_scatter_cost(t: Tally) -> None:
 @algorithm("reduce_scatter", cost=_reduce_scatter_cost)
 def reduce_scatter(rank: int, size: int, blobs: Sequence[Blob], combine: Combine) -> Steps:
     """Send every rank its blob; each rank folds what it receives from rank 0 up.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    blobs
+        An operand for each rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        The operands for this rank, combined in the order of ranks.
 
     Notes
     -----

@@ -23,6 +23,20 @@ def _doubling_cost(t: Tally) -> None:
 def scan(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
     """Combine the operands of ranks 0 to this one by recursive doubling.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        The operands of ranks 0 to this one, combined.
+
     Notes
     -----
     At most ceil(log2 P) rounds and as many messages of n bytes per rank.
@@ -41,6 +55,20 @@ def _fan_out_cost(t: Tally) -> None:
 def scan_fan_out(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
     """Send the own operand to all higher ranks; each folds from rank 0 up to its own.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview
+        The operands of ranks 0 to this one, combined.
+
     Notes
     -----
     1 round; each rank except the last sends 1 message of n bytes, which all higher ranks read.
@@ -52,6 +80,20 @@ def scan_fan_out(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
 @algorithm("exscan", cost=_doubling_cost)
 def exscan(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
     """Combine the operands of the ranks below this one by recursive doubling; None on rank 0.
+
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview or None
+        The operands of the ranks below this one, combined; None on rank 0.
 
     Notes
     -----
@@ -65,6 +107,20 @@ def exscan(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
 def exscan_fan_out(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
     """Send the own operand to all higher ranks; each folds what it receives; None on rank 0.
 
+    Parameters
+    ----------
+    rank, size
+        Rank of the caller, and number of ranks.
+    data
+        Operand of this rank. Borrowed until the call ends.
+    combine
+        Combines the operands of lower and of higher ranks.
+
+    Returns
+    -------
+    memoryview or None
+        The operands of the ranks below this one, combined; None on rank 0.
+
     Notes
     -----
     1 round; each rank except the last sends 1 message of n bytes, which all higher ranks read.
@@ -77,7 +133,7 @@ def exscan_fan_out(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
 
 
 def _prefix(rank: int, size: int, data: Blob, combine: Combine) -> Steps:
-    """The combined operands of all lower ranks (None on rank 0), and this rank's own operand."""
+    """Return the combined operands of all lower ranks (None on rank 0), and the own operand."""
     own = whole(data)
     total = own  # of ranks rank - distance + 1 .. rank
     below: memoryview | None = None

@@ -1,8 +1,8 @@
 """The language of collective algorithms: `Send`, `Scatter` and `Recv`, and the packing of blobs.
 
-An algorithm is a generator. It yields one step, or a list of steps that are done together. It is
-sent what a `Recv` received; for a list of steps, a list with None for each Send and Scatter. It
-returns its result. Ranks are those of the communicator.
+An algorithm is a generator. It yields a step, or a list of steps that run together. For a `Recv` it
+is resumed with the received blob; for a list of steps, with a list that has None for each Send and
+Scatter. It returns the result of the call. Ranks are those of the communicator.
 
 Rules
 - A rank uses each slot for one Send or Scatter per call: (sender, slot) identifies a message for
@@ -32,7 +32,12 @@ Steps = Generator[Any, Any, Any]
 class Elementwise:
     """A `Combine` of vectors that works element by element, so that vectors can be cut.
 
-    grain: bytes of an element; 0 if `combine` may only see whole vectors.
+    Attributes
+    ----------
+    combine
+        Combines two vectors of equal length.
+    grain
+        Bytes of an element; 0 if `combine` needs whole vectors.
     """
 
     combine: Combine
@@ -42,9 +47,20 @@ class Elementwise:
         return self.combine(a, b) if a.nbytes or b.nbytes else a
 
     def cut(self, data: memoryview, count: int) -> list[memoryview]:
-        """Cut `data` into `count` pieces of whole elements, as equal as possible.
+        """Cut a vector into pieces of whole elements, as equal as possible.
 
-        A vector that must not be cut (grain 0) becomes the last piece; the others are empty.
+        Parameters
+        ----------
+        data
+            The vector.
+        count
+            Number of pieces.
+
+        Returns
+        -------
+        list of memoryview
+            Views of the vector. A vector that must not be cut (grain 0) is the last piece, and the
+            others are empty.
         """
         elements, grain = (
             (data.nbytes // self.grain, self.grain) if self.grain else (1, data.nbytes)
@@ -58,7 +74,17 @@ NOTHING = memoryview(b"")
 
 @dataclass(slots=True)  # not frozen: that would triple the time of making one
 class Send:
-    """Give `data` to every rank of `dests`, which receive it by (sender, slot)."""
+    """Step: send a blob to some ranks, which receive it by (sender, slot).
+
+    Attributes
+    ----------
+    dests
+        The ranks that receive it; not the sender.
+    data
+        The blob in pieces; borrowed until the call ends.
+    slot
+        Number of the message, unique among the steps of the sender in the call.
+    """
 
     dests: tuple[int, ...]
     data: Sequence[memoryview]
@@ -67,9 +93,16 @@ class Send:
 
 @dataclass(slots=True)  # not frozen: that would triple the time of making one
 class Scatter:
-    """Give each rank of `blobs`, pairs of (dest, data), its own data under (sender, slot).
+    """Step: send each of some ranks its own blob, which it receives by (sender, slot).
 
-    One object where the channel lets readers take a range of it; otherwise a message for each.
+    It is one object if the channel lets readers get a range of it, otherwise a message for each.
+
+    Attributes
+    ----------
+    blobs
+        Pairs of (dest, data) as in `Send`.
+    slot
+        As in `Send`.
     """
 
     blobs: tuple[tuple[int, Sequence[memoryview]], ...]
@@ -78,7 +111,17 @@ class Scatter:
 
 @dataclass(slots=True)  # not frozen: that would triple the time of making one
 class Recv:
-    """Wait for what `source` sends under `slot`; `scattered` if it sends it by a Scatter."""
+    """Step: receive a blob.
+
+    Attributes
+    ----------
+    source
+        The rank that sends it.
+    slot
+        Slot with which it sends it.
+    scattered
+        Whether it sends it by a Scatter.
+    """
 
     source: int
     slot: int = 0
@@ -86,19 +129,39 @@ class Recv:
 
 
 def parts(blob: Blob) -> Sequence[memoryview]:
-    """Return the pieces of a blob."""
+    """Return the pieces of a blob.
+
+    Parameters
+    ----------
+    blob
+        A blob in one or several pieces.
+    """
     return (blob,) if isinstance(blob, memoryview) else blob
 
 
 def whole(blob: Blob) -> memoryview:
-    """Return a blob in one piece; copied only if it has several."""
+    """Return a blob in one piece.
+
+    Parameters
+    ----------
+    blob
+        A blob; copied only if it has several pieces.
+    """
     if isinstance(blob, memoryview):
         return blob
     return blob[0] if len(blob) == 1 else memoryview(bytearray().join(blob))
 
 
 def fold(blobs: Sequence[memoryview], combine: Combine) -> memoryview:
-    """Combine all blobs, from the first up."""
+    """Combine operands from the first to the last.
+
+    Parameters
+    ----------
+    blobs
+        At least one operand.
+    combine
+        Combines two of them.
+    """
     total = blobs[0]
     for blob in blobs[1:]:
         total = combine(total, blob)
@@ -107,6 +170,11 @@ def fold(blobs: Sequence[memoryview], combine: Combine) -> memoryview:
 
 def pack(blobs: Sequence[Blob]) -> list[memoryview]:
     """Join several blobs: the lengths, 8 bytes each, then the bytes.
+
+    Parameters
+    ----------
+    blobs
+        The blobs; borrowed while the result is in use.
 
     Returns
     -------
@@ -120,7 +188,20 @@ def pack(blobs: Sequence[Blob]) -> list[memoryview]:
 
 
 def unpack(data: memoryview, count: int) -> list[memoryview]:
-    """Return the `count` blobs that `pack` joined, as views of `data`."""
+    """Separate blobs that `pack` has joined.
+
+    Parameters
+    ----------
+    data
+        What `pack` returned, in one piece.
+    count
+        Number of blobs.
+
+    Returns
+    -------
+    list of memoryview
+        Views of `data`.
+    """
     lengths = struct.unpack_from(f"<{count}Q", data)
     blobs, start = [], 8 * count
     for length in lengths:
@@ -130,16 +211,21 @@ def unpack(data: memoryview, count: int) -> list[memoryview]:
 
 
 def within(members: Sequence[int], steps: Steps, slot: int = 0) -> Steps:
-    """Run an algorithm of some ranks as a part of a call of more ranks.
+    """Run an algorithm among some of the ranks of a call.
 
     Parameters
     ----------
     members
-        Rank r of `steps` is rank members[r] of the call.
+        Ranks of the call: rank r of `steps` is members[r].
     steps
         The generator of this rank.
     slot
         Added to the slots of `steps`, so that they differ from those of other parts.
+
+    Returns
+    -------
+    Any
+        What `steps` returns.
     """
     value: Any = None
     while True:
@@ -154,7 +240,7 @@ def within(members: Sequence[int], steps: Steps, slot: int = 0) -> Steps:
 
 
 def _moved(step: Send | Scatter | Recv, members: Sequence[int], slot: int) -> Send | Scatter | Recv:
-    """A step with its ranks and slot renumbered."""
+    """Return a step with its ranks and slot renumbered."""
     if isinstance(step, Send):
         return Send(tuple(members[dest] for dest in step.dests), step.data, step.slot + slot)
     if isinstance(step, Scatter):

@@ -1,10 +1,10 @@
-"""mpi4py.futures on this package's MPI: tasks for the ranks of a job, as concurrent.futures has them for processes.
+"""mpi4py.futures on this package's MPI: executors whose workers are the ranks of a job.
 
-    smpirun -n 5 -m serverless_mpi.futures prog.py      # rank 0 runs prog.py, ranks 1 to 4 serve its MPIPoolExecutor
+    smpirun -n 5 -m serverless_mpi.futures prog.py
 
-or, in a program that all ranks run, `with MPICommExecutor() as executor:`.  The
-code is this package's own, so mpi4py need not be installed; under mpirun it is
-the real mpi4py.futures.
+Rank 0 runs prog.py, and ranks 1 to 4 are the workers of its MPIPoolExecutor. In a program that all
+ranks run, use `with MPICommExecutor() as executor:`. The code is this package's own, so mpi4py need
+not be installed; under mpirun this module is the real mpi4py.futures.
 """
 
 from __future__ import annotations

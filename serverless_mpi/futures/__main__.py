@@ -1,4 +1,8 @@
-"""`smpirun -n N -m serverless_mpi.futures prog.py ...`: rank 0 runs the program, the others serve its executors."""
+"""The command `smpirun -n N -m serverless_mpi.futures prog.py ...`.
+
+Rank 0 runs the program, and the other ranks are the workers of its executors until it ends. If the
+program fails, the launcher stops the workers.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import sys
 import types
 
 from serverless_mpi import alias
+from serverless_mpi.futures import pool, worker
 from serverless_mpi.MPI import COMM_WORLD
 
 USAGE = """\
@@ -35,9 +40,7 @@ def _run(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Entry point."""
-    from serverless_mpi.futures import pool, worker
-
+    """Run the command on this rank."""
     words = sys.argv[1:]
     bad = (
         not words
@@ -55,7 +58,7 @@ def main() -> None:
         worker.run(comm, 0, workers)  # type: ignore[arg-type]
         return
     if words[0][0] != "-" and not os.path.exists(words[0]):
-        sys.exit(f"no program {words[0]}")
+        sys.exit(f"there is no program {words[0]} in {os.getcwd()}")
     pool.shared = pool.RankPool(comm) if comm.size > 1 else pool.ThreadPool(1)
     try:
         _run(words)

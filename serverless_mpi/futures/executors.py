@@ -1,4 +1,14 @@
-"""The executors that programs use: MPIPoolExecutor, MPICommExecutor, and one of threads."""
+"""The executors that programs use: MPIPoolExecutor, MPICommExecutor, and one of threads.
+
+An executor has a `Client`, which holds its setup and its share of the workers, and uses a pool
+(`pool.py`): the pool of the job if it was started with `-m serverless_mpi.futures`, that of an
+MPICommExecutor, or threads of its own. Only a pool of its own ends with the executor.
+
+References
+----------
+mpi4py 4.1, "mpi4py.futures", https://mpi4py.readthedocs.io/en/stable/mpi4py.futures.html;
+concurrent.futures, Python Library Reference.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +41,7 @@ __all__ = [
 Pairs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 _numbers = itertools.count()
-_OTHERS = {"backoff", "use_pkl5"}  # that an executor takes too
+_IGNORED_OPTIONS = {"backoff", "use_pkl5"}  # of mpi4py, which have no effect here
 
 
 class MPIPoolExecutor(Executor):
@@ -44,13 +54,13 @@ class MPIPoolExecutor(Executor):
     Parameters
     ----------
     max_workers
-        Workers that it may use at a time; by default all.
+        Most workers that it uses at a time; by default all.
     initializer, initargs
-        Called in each worker before this executor's first task there; if it fails, the executor is
-        broken.
+        Function and arguments that each worker calls before this executor's first task there. If
+        it raises, the executor is broken.
     path, env, wdir, globals
-        Set in the worker before: entries of sys.path, environment variables, the working folder,
-        names of the main module.
+        What each worker sets before it calls the initializer: entries of sys.path, environment
+        variables, the working folder, and names of the main module.
     main
         Whether workers import the program's main module.
     python_exe, python_args, mpi_info, backoff, use_pkl5
@@ -83,16 +93,16 @@ class MPIPoolExecutor(Executor):
     ) -> None:
         if "service" in kwargs:
             raise missing("connecting to workers of mpi4py.futures.server")
-        if unknown := set(kwargs) - _OTHERS:
+        if unknown := set(kwargs) - _IGNORED_OPTIONS:
             raise TypeError(f"unknown options {sorted(unknown)}")
         if max_workers is not None and (max_workers := int(max_workers)) <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        self._own: pools.Pool | None = None  # threads of this executor alone
+        self._own: pools.Pool | None = None  # a pool that ends with this executor
         self._closed = False
         self._pool = self._find_pool(max_workers)
-        here = isinstance(self._pool, pools.ThreadPool)
+        has_threads = isinstance(self._pool, pools.ThreadPool)
         rest = (
             initializer,
             tuple(initargs),
@@ -101,13 +111,14 @@ class MPIPoolExecutor(Executor):
             None if wdir is None else os.fspath(wdir),
             dict(globals or {}),
         )
-        imported = _main() if main and not here else worker.Main()
+        imported = _main() if main and not has_threads else worker.Main()
         setup = worker.Setup(next(_numbers), imported, self._pool.pack(rest))
         self._client = pools.Client(
             setup, min(max_workers or self._pool.size, self._pool.size), 0, set()
         )
 
     def _find_pool(self, max_workers: int | None) -> pools.Pool:
+        """Return the pool whose workers run the tasks."""
         if pools.shared is not None:
             return pools.shared
         if COMM_WORLD.size > 1:
@@ -123,13 +134,24 @@ class MPIPoolExecutor(Executor):
 
     @property
     def num_workers(self) -> int:
-        """Workers that it may use at a time; 0 after shutdown, or if it is broken."""
+        """Most workers that it uses at a time; 0 after shutdown, or if it is broken."""
         return 0 if self._closed or self._client.broken is not None else self._client.limit
 
     _max_workers = num_workers  # as concurrent.futures names it
 
     def bootup(self, wait: bool = True) -> MPIPoolExecutor:
-        """Set workers up now instead of at their first task; `wait` until they are."""
+        """Set up the workers now instead of before their first task.
+
+        Parameters
+        ----------
+        wait
+            Whether to return only when they are set up.
+
+        Returns
+        -------
+        MPIPoolExecutor
+            This executor.
+        """
         self._check()
         futures = [self.submit(time.sleep, 0) for _ in range(self._client.limit)]
         if wait:
@@ -145,7 +167,27 @@ class MPIPoolExecutor(Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
-        """Return the future of fn(*args, **kwargs) in a worker."""
+        """Schedule a call in a worker.
+
+        Parameters
+        ----------
+        fn
+            The function; it and its arguments must pickle, except in a pool of threads.
+        *args, **kwargs
+            Its arguments.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            Its result or exception, the latter with the worker's traceback as its cause.
+
+        Raises
+        ------
+        BrokenExecutor
+            The executor is broken.
+        RuntimeError
+            The executor is shut down.
+        """
         self._check()
         future: cf.Future[Any] = self.Future()
         self._pool.submit((self._client, future, fn, args, kwargs))
@@ -160,7 +202,22 @@ class MPIPoolExecutor(Executor):
         buffersize: int | None = None,
         unordered: bool = False,
     ) -> Iterator[Any]:
-        """Yield fn of the items, paired as `map` pairs them; parameters as in `starmap`."""
+        """Yield the results of a function for the items of iterables, as the built-in `map` does.
+
+        Parameters
+        ----------
+        fn
+            The function.
+        *iterables
+            One per argument of the function; the shortest ends the iteration.
+        timeout, chunksize, buffersize, unordered
+            As in `starmap`.
+
+        Yields
+        ------
+        Any
+            Results, in the order of the items unless `unordered`.
+        """
         return self.starmap(fn, zip(*iterables), timeout, chunksize, buffersize, unordered)
 
     def starmap(
@@ -172,18 +229,32 @@ class MPIPoolExecutor(Executor):
         buffersize: int | None = None,
         unordered: bool = False,
     ) -> Iterator[Any]:
-        """Yield fn(*arguments) for each item of `iterable`.
+        """Yield the results of a function for tuples of arguments, as `itertools.starmap` does.
 
         Parameters
         ----------
+        fn
+            The function.
+        iterable
+            Tuples of arguments.
         timeout
-            Seconds from now after which waiting raises TimeoutError.
+            Seconds from now after which waiting for a result raises TimeoutError.
         chunksize
-            Items of one task.
+            Number of items in a task.
         buffersize
-            Most tasks that are submitted at a time; None: all.
+            Most tasks that are submitted at a time; None for all.
         unordered
-            Whether results are yielded as they are done.
+            Whether results are yielded in the order in which they are ready.
+
+        Yields
+        ------
+        Any
+            Results, in the order of the items unless `unordered`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An option has a wrong value.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -233,16 +304,16 @@ class MPIPoolExecutor(Executor):
         wait
             Whether to return only when all tasks are done.
         cancel_futures
-            Whether to cancel waiting tasks.
+            Whether to cancel the tasks that have not begun.
         """
         self._closed = True
         if cancel_futures:
             self._pool.drop(self._client)
         if wait:
             self._pool.join(self._client)
-            if self._own is not None:
-                self._own.close()
-                self._own = None
+            pool, self._own = self._own, None
+            if pool is not None:
+                pool.close()
 
 
 class ThreadPoolExecutor(MPIPoolExecutor):
@@ -269,14 +340,28 @@ class ProcessPoolExecutor(MPIPoolExecutor):
 
 
 class MPICommExecutor:
-    """An executor for a program that all ranks run: rank `root` uses it, the others serve it.
+    """An executor for a program that all ranks run: rank `root` submits tasks, the others run them.
 
         with MPICommExecutor(comm, root=0) as executor:
             if executor is not None:
                 ...
 
-    The others' block begins when the root's has ended, with None.  In a communicator of one rank
-    the worker is a thread.
+    On the other ranks `executor` is None, and the block begins when that of the root has ended. In
+    a communicator of one rank the worker is a thread.
+
+    Parameters
+    ----------
+    comm
+        An intracommunicator, all of whose ranks enter the block; None for COMM_WORLD.
+    root
+        The rank that submits tasks.
+    **kwargs
+        Options of the MPIPoolExecutor.
+
+    Raises
+    ------
+    ValueError
+        `comm` is not an intracommunicator, or has no such root.
     """
 
     def __init__(self, comm: Intracomm | None = COMM_WORLD, root: int = 0, **kwargs: Any) -> None:
@@ -294,7 +379,7 @@ class MPICommExecutor:
         if self._entered:
             raise RuntimeError("__enter__")
         self._entered = True
-        if pools.shared is not None:  # the other ranks serve already
+        if pools.shared is not None:  # the other ranks are workers already
             self._executor = MPIPoolExecutor(**self._options)
             return self._executor
         comm = self._comm.Dup()
@@ -303,12 +388,12 @@ class MPICommExecutor:
             assert isinstance(workers, Intracomm)
             worker.run(comm, self._root, workers)
             return None
-        options = {"main": False, **self._options}
-        pool = (
-            pools.RankPool(comm)
-            if comm.size > 1
-            else pools.ThreadPool(options.get("max_workers") or 1)
-        )
+        options = {"main": False, **self._options}  # the workers run the program already
+        pool: pools.Pool
+        if comm.size > 1:
+            pool = pools.RankPool(comm)
+        else:
+            pool = pools.ThreadPool(options.get("max_workers") or 1)
         self._executor = _of_pool(pool, options)
         return self._executor
 
@@ -319,15 +404,14 @@ class MPICommExecutor:
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown()
-            if executor._pool is not pools.shared:
-                executor._pool.close()
 
 
 def _of_pool(pool: pools.Pool, options: dict[str, Any]) -> MPIPoolExecutor:
-    """An executor whose workers are those of a pool."""
+    """Return an executor whose workers are those of a pool, which ends with it."""
 
     class Bound(MPIPoolExecutor):
         def _find_pool(self, max_workers: int | None) -> pools.Pool:
+            self._own = pool
             return pool
 
     Bound.__name__ = Bound.__qualname__ = "MPIPoolExecutor"
@@ -339,7 +423,10 @@ def _chunk(fn: Callable[..., Any], items: list[Any]) -> list[Any]:
 
 
 def _main() -> worker.Main:
-    """The program's main module, for workers to import; here it gets their name for it, too."""
+    """Return the program's main module for workers to import.
+
+    Here it gets the name that it has in workers as well, so that its classes unpickle.
+    """
     module = sys.modules["__main__"]
     sys.modules[worker.WORKER_NAME] = module
     spec = getattr(module, "__spec__", None)

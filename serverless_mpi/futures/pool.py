@@ -1,8 +1,10 @@
 """The workers of a process, shared by its executors.
 
-Tasks wait in one queue. There is no polling: `submit` gives a task to an idle worker itself, and
-one thread waits for outcomes, each of which frees a worker for the next task. Invariant: a worker
-is either in `_idle` or in `_running`.
+Tasks wait in one queue. There is no polling: `submit` sends a task to an idle worker itself, and
+one thread waits for outcomes, each of which frees a worker for the next task.
+
+Invariants: a worker is either in `_idle` or in `_running`; `_changed` guards both and the queue; a
+future is completed without that lock, because its callbacks may submit tasks.
 """
 
 from __future__ import annotations
@@ -21,20 +23,20 @@ from serverless_mpi.MPI import ANY_SOURCE, COMM_SELF, Intracomm, Status, pickle
 
 @dataclass(eq=False)
 class Client:
-    """An executor as the pool sees it.
+    """What a pool holds of an executor.
 
     Attributes
     ----------
     setup
         What a worker does before the executor's first task there.
     limit
-        Workers that it may use at a time.
+        Most workers that it uses at a time.
     running
-        Workers that it uses now.
+        Number of workers that it uses now.
     ready
         Workers that are set up for it.
     broken
-        Why it cannot go on, or None.
+        Why it cannot run tasks any more, or None.
     """
 
     setup: worker.Setup
@@ -48,7 +50,18 @@ Task = tuple[Client, "Future[Any]", Any, tuple[Any, ...], dict[str, Any]]
 
 
 class Pool(ABC):
-    """Workers, and the tasks that wait for them."""
+    """Workers, and the tasks that wait for them. Thread-safe.
+
+    Parameters
+    ----------
+    workers
+        Numbers of the workers, all idle.
+
+    Attributes
+    ----------
+    size
+        Number of workers.
+    """
 
     def __init__(self, workers: list[int]) -> None:
         self.size = len(workers)
@@ -59,25 +72,38 @@ class Pool(ABC):
         self._closed = False
 
     @abstractmethod
-    def pack(self, value: Any) -> Any:
-        """Return the form in which a value goes to a worker, which unpacks it."""
+    def pack(self, value: object) -> object:
+        """Return the form in which a value is sent to a worker, which unpacks it.
+
+        Parameters
+        ----------
+        value
+            Any value; a pool of ranks pickles it.
+        """
 
     @abstractmethod
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
-        """Hand (setup or its number, packed task) to an idle worker; `_took` follows."""
+        """Send (setup or its number, packed task) to an idle worker; `_on_outcome` follows."""
 
     @abstractmethod
     def close(self) -> None:
         """Wait for all tasks and dismiss the workers."""
 
     def submit(self, task: Task) -> None:
-        """Queue a task."""
+        """Queue a task, and send it at once if a worker is idle.
+
+        Parameters
+        ----------
+        task
+            Its executor, future, function, arguments and keyword arguments.
+        """
         with self._changed:
             self._waiting.append(task)
             self._dispatch()
 
     def _dispatch(self) -> None:
         """Give waiting tasks to idle workers. The caller holds the lock."""
+        # Tasks of executors that use all their workers keep their place in the queue.
         skipped: list[Task] = []
         while self._idle and self._waiting:
             task = self._waiting.popleft()
@@ -87,6 +113,7 @@ class Pool(ABC):
                 continue
             if not future.set_running_or_notify_cancel():
                 continue
+            # A worker that is set up for the executor saves another setup.
             at = next((idle for idle in self._idle if idle in client.ready), self._idle[0])
             first = at not in client.ready
             try:
@@ -104,12 +131,13 @@ class Pool(ABC):
         self._waiting.extendleft(reversed(skipped))
         self._changed.notify_all()
 
-    def _took(self, at: int, good: bool, value: Any) -> None:
-        """Take the outcome of a worker and give it the next task."""
+    def _on_outcome(self, at: int, good: bool, value: Any) -> None:
+        """Complete the future of a worker's task, and send the worker the next task."""
         with self._changed:
             client, future, *_ = self._running.pop(at)
             client.running -= 1
             self._idle.append(at)
+            # If a setup fails, the executor is broken, and its waiting tasks fail with it.
             lost: list[Future[Any]] = []
             if isinstance(value, worker.SetupError):
                 client.ready.discard(at)
@@ -128,7 +156,13 @@ class Pool(ABC):
                 other.set_exception(BrokenExecutor(client.broken))
 
     def drop(self, client: Client) -> None:
-        """Cancel the waiting tasks of one executor."""
+        """Cancel the waiting tasks of one executor.
+
+        Parameters
+        ----------
+        client
+            The executor.
+        """
         with self._changed:
             dropped = [task[1] for task in self._waiting if task[0] is client]
             self._waiting = deque(task for task in self._waiting if task[0] is not client)
@@ -137,18 +171,36 @@ class Pool(ABC):
                 future.set_running_or_notify_cancel()  # wakes threads that wait for it
 
     def busy(self, client: Client | None) -> bool:
-        """Return whether tasks, of one executor or any, are not done. The caller holds the lock."""
+        """Return whether tasks are not done. The caller holds the lock.
+
+        Parameters
+        ----------
+        client
+            An executor; None for all.
+        """
         tasks = [*self._waiting, *self._running.values()]
         return bool(tasks) if client is None else any(task[0] is client for task in tasks)
 
     def join(self, client: Client | None = None) -> None:
-        """Wait until the tasks, of one executor or all, are done."""
+        """Wait until tasks are done.
+
+        Parameters
+        ----------
+        client
+            An executor; None for all.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self.busy(client))
 
 
 class RankPool(Pool):
-    """A pool whose workers are the other ranks of a communicator."""
+    """A pool whose workers are the other ranks of a communicator, each in `worker.run`.
+
+    Parameters
+    ----------
+    comm
+        Communicator for tasks and outcomes; no other message may use it.
+    """
 
     def __init__(self, comm: Intracomm) -> None:
         super().__init__([rank for rank in range(comm.size) if rank != comm.rank])
@@ -156,7 +208,7 @@ class RankPool(Pool):
         self._thread = threading.Thread(target=self._listen, name="smpi-futures", daemon=True)
         self._thread.start()
 
-    def pack(self, value: Any) -> Any:
+    def pack(self, value: object) -> object:
         return pickle.dumps(value)
 
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
@@ -177,7 +229,7 @@ class RankPool(Pool):
                 good, value, text = False, error, ""
             if text:
                 value.__cause__ = worker.RemoteTraceback(text)
-            self._took(status.source, good, value)
+            self._on_outcome(status.source, good, value)
 
     def close(self) -> None:
         self.join()
@@ -190,7 +242,13 @@ class RankPool(Pool):
 
 
 class ThreadPool(Pool):
-    """A pool whose workers are threads of this process."""
+    """A pool whose workers are threads of this process.
+
+    Parameters
+    ----------
+    size
+        Number of threads.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__(list(range(size)))
@@ -202,8 +260,8 @@ class ThreadPool(Pool):
         for thread in self._threads:
             thread.start()
 
-    def pack(self, value: Any) -> Any:
-        return value  # what a thread is given needs no pickle
+    def pack(self, value: object) -> object:
+        return value  # threads share memory, so nothing is pickled
 
     def _give(self, to: int, item: tuple[Any, ...]) -> None:
         self._queues[to].put(item)
@@ -213,7 +271,7 @@ class ThreadPool(Pool):
         state = worker.WorkerState(lambda value: value)
         worker.this_thread.workers = COMM_SELF
         while (item := self._queues[at].get()) is not None:
-            self._took(at, *state.serve(*item))
+            self._on_outcome(at, *state.serve(*item))
 
     def close(self) -> None:
         self.join()
@@ -223,4 +281,4 @@ class ThreadPool(Pool):
             thread.join()
 
 
-shared: Pool | None = None  # of a job that was started with `-m serverless_mpi.futures`
+shared: Pool | None = None  # the pool of a job that was started with `-m serverless_mpi.futures`

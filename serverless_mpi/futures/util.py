@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -9,10 +10,18 @@ from typing import Any
 
 
 def collect(fs: Collection[Future[Any]]) -> Future[list[Any]]:
-    """Return a future of the list of results of futures.
+    """Combine futures into a future of the list of their results.
 
-    The first exception or cancellation of any becomes its own and cancels the others; cancelling it
-    cancels all.
+    Parameters
+    ----------
+    fs
+        Futures of one type.
+
+    Returns
+    -------
+    Future
+        The first exception or cancellation of a future becomes its own and cancels the other
+        futures. To cancel it cancels all.
     """
     futures = list(fs)
     combined: Future[list[Any]] = type(futures[0])() if futures else Future()
@@ -23,28 +32,21 @@ def collect(fs: Collection[Future[Any]]) -> Future[list[Any]]:
         with lock:
             pending -= 1
             last = pending == 0
-        try:
+        with contextlib.suppress(Exception):  # another callback completes it, in its own thread
             if combined.cancelled():
                 return
-            if done.cancelled():
-                if combined.cancel():
-                    combined.set_running_or_notify_cancel()
-            elif done.exception() is not None:
-                combined.set_exception(done.exception())
+            if _fails(combined, done):
+                cancel_all()
             elif last:
                 combined.set_result([future.result() for future in futures])
-                return
-            else:
-                return
-        except Exception:  # another callback has set its outcome
-            return
+
+    def cancel_all() -> None:
         for future in futures:
             future.cancel()
 
     def cancelled(done: Future[list[Any]]) -> None:
         if done.cancelled():
-            for future in futures:
-                future.cancel()
+            cancel_all()
 
     combined.add_done_callback(cancelled)
     if not futures:
@@ -54,21 +56,39 @@ def collect(fs: Collection[Future[Any]]) -> Future[list[Any]]:
     return combined
 
 
+def _fails(combined: Future[list[Any]], done: Future[Any]) -> bool:
+    """Give a future the failure of another; return whether there was one."""
+    if done.cancelled():
+        if combined.cancel():
+            combined.set_running_or_notify_cancel()
+        return True
+    error = done.exception()
+    if error is not None:
+        combined.set_exception(error)
+    return error is not None
+
+
 def compose(
     future: Future[Any],
     resulthook: Callable[[Any], Any] | None = None,
     excepthook: Callable[[BaseException], Any] | None = None,
 ) -> Future[Any]:
-    """Return a future of what a hook makes of another future.
+    """Return a future whose result is computed from the outcome of another.
 
     Parameters
     ----------
     future
-        Cancelling it cancels the result, and the other way around.
+        The other future. To cancel one of the two cancels both.
     resulthook
-        Called with the result; by default the result is passed on.
+        Called with the result; its return value is the new result. None passes the result on.
     excepthook
-        Called with the exception; an exception that it returns is raised.
+        Called with the exception; an exception that it returns becomes the new one, any other
+        value the result. None passes the exception on.
+
+    Returns
+    -------
+    Future
+        Of the type of `future`. An exception of a hook becomes its own.
     """
     new: Future[Any] = type(future)()
 

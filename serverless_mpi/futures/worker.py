@@ -1,4 +1,9 @@
-"""A worker: sets itself up for an executor, runs tasks one by one, and returns their outcomes."""
+"""A worker: sets itself up for an executor, runs tasks one by one, and returns their outcomes.
+
+The first task of an executor in a worker brings the executor's `Setup`, later ones its number. The
+program's main module is imported under the name `WORKER_NAME`, not run as the program, so that the
+functions and classes that tasks refer to can be unpickled.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +26,8 @@ TASK, STOP = 1, 2  # tags to a worker
 RESULT = 3  # tag from a worker: (whether it succeeded, result or exception)
 WORKER_NAME = "__worker__"  # of the program's main module in a worker, as in mpi4py.futures
 
-this_thread = (
-    threading.local()
-)  # .workers: the communicator of the workers, in a thread that is one
+# `this_thread.workers` is the communicator of the workers, in a thread that is a worker.
+this_thread = threading.local()
 
 
 class RemoteTraceback(Exception):
@@ -39,7 +43,15 @@ class SetupError(Exception):
 
 @dataclass(frozen=True)
 class Main:
-    """Source of the program's main module: a name or a file; both None: it is loaded."""
+    """Source of the program's main module.
+
+    Attributes
+    ----------
+    module
+        Its name if the program was run with `-m`.
+    path
+        Its file, folder or archive. If both are None, nothing is imported.
+    """
 
     module: str | None = None
     path: str | None = None
@@ -49,8 +61,16 @@ class Main:
 class Setup:
     """What an executor does once in a worker before its first task there.
 
-    rest: packed (initializer, its arguments, entries of sys.path, environment variables, working
-    folder, names of the main module). It may need the main module, which is imported before.
+    Attributes
+    ----------
+    number
+        Number of the executor in the process that submits.
+    main
+        Main module to import.
+    rest
+        Packed: initializer, its arguments, entries of sys.path, environment variables, working
+        folder, names of the main module. It is unpacked after the main module is imported, since
+        it may refer to it.
     """
 
     number: int
@@ -58,7 +78,13 @@ class Setup:
     rest: Any
 
     def apply(self, unpack: Callable[[Any], Any]) -> None:
-        """Set the worker up."""
+        """Set up the worker.
+
+        Parameters
+        ----------
+        unpack
+            Unpacks `rest`.
+        """
         _import_main(self.main)
         initializer, initargs, path, env, wdir, names = unpack(self.rest)
         sys.path[:0] = [entry for entry in path if entry not in sys.path]
@@ -97,14 +123,33 @@ def _import_main(main: Main) -> None:
 
 
 class WorkerState:
-    """The executors that a worker is set up for, and how it unpacks their tasks."""
+    """The executors for which a worker is set up.
+
+    Parameters
+    ----------
+    unpack
+        Unpacks tasks.
+    """
 
     def __init__(self, unpack: Callable[[Any], Any]) -> None:
         self._unpack = unpack
         self._ready: set[int] = set()
 
-    def serve(self, setup: Setup | int, task: Any) -> tuple[bool, Any]:
-        """Run a packed (function, arguments, keywords); return (success, result or exception)."""
+    def serve(self, setup: Setup | int, task: object) -> tuple[bool, Any]:
+        """Run a task.
+
+        Parameters
+        ----------
+        setup
+            Setup of the executor, or its number if this worker is set up.
+        task
+            Packed function, arguments and keyword arguments.
+
+        Returns
+        -------
+        tuple
+            Whether the task succeeded, and its result or exception.
+        """
         try:
             if isinstance(setup, Setup) and setup.number not in self._ready:
                 try:
@@ -119,7 +164,7 @@ class WorkerState:
 
 
 def _with_traceback(error: BaseException) -> BaseException:
-    """The exception with the text of its traceback as its cause."""
+    """Return an exception with the text of its traceback as its cause."""
     error.__cause__ = RemoteTraceback(
         "\n" + "".join(traceback.format_exception(type(error), error, error.__traceback__))
     )
@@ -127,13 +172,29 @@ def _with_traceback(error: BaseException) -> BaseException:
 
 
 def sendable(outcome: tuple[bool, Any]) -> tuple[bool, Any, str]:
-    """Return an outcome with the text of its cause, which a pickle of the exception would lose."""
+    """Add to an outcome the text of its cause, which a pickle of the exception would lose.
+
+    Parameters
+    ----------
+    outcome
+        What `WorkerState.serve` returned.
+    """
     good, value = outcome
     return good, value, "" if good or value.__cause__ is None else str(value.__cause__)
 
 
 def run(comm: Intracomm, root: int, workers: Intracomm) -> None:
-    """Serve rank `root` of `comm` until it sends STOP."""
+    """Run the tasks that a rank sends, until it sends STOP.
+
+    Parameters
+    ----------
+    comm
+        Communicator of the pool.
+    root
+        Rank of the pool in it.
+    workers
+        Communicator of the workers, for `get_comm_workers`.
+    """
     this_thread.workers = workers
     state, status = WorkerState(pickle.loads), Status()
     try:
@@ -152,7 +213,7 @@ def run(comm: Intracomm, root: int, workers: Intracomm) -> None:
 
 
 def _picklable(error: Exception) -> Exception:
-    """The exception, or one that pickles in its place."""
+    """Return an exception, or one that can be pickled in its place."""
     try:
         pickle.dumps(error)
     except Exception:

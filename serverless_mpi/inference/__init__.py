@@ -1,3 +1,7 @@
-"""Distributed inference of sparse neural networks (after FSD-Inference, Oakley and Ferhatosmanoglu,
-ICDE 2024).
+"""Distributed inference of sparse neural networks.
+
+References
+----------
+Oakley and Ferhatosmanoglu, "FSD-Inference: Fully Serverless Distributed Inference with Scalable
+Cloud Communication", ICDE 2024.
 """

@@ -1,6 +1,4 @@
-"""python -m serverless_mpi.inference: smpi-infer where its script is not in PATH, and what its
-ranks run.
-"""
+"""`python -m serverless_mpi.inference`: smpi-infer without its script, and the ranks' program."""
 
 import sys
 

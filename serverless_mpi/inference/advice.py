@@ -1,10 +1,13 @@
-"""The survey of all deployments, and the choice: the cheapest, the fastest, the knee between
-them.
+"""The planner's advice: forecast all deployments, then name the cheapest, the fastest, the knee.
+
+The knee is the deployment with the least product of seconds and dollars: a deployment that saves
+1 % of the time costs at least 1 % more, and one that saves 1 % of the cost takes at least 1 %
+longer. `plan` makes the forecasts; here they are compared and explained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -20,7 +23,7 @@ MAX_WORKERS = 256
 
 def survey(
     work: plan.Work,
-    place: plan.Platform,
+    platform: plan.Platform,
     model: BilledModel,
     *,
     channels: Iterable[str] | None = None,
@@ -32,14 +35,14 @@ def survey(
 
     Parameters
     ----------
-    work, place, model
+    work, platform, model
         As in `plan.predict`.
     channels
         Names of the channels to consider; None for all of the platform.
     memory_sizes
-        MiB per worker to consider; None for all of the platform.
+        Memory sizes of a worker to consider, in MiB; None for all of the platform.
     memory_limit_mb
-        Largest MiB per worker.
+        Largest memory of a worker, in MiB.
     max_workers
         Largest number of workers.
 
@@ -51,41 +54,55 @@ def survey(
     Raises
     ------
     UsageError
-        None fits; the message names the number of parts that would.
+        No deployment fits; the message names the number of parts that would.
     """
-    known = list(channels or place.channels)
+    known = list(channels or platform.channels)
     for name in known:
-        if name not in place.channels:
+        if name not in platform.channels:
             raise UsageError(
-                f"no channel {name!r} on {place.name}; known: {', '.join(place.channels)}"
+                f"no channel {name!r} on {platform.name}; known: {', '.join(platform.channels)}"
             )
-    sizes = [size for size in (memory_sizes or place.memory_sizes) if size <= memory_limit_mb]
+    sizes = [size for size in (memory_sizes or platform.memory_sizes) if size <= memory_limit_mb]
     if not sizes and memory_limit_mb < inf:
         sizes = [int(memory_limit_mb)]
-    found: list[plan.Forecast] = []
-    for memory in sizes:
-        for parts in (p for p in PARTS if p <= min(work.neurons, max_workers)):
-            for replicas in (r for r in REPLICAS if r * parts <= max_workers and r <= work.samples):
-                for channel in known if parts > 1 else (None,):
-                    forecast = plan.predict(
-                        work, place, plan.Deployment(replicas, parts, channel, memory), model
-                    )
-                    if forecast is not None:
-                        found.append(forecast)
-    if not found:
+    forecasts = [
+        forecast
+        for deployment in _deployments(work, sizes, known, max_workers)
+        if (forecast := plan.predict(work, platform, deployment, model)) is not None
+    ]
+    if not forecasts:
         plan.check_memory(
-            work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), place.base_mb
+            work, min(work.neurons, max_workers, PARTS[-1]), max(sizes), platform.base_mb
         )
         raise UsageError(
-            f"every deployment takes longer than the {place.limit_s:g} s that a worker of "
-            f"{place.name} may run; divide the samples among several runs"
+            f"every deployment takes longer than the {platform.limit_s:g} s that a worker of "
+            f"{platform.name} may run; divide the samples among several runs"
         )
-    return sorted(found, key=lambda one: (one.usd, one.seconds))
+    return sorted(forecasts, key=lambda forecast: (forecast.usd, forecast.seconds))
+
+
+def _deployments(
+    work: plan.Work, memory_sizes: Iterable[int], channels: Sequence[str], max_workers: int
+) -> Iterator[plan.Deployment]:
+    """Yield all deployments of at most `max_workers` workers; a single part needs no channel."""
+    for memory in memory_sizes:
+        for parts in (p for p in PARTS if p <= min(work.neurons, max_workers)):
+            for replicas in (r for r in REPLICAS if r * parts <= max_workers and r <= work.samples):
+                for channel in channels if parts > 1 else (None,):
+                    yield plan.Deployment(replicas, parts, channel, memory)
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The cheapest and the fastest forecast, the knee between them, and why it is the knee."""
+    """The recommended deployments.
+
+    Attributes
+    ----------
+    cheapest, fastest, knee
+        Their forecasts.
+    why
+        One sentence for the user that explains the knee.
+    """
 
     cheapest: plan.Forecast
     fastest: plan.Forecast
@@ -94,35 +111,44 @@ class Advice:
 
 
 def advise(forecasts: Sequence[plan.Forecast], work: plan.Work) -> Advice:
-    """Return the cheapest, the fastest, and the knee: the least product of seconds and dollars.
+    """Choose the cheapest, the fastest, and the knee.
 
-    At the knee, saving 1 % of the time costs at least 1 % more, and the other way round.
+    Parameters
+    ----------
+    forecasts
+        At least one.
+    work
+        The run, for the explanation.
     """
-    cheapest = min(forecasts, key=lambda one: (one.usd, one.seconds))
-    fastest = min(forecasts, key=lambda one: (one.seconds, one.usd))
-    knee = min(forecasts, key=lambda one: one.usd * one.seconds)
+    cheapest = min(forecasts, key=lambda forecast: (forecast.usd, forecast.seconds))
+    fastest = min(forecasts, key=lambda forecast: (forecast.seconds, forecast.usd))
+    knee = min(forecasts, key=_product)
     return Advice(cheapest, fastest, knee, _why(knee, forecasts, work))
 
 
+def _product(forecast: plan.Forecast) -> float:
+    """Return the product of seconds and dollars, which is least at the knee."""
+    return forecast.usd * forecast.seconds
+
+
 def _why(knee: plan.Forecast, forecasts: Sequence[plan.Forecast], work: plan.Work) -> str:
+    """Explain in a sentence why this deployment is the knee."""
     way = knee.way
     size = f"the model is {work.weight_bytes / plan.MB:,.0f} MB"
-    split = [one for one in forecasts if one.way.parts > 1]
-    whole = [one for one in forecasts if one.way.parts == 1]
+    split = [forecast for forecast in forecasts if forecast.way.parts > 1]
+    whole = [forecast for forecast in forecasts if forecast.way.parts == 1]
     if way.workers == 1:
         text = f"{size} and fits one worker, which computes {knee.compute_s:.2g} s"
         if split:
-            best = min(split, key=lambda one: one.seconds)
+            best = min(split, key=lambda forecast: forecast.seconds)
             text += (
                 f"; in {best.way.parts} parts the exchanges of "
                 f"{work.layers} layers alone take {best.exchange_s:.2g} s"
             )
         return text + "."
     if way.parts == 1:
-        lone = [one for one in whole if one.way.workers == 1]
-        than = (
-            f" (one worker: {min(lone, key=lambda one: one.seconds).seconds:.3g} s)" if lone else ""
-        )
+        serial_s = [forecast.seconds for forecast in whole if forecast.way.workers == 1]
+        than = f" (one worker: {min(serial_s):.3g} s)" if serial_s else ""
         return (
             f"{size} and fits one worker, so the samples are divided and nothing is "
             f"exchanged{than}."
@@ -132,7 +158,7 @@ def _why(knee: plan.Forecast, forecasts: Sequence[plan.Forecast], work: plan.Wor
             f"{size} and its activations do not fit one worker, so its rows are divided; "
             f"{way.channel} costs least."
         )
-    best = min(whole, key=lambda one: one.usd * one.seconds)
+    best = min(whole, key=_product)
     return (
         f"loading all of it ({size}) into every worker would cost more: {best.way.name} takes "
         f"{best.seconds:.3g} s and "
@@ -155,24 +181,36 @@ HEADS = (
 )
 
 
-def cells(one: plan.Forecast) -> tuple[Any, ...]:
-    """Return the cells of a forecast under HEADS."""
+def cells(forecast: plan.Forecast) -> tuple[str | int, ...]:
+    """Return the cells of a forecast under HEADS.
+
+    Parameters
+    ----------
+    forecast
+        The forecast.
+    """
     return (
-        one.way.name,
-        one.batches,
-        f"{one.start_s:.2f}",
-        f"{one.load_s:.2f}",
-        f"{one.compute_s:.2f}",
-        f"{one.exchange_s:.2f}",
-        f"{one.seconds:.2f}",
-        f"{one.usd:.6f}",
-        f"{one.bill.communication_usd:.6f}",
+        forecast.way.name,
+        forecast.batches,
+        f"{forecast.start_s:.2f}",
+        f"{forecast.load_s:.2f}",
+        f"{forecast.compute_s:.2f}",
+        f"{forecast.exchange_s:.2f}",
+        f"{forecast.seconds:.2f}",
+        f"{forecast.usd:.6f}",
+        f"{forecast.bill.communication_usd:.6f}",
     )
 
 
-def kind(one: plan.Forecast) -> str:
-    """Return the kind of a deployment: serial, data-parallel, rows or grid."""
-    way = one.way
+def kind(forecast: plan.Forecast) -> str:
+    """Return the kind of a deployment: serial, data-parallel, rows or grid, and its channel.
+
+    Parameters
+    ----------
+    forecast
+        Its forecast.
+    """
+    way = forecast.way
     if way.workers == 1:
         return "serial"
     if way.parts == 1:
@@ -181,28 +219,40 @@ def kind(one: plan.Forecast) -> str:
 
 
 def best_of_kinds(forecasts: Sequence[plan.Forecast]) -> list[tuple[str, plan.Forecast]]:
-    """Return (kind, its forecast with the least product of seconds and dollars), best first."""
+    """Return the best forecast of each kind: (kind, forecast), the least product first.
+
+    Parameters
+    ----------
+    forecasts
+        In any order.
+    """
     best: dict[str, plan.Forecast] = {}
-    for one in sorted(forecasts, key=lambda one: one.usd * one.seconds):
-        best.setdefault(kind(one), one)
+    for forecast in sorted(forecasts, key=_product):
+        best.setdefault(kind(forecast), forecast)
     return list(best.items())
 
 
-def as_dict(one: plan.Forecast) -> dict[str, Any]:
-    """Return a forecast as JSON's types."""
-    way = one.way
+def as_dict(forecast: plan.Forecast) -> dict[str, Any]:
+    """Return a forecast as JSON values.
+
+    Parameters
+    ----------
+    forecast
+        The forecast.
+    """
+    way = forecast.way
     return {
         "replicas": way.replicas,
         "parts": way.parts,
         "channel": way.channel,
         "memory_mb": way.memory_mb,
-        "batches": one.batches,
-        "start_s": one.start_s,
-        "load_s": one.load_s,
-        "compute_s": one.compute_s,
-        "exchange_s": one.exchange_s,
-        "seconds": one.seconds,
-        "usd": one.usd,
-        "communication_usd": one.bill.communication_usd,
-        "requests": {name: row["billed"] for name, row in one.use.requests.items()},
+        "batches": forecast.batches,
+        "start_s": forecast.start_s,
+        "load_s": forecast.load_s,
+        "compute_s": forecast.compute_s,
+        "exchange_s": forecast.exchange_s,
+        "seconds": forecast.seconds,
+        "usd": forecast.usd,
+        "communication_usd": forecast.bill.communication_usd,
+        "requests": {name: row["billed"] for name, row in forecast.use.requests.items()},
     }

@@ -1,10 +1,10 @@
-"""Where the files of a store are kept: a folder, or a prefix of an S3 bucket.
+"""Backends of a store: a folder, or a prefix of an S3 bucket.
 
-A backend writes a file atomically and reads it into memory of its own. Neither `store`, which names
-the files, nor `container`, which defines their format, knows where they are.
+A backend writes a file atomically and reads it into memory of its own. `store` names the files, and
+`container` defines their format; neither depends on where they are kept.
 
-No AWS account is used unless the caller names it: s3:// needs an endpoint, an emulator's URL or
-AWS.
+No AWS account is used unless the caller names it: an s3:// URL needs an endpoint, which is the URL
+of an emulator, or `AWS`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from serverless_mpi.metering import Meter
 
 AWS = "aws"  # the endpoint's name for AWS itself
 MULTIPART_BYTES = 64 << 20  # larger objects are uploaded in parts
-AT_ONCE = 8  # requests of one object
+AT_ONCE = 8  # concurrent requests for one object
 
 
 class Backend(ABC):
@@ -53,14 +53,19 @@ class Backend(ABC):
 
     @abstractmethod
     def get(self, name: str, limit: int | None = None) -> memoryview | None:
-        """Return the bytes of a file in memory that nobody else can change; None if it is missing.
+        """Read a file.
 
         Parameters
         ----------
         name
             File name, without a folder.
         limit
-            Bytes that the file may have; None for the machine's memory.
+            Largest size in bytes; None for the machine's memory.
+
+        Returns
+        -------
+        memoryview or None
+            Its bytes, in memory that only the caller refers to; None if there is no such file.
 
         Raises
         ------
@@ -69,7 +74,25 @@ class Backend(ABC):
         """
 
     def read(self, name: str, kind: str) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Return (facts, arrays) of a file of that kind; StoreError if it is missing or damaged."""
+        """Read and verify a file in the format of `container`.
+
+        Parameters
+        ----------
+        name
+            File name, without a folder.
+        kind
+            What the file must hold, as in `container.pack`.
+
+        Returns
+        -------
+        tuple
+            Its facts and its arrays.
+
+        Raises
+        ------
+        StoreError
+            The file is missing, damaged, or of another kind.
+        """
         data = self.get(name)
         if data is None:
             raise StoreError(f"{self.url} has no {name}")
@@ -83,7 +106,13 @@ class Backend(ABC):
 
 
 class Folder(Backend):
-    """A folder of this machine."""
+    """A folder of this machine.
+
+    Parameters
+    ----------
+    path
+        The folder; `put` creates it.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -118,7 +147,7 @@ class Bucket(Backend):
     Parameters
     ----------
     bucket, prefix
-        Name of the bucket; what object keys begin with.
+        Name of the bucket, and prefix of object keys.
     endpoint
         URL of an emulator, or AWS.
     region
@@ -167,13 +196,11 @@ class Bucket(Backend):
             # The first range also returns the size; most files need no second request.
             head = self._s3.get(key, 0, PART_BYTES)
             if head is None:
-                self._s3.list(key)  # raises if it is the bucket that is missing
+                self._s3.list(key)  # raises if the bucket does not exist
                 return None
             first, size = head
             if size > (limit or files.machine_bytes()):
-                raise StoreError(
-                    f"{self.url}/{name} has {size:,} bytes, which do not fit the memory"
-                )
+                raise StoreError(f"{self.url}/{name} has {size:,} bytes; that exceeds the memory")
             if first.nbytes == size:
                 return first
             whole = memoryview(bytearray(size))
@@ -193,8 +220,7 @@ class Bucket(Backend):
             raise self._refuse(error) from error
 
     def make(self) -> None:
-        # boto3, which this import brings, is not needed to read and write.
-        from serverless_mpi.aws import control
+        from serverless_mpi.aws import control  # imports boto3, which `put` and `get` do not need
 
         try:
             s3 = control.client("s3", None if self._where == AWS else self._where, self._region)
@@ -232,12 +258,17 @@ def open_backend(
     region
         AWS region.
     meter
-        Counts the requests; None for one of its own.
+        Counts the requests; None for a meter of its own.
+
+    Returns
+    -------
+    Backend
+        The caller closes it.
 
     Raises
     ------
     UsageError
-        The URL is neither, or an s3:// URL comes without an endpoint.
+        The URL is not of these kinds, or an s3:// URL comes without an endpoint.
     """
     text = str(url)
     scheme, separator, rest = text.partition("://")

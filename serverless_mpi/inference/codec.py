@@ -2,14 +2,14 @@
 
 Rows are treated as 32-bit integers, so every float keeps its bits. The forms, tried in this order:
 
-1. All zero: no data. All equal: one value. 2. Duplicate rows: the distinct rows, and for each row
-which of them it is. 3. Otherwise the positions of the nonzeros (everywhere, a bitmap, or gaps), and
-the nonzeros: codes of
-   a dictionary if few are distinct, else as they are or in four planes of bytes, whichever
-   compresses a sample better.
+1. All zero: no data. All equal: one value.
+2. Duplicate rows: the distinct rows, and for each row the number of its distinct row.
+3. Otherwise the positions of the nonzeros (everywhere, a bitmap, or gaps), and the nonzeros: codes
+   of a dictionary if few are distinct, else their bytes in order or in four planes of bytes,
+   whichever compresses a sample better.
 
-Each section is compressed unless a sample shows that it does not pay. Of the planes of a float
-mostly one or two compress, so zlib at its lowest level is fast enough.
+Each section is compressed, unless a sample shows that compression does not pay. Usually only one or
+two of the planes of floats compress, so zlib at its lowest level is fast enough.
 
 Invariant: the receiver knows the shape and accepts no section longer than rows of that shape need,
 so a few bytes of deflate cannot take more memory than the rows. If you add a form, bound it in
@@ -29,17 +29,18 @@ Bits = NDArray[np.uint32]
 Flags = NDArray[np.bool_]
 Data = bytes | memoryview
 
-_ZERO, _CONSTANT, _REPEATED, _GENERAL = range(4)  # of all rows
-_EVERYWHERE, _BITMAP, _GAPS = range(3)  # where the nonzeros are
-_ONE, _CODES, _PLAIN, _PLANES = range(4)  # of numbers
-_RAW, _ZLIB = range(2)  # of a section
+# These numbers are in messages: ranks of one job must agree on them.
+_ZERO, _CONSTANT, _REPEATED, _GENERAL = range(4)  # forms of all rows
+_EVERYWHERE, _BITMAP, _GAPS = range(3)  # forms of the positions of nonzeros
+_ONE, _CODES, _PLAIN, _PLANES = range(4)  # forms of the nonzeros
+_RAW, _ZLIB = range(2)  # forms of a section
 
-_SECTIONS = {_ONE: 1, _CODES: 2, _PLAIN: 1, _PLANES: 4}  # of numbers
-_SECTION = struct.Struct("<BI")  # how compressed, bytes that follow
+_SECTIONS = {_ONE: 1, _CODES: 2, _PLAIN: 1, _PLANES: 4}  # form of nonzeros -> sections
+_SECTION = struct.Struct("<BI")  # head of a section: form, bytes that follow
 _DICTIONARY = 256  # most distinct numbers: a code is a byte
-_SAMPLE = 1 << 14  # bytes of a section by which a choice is made
-_WORTH = 0.97  # compressed sections must be shorter than this share of their length
-_LEVEL = 1  # of zlib: a higher one takes longer than the bytes it saves
+_SAMPLE = 1 << 14  # bytes of a section that are compressed for a decision
+_WORTH = 0.97  # a compressed section must be shorter than this share of its length
+_LEVEL = 1  # of zlib; a higher level takes longer than the transfer of the bytes it saves
 
 
 def encode(rows: Floats) -> bytes:
@@ -53,7 +54,7 @@ def encode(rows: Floats) -> bytes:
     Returns
     -------
     bytes
-        Without the shape, which the receiver knows.
+        The coded rows, without the shape: the receiver must know it.
     """
     return _encode(rows.view(np.uint32))
 
@@ -87,6 +88,7 @@ def decode(data: Data, shape: tuple[int, int]) -> Floats:
 
 
 def _encode(bits: Bits) -> bytes:
+    """Encode rows in the first form that applies; distinct rows are encoded recursively."""
     first = int(bits.flat[0]) if bits.size else 0
     if (bits == first).all():
         return bytes([_ZERO]) if not first else struct.pack("<BI", _CONSTANT, first)
@@ -98,8 +100,10 @@ def _encode(bits: Bits) -> bytes:
 
 
 def _decode(data: memoryview, shape: tuple[int, int]) -> Bits:
+    """Decode rows of any form."""
     distinct, which = shape[0], None
-    while data[0] == _REPEATED:  # a loop: a peer's bytes may be nested deeper than calls can be
+    # A loop and not a recursion: bytes of a peer may be nested deeper than the call stack permits.
+    while data[0] == _REPEATED:
         heads = struct.unpack_from("<I", data, 1)[0]
         packed, data = _open(data[5:], 4 * distinct)
         index = np.frombuffer(packed, np.uint16 if heads <= 1 << 16 else np.uint32)
@@ -111,6 +115,7 @@ def _decode(data: memoryview, shape: tuple[int, int]) -> Bits:
 
 
 def _distinct_rows(data: memoryview, shape: tuple[int, int]) -> Bits:
+    """Decode rows that are not in the form with duplicates."""
     kind = data[0]
     if kind in (_ZERO, _CONSTANT):
         return np.full(
@@ -122,12 +127,41 @@ def _distinct_rows(data: memoryview, shape: tuple[int, int]) -> Bits:
 
 
 def encode_set(flags: Flags) -> bytes:
-    """Encode a set of samples, given as flags: b"" if it has all of them, else a bitmap."""
+    """Encode a set of samples.
+
+    Parameters
+    ----------
+    flags
+        (samples,) bool: whether a sample is in the set.
+
+    Returns
+    -------
+    bytes
+        b"" for the set of all samples, else a bitmap, perhaps compressed.
+    """
     return b"" if flags.all() else _section(np.packbits(flags).tobytes())
 
 
 def decode_set(data: Data, count: int) -> Flags:
-    """Decode a set of samples into `count` flags; ValueError if it is of another number."""
+    """Decode a set of samples.
+
+    Parameters
+    ----------
+    data
+        What `encode_set` returned.
+    count
+        Number of samples.
+
+    Returns
+    -------
+    ndarray
+        (count,) bool.
+
+    Raises
+    ------
+    ValueError
+        The bytes are not a set, or a set of another number of samples.
+    """
     if not len(data):
         return np.ones(count, np.bool_)
     try:
@@ -146,9 +180,12 @@ def decode_set(data: Data, count: int) -> Flags:
 
 
 def _distinct(bits: Bits) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first row of each kind, ascending; for each row, which of them it is). Few columns tell most
-    rows apart.
+    """Return the first row of each kind, ascending, and for each row the number of its kind.
+
+    Rows with equal keys are compared in full; a later row that differs from the first one with its
+    key starts a kind of its own, so a duplicate may be missed, but no row is changed.
     """
+    # About 64 columns distinguish most rows.
     probe = np.ascontiguousarray(bits[:, :: max(1, bits.shape[1] // 64)])
     seen: dict[bytes, int] = {}
     heads: list[int] = []
@@ -164,11 +201,12 @@ def _distinct(bits: Bits) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _general(bits: Bits) -> bytes:
+    """Encode rows as the positions of their nonzeros and the nonzeros."""
     nonzero = bits != 0
     values = bits[nonzero]
     if len(values) == bits.size:
         where, places = _EVERYWHERE, b""
-    elif len(values) * 16 < bits.size:  # a gap is a byte or two, mostly
+    elif len(values) * 16 < bits.size:  # most gaps take one or two bytes, fewer than the bitmap
         where, places = _GAPS, _gaps(np.flatnonzero(nonzero))
     else:
         where, places = _BITMAP, np.packbits(nonzero).tobytes()
@@ -181,6 +219,7 @@ def _general(bits: Bits) -> bytes:
 
 
 def _read_general(data: memoryview, shape: tuple[int, int]) -> Bits:
+    """Decode the result of `_general`."""
     where, form, count = struct.unpack_from("<BBI", data)
     size = shape[0] * shape[1]
     if count > size:
@@ -206,7 +245,7 @@ def _read_general(data: memoryview, shape: tuple[int, int]) -> Bits:
 
 
 def _gaps(at: NDArray[np.int64]) -> bytes:
-    """Ascending places as their differences: their width in bytes, then the numbers."""
+    """Encode ascending positions: the width of their differences in bytes, then these."""
     gaps = np.diff(at, prepend=-1) - 1
     most = int(gaps.max())
     width = 1 if most < 1 << 8 else 2 if most < 1 << 16 else 8
@@ -226,7 +265,7 @@ def _read_gaps(data: Data, count: int, size: int) -> NDArray[np.int64]:
 
 
 def _numbers(values: Bits) -> tuple[int, list[bytes]]:
-    """(form, sections) of numbers."""
+    """Return the form and the sections of numbers."""
     stride = max(1, len(values) // 1024)
     few = len(values) < 2 * _DICTIONARY or len(np.unique(values[::stride])) <= _DICTIONARY
     if few:
@@ -265,7 +304,7 @@ def _read_numbers(form: int, sections: list[memoryview], count: int) -> Bits:
 
 
 def _section(data: bytes) -> bytes:
-    """A section of a message: its length and its bytes, compressed if that pays."""
+    """Return a section of a message: its head and its bytes, compressed if that pays."""
     middle = len(data) // 2
     sample = data if len(data) <= _SAMPLE else data[middle : middle + _SAMPLE // 4]
     packed = zlib.compress(sample, _LEVEL)
@@ -277,17 +316,17 @@ def _section(data: bytes) -> bytes:
 
 
 def _open(data: memoryview, most: int) -> tuple[memoryview, memoryview]:
-    """(a section's bytes, at most `most`; what is behind it)."""
+    """Return the bytes of a section, at most `most` of them, and the data after the section."""
     how, length = _SECTION.unpack_from(data)
     end = _SECTION.size + length
     if how not in (_RAW, _ZLIB) or end > data.nbytes:
-        raise ValueError("a broken section")
+        raise ValueError("a damaged section")
     body = data[_SECTION.size : end]
     if how == _ZLIB:
         stream = zlib.decompressobj()
         body = memoryview(stream.decompress(body, most + 1))
         if body.nbytes <= most and not (stream.eof and not stream.unused_data):
-            raise ValueError("a broken section")
+            raise ValueError("a damaged section")
     if body.nbytes > most:
         raise ValueError(f"a section of more than {most} bytes")
     return body, data[end:]

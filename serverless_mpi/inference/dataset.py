@@ -1,9 +1,12 @@
-"""Images, networks and categories in files: those of the Graph Challenge, SciPy's npz,
-MatrixMarket; the bundled digits.
+"""Images, networks and categories in files: the Graph Challenge's, SciPy npz, MatrixMarket.
 
-An image is a column of 0 and 1, one number a neuron. In a file a layer is the challenge's W of Y W:
-a row an input, a column an output; a network is a folder with n1024-l1.tsv, n1024-l2.tsv, ..., or
-the same with .npz or .mtx.
+An image is a column of numbers, usually 0 and 1, one per neuron. A layer in a file is the
+challenge's W in Y W: each row is an input, each column an output. A network is a folder with
+n1024-l1.tsv, n1024-l2.tsv, ..., or files of these names that end with .npz or .mtx. The digits are
+bundled with the package.
+
+`formats` reads entries and `files` bounds what a file may cost; here entries become images and
+layers. If you add a format of layers, add its suffix to SUFFIXES and its reader to `formats`.
 """
 
 from __future__ import annotations
@@ -20,45 +23,69 @@ from serverless_mpi.inference.networks import BIAS, Network
 from serverless_mpi.sparse import SparseRows
 
 Floats = NDArray[np.float32]
-SUFFIXES = (".tsv", ".npz", ".mtx")  # of a layer
-MOST_EMPTY = 16  # images for each pixel that is not 0, once they take more than EMPTY_BYTES
+SUFFIXES = (".tsv", ".npz", ".mtx")  # of a layer's file
+# Images that take more than EMPTY_BYTES may be at most MOST_EMPTY times as many as the pixels that
+# are not 0: otherwise a mistyped image number would take gigabytes.
+MOST_EMPTY = 16
 EMPTY_BYTES = 256 << 20
 # The 1797 test images of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak,
 # 1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0): 8x8 pixels, 1 bit each,
-# set where the grey level is above 12 of 16, packed to 8 bytes an image. Some of them become all
+# set where the grey level is above 12 of 16, packed to 8 bytes per image. Some of them become all
 # zero in the network, as in the challenge.
 DIGITS = Path(__file__).with_name("digits.npy")
 
 
 def digits(neurons: int = 1024) -> Floats:
-    """Return the bundled images of handwritten digits, (neurons, 1797), each pixel enlarged to a
-    square.
+    """Return the bundled images of handwritten digits, each pixel enlarged to a square.
+
+    Parameters
+    ----------
+    neurons
+        Pixels of an enlarged image.
+
+    Returns
+    -------
+    ndarray
+        (neurons, 1797) float32.
 
     Raises
     ------
     ValueError
-        `neurons` is not the size of a square picture whose side is a multiple of 8.
+        `neurons` is not the size of a square image whose side is a multiple of 8.
     """
     side = int(neurons**0.5)
     if side * side != neurons or side % 8:
-        raise ValueError(f"{neurons} neurons are no square picture whose side is a multiple of 8")
+        raise ValueError(
+            f"{neurons} neurons do not make a square image whose side is a multiple of 8"
+        )
     bits = np.unpackbits(np.load(DIGITS), axis=1).reshape(-1, 8, 8)
     large = np.kron(bits, np.ones((side // 8, side // 8), np.uint8))
     return np.ascontiguousarray(large.reshape(len(bits), neurons).T, np.float32)
 
 
 def enlarged(images: Floats, neurons: int) -> Floats:
-    """Square pictures, (pixels, samples), with each point a square of points, so that there are
-    `neurons` of them.
+    """Enlarge square images: each pixel becomes a square of pixels.
+
+    Parameters
+    ----------
+    images
+        (pixels, samples) float32.
+    neurons
+        Pixels of an enlarged image.
+
+    Returns
+    -------
+    ndarray
+        (neurons, samples) float32.
 
     Raises
     ------
     ValueError
-        `neurons` are no square picture whose side is a multiple of that of the images.
+        The sides of both images are not whole numbers, or one is not a multiple of the other.
     """
     small, large = int(len(images) ** 0.5), int(neurons**0.5)
     if small * small != len(images) or large * large != neurons or large % small:
-        raise ValueError(f"pictures of {len(images)} points cannot be enlarged to {neurons}")
+        raise ValueError(f"images of {len(images)} pixels cannot be enlarged to {neurons}")
     times = large // small
     pictures = images.reshape(small, 1, small, 1, -1)
     return np.ascontiguousarray(
@@ -74,18 +101,31 @@ def enlarged(images: Floats, neurons: int) -> Floats:
 def read_images(
     path: str | Path, neurons: int, samples: int | None = None, limit: int | None = None
 ) -> Floats:
-    """(neurons, samples) from a file: entries (image, pixel, value) in a format of `formats`, or an
-    npz of ours or yours.
+    """Read images from a file.
 
-    Such an npz has `bits`, uint8 (samples, neurons / 8), packed by numpy.packbits along axis 1, or
-    `images` (samples, neurons). limit: bytes that the images may take, as float32; the machine's
-    memory if not given.
+    Parameters
+    ----------
+    path
+        Entries (image, pixel, value) in a format of `formats`; or an npz with `images`, (samples,
+        neurons), or with `bits`, (samples, neurons / 8) uint8, packed by numpy.packbits along
+        axis 1.
+    neurons
+        Pixels of an image.
+    samples
+        Number of images to read, the first ones; None for all.
+    limit
+        Memory that the images may take as float32, in bytes; None for the machine's.
+
+    Returns
+    -------
+    ndarray
+        (neurons, samples) float32, C-contiguous.
 
     Raises
     ------
     ValueError
-        The file is no such file, or for another number of neurons, or has more images than the
-        limit; a bad line is named.
+        The file is not of these formats, is for another number of neurons, has fewer images, or
+        exceeds the limit; the text names an invalid line.
     """
     with files.opened(path, limit) as source:
         return images_from(source, Path(path).suffix, neurons, samples)
@@ -94,7 +134,27 @@ def read_images(
 def images_from(
     source: files.Source, suffix: str, neurons: int, samples: int | None = None
 ) -> Floats:
-    """As `read_images`, from an opened file."""
+    """Read images from an opened file.
+
+    Parameters
+    ----------
+    source
+        The file.
+    suffix
+        Suffix of its name, which is its format.
+    neurons, samples
+        As in `read_images`.
+
+    Returns
+    -------
+    ndarray
+        (neurons, samples) float32, C-contiguous.
+
+    Raises
+    ------
+    ValueError
+        As in `read_images`.
+    """
     images = _packed(source, neurons, samples) if suffix == ".npz" else None
     if images is None:
         entries = formats.read_from(source, suffix, None, neurons)
@@ -110,27 +170,25 @@ def images_from(
 
 
 def _check_count(source: files.Source, count: int, neurons: int, entries: int) -> None:
-    """Raise ValueError if there are so many images that a number among them must be mistyped, or
-    that memory ends.
-    """
+    """Raise ValueError if images exceed the limit, or one of their numbers must be mistyped."""
     nbytes = 4 * neurons * count
     if count > MOST_EMPTY * max(entries, 1) and nbytes > EMPTY_BYTES:
         raise ValueError(
-            f"{source.name}: image {count:,} is there, but only {entries:,} pixels are not 0: "
-            f"at most {MOST_EMPTY} images for each are read; is that number mistyped?"
+            f"{source.name} has an image number {count:,}, but only {entries:,} pixels that are not"
+            f" 0; at most {MOST_EMPTY} images per such pixel are read: is the number mistyped?"
         )
     source.refuse(nbytes, f"{count:,} images of {neurons:,} pixels")
 
 
 def _packed(source: files.Source, neurons: int, samples: int | None) -> NDArray[np.generic] | None:
-    """The first `samples` images of an npz, or all of fewer; None if it is a sparse matrix."""
+    """Return the first `samples` images of an npz; None if it holds a sparse matrix."""
     archive = files.Npz(source)
     if "bits" in archive:
         bits = archive.array("bits", "u", 2)
         if bits.dtype != np.uint8 or bits.shape[1] * 8 != neurons:
             raise ValueError(
-                f"{source.name}: bits of {bits.dtype} {bits.shape} are no images of {neurons} "
-                "pixels"
+                f"{source.name}: bits of type {bits.dtype} and shape {bits.shape} are not images "
+                f"of {neurons} pixels"
             )
         bits = _first(source, bits, neurons, samples)
         pixels: NDArray[np.generic] = np.unpackbits(bits, axis=1).T
@@ -139,8 +197,8 @@ def _packed(source: files.Source, neurons: int, samples: int | None) -> NDArray[
         images = archive.array("images", "buif", 2)
         if images.shape[1] != neurons:
             raise ValueError(
-                f"{source.name}: images of {images.dtype} {images.shape}, "
-                f"wanted numbers (samples, {neurons})"
+                f"{source.name}: images have type {images.dtype} and shape {images.shape}, "
+                f"not numbers of shape (samples, {neurons})"
             )
         images = _first(source, images, neurons, samples)
         with np.errstate(over="ignore"):
@@ -150,7 +208,9 @@ def _packed(source: files.Source, neurons: int, samples: int | None) -> NDArray[
         return whole
     if "indptr" in archive or "row" in archive:
         return None
-    raise ValueError(f"{source.name} has neither 'bits' nor 'images', and is no sparse matrix")
+    raise ValueError(
+        f"{source.name} has neither 'bits' nor 'images', and is not a sparse matrix of SciPy"
+    )
 
 
 def _first(
@@ -167,7 +227,25 @@ def _first(
 
 
 def read_layer(path: str | Path, neurons: int) -> SparseRows:
-    """A layer of `neurons` inputs and outputs from a file, each output's inputs ascending."""
+    """Read a layer from a file.
+
+    Parameters
+    ----------
+    path
+        The file; its suffix is its format.
+    neurons
+        Number of inputs and of outputs.
+
+    Returns
+    -------
+    SparseRows
+        A row per output, its inputs ascending.
+
+    Raises
+    ------
+    ValueError
+        As in `formats.read`.
+    """
     entries = formats.read(path, neurons, neurons)
     order = np.lexsort((entries.rows, entries.columns))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(entries.columns, minlength=neurons))])
@@ -177,22 +255,33 @@ def read_layer(path: str | Path, neurons: int) -> SparseRows:
 def read_network(
     folder: str | Path, neurons: int, layers: int, bias: float | None = None
 ) -> Network:
-    """The network in a folder; each layer is read when it is its turn, and again by each reader.
+    """Return the network in a folder; its layers are read when the network is iterated.
 
-    bias: the challenge's for that number of neurons, if it has one, else 0.
+    Parameters
+    ----------
+    folder
+        The folder.
+    neurons
+        Neurons per layer.
+    layers
+        Number of layers.
+    bias
+        Bias of every layer; None for the challenge's for that number of neurons, or 0.
+
+    Returns
+    -------
+    Network
+        Each iteration reads the files again.
 
     Raises
     ------
     ValueError
-        A layer's file is missing; when it is read, as for `formats.read`.
+        The file of a layer is missing; in an iteration, as in `read_layer`.
     """
     folder = Path(folder)
     stems = [f"n{neurons}-l{number}" for number in range(1, layers + 1)]
-    suffix = (
-        next((one for one in SUFFIXES if (folder / f"{stems[0]}{one}").exists()), None)
-        if stems
-        else None
-    )
+    existing = (suffix for suffix in SUFFIXES if (folder / f"{stems[0]}{suffix}").exists())
+    suffix = next(existing, None) if stems else None
     if suffix is None:
         raise ValueError(
             f"{folder} has no file n{neurons}-l1 with a suffix of {', '.join(SUFFIXES)}"
@@ -217,14 +306,24 @@ def read_network(
 
 
 def read_categories(path: str | Path) -> NDArray[np.int64]:
-    """Image numbers, counted from 1, one a line: those whose last row is not all 0.
+    """Read a file of categories: the images with an active output.
+
+    Parameters
+    ----------
+    path
+        One image number per line, counted from 1, ascending.
+
+    Returns
+    -------
+    ndarray
+        (categories,) int64, counted from 1.
 
     Raises
     ------
     ValueError
-        A line is no such number, or not above the one before; it is named.
+        A line is not such a number, or not above the line before; the text names it.
     """
-    found: list[int] = []
+    categories: list[int] = []
     with files.opened(path) as source:
         for start, lines in files.Text(source).blocks():
             for number, line in enumerate(lines, start + 1):
@@ -232,10 +331,10 @@ def read_categories(path: str | Path) -> NDArray[np.int64]:
                 if not text:
                     continue
                 good = text.isascii() and text.isdigit() and len(text) < 19
-                if not good or int(text) <= (found[-1] if found else 0):
+                if not good or int(text) <= (categories[-1] if categories else 0):
                     raise ValueError(
-                        f"{path}, line {number}: {files.shown(line)} is no image number above the "
-                        "one before"
+                        f"{path}, line {number}: {files.shown(line)} is not an image number above "
+                        "the previous one"
                     )
-                found.append(int(text))
-    return np.array(found, np.int64)
+                categories.append(int(text))
+    return np.array(categories, np.int64)

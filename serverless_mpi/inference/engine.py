@@ -33,19 +33,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serverless_mpi.inference import codec
+from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.sparse import CAP, Panels, SparseRows, layer, multiply
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-ROWS_AT_ONCE = 64  # copied at a time, which bounds the memory of the copy
-IN_FLIGHT = 2  # batches at the same time: one computes while the other waits
+ROWS_AT_ONCE = 64  # rows that are copied together, which bounds the memory of the copy
+IN_FLIGHT = 2  # concurrent batches: one computes while the other waits
+OWN = -1  # key of the block of own rows in `Part.blocks`
 # A message: length of its set of active samples, the set, the coded rows over these samples.
 _HEAD = struct.Struct("<I")
-
-
-OWN = -1  # key of the block of own rows in `Part.blocks`
 
 
 class Exchange(IntEnum):
@@ -123,12 +122,12 @@ class Part:
         ranks
             Number of ranks of a replica.
         own
-            Distinct rows that the rank has before the layer.
+                Distinct rows that the rank has before the layer.
 
         Raises
         ------
         ValueError
-            They do not.
+            The arrays contradict each other.
         """
         per_rank = (self.send_offsets, self.recv_offsets, self.recv_counts)
         integers = all(array.dtype.kind in "iu" for array in (self.indptr, self.indices, *per_rank))
@@ -177,6 +176,7 @@ class Part:
 
         Blocks without entries are omitted; a row's entries keep their order in each block.
         """
+        # Columns are own rows, then received rows sender after sender: a block is a range of them.
         bounds = np.concatenate([[0], self.own + self.recv_offsets])
         # Of equal bounds the last one counts: it belongs to a sender that has rows.
         block_of_entry = np.searchsorted(bounds, self.indices, side="right") - 2
@@ -194,19 +194,22 @@ class Part:
             )
         return blocks
 
-    def _values(self, entries: Any) -> Any:
-        """Values of those entries; one number if all entries have it."""
-        return self.values[0] if len(self.values) == 1 else self.values[entries]
+    def _values(self, entries: slice | Indices) -> Floats | np.float32:
+        """Return the values of some entries; one number if all entries have the same value."""
+        if len(self.values) == 1:
+            constant: np.float32 = self.values[0]
+            return constant
+        return self.values[entries]
 
 
 @dataclass
 class LayerStatistics:
-    """What a layer statistics on one rank.
+    """What a layer took on one rank.
 
     Attributes
     ----------
     send_s, wait_s, compute_s
-        Seconds to make messages; until the peers' messages were there; for everything else.
+        Seconds to make messages, to wait for the messages of peers, and for everything else.
     rows, nonzeros, nbytes, messages
         What the rank sent. A message that all peers share counts once, and so do its rows.
     active_samples
@@ -223,7 +226,13 @@ class LayerStatistics:
     active_samples: int = 0
 
     def add(self, other: LayerStatistics) -> None:
-        """Add the numbers of `other`."""
+        """Add the numbers of another layer, batch or rank.
+
+        Parameters
+        ----------
+        other
+            Its statistics; not changed.
+        """
         for field_ in fields(self):
             name = field_.name
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -231,7 +240,13 @@ class LayerStatistics:
 
 @dataclass
 class Statistics:
-    """What inference statistics on one rank, by layer."""
+    """What inference took on one rank.
+
+    Attributes
+    ----------
+    layers
+        Statistics of each layer.
+    """
 
     layers: list[LayerStatistics] = field(default_factory=list)
 
@@ -243,8 +258,11 @@ class Statistics:
         return total
 
 
+_Outcome = tuple[Floats, Indices, list[LayerStatistics]]  # of a batch: y, samples, statistics
+
+
 def infer(
-    comm: Any,
+    comm: Communicator,
     parts: Sequence[Part],
     x: Floats,
     bias: float,
@@ -254,7 +272,7 @@ def infer(
     accumulate: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> tuple[Floats, Indices, Statistics]:
-    """Run samples through the network; collective over `comm`.
+    """Run samples through the network; collective over the communicator.
 
     Parameters
     ----------
@@ -263,13 +281,12 @@ def infer(
     parts
         This rank's part of each layer.
     x
-        (own rows, samples) float32, C-contiguous: the neurons that this rank owns at boundary 0,
-        ascending. Borrowed for the call.
+        (own rows, samples) float32, C-contiguous: the rank's neurons of boundary 0. Borrowed.
     bias, cap
-        Of every layer: y = min(max(W x + bias, 0), cap), the bias where W x is not 0.
+        Every layer is y = min(max(W x + bias, 0), cap), with the bias only where W x is not 0.
     batches
-        Equal shares of the samples, equal on all ranks. Up to IN_FLIGHT of them are in flight, or
-        one if MPI does not allow several threads.
+        Number of equal shares of the samples; the same on all ranks. IN_FLIGHT of them are run
+        concurrently, if MPI allows several threads.
     accumulate
         Add the products of received rows to those of own rows; equal on all ranks.
     watch
@@ -283,47 +300,69 @@ def infer(
     samples : ndarray
         Numbers of the samples that are active at the end on some rank, ascending; int64.
     statistics : Statistics
-        What this rank statistics.
+        What the run took on this rank.
 
     Raises
     ------
     ValueError
-        There are no layers, x is not as above or has NaN or infinity, or a peer sent something that
-        does not fit, so it runs another network or partition.
+        There are no layers, x is not as above or has NaN or infinity, or a peer's message does not
+        fit: it runs another network or partition.
+
+    Notes
+    -----
+    A batch takes one collective call per layer (or a message per pair of ranks) and one at the end.
     """
     _check(parts, x)
-    batches = max(1, min(batches, x.shape[1]))
-    bounds = [x.shape[1] * batch // batches for batch in range(batches + 1)]
+    bounds = _bounds(x.shape[1], batches)
+
+    def run_batch(lane: Communicator, batch: int) -> _Outcome:
+        share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
+        on_layer = partial(watch, batch) if watch else lambda layer: None
+        return _Batch(lane, share, bias, cap, accumulate).run(parts, on_layer)
+
+    return _joined(_in_lanes(comm, run_batch, len(bounds) - 1), bounds, len(parts))
+
+
+def _bounds(samples: int, batches: int) -> list[int]:
+    """Return where each batch begins, and where the last ends; no batch is empty."""
+    batches = max(1, min(batches, samples))
+    return [samples * batch // batches for batch in range(batches + 1)]
+
+
+def _in_lanes(
+    comm: Communicator, run_batch: Callable[[Communicator, int], _Outcome], batches: int
+) -> list[_Outcome]:
+    """Run all batches, up to IN_FLIGHT of them concurrently; return their outcomes in order."""
     lanes = min(IN_FLIGHT, batches) if _threads_allowed() else 1
     # Concurrent batches must not mix their messages, so each lane has a communicator.
     comms = [comm] + [comm.Dup() for _ in range(lanes - 1)]
 
-    def run_lane(number: int) -> list[tuple[Floats, Indices, list[LayerStatistics]]]:
-        """Batches number, number + lanes, ...: equal on every rank, in the same order."""
-        outcomes = []
-        for batch in range(number, batches, lanes):
-            share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
-            state = _Batch(comms[number], share, bias, cap, accumulate)
-            on_layer = partial(watch, batch) if watch else lambda layer: None
-            outcomes.append(state.run(parts, on_layer))
-        return outcomes
+    def run_lane(number: int) -> list[_Outcome]:
+        # The same batches in the same order on every rank.
+        return [run_batch(comms[number], batch) for batch in range(number, batches, lanes)]
 
     results = _in_threads(run_lane, lanes)
     for lane_comm in comms[1:]:
         lane_comm.Free()
-    statistics = Statistics([LayerStatistics() for _ in range(len(parts))])
-    outputs, numbers = [], []
-    for batch in range(batches):
-        y, samples, layers = results[batch % lanes][batch // lanes]
-        outputs.append(y)
-        numbers.append(samples + bounds[batch])
-        for total, layer_statistics in zip(statistics.layers, layers, strict=True):
+    return [results[batch % lanes][batch // lanes] for batch in range(batches)]
+
+
+def _joined(
+    outcomes: Sequence[_Outcome], bounds: Sequence[int], layers: int
+) -> tuple[Floats, Indices, Statistics]:
+    """Join the outcomes of batches; batch b has the samples from `bounds[b]` on."""
+    statistics = Statistics([LayerStatistics() for _ in range(layers)])
+    for _, _, by_layer in outcomes:
+        for total, layer_statistics in zip(statistics.layers, by_layer, strict=True):
             total.add(layer_statistics)
-    whole = outputs[0] if batches == 1 else np.concatenate(outputs, axis=1)
+    outputs = [y for y, _, _ in outcomes]
+    whole = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
+    numbers = [samples + start for start, (_, samples, _) in zip(bounds, outcomes)]
     return whole, np.concatenate(numbers), statistics
 
 
 def _check(parts: Sequence[Part], x: Floats) -> None:
+    """Raise ValueError for arguments of `infer` that it cannot run."""
     if not len(parts):
         raise ValueError("a network needs at least 1 layer")
     if x.ndim != 2 or x.dtype != np.float32:
@@ -339,14 +378,13 @@ def _check(parts: Sequence[Part], x: Floats) -> None:
 
 
 def _threads_allowed() -> bool:
-    # Not at the top: under mpirun this import initializes the real MPI.
-    from serverless_mpi import MPI
+    from serverless_mpi import MPI  # not at the top: under mpirun this initializes the real MPI
 
     return bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)
 
 
 def _in_threads(call: Callable[[int], Any], count: int) -> list[Any]:
-    """Return [call(0), call(1), ...], run at the same time; raises the first error."""
+    """Return [call(0), call(1), ...], computed in parallel; raise the first error."""
     if count == 1:
         return [call(0)]
     with ThreadPoolExecutor(count, "smpi-batch") as pool:
@@ -354,7 +392,7 @@ def _in_threads(call: Callable[[int], Any], count: int) -> list[Any]:
 
 
 class _Input:
-    """The active samples of x, without a copy, which would be one of three panels in memory."""
+    """The active samples of x. They are not copied: the copy would be a third panel in memory."""
 
     def __init__(self, x: Floats, active: Flags) -> None:
         self._x = x
@@ -384,11 +422,13 @@ def _row_blocks(rows: int) -> list[Indices]:
 class _Batch:
     """A rank's state of one batch.
 
-    y: its distinct rows at the current boundary, over the samples that `active` flags; once a layer
-    has been computed, those are the samples with a nonzero in one of these rows.
+    Invariant: `y` has the rank's distinct rows at the current boundary, over the samples that
+    `active` flags. After each layer these are the samples with a nonzero in one of these rows.
     """
 
-    def __init__(self, comm: Any, x: Floats, bias: float, cap: float, accumulate: bool) -> None:
+    def __init__(
+        self, comm: Communicator, x: Floats, bias: float, cap: float, accumulate: bool
+    ) -> None:
         self.comm, self.rank = comm, comm.rank
         self.bias, self.cap = bias, cap
         self.accumulate = accumulate
@@ -399,10 +439,8 @@ class _Batch:
         self.active: Flags = np.asarray(np.any(x, axis=0))
         self.y: Panels | _Input = _Input(x, self.active)
 
-    def run(
-        self, parts: Sequence[Part], watch: Callable[[int], None]
-    ) -> tuple[Floats, Indices, list[LayerStatistics]]:
-        """Run all layers; returns (y, samples, statistics by layer) as `infer`."""
+    def run(self, parts: Sequence[Part], watch: Callable[[int], None]) -> _Outcome:
+        """Run all layers; return (y, samples, statistics by layer) as `infer` does."""
         statistics = []
         for number, part in enumerate(parts):
             watch(number)
@@ -466,6 +504,7 @@ class _Batch:
         elif part.exchange == Exchange.ALLTOALL:
             received = self.comm.alltoall(messages)
         elif part.exchange == Exchange.PAIRWISE:
+            # All sends start before the first receive, so no pair of ranks can deadlock.
             sends = [
                 self.comm.isend(message, dest=peer)
                 for peer, message in enumerate(messages)
@@ -508,9 +547,9 @@ class _Batch:
             rows = rows[part.recv_index[begin:end]]
         return self.spread(rows, active)
 
-    def spread(self, rows: Floats, of: Flags) -> Floats:
-        """Return rows over the samples `of` as rows over the active samples, 0 for the others."""
-        present = of[self.active]
+    def spread(self, rows: Floats, given: Flags) -> Floats:
+        """Return rows over `given` samples as rows over the active ones, 0 for the others."""
+        present = given[self.active]
         if present.all():
             return np.ascontiguousarray(rows)
         spread = np.zeros((len(rows), len(present)), np.float32)
@@ -527,9 +566,11 @@ class _Batch:
         """Return the layer's input over the samples that are active in one of its rows."""
         if not part.recv_offsets[-1]:
             return self.own()
+        # Samples that are active on a sender only become active here; own rows are 0 for them.
         before = self.active.copy()
         messages_in = self.arrived(part, received)
         panel = Panels(part.columns, int(np.count_nonzero(self.active)))
+        # The common case, in which the samples are the same, copies whole panels.
         if isinstance(self.y, Panels) and panel.samples == self.y.samples:
             panel.data[:, : part.own] = self.y.data
         else:
@@ -543,12 +584,13 @@ class _Batch:
     def add(self, part: Part, messages: Sequence[bytes], statistics: LayerStatistics) -> Flags:
         """Run the layer by blocks: own rows while messages are in transit, then each sender's.
 
-        Returns, for each sample, whether it is still active.
+        Return for each sample whether it is still active.
         """
         if not part.recv_offsets[-1]:
             self.exchange(part, messages, statistics)
             self.y, still_active = layer(part.weights, self.own(), self.bias, self.cap)
             return still_active
+        # The exchange blocks, so a thread makes it while this one multiplies the own rows.
         pending = (
             self.caller.submit(self.exchange, part, messages, LayerStatistics())
             if self.caller
@@ -560,6 +602,7 @@ class _Batch:
         statistics.wait_s += time.perf_counter() - began
         before = self.active.copy()
         messages_in = self.arrived(part, received)
+        # The own products are 0 for samples that only senders have.
         if total is not None and not (before == self.active).all():
             total = Panels.of(self.spread(total.take(), before))
         for peer, active, body in messages_in[:-1]:
@@ -567,6 +610,7 @@ class _Batch:
             total = multiply(
                 part.blocks[peer], Panels.of(self.rows(part, peer, active, body)), total, more
             )
+        # Only the last block adds the bias and the limits: they apply to the complete sums.
         peer, active, body = messages_in[-1]
         last = Panels.of(self.rows(part, peer, active, body))
         self.y, still_active = layer(

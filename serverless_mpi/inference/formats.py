@@ -1,10 +1,11 @@
-"""Files of sparse matrices as entries (row, column, value): Graph Challenge TSV, SciPy npz,
-MatrixMarket.
+"""Sparse matrices in files, as entries (row, column, value): TSV, SciPy npz, MatrixMarket.
 
-Rows and columns count from 1 in TSV and MatrixMarket, as their authors have it, and from 0 here.
-Text is read in blocks; the line that is no entry is named. What a stranger's file may cost is
-bounded in `files`; here every number is looked at before it is used as a size, so that memory grows
-with the file's bytes and not with what the file claims.
+Rows and columns count from 1 in TSV and MatrixMarket, as their authors define it, and from 0 here.
+Text is read in blocks, and an invalid line is reported with its number. `files` bounds what an
+untrusted file may cost; here every number is checked before it is used as a size, so that memory
+grows with the bytes of the file and not with its claims.
+
+If you add a format, write a reader and add its suffix to `_READERS`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ _BANNER = "%%MatrixMarket matrix coordinate"
 
 @dataclass(frozen=True)
 class Entries:
-    """A matrix: entries in the file's order, counted from 0; shape, where the file tells it."""
+    """A sparse matrix.
+
+    Attributes
+    ----------
+    rows, columns, values
+        Its entries in the file's order, counted from 0: (entries,) int64, int64 and float32.
+    shape
+        Its shape; None if the file does not state one.
+    """
 
     rows: Indices
     columns: Indices
@@ -36,22 +45,52 @@ class Entries:
 
 
 def read(path: str | Path, rows: int | None, columns: int | None) -> Entries:
-    """The entries of a file, by its suffix: .tsv (and any other), .npz, .mtx.
+    """Read a sparse matrix.
 
-    rows, columns: how many there may be; None: any number.
+    Parameters
+    ----------
+    path
+        The file: .npz, .mtx, or TSV with any other suffix.
+    rows, columns
+        Number of rows and columns; None for any.
+
+    Returns
+    -------
+    Entries
+        Its entries.
 
     Raises
     ------
     ValueError
-        It is no such file, an entry lies outside of that shape, is not a finite number, or is there
-        twice; the text names file and line.
+        The file is not in that format, or an entry is outside of the shape, not finite, or
+        repeated; the text names the file and the line.
     """
     with files.opened(path) as source:
         return read_from(source, Path(path).suffix, rows, columns)
 
 
 def read_from(source: Source, suffix: str, rows: int | None, columns: int | None) -> Entries:
-    """As `read`, from an opened file."""
+    """Read a sparse matrix from an opened file.
+
+    Parameters
+    ----------
+    source
+        The file.
+    suffix
+        Suffix of its name.
+    rows, columns
+        As in `read`.
+
+    Returns
+    -------
+    Entries
+        Its entries.
+
+    Raises
+    ------
+    ValueError
+        As in `read`.
+    """
     return _READERS.get(suffix, _read_tsv)(source, rows, columns)
 
 
@@ -68,7 +107,7 @@ def _read_matrix_market(source: Source, rows: int | None, columns: int | None) -
         ["integer", "general"],
         ["pattern", "general"],
     ):
-        raise ValueError(f"{name}, line 1: wanted {_BANNER} real|integer|pattern general")
+        raise ValueError(f"{name}, line 1: not `{_BANNER} real|integer|pattern general`")
     line = text.line()
     while line is not None and line.startswith("%"):
         line = text.line()
@@ -78,14 +117,16 @@ def _read_matrix_market(source: Source, rows: int | None, columns: int | None) -
         if min(high, wide, count) < 0:
             raise ValueError
     except ValueError:
-        told = files.shown(line or "")
-        raise ValueError(f"{name}, line {number}: {told} is not rows, columns, entries") from None
+        shown = files.shown(line or "")
+        raise ValueError(f"{name}, line {number}: {shown} is not rows, columns, entries") from None
     _check_shape(name, (high, wide), rows, columns)
     fields = 2 if words[3] == "pattern" else 3
-    made = _text(name, text, fields, high, wide, (high, wide))
-    if len(made.rows) != count:
-        raise ValueError(f"{name} has {len(made.rows)} entries; its line {number} says {count}")
-    return made
+    entries = _text(name, text, fields, high, wide, (high, wide))
+    if len(entries.rows) != count:
+        raise ValueError(
+            f"{name} has {len(entries.rows)} entries; its line {number} states {count}"
+        )
+    return entries
 
 
 def _read_npz(source: Source, rows: int | None, columns: int | None) -> Entries:
@@ -93,10 +134,10 @@ def _read_npz(source: Source, rows: int | None, columns: int | None) -> Entries:
     kind = archive.array("format", "SU", 0).item() if "format" in archive else b""
     kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
     if kind not in ("csr", "csc", "coo"):
-        raise ValueError(f"{name} is no sparse matrix of scipy.sparse.save_npz in csr, csc or coo")
+        raise ValueError(f"{name} is not a csr, csc or coo matrix of scipy.sparse.save_npz")
     shape = archive.array("shape", "iu", 1).tolist()
     if len(shape) != 2 or min(shape) < 0:
-        raise ValueError(f"{name} is damaged: no matrix has the shape {shape}")
+        raise ValueError(f"{name} is damaged: {shape} is not the shape of a matrix")
     high, wide = shape
     _check_shape(name, (high, wide), rows, columns)
     given = archive.array("data", "buif", 1)
@@ -105,10 +146,10 @@ def _read_npz(source: Source, rows: int | None, columns: int | None) -> Entries:
     if not np.isfinite(values).all():
         raise ValueError(f"{name}: NaN, infinity or numbers beyond float32 among the entries")
     if kind == "coo":
-        down, across = (_places(name, archive, field) for field in ("row", "col"))
+        down, across = (_numbers(name, archive, field) for field in ("row", "col"))
     else:
-        across = _places(name, archive, "indices")
-        pointers = _places(name, archive, "indptr")
+        across = _numbers(name, archive, "indices")
+        pointers = _numbers(name, archive, "indptr")
         lengths = np.diff(pointers)
         whole = len(pointers) == (high if kind == "csr" else wide) + 1
         if not whole or pointers[0] or (lengths < 0).any() or pointers[-1] != len(across):
@@ -117,18 +158,18 @@ def _read_npz(source: Source, rows: int | None, columns: int | None) -> Entries:
         if kind == "csc":
             down, across = across, down
     if not len(down) == len(across) == len(values):
-        raise ValueError(f"{name}: entries of different number")
+        raise ValueError(f"{name} is damaged: its arrays have different lengths")
     if len(down) and (
         down.min() < 0 or down.max() >= high or across.min() < 0 or across.max() >= wide
     ):
-        raise ValueError(f"{name}: an entry lies outside of its shape {(high, wide)}")
-    made = Entries(down, across, values, (high, wide))
-    _check_twice(name, made)
-    return made
+        raise ValueError(f"{name}: an entry is outside of its shape {(high, wide)}")
+    entries = Entries(down, across, values, (high, wide))
+    _check_repeated(name, entries)
+    return entries
 
 
-def _places(name: str, archive: Npz, field: str) -> Indices:
-    """Row or column numbers, or sums of them."""
+def _numbers(name: str, archive: Npz, field: str) -> Indices:
+    """Read row numbers, column numbers or offsets as int64."""
     array = archive.array(field, "iu", 1)
     if array.dtype == np.uint64 and len(array) and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name} is damaged: {field} has a number above 2^63")
@@ -144,7 +185,7 @@ _READERS: dict[str, Callable[[Source, int | None, int | None], Entries]] = {
 def _check_shape(name: str, shape: tuple[int, int], rows: int | None, columns: int | None) -> None:
     if rows not in (None, shape[0]) or columns not in (None, shape[1]):
         raise ValueError(
-            f"{name} is a matrix of shape {shape}; wanted ({rows or 'any'}, {columns or 'any'})"
+            f"{name} is a matrix of shape {shape}, not ({rows or 'any'}, {columns or 'any'})"
         )
 
 
@@ -156,7 +197,7 @@ def _text(
     columns: int | None,
     shape: tuple[int, int] | None,
 ) -> Entries:
-    """Entries of `fields` numbers from what is left of a text."""
+    """Read entries of `fields` numbers from the remaining lines of a text."""
     blocks: list[tuple[Indices, Floats]] = []
     count = 0
     for start, all_lines in text.blocks():
@@ -169,24 +210,25 @@ def _text(
         except ValueError:
             good = False
         if not good:
-            _blame(name, all_lines, start, fields, rows, columns)
-        places = block[:, :2].astype(np.int64) - 1
-        small = np.int32 if places.max(initial=0) <= np.iinfo(np.int32).max else np.int64
+            _raise_for_line(name, all_lines, start, fields, rows, columns)
+        positions = block[:, :2].astype(np.int64) - 1
+        small = np.int32 if positions.max(initial=0) <= np.iinfo(np.int32).max else np.int64
         values = block[:, 2] if fields == 3 else np.ones(len(block))
-        blocks.append((places.astype(small), values.astype(np.float32)))
+        blocks.append((positions.astype(small), values.astype(np.float32)))
         count += len(block)
         if rows is not None and columns is not None and count > rows * columns:
             raise ValueError(f"{name}: more entries than the {rows * columns:,} of the matrix")
-    whole = np.concatenate([np.zeros((0, 2), np.int32), *(one for one, _ in blocks)])
-    all_values = np.concatenate([np.zeros(0, np.float32), *(one for _, one in blocks)])
-    blocks.clear()
-    made = Entries(whole[:, 0].astype(np.int64), whole[:, 1].astype(np.int64), all_values, shape)
+    whole = np.concatenate([np.zeros((0, 2), np.int32), *(positions for positions, _ in blocks)])
+    all_values = np.concatenate([np.zeros(0, np.float32), *(values for _, values in blocks)])
+    blocks.clear()  # at once, and `whole` below: two copies of a large file are too many
+    entries = Entries(whole[:, 0].astype(np.int64), whole[:, 1].astype(np.int64), all_values, shape)
     del whole
-    _check_twice(name, made)
-    return made
+    _check_repeated(name, entries)
+    return entries
 
 
 def _inside(block: NDArray[np.float64], rows: int | None, columns: int | None) -> NDArray[np.bool_]:
+    """Return for each entry whether its numbers are finite, and its position is in the matrix."""
     good: NDArray[np.bool_] = np.isfinite(block).all(axis=1) & (
         np.abs(block[:, 2:]) <= np.finfo(np.float32).max
     ).all(axis=1)
@@ -199,45 +241,47 @@ def _inside(block: NDArray[np.float64], rows: int | None, columns: int | None) -
     return good
 
 
-def _blame(
+def _raise_for_line(
     name: str, text: list[str], start: int, fields: int, rows: int | None, columns: int | None
 ) -> None:
-    """Raise for the first line of a block that is not what it should be."""
-    wanted = ("row, column, value", "row, column")[3 - fields]
+    """Raise ValueError for the first invalid line of a block."""
+    expected = ("row, column, value", "row, column")[3 - fields]
     for number, line in enumerate(text, start + 1):
         if not line or line.isspace():
             continue
         words = line.split()
         try:
-            if len(words) != fields or "_" in line:  # Python reads 1_0 as 10; nobody else does
+            if len(words) != fields or "_" in line:  # only Python reads 1_0 as 10
                 raise ValueError
             entry = np.array([[float(word) for word in words]])
         except ValueError:
-            told = files.shown(line)
-            raise ValueError(f"{name}, line {number}: {told} is not {wanted}") from None
+            shown = files.shown(line)
+            raise ValueError(f"{name}, line {number}: {shown} is not {expected}") from None
         if not _inside(entry, rows, columns).all():
-            room = f"1..{rows or 'any'} and 1..{columns or 'any'}, counted from 1"
+            bounds = f"1..{rows or 'any'} and 1..{columns or 'any'}, counted from 1"
             raise ValueError(
-                f"{name}, line {number}: {files.shown(line)} is outside of {room}, or not finite"
+                f"{name}, line {number}: {files.shown(line)} is outside of {bounds}, or not finite"
             )
-    raise ValueError(f"{name}, lines {start + 1} to {start + len(text)}: not entries {wanted}")
+    raise ValueError(f"{name}, lines {start + 1} to {start + len(text)}: not entries {expected}")
 
 
-def _check_twice(name: str, entries: Entries) -> None:
+def _check_repeated(name: str, entries: Entries) -> None:
+    """Raise ValueError if two entries have the same position."""
     if len(entries.rows) < 2:
         return
     wide = int(entries.columns.max()) + 1
     if int(entries.rows.max()) < np.iinfo(np.int64).max // wide:
+        # One key per entry, sorted in place: a lexsort takes three times the memory.
         keys = entries.rows * wide
         keys += entries.columns
         keys.sort()
-        same = np.flatnonzero(keys[1:] == keys[:-1])[:1]
-        twice = [divmod(int(keys[one]), wide) for one in same]
+        equal = np.flatnonzero(keys[1:] == keys[:-1])[:1]
+        repeated = [divmod(int(keys[at]), wide) for at in equal]
     else:
         order = np.lexsort((entries.columns, entries.rows))
         rows, columns = entries.rows[order], entries.columns[order]
-        same = np.flatnonzero((rows[1:] == rows[:-1]) & (columns[1:] == columns[:-1]))[:1]
-        twice = [(int(rows[one]), int(columns[one])) for one in same]
-    if twice:
-        row, column = twice[0]
-        raise ValueError(f"{name}: entry ({row + 1}, {column + 1}), counted from 1, is there twice")
+        equal = np.flatnonzero((rows[1:] == rows[:-1]) & (columns[1:] == columns[:-1]))[:1]
+        repeated = [(int(rows[at]), int(columns[at])) for at in equal]
+    if repeated:
+        row, column = repeated[0]
+        raise ValueError(f"{name}: entry ({row + 1}, {column + 1}), counted from 1, is repeated")

@@ -1,4 +1,9 @@
-"""Measures the planner's figures on this machine: kernel speed, active samples, coded size."""
+"""Measures the planner's figures on this machine: kernel speed, active samples, coded size.
+
+The first images run through the first layers with the serial kernel. A layer counts for the speed
+only while it has enough active samples to fill the kernel's panels; every layer counts for the
+share of active samples and for the size of coded rows.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,16 @@ from serverless_mpi.inference.networks import Layers
 from serverless_mpi.inference.plan import Work
 from serverless_mpi.sparse import CAP, layer
 
-SAMPLES = 2048  # of the images; enough for the kernel to be at its speed
-LEAST = 256  # active samples of a layer that is timed; fewer do not fill the kernel's panels
-BUDGET_S = 5.0  # after this, layers are assumed to be like the last one
-CODED_ROWS = 64  # rows of each layer that are coded to measure their size
+SAMPLES = 2048  # number of images; enough for the kernel to reach its speed
+LEAST = 256  # least active samples of a layer that is timed
+BUDGET_S = 5.0  # after this time, further layers are assumed to be like the last one
+CODED_ROWS = 64  # rows of each layer that are encoded to measure their size
 
 
 def measured(
     work: Work, network: Layers, images: NDArray[np.float32], bias: float, cap: float = CAP
 ) -> tuple[Work, float]:
-    """Measure how these images thin out, and how fast the kernel is.
+    """Measure how many samples stay active, how well rows compress, and how fast the kernel is.
 
     Runs the first SAMPLES images through the first layers, for about BUDGET_S.
 

@@ -1,9 +1,12 @@
-"""Networks: RadiX-Net as the Graph Challenge has it, and random ones of the same shape.
+"""Networks: RadiX-Net as the Graph Challenge defines it, and random ones of the same shape.
 
-Layers are given as rows of output neurons: y = W x for a column x of input neurons. A `Network`
-makes its layers one at a time, each time it is iterated, so that no reader has to hold them all.
-Sources: Kepner and Robinett, "RadiX-Net: Structured Sparse Matrices for Deep Neural Networks"
-(2019); MIT/IEEE/Amazon Sparse DNN Graph Challenge.
+A layer has a row per output neuron: y = W x for a column x of input neurons. A `Network` makes its
+layers one at a time whenever it is iterated, so that no reader must hold them all.
+
+References
+----------
+Kepner and Robinett, "RadiX-Net: Structured Sparse Matrices for Deep Neural Networks" (2019);
+MIT/IEEE/Amazon Sparse DNN Graph Challenge, https://graphchallenge.mit.edu.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ from numpy.typing import NDArray
 
 from serverless_mpi.sparse import SparseRows
 
-BIAS = {1024: -0.3, 4096: -0.35, 16384: -0.4, 65536: -0.45}  # the challenge's, by neurons
-COPIES = 16  # of each class of neurons
+BIAS = {1024: -0.3, 4096: -0.35, 16384: -0.4, 65536: -0.45}  # neurons -> the challenge's bias
+COPIES = 16  # neurons of a class, which have the same inputs
 DEGREE = 32  # inputs of a neuron
-_CHUNK = 1 << 22  # random numbers that a random network draws at once
+_CHUNK = 1 << 22  # random numbers that a random network draws together
 
 
 class Layers(Protocol):
-    """What readers of a network need: a list of layers, or a `Network`."""
+    """Interface of a network to its readers: a list of layers, or a `Network`."""
 
     def __iter__(self) -> Iterator[SparseRows]: ...
 
@@ -60,7 +63,20 @@ class Network:
 
 
 def check_size(neurons: int, layers: int) -> None:
-    """Raise ValueError unless RadiX-Net exists in that size."""
+    """Check that the challenge has a RadiX-Net of a size.
+
+    Parameters
+    ----------
+    neurons
+        Neurons per layer.
+    layers
+        Number of layers.
+
+    Raises
+    ------
+    ValueError
+        It has not.
+    """
     if neurons not in BIAS:
         raise ValueError(
             f"RadiX-Net has {', '.join(map(str, BIAS))} neurons per layer, not {neurons}"
@@ -72,8 +88,22 @@ def check_size(neurons: int, layers: int) -> None:
 def radix(neurons: int, layers: int, seed: int = 0) -> Network:
     """Return the challenge's network: 32 inputs and outputs per neuron, every weight 1/16.
 
-    The first log2(neurons / 16) layers are as they are; each later repetition of
-    them has its inputs permuted, by `seed`.
+    The structure repeats after log2(neurons / 16) layers. The inputs of each repetition are
+    permuted at random.
+
+    Parameters
+    ----------
+    neurons
+        Neurons per layer, of BIAS.
+    layers
+        Number of layers.
+    seed
+        Seed of the permutations.
+
+    Raises
+    ------
+    ValueError
+        The challenge has no network of that size.
     """
     check_size(neurons, layers)
     return Network(
@@ -82,8 +112,16 @@ def radix(neurons: int, layers: int, seed: int = 0) -> Network:
 
 
 def random(neurons: int, layers: int, seed: int = 0) -> Network:
-    """Return a network that does not saturate: DEGREE random inputs per neuron, weights of both
-    signs.
+    """Return a network of random structure and weights of both signs, which does not saturate.
+
+    Parameters
+    ----------
+    neurons
+        Neurons per layer; each has DEGREE inputs.
+    layers
+        Number of layers.
+    seed
+        Seed of structure and weights.
 
     Raises
     ------
@@ -96,47 +134,58 @@ def random(neurons: int, layers: int, seed: int = 0) -> Network:
 
 
 def radixnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
-    """Return all layers of `radix`."""
+    """Return all layers of `radix`, with the same parameters.
+
+    Parameters
+    ----------
+    neurons, layers, seed
+        As in `radix`.
+    """
     return list(radix(neurons, layers, seed))
 
 
 def randomnet(neurons: int, layers: int, seed: int = 0) -> list[SparseRows]:
-    """Return all layers of `random`."""
+    """Return all layers of `random`, with the same parameters.
+
+    Parameters
+    ----------
+    neurons, layers, seed
+        As in `random`.
+    """
     return list(random(neurons, layers, seed))
 
 
 def _radix_layers(neurons: int, layers: int, seed: int) -> Iterator[SparseRows]:
     classes = neurons // COPIES
     depth = int(log2(classes))
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     outputs = np.arange(neurons) % classes
-    place: NDArray[np.int64] = np.arange(neurons)  # input neuron that stands where neuron i did
+    renamed: NDArray[np.int64] = np.arange(neurons)  # input neuron in the position of neuron i
     for number in range(layers):
         k = number % depth
         if number and k == 0:
-            place = np.argsort(chance.permutation(neurons))
-        inputs = np.stack(
-            [outputs, (outputs + (1 << k)) % classes], axis=1
-        )  # classes of a neuron's inputs
+            renamed = np.argsort(rng.permutation(neurons))
+        # A neuron of class c reads all copies of the classes c and c + 2^k.
+        inputs = np.stack([outputs, (outputs + (1 << k)) % classes], axis=1)
         copies = (inputs[:, :, None] + classes * np.arange(COPIES)).reshape(neurons, DEGREE)
-        columns = np.sort(place[copies], axis=1)
+        columns = np.sort(renamed[copies], axis=1)
         yield SparseRows(np.arange(neurons + 1) * DEGREE, columns.reshape(-1), 1 / 16, neurons)
 
 
 def _random_layers(neurons: int, layers: int, seed: int) -> Iterator[SparseRows]:
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // neurons)
     for _ in range(layers):
         columns = np.concatenate(
             [
                 np.sort(
                     np.argpartition(
-                        chance.random((min(rows, neurons - at), neurons)), DEGREE - 1, axis=1
+                        rng.random((min(rows, neurons - at), neurons)), DEGREE - 1, axis=1
                     )[:, :DEGREE],
                     axis=1,
                 )
                 for at in range(0, neurons, rows)
             ]
         )
-        weights = chance.normal(0.02, 0.25, columns.size).astype(np.float32)
+        weights = rng.normal(0.02, 0.25, columns.size).astype(np.float32)
         yield SparseRows(np.arange(neurons + 1) * DEGREE, columns.reshape(-1), weights, neurons)

@@ -1,10 +1,9 @@
-"""The command line of smpi-infer: its commands, their options and defaults, and the records of
-them.
+"""The command line of smpi-infer: its commands, and their options as records with defaults.
 
-`parser` accepts what can be typed; `cli` runs the commands. Code behind the command line receives a
-frozen record (`SourceOptions`, `RunOptions`, `ServeOptions`), never argparse's namespace, so that
-mypy checks every name and a caller can make one without a command line. A default is written once,
-in the record; `parser` reads it from there.
+`parser` defines the command line; `commands` runs the commands. Code behind the command line
+receives a frozen record (`SourceOptions`, `RunOptions`, `ServeOptions`) and not argparse's
+namespace, so that mypy checks every name and a caller can make one without a command line. Each
+default is written once, in the record; `parser` reads it from there.
 
 If you add an option that a worker needs, add a field of the same name to the record of its command.
 """
@@ -15,7 +14,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from serverless_mpi import __version__
 from serverless_mpi.errors import UsageError
@@ -40,7 +39,7 @@ Options = TypeVar("Options", bound="SourceOptions")
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Which model, which partition, and which images; the options are those of `--help`.
+    """The model, the partition and the images of a command.
 
     Attributes
     ----------
@@ -73,7 +72,13 @@ class SourceOptions:
 
     @classmethod
     def of(cls: type[Options], namespace: argparse.Namespace) -> Options:
-        """Return the record of parsed arguments; options that the command lacks get the default."""
+        """Return the record of parsed arguments.
+
+        Parameters
+        ----------
+        namespace
+            What `parser` returned; options that the command lacks get their default.
+        """
         given = vars(namespace)
         return cls(
             **{field.name: given[field.name] for field in fields(cls) if field.name in given}
@@ -116,11 +121,11 @@ class RunOptions(WorkerOptions):
     accumulate
         Multiply own rows while those of other ranks are in transit.
     plan
-        "auto": the planner chooses what is not given.
+        "auto" if the planner chooses the numbers that are not given.
     output, report
         Files for the answer and for reports.
     categories, check
-        What the answer is compared with: a file; the serial kernel.
+        Compare the answer with a file, or with the serial kernel.
     """
 
     replicas: int = 1
@@ -142,9 +147,9 @@ class ServeOptions(WorkerOptions):
     socket
         Path of the Unix socket.
     lanes
-        Queries that are computed at the same time.
+        Number of queries that are computed concurrently.
     queue
-        Queries that may wait.
+        Number of queries that may wait.
     """
 
     socket: str = ""
@@ -195,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
         ("partition", "assign neurons to parts, and report balance and traffic", _add_partition),
         ("store", "write a model in parts to a folder or s3://bucket/prefix", _add_store),
         ("run", "run images through a model on one or more workers", _add_run),
-        ("plan", "predict time and cost of each way to run, and name the best", _add_plan),
+        ("plan", "predict time and cost of each deployment, and name the best", _add_plan),
         ("serve", "answer queries with workers that stay warm", _add_serve),
         ("query", "send images to a running service", _add_query),
         ("report", "show the report of a run from its JSON file", _add_report),
@@ -329,7 +334,7 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         help="the stack of --figures stack (default %(default)s)",
     )
     command.add_argument(
-        "--all", action="store_true", help="print every way, not only the best of each kind"
+        "--all", action="store_true", help="print every deployment, not only the best of each kind"
     )
     command.add_argument("--json", action="store_true", help="print as JSON")
     command.add_argument("--prices", metavar="FILE", help=PRICES_HELP)
@@ -472,7 +477,7 @@ def _add_s3(command: argparse.ArgumentParser) -> None:
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
-    """Network, partition, store and the service of the store."""
+    """Add network, partition, store, and the service of the store."""
     _add_network(command)
     _add_cut(command, ranks=False)
     command.add_argument_group("store").add_argument(
@@ -498,7 +503,8 @@ def _add_images(command: argparse.ArgumentParser, *, stored: bool = False) -> No
         )
 
 
-def _add_workers(command: argparse.ArgumentParser) -> Any:
+def _add_workers(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options of workers, and return their group."""
     group = command.add_argument_group(
         "workers (a process started by smpirun or mpirun is one of its workers)"
     )

@@ -1,11 +1,11 @@
-"""Which rank owns which neuron at each layer boundary, and what a rank must hold and send for that.
+"""Partitions: the owner of each neuron at each layer boundary, and the parts that follow.
 
 Boundary 0 is the input of layer 0; boundary l is the output of layer l-1 and the input of layer l.
-The owner of a neuron at boundary l computes its row in layer l-1 and sends it to every rank that
+The owner of a neuron at boundary l computes its row in layer l-1, and sends it to every rank that
 has a row of layer l which reads it.
 
-METHODS are the ways to choose owners; a new one is a function and a row there. What a rank holds
-and sends follows from the owners alone, by `stream`: every rank computes it without a message.
+METHODS are the methods to choose owners; a new one is a function and a row there. What a rank holds
+and sends follows from the owners alone (`stream`), so every rank computes it without a message.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Partition:
     parts
         Number of ranks.
     method
-        How it was made, of METHODS.
+        Name in METHODS of the method that chose the owners.
     owners
         For each boundary the rank of each neuron: (neurons,) uint16, read-only. Boundaries may
         share an array.
@@ -61,22 +61,57 @@ class Partition:
 
     @property
     def layers(self) -> int:
-        """Layers of its network."""
+        """Number of layers of its network."""
         return len(self.owners) - 1
 
     def rows(self, boundary: int, part: int) -> Indices:
-        """Return the numbers of the neurons that `part` owns at a boundary, ascending."""
+        """Return the neurons that a part owns at a boundary.
+
+        Parameters
+        ----------
+        boundary
+            Number of the boundary, 0 to `layers`.
+        part
+            Number of the part.
+
+        Returns
+        -------
+        ndarray
+            Their numbers, ascending; int64.
+        """
         return np.flatnonzero(self.owners[boundary] == part)
 
     def check(self, network: Layers) -> None:
-        """Raise ValueError if the network has another number of layers."""
+        """Check that the partition is for as many layers as a network has.
+
+        Parameters
+        ----------
+        network
+            The network.
+
+        Raises
+        ------
+        ValueError
+            It has another number of layers.
+        """
         if len(network) != self.layers:
             raise ValueError(
                 f"the partition is for {self.layers} layers; the network has {len(network)}"
             )
 
     def report(self, network: Layers) -> Report:
-        """Return load and communication of every layer."""
+        """Compute load and communication of every layer.
+
+        Parameters
+        ----------
+        network
+            The network that was partitioned; read once.
+
+        Raises
+        ------
+        ValueError
+            It has another number of layers.
+        """
         self.check(network)
         rows, pairs, load, nnz = [], [], [], []
         for layer, matrix in enumerate(network):
@@ -87,6 +122,7 @@ class Partition:
                 np.arange(self.neurons),
                 self.parts,
             )
+            # A rank does not send to itself.
             needs[self.owners[layer], np.arange(self.neurons)] = False
             rows.append(int(needs.sum()))
             pairs.append(_pairs(needs, self.owners[layer]))
@@ -119,7 +155,7 @@ class Report:
 
     @property
     def messages(self) -> int:
-        """Messages of all layers."""
+        """Number of messages of all layers."""
         return sum(self.pairs)
 
 
@@ -133,9 +169,14 @@ def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> 
     parts
         Number of ranks.
     method
-        Of METHODS.
+        Name in METHODS.
     seed
-        Of whatever is random in the method.
+        Seed of the method.
+
+    Returns
+    -------
+    Partition
+        Owners at every boundary.
 
     Raises
     ------
@@ -159,6 +200,7 @@ def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> 
 
 
 def _checked(network: Layers, parts: int) -> Iterator[SparseRows]:
+    """Yield the layers; raise ValueError for one that cannot be partitioned."""
     neurons = None
     for number, matrix in enumerate(network):
         neurons = matrix.n_cols if neurons is None else neurons
@@ -180,7 +222,7 @@ Method = Callable[[Iterator[SparseRows], int, int, int], Iterator[Owners]]
 
 
 def _block(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """Consecutive neurons; the sizes of parts differ by at most one row."""
+    """Give consecutive neurons to each part; the sizes of parts differ by at most one row."""
     neurons = next(network).n_cols
     bounds = np.arange(parts + 1) * neurons // parts
     owners = np.repeat(np.arange(parts), np.diff(bounds)).astype(np.uint16)
@@ -188,22 +230,22 @@ def _block(network: Iterator[SparseRows], layers: int, parts: int, seed: int) ->
 
 
 def _random(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """A new random assignment at each boundary; sizes as in block."""
+    """Assign neurons at random at each boundary; sizes are those of block."""
     (block, *_) = _block(network, 0, parts, seed)
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for _ in range(layers + 1):
-        yield chance.permutation(block)
+        yield rng.permutation(block)
 
 
 def _greedy(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
-    """Rows with common inputs in one part; parts are grown one after another."""
+    """Put rows with common inputs into one part, by `partitioners.greedy`."""
     return partitioners.layers(network, parts, seed, partitioners.greedy)
 
 
 def _hypergraph(
     network: Iterator[SparseRows], layers: int, parts: int, seed: int
 ) -> Iterator[Owners]:
-    """Rows with common inputs in one part, by Mt-KaHyPar."""
+    """Put rows with common inputs into one part, by Mt-KaHyPar."""
     return partitioners.layers(network, parts, seed, partitioners.hypergraph)
 
 
@@ -219,12 +261,25 @@ METHODS: dict[str, Method] = {
 
 
 def build(network: Layers, partition: Partition, rank: int) -> list[Part]:
-    """Return the part of one rank of every layer; arguments and errors as in `stream`."""
+    """Return one rank's part of every layer.
+
+    Parameters
+    ----------
+    network, partition
+        As in `stream`.
+    rank
+        The rank.
+
+    Raises
+    ------
+    ValueError
+        As in `stream`.
+    """
     return [part for (part,) in stream(network, partition, [rank])]
 
 
 def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Iterator[list[Part]]:
-    """Make the parts of `ranks`, layer after layer.
+    """Yield the parts of some ranks, layer after layer.
 
     The network is read once, one layer at a time. A row with the inputs and weights of an earlier
     row of the same rank is a duplicate: both have the same activations, so only the first is
@@ -237,12 +292,12 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
     partition
         Owners of the neurons.
     ranks
-        The ranks whose parts are wanted.
+        The ranks.
 
     Yields
     ------
     list of Part
-        One layer: the part of each of `ranks`, in that order.
+        Of one layer the part of each of these ranks, in that order.
 
     Raises
     ------
@@ -259,8 +314,8 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
             )
         owners = partition.owners[layer + 1]
         needs = _needs(matrix, before.owners, owners, before.rows, partition.parts)
-        needs[before.senders, np.arange(before.total)] = False  # nobody sends to itself
-        # Duplicates are found by distinct inputs, so that copies of copies are copies as well.
+        needs[before.senders, np.arange(before.total)] = False  # no rank sends to itself
+        # Rows are compared by distinct inputs, so that duplicates of duplicates are found as well.
         inputs = before.rows[matrix.indices]
         weight_bits = matrix.all_values().view(np.int32).astype(np.int64)
         originals = duplicate_rows(matrix.indptr, inputs, weight_bits, kind=owners)
@@ -275,8 +330,8 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
 class _Boundary:
     """The distinct rows of a boundary, numbered owner by owner, ascending within an owner.
 
-    owners: (neurons,) rank of each neuron; positions: (neurons,) its row among its owner's distinct
-    rows; counts: (parts,) distinct rows of each owner; starts: (parts + 1,) sums of `counts`.
+    `owners` has the rank of each neuron, `positions` its row among its owner's distinct rows,
+    `counts` the number of distinct rows of each owner, and `starts` the offsets of the owners.
     """
 
     owners: Owners
@@ -292,9 +347,7 @@ class _Boundary:
 
     @classmethod
     def of_distinct(cls, owners: Owners, originals: Indices, parts: int) -> _Boundary:
-        """Return the boundary where row i is a duplicate of row `originals[i]`, of the same
-        owner.
-        """
+        """Return the boundary in which row i equals row `originals[i]` of the same owner."""
         first = np.flatnonzero(originals == np.arange(len(originals)))
         positions = np.empty(len(originals), np.int64)
         positions[first], counts = _positions(owners[first], parts)
@@ -302,7 +355,7 @@ class _Boundary:
 
     @property
     def total(self) -> int:
-        """Distinct rows of all owners."""
+        """Number of distinct rows of all owners."""
         return int(self.starts[-1])
 
     @cached_property
@@ -324,8 +377,8 @@ class _Boundary:
 class _Step:
     """A layer between two boundaries, from which the part of any rank follows.
 
-    inputs: (nnz,) distinct row that each entry reads; originals: (neurons,) first equal row;
-    needs: (parts, before.total) whether a rank needs a row of another.
+    `inputs` has the distinct row that each entry reads, `originals` the first row that equals each
+    row, and `needs`, (parts, before.total), whether a rank needs a row of another rank.
     """
 
     matrix: SparseRows
@@ -342,10 +395,10 @@ class _Step:
         return np.flatnonzero(self.needs.any(axis=0))
 
     def part(self, rank: int) -> Part:
-        """Return what `rank` holds and sends."""
+        """Return what a rank holds and sends."""
         before, after = self.before, self.after
         wanted = np.flatnonzero(self.needs[rank])
-        # The panel: own rows first, then those received, which are in the order of their senders.
+        # The panel has the own rows first, then the received ones in the order of their senders.
         own = int(before.counts[rank])
         column = np.zeros(before.total, np.int64)
         column[before.of_rank(rank)] = np.arange(own)
@@ -377,47 +430,49 @@ class _Step:
         )
 
     def _weights(self, rank: int, column: Indices, columns: int) -> SparseRows:
-        """The rank's distinct rows over its panel; entries keep their order, so sums keep their
-        bits.
+        """Return the rank's distinct rows over its panel.
+
+        Entries keep their order, so sums keep their bits.
         """
         matrix = self.matrix
         distinct = self.originals == np.arange(len(self.originals))
         rows = np.flatnonzero((self.after.owners == rank) & distinct)
         lengths = np.diff(matrix.indptr)[rows]
         entries = spread(matrix.indptr[rows], lengths)
-        values: Any = matrix.constant if matrix.values is None else matrix.values[entries]
+        values = matrix.constant if matrix.values is None else matrix.values[entries]
+        assert values is not None
         return SparseRows(starts(lengths), column[self.inputs[entries]], values, columns)
 
     def _sent_to_all(self, rank: int) -> tuple[Indices, Indices]:
-        """(own rows that some rank needs, offsets as in `Part`): one message for all peers."""
+        """Return the own rows that some rank needs and their offsets: one message for all peers."""
         sent = np.flatnonzero(self.needs[:, self.before.of_rank(rank)].any(axis=0))
         offsets = np.full(len(self.needs) + 1, len(sent))
         offsets[0] = 0
         return sent, offsets
 
     def _sent_to_each(self, rank: int) -> tuple[Indices, Indices]:
-        """(own rows peer after peer, offsets): a message for each peer."""
+        """Return the own rows that each peer needs and their offsets: a message for each peer."""
         lists = [np.flatnonzero(row) for row in self.needs[:, self.before.of_rank(rank)]]
         return np.concatenate(lists), starts(np.array([len(rows) for rows in lists]))
 
     def _received_of_all(self, wanted: Indices, senders: Indices) -> tuple[Indices, Indices]:
-        """(place of each wanted row in its sender's message, rows in each sender's message)."""
+        """Return the position of each wanted row in its message, and the rows of each message."""
         sent_starts = np.searchsorted(self.sent, self.before.starts)
         index = np.searchsorted(self.sent, wanted) - sent_starts[senders]
         return index, np.diff(sent_starts)
 
 
 def _pairs(needs: NDArray[np.bool_], sender: NDArray[Any]) -> int:
-    """Number of (reader, sender) pairs; needs: (parts, rows); sender: of each row."""
+    """Return the number of (reader, sender) pairs; `sender` has the sender of each row."""
     readers, rows = np.nonzero(needs)
     return len(np.unique(readers * len(needs) + sender[rows]))
 
 
 def _exchange(needs: NDArray[np.bool_], senders: Indices) -> Exchange:
-    """The exchange of a layer in which ranks need these rows of these senders.
+    """Choose the exchange of a layer in which ranks need these rows of these senders.
 
-    Few pairs: a message each. Else the price decides between one message that all read in full and
-    one object of which each reader gets its range.
+    Few pairs: a message for each. Otherwise the price decides between one message that all peers
+    read in full, and one object of which each reader gets its range.
     """
     parts, pairs = len(needs), _pairs(needs, senders)
     if not pairs:
@@ -430,7 +485,7 @@ def _exchange(needs: NDArray[np.bool_], senders: Indices) -> Exchange:
 
 
 def _positions(owners: Owners, parts: int) -> tuple[Indices, Indices]:
-    """(position of each neuron among its owner's, neurons of each owner)."""
+    """Return the position of each neuron among its owner's, and the neurons of each owner."""
     order = np.argsort(owners, kind="stable")
     counts = np.bincount(owners, minlength=parts)
     position = np.empty(len(owners), np.int64)
@@ -441,7 +496,7 @@ def _positions(owners: Owners, parts: int) -> tuple[Indices, Indices]:
 def _needs(
     matrix: SparseRows, owners: Owners, out: Owners, distinct: Indices, parts: int
 ) -> NDArray[np.bool_]:
-    """(parts, distinct rows): whether a row of the part reads that input."""
+    """Return (parts, distinct rows) flags: whether a row of the part reads that input."""
     needs = np.zeros((parts, int(distinct.max(initial=-1)) + 1), np.bool_)
     needs[np.repeat(out, np.diff(matrix.indptr)), distinct[matrix.indices]] = True
     return needs

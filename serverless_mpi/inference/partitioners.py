@@ -1,12 +1,18 @@
-"""How owners of neurons are chosen, from a layer's matrix and the owners of its inputs: the greedy
-way and the hypergraph's.
+"""Partitioners: choose the owners of a layer's neurons, greedily or by a hypergraph partitioner.
 
-Both see a layer as HGP-DNN's column-net model: its output neurons are vertices, each input neuron
-is a net whose pins are the outputs that read it and its own owner. A net that touches k parts is
-k-1 activation rows sent. Layers are taken in order, so that a layer's owners are fixed when the
-next one's are chosen: consecutive layers are tied by the activation they share.  Outputs with the
-same inputs are one vertex. Source: Demirci and Ferhatosmanoglu, "Partitioning Sparse Deep Neural
-Networks for Scalable Training and Inference", ICS 2021.
+Both use the column-net model of HGP-DNN: the output neurons of a layer are vertices, and each input
+neuron is a net whose pins are the outputs that read it and its own owner. A net that touches k
+parts costs k-1 activation rows. Outputs with the same inputs are one vertex. Layers are partitioned
+in order: the owners of a layer's inputs are fixed when those of its outputs are chosen, since
+consecutive layers share these activations.
+
+Invariant: the result depends only on the network, the number of parts and the seed, so that every
+rank can compute it.
+
+References
+----------
+Demirci and Ferhatosmanoglu, "Partitioning Sparse Deep Neural Networks for Scalable Training and
+Inference", ICS 2021.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,18 +31,29 @@ from serverless_mpi.sparse import SparseRows
 Owners = NDArray[np.uint16]
 Indices = NDArray[np.int64]
 
-IMBALANCE = 0.05  # work of a part above the average, in which whole vertices are kept together
-ROWS_A_MESSAGE = 8  # a message more is worth it if it saves that many rows
-_STEPS = 512  # most vertices, or groups of vertices, that a part is grown by
+IMBALANCE = 0.05  # share by which the work of a part may exceed the mean to keep a vertex whole
+ROWS_PER_MESSAGE = 8  # a message costs as much as this many rows
+_STEPS = 512  # most steps in which a part grows, each by a vertex or a group of vertices
 
 
 @dataclass(frozen=True)
 class Model:
-    """The hypergraph of a layer.
+    """The hypergraph of a layer. A list of lists is in CSR: list i is `x[x_of[i]:x_of[i + 1]]`.
 
-    members: rows of each vertex, CSR (member_of, members); nets: inputs of each vertex, CSR
-    (net_of, nets); pins: vertices of each input, CSR (pin_of, pins); weight: entries of each
-    vertex's rows, at least one a row; owners: of the inputs, or None if they are free.
+    Attributes
+    ----------
+    member_of, members
+        Rows of each vertex.
+    net_of, nets
+        Inputs of each vertex.
+    pin_of, pins
+        Vertices of each input.
+    weight
+        Entries of each vertex's rows, at least one per row.
+    owners
+        Owner of each input; None if they are not chosen yet.
+    inputs
+        Number of inputs.
     """
 
     member_of: Indices
@@ -50,7 +68,15 @@ class Model:
 
     @classmethod
     def of(cls, matrix: SparseRows, owners: Owners | None) -> Model:
-        """The model of `matrix`."""
+        """Return the hypergraph of a layer.
+
+        Parameters
+        ----------
+        matrix
+            The layer.
+        owners
+            Owners of its inputs, or None.
+        """
         heads, vertex = np.unique(
             duplicate_rows(matrix.indptr, matrix.indices.astype(np.int64)), return_inverse=True
         )
@@ -74,12 +100,21 @@ class Model:
 
     @property
     def vertices(self) -> int:
-        """How many."""
+        """Number of vertices."""
         return len(self.weight)
 
     def split(self, target: float) -> Model:
-        """The model with heavy vertices in pieces, if there are some that would keep parts of
-        weight `target` from balance.
+        """Divide heavy vertices into pieces, if there are some that would prevent a balance.
+
+        Parameters
+        ----------
+        target
+            Weight of a part.
+
+        Returns
+        -------
+        Model
+            This model if no vertex is heavy.
         """
         copies = np.diff(self.member_of)
         if self.weight.max() <= target / 8:
@@ -88,7 +123,7 @@ class Model:
             1, np.minimum(copies, (target * IMBALANCE * copies / self.weight).astype(np.int64))
         )
         pieces = -(-copies // size)
-        of = np.repeat(np.arange(len(copies)), pieces)  # the vertex of each piece
+        of = np.repeat(np.arange(len(copies)), pieces)  # vertex of each piece
         number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         each = copies[of] * (number + 1) // pieces[of] - copies[of] * number // pieces[of]
         lengths = np.diff(self.net_of)[of]
@@ -113,8 +148,23 @@ Chooser = Callable[[Model, int, int], Owners]
 def layers(
     network: Iterator[SparseRows], parts: int, seed: int, choose: Chooser
 ) -> Iterator[Owners]:
-    """Owners at every boundary, each from the one before by `choose`; those of the inputs follow
-    from the first layer's.
+    """Choose the owners at every boundary, layer after layer.
+
+    Parameters
+    ----------
+    network
+        The layers.
+    parts
+        Number of parts.
+    seed
+        Seed of the first layer; each later one has the next number.
+    choose
+        Chooses the owners of a layer's outputs.
+
+    Yields
+    ------
+    ndarray
+        (neurons,) uint16, first of the inputs, which follow from those of the first layer.
     """
     owners: Owners | None = None
     for number, matrix in enumerate(network):
@@ -126,13 +176,30 @@ def layers(
 
 
 def greedy(model: Model, parts: int, seed: int) -> Owners:
-    """Part after part is grown by the vertex that needs the fewest rows the part has not yet, from
-    one whose inputs earlier parts read; a vertex is split only if it does not fit."""
+    """Grow part after part, each time by the vertex that needs the fewest further input rows.
+
+    A part begins with a vertex whose inputs earlier parts read. A vertex is divided only if it does
+    not fit the part.
+
+    Parameters
+    ----------
+    model
+        The layer.
+    parts
+        Number of parts.
+    seed
+        Not used: the result is determined by the layer.
+
+    Returns
+    -------
+    ndarray
+        (rows,) uint16: owner of each row.
+    """
     owners = np.empty(len(model.members), np.uint16)
     degree = np.diff(model.net_of)
-    left = np.diff(model.member_of)  # rows of each vertex that are not dealt out
+    left = np.diff(model.member_of)  # rows of each vertex that have no owner yet
     row_weight = model.weight / left
-    touched = np.zeros(model.inputs, np.bool_)  # by earlier parts
+    touched = np.zeros(model.inputs, np.bool_)  # inputs that earlier parts read
     scale = int(degree.max(initial=0)) + 1
     group = max(1, model.vertices // (parts * _STEPS))
     for part in range(parts):
@@ -153,15 +220,15 @@ def greedy(model: Model, parts: int, seed: int) -> Owners:
                 rows = int(left[vertex])
                 if not last and over > target * IMBALANCE and load < target * (1 - IMBALANCE):
                     rows = max(1, int((target - load) / weight))
-                elif not last and load and over > target - load:  # nearer to the target without it
+                elif not last and load and over > target - load:  # closer to the target without it
                     target = load
                     break
                 end = model.member_of[vertex + 1]
                 owners[model.members[end - left[vertex] : end - left[vertex] + rows]] = part
                 left[vertex] -= rows
                 load += rows * weight
-                mine = model.nets[model.net_of[vertex] : model.net_of[vertex + 1]]
-                new = mine[~have[mine]]
+                inputs = model.nets[model.net_of[vertex] : model.net_of[vertex + 1]]
+                new = inputs[~have[inputs]]
                 have[new] = True
                 lengths = model.pin_of[new + 1] - model.pin_of[new]
                 np.subtract.at(missing, model.pins[spread(model.pin_of[new], lengths)], 1)
@@ -170,44 +237,43 @@ def greedy(model: Model, parts: int, seed: int) -> Owners:
 
 
 def hypergraph(model: Model, parts: int, seed: int) -> Owners:
-    """By Mt-KaHyPar, deterministic, for the connectivity metric, which knows rows but not messages:
-    so the greedy owners, or those of the inputs, where these cost less."""
-    try:
-        import mtkahypar
-    except ImportError:
-        raise ValueError(
-            "method hypergraph needs the partitioner Mt-KaHyPar: pip install "
-            "'serverless-mpi[hypergraph]'; or use greedy"
-        ) from None
+    """Choose owners by Mt-KaHyPar in its deterministic mode.
+
+    Its connectivity metric counts rows and not messages. So its owners are compared with the greedy
+    ones and with those of the inputs, and the cheapest are returned.
+
+    Parameters
+    ----------
+    model
+        The layer.
+    parts
+        Number of parts.
+    seed
+        Seed of the partitioner.
+
+    Returns
+    -------
+    ndarray
+        (rows,) uint16: owner of each row.
+
+    Raises
+    ------
+    ValueError
+        The partitioner is not installed.
+    """
+    mtkahypar, library = _library()
     if parts == 1:
         return np.zeros(len(model.members), np.uint16)
-    library = _library()
     mtkahypar.set_seed(seed)
     context = library.context_from_preset(mtkahypar.PresetType.DETERMINISTIC)
     context.set_partitioning_parameters(parts, IMBALANCE, mtkahypar.Objective.KM1)
     context.logging = False
     whole, model = model, model.split(int(model.weight.sum()) / parts)
     count = model.vertices
-    nets = [model.pins[begin:end].tolist() for begin, end in zip(model.pin_of, model.pin_of[1:])]
-    weights = model.weight.tolist()
-    if (
-        model.owners is not None
-    ):  # a vertex of hardly any weight stands for what a part owns already
-        for net, owner in zip(nets, model.owners.tolist()):
-            net.append(count + owner)
-        weights += [1] * parts  # the library takes no 0
-    merged: dict[tuple[int, ...], int] = {}
-    for net in nets:
-        if len(net) > 1:
-            merged[tuple(net)] = merged.get(tuple(net), 0) + 1
-    graph = library.create_hypergraph(
-        context,
-        len(weights),
-        len(merged),
-        [list(net) for net in merged],
-        weights,
-        list(merged.values()),
-    )
+    nets, net_weights = _nets(model)
+    # Vertices of little weight stand for what the parts own; the library does not accept 0.
+    weights = model.weight.tolist() + ([] if model.owners is None else [1] * parts)
+    graph = library.create_hypergraph(context, len(weights), len(nets), nets, weights, net_weights)
     if model.owners is not None:
         graph.add_fixed_vertices([-1] * count + list(range(parts)), parts)
     block = np.array(graph.partition(context).get_partition()[:count], np.uint16)
@@ -216,11 +282,30 @@ def hypergraph(model: Model, parts: int, seed: int) -> Owners:
     others = [greedy(whole, parts, seed)]
     if model.owners is not None and model.inputs == len(owners):
         others.append(model.owners)
-    return min(owners, *others, key=lambda some: _cost(whole, some, parts))
+    return min(owners, *others, key=lambda chosen: _cost(whole, chosen, parts))
+
+
+def _nets(model: Model) -> tuple[list[list[int]], list[int]]:
+    """Return the nets of a layer and their weights: equal nets are merged, single pins omitted.
+
+    If the inputs have owners, vertex `model.vertices + p` is a pin of the inputs that part p owns.
+    """
+    nets = [model.pins[begin:end].tolist() for begin, end in zip(model.pin_of, model.pin_of[1:])]
+    if model.owners is not None:
+        for net, owner in zip(nets, model.owners.tolist()):
+            net.append(model.vertices + owner)
+    merged: dict[tuple[int, ...], int] = {}
+    for net in nets:
+        if len(net) > 1:
+            merged[tuple(net)] = merged.get(tuple(net), 0) + 1
+    return [list(net) for net in merged], list(merged.values())
 
 
 def _cost(model: Model, chosen: Owners, parts: int) -> int:
-    """Rows sent if rows have these owners, and ROWS_A_MESSAGE for each message."""
+    """Return the rows that are sent if rows have these owners, plus ROWS_PER_MESSAGE per message.
+
+    `chosen` has the owner of each row.
+    """
     vertex = np.repeat(np.arange(model.vertices), np.diff(model.member_of))
     lengths = np.diff(model.net_of)[vertex]
     nets = model.nets[spread(model.net_of[vertex], lengths)]
@@ -232,30 +317,42 @@ def _cost(model: Model, chosen: Owners, parts: int) -> int:
         touches[np.arange(model.inputs), model.owners] = True
         pairs[model.owners[nets], part] = True
         np.fill_diagonal(pairs, False)
-    return int(np.maximum(touches.sum(axis=1) - 1, 0).sum()) + ROWS_A_MESSAGE * int(pairs.sum())
+    return int(np.maximum(touches.sum(axis=1) - 1, 0).sum()) + ROWS_PER_MESSAGE * int(pairs.sum())
+
+
+def _library() -> tuple[Any, Any]:
+    """Return the module mtkahypar and its library; raise ValueError if it is not installed."""
+    try:
+        import mtkahypar  # an extra
+    except ImportError:
+        raise ValueError(
+            "method hypergraph needs the partitioner Mt-KaHyPar: pip install "
+            "'serverless-mpi[hypergraph]'; or use greedy"
+        ) from None
+    return mtkahypar, _initialized(mtkahypar)
 
 
 @functools.cache
-def _library() -> Any:
-    import mtkahypar
-
-    return mtkahypar.initialize(
-        1, False
-    )  # a layer is small, and threads that wait for each other cost more than they bring
+def _initialized(mtkahypar: ModuleType) -> Any:
+    """Return the library of mtkahypar, which can be initialized once per process."""
+    # One thread: a layer is small, and more threads cost more time than they save.
+    return mtkahypar.initialize(1, False)
 
 
 def _readers(matrix: SparseRows, chosen: Owners, parts: int) -> Owners:
-    """Each input to the part that reads it and has the fewest so far; to any if none does, or all
-    are full.
+    """Choose the owners of the first layer's inputs.
+
+    Each input goes to the part with the fewest inputs among those that read it and are not full;
+    to any that is not full, if there is none.
     """
     reads = np.zeros((matrix.n_cols, parts), np.bool_)
     reads[matrix.indices, np.repeat(chosen, np.diff(matrix.indptr))] = True
     load = np.zeros(parts, np.int64)
     most = -(-matrix.n_cols // parts)
     owners = np.empty(matrix.n_cols, np.uint16)
-    for neuron, its in enumerate(reads):
-        wanted = np.where(its & (load < most), load, load + matrix.n_cols + 1)
-        part = int(np.where(load < most, wanted, 4 * matrix.n_cols).argmin())
+    for neuron, readers in enumerate(reads):
+        preference = np.where(readers & (load < most), load, load + matrix.n_cols + 1)
+        part = int(np.where(load < most, preference, 4 * matrix.n_cols).argmin())
         owners[neuron] = part
         load[part] += 1
     return owners
@@ -265,16 +362,39 @@ def _readers(matrix: SparseRows, chosen: Owners, parts: int) -> Owners:
 
 
 def starts(lengths: Indices) -> Indices:
-    """Where each of consecutive lists begins, and where the last ends."""
+    """Return the offsets of consecutive lists.
+
+    Parameters
+    ----------
+    lengths
+        (lists,) lengths.
+
+    Returns
+    -------
+    ndarray
+        (lists + 1,): where each list begins, and where the last ends.
+    """
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def spread(begin: Indices, lengths: Indices) -> Indices:
-    """begin[i], begin[i] + 1, ... of length lengths[i], one after the other."""
+    """Concatenate ranges of consecutive numbers.
+
+    Parameters
+    ----------
+    begin, lengths
+        (ranges,) first number and length of each range.
+
+    Returns
+    -------
+    ndarray
+        begin[0], begin[0] + 1, ..., begin[1], begin[1] + 1, ...
+    """
     return np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
 
 
 def _sums(flags: NDArray[np.bool_], begin: Indices) -> Indices:
+    """Return the number of set flags in each list; `begin` has the offsets of the lists."""
     total: Indices = np.concatenate([[0], np.cumsum(flags)])
     return total[begin[1:]] - total[begin[:-1]]
 
@@ -282,33 +402,48 @@ def _sums(flags: NDArray[np.bool_], begin: Indices) -> Indices:
 def duplicate_rows(
     indptr: Indices, *entries: Indices, kind: NDArray[np.generic] | None = None
 ) -> Indices:
-    """Of each row of a CSR structure the first row of its kind with the same entries in the same
-    order (perhaps itself).
+    """Find the rows of a CSR structure that have equal entries in the same order.
 
-    entries: one or more arrays, (nnz,) of integers, that must all agree; kind: (rows,) of integers.
+    Parameters
+    ----------
+    indptr
+        (rows + 1,) offsets of the rows.
+    *entries
+        Arrays of integers, (nnz,), all of which must be equal.
+    kind
+        (rows,) integers that must be equal as well; None for no such condition.
+
+    Returns
+    -------
+    ndarray
+        (rows,): the first row that is equal to each row, perhaps the row itself.
+
+    Notes
+    -----
+    Rows are compared by hashes, then verified; a row whose hash collides with that of a different
+    row is its own original, so a duplicate may be missed, but none is invented.
     """
     lengths = np.diff(indptr)
     kinds = np.zeros(len(lengths), np.int64) if kind is None else kind
     row = np.repeat(np.arange(len(lengths)), lengths)
     slot = np.arange(len(row)) - np.repeat(indptr[:-1], lengths)
     mixed = _mix(slot)
-    for one in entries:
-        mixed = _mix(mixed ^ _mix(one))
+    for array in entries:
+        mixed = _mix(mixed ^ _mix(array))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed)])
     total = sums[indptr[1:]] - sums[indptr[:-1]] + _mix(lengths) + _mix(_mix(kinds))
     _, first, which = np.unique(total, return_index=True, return_inverse=True)
     original = first[which]
-    lost = (lengths != lengths[original]) | (
-        kinds != kinds[original]
-    )  # rows of equal sums may differ
-    other = np.where(lost[row], 0, indptr[original][row] + slot)
-    for one in entries:
-        lost |= np.bincount(row[one != one[other]], minlength=len(lengths)) > 0
-    return np.where(lost, np.arange(len(lengths)), original)
+    # Rows with equal hashes may differ.
+    differs = (lengths != lengths[original]) | (kinds != kinds[original])
+    other = np.where(differs[row], 0, indptr[original][row] + slot)
+    for array in entries:
+        differs |= np.bincount(row[array != array[other]], minlength=len(lengths)) > 0
+    return np.where(differs, np.arange(len(lengths)), original)
 
 
 def _mix(x: NDArray[np.generic]) -> NDArray[np.uint64]:
-    """64-bit numbers with every bit spread (the finaliser of SplitMix64)."""
+    """Return a 64-bit hash of each number (the finaliser of SplitMix64)."""
     y: NDArray[np.uint64] = x.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     y = (y ^ (y >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     y = (y ^ (y >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,10 +1,8 @@
-"""What a run took, as records: from a worker to rank 0, from rank 0 to a file, from a file to a
-page.
+"""Records of a run: from a worker to rank 0, from rank 0 to a file, from a file to a report.
 
-Each record is a frozen dataclass. `RunRecord.to_json` and `from_json` are the only places that know
-the file's format, whose number is FORMAT. A file may come from a stranger, so `from_json` checks
-the type and range of every field; what reads a record afterwards, `report` and `page`, checks
-nothing.
+Each record is a frozen dataclass. Only `RunRecord.to_json` and `from_json` depend on the file's
+format, whose number is FORMAT. A file is untrusted, so `from_json` checks the type and range of
+every field; the readers of a record, `report` and `page`, check nothing.
 
 If you add a field to a record, it becomes a required field of the file: raise FORMAT. If you rename
 one of `LayerStatistics`, keep its column's name in COLUMNS.
@@ -28,7 +26,7 @@ COLUMNS = (*SECONDS, *COUNTS, ACTIVE)  # numbers of a worker by layer
 SERVICES = ("lambda", "sns", "sqs", "s3")
 TOTALS = ("communication", "total")  # dollars that follow from those of the services
 REQUEST_COUNTS = ("requests", "billed", "messages", "nbytes")
-SMALLEST, LARGEST = 1e-12, 1e18  # numbers other than 0: what a page can show
+SMALLEST, LARGEST = 1e-12, 1e18  # bounds of numbers other than 0, which a page can show
 MAX_NAME = 1000  # characters
 
 _KINDS: dict[Any, Any] = {"str": str, "int": int, "float": (int, float)}  # by annotation
@@ -37,7 +35,15 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The network of a run; `nonzeros` are those of all layers, duplicate rows included."""
+    """The network of a run.
+
+    Attributes
+    ----------
+    name, neurons, layers, bias
+        As in `networks.Network`.
+    nonzeros
+        Number of weights of all layers, duplicate rows included.
+    """
 
     name: str
     neurons: int
@@ -48,7 +54,19 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """The job: `ranks` workers are `replicas` times `parts`; memory in MiB, 0 if not limited."""
+    """The job of a run.
+
+    Attributes
+    ----------
+    ranks, replicas, parts
+        Number of workers, of replicas, and of parts of each replica; ranks = replicas x parts.
+    method, channel
+        Name of the partition method and of the channel.
+    batches, samples
+        Number of batches of a replica, and of samples of all replicas.
+    memory_mb
+        Memory of a worker in MiB; 0 if it is not limited.
+    """
 
     ranks: int
     replicas: int
@@ -62,7 +80,15 @@ class JobFacts:
 
 @dataclass(frozen=True)
 class PriceFacts:
-    """What the bill assumes: date and region of the price table, memory of a function in MiB."""
+    """The assumptions of a bill.
+
+    Attributes
+    ----------
+    dated, region
+        Date and region of the price table.
+    memory_mb
+        Memory of a function in MiB.
+    """
 
     dated: str
     region: str
@@ -71,12 +97,14 @@ class PriceFacts:
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """What one worker took.
+    """What one worker measured.
 
     Attributes
     ----------
+    rank
+        Its world rank.
     load_s, seconds
-        Time to load the model; from the first layer to the answer.
+        Seconds to load the model, and from the first layer to the answer.
     peak_mb
         Largest resident memory in MiB.
     requests
@@ -95,7 +123,17 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run took and would cost; `categories`: images with an active output, if known."""
+    """What a run took, and what it costs on AWS.
+
+    Attributes
+    ----------
+    model, job, workers
+        What ran, and what each worker measured.
+    bill, prices
+        Dollars, and what they assume.
+    categories
+        Number of images with an active output; None if it is not known.
+    """
 
     model: ModelFacts
     job: JobFacts
@@ -105,7 +143,7 @@ class RunRecord:
     categories: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON's types."""
+        """Return the record as JSON values."""
         record: dict[str, Any] = {
             "format": FORMAT,
             "model": asdict(self.model),
@@ -120,12 +158,17 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, record: Any) -> RunRecord:
-        """Return the record of parsed JSON.
+        """Rebuild a record from what `to_json` returned.
+
+        Parameters
+        ----------
+        record
+            Parsed JSON, untrusted.
 
         Raises
         ------
         ValueError, KeyError, TypeError
-            The format is another one, or a field is missing, of another type or out of range.
+            It has another format, or a field is missing, of another type or out of range.
         """
         if record["format"] != FORMAT:
             raise ValueError(f"its format is not {FORMAT}, which this version reads")
@@ -140,14 +183,14 @@ class RunRecord:
 
 
 def columns(layers: Sequence[LayerStatistics], requests: Sequence[float]) -> dict[str, list[float]]:
-    """Return `WorkerRecord.layers`.
+    """Return the table of a worker's layers, as in `WorkerRecord.layers`.
 
     Parameters
     ----------
     layers
         What each layer took.
     requests
-        Requests of each layer.
+        Number of requests of each layer.
     """
     numbers = {
         name: [float(getattr(layer, name)) for layer in layers] for name in SECONDS + TRAFFIC
@@ -174,19 +217,22 @@ def _worker(given: Any, layers: int) -> WorkerRecord:
 
 
 def _facts(cls: type[Record], given: Any) -> Record:
-    """A dataclass of strings and numbers, from a dict; other keys are ignored."""
+    """Return a dataclass of strings and numbers from a dict, whose other keys are ignored."""
     described: Any = fields(cls)  # type: ignore[arg-type]
     return cls(
         **{
-            one.name: _field(given[one.name], _KINDS[one.type], signed="signed" in one.metadata)
-            for one in described
+            entry.name: _field(
+                given[entry.name], _KINDS[entry.type], signed="signed" in entry.metadata
+            )
+            for entry in described
         }
     )
 
 
 def _field(value: Any, kind: Any, *, signed: bool = False) -> Any:
-    """Return `value` if it has that type, and a page can show it: a number in range, a short
-    name.
+    """Return a value if it has that type and a page can show it.
+
+    Numbers must be in range, and names short and printable.
     """
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"a {type(value).__name__} in place of another type")

@@ -1,7 +1,7 @@
-"""Reports of a run, by layer and by worker: text, JSON, and (in `page`) a page with plots.
+"""Reports of a run, by layer and by worker, as text; `page` makes files and a page with plots.
 
-`priced` makes a `RunRecord` of what the workers measured; everything else here shows one. How a
-record is stored and checked is in `records`.
+`priced` makes a `RunRecord` from what the workers measured; the other functions show a record.
+`records` defines how a record is stored and checked.
 """
 
 from __future__ import annotations
@@ -45,16 +45,21 @@ def priced(
 ) -> RunRecord:
     """Return the record of a run with its bill.
 
-    The bill has the requests that were counted, and functions that ran as long as the workers did.
+    The bill charges the counted requests, and functions that run as long as the workers did.
 
     Parameters
     ----------
     model, job, workers
         What ran, and what each worker measured.
     categories
-        Images with an active output.
+        Number of images with an active output.
     prices
         File of a price table; None for the package's.
+
+    Raises
+    ------
+    UsageError
+        The price table is not valid.
     """
     table = Prices.load(prices)
     memory_mb = job.memory_mb or DEFAULT_MEMORY_MB
@@ -70,7 +75,12 @@ def _requests(workers: Sequence[WorkerRecord]) -> dict[str, dict[str, int]]:
 
 
 def read(path: str | Path) -> RunRecord:
-    """Return the record in a JSON file.
+    """Read the record of a run.
+
+    Parameters
+    ----------
+    path
+        A file that `run --report FILE.json` wrote.
 
     Raises
     ------
@@ -88,29 +98,48 @@ def read(path: str | Path) -> RunRecord:
 
 
 def by_layer(record: RunRecord, column: str) -> NDArray[np.float64]:
-    """Return one of `records.COLUMNS` as an array of shape (workers, layers)."""
+    """Return one measurement of all workers and layers.
+
+    Parameters
+    ----------
+    record
+        The run.
+    column
+        Name in `records.COLUMNS`.
+
+    Returns
+    -------
+    ndarray
+        (workers, layers) float64.
+    """
     return np.array([worker.layers[column] for worker in record.workers], float)
 
 
 def check_path(path: str) -> None:
-    """Raise UsageError unless its suffix says what to write."""
+    """Check that the suffix of a file name is a format of reports.
+
+    Parameters
+    ----------
+    path
+        The name.
+
+    Raises
+    ------
+    UsageError
+        It is not one of SUFFIXES.
+    """
     if not path.endswith(SUFFIXES):
         raise UsageError(f"{path}: a report's name ends with {', '.join(SUFFIXES)}")
 
 
-def rendered(path: str, record: RunRecord) -> bytes:
-    """The report as a file of that name has it."""
-    if path.endswith(".json"):
-        return json.dumps(record.to_json()).encode() + b"\n"
-    if path.endswith(".html"):
-        from serverless_mpi.inference import page
-
-        return page.html(record).encode()
-    return text(record).encode() + b"\n"
-
-
 def title(record: RunRecord) -> str:
-    """One line: what ran, how."""
+    """Return a line that describes the model and the job.
+
+    Parameters
+    ----------
+    record
+        The run.
+    """
     net, job = record.model, record.job
     grid = f"{job.parts} part{'s' * (job.parts > 1)}"
     if job.replicas > 1:
@@ -124,17 +153,35 @@ def title(record: RunRecord) -> str:
 
 
 def seconds_of(record: RunRecord) -> float:
-    """From the first layer to the answer, of the slowest worker."""
+    """Return the seconds of the slowest worker from the first layer to the answer.
+
+    Parameters
+    ----------
+    record
+        The run.
+    """
     return float(max(worker.seconds for worker in record.workers))
 
 
 def rate(record: RunRecord) -> float:
-    """Nonzeros times samples in a second, as the Graph Challenge counts."""
+    """Return nonzeros times samples per second, the rate of the Graph Challenge.
+
+    Parameters
+    ----------
+    record
+        The run.
+    """
     return float(record.model.nonzeros * record.job.samples / max(seconds_of(record), 1e-9))
 
 
 def bill_line(record: RunRecord) -> str:
-    """Dollars by service."""
+    """Return a line with the dollars of each service, and what they assume.
+
+    Parameters
+    ----------
+    record
+        The run.
+    """
     bill, prices = record.bill, record.prices
     shares = ", ".join(f"{name} {getattr(bill, f'{name}_usd'):.6f}" for name in SERVICES)
     where = f"as functions of {prices.memory_mb:g} MB in {prices.region}, prices of {prices.dated}"
@@ -142,18 +189,16 @@ def bill_line(record: RunRecord) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Right-aligned columns; floats with 3 decimals, integers with separators."""
-    body = [
-        [
-            f"{cell:,.3f}"
-            if isinstance(cell, float)
-            else f"{cell:,}"
-            if isinstance(cell, int)
-            else str(cell)
-            for cell in row
-        ]
-        for row in rows
-    ]
+    """Return a table of right-aligned columns.
+
+    Parameters
+    ----------
+    heads
+        Heads of the columns.
+    rows
+        Cells of each row, as many as heads; formatted by `cell_text`.
+    """
+    body = [[cell_text(cell) for cell in row] for row in rows]
     widths = [
         max(len(line[column]) for line in [list(heads), *body]) for column in range(len(heads))
     ]
@@ -161,6 +206,19 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in [list(heads), *body]
     )
+
+
+def cell_text(cell: object) -> str:
+    """Return the text of a cell: floats with 3 decimals, integers with separators.
+
+    Parameters
+    ----------
+    cell
+        Any value.
+    """
+    if isinstance(cell, float):
+        return f"{cell:,.3f}"
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
 WORKER_HEADS = (
@@ -191,7 +249,13 @@ LAYER_HEADS = (
 
 
 def worker_rows(record: RunRecord) -> list[list[Any]]:
-    """Cells under WORKER_HEADS: a row a worker, and their sum (peak: the largest)."""
+    """Return the cells under WORKER_HEADS: a row per worker, and their sum (of peaks the maximum).
+
+    Parameters
+    ----------
+    record
+        The run.
+    """
     rows: list[list[Any]] = []
     for worker in record.workers:
         layers = worker.layers
@@ -211,8 +275,15 @@ def worker_rows(record: RunRecord) -> list[list[Any]]:
 
 
 def layer_rows(record: RunRecord) -> list[list[Any]]:
-    """Cells under LAYER_HEADS: sums over the workers; living samples: of all replicas, the most
-    that a part knows of.
+    """Return the cells under LAYER_HEADS: a row per layer with sums over the workers.
+
+    Active samples are the sum over the replicas; of the parts of a replica, which may count
+    different ones, the maximum.
+
+    Parameters
+    ----------
+    record
+        The run.
     """
     job = record.job
     seconds = [by_layer(record, name).sum(axis=0) for name in SECONDS]
@@ -221,8 +292,8 @@ def layer_rows(record: RunRecord) -> list[list[Any]]:
     return [
         [
             layer,
-            *(float(one[layer]) for one in seconds),
-            *(int(one[layer]) for one in counts),
+            *(float(column[layer]) for column in seconds),
+            *(int(column[layer]) for column in counts),
             int(active[layer]),
         ]
         for layer in range(len(active))
@@ -230,7 +301,13 @@ def layer_rows(record: RunRecord) -> list[list[Any]]:
 
 
 def summary(record: RunRecord) -> str:
-    """A table of the workers, and what all of it took and would cost."""
+    """Return a table of the workers, and the time and cost of the run.
+
+    Parameters
+    ----------
+    record
+        The run.
+    """
     took = seconds_of(record)
     loaded = max(worker.load_s for worker in record.workers)
     return "\n".join(
@@ -243,7 +320,13 @@ def summary(record: RunRecord) -> str:
 
 
 def text(record: RunRecord) -> str:
-    """Everything, for people."""
+    """Return the whole report as text.
+
+    Parameters
+    ----------
+    record
+        The run.
+    """
     requests = _requests(record.workers)
     parts = [title(record), summary(record)]
     if requests:

@@ -1,7 +1,7 @@
-"""`smpi-infer serve`: workers that stay warm between queries; and its client, `query`.
+"""`smpi-infer serve`: workers that stay warm between queries; and its client, `smpi-infer query`.
 
-A client connects to a Unix socket, which only its owner may do, and sends one JSON object per line;
-each is answered by one line:
+A client connects to a Unix socket, which only its owner may do, and sends one JSON object per line.
+The service replies to each with one line:
 
     {"images": "/path/or/s3://url", "samples": 100}
     {"input": "name of a stored input"}
@@ -14,15 +14,15 @@ each is answered by one line:
 Rank 0 listens. Queries wait in a bounded queue; each of a few lanes takes one at a time, on a
 communicator of its own, so that one query computes while another waits for its exchange.
 
-What a client can do is bounded. Rank 0 parses a query and reads its file before any other rank
-receives it; any fault until then is that client's reply, and the next query is served. A connection
-has a bounded buffer and a time limit for each line and each reply. If MOST_CONNECTIONS are open, a
-new one replaces the one that is idle the longest; it is refused, with a reply, only if all are
+Clients are bounded. Rank 0 parses a query and reads its file before any other rank receives it; a
+fault until then is reported to that client, and the next query is served. A connection has a
+bounded buffer and a time limit for each line and each reply. If MOST_CONNECTIONS are open, a new
+connection replaces the one that is idle the longest; it is refused, with a reply, only if all are
 busy.
 
-The end: SIGTERM and SIGINT first remove the socket's file, so that nothing that happens later can
-leave it behind. Running queries are answered within STOP_S, which is less than smpirun waits before
-it kills; waiting ones get an error, and so do those that take longer: the job is then aborted,
+The end. SIGTERM and SIGINT first remove the socket's file, so that it cannot be left behind.
+Running queries are answered within STOP_S, which is less than the time that smpirun waits before it
+kills. Waiting queries get an error, and so do those that take longer: the job is then aborted,
 since a lane cannot be interrupted.
 """
 
@@ -53,30 +53,36 @@ from numpy.typing import NDArray
 
 from serverless_mpi.errors import UsageError
 from serverless_mpi.inference import engine, plan, sources, store, worker
+from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.inference.options import ServeOptions
 from serverless_mpi.inference.worker import FAULTS, Answer
 
 Floats = NDArray[np.float32]
-MOST_LINE_BYTES = 1 << 16  # a path has at most 4096
+MOST_LINE_BYTES = 1 << 16  # a path has at most 4096 bytes
 CHUNK_BYTES = 1 << 16
 MOST_CONNECTIONS = 64
-IDLE_S = 600.0  # that a client may take for its next line
-LEAST_IDLE_S = 1.0  # after which a connection gives way to a new one, if there are too many
-REPLY_S = 30.0  # that a client may take to read a reply
-STOP_S = 2.0  # from a signal to the end; smpirun kills after 3
-LAST_WORDS_S = 0.3  # of these, at least for the last replies
-POLL_S = 0.1  # between looks at whether the accepting thread is to end
+IDLE_S = 600.0  # time limit for the next line of a client
+LEAST_IDLE_S = 1.0  # idle time after which a new connection may replace another
+REPLY_S = 30.0  # time limit for a client to read a reply
+STOP_S = 2.0  # from a signal to the exit; smpirun kills after 3 s
+LAST_REPLIES_S = 0.3  # least share of STOP_S for the last replies
+POLL_S = 0.1  # period in which the accepting thread checks whether to end
 ACCEPT_PAUSE_S = 0.1  # after an accept that failed
-PROBE_S = 2.0
-LOCK_S = 5.0
+PROBE_S = 2.0  # time limit for the probe of an existing socket
+LOCK_S = 5.0  # time limit for the lock of the socket's folder
 FIELDS = {"images", "input", "samples", "status"}
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Ending:
-    """SIGTERM and SIGINT: recorded at rank 0, ignored by the others, which rank 0 stops.
+    """Handles SIGTERM and SIGINT: rank 0 waits for them; the other ranks, which it stops, do not.
 
     A signal may arrive in any thread, so it is written to a pipe. Make it in the main thread.
+
+    Parameters
+    ----------
+    rank
+        World rank of this process.
     """
 
     def __init__(self, rank: int) -> None:
@@ -92,13 +98,25 @@ class Ending:
             signal.signal(number, lambda *_: None)
 
     def wait(self) -> int:
-        """Wait for the first signal; returns its number."""
+        """Wait for the first signal and return its number."""
         return os.read(self._fd, 1)[0]
 
 
 @dataclass(eq=False)
 class Query:
-    """A query, checked as far as no file is needed, and the future of its reply."""
+    """A query that was checked without its files, and its reply.
+
+    Attributes
+    ----------
+    images, input
+        Path or URL of images, or name of a stored input; one of them is None.
+    samples
+        Number of images to use, the first ones; None for all.
+    asked
+        When it arrived, in seconds of the monotonic clock.
+    reply
+        Future of the reply.
+    """
 
     images: str | None
     input: str | None
@@ -109,6 +127,11 @@ class Query:
 
 def parse(line: bytes) -> Query | None:
     """Parse a line of JSON.
+
+    Parameters
+    ----------
+    line
+        A line that a client sent.
 
     Returns
     -------
@@ -151,33 +174,61 @@ class Service:
 
     A lane is a thread with a communicator of its own. At rank 0 it takes queries from the queue and
     broadcasts each as an order; at the other ranks it executes the orders.
+
+    Parameters
+    ----------
+    comm
+        Communicator of all workers.
+    options
+        Options of the service, equal on all ranks.
+    model
+        This rank's part of the model.
+
+    Attributes
+    ----------
+    waiting
+        Queries that no lane has taken; None ends a lane.
+    at_failure
+        Called before the job is aborted.
+    stopping
+        Whether further queries are refused.
+    counts
+        Numbers of queries by outcome.
     """
 
-    def __init__(self, comm: Any, options: ServeOptions, mine: sources.Model) -> None:
-        self._comm, self._options, self._mine = comm, options, mine
-        self._room = _room(options, mine, comm.size)
-        # Of a rank's memory, half is for images as they are read, in shares of the lanes.
+    def __init__(self, comm: Communicator, options: ServeOptions, model: sources.Model) -> None:
+        self._comm, self._options, self._model = comm, options, model
+        self._batch_size = _batch_size(options, model, comm.size)
+        # Half of a rank's memory is for images that are read, divided among the lanes.
         self._limit = _memory_mb(options, comm.size) * plan.MB // (2 * options.lanes)
-        self.waiting: queue.Queue[Query | None] = queue.Queue(
-            options.queue + options.lanes
-        )  # the latter for ends of lanes
+        # Places for all queries that may wait, and for the end of each lane.
+        self.waiting: queue.Queue[Query | None] = queue.Queue(options.queue + options.lanes)
         self._lanes = [
             threading.Thread(target=self._run, args=(comm.Dup(),), name=f"lane-{n}")
             for n in range(options.lanes)
         ]
         self._lock = threading.Lock()
         self._running: set[Query] = set()
-        self.at_failure: Callable[[], None] = lambda: None  # before the job is aborted
+        self.at_failure: Callable[[], None] = lambda: None
         self.stopping = False
         self.counts = {"answered": 0, "refused": 0, "failed": 0}
         for lane in self._lanes:
             lane.start()
 
-    # -- rank 0: what the socket's threads call
+    # -- rank 0: called by the threads of connections
 
     def ask(self, query: Query) -> dict[str, Any]:
-        """Queue a query and wait for its reply; the reply of a full or stopping service is an
-        error.
+        """Queue a query and wait for its reply.
+
+        Parameters
+        ----------
+        query
+            The query.
+
+        Returns
+        -------
+        dict
+            The reply; an error if the service is full or stopping.
         """
         with self._lock:
             full = self.waiting.qsize() >= self._options.queue
@@ -189,19 +240,19 @@ class Service:
                     else f"{self._options.queue} queries are waiting already; ask again later"
                 )
                 return {"error": reason}
-            self.waiting.put_nowait(query)
+            self.waiting.put_nowait(query)  # under the lock, so that `stop` misses no query
         reply = query.reply.result()
         with self._lock:
             self.counts["failed" if "error" in reply else "answered"] += 1
         return reply
 
     def status(self) -> dict[str, Any]:
-        """Return the model, the workers, and the counts of queries, as JSON's types."""
-        mine = self._mine
+        """Return the model, the workers, and the counts of queries, as JSON values."""
+        model = self._model
         return {
-            "model": mine.name,
-            "neurons": mine.neurons,
-            "layers": mine.layers,
+            "model": model.name,
+            "neurons": model.neurons,
+            "layers": model.layers,
             "workers": self._comm.size,
             "lanes": len(self._lanes),
             "waiting": self.waiting.qsize(),
@@ -209,8 +260,9 @@ class Service:
         }
 
     def stop(self) -> None:
-        """At rank 0: refuse waiting queries, finish running ones, then end the lanes of all
-        ranks.
+        """Refuse waiting queries and let the lanes of all ranks end after the running ones.
+
+        Called at rank 0.
         """
         with self._lock:
             self.stopping = True
@@ -225,7 +277,12 @@ class Service:
             self.waiting.put(None)
 
     def join(self, deadline: float = math.inf) -> bool:
-        """Wait until every lane has ended, or until `deadline` of the monotonic clock.
+        """Wait until every lane has ended, or until a deadline.
+
+        Parameters
+        ----------
+        deadline
+            Time of the monotonic clock, in seconds.
 
         Returns
         -------
@@ -246,14 +303,14 @@ class Service:
 
     def _answer(self, query: Query, reply: dict[str, Any]) -> None:
         with self._lock:
-            if query not in self._running:  # it was given up
+            if query not in self._running:  # `give_up` has answered it
                 return
             self._running.remove(query)
         query.reply.set_result(reply)
 
     # -- a lane
 
-    def _run(self, lane: Any) -> None:
+    def _run(self, lane: Communicator) -> None:
         try:
             if lane.rank == 0:
                 while (query := self.waiting.get()) is not None:
@@ -264,17 +321,17 @@ class Service:
             else:
                 while (order := lane.bcast(None)) is not None:
                     self._work(lane, order, None)
-        except BaseException:  # a communicator that failed, or a bug: no lane can go on alone
+        except BaseException:  # the communicator has failed, or a bug: no lane can continue alone
             traceback.print_exc()
             self.at_failure()
             self._comm.Abort(1)
 
-    def _lead(self, lane: Any, query: Query) -> dict[str, Any]:
-        """At rank 0: return the reply to a query."""
+    def _lead(self, lane: Communicator, query: Query) -> dict[str, Any]:
+        """Run a query on all ranks and return the reply; called at rank 0."""
         started = time.monotonic()
         try:
             x = self._read(query)
-        except Exception as error:  # any fault of a file: no other rank has the query yet
+        except Exception as error:  # any fault of a file; no other rank has the query yet
             return {"error": _error_text(error)}
         order = {
             "input": query.input,
@@ -296,9 +353,7 @@ class Service:
         }
 
     def _read(self, query: Query) -> Floats | None:
-        """Return the images of a file, checked; None if every rank loads its rows from the
-        store.
-        """
+        """Read and check the images of a file; None if every rank loads its rows from the store."""
         if query.input is not None:
             if not self._options.store:
                 raise UsageError(
@@ -306,27 +361,27 @@ class Service:
                 )
             return None
         x = sources.read_images(
-            self._options, str(query.images), self._mine.neurons, query.samples, self._limit
+            self._options, str(query.images), self._model.neurons, query.samples, self._limit
         )
-        store.check_images(x, self._mine.neurons)
+        store.check_images(x, self._model.neurons)
         return x
 
     def _work(
-        self, lane: Any, order: Mapping[str, Any], whole: Floats | None
+        self, lane: Communicator, order: Mapping[str, Any], whole: Floats | None
     ) -> tuple[Answer | None, int]:
-        """At every rank: run the images of an order; returns (answer at rank 0, number of
-        images).
+        """Run the images of an order; return the answer (at rank 0) and the number of images.
+
+        Called at every rank, in the same order in each lane.
         """
-        mine, problem = self._mine, ""
+        model, problem = self._model, ""
         x = np.zeros((0, 0), np.float32)
+        # Images of a file are scattered by rank 0; those of the store are read by every rank.
         if order["count"] is None:
             try:
                 x = sources.stored_images(
                     self._options, order["input"], lane.rank, order["samples"]
                 )
-            except (
-                Exception
-            ) as error:  # as in `_lead`: errors are reported before anything is computed
+            except Exception as error:  # reported before anything is computed, as in `_lead`
                 problem = _error_text(error)
             problems = [text for text in lane.allgather(problem) if text]
             if problems:
@@ -337,23 +392,21 @@ class Service:
             x = lane.scatter(
                 None
                 if whole is None
-                else [_packed(whole[mine.first == part]) for part in range(lane.size)]
+                else [_packed(whole[model.first == part]) for part in range(lane.size)]
             )
             x = _unpacked(x, order["count"])
         answers = []
-        for start in range(0, x.shape[1], self._room):
-            batch = np.ascontiguousarray(x[:, start : start + self._room])
-            y, samples, _ = engine.infer(lane, mine.own, batch, mine.bias, mine.cap)
-            share = worker.answer(lane, mine, y, samples, lane.rank)
+        for start in range(0, x.shape[1], self._batch_size):
+            batch = np.ascontiguousarray(x[:, start : start + self._batch_size])
+            y, samples, _ = engine.infer(lane, model.own, batch, model.bias, model.cap)
+            share = worker.answer(lane, model, y, samples, lane.rank)
             if share is not None:
                 answers.append((start, share))
         return (worker.joined(answers) if answers else None), x.shape[1]
 
 
 def _error_text(error: Exception) -> str:
-    """Return the error for a client; a traceback of undocumented errors goes to the service's
-    log.
-    """
+    """Return the error for a client; log the traceback of an error that users cannot cause."""
     if isinstance(error, FAULTS):
         return str(error)
     traceback.print_exc()
@@ -362,7 +415,7 @@ def _error_text(error: Exception) -> str:
 
 
 def _packed(rows: Floats) -> Floats | NDArray[np.uint8]:
-    """Rows of 0 and 1 as bits, others as they are."""
+    """Return rows of 0 and 1 as bits, other rows unchanged."""
     return np.packbits(rows != 0, axis=1) if ((rows == 0) | (rows == 1)).all() else rows
 
 
@@ -372,19 +425,19 @@ def _unpacked(rows: Floats | NDArray[np.uint8], samples: int) -> Floats:
     return np.unpackbits(rows.astype(np.uint8), axis=1, count=samples).astype(np.float32)
 
 
-def _room(options: ServeOptions, mine: sources.Model, ranks: int) -> int:
-    """Samples per batch with which the panels of all lanes fit the worker's memory."""
-    place = plan.place(options.platform)
+def _batch_size(options: ServeOptions, model: sources.Model, ranks: int) -> int:
+    """Return the samples per batch with which the panels of all lanes fit a worker's memory."""
+    platform = plan.place(options.platform)
     limit = _memory_mb(options, ranks)
-    work = plan.Work(mine.neurons, mine.layers, 1, mine.nonzeros, mine.nbytes)
-    plan.check_memory(work, ranks, limit, place.base_mb)
-    fixed = plan.worker_mb(work, ranks, 0, place.base_mb)
-    a_sample = (plan.worker_mb(work, ranks, 1000, place.base_mb) - fixed) / 1000
-    return max(plan.LEAST_BATCH, int((limit - fixed) / a_sample / options.lanes))
+    work = plan.Work(model.neurons, model.layers, 1, model.nonzeros, model.nbytes)
+    plan.check_memory(work, ranks, limit, platform.base_mb)
+    fixed_mb = plan.worker_mb(work, ranks, 0, platform.base_mb)
+    sample_mb = (plan.worker_mb(work, ranks, 1000, platform.base_mb) - fixed_mb) / 1000
+    return max(plan.LEAST_BATCH, int((limit - fixed_mb) / sample_mb / options.lanes))
 
 
 def _memory_mb(options: ServeOptions, ranks: int) -> int:
-    """Memory of a rank in MiB."""
+    """Return the memory of a rank in MiB."""
     most = max(plan.place(options.platform).memory_sizes)
     return int(options.memory or most // (ranks if options.platform == "local" else 1))
 
@@ -393,7 +446,7 @@ def _memory_mb(options: ServeOptions, ranks: int) -> int:
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """A thread per connection, at most MOST_CONNECTIONS of them."""
+    """A server with a thread per connection, at most MOST_CONNECTIONS of them."""
 
     request_queue_size = 64
     daemon_threads = True
@@ -402,15 +455,16 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path: str) -> None:
         self._lock = threading.Lock()
-        self._idle_since: dict[socket.socket, float | None] = {}  # of all connections; None: busy
+        # Connection -> when it became idle, by the monotonic clock; None while it is busy.
+        self._idle_since: dict[socket.socket, float | None] = {}
         self._client_threads: set[threading.Thread] = set()
         super().__init__(path, _Client)
         self._path, self._file = path, _identity(path)
 
     # -- the thread that accepts
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept the next connection (of the base class)."""
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Accept the next connection; the base class calls it."""
         try:
             return super().get_request()
         except OSError:  # no descriptor is left: without a pause this would spin
@@ -418,8 +472,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             time.sleep(ACCEPT_PAUSE_S)
             raise
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether a connection is served (of the base class); a refused one gets a reply."""
+    def verify_request(self, request: Any, client_address: object) -> bool:
+        """Return whether to serve a connection, and reply if not; the base class calls it."""
         with self._lock:
             full = len(self._idle_since) >= MOST_CONNECTIONS
         if full and not self._drop_the_most_idle():
@@ -433,7 +487,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         return True
 
     def _drop_the_most_idle(self) -> bool:
-        """Close the connection that is idle the longest; False if none is for LEAST_IDLE_S."""
+        """Close the connection that is idle the longest; False if none is idle for LEAST_IDLE_S."""
         before = time.monotonic() - LEAST_IDLE_S
         with self._lock:
             idle = [
@@ -448,8 +502,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         _shut(chosen, socket.SHUT_RD)  # its thread replies with the reason and ends
         return True
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection (of the base class), recorded while it lasts."""
+    def process_request_thread(self, request: Any, client_address: object) -> None:
+        """Serve a connection, and record its thread meanwhile; the base class calls it."""
         with self._lock:
             self._client_threads.add(threading.current_thread())
         try:
@@ -462,7 +516,20 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     # -- threads of connections
 
     def mark(self, connection: socket.socket, busy: bool) -> bool:
-        """Record whether a connection is busy; False if it was dropped."""
+        """Record whether a connection is busy.
+
+        Parameters
+        ----------
+        connection
+            The connection.
+        busy
+            Whether a query of it is being answered.
+
+        Returns
+        -------
+        bool
+            False if the connection has been dropped for another one.
+        """
         with self._lock:
             if connection not in self._idle_since:
                 return False
@@ -484,7 +551,13 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 os.unlink(self._path)
 
     def end(self, deadline: float) -> None:
-        """Wait until the finished replies have been written, or until `deadline`."""
+        """Wait until the finished replies are written, and close all connections.
+
+        Parameters
+        ----------
+        deadline
+            Time of the monotonic clock after which replies are abandoned, in seconds.
+        """
         with self._lock:
             connections, threads = list(self._idle_since), list(self._client_threads)
         for connection in connections:
@@ -496,8 +569,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 def _identity(path: str) -> tuple[int, int, int]:
+    """Return what distinguishes a file from others that had its name."""
     status = os.lstat(path)
-    # With the time, since the inode of a removed file is used again.
+    # The time as well, since the inode of a removed file is used again.
     return (status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
@@ -528,9 +602,8 @@ class _Client(socketserver.BaseRequestHandler):
             if not self.server.mark(self.request, busy=True):
                 return
             reply = self._reply(line)
-            self.server.mark(
-                self.request, busy=False
-            )  # first: a client that has its reply may rely on it
+            # Before the reply: a client that has received it may rely on being idle.
+            self.server.mark(self.request, busy=False)
             if not self._send_reply(reply):
                 return
 
@@ -548,6 +621,7 @@ class _Client(socketserver.BaseRequestHandler):
 
     def _line(self) -> bytes | None:
         """Return the next line, or an unterminated rest; None if the connection is to be closed."""
+        # The limit is for the whole line: a client that sends a byte now and then is idle, too.
         deadline, looked = time.monotonic() + IDLE_S, 0
         while (end := self._buffer.find(b"\n", looked)) < 0:
             looked = len(self._buffer)
@@ -611,13 +685,17 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def listen(path: str) -> _Server:
-    """Listen on a Unix socket that only its owner may use; a socket of a killed service is
-    replaced.
+    """Listen on a Unix socket that only its owner may use.
 
     Parameters
     ----------
     path
-        The socket's file.
+        The socket's file; that of a killed service is replaced.
+
+    Returns
+    -------
+    _Server
+        Its service is not set yet.
 
     Raises
     ------
@@ -627,6 +705,7 @@ def listen(path: str) -> _Server:
     with _alone_in(Path(path).parent):
         if _is_abandoned(path):
             os.unlink(path)
+        # The umask gives the socket's file its mode before anyone can connect.
         old = os.umask(0o177)
         try:
             return _Server(path)
@@ -639,9 +718,9 @@ def listen(path: str) -> _Server:
 
 
 def _is_abandoned(path: str) -> bool:
-    """Whether the path is a socket without a listener; UsageError if it has one.
+    """Return whether a path is a socket without a listener; raise UsageError if it has one.
 
-    Only a refused connection proves it: one that has to wait may be that of a busy service.
+    Only a refused connection proves that: one that must wait may be that of a busy service.
     """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -658,26 +737,31 @@ def _is_abandoned(path: str) -> bool:
     raise UsageError(f"{path}: another service is listening there")
 
 
-def serve(comm: Any, options: ServeOptions) -> int:
-    """Serve until a signal; collective over `comm`.
+def serve(comm: Communicator, options: ServeOptions) -> int:
+    """Serve until a signal arrives; collective over the communicator.
 
     Parameters
     ----------
     comm
         Communicator of all workers; its size is the number of parts.
     options
-        Equal on all ranks.
+        Options of the service, equal on all ranks.
 
     Returns
     -------
     int
-        Exit code.
+        Exit code, 0.
+
+    Raises
+    ------
+    SystemExit
+        A rank cannot load its part, or rank 0 cannot listen.
     """
     ending = Ending(comm.rank)
     problem, server = "", None
     try:
-        mine = sources.model(options, comm.size, comm.rank)
-        _room(options, mine, comm.size)
+        model = sources.model(options, comm.size, comm.rank)
+        _batch_size(options, model, comm.size)  # raises if the model does not fit the memory
         if comm.rank == 0:
             server = listen(options.socket)
     except FAULTS as error:
@@ -689,39 +773,38 @@ def serve(comm: Any, options: ServeOptions) -> int:
             server.server_close()
             server.remove_file()
         raise
-    service = Service(comm, options, mine)
+    service = Service(comm, options, model)
     if server is not None:
-        _run_until_signal(comm, ending, server, service, mine)
+        _run_until_signal(comm, ending, server, service, model)
     service.join()
     return 0
 
 
 def _run_until_signal(
-    comm: Any, ending: Ending, server: _Server, service: Service, mine: sources.Model
+    comm: Communicator, ending: Ending, server: _Server, service: Service, model: sources.Model
 ) -> None:
-    """At rank 0: serve; aborts the job if a running query does not end within STOP_S."""
+    """Serve at rank 0; abort the job if a running query does not end within STOP_S."""
     server.service = service
     service.at_failure = server.remove_file
     accepting = threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True)
     try:
         accepting.start()
         print(
-            f"{mine.name} network of {mine.neurons} neurons, {mine.layers} layers, on {comm.size} "
-            "workers: "
-            f"ready at {server.server_address!s}",
+            f"{model.name} network of {model.neurons} neurons, {model.layers} layers, on "
+            f"{comm.size} workers: ready at {server.server_address!s}",
             flush=True,
         )
         number = ending.wait()
     finally:
-        server.remove_file()  # first: a launcher may kill at any moment
+        server.remove_file()  # first: a launcher may kill this process at any time
     deadline = time.monotonic() + STOP_S
-    with contextlib.suppress(OSError):  # the terminal may be gone
+    with contextlib.suppress(OSError):  # the terminal may be closed
         print("smpi-infer: stopping", file=sys.stderr, flush=True)
     server.stop_listening()
     service.stop()
     done = service.join(deadline)
     service.give_up()
-    server.end(max(deadline, time.monotonic() + LAST_WORDS_S))
+    server.end(max(deadline, time.monotonic() + LAST_REPLIES_S))
     if not done:
         comm.Abort(128 + number)
 
@@ -737,7 +820,12 @@ def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
     path
         Socket of the service.
     question
-        The query, as JSON's types.
+        The query, as JSON values.
+
+    Returns
+    -------
+    dict
+        The reply, as JSON values.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""From options to data: the model, its partition and the images, from files, a store or a
-generator.
+"""From options to data: the model, its partition and the images.
 
-Every rank calls these functions with equal options, so a rank makes its part without a message.
-What a file of a user can cause is a UsageError, StoreError or ValueError with a text for that user.
+They come from files, a store or a generator. Every rank calls these functions with equal options,
+so a rank makes its part without a message. Faults of a user's file or option are a UsageError,
+StoreError or ValueError with a text for that user; any other exception is a fault of the program.
 """
 
 from __future__ import annotations
@@ -34,10 +34,14 @@ class Model:
 
     Attributes
     ----------
+    name, neurons, layers, bias, cap
+        As in `store.Index`.
+    method
+        Name of the partition method.
     nonzeros, nbytes
-        Weights of all layers, and bytes of all parts together.
+        Number of weights of all layers, and bytes of all parts together.
     first, last
-        (neurons,) owner of each neuron before the first and behind the last layer.
+        (neurons,) owner of each neuron before the first and after the last layer.
     own
         The rank's part of each layer.
     """
@@ -58,6 +62,16 @@ class Model:
 def network(options: SourceOptions) -> networks.Network:
     """Return the network of --net, generated or read from a folder; not that of a store.
 
+    Parameters
+    ----------
+    options
+        The network's options.
+
+    Returns
+    -------
+    Network
+        Its layers are made when it is iterated.
+
     Raises
     ------
     ValueError
@@ -71,9 +85,26 @@ def network(options: SourceOptions) -> networks.Network:
 
 
 def opened(options: SourceOptions, url: str) -> backends.Backend:
-    """Open the store at `url`.
+    """Open a store.
 
-    Without --endpoint, s3:// is the endpoint of this job; in a Lambda function, AWS.
+    Without --endpoint an s3:// URL is at the endpoint of this job; in a Lambda function, on AWS.
+
+    Parameters
+    ----------
+    options
+        Endpoint and region.
+    url
+        Path of a folder, or s3://bucket/prefix.
+
+    Returns
+    -------
+    Backend
+        The caller closes it.
+
+    Raises
+    ------
+    UsageError
+        As in `open_backend`.
     """
     endpoint = options.endpoint
     spec = job.current_spec(os.environ)
@@ -85,14 +116,26 @@ def opened(options: SourceOptions, url: str) -> backends.Backend:
 
 
 def describe(options: SourceOptions, samples: int) -> tuple[plan.Work, int | None]:
-    """Describe a run for the planner, without loading the model.
+    """Describe a run for the planner, without loading a stored model.
+
+    Parameters
+    ----------
+    options
+        The model.
+    samples
+        Number of samples of the run.
 
     Returns
     -------
     work : plan.Work
-        Size of the model and of the run over `samples` samples.
+        Size of the model and of the run.
     parts : int or None
         Parts of the store; None if the model is not stored.
+
+    Raises
+    ------
+    ValueError, ServerlessMPIError
+        The model does not exist.
     """
     if options.store:
         backend = opened(options, options.store)
@@ -120,7 +163,14 @@ def describe(options: SourceOptions, samples: int) -> tuple[plan.Work, int | Non
 
 
 def model(options: SourceOptions, parts: int, part: int) -> Model:
-    """Return one of `parts` parts of the model, from the store or made here.
+    """Return a part of the model, from the store or made here.
+
+    Parameters
+    ----------
+    options
+        The model and its partition.
+    parts, part
+        Number of parts, and the one to return.
 
     Raises
     ------
@@ -132,54 +182,64 @@ def model(options: SourceOptions, parts: int, part: int) -> Model:
         index = store.read_index(backend)
         if index.parts != parts:
             raise UsageError(
-                f"{backend.url} is in {index.parts} parts; "
+                f"{backend.url} has {index.parts} parts; "
                 f"start {index.parts} ranks per replica, not {parts}"
             )
         own = store.load_part(backend, index, part)
         backend.close()
         return Model(
-            index.name,
-            index.neurons,
-            index.layers,
-            index.bias,
-            index.cap,
-            index.method,
-            index.nonzeros,
-            index.nbytes,
-            index.first,
-            index.last,
-            own,
+            name=index.name,
+            neurons=index.neurons,
+            layers=index.layers,
+            bias=index.bias,
+            cap=index.cap,
+            method=index.method,
+            nonzeros=index.nonzeros,
+            nbytes=index.nbytes,
+            first=index.first,
+            last=index.last,
+            own=own,
         )
     whole = network(options)
     cut = cut_of(options, whole, parts)
     own = partition.build(whole, cut, part)
-    # An estimate: this part stands for all.
-    nbytes = parts * sum(
+    # An estimate from this part: the bytes of the others would need a message.
+    part_nbytes = sum(
         layer.indptr.nbytes + layer.indices.nbytes + layer.values.nbytes for layer in own
     )
-    nonzeros = sum(matrix.nnz for matrix in whole)
     return Model(
-        whole.name,
-        whole.neurons,
-        whole.layers,
-        whole.bias,
-        CAP,
-        cut.method,
-        nonzeros,
-        nbytes,
-        cut.owners[0],
-        cut.owners[-1],
-        own,
+        name=whole.name,
+        neurons=whole.neurons,
+        layers=whole.layers,
+        bias=whole.bias,
+        cap=CAP,
+        method=cut.method,
+        nonzeros=sum(matrix.nnz for matrix in whole),
+        nbytes=parts * part_nbytes,
+        first=cut.owners[0],
+        last=cut.owners[-1],
+        own=own,
     )
 
 
 def cut_of(options: SourceOptions, whole: networks.Network, parts: int) -> partition.Partition:
     """Return the partition of --partition, or a new one by --method.
 
+    Parameters
+    ----------
+    options
+        The partition's options.
+    whole
+        The network.
+    parts
+        Number of parts.
+
     Raises
     ------
     UsageError
         The file has another number of parts.
+    ValueError, StoreError
+        As in `partition.make` and `store.read_partition`.
     """
     if not options.partition:
         return partition.make(
@@ -195,7 +255,25 @@ def cut_of(options: SourceOptions, whole: networks.Network, parts: int) -> parti
 
 
 def images(options: SourceOptions, neurons: int) -> Floats:
-    """Return the images of --images, or the bundled digits: (neurons, samples)."""
+    """Return the images of --images, or the bundled digits.
+
+    Parameters
+    ----------
+    options
+        The images' options.
+    neurons
+        Pixels of an image.
+
+    Returns
+    -------
+    ndarray
+        (neurons, samples) float32, C-contiguous.
+
+    Raises
+    ------
+    ValueError, StoreError
+        As in `read_images`.
+    """
     if options.images:
         return read_images(options, options.images, neurons, options.samples)
     return np.ascontiguousarray(dataset.digits(neurons)[:, : options.samples], np.float32)
@@ -204,20 +282,20 @@ def images(options: SourceOptions, neurons: int) -> Floats:
 def read_images(
     options: SourceOptions, path: str, neurons: int, count: int | None, limit: int | None = None
 ) -> Floats:
-    """Read images of a file or of an s3:// object.
+    """Read images from a file or an s3:// object.
 
     Parameters
     ----------
     options
-        Endpoint of s3://, and --memory.
+        Endpoint of s3:// URLs, and --memory.
     path
         The file or URL; its suffix is the format.
     neurons
         Pixels of an image.
     count
-        The first `count` images are read; None for all.
+        Number of images to read, the first ones; None for all.
     limit
-        Bytes of memory that they may take; None for --memory, or else the machine's.
+        Memory that they may take, in bytes; None for --memory, or else the machine's.
 
     Returns
     -------
@@ -227,7 +305,7 @@ def read_images(
     Raises
     ------
     ValueError, StoreError
-        The file is missing or not of that format, or has other or fewer images.
+        The file is missing or not in that format, or its images are too few or of another size.
     """
     if limit is None and options.memory:
         limit = options.memory * plan.MB
@@ -246,7 +324,18 @@ def read_images(
 
 
 def samples(options: SourceOptions) -> int:
-    """Return the number of images that the options name."""
+    """Return the number of images that the options name.
+
+    Parameters
+    ----------
+    options
+        The images' options; the images of a file are read.
+
+    Raises
+    ------
+    ValueError, ServerlessMPIError
+        The images do not exist.
+    """
     if options.input:
         backend = opened(options, _store_of_input(options))
         count = store.count_inputs(backend, store.read_index(backend), options.input)
@@ -259,7 +348,7 @@ def samples(options: SourceOptions) -> int:
 
 
 def _store_of_input(options: SourceOptions) -> str:
-    """The store that --input refers to."""
+    """Return the store that --input refers to; raise UsageError without --store."""
     if not options.store:
         raise UsageError("--input names images in a store: give --store too")
     return options.store
@@ -277,10 +366,15 @@ def _neurons(options: SourceOptions) -> int:
 def check_paths(options: RunOptions) -> None:
     """Check that ranks on another machine need no file of this one.
 
+    Parameters
+    ----------
+    options
+        Options of the run.
+
     Raises
     ------
     UsageError
-        An option names such a file.
+        An option names a file that is not an s3:// URL, and ranks run on another machine.
     """
     if options.platform == "local":
         return
@@ -288,26 +382,40 @@ def check_paths(options: RunOptions) -> None:
         path = getattr(options, name)
         if path and not path.startswith("s3://"):
             raise UsageError(
-                f"--{name} {path}: workers on {options.platform} do not see this machine's files; "
-                "use s3://bucket/..."
+                f"--{name} {path}: workers on {options.platform} cannot access this machine's "
+                "files; use s3://bucket/..."
             )
     for path in options.report:
         if not path.startswith("s3://"):
             raise UsageError(
-                f"--report {path}: workers on {options.platform} do not see this machine's files; "
-                "use s3://bucket/..."
+                f"--report {path}: workers on {options.platform} cannot access this machine's "
+                "files; use s3://bucket/..."
             )
 
 
 def own_images(options: RunOptions, own: Model, part: int, replica: int) -> tuple[Floats, int]:
     """Return the images of a rank.
 
+    Parameters
+    ----------
+    options
+        The images' options, and the number of replicas.
+    own
+        The rank's part of the model.
+    part, replica
+        Numbers of the rank's part and replica.
+
     Returns
     -------
     x : ndarray
-        (own neurons, samples of the replica) float32.
+        (own neurons, samples of the replica) float32, C-contiguous.
     total : int
-        Samples of all replicas.
+        Number of samples of all replicas.
+
+    Raises
+    ------
+    ValueError, ServerlessMPIError
+        The images do not exist, or do not fit the model.
     """
     if options.input:
         x = stored_images(options, options.input, part, options.samples)
@@ -320,7 +428,23 @@ def own_images(options: RunOptions, own: Model, part: int, replica: int) -> tupl
 
 
 def stored_images(options: SourceOptions, name: str, part: int, count: int | None) -> Floats:
-    """Return the first `count` images of a stored input: (own neurons, samples).
+    """Return images of a stored input.
+
+    Parameters
+    ----------
+    options
+        The store.
+    name
+        Name of the input.
+    part
+        Part whose rows are returned.
+    count
+        Number of images, the first ones; None for all.
+
+    Returns
+    -------
+    ndarray
+        (own neurons, samples) float32.
 
     Raises
     ------
@@ -336,5 +460,18 @@ def stored_images(options: SourceOptions, name: str, part: int, count: int | Non
 
 
 def share(total: int, shares: int, number: int) -> tuple[int, int]:
-    """Return first and last (exclusive) of share `number`; sizes differ by at most one."""
+    """Divide a range into shares whose sizes differ by at most one.
+
+    Parameters
+    ----------
+    total
+        Length of the range, which begins with 0.
+    shares, number
+        Number of shares, and the one to return.
+
+    Returns
+    -------
+    tuple of int
+        First number of the share, and the one after its last.
+    """
     return total * number // shares, total * (number + 1) // shares

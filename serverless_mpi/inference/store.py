@@ -1,15 +1,17 @@
-"""A partitioned model, written once: each worker reads its own rows only, and verifies them.
+"""The store: a partitioned model in files, of which each worker reads and verifies its own part.
 
-A store is a folder or s3://bucket/prefix (`backends`) with these files, whose format is
-`container`'s:
+A store is a folder or s3://bucket/prefix (`backends`) with these files, in the format of
+`container`:
 
     index.smpi             facts of the model; owners of its first and last neurons
     part-00003.smpi        all layers as part 3 holds them
     input-NAME-00003.smpi  rows of images that part 3 owns
 
-The index is written last, so a store without one is incomplete. Every file has the fingerprints of
-its model and partition, and files of different ones are refused together. A partition can have a
-file of its own, for `smpi-infer store --partition`.
+The index is written last, so a store without an index is incomplete. Every file has the
+fingerprints of its model and partition, and files with different fingerprints are not used
+together. A partition can also have a file of its own, for `smpi-infer store --partition`.
+
+If you rename a field of `Part`, keep its section in `_SECTIONS`: section names are the format.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ from serverless_mpi.sparse import CAP
 
 Floats = NDArray[np.float32]
 INDEX = "index.smpi"
-GROUP_BYTES = 1 << 30  # parts are made together up to this size; each group reads the network once
+# Parts are made in groups of at most this size; the network is read once per group.
+GROUP_BYTES = 1 << 30
 _LENGTH = ".length"
-# Field of `Part` -> its section in the file. A section's name is part of the format: if a field is
-# renamed, its section is not.
+# Field of `Part` -> its section in the file.
 _SECTIONS = {
     "indptr": "indptr",
     "indices": "indices",
@@ -60,18 +62,22 @@ class Index:
 
     Attributes
     ----------
-    name, neurons, layers, parts, method, bias, cap
-        Of the model and its partition.
+    name, neurons, layers, bias
+        As in `networks.Network`.
+    cap
+        Largest activation.
+    parts, method
+        Number of parts, and name of the partition method.
     nonzeros, stored
-        Weights of the network, and of the parts, which hold duplicate rows once.
+        Number of weights of the network, and of the parts, which hold duplicate rows once.
     nbytes
-        Bytes of all part files.
+        Bytes of all files of parts.
     rows
-        Activation rows sent, of all layers and parts.
+        Number of activation rows that are sent, in all layers and by all parts.
     model, layout
         Fingerprints of network and partition.
     first, last
-        (neurons,) uint16: owner of each neuron before the first and behind the last layer.
+        (neurons,) uint16: owner of each neuron before the first and after the last layer.
     """
 
     name: str
@@ -99,7 +105,13 @@ _INDEX_FACTS: dict[str, type] = {
 
 
 def fingerprint(network: Layers) -> str:
-    """Return a digest of every weight, in 32 hexadecimal digits."""
+    """Return a digest of all weights of a network, in 32 hexadecimal digits.
+
+    Parameters
+    ----------
+    network
+        The network; read once.
+    """
     digest = blake2b(digest_size=DIGEST_BYTES)
     for matrix in network:
         digest.update(f"{matrix.n_rows} {matrix.n_cols} {matrix.constant}".encode())
@@ -110,7 +122,13 @@ def fingerprint(network: Layers) -> str:
 
 
 def layout(partition: Partition) -> str:
-    """Return a digest of a partition, in 32 hexadecimal digits."""
+    """Return a digest of a partition, in 32 hexadecimal digits.
+
+    Parameters
+    ----------
+    partition
+        The partition; its method does not matter.
+    """
     digest = blake2b(f"{partition.neurons} {partition.parts}".encode(), digest_size=DIGEST_BYTES)
     for owners in partition.owners:
         digest.update(np.ascontiguousarray(owners, np.uint16).view(np.uint8).data)
@@ -121,14 +139,30 @@ def layout(partition: Partition) -> str:
 
 
 def write_partition(path: str | Path, partition: Partition, network: Layers) -> None:
-    """Write a partition of `network` to a file."""
-    kept: dict[int, int] = {}  # boundaries may share an array, which is written once
+    """Write a partition to a file.
+
+    Parameters
+    ----------
+    path
+        The file; replaced if it exists.
+    partition
+        The partition.
+    network
+        Its network, whose fingerprint the file gets.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be written.
+    """
+    # Boundaries may share an array, which is written once.
+    numbers: dict[int, int] = {}
     for owners in partition.owners:
-        kept.setdefault(id(owners), len(kept))
+        numbers.setdefault(id(owners), len(numbers))
     arrays = {id(owners): owners for owners in partition.owners}
-    place = Path(path)
-    Folder(place.parent).put(
-        place.name,
+    file = Path(path)
+    Folder(file.parent).put(
+        file.name,
         pack(
             "a partition",
             {
@@ -138,8 +172,8 @@ def write_partition(path: str | Path, partition: Partition, network: Layers) -> 
                 "parts": partition.parts,
             },
             {
-                "which": np.array([kept[id(owners)] for owners in partition.owners], np.int64),
-                "owners": np.stack([arrays[key] for key in kept]).astype(np.uint16),
+                "which": np.array([numbers[id(owners)] for owners in partition.owners], np.int64),
+                "owners": np.stack([arrays[key] for key in numbers]).astype(np.uint16),
             },
         ),
     )
@@ -148,42 +182,53 @@ def write_partition(path: str | Path, partition: Partition, network: Layers) -> 
 def read_partition(path: str | Path, network: Layers) -> Partition:
     """Read a partition.
 
+    Parameters
+    ----------
+    path
+        A file that `write_partition` wrote.
+    network
+        The network of the partition.
+
     Raises
     ------
     StoreError
         The file is missing or damaged, or the partition is of another network.
     """
-    place = Path(path)
-    facts, arrays = Folder(place.parent).read(place.name, "a partition")
+    file = Path(path)
+    facts, arrays = Folder(file.parent).read(file.name, "a partition")
     if facts.get("model") != fingerprint(network):
         raise StoreError(
-            f"{path} is a partition of another model; make one for this model with `smpi-infer "
-            "partition` for "
-            "this one"
+            f"{path} is a partition of another model; make one for this model with "
+            "`smpi-infer partition`"
         )
-    found = _checked_facts(str(path), facts, {"method": str, "neurons": int, "parts": int})
+    checked = _checked_facts(str(path), facts, {"method": str, "neurons": int, "parts": int})
     owners, which = arrays.get("owners"), arrays.get("which")
     if (
         owners is None
         or which is None
         or owners.dtype != np.uint16
         or (owners.ndim, which.ndim) != (2, 1)
-        or owners.shape[1] != found["neurons"]
+        or owners.shape[1] != checked["neurons"]
         or which.dtype.kind not in "iu"
         or not ((which >= 0) & (which < len(owners))).all()
-        or not (owners < found["parts"]).all()
+        or not (owners < checked["parts"]).all()
     ):
         raise StoreError(f"{path} is damaged: it does not hold a partition; write it again")
-    return Partition(
-        found["neurons"], found["parts"], found["method"], tuple(owners[number] for number in which)
-    )
+    boundaries = tuple(owners[number] for number in which)
+    return Partition(checked["neurons"], checked["parts"], checked["method"], boundaries)
 
 
 # --- models ---------------------------------------------------------------------------------------
 
 
 def part_name(part: int) -> str:
-    """Return the file name of a part."""
+    """Return the file name of a part.
+
+    Parameters
+    ----------
+    part
+        Its number.
+    """
     return f"part-{part:05}.smpi"
 
 
@@ -197,21 +242,20 @@ def write_model(
     name: str = "network",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Index:
-    """Write a network in parts; replaces the model in the store.
+    """Write a network in parts; it replaces the model in the store.
 
-    The index is written last, so an interrupted call leaves no model that looks complete. The
-    network is read once per GROUP_BYTES of parts.
+    The index is written last, so an interrupted call leaves no model that seems complete.
 
     Parameters
     ----------
     backend
-        Where to write.
+        The store.
     network, partition
         The layers, and the owners of their neurons.
     bias, cap, name
         Facts of the model.
     progress
-        Called with (parts written, parts).
+        Called after each part with the number of written parts and of all parts.
 
     Returns
     -------
@@ -224,32 +268,7 @@ def write_model(
         The backend refuses a file; the partition is not for such a network.
     """
     partition.check(network)
-    model, shape = fingerprint(network), layout(partition)
-    size = sum(matrix.nbytes for matrix in network) // partition.parts + 1
-    together = max(1, GROUP_BYTES // size)
-    nonzeros = sum(matrix.nnz for matrix in network)
-    nbytes = rows = stored = 0
-    for start in range(0, partition.parts, together):
-        group = range(start, min(start + together, partition.parts))
-        made: list[list[Part]] = [[] for _ in group]
-        for layer in partitions.stream(network, partition, list(group)):
-            for mine, part in zip(made, layer, strict=True):
-                mine.append(part)
-        for number, mine in zip(group, made, strict=True):
-            facts: dict[str, Any] = {
-                "model": model,
-                "layout": shape,
-                "part": number,
-                "parts": partition.parts,
-                "layers": len(mine),
-            }
-            pieces = pack("a part of a model", facts, _flat(mine))
-            backend.put(part_name(number), pieces)
-            nbytes += sum(piece.nbytes for piece in pieces)
-            rows += sum(int(one.recv_offsets[-1]) for one in mine)
-            stored += sum(len(one.indices) for one in mine)
-            progress(number + 1, partition.parts)
-    facts = {
+    facts: dict[str, Any] = {
         "name": name,
         "neurons": partition.neurons,
         "layers": len(partition.owners) - 1,
@@ -257,20 +276,55 @@ def write_model(
         "method": partition.method,
         "bias": bias,
         "cap": cap,
-        "nonzeros": nonzeros,
-        "stored": stored,
-        "nbytes": nbytes,
-        "rows": rows,
-        "model": model,
-        "layout": shape,
+        "nonzeros": sum(matrix.nnz for matrix in network),
+        **dict.fromkeys(("stored", "nbytes", "rows"), 0),  # summed up below
+        "model": fingerprint(network),
+        "layout": layout(partition),
     }
+    for number, layers in _parts(network, partition):
+        pieces = _packed_part(facts, number, layers)
+        backend.put(part_name(number), pieces)
+        facts["stored"] += sum(len(layer.indices) for layer in layers)
+        facts["nbytes"] += sum(piece.nbytes for piece in pieces)
+        facts["rows"] += sum(int(layer.recv_offsets[-1]) for layer in layers)
+        progress(number + 1, partition.parts)
     arrays = {"first": partition.owners[0], "last": partition.owners[-1]}
     backend.put(INDEX, pack("a model's index", facts, arrays))
     return Index(**facts, **arrays)  # type: ignore[arg-type]
 
 
+def _packed_part(facts: dict[str, Any], number: int, layers: list[Part]) -> list[memoryview]:
+    """Return the file of a part; `facts` are those of the index."""
+    part_facts = {
+        "model": facts["model"],
+        "layout": facts["layout"],
+        "part": number,
+        "parts": facts["parts"],
+        "layers": len(layers),
+    }
+    return pack("a part of a model", part_facts, _flat(layers))
+
+
+def _parts(network: Layers, partition: Partition) -> Iterator[tuple[int, list[Part]]]:
+    """Yield the number and the layers of each part, made in groups of at most GROUP_BYTES."""
+    part_bytes = sum(matrix.nbytes for matrix in network) // partition.parts + 1
+    group_size = max(1, GROUP_BYTES // part_bytes)
+    for start in range(0, partition.parts, group_size):
+        group = range(start, min(start + group_size, partition.parts))
+        layers_of: list[list[Part]] = [[] for _ in group]
+        for layer in partitions.stream(network, partition, list(group)):
+            for layers, part in zip(layers_of, layer, strict=True):
+                layers.append(part)
+        yield from zip(group, layers_of, strict=True)
+
+
 def read_index(backend: Backend) -> Index:
-    """Read what the store holds.
+    """Read what a store holds.
+
+    Parameters
+    ----------
+    backend
+        The store.
 
     Raises
     ------
@@ -282,24 +336,24 @@ def read_index(backend: Backend) -> Index:
         raise StoreError(f"no model in {backend.url}: `smpi-infer store` writes one")
     name = f"{backend.url}/{INDEX}"
     facts, arrays = unpack(name, data, "a model's index")
-    found = _checked_facts(name, facts, _INDEX_FACTS)
+    checked = _checked_facts(name, facts, _INDEX_FACTS)
     first, last = arrays.get("first"), arrays.get("last")
     for owners in (first, last):
         if (
             owners is None
             or owners.dtype != np.uint16
-            or owners.shape != (found["neurons"],)
-            or not (owners < found["parts"]).all()
+            or owners.shape != (checked["neurons"],)
+            or not (owners < checked["parts"]).all()
         ):
             raise StoreError(f"{name} is damaged: its owners are not those of its neurons")
-    return Index(**found, first=first, last=last)  # type: ignore[arg-type]
+    return Index(**checked, first=first, last=last)  # type: ignore[arg-type]
 
 
 def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) -> dict[str, Any]:
     """Return the wanted facts of a header, checked: integers are not negative, floats finite."""
     for fact, kind in wanted.items():
         value: Any = facts.get(fact)
-        if kind is float and type(value) is int:  # JSON of others may write 5 for 5.0
+        if kind is float and type(value) is int:  # other writers of JSON may write 5 for 5.0
             value = facts[fact] = float(value) if abs(value) < 1 << 53 else np.inf
         good = type(value) is kind
         if good and kind is int:
@@ -312,37 +366,52 @@ def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) ->
 
 
 def load_part(backend: Backend, index: Index, part: int) -> list[Part]:
-    """Read all layers of a part, verified.
+    """Read and verify all layers of a part.
+
+    Parameters
+    ----------
+    backend, index
+        The store, and what it holds.
+    part
+        Number of the part.
+
+    Returns
+    -------
+    list of Part
+        Its layers; their arrays are read-only views of the file's bytes.
 
     Raises
     ------
+    UsageError
+        The store has no such part.
     StoreError
         The file is missing, damaged, or of another model or partition than the index.
     """
-    facts, arrays = _mine(backend, index, part_name(part), "a part of a model", part)
+    facts, arrays = _read_of_part(backend, index, part_name(part), "a part of a model", part)
     name = f"{backend.url}/{part_name(part)}"
-    layers = _checked_facts(name, facts, {"layers": int})["layers"]
-    made = list(_layers(name, arrays, layers))
+    count = _checked_facts(name, facts, {"layers": int})["layers"]
+    layers = list(_layers(name, arrays, count))
     own = int(np.count_nonzero(index.first == part))
-    for number, one in enumerate(made):
+    for number, layer in enumerate(layers):
         try:
-            one.check(index.parts, own)
+            layer.check(index.parts, own)
         except ValueError as error:
             raise StoreError(f"{name} is damaged: layer {number}: {error}") from error
-        own = one.rows
-    if layers != index.layers or (
-        made and len(made[-1].row_of_neuron) != np.count_nonzero(index.last == part)
+        own = layer.rows
+    if count != index.layers or (
+        layers and len(layers[-1].row_of_neuron) != np.count_nonzero(index.last == part)
     ):
         raise StoreError(f"{name} is damaged: it is not a part of {INDEX}; write both again")
-    return made
+    return layers
 
 
-def _mine(
+def _read_of_part(
     backend: Backend, index: Index, name: str, kind: str, part: int
 ) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Read a file of a part, and check that it belongs to the index."""
     if not 0 <= part < index.parts:
         raise UsageError(
-            f"no part {part} in {backend.url}, which has {index.parts}: start that many ranks a "
+            f"no part {part} in {backend.url}, which has {index.parts}: start that many ranks per "
             "replica"
         )
     facts, arrays = backend.read(name, kind)
@@ -358,7 +427,7 @@ def _mine(
 
 
 def _flat(layers: list[Part]) -> dict[str, Array]:
-    """The sections of a part: each field of all layers in one array, and the lengths of arrays."""
+    """Return the sections of a part: each field of all layers, joined, and the lengths."""
     sections: dict[str, Array] = {}
     for field, section in _SECTIONS.items():
         values = [getattr(layer, field) for layer in layers]
@@ -371,12 +440,12 @@ def _flat(layers: list[Part]) -> dict[str, Array]:
 
 
 def _layers(file: str, sections: dict[str, Array], count: int) -> Iterator[Part]:
-    """The layers in the sections of a file; StoreError if their shapes do not fit each other."""
+    """Yield the layers in the sections of a file; raise StoreError if their shapes do not fit."""
     missing = [section for section in _SECTIONS.values() if section not in sections]
     if missing:
         raise StoreError(
             f"{file} lacks {', '.join(missing)}: "
-            "another version of the engine wrote it; write it again"
+            "another version of serverless_mpi wrote it; write it again"
         )
     lengths = {
         section: sections[section + _LENGTH]
@@ -403,7 +472,7 @@ def _layers(file: str, sections: dict[str, Array], count: int) -> Iterator[Part]
 
 
 def _fits(array: Array, lengths: Array | None, count: int) -> bool:
-    """Whether a section has a value for each of `count` layers, or arrays of these lengths."""
+    """Return whether a section has a value per layer, or arrays of these lengths."""
     if lengths is None:
         return array.shape == (count,) and array.dtype.kind in "iu"
     return bool(
@@ -427,7 +496,7 @@ def _input_name(name: str, part: int) -> str:
 
 
 def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
-    """Write images, one file per part; images of 0 and one other value take a bit per pixel.
+    """Write images, one file per part; images with one value besides 0 take a bit per pixel.
 
     Parameters
     ----------
@@ -441,7 +510,7 @@ def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
     Raises
     ------
     UsageError, StoreError
-        They are not images for this model; the backend refuses a file.
+        The images are not for this model; the backend refuses a file.
     """
     check_images(x, index.neurons)
     for part in range(index.parts):
@@ -457,8 +526,26 @@ def write_inputs(backend: Backend, index: Index, name: str, x: Floats) -> None:
 
 
 def load_inputs(backend: Backend, index: Index, name: str, part: int) -> Floats:
-    """Read a part's rows of a stored input: (own neurons, samples); StoreError as in
-    `load_part`.
+    """Read a part's rows of a stored input.
+
+    Parameters
+    ----------
+    backend, index
+        The store, and what it holds.
+    name
+        Name of the input.
+    part
+        Number of the part.
+
+    Returns
+    -------
+    ndarray
+        (own neurons, samples) float32.
+
+    Raises
+    ------
+    UsageError, StoreError
+        As in `load_part`.
     """
     facts, arrays = _input(backend, index, name, part)
     if facts["constant"] is None:
@@ -468,15 +555,27 @@ def load_inputs(backend: Backend, index: Index, name: str, part: int) -> Floats:
 
 
 def count_inputs(backend: Backend, index: Index, name: str) -> int:
-    """Return the number of samples of a stored input; StoreError as in `load_part`."""
+    """Return the number of samples of a stored input.
+
+    Parameters
+    ----------
+    backend, index, name
+        As in `load_inputs`.
+
+    Raises
+    ------
+    UsageError, StoreError
+        As in `load_part`.
+    """
     return int(_input(backend, index, name, 0)[0]["samples"])
 
 
 def _input(
     backend: Backend, index: Index, name: str, part: int
 ) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Read and check a part's file of a stored input."""
     file = _input_name(name, part)
-    facts, arrays = _mine(backend, index, file, "an input", part)
+    facts, arrays = _read_of_part(backend, index, file, "an input", part)
     where = f"{backend.url}/{file}"
     samples = _checked_facts(where, facts, {"samples": int})["samples"]
     packed = facts.get("constant") is not None
@@ -490,17 +589,30 @@ def _input(
     return {"constant": None, **facts}, arrays
 
 
-def check_images(x: Any, neurons: int) -> None:
-    """Raise UsageError unless x is a finite float32 array of shape (neurons, samples)."""
+def check_images(x: object, neurons: int) -> None:
+    """Check that an object is an array of images for a model.
+
+    Parameters
+    ----------
+    x
+        Must be finite float32 of shape (neurons, samples), with at least one sample.
+    neurons
+        Neurons of a layer.
+
+    Raises
+    ------
+    UsageError
+        It is not.
+    """
     if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype != np.float32:
         given = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
         raise UsageError(
-            f"images are a float32 matrix of {neurons} rows, one column per sample, not {given}"
+            f"images must be a float32 matrix of {neurons} rows, one column per sample, not {given}"
         )
     if x.shape[0] != neurons or not x.shape[1]:
         raise UsageError(
-            f"images of {x.shape[0]} pixels, {x.shape[1]} of them; the model takes at least one of "
-            f"{neurons} pixels"
+            f"{x.shape[1]} images of {x.shape[0]} pixels were given; the model needs at least one "
+            f"image of {neurons} pixels"
         )
     if not np.isfinite(x).all():
         raise UsageError("images have NaN or infinity")

@@ -1,11 +1,13 @@
-"""What a rank of `smpi-infer run` does: load its part, run its samples, and report to rank 0.
+"""A rank of `smpi-infer run`: load a part of the model, run samples, and report to rank 0.
 
-Ranks 0..P-1 are the parts of replica 0, the next P those of replica 1, and so on; a replica has its
-share of the samples. Every rank calls the same collectives in the same order, also if something is
-wrong with its own files: `agree` ends all ranks together, so that none waits for one that has left.
+Ranks 0 to P-1 are the parts of replica 0, the next P those of replica 1, and so on; each replica
+has its share of the samples.
 
-This module sees `MPI.COMM_WORLD` and not where that comes from, so it runs under smpirun, on Lambda
-and under mpirun. Only the count of requests is of this package's own channels.
+The rule: every rank makes the same collective calls in the same order, even if it cannot read its
+own files. `agree` then ends all ranks together, so that none waits for one that has exited.
+
+A communicator is an argument, of mpi4py or of this package, so this module runs under smpirun, on
+Lambda and under mpirun. Only the counts of requests are specific to this package's channels.
 """
 
 from __future__ import annotations
@@ -27,16 +29,17 @@ from numpy.typing import NDArray
 from serverless_mpi import job
 from serverless_mpi.env import ENV_TERMINAL
 from serverless_mpi.errors import ServerlessMPIError, UsageError
-from serverless_mpi.inference import dataset, engine, files, records, report, sources
+from serverless_mpi.inference import dataset, engine, files, page, records, report, sources
+from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.inference.options import RunOptions, SourceOptions
 from serverless_mpi.launch.base import EXIT_USAGE
 from serverless_mpi.sparse import serial_forward
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Counts = dict[str, dict[str, int]]  # operation -> number by kind, as `Meter.snapshot`
-SHOWN_CATEGORIES = 8  # of an answer on the terminal
-# What files and options of the user can cause. Anything else is a fault of this program.
+Counts = dict[str, dict[str, int]]  # operation -> number by kind, as in `Meter.snapshot`
+SHOWN_CATEGORIES = 8  # categories of an answer that are printed
+# Errors that files and options of the user can cause. Any other is a fault of this program.
 FAULTS = (ValueError, OSError, ServerlessMPIError)
 
 
@@ -49,9 +52,9 @@ class Answer:
     categories
         Numbers of the images with an active output, ascending, counted from 1 as in the challenge.
     scores
-        Of each of them, the largest activation of the last layer.
+        Largest activation of each of them in the last layer.
     neurons
-        Of each of them, the neuron that has it; the first of several.
+        Neuron with that activation; the first of several.
     """
 
     categories: Indices
@@ -70,7 +73,7 @@ class Answer:
         return digest.hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the answer and its checksum as JSON's types."""
+        """Return the answer and its checksum as JSON values."""
         return {
             "categories": self.categories.tolist(),
             "scores": self.scores.tolist(),
@@ -83,7 +86,7 @@ class Answer:
 
 
 class _Requests:
-    """This rank's requests by layer: those between two arrivals of batches; safe for threads."""
+    """This rank's requests by layer: those between two arrivals of batches. Thread-safe."""
 
     def __init__(self, layers: int) -> None:
         self.by_layer = np.zeros(layers)
@@ -91,13 +94,11 @@ class _Requests:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Start to count."""
+        """Start counting."""
         self._last = self._now()
 
     def on_layer(self, layer: int) -> None:
-        """Count what was requested so far for the layer before `layer`, where a batch has
-        arrived.
-        """
+        """Attribute the requests since the last call to the layer that a batch has completed."""
         with self._lock:
             now = self._now()
             if layer:
@@ -110,9 +111,16 @@ class _Requests:
 
 
 class Progress:
-    """A progress bar by layers and batches, on the terminal `device`, or on none.
+    """A progress bar by layers and batches.
 
-    A rank's own output is a pipe to smpirun; the front end passes the name of its terminal.
+    A rank's own output is a pipe to smpirun, so the front end passes the name of its terminal.
+
+    Parameters
+    ----------
+    layers, batches
+        Number of layers and of batches.
+    device
+        Name of the terminal; None for no bar.
     """
 
     STEP_S = 0.1
@@ -125,7 +133,13 @@ class Progress:
         self._done = [0] * batches
 
     def show(self, batch: int, layer: int) -> None:
-        """Show that `layer` of `batch` begins; both count from 0."""
+        """Show that a batch has reached a layer.
+
+        Parameters
+        ----------
+        batch, layer
+            Their numbers, counted from 0.
+        """
         self._done[batch] = layer
         now = time.monotonic()
         if self._file is None or now - self._shown < self.STEP_S:
@@ -134,35 +148,49 @@ class Progress:
         layer = min(layer, self._layers - 1)
         done = sum(self._done) / (self._batches * self._layers)
         bar = "#" * int(done * self.WIDTH)
-        text = f"\r[{bar:<{self.WIDTH}}] layer {layer + 1}/{self._layers}, batch {batch + 1}/{self._batches} "
-        self._file.write(text)
+        self._file.write(
+            f"\r[{bar:<{self.WIDTH}}] layer {layer + 1}/{self._layers},"
+            f" batch {batch + 1}/{self._batches} "
+        )
         self._file.flush()
 
     def close(self) -> None:
-        """Erase the bar."""
+        """Erase the bar and close the terminal."""
         if self._file is not None:
             self._file.write("\r\033[K")
             self._file.close()
 
 
-def agree(comm: Any, problem: str) -> None:
-    """End every rank if any of them has a problem; rank 0 prints the first one.
+def agree(comm: Communicator, problem: str) -> None:
+    """Exit on every rank if any of them has a problem; collective over the communicator.
 
-    Collective: each rank passes its own problem, or "".
+    Rank 0 prints the first problem.
+
+    Parameters
+    ----------
+    comm
+        Communicator of all workers.
+    problem
+        This rank's problem; "" for none.
+
+    Raises
+    ------
+    SystemExit
+        Some rank has a problem; the code is EXIT_USAGE.
     """
     problems = [text for text in comm.allgather(problem) if text]
     if not problems:
         return
     if comm.rank == 0:
         print(f"smpi-infer: {problems[0]}", file=sys.stderr, flush=True)
-    comm.Barrier()  # the message is out before any rank's exit code ends the job
+    comm.Barrier()  # so that the message is printed before the exit of any rank ends the job
     sys.exit(EXIT_USAGE)
 
 
 def answer(
-    group: Any, model: sources.Model, y: Floats, samples: Indices, part: int
+    group: Communicator, model: sources.Model, y: Floats, samples: Indices, part: int
 ) -> Answer | None:
-    """Combine what the parts of a replica computed; collective over `group`.
+    """Combine what the parts of a replica have computed; collective over `group`.
 
     Parameters
     ----------
@@ -183,6 +211,8 @@ def answer(
         The answer at rank 0 of `group`; None at the others.
     """
     rows = np.flatnonzero(model.last == part)
+    # Largest activation of each sample among this part's neurons, and its neuron; a part without
+    # neurons has -inf, so that it never wins.
     best = y.argmax(axis=0) if y.size else np.zeros(len(samples), np.int64)
     top = y[best, np.arange(len(samples))] if y.size else np.full(len(samples), -np.inf, np.float32)
     gathered = group.gather((top, rows[best] if len(rows) else best))
@@ -196,7 +226,13 @@ def answer(
 
 
 def joined(answers: Sequence[tuple[int, Answer]]) -> Answer:
-    """Return the answers of several replicas, each with its first sample, as one."""
+    """Join the answers to consecutive samples.
+
+    Parameters
+    ----------
+    answers
+        The number of the first sample of each answer, and the answer.
+    """
     return Answer(
         np.concatenate([share.categories + start for start, share in answers]),
         np.concatenate([share.scores for _, share in answers]),
@@ -205,18 +241,17 @@ def joined(answers: Sequence[tuple[int, Answer]]) -> Answer:
 
 
 def requests() -> Counts:
-    """Return the requests of this rank's channel so far; {} under a real MPI, which has none."""
+    """Return the requests of this rank's channel so far; empty under a real MPI."""
     if job.current_spec(os.environ) is None:
         return {}
-    # A runtime exists only in a job; under mpirun its import would be wasted.
-    from serverless_mpi.runtime import get_runtime
+    from serverless_mpi.runtime import get_runtime  # under mpirun its import would be wasted
 
     return get_runtime().meter.snapshot()
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a rank has to do: its part of the model and its samples; `total` is of all replicas."""
+    """The work of a rank: its part of the model and its samples; `total` counts all replicas."""
 
     model: sources.Model
     x: Floats
@@ -229,7 +264,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a rank computed: `y` over `samples`, its answer if it is the first of a replica."""
+    """What a rank has computed: `y` over `samples`; an answer if it is the first of a replica."""
 
     y: Floats
     samples: Indices
@@ -237,15 +272,15 @@ class _Result:
     record: records.WorkerRecord
 
 
-def run(comm: Any, options: RunOptions) -> int:
-    """Run a job's images through the model; collective over `comm`.
+def run(comm: Communicator, options: RunOptions) -> int:
+    """Run the images of a job through the model; collective over the communicator.
 
     Parameters
     ----------
     comm
         Communicator of all workers.
     options
-        Equal on all ranks, with `replicas` decided.
+        Options of the run, equal on all ranks, with `replicas` decided.
 
     Returns
     -------
@@ -265,7 +300,7 @@ def run(comm: Any, options: RunOptions) -> int:
         output[:, result.samples] = result.y
         outputs = comm.gather(output)
     code = 0
-    if comm.rank == 0:
+    if workers is not None and answers is not None:  # at rank 0
         whole = joined([given for given in answers if given is not None])
         model, facts = _facts(comm, task, options, batches)
         record = report.priced(model, facts, workers, len(whole.categories), options.prices)
@@ -275,15 +310,17 @@ def run(comm: Any, options: RunOptions) -> int:
     return int(comm.bcast(code))
 
 
-def _load(comm: Any, options: RunOptions) -> _Task:
-    """Load this rank's part and samples; ends all ranks if one of them cannot."""
+def _load(comm: Communicator, options: RunOptions) -> _Task:
+    """Load this rank's part and samples; exit on all ranks if one of them cannot."""
     began = time.perf_counter()
     parts, remainder = divmod(comm.size, options.replicas)
     replica, part = divmod(comm.rank, max(1, parts))
     problem = ""
     try:
         if remainder or not parts:
-            raise UsageError(f"{comm.size} ranks are not {options.replicas} replicas of equal size")
+            raise UsageError(
+                f"{comm.size} ranks do not make {options.replicas} replicas of equal size"
+            )
         model = sources.model(options, parts, part)
         x, total = sources.own_images(options, model, part, replica)
         expected = dataset.read_categories(options.categories) if options.categories else None
@@ -293,7 +330,9 @@ def _load(comm: Any, options: RunOptions) -> _Task:
     return _Task(model, x, total, replica, part, expected, time.perf_counter() - began)
 
 
-def _compute(comm: Any, group: Any, task: _Task, options: RunOptions, batches: int) -> _Result:
+def _compute(
+    comm: Communicator, group: Communicator, task: _Task, options: RunOptions, batches: int
+) -> _Result:
     """Run the samples through all layers, and measure it from the first layer to the answer."""
     model = task.model
     counted = _Requests(model.layers)
@@ -304,7 +343,7 @@ def _compute(comm: Any, group: Any, task: _Task, options: RunOptions, batches: i
         counted.on_layer(layer)
         bar.show(batch, layer)
 
-    comm.Barrier()  # so that no rank's wait for its peers contains their loading
+    comm.Barrier()  # so that no rank's wait for its peers includes their loading
     before, started = requests(), time.perf_counter()
     counted.begin()
     y, samples, taken = engine.infer(
@@ -319,14 +358,14 @@ def _compute(comm: Any, group: Any, task: _Task, options: RunOptions, batches: i
     )
     own_answer = answer(group, model, y, samples, task.part)
     seconds = time.perf_counter() - started
-    made = _difference(before, requests())
+    counts = _difference(before, requests())
     bar.close()
     record = records.WorkerRecord(
         rank=comm.rank,
         load_s=task.load_s,
         seconds=seconds,
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        requests=made,
+        requests=counts,
         layers=records.columns(taken.layers, counted.by_layer.tolist()),
     )
     return _Result(y, samples, own_answer, record)
@@ -340,7 +379,7 @@ def _difference(before: Counts, after: Counts) -> Counts:
 
 
 def _facts(
-    comm: Any, task: _Task, options: RunOptions, batches: int
+    comm: Communicator, task: _Task, options: RunOptions, batches: int
 ) -> tuple[records.ModelFacts, records.JobFacts]:
     model, spec = task.model, job.current_spec(os.environ)
     return records.ModelFacts(
@@ -364,7 +403,7 @@ def _facts(
 def _publish(
     options: RunOptions, result: Answer, record: records.RunRecord, expected: Indices | None
 ) -> int:
-    """Print the answer and the summary, write the files; returns the exit code."""
+    """Print the answer and the summary, and write the files; return the exit code."""
     model, facts = record.model, record.job
     print(
         f"{model.name} network of {model.neurons} neurons, {model.layers} layers; "
@@ -376,7 +415,7 @@ def _publish(
     print(f"checksum {result.checksum()}")
     code = 0
     if expected is not None:
-        # The file may be of a longer run: --samples takes the first images only.
+        # The file may be for all images: --samples runs the first ones only.
         expected = expected[expected <= facts.samples]
         same = np.array_equal(result.categories, expected)
         print(f"{options.categories}: {'the same' if same else 'DIFFERENT'} ({len(expected)})")
@@ -387,7 +426,7 @@ def _publish(
         if options.output:
             deliver(options, options.output, rendered(options.output, result))
         for path in options.report:
-            deliver(options, path, report.rendered(path, record))
+            deliver(options, path, page.rendered(path, record))
     except FAULTS as error:
         print(f"smpi-infer: {error}", file=sys.stderr, flush=True)
         code = EXIT_USAGE
@@ -395,7 +434,7 @@ def _publish(
 
 
 def _matches_serial(options: RunOptions, task: _Task, outputs: list[Floats]) -> bool:
-    """Whether the serial kernel computes the same bits; prints the result."""
+    """Return whether the serial kernel computes the same bits, and print the result."""
     model, parts = task.model, len(outputs) // options.replicas
     whole = np.zeros((model.neurons, task.total), np.float32)
     for rank, output in enumerate(outputs):
@@ -410,14 +449,31 @@ def _matches_serial(options: RunOptions, task: _Task, outputs: list[Floats]) -> 
 
 
 def rendered(path: str, result: Answer) -> bytes:
-    """Return an answer as the file of that name holds it: JSON, or else one category per line."""
+    """Return the contents of an answer's file.
+
+    Parameters
+    ----------
+    path
+        Its name; the suffix .json stands for JSON, any other for one category per line.
+    result
+        The answer.
+    """
     if path.endswith(".json"):
         return json.dumps(result.as_dict()).encode() + b"\n"
     return "".join(f"{category}\n" for category in result.categories).encode()
 
 
 def deliver(options: SourceOptions, path: str, data: bytes) -> None:
-    """Write a file, or an object of an s3:// URL.
+    """Write a file, or the object of an s3:// URL.
+
+    Parameters
+    ----------
+    options
+        Endpoint of s3:// URLs.
+    path
+        The file or URL.
+    data
+        Its contents.
 
     Raises
     ------

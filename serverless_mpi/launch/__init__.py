@@ -19,6 +19,11 @@ DEFAULT = "local"
 def load(name: str) -> type[Launcher]:
     """Return the launcher class of a platform.
 
+    Parameters
+    ----------
+    name
+        Name of the platform, as `--platform` takes it.
+
     Raises
     ------
     UsageError

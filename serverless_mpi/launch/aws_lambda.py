@@ -32,7 +32,7 @@ from serverless_mpi.aws.figures import setting
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.limits import Figures
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
-from serverless_mpi.deadlock import judge
+from serverless_mpi.deadlock import deadlock_in
 from serverless_mpi.deploy import pool, stored_figures
 from serverless_mpi.deploy.layout import TIME_LIMIT_S
 from serverless_mpi.deploy.stack import Stack, empty, explained, own_region
@@ -505,7 +505,7 @@ class Job:
         """
         limit_s = self.spec.deadlock_s
         running = [number for number, rank in enumerate(self._ranks) if not rank.ended]
-        lines = judge({number: self._waits.get(number) for number in running}, limit_s)
+        lines = deadlock_in({number: self._waits.get(number) for number in running}, limit_s)
         if not limit_s or lines is None:
             self._deadlocked_since = None
             return

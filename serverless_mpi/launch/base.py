@@ -1,9 +1,9 @@
 """The interface of a launcher: it runs a plan to its end and leaves nothing behind.
 
-A `Plan` is what the command line says, and nothing else.  A `Launcher` knows
-where processes or functions come from.  A new platform is one file with a
-`Launcher` and one row: in `LAUNCHERS` (launch/__init__.py), or in the entry
-points of another distribution (group `serverless_mpi.launchers`).
+A `Plan` holds the options of the command line, and nothing else.  A `Launcher` starts the processes
+or functions of one platform.  A new platform is one file with a `Launcher` and one row: in
+`LAUNCHERS` (launch/__init__.py), or in the entry points of another distribution (group
+`serverless_mpi.launchers`).
 
 A launcher honors a field of `Plan`, or its option is refused: `honors` is the
 list, and `check` refuses.  An option that is silently ignored is a fault.
@@ -31,6 +31,8 @@ EXIT_DEADLOCK = 125  # every rank waits, and nothing is in flight
 class Program:
     """One program and the ranks that run it.
 
+    Attributes
+    ----------
     argv
         A `.py` file (or a folder or zip with `__main__.py`) or an executable, and its arguments.
     ranks
@@ -38,7 +40,7 @@ class Program:
     module
         argv[0] is the name of a module, as after `python -m`.
     variables
-        Environment variables that the user gave with -x.
+        Environment variables that the user sets with -x.
     folder
         Working directory; None for the launcher's own.
     """
@@ -54,12 +56,14 @@ class Program:
 class Plan:
     """A job to run.
 
+    Attributes
+    ----------
     programs
         Ranks are numbered through them in order.
     channel
         A name of `serverless_mpi.channels.CHANNELS`.
     endpoint
-        URL of an emulator that runs already; None lets the launcher start one where the channel needs it.
+        URL of a running emulator; None lets the launcher start one if the channel needs it.
     port
         Port of the emulator that the launcher starts; None for a free one.
     host
@@ -69,9 +73,9 @@ class Plan:
     echo
         Channel routed: URL that answers with a rank's public address; None: ranks listen on `host`.
     region
-        AWS region, in names and prices; "" for the one that AWS's own settings name.
+        AWS region, in names and prices; "" for the one of AWS's own configuration.
     alias
-        Programs that say `from mpi4py import MPI` get this package.
+        Whether `from mpi4py import MPI` imports this package.
     tag_output
         Each line of output begins with its rank.
     timeout_s
@@ -79,16 +83,16 @@ class Plan:
     deadlock_s
         The job is stopped when every rank has waited for this many seconds; 0 for never.
     stats
-        "text", "json" or "none": what is printed of requests and dollars at the end.
+        "text", "json" or "none": how requests and dollars are printed at the end.
     prices
         File of a price table; None for the package's.
     explain
-        Whether it is said at the end which algorithm each collective took, and what it costs.
+        Whether to print at the end which algorithm each collective used, and what it costs.
     figures
         File of figures of AWS, or "stack"; None for those of the stack if it has some, else the
         package's.
     algorithms
-        Operation -> name of the algorithm that its calls use where it can serve them.
+        Operation -> name of the algorithm that its calls use if it can serve them.
     trace
         File for a trace of what each rank did when; None for none.
     stack
@@ -96,11 +100,12 @@ class Plan:
     memory_mb
         Platform lambda: memory of each rank's function; None for the stack's least.
     branching
-        How many ranks each rank starts (`launch/tree.py`); None: the launcher starts all, or on lambda chooses.
+        Ranks that each rank starts (`launch/tree.py`). None: the launcher starts all, or on lambda
+        chooses.
     budget_usd
-        Platform lambda: the job is not started without consent if it might cost more; None for no limit.
+        Platform lambda: the job needs the user's consent if it might cost more; None for no limit.
     requirements
-        Platform lambda: a requirements file of what the program imports beside numpy.
+        Platform lambda: a requirements file of what the program imports in addition to numpy.
     """
 
     programs: tuple[Program, ...]
@@ -147,7 +152,13 @@ COMMON_FIELDS = frozenset({"programs", "channel"})  # these have an effect on ev
 
 
 def option_of(field_name: str) -> str:
-    """Return the option that sets this field of `Plan`."""
+    """Return the option that sets a field of `Plan`, such as "--timeout".
+
+    Parameters
+    ----------
+    field_name
+        Name of the field.
+    """
     return OPTIONS.get(field_name, f"--{field_name.replace('_', '-')}")
 
 

@@ -1,8 +1,8 @@
 """Bundles: the files of a program, as one zip for the platform.
 
-A bundle holds the folder in which the program would run.  Its name contains its
-SHA-256: an unchanged program is not sent again, and a rank runs nothing else.
-Omitted is what no program imports: hidden files, byte code, virtual environments.
+A bundle holds the folder in which the program would run. Its name contains its SHA-256, so an
+unchanged program is not sent again, and a rank runs exactly what was sent. Files that no program
+imports are omitted: hidden files, byte code, virtual environments.
 """
 
 from __future__ import annotations
@@ -24,14 +24,22 @@ from serverless_mpi.launch.local import command
 from serverless_mpi.stack import bucket
 from serverless_mpi.stack.bucket import MAX_FILES, PROGRAM_BYTES
 
-LEFT_OUT = ("__pycache__", "node_modules")
-_DATE = (1980, 1, 1, 0, 0, 0)  # the zip of the same files is the same bytes
+OMITTED = ("__pycache__", "node_modules")
+_DATE = (1980, 1, 1, 0, 0, 0)  # of every entry, so that the same files make the same bytes
 ON_PLATFORM = ("serverless_mpi", "numpy")  # what a deployed function can import
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """kind, argv: as in invocation.Task; files: name below the working directory -> where it is here."""
+    """The files of one program.
+
+    Attributes
+    ----------
+    kind, argv
+        As in `invocation.Task`.
+    files
+        Name below the working directory on the platform -> the file here.
+    """
 
     kind: str
     argv: tuple[str, ...]
@@ -39,17 +47,17 @@ class Bundle:
 
     @property
     def key(self) -> str:
-        """The object's key, by content."""
+        """Key of the object, made from its content."""
         return bucket.zip_key(self.zipped)
 
     @property
     def etag(self) -> str:
-        """S3's tag of the object."""
+        """S3's entity tag of the object."""
         return bucket.etag(self.zipped)
 
     @functools.cached_property
     def zipped(self) -> bytes:
-        """The zip; the same files make the same bytes."""
+        """Bytes of the zip; the same files make the same bytes."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for name, path in sorted(self.files.items()):
@@ -65,27 +73,42 @@ def _mode(path: Path) -> int:
 
 
 def pack(program: Program, with_requirements: bool) -> Bundle:
-    """What the platform needs of `program`.
+    """Collect the files that the platform needs to run a program.
+
+    Parameters
+    ----------
+    program
+        The program, as the command line names it.
+    with_requirements
+        Whether the job has a requirements file, which may bring the module.
+
+    Returns
+    -------
+    Bundle
+        Its files; they are read when the zip is made.
 
     Raises
     ------
     UsageError
-        There is no such program or module, or its folder is too large.
+        The program or module does not exist, its folder is too large, or it needs a file that is
+        not sent.
     """
     program = _without_python(program)
     root = Path(program.folder or ".").resolve()
     name, *arguments = program.argv
     if program.module:
         return Bundle(kinds.MODULE, program.argv, _module_files(name, root, with_requirements))
-    words = command(program)  # tells what is wrong with it
+    words = command(program)  # raises for a program that does not exist
     if words[0] == sys.executable:  # a Python program
         path = Path(root, name).resolve()
         folder = root if program.folder is not None else path.parent
         if folder not in (path, *path.parents):
             raise UsageError(
-                f"{name} is outside --wdir {program.folder}; only files of that folder are sent to the platform"
+                f"{name} is outside --wdir {program.folder};"
+                " only files of that folder are sent to the platform"
             )
         return Bundle(kinds.SCRIPT, (str(path.relative_to(folder)), *arguments), _files(folder))
+    # A console script names this machine's interpreter in its first line: call its function.
     entry = _console_script(words[0])
     if entry is not None:
         module = entry.partition(":")[0]
@@ -98,7 +121,7 @@ def pack(program: Program, with_requirements: bool) -> Bundle:
 
 
 def _without_python(program: Program) -> Program:
-    """`python prog.py` is prog.py: the platform has its own interpreter."""
+    """Return `python prog.py` as prog.py: the platform has its own interpreter."""
     name, *rest = program.argv
     if program.module or not Path(name).name.startswith("python") or not rest:
         return program
@@ -106,26 +129,29 @@ def _without_python(program: Program) -> Program:
         return Program(tuple(rest[1:]), program.ranks, True, program.variables, program.folder)
     if rest[0].startswith("-"):
         raise UsageError(
-            f"{name} {rest[0]}: options of the interpreter are not passed on to the platform; put the program into a file"
+            f"{name} {rest[0]}: options of the interpreter are not passed on to the platform;"
+            " put the program into a file"
         )
     return Program(tuple(rest), program.ranks, False, program.variables, program.folder)
 
 
 def _module_files(module: str, root: Path, with_requirements: bool) -> dict[str, Path]:
+    """Return the files of a module; none if the platform or the requirements have it."""
     top = module.partition(".")[0]
     if (root / top).is_dir() or (root / f"{top}.py").exists():
-        if top in ON_PLATFORM:  # the deployed one is used
+        if top in ON_PLATFORM:  # the deployed package takes precedence
             return {}
         return _files(root)
     if top in ON_PLATFORM or top in sys.stdlib_module_names or with_requirements:
         return {}
     raise UsageError(
-        f"module {module} is neither in {root} nor on the platform; name its folder with --wdir, or install it with --requirements"
+        f"module {module} is neither in {root} nor on the platform;"
+        " name its folder with --wdir, or install it with --requirements"
     )
 
 
 def _console_script(path: str) -> str | None:
-    """`module:function` of an installed console script, None for any other executable."""
+    """Return `module:function` of an installed console script, None for any other executable."""
     if (
         Path(path).parent.resolve() != Path(sys.executable).parent.resolve()
         and Path(path).parent != Path(sys.executable).parent
@@ -144,15 +170,16 @@ def _files(folder: Path) -> dict[str, Path]:
         total += path.stat().st_size
         if total > PROGRAM_BYTES or len(files) > MAX_FILES:
             raise UsageError(
-                f"the files of {folder} are more than {PROGRAM_BYTES >> 20} MB or {MAX_FILES:,}, and the platform gets all of a program's folder;"
-                " put the program in a folder of its own, and large data in the bucket"
+                f"{folder} has more than {PROGRAM_BYTES >> 20} MB or {MAX_FILES:,} files, and the"
+                " whole folder of a program is sent to the platform; put the program in a folder of"
+                " its own, and large data in the bucket"
             )
     return files
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or entry.name in LEFT_OUT or entry.suffix == ".pyc":
+        if entry.name.startswith(".") or entry.name in OMITTED or entry.suffix == ".pyc":
             continue
         if entry.is_dir():
             if not entry.is_symlink() and not (entry / "pyvenv.cfg").exists():

@@ -1,11 +1,11 @@
 """The command line of smpirun: arguments become a `Plan`, which a launcher runs.
 
-Only what is typed is checked here: options, their types and their defaults.
-Whether an option has an effect on a platform is the launcher's (`Launcher.check`),
-and so is everything about how a job runs.
+Only the words of the command line are checked here: options, their types and their defaults. The
+launcher checks whether an option has an effect on its platform (`Launcher.check`), and everything
+about how a job runs.
 
-If you add an option of a job, also add its field to `launch.base.Plan`; the head
-of that file says what else.
+If you add an option of a job, also add its field to `launch.base.Plan`; the head of that file lists
+what else to change.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _amount(unit: str, *, zero: bool = False) -> Callable[[str], float]:
 
 
 def _variable(text: str) -> tuple[str, str | None]:
-    """Return the name and value of VAR=value; the value of VAR is None: that of the environment."""
+    """Return the name and value of VAR=value; of VAR alone the value is None."""
     name, equals, value = text.partition("=")
     if not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not VAR or VAR=value")
@@ -112,7 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_program_options(parser.add_argument_group("options of each program"))
-    _add_job_options(parser.add_argument_group("options of the job (before the first program)"))
+    job = parser.add_argument_group("options of the job (before the first program)")
+    _add_medium_options(job)
+    _add_run_options(job)
     _add_report_options(parser.add_argument_group("reports (before the first program)"))
     _add_lambda_options(
         parser.add_argument_group("options of --platform lambda (`smpi deploy` makes the stack)")
@@ -152,7 +154,8 @@ def _add_program_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
-def _add_job_options(group: argparse._ArgumentGroup) -> None:
+def _add_medium_options(group: argparse._ArgumentGroup) -> None:
+    """Add where ranks run and how their messages travel."""
     group.add_argument(
         "--channel",
         metavar="NAME",
@@ -197,6 +200,10 @@ def _add_job_options(group: argparse._ArgumentGroup) -> None:
         " it (default: the address of --host)",
     )
     group.add_argument("--region", metavar="R", help="AWS region (default us-east-1)")
+
+
+def _add_run_options(group: argparse._ArgumentGroup) -> None:
+    """Add how ranks are started, and when the job is stopped."""
     group.add_argument(
         "--no-alias",
         action="store_true",
@@ -318,7 +325,7 @@ def _add_other_commands(group: argparse._ArgumentGroup) -> None:
 
 # -- from arguments to a plan
 
-_OF_EACH = {"ranks", "variables", "folder", "module", "program"}
+_PROGRAM_OPTIONS = {"ranks", "variables", "folder", "module", "program"}
 
 
 def _parse(arguments: Sequence[str]) -> list[argparse.Namespace]:
@@ -335,11 +342,13 @@ def _parse(arguments: Sequence[str]) -> list[argparse.Namespace]:
             segments.append([])
         else:
             segments[-1].append(argument)
+    # Every program has the whole parser, so that an option of the job after the first program is
+    # reported as misplaced and not as unknown.
     parser = build_parser()
     parsed = [parser.parse_args(segment) for segment in segments]
     for later in parsed[1:]:
         for name, value in vars(later).items():
-            if name not in _OF_EACH and value != parser.get_default(name):
+            if name not in _PROGRAM_OPTIONS and value != parser.get_default(name):
                 raise UsageError(
                     f"--{name.replace('_', '-')} applies to the whole job:"
                     " put it before the first program"
@@ -387,14 +396,21 @@ def _stats(asked: str | None, launcher: type[Launcher]) -> str:
 
 
 def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, str]:
-    """Return the job that a command line asks for, and the name of its platform.
+    """Translate a command line into a job.
 
     Parameters
     ----------
     arguments
-        Of smpirun, without its name.
+        Arguments of smpirun, without its name.
     environ
-        Values of the variables that -x exports.
+        Environment, from which -x exports variables.
+
+    Returns
+    -------
+    Plan
+        The job.
+    str
+        Name of its platform.
 
     Raises
     ------
@@ -405,7 +421,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     job = parsed[0]
     channels.load(job.channel)
     launcher = launch.load(job.platform)
-    made = Plan(
+    job_plan = Plan(
         tuple(_program(options, environ) for options in parsed),
         job.channel,
         endpoint=job.endpoint,
@@ -430,11 +446,11 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         budget_usd=job.budget,
         requirements=job.requirements,
     )
-    launcher.check(made, job.platform)
-    return made, job.platform
+    launcher.check(job_plan, job.platform)
+    return job_plan, job.platform
 
 
-# -- what is run
+# -- the commands
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -486,8 +502,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _cleanup(options)
         if options.simulate:
             return _simulate(options)
-        made, platform = plan(arguments, os.environ)
-        return launch.load(platform)().run(made)
+        job_plan, platform = plan(arguments, os.environ)
+        return launch.load(platform)().run(job_plan)
     except (ServerlessMPIError, MPIException) as error:
         say(str(error))
         return EXIT_USAGE if isinstance(error, UsageError) else 1

@@ -59,6 +59,11 @@ def encode(message: ConsoleMessage, job_id: str, key: bytes) -> bytes:
         What a rank reports.
     job_id, key
         Of the job; see `JobSpec`.
+
+    Returns
+    -------
+    bytes
+        Tag, head and data, as the head of this file draws them.
     """
     head = {
         "job": job_id,
@@ -116,7 +121,12 @@ class InOrderReader:
         Parameters
         ----------
         message
-            As it came from the queue.  One that came before yields nothing.
+            As it came from the queue. A duplicate yields nothing.
+
+        Yields
+        ------
+        ConsoleMessage
+            The next messages of that rank, in the order in which it reported them.
         """
         if message.seq < 0:
             if message.rank not in self._reported:

@@ -1,13 +1,14 @@
-"""The embedded AWS emulator: a ministack process on 127.0.0.1 for the time of a job.
+"""The embedded AWS emulator: a ministack process on 127.0.0.1 for the duration of a job.
 
-Nothing outside this file and `server.py` knows which emulator it is. It keeps everything in
-memory, binds no other interface, sees no credential of the user and no Docker
-daemon, and dies with the process that started it. It has only the services that it is asked to have, and with `keys`
-it serves nobody else (`server.py`).
+Only this file and `server.py` depend on which emulator it is. It keeps everything in memory, binds
+no other interface, gets no credential of the user and no Docker daemon, and ends with the process
+that started it. It runs only the services that it is asked for, and with `keys` it serves only
+requests that are signed with them (`server.py`).
 
-This process binds the socket and keeps it open until `stop`: between finding a port and serving on it nobody can take
-it, nor after the emulator's death. So a request is never sent to somebody else's server, but after such a death it
-waits; whoever holds an `Emulator` looks at `ended`.
+The socket is bound here and stays open until `stop`. So no other process can take the port, neither
+before the emulator serves on it nor after the emulator has died, and a request never reaches
+another server. Pitfall: after such a death requests wait for an answer that does not come, so the
+owner of an `Emulator` must check `ended`.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from serverless_mpi.errors import JobError, UsageError
 
 HOST = "127.0.0.1"
 START_S = 30.0  # it takes 0.3 s on an idle machine
-SERVICES = ("s3", "sqs", "sns")  # those on which channels are tested
+SERVICES = ("s3", "sqs", "sns")  # those that channels use
 STOP_S = 3.0  # then it is killed: its state is in memory, so nothing is lost
-ANSWER_S = 1.0  # until an answer that does not come is asked for again, while it starts
-ENDPOINT_S = 5.0  # how long an endpoint that the user names may take to answer
+ANSWER_S = 1.0  # time limit of one request while it starts
+ENDPOINT_S = 5.0  # time within which an endpoint that the user names must answer
 INSTALL = 'pip install "serverless-mpi[local]"'
 
-# What the emulator inherits; everything else of the user's environment could change what it does.
+# Variables that the emulator inherits; others could change its behaviour.
 KEPT = (
     "PATH",
     "HOME",
@@ -52,18 +53,18 @@ KEPT = (
     "VIRTUAL_ENV",
 )
 
-# The child's program, found by its path: what is installed where does not matter to it.
+# The child runs server.py by its path, so it does not depend on where this package is installed.
 _BOOT = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 _SERVER = Path(__file__).with_name("server.py")
 
 
 def _listen(port: int) -> socket.socket:
-    """A listening socket on `port` of 127.0.0.1, 0 for a free one.
+    """Return a listening socket on a port of 127.0.0.1, 0 for a free one.
 
     Raises
     ------
     UsageError
-        The port is in use, or is not for this user.
+        The port is in use, or this user may not bind it.
     """
     try:
         return socket.create_server((HOST, port), backlog=2048)
@@ -90,12 +91,17 @@ def _answers(host: str, port: int, path: str, timeout_s: float, tls: bool = Fals
 
 
 def check_endpoint(url: str) -> None:
-    """See that something speaks HTTP at `url`, for at most ENDPOINT_S.
+    """Check that a server answers at a URL within ENDPOINT_S.
+
+    Parameters
+    ----------
+    url
+        What the user gave with --endpoint.
 
     Raises
     ------
     UsageError
-        The text is no such URL, or nothing answers.
+        The text is not a URL of HTTP or HTTPS, or no server answers.
     """
     try:
         parts = urlsplit(url)
@@ -127,20 +133,20 @@ def of_job(
 
 
 class Emulator:
-    """A running emulator; a context manager that stops it.
+    """An emulator process; a context manager that starts and stops it.
 
     Parameters
     ----------
     folder
-        For its log and temporary files; must exist, and be removed by the caller.
+        Folder for its log and temporary files; the caller makes and removes it.
     port
-        None for a free one.
+        Port of 127.0.0.1; None for a free one.
     region
         Its AWS region.
     services
-        Names of the services that it has, as its own settings name them.
+        Names of the services that it runs, as its own settings name them.
     keys
-        Requests must be signed with them. None: whoever reaches the port is served, which is for tests.
+        Access key with which requests must be signed. None serves every client of the machine.
     """
 
     def __init__(
@@ -162,19 +168,24 @@ class Emulator:
 
     @property
     def pid(self) -> int:
-        """The number of its process, which runs."""
+        """Id of its process; valid between `start` and `stop`."""
         assert self._process is not None
         return self._process.pid
 
     def start(self) -> str:
-        """Start it and wait until it answers; returns its URL.
+        """Start it and wait until it answers.
+
+        Returns
+        -------
+        str
+            Its URL.
 
         Raises
         ------
         UsageError
-            It is not installed, or the port that was asked for is in use.
+            It is not installed, or the requested port is in use.
         JobError
-            It ended at once, or did not answer within START_S.
+            It ended before it answered, or did not answer within START_S.
         """
         if not all(map(importlib.util.find_spec, ("ministack", "uvicorn", "httptools"))):
             raise UsageError(f"the AWS emulator is not installed: {INSTALL}")
@@ -188,7 +199,8 @@ class Emulator:
                     raise JobError(f"{end} before it answered")
                 if time.monotonic() > deadline:
                     raise JobError(
-                        f"the emulator did not answer within {START_S:.0f} s: {self._last_words()}"
+                        f"the emulator did not answer within {START_S:.0f} s:"
+                        f" {self._last_log_line()}"
                     )
         except BaseException:
             self.stop()
@@ -197,7 +209,7 @@ class Emulator:
         return self.url
 
     def _spawn(self, listener: socket.socket) -> subprocess.Popen[bytes]:
-        """Its process, which reads its settings from its standard input and ends when that does."""
+        """Start the process, which reads its settings from standard input and ends with that."""
         with open(self._folder / "emulator.log", "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, str(_SERVER), str(listener.fileno())],
@@ -216,13 +228,13 @@ class Emulator:
             "secret": self._keys and self._keys.secret,
         }
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended: `start` sees it
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `start` reports that
             process.stdin.write(json.dumps(settings).encode() + b"\n")
             process.stdin.flush()
         return process
 
     def ended(self) -> str | None:
-        """How its process ended, None while it runs."""
+        """Return how its process ended, with the last line of its log; None while it runs."""
         code = None if self._process is None else self._process.poll()
         if self._process is None or code is None:
             return None
@@ -230,7 +242,7 @@ class Emulator:
         if code < 0:
             with contextlib.suppress(ValueError):
                 how = f"was killed by {signal.Signals(-code).name}"
-        return f"the emulator (process {self._process.pid}) {how}: {self._last_words()}"
+        return f"the emulator (process {self._process.pid}) {how}: {self._last_log_line()}"
 
     def _environment(self, port: int) -> dict[str, str]:
         environ = {name: os.environ[name] for name in KEPT if name in os.environ}
@@ -242,12 +254,12 @@ class Emulator:
             SFTP_ENABLED="0",
             LOG_LEVEL="WARNING",
             TMPDIR=str(self._folder),
-            # It removes containers that it takes for its own; it shall find no daemon.
+            # ministack removes containers that look like its own, so it must not find a daemon.
             DOCKER_HOST=f"unix://{self._folder}/no-docker",
         )
         return environ
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         with contextlib.suppress(OSError):
             lines = (self._folder / "emulator.log").read_text(errors="replace").split("\n")
             for line in reversed(lines):
@@ -256,7 +268,7 @@ class Emulator:
         return "its log is empty"
 
     def stop(self) -> None:
-        """Stop it; may be called again."""
+        """Stop it and close the socket; further calls have no effect."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()

@@ -8,7 +8,7 @@ from serverless_mpi import MPI
 
 
 def main() -> None:
-    """Each rank gets the number before its own from its neighbour, and all agree on a sum."""
+    """Receive a number from the neighbour and sum up all numbers, on every rank."""
     comm = MPI.COMM_WORLD
     before = comm.sendrecv(
         comm.rank, dest=(comm.rank + 1) % comm.size, source=(comm.rank - 1) % comm.size
@@ -16,9 +16,13 @@ def main() -> None:
     total = np.zeros(1)
     comm.Allreduce(np.array([float(comm.rank)]), total)
     if total[0] != comm.size * (comm.size - 1) / 2 or before != (comm.rank - 1) % comm.size:
-        raise SystemExit(f"rank {comm.rank}: the sum is {total[0]}, the neighbour {before}")
+        raise SystemExit(
+            f"rank {comm.rank}: the sum is {total[0]:.0f} and the neighbour sent {before};"
+            " both must be the numbers of the ranks"
+        )
     print(
-        f"rank {comm.rank} of {comm.size} greets, after rank {before}: Python {platform.python_version()} on {platform.machine()}"
+        f"rank {comm.rank} of {comm.size} greets, after rank {before}:"
+        f" Python {platform.python_version()} on {platform.machine()}"
     )
 
 

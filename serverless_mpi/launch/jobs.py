@@ -7,7 +7,7 @@
   for the launcher.  If the launcher dies, the guard kills the job's processes,
   removes what the job made, and ends.
 - If the guard died as well, `smpirun --cleanup` does its work: a folder whose
-  lock nobody holds belongs to a dead job.
+  lock is free belongs to a dead job.
 
 The job's key is never written to a file.
 """
@@ -39,7 +39,7 @@ _REMEDY = "free some disk space, or set TMPDIR to a folder on another disk"
 
 
 def state_folder() -> Path:
-    """The user's folder of job folders, under the temporary directory.
+    """Return the user's folder of job folders, in the temporary directory.
 
     Raises
     ------
@@ -77,21 +77,20 @@ def _locked_state() -> Iterator[Path]:
         with contextlib.suppress(FileExistsError), _writing(folder):
             folder.mkdir(mode=0o700)
         try:
-            there = folder.lstat()
-            if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
+            entry = folder.lstat()
+            if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid():
                 raise UsageError(
-                    f"{folder} is not a folder of this user; remove it, or set TMPDIR to a folder of your own"
+                    f"{folder} is not a folder of this user;"
+                    " remove it, or set TMPDIR to a folder of your own"
                 )
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # another job ended, and removed it, in between
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if (
-                os.fstat(fd).st_nlink
-                and folder.exists()
-                and os.path.samestat(os.fstat(fd), folder.stat())
-            ):
+            # The folder may have been removed, and made again, before this lock was granted.
+            locked = os.fstat(fd)
+            if locked.st_nlink and folder.exists() and os.path.samestat(locked, folder.stat()):
                 os.fchmod(fd, 0o700)
                 yield folder
                 with contextlib.suppress(OSError):  # not empty: other jobs run
@@ -102,25 +101,42 @@ def _locked_state() -> Iterator[Path]:
 
 
 def processes_of(job_id: str) -> list[int]:
-    """Return the processes with the job's id in their environment (Linux; else none)."""
-    found = []
+    """Return the ids of the processes whose environment names the job.
+
+    Parameters
+    ----------
+    job_id
+        Id of the job, one of those in SMPI_LINEAGE.
+
+    Returns
+    -------
+    list of int
+        Without this process; empty on systems without /proc.
+    """
+    pids = []
     for entry in os.scandir("/proc") if os.path.isdir("/proc") else ():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             environ = Path(entry.path, "environ").read_bytes()
-        except OSError:  # not ours, or gone
+        except OSError:  # a process of another user, or one that has ended
             continue
         for variable in environ.split(b"\0"):
             name, _, value = variable.partition(b"=")
             if name == ENV_LINEAGE.encode() and job_id.encode() in value.split(b"/"):
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
                 break
-    return found
+    return pids
 
 
 def kill_processes_of(job_id: str) -> None:
-    """Kill every process of the job, also those that left their process group."""
+    """Kill every process of a job, including those that left their process group.
+
+    Parameters
+    ----------
+    job_id
+        As in `processes_of`.
+    """
     for _ in range(SWEEPS):
         pids = processes_of(job_id)
         if not pids:
@@ -132,18 +148,38 @@ def kill_processes_of(job_id: str) -> None:
 
 @dataclass
 class JobFolder:
-    """A job's folder, its lock and its guard. Made by `begin`, ended by `end`."""
+    """A job's folder, its lock and its guard. `begin` makes them, `end` removes them.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    job_id
+        Id of the job, the name of the folder.
+    keep
+        Set it if something could not be removed: `end` then leaves the record for `--cleanup`.
+    """
 
     path: Path
     job_id: str
     _lock: int
     _guard: int = 0  # process id
-    _lifeline: int = -1  # while it is open the guard waits
-    keep: bool = False  # something could not be removed: leave the record for `--cleanup`
+    _lifeline: int = -1  # the guard waits while this descriptor is open
+    keep: bool = False
 
     @classmethod
     def begin(cls) -> JobFolder:
-        """Make the folder, lock and guard of a new job.  It forks: call it before there are threads."""
+        """Make the folder, lock and guard of a new job.
+
+        It forks, so call it before the process has threads.
+
+        Raises
+        ------
+        UsageError
+            The state folder belongs to another user.
+        JobError
+            The folder cannot be written.
+        """
         job_id = secrets.token_hex(8)
         with _locked_state() as state:
             path = state / job_id
@@ -163,7 +199,13 @@ class JobFolder:
         return self.path / "stats"
 
     def record(self, spec: JobSpec) -> None:
-        """Write what `clear` needs to remove what the channel makes outside this machine."""
+        """Write down the job, so that `clear` can remove what its channel makes elsewhere.
+
+        Parameters
+        ----------
+        spec
+            The job; its key is not written.
+        """
         draft = self.path / "spec.new"
         with _writing(draft):
             draft.write_text(json.dumps(spec.public()))
@@ -178,9 +220,7 @@ class JobFolder:
         with _locked_state():
             if not self.keep:
                 shutil.rmtree(self.path, ignore_errors=True)
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # whoever killed the ranks may have killed the guard as well
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed, perhaps with the ranks
             os.write(self._lifeline, _DONE)
         os.close(self._lifeline)
         os.waitpid(self._guard, 0)
@@ -200,13 +240,13 @@ class JobFolder:
             null = os.open(os.devnull, os.O_RDWR)
             for fd in range(3):
                 os.dup2(null, fd)
+            # Close everything but the pipe and the lock: an open pipe of the launcher would make
+            # its reader wait for the guard.
             start = 3
             for fd in sorted((ours, self._lock)):
                 os.closerange(start, fd)
                 start = fd + 1
-            os.closerange(
-                start, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 16 else 1 << 16
-            )
+            os.closerange(start, min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
             if os.read(ours, 1) != _DONE:
                 clear(self.path)
                 with _locked_state():
@@ -234,12 +274,19 @@ def _recorded(path: Path) -> JobSpec:
 def clear(path: Path) -> None:
     """Remove everything of a dead job: processes, what its channel made, its folder.
 
+    Parameters
+    ----------
+    path
+        Folder of the job.
+
     Raises
     ------
     ChannelError
         The service could not be reached; the folder stays, for another try.
     JobError
         The record of what the job made is damaged; the folder stays.
+    UsageError
+        The job's channel is an extension that is not installed here; the folder stays.
     """
     kill_processes_of(path.name)
     record = path / "spec.json"
@@ -250,7 +297,13 @@ def clear(path: Path) -> None:
 
 
 def clear_dead_jobs() -> list[str]:
-    """Clear every job whose launcher and guard are dead; return one line per job."""
+    """Clear every job whose launcher and guard are dead.
+
+    Returns
+    -------
+    list of str
+        One line per job: that it was removed, or why it was kept.
+    """
     lines = []
     with _locked_state() as state:
         for path in sorted(state.iterdir()):
@@ -264,7 +317,7 @@ def clear_dead_jobs() -> list[str]:
                     continue  # it runs, or its guard is clearing it
                 try:
                     clear(path)
-                except (ChannelError, JobError) as error:
+                except (ChannelError, JobError, UsageError) as error:
                     lines.append(f"kept job {path.name}; to give it up, remove {path}: {error}")
                 else:
                     lines.append(f"removed job {path.name}")

@@ -9,8 +9,8 @@
 - The job ends when every rank has ended, one has failed, the time is over, or a
   signal came.  The exit code is that of the rank that failed first, so ends are
   seen in their order (pidfd).
-- Neither the launcher nor the ranks see an AWS account that the user did not
-  name with -x: the environment is cleaned first.
+- Neither the launcher nor the ranks get credentials of an AWS account, except those that the user
+  exports with -x: the environment is cleaned first.
 
 This file starts, watches and stops processes.  Job folders and the guard are in
 jobs.py, lines of output in output.py, the emulator in emulator.py, forks of
@@ -40,7 +40,7 @@ from serverless_mpi.aws import figures as files
 from serverless_mpi.aws.figures import setting
 from serverless_mpi.aws.limits import Figures
 from serverless_mpi.channels.base import Channel
-from serverless_mpi.deadlock import verdict
+from serverless_mpi.deadlock import detect_deadlock
 from serverless_mpi.env import (
     ENV_ALIAS,
     ENV_BEGUN,
@@ -498,7 +498,7 @@ class Running:
     # -- beginning
 
     def start(self) -> None:
-        """Start every rank; in a tree only rank 0, since each rank that begins has its children started."""
+        """Start every rank; in a tree only rank 0, since a rank's start triggers its children's."""
         if self._plan.branching is None:
             self._start_some(range(self._spec.size))
             return
@@ -658,7 +658,7 @@ class Running:
         limit = self._plan.deadlock_s
         if not limit or self._spec.stats_dir is None:
             return False
-        lines = verdict(Path(self._spec.stats_dir), sorted(self._living), limit)
+        lines = detect_deadlock(Path(self._spec.stats_dir), sorted(self._living), limit)
         if lines is None:
             return False
         ended = [
@@ -750,7 +750,7 @@ class Running:
     # -- ending
 
     def stop(self) -> None:
-        """End every process: SIGTERM, and SIGKILL after GRACE_S or a second signal; then read output.
+        """Stop every process: SIGTERM, SIGKILL after GRACE_S or a second signal; read all output.
 
         A second call does nothing.
         """
@@ -797,7 +797,8 @@ class Running:
         self.stop()
         for key in list(self._selector.get_map().values()):
             if key.data is not None and key.data[1] is not None:
-                key.fileobj.close()  # type: ignore[union-attr]  # a pipe that an escaped process holds open
+                # An escaped process holds the other end of the pipe open.
+                key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
         if self._emulator_fd is not None:
             os.close(self._emulator_fd)

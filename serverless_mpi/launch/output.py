@@ -24,7 +24,13 @@ LINE_MAX = 1 << 20
 
 
 def printable(text: str) -> str:
-    """Return the text as one line without control or formatting characters, which become escapes as in Python."""
+    """Return a text with control and formatting characters replaced by Python's escapes.
+
+    Parameters
+    ----------
+    text
+        Any text; newlines are replaced as well.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -34,24 +40,43 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines with each line made `printable`."""
+    """Return a text of several lines, each of them made `printable`.
+
+    Parameters
+    ----------
+    text
+        Lines separated by newlines.
+    """
     return "\n".join(map(printable, text.split("\n")))
 
 
 def say(text: str, *more: str) -> None:
-    """Write a message of smpirun to standard error, and `more` lines, indented below it."""
+    """Write a message of smpirun to standard error.
+
+    Parameters
+    ----------
+    text
+        The first line, without the prefix "smpirun: ".
+    *more
+        Further lines, which are indented below it.
+    """
     with contextlib.suppress(OSError, ValueError):  # standard error is closed
         sys.stderr.write("\n  ".join(map(printable, (f"smpirun: {text}", *more))) + "\n")
         sys.stderr.flush()
 
 
 class LineWriter:
-    """Writes whole lines of several sources to one file descriptor, never mixed.
+    """Writes whole lines of several ranks to one file descriptor, never mixed. Not thread-safe.
 
-    Not thread-safe.
+    The last line of a rank may lack its newline; it is written as it is, and a newline is added
+    only if another line follows.
 
-    A source's last line may lack its newline; it is written as it is, and a
-    newline is added only if another line follows.
+    Parameters
+    ----------
+    fd
+        Descriptor to write to; borrowed, never closed here.
+    tagged
+        Whether each line begins with its rank, as "[3] ".
     """
 
     def __init__(self, fd: int, tagged: bool) -> None:
@@ -62,6 +87,13 @@ class LineWriter:
 
     def feed(self, rank: int, data: bytes) -> None:
         """Take bytes from a rank and write the lines that are complete.
+
+        Parameters
+        ----------
+        rank
+            The rank that wrote them.
+        data
+            Any bytes; incomplete lines are held.
 
         Raises
         ------
@@ -81,7 +113,13 @@ class LineWriter:
             self._write(rank, whole)
 
     def finish(self, rank: int) -> None:
-        """Write what is held of a rank, from which no more bytes come."""
+        """Write the incomplete last line of a rank, if there is one.
+
+        Parameters
+        ----------
+        rank
+            A rank from which no more bytes come.
+        """
         held = self._held.pop(rank, None)
         if held:
             self._write(rank, bytes(held))

@@ -1,8 +1,23 @@
-"""A rank's program inside a function: a forked child, its output, its memory, its end.
+"""Run a rank's program inside a function: a forked child, its output, its memory, its end.
 
-A function's environment serves one invocation after another, so a program never runs in the function's own process:
-it would leave modules, threads and a finalized MPI behind.  A fork keeps what was imported when the environment
-began (NumPy above all), costs milliseconds, and dies whole.
+An execution environment serves one invocation after another. If a program ran in the function's
+own process, it would leave modules, threads and a finalized MPI behind. So each program runs in a
+fork. A fork keeps what was imported when the environment began (NumPy above all), starts in
+milliseconds, and can be killed as a whole.
+
+Invariants:
+
+- Programs of successive jobs run as one user. `seal` keeps them from reading the memory of the
+  function's process, and makes that process the parent of every orphan (subreaper).
+- After `Child.stop` no process that the program started is running, even one that left its process
+  group or removed its environment.
+
+Pitfall: code after the fork runs without the other threads of the parent, so it takes no lock that
+one of them could hold.
+
+References
+----------
+prctl(2): PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER.
 """
 
 from __future__ import annotations
@@ -35,18 +50,18 @@ from serverless_mpi.launch.jobs import kill_processes_of
 from serverless_mpi.stack.bucket import MAX_FILES
 
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
-DRAIN_S = 1.0  # for output that is still in the pipes when the program is dead
+DRAIN_S = 1.0  # for output that is still in the pipes when the program has ended
 READ_BYTES = 64 << 10
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # prctl(2)
-SWEEPS = 50  # a process may start others while it is being ended
+SWEEPS = 50  # a process may start others while it is being killed
 SITE = Path(__file__).with_name("site")
 
 
 def seal() -> None:
-    """Prepare a function's process, once: programs of one job after another run as its user.
+    """Protect the function's process against the programs that run as its user; call it once.
 
-    No process of that user may then read or write its memory, its environment or its descriptors, and what a program
-    leaves behind, wherever it hides, becomes this process's child, which `Child.stop` ends.
+    No other process of that user can then read or write its memory, its environment or its
+    descriptors. Orphans of programs become this process's children, which `Child.stop` kills.
     """
     _prctl(PR_SET_DUMPABLE, 0)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -57,24 +72,42 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _children() -> set[int]:
-    """Process ids of this process's children."""
-    found = set()
+    """Return the process ids of this process's children, zombies included."""
+    children = set()
     for entry in os.scandir("/proc"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
             pid = int(entry.name)
-            if (
-                int(Path(entry.path, "stat").read_text().rpartition(")")[2].split()[1])
-                == os.getpid()
-            ):
-                found.add(pid)
-    return found
+            # The program's name is in brackets and may hold any character; the parent follows it.
+            fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid():
+                children.add(pid)
+    return children
 
 
 class Child:
-    """A program that runs in a fork of this process.
+    """A program that runs in a fork of this process. The constructor starts it.
 
-    pid: its process id, and its group's; code: its exit code (128 + n if signal n ended it), None while it runs;
-    peak_bytes: the most memory it was seen to use.
+    Parameters
+    ----------
+    kind, argv
+        As in `invocation.Task`.
+    folder
+        Its working directory.
+    paths
+        Folders that are put first in `sys.path`.
+    variables
+        Environment variables to set in addition to this process's.
+    name
+        Marks the environment of all its processes, by which `stop` finds them.
+
+    Attributes
+    ----------
+    pid
+        Its process id, which is also that of its process group.
+    code
+        Its exit code (128 + N if signal N ended it); None while it runs.
+    peak_bytes
+        The most resident memory that was measured, in bytes.
     """
 
     def __init__(
@@ -86,33 +119,33 @@ class Child:
         variables: dict[str, str],
         name: str,
     ) -> None:
-        """Start it in `folder`; paths: put first in sys.path; name: by which its processes are known."""
         self._name = name
         self._selector = selectors.DefaultSelector()
         self.code: int | None = None
         self.peak_bytes = 0
-        self._open = 2
+        self._open = 2  # pipes that have not reached their end
         self._others = _children()
-        (out, out_there), (err, err_there) = os.pipe(), os.pipe()
+        (out, child_out), (err, child_err) = os.pipe(), os.pipe()
         self.pid = os.fork()
         if not self.pid:
-            _become(
-                kind,
-                list(argv),
-                folder,
-                paths,
-                {**variables, ENV_LINEAGE: name},
-                out_there,
-                err_there,
-            )
-        os.close(out_there)
-        os.close(err_there)
+            environ = {**variables, ENV_LINEAGE: name}
+            _become(kind, list(argv), folder, paths, environ, child_out, child_err)
+        os.close(child_out)
+        os.close(child_err)
         for fd, stream in ((out, "out"), (err, "err")):
             os.set_blocking(fd, False)
             self._selector.register(fd, selectors.EVENT_READ, stream)
 
     def turn(self, wait_s: float, take: Callable[[str, bytes], None]) -> None:
-        """Hand over output ("out" or "err", bytes) that comes within `wait_s` seconds; see whether it has ended."""
+        """Deliver output for a while, and check whether the program has ended.
+
+        Parameters
+        ----------
+        wait_s
+            Seconds to wait for output; returns earlier if there is some.
+        take
+            Called with "out" or "err", and the bytes that the program wrote to it.
+        """
         if self._open:
             for key, _ in self._selector.select(wait_s):
                 self._read(key, take)
@@ -141,7 +174,7 @@ class Child:
             self.peak_bytes = max(self.peak_bytes, usage.ru_maxrss * 1024)
 
     def resident_bytes(self) -> int:
-        """Memory that it uses now."""
+        """Return the resident memory of the program's process, in bytes; 0 if it has ended."""
         try:
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         except (OSError, IndexError, ValueError):  # it has just ended
@@ -149,30 +182,41 @@ class Child:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self, take: Callable[[str, bytes], None]) -> None:
-        """End it and everything it started, and hand over what they still had to say."""
+        """Stop the program and every process it started, and deliver their last output.
+
+        The program gets SIGTERM, and SIGKILL after GRACE_S.
+
+        Parameters
+        ----------
+        take
+            As in `turn`.
+        """
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
         while self.code is None and time.monotonic() < deadline:
             self.turn(0.05, take)
+        # Output is read while waiting: a program that blocks on a full pipe could not end.
         self._signal(signal.SIGKILL)
         while self.code is None:
             self.turn(0.05, take)
-        kill_processes_of(self._name)  # what left the group
+        kill_processes_of(self._name)  # processes that left the group
         self._end_orphans()
         deadline = time.monotonic() + DRAIN_S
         while self._open and time.monotonic() < deadline:
             self.turn(0.05, take)
 
     def _end_orphans(self) -> None:
-        """End what left the group and the environment by which it was known; a sealed process gets it as a child."""
+        """Kill processes that left the group and changed their environment: they are children now.
+
+        They are, because `seal` made this process the subreaper.
+        """
         for _ in range(SWEEPS):
             orphans = _children() - self._others
             if not orphans:
                 return
             for pid in orphans:
-                os.kill(
-                    pid, signal.SIGKILL
-                )  # at worst a zombie: nobody else waits for our children
+                # The process exists, at worst as a zombie: nothing else waits for our children.
+                os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
 
     def _signal(self, number: int) -> None:
@@ -180,24 +224,34 @@ class Child:
             os.killpg(self.pid, number)
 
     def close(self) -> None:
-        """Let go of its pipes."""
+        """Close the pipes."""
         for key in list(self._selector.get_map().values()):
             os.close(key.fd)
         self._selector.close()
 
 
 def unpack(data: bytes | memoryview, folder: Path, most_bytes: int) -> None:
-    """Put a zip's files below `folder`, which is empty; nothing but plain files and folders comes of it.
+    """Unpack a zip; it can make only plain files and folders inside the target folder.
+
+    Parameters
+    ----------
+    data
+        The zip.
+    folder
+        Target; must be empty.
+    most_bytes
+        Greatest sum of the unpacked sizes, in bytes.
 
     Raises
     ------
     ServerlessMPIError
-        It is no zip, has more than `most_bytes` unpacked or too many files, or names one outside the folder.
+        The data is not a valid zip, is larger than allowed, has too many files, or names a file
+        outside the folder.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            # no more than an entry's stated size is read of it, so the sum bounds what is written
+            # Extraction reads at most the stated size of an entry, so the sum bounds the output.
             nbytes = sum(entry.file_size for entry in entries)
             if nbytes > most_bytes or len(entries) > MAX_FILES:
                 raise ServerlessMPIError(
@@ -208,7 +262,8 @@ def unpack(data: bytes | memoryview, folder: Path, most_bytes: int) -> None:
                 parts = PurePosixPath(entry.filename).parts
                 if not parts or entry.filename.startswith("/") or ".." in parts:
                     raise ServerlessMPIError(
-                        "a zip of this job names a file outside its folder; it was not unpacked any further"
+                        "a zip of this job names a file outside its folder;"
+                        " unpacking has stopped there"
                     )
                 path = Path(archive.extract(entry, folder))
                 if not entry.is_dir():
@@ -229,23 +284,25 @@ def _become(
     out: int,
     err: int,
 ) -> NoReturn:
-    """Be the program, to its end."""
+    """Run the program in the forked child, and exit with its code."""
     code = 1
     try:
         os.setsid()
-        # a function that is killed takes its program along; on the platform the whole environment goes
+        # If the function's process is killed, so is the program. (On Lambda the whole environment
+        # ends with it.)
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        _prctl(PR_SET_DUMPABLE, 1)  # as any process; the function's own stays as `seal` made it
+        # An ordinary process again; the parent remains as `seal` made it.
+        _prctl(PR_SET_DUMPABLE, 1)
         null = os.open(os.devnull, os.O_RDONLY)
-        for fd, place in ((null, 0), (out, 1), (err, 2)):
-            os.dup2(fd, place)
+        for fd, standard_fd in ((null, 0), (out, 1), (err, 2)):
+            os.dup2(fd, standard_fd)
             os.close(fd)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         sys.stdin = open(0)
         sys.stdout = open(1, "w", buffering=1, closefd=False)
         sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
-        logging.getLogger().handlers.clear()  # the platform's, which write to its log
+        logging.getLogger().handlers.clear()  # Lambda's handlers, which write to the function's log
         os.environ.update(variables)
         os.environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, (str(SITE), *paths, os.environ.get("PYTHONPATH")))
@@ -260,6 +317,7 @@ def _become(
 
 
 def _run(kind: str, argv: list[str], folder: Path) -> int:
+    """Run the program, then what the interpreter does at its end; return the exit code."""
     if kind == kinds.EXECUTABLE:
         path = folder / argv[0]
         os.execvp(str(path) if path.exists() else argv[0], argv)
@@ -290,7 +348,8 @@ def _run(kind: str, argv: list[str], folder: Path) -> int:
         error.__traceback__ = _own(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for the program's threads, as the interpreter does at its end
+    # The end of an interpreter, which `os._exit` skips: join non-daemon threads, run atexit.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -299,7 +358,7 @@ def _run(kind: str, argv: list[str], folder: Path) -> int:
 
 
 def _exit_code(end: SystemExit) -> int:
-    """As the interpreter does it."""
+    """Return the exit code of a SystemExit, as the interpreter computes it."""
     if end.code is None:
         return 0
     if isinstance(end.code, int):
@@ -309,7 +368,7 @@ def _exit_code(end: SystemExit) -> int:
 
 
 def _own(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the program's first frame on."""
+    """Return the part of a traceback that begins with the program's first frame."""
     ours = (__file__, runpy.__file__, "<frozen runpy>", "<frozen importlib._bootstrap>")
     start = trace
     while start is not None and start.tb_frame.f_code.co_filename in ours:

@@ -8,7 +8,15 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """A signal asked the launcher to stop; no `except Exception` of a library on the way may keep it."""
+    """A signal asked the launcher to stop.
+
+    A BaseException, so that no `except Exception` of a library on the way swallows it.
+
+    Parameters
+    ----------
+    number
+        The signal.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -16,11 +24,20 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGHUP: raised while the job is being made, noted while it runs.
+    """Handles SIGINT, SIGTERM and SIGHUP; a context manager that restores the previous handlers.
 
-    `noted` are the signals that came; a byte on `fd` wakes the loop. A third
-    signal is raised in any case: whoever is stuck shall be let go, and the
-    guard does the rest.
+    A signal raises `Interrupted` while the job is being set up. While the job runs it is only
+    noted, and a byte on `fd` wakes the loop. A third signal raises in any case, so that a launcher
+    that is stuck ends; the job's guard then removes what is left.
+
+    Attributes
+    ----------
+    raising
+        Whether the next signal raises.
+    noted
+        Signals that arrived, in order.
+    fd
+        Becomes readable when a signal arrives.
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,7 +51,7 @@ class Signals:
         os.set_blocking(self.fd, False)
         os.set_blocking(self._write, False)
         self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, self._come) for number in self.NUMBERS}
+        self._old = {number: signal.signal(number, self._on_signal) for number in self.NUMBERS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,7 +61,7 @@ class Signals:
         os.close(self.fd)
         os.close(self._write)
 
-    def _come(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.noted.append(number)
         if self.raising or len(self.noted) > 2:
             self.raising = False

@@ -11,8 +11,8 @@ from pathlib import Path
 from serverless_mpi.aws.limits import LAMBDA_VCPU_MB
 from serverless_mpi.env import ENV_LOCAL_RANKS, ENV_THREADS
 
-# How many ranks of the job are on this machine, by launcher: smpirun, Open MPI, MPICH, MVAPICH,
-# Intel MPI.
+# Variables with the number of ranks on this machine, by launcher: smpirun, Open MPI, MPICH and
+# Intel MPI, MVAPICH.
 LOCAL_RANKS = (
     ENV_LOCAL_RANKS,
     "OMPI_COMM_WORLD_LOCAL_SIZE",
@@ -39,9 +39,21 @@ def default_threads() -> int:
 
 
 def threads_of(environ: Mapping[str, str], processors: int, allowed: float) -> int:
-    """The rule of `default_threads`, from its facts.
+    """Return the default number of threads by the rule of `default_threads`.
 
-    processors: in the affinity mask; allowed: processors that the cgroup's quota permits.
+    Parameters
+    ----------
+    environ
+        Environment variables.
+    processors
+        Number of processors in the affinity mask.
+    allowed
+        Number of processors that the cgroup's quota permits; may be fractional or infinite.
+
+    Raises
+    ------
+    ValueError
+        SMPI_THREADS is not a whole number of at least 1.
     """
     given = environ.get(ENV_THREADS)
     if given:
@@ -65,8 +77,12 @@ def _affinity() -> int:
 
 
 def quota(cgroup: Path) -> float:
-    """Return the processors that a cgroup's quota permits (version 2, or 1); infinity without
-    one.
+    """Return the number of processors that a cgroup's quota permits; infinity without a quota.
+
+    Parameters
+    ----------
+    cgroup
+        Folder of the cgroup, version 2 or 1.
     """
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()

@@ -68,8 +68,7 @@ def layer(
     MemoryError
         There is no memory for a panel.
     """
-    if bias != bias or not cap >= 0:
-        raise ValueError(f"bias must be a number and cap at least 0, not {bias} and {cap}")
+    _check_limits(bias, cap)
     step = ffi.new("spdnn_step *", (int(accumulate), 1, bias, cap))
     return _step(w, x, step, accumulate, out, counts, threads, True)
 
@@ -103,7 +102,7 @@ def multiply(
     return _step(
         w,
         x,
-        ffi.new("spdnn_step *", (int(accumulate), 0, 0.0, 0.0)),
+        ffi.new("spdnn_step *", (int(accumulate), 0, 0.0, 0.0)),  # no bias, no limits
         accumulate,
         out,
         None,
@@ -115,15 +114,16 @@ def multiply(
 def _step(
     w: SparseRows,
     x: Activations,
-    step: Any,
+    step: ffi.CData,
     accumulate: bool,
     out: Activations | None,
     counts: NDArray[np.uint32] | None,
     threads: int | None,
     finish: bool,
 ) -> tuple[Activations, NDArray[np.bool_]]:
+    """Check all arguments and call the kernel; `finish` asks for the flags of active samples."""
     if accumulate and out is None:
-        raise ValueError("out is needed to accumulate in")
+        raise ValueError("accumulate needs out, whose sums are continued")
     y: Any = out
     if isinstance(x, Panels):
         if x.rows != w.n_cols:
@@ -195,16 +195,8 @@ def forward(
     ValueError, MemoryError
         As in `layer`; layers do not fit each other.
     """
-    if not layers:
-        raise ValueError("layers is empty")
-    for number, (before, after) in enumerate(zip(layers, layers[1:]), 1):
-        if before.n_rows != after.n_cols:
-            raise ValueError(
-                f"layers[{number}] has {after.n_cols} columns; the layer before has "
-                f"{before.n_rows} rows"
-            )
-    if bias != bias or not cap >= 0:
-        raise ValueError(f"bias must be a number and cap at least 0, not {bias} and {cap}")
+    _check_network(layers)
+    _check_limits(bias, cap)
     check("x", x, (layers[0].n_cols, None))
     rows, samples = layers[-1].n_rows, x.shape[1]
     y = Panels(rows, samples)
@@ -228,6 +220,24 @@ def forward(
         y.c, rows, ffi.from_buffer("int64_t[]", order), active, ffi.from_buffer("float[]", output)
     )
     return output, ids[:active][order]
+
+
+def _check_network(layers: Sequence[SparseRows]) -> None:
+    """Raise ValueError if there is no layer, or a layer does not fit the one before."""
+    if not layers:
+        raise ValueError("layers is empty")
+    for number, (before, after) in enumerate(zip(layers, layers[1:]), 1):
+        if before.n_rows != after.n_cols:
+            raise ValueError(
+                f"layers[{number}] has {after.n_cols} columns; the layer before has "
+                f"{before.n_rows} rows"
+            )
+
+
+def _check_limits(bias: float, cap: float) -> None:
+    """Raise ValueError if a limit is NaN, or the cap is negative."""
+    if bias != bias or not cap >= 0:
+        raise ValueError(f"bias must be a number and cap at least 0, not {bias} and {cap}")
 
 
 def serial_forward(
@@ -298,7 +308,7 @@ def _writable(name: str, array: NDArray[Any], kind: str = "float[]") -> Any:
     return ffi.from_buffer(kind, array)
 
 
-def _described(y: Any) -> str:
+def _described(y: object) -> str:
     return f"Panels of shape {y.shape}" if isinstance(y, Panels) else type(y).__name__
 
 

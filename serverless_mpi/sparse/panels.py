@@ -39,7 +39,18 @@ class Panels:
     _memory: Floats
 
     def __init__(self, rows: int, samples: int) -> None:
-        """Make panels of zeros; ValueError if a number is negative."""
+        """Make panels of zeros.
+
+        Parameters
+        ----------
+        rows, samples
+            The shape; at least 0.
+
+        Raises
+        ------
+        ValueError
+            A number is negative.
+        """
         if rows < 0 or samples < 0:
             raise ValueError(f"rows and samples must not be negative: {rows}, {samples}")
         self._own(np.zeros(_floats_of(rows, samples) + ALIGNMENT // 4, np.float32), rows, samples)
@@ -57,19 +68,30 @@ class Panels:
             c=ffi.from_buffer("float[]", data),
         )
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} of Panels cannot be set: the kernel relies on it")
 
     @classmethod
     def of(cls, x: Floats) -> Panels:
-        """Return a copy of x, (rows, samples) float32, C-contiguous."""
+        """Return an array converted to panels.
+
+        Parameters
+        ----------
+        x
+            (rows, samples) float32, C-contiguous; copied.
+
+        Raises
+        ------
+        ValueError
+            x has another type or layout.
+        """
         panels = cls(*x.shape)
         panels.put(x)
         return panels
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, samples)."""
+        """Shape as (rows, samples)."""
         return self.rows, self.samples
 
     def put(self, x: Floats, rows: ArrayLike | None = None) -> None:
@@ -131,7 +153,7 @@ class Panels:
         Raises
         ------
         ValueError
-            The numbers do not rise, or a sample does not exist.
+            The numbers are not ascending, or a sample does not exist.
         """
         wanted = np.asarray(samples)
         if wanted.dtype == np.bool_:
@@ -166,7 +188,22 @@ def _integers(name: str, numbers: NDArray[Any], below: int) -> NDArray[np.int64]
 
 
 def check(name: str, array: NDArray[Any], shape: tuple[int, int | None]) -> None:
-    """Raise ValueError unless `array` is C-contiguous float32 of that shape (None: any length)."""
+    """Check the type, shape and layout of an array.
+
+    Parameters
+    ----------
+    name
+        Name of the argument, for the error text.
+    array
+        Must be two-dimensional, C-contiguous float32.
+    shape
+        Its shape; None as the second number permits any.
+
+    Raises
+    ------
+    ValueError
+        The array is not of that kind; the text describes both.
+    """
     good = (
         isinstance(array, np.ndarray)
         and array.dtype == np.float32

@@ -1,7 +1,7 @@
-"""Networks with the same answer to the last bit that run faster: neurons renamed or merged.
+"""Preparation of a network: rename or merge neurons so that it runs faster with the same bits.
 
-Inputs of the first layer and outputs of the last keep their order, so nothing has to be undone. An
-entry keeps its place in its row, so sums keep their order and their bits.
+Invariants: inputs of the first layer and outputs of the last keep their order, so callers need not
+undo anything. An entry keeps its position in its row, so sums keep their order and their bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from serverless_mpi.sparse.rows import SparseRows
 
-KEY_COLUMNS = 32  # of a row, its lowest: what rows are compared by
+KEY_COLUMNS = 32  # rows are sorted by their lowest columns, so many of them
 
 
 def relabelled(layers: Sequence[SparseRows]) -> list[SparseRows]:
@@ -74,8 +74,9 @@ def merged(layers: Sequence[SparseRows]) -> list[SparseRows]:
 
 
 def _keys(matrix: SparseRows) -> NDArray[np.void]:
-    """A row's lowest columns, ascending, as bytes that sort as they do; a shorter row comes
-    first.
+    """Return the sort key of each row: its lowest columns, ascending, as big-endian bytes.
+
+    A row with fewer columns sorts before one that continues it.
     """
     lengths = np.diff(matrix.indptr)
     rows = np.repeat(np.arange(matrix.n_rows), lengths)
@@ -88,7 +89,7 @@ def _keys(matrix: SparseRows) -> NDArray[np.void]:
 
 
 def _distinct(matrix: SparseRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(the first of each kind of row, ascending; which of these each row is)."""
+    """Return the first row of each kind, ascending, and for each row the number of its kind."""
     columns, values = matrix.indices, matrix.all_values()
     seen: dict[tuple[bytes, bytes], int] = {}
     first: list[int] = []

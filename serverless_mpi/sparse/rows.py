@@ -1,7 +1,8 @@
 """A block of rows of a sparse matrix, checked once.
 
-The kernel's loops check no index, so what the constructor has checked must not change: the arrays
-are copied unless nobody can write to them (`frozen`), and attributes cannot be set.
+The kernel's loops check no index, so the arrays must not change after the constructor has checked
+them: they are copied unless no writable view of them can exist (`frozen`), and attributes cannot be
+set.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ Floats = NDArray[np.float32]
 
 
 class _Own(np.ndarray[Any, Any]):
-    """Memory of which only `frozen` has had a writable view."""
+    """Marks memory of which only `frozen` has had a writable view."""
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array that nobody can change.
+    """Return an array that cannot be changed.
 
     Parameters
     ----------
@@ -40,7 +41,8 @@ def frozen(array: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(memoryview(own).toreadonly())
 
 
-def _is_frozen(array: Any) -> bool:
+def _is_frozen(array: object) -> bool:
+    """Return whether no writable view of an array's memory can exist."""
     while isinstance(array, np.ndarray):
         if array.flags.writeable:
             return False
@@ -57,8 +59,8 @@ class SparseRows:
     n_rows, n_cols, nnz
         Shape, and number of entries.
     degree
-        Entries of every row if all rows have as many, else None. With a degree the kernel reads no
-        indptr (the ELL layout).
+        Number of entries of each row if it is the same for all, else None. With a degree the kernel
+        does not read indptr (the ELL layout).
     indptr
         (n_rows + 1,) int64, read-only.
     indices
@@ -88,7 +90,7 @@ class SparseRows:
         Parameters
         ----------
         indptr
-            n_rows + 1 integers that begin with 0 and do not fall.
+            n_rows + 1 integers that begin with 0 and never decrease.
         indices
             nnz integers below n_cols.
         values
@@ -124,7 +126,7 @@ class SparseRows:
         pointers = frozen(pointers.astype(np.int64, copy=False))
         degrees = np.diff(pointers)
         if pointers[0] != 0 or (degrees < 0).any():
-            raise ValueError("indptr must begin with 0 and never fall")
+            raise ValueError("indptr must begin with 0 and never decrease")
         if columns.ndim != 1 or len(columns) != pointers[-1]:
             raise ValueError(f"indices has shape {columns.shape}; indptr ends with {pointers[-1]}")
         if len(columns) and (
@@ -132,7 +134,8 @@ class SparseRows:
         ):
             raise ValueError(f"indices must be integers in 0..{n_cols - 1}")
         columns = frozen(columns.astype(np.uint16 if n_cols <= 1 << 16 else np.uint32, copy=False))
-        if columns.max(initial=0) >= max(n_cols, 1):  # another thread wrote after the check
+        # Again, on the copy: another thread may have written after the first check.
+        if columns.max(initial=0) >= max(n_cols, 1):
             raise ValueError(f"indices must be integers in 0..{n_cols - 1}")
         if weights.ndim and weights.shape != columns.shape:
             raise ValueError(f"values has shape {weights.shape}, indices {columns.shape}")
@@ -156,15 +159,24 @@ class SparseRows:
         )
         self._make_view()
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} of a SparseRows cannot be set: make a new one")
 
     @classmethod
     def stored(
         cls, indptr: ArrayLike, indices: ArrayLike, values: ArrayLike, n_cols: int
     ) -> SparseRows:
-        """Return a matrix that keeps each value, even if all are equal; arguments as in the
-        class.
+        """Make a matrix that stores every value, even if all are equal.
+
+        Parameters
+        ----------
+        indptr, indices, values, n_cols
+            As for the class.
+
+        Returns
+        -------
+        SparseRows
+            With `values`, and without `constant`.
         """
         matrix = cls.__new__(cls)
         matrix._make(indptr, indices, values, n_cols, one_by_one=True)
@@ -200,11 +212,23 @@ class SparseRows:
         return np.full(self.nnz, self.constant, np.float32) if self.values is None else self.values
 
     def rows(self, start: int, stop: int) -> SparseRows:
-        """Return rows start to stop - 1."""
+        """Return a range of rows.
+
+        Parameters
+        ----------
+        start, stop
+            First row, and the one after the last.
+        """
         return self.chosen(np.arange(start, stop))
 
     def chosen(self, rows: NDArray[np.int64]) -> SparseRows:
-        """Return those rows, in that order; each keeps the order of its entries."""
+        """Return some of the rows; each keeps the order of its entries.
+
+        Parameters
+        ----------
+        rows
+            Numbers of rows, in the order in which the result has them.
+        """
         lengths = np.diff(self.indptr)[rows]
         pointers = np.concatenate([[0], np.cumsum(lengths)])
         entries = np.repeat(self.indptr[rows] - pointers[:-1], lengths) + np.arange(pointers[-1])
@@ -216,7 +240,15 @@ class SparseRows:
         )
 
     def renamed(self, names: NDArray[np.int64], n_cols: int) -> SparseRows:
-        """Return the rows with column c renamed to names[c], of n_cols columns."""
+        """Return all rows with other column numbers.
+
+        Parameters
+        ----------
+        names
+            (n_cols,) int64: column c becomes column `names[c]`.
+        n_cols
+            Number of columns of the result.
+        """
         return self._with(self.indptr, names[self.indices], self.values, n_cols)
 
     def _with(

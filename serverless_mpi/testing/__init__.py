@@ -1,8 +1,8 @@
-"""Contract suites for extensions: what every algorithm, channel and launcher must hold.
+"""Contract suites for extensions: promises that every algorithm, channel and launcher must keep.
 
-Each suite is a function that raises AssertionError at the first broken
-promise.  The package's own tests run them over everything that is registered,
-and so can an extension's:
+Each suite is a function that raises AssertionError for the first broken promise.
+The package's own tests run them on everything that is registered, and so can the
+tests of an extension:
 
     from serverless_mpi.collectives.choose import find
     from serverless_mpi.testing import check_algorithm, check_channel, check_launcher

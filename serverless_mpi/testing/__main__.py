@@ -1,7 +1,7 @@
-"""python -m serverless_mpi.testing: hold everything that is registered to its contract.
+"""`python -m serverless_mpi.testing`: check everything that is registered against its contract.
 
-Prints one line per object: "holds", "BROKEN" and why, or "skipped" and why.  The
-exit code is 1 if any contract is broken.
+Prints one line per object: "holds", "BROKEN" with the reason, or "skipped" with the
+reason.  The exit code is 1 if any contract is broken.
 
 A suite yields the checks of its objects.  A check raises `Skipped` if it cannot
 run here: a channel that needs AWS services runs on the embedded emulator, if
@@ -31,7 +31,7 @@ Check = tuple[str, Callable[[], None]]
 
 
 class Skipped(Exception):
-    """An object that cannot be checked here; the text says what would make it possible."""
+    """An object cannot be checked here; the text says what would make it possible."""
 
 
 def _algorithms(options: argparse.Namespace) -> Iterator[Check]:
@@ -116,7 +116,7 @@ SUITES: dict[str, Callable[[argparse.Namespace], Iterator[Check]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suites that the options name, or all.
+    """Run the suites that the options name, or all of them.
 
     Parameters
     ----------
@@ -130,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m serverless_mpi.testing",
-        description="Hold everything that is registered, extensions included, to its contract.",
+        description="Check everything that is registered, extensions included, against its"
+        " contract.",
     )
     for name in SUITES:
         parser.add_argument(f"--{name}", action="store_true", help=f"check {name} (default: all)")
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", metavar="TEXT", default="", help="check only names with this text"
     )
     parser.add_argument(
-        "--endpoint", metavar="URL", help="an AWS emulator, to check platform lambda on"
+        "--endpoint", metavar="URL", help="an AWS emulator with a stack, to check platform lambda"
     )
     parser.add_argument(
         "--stack", metavar="NAME", default="smpi", help="stack of the emulator (default smpi)"

@@ -1,10 +1,10 @@
-"""The contract of a collective algorithm, held against the definition of its operation.
+"""The contract of a collective algorithm: compare it with the definition of its operation.
 
 `check_algorithm` plays calls of any size, root, blob lengths and order of
 delivery in one process and compares what every rank returns with what the MPI
-standard says it gets.  It also holds the cost formula to the messages, puts
-and rounds that a run really takes.  An algorithm that loses a blob, returns
-zeros, folds in another order, deadlocks, or understates its cost fails.
+standard defines.  It also compares the cost formula with the messages, puts and
+rounds of a run.  An algorithm that loses a blob, returns zeros, folds in another
+order, deadlocks, or understates its cost fails.
 
 The definitions (`_Call` and the functions below it) are written from MPI 4.1,
 chapter 6 and section 8.6, and share nothing with the algorithms.
@@ -31,9 +31,9 @@ __all__ = ["SIZES", "check_algorithm", "registered"]
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17)
 _LENGTHS = (0, 1, 5, 40)  # bytes of a blob
-_COST_BLOB = 48  # bytes for each rank: divisible by every size below 17 that formulas halve
+_COST_BLOB = 48  # bytes per rank; formulas halve it several times
 
-# media on which an algorithm may be allowed: with and without fan-out and ranges
+# Media on which an algorithm may be permitted: with and without fan-out and ranges.
 _MEDIA = tuple(
     CostParameters(0.1, 1e8, 4e-7, 8e-7, fanout, 10, ranges=ranges)
     for fanout in (True, False)
@@ -42,7 +42,7 @@ _MEDIA = tuple(
 
 
 def registered() -> Iterable[Algorithm]:
-    """Yield every registered algorithm, those of imported plug-ins included."""
+    """Yield every registered algorithm, including those of imported plug-ins."""
     for rows in ALGORITHMS.values():
         yield from rows
 
@@ -55,34 +55,34 @@ def check_algorithm(
     Parameters
     ----------
     algorithm
-        As registered; see `choose.find`.
+        The algorithm, as `choose.find` returns it.
     sizes
         Numbers of ranks to try; between two groups, each splits in all ways that leave
         at least one rank in either group, up to seven.
     calls
         Random calls per size.
     seed
-        Of the calls: equal seeds make equal calls.
+        Seed of the random calls; equal seeds make equal calls.
 
     Raises
     ------
     AssertionError
-        A rank returned something else than the operation defines, or the formula's
+        A rank returned another result than the operation defines, or the formula's
         messages, puts or rounds are not those of a run.
     JobError
-        The algorithm deadlocks, or sends what nobody receives.
+        The algorithm deadlocks, or sends a message that no rank receives.
     """
     operation = OPERATIONS[algorithm.operation]
     for size in sizes:
         for number in range(calls):
-            chance = random.Random(f"{seed} {algorithm.operation} {algorithm.name} {size} {number}")
+            rng = random.Random(f"{seed} {algorithm.operation} {algorithm.name} {size} {number}")
             if operation.neighbours:
-                call = _neighbour_call(algorithm, size, chance)
+                call = _neighbour_call(algorithm, size, rng)
             elif operation.between:
-                call = _two_group_call(algorithm, min(size, 7), chance.randint(1, 7), chance)
+                call = _two_group_call(algorithm, min(size, 7), rng.randint(1, 7), rng)
             else:
-                call = _one_group_call(algorithm, size, chance)
-            got, _ = dry_run.run(call.ranks, chance.randrange)
+                call = _one_group_call(algorithm, size, rng)
+            got, _ = dry_run.run(call.ranks, rng.randrange)
             for rank, expected in enumerate(call.expected):
                 if expected is ANYTHING:
                     continue
@@ -99,9 +99,9 @@ def check_algorithm(
 
 
 def _check_cost(algorithm: Algorithm, size: int) -> None:
-    """Hold the formula's messages, puts and rounds to a run."""
+    """Compare the formula's messages, puts and rounds with those of a run."""
     nbytes = _COST_BLOB * size
-    figures = next(one for one in _MEDIA if algorithm.condition(Facts(size, nbytes, one)))
+    figures = next(medium for medium in _MEDIA if algorithm.condition(Facts(size, nbytes, medium)))
     calls = example_calls(algorithm.operation, algorithm.generator, size, memoryview(bytes(nbytes)))
     _, counted = dry_run.run(calls)
     stated = algorithm.cost(Facts(size, nbytes, figures))
@@ -115,28 +115,28 @@ def _check_cost(algorithm: Algorithm, size: int) -> None:
     assert stated.puts == sum(counted.sends), (
         f"{name} states {stated.puts} puts; a run takes {sum(counted.sends)}"
     )
-    # the formula speaks of the worst root and the worst order
+    # The formula is for the worst root and the worst order of delivery.
     assert counted.rounds <= stated.rounds <= counted.rounds + 1, (
         f"{name} states {stated.rounds} rounds; a run takes {counted.rounds}"
     )
 
 
-def _check_equal_bits(algorithm: Algorithm, size: int, chance: random.Random) -> None:
-    """Hold an allreduce to one result: rounding must not make ranks differ."""
+def _check_equal_bits(algorithm: Algorithm, size: int, rng: random.Random) -> None:
+    """Check that all ranks of an allreduce get the same bits, whatever is rounded."""
 
     def add(a: memoryview, b: memoryview) -> memoryview:
         return memoryview(array("d", map(operator.add, a.cast("d"), b.cast("d"))).tobytes())
 
     operands = [
-        array("d", [chance.uniform(-1, 1) * 10.0 ** chance.randrange(20) for _ in range(7)])
+        array("d", [rng.uniform(-1, 1) * 10.0 ** rng.randrange(20) for _ in range(7)])
         for _ in range(size)
     ]
     ranks = [
         algorithm.generator(rank, size, memoryview(operand.tobytes()), Elementwise(add, 8))
         for rank, operand in enumerate(operands)
     ]
-    got, _ = dry_run.run(ranks, chance.randrange)
-    assert len({bytes(whole(one)) for one in got}) == 1, (
+    got, _ = dry_run.run(ranks, rng.randrange)
+    assert len({bytes(whole(result)) for result in got}) == 1, (
         f"allreduce by {algorithm.name!r} on {size} ranks: ranks returned different roundings"
     )
 
@@ -145,7 +145,7 @@ def _check_equal_bits(algorithm: Algorithm, size: int, chance: random.Random) ->
 
 
 class _Anything:
-    """What a rank may return where the operation defines nothing."""
+    """Marks a rank whose result the operation does not define."""
 
 
 ANYTHING = _Anything()
@@ -160,12 +160,12 @@ class _Call:
 
 
 def _concatenate(a: memoryview, b: memoryview) -> memoryview:
-    """Combine in an associative, not commutative way: any wrong order shows."""
+    """Concatenate, which is associative but not commutative, so that a wrong order shows."""
     return memoryview(bytes(a) + bytes(b))
 
 
 def _matrix_product(a: memoryview, b: memoryview) -> memoryview:
-    """Multiply 2 x 2 matrices modulo 251, 4 bytes each: by elements, associative, not commutative."""
+    """Multiply 2 x 2 matrices of bytes modulo 251: element-wise, associative, not commutative."""
     product = bytearray()
     for at in range(0, len(a), 4):
         (p, q, r, s), (t, u, v, w) = a[at : at + 4], b[at : at + 4]
@@ -180,24 +180,24 @@ def _add(a: memoryview, b: memoryview) -> memoryview:
     return memoryview(bytes((x + y) % 256 for x, y in zip(a, b, strict=True)))
 
 
-def _blob(chance: random.Random) -> memoryview:
-    return memoryview(chance.randbytes(chance.choice(_LENGTHS)))
+def _blob(rng: random.Random) -> memoryview:
+    return memoryview(rng.randbytes(rng.choice(_LENGTHS)))
 
 
 def _needs_equal_lengths(algorithm: Algorithm, size: int) -> bool:
-    """Whether the algorithm serves only calls whose blobs are vectors of one known length."""
+    """Return whether the algorithm serves only calls whose blobs have one known length."""
     return not any(algorithm.condition(Facts(size, None, figures)) for figures in _MEDIA)
 
 
 def _operands(
-    algorithm: Algorithm, size: int, chance: random.Random
+    algorithm: Algorithm, size: int, rng: random.Random
 ) -> tuple[list[memoryview], Combine]:
     """Return one operand for each rank, and an operator that shows any wrong order."""
     if not _needs_equal_lengths(algorithm, size):
-        return [_blob(chance) for _ in range(size)], _concatenate
-    grain = chance.choice((4, 8, 0))
-    elements = 2 * chance.randrange(20)
-    operands = [memoryview(chance.randbytes(4 * elements)) for _ in range(size)]
+        return [_blob(rng) for _ in range(size)], _concatenate
+    grain = rng.choice((4, 8, 0))
+    elements = 2 * rng.randrange(20)
+    operands = [memoryview(rng.randbytes(4 * elements)) for _ in range(size)]
     return operands, Elementwise(_matrix_product, grain)
 
 
@@ -205,14 +205,14 @@ def _fold(operands: Sequence[memoryview], combine: Callable[[Any, Any], Any]) ->
     return bytes(reduce(combine, operands))
 
 
-def _one_group_call(algorithm: Algorithm, size: int, chance: random.Random) -> _Call:
+def _one_group_call(algorithm: Algorithm, size: int, rng: random.Random) -> _Call:
     """Make a call among all ranks (MPI 4.1, chapter 6)."""
     make, name = algorithm.generator, algorithm.operation
-    root = chance.randrange(size)
+    root = rng.randrange(size)
     if name == "barrier":
         return _barrier_call(size, lambda rank: make(rank, size))
     if name in ("reduce", "allreduce", "scan", "exscan"):
-        operands, combine = _operands(algorithm, size, chance)
+        operands, combine = _operands(algorithm, size, rng)
         total = _fold(operands, combine)
         if name == "reduce":
             ranks = [make(rank, size, root, operands[rank], combine) for rank in range(size)]
@@ -224,21 +224,21 @@ def _one_group_call(algorithm: Algorithm, size: int, chance: random.Random) -> _
             return _Call(ranks, [_fold(operands[: rank + 1], combine) for rank in range(size)])
         below = [_fold(operands[:rank], combine) if rank else None for rank in range(size)]
         return _Call(ranks, below)
-    equal = chance.choice(_LENGTHS) if _needs_equal_lengths(algorithm, size) else None
+    equal = rng.choice(_LENGTHS) if _needs_equal_lengths(algorithm, size) else None
 
     def blob() -> memoryview:
-        return _blob(chance) if equal is None else memoryview(chance.randbytes(equal))
+        return _blob(rng) if equal is None else memoryview(rng.randbytes(equal))
 
     if name in ("alltoall", "reduce_scatter"):
         table = [[blob() for _ in range(size)] for _ in range(size)]
         columns = [[table[source][rank] for source in range(size)] for rank in range(size)]
         if name == "alltoall":
             ranks = [make(rank, size, table[rank]) for rank in range(size)]
-            return _Call(ranks, [[bytes(one) for one in column] for column in columns])
+            return _Call(ranks, [[bytes(blob) for blob in column] for column in columns])
         ranks = [make(rank, size, table[rank], _concatenate) for rank in range(size)]
         return _Call(ranks, [_fold(column, _concatenate) for column in columns])
     blobs = [blob() for _ in range(size)]
-    plain = [bytes(one) for one in blobs]
+    plain = [bytes(blob) for blob in blobs]
     if name == "bcast":
         cut = len(blobs[root]) // 2
         pieces = [blobs[root][:cut], blobs[root][cut:]]  # a blob may come in several pieces
@@ -255,147 +255,150 @@ def _one_group_call(algorithm: Algorithm, size: int, chance: random.Random) -> _
 
 
 def _barrier_call(size: int, member: Callable[[int], Steps]) -> _Call:
-    """Make a call in which each rank returns how many had come when it left."""
-    come: list[int] = []
+    """Make a call in which each rank returns how many ranks had entered when it left."""
+    entered: list[int] = []
 
     def rank_steps(rank: int) -> Steps:
-        come.append(rank)
+        entered.append(rank)
         yield from member(rank)
-        return b"%d" % len(come)
+        return b"%d" % len(entered)
 
     return _Call([rank_steps(rank) for rank in range(size)], [b"%d" % size] * size)
 
 
-def _two_group_call(algorithm: Algorithm, low: int, high: int, chance: random.Random) -> _Call:
-    """Make a call between groups of `low` and `high` ranks (MPI 4.1, section 6.2.3)."""
-    make, name = algorithm.generator, algorithm.operation.removeprefix(BETWEEN)
-    sizes = (low, high)
-    numbers = (range(low), range(low, low + high))
-    side = chance.randrange(2)  # the root's group
-    root = chance.randrange(sizes[side])
-    root_number = numbers[side][root]
-    members = [(group, rank) for group in (0, 1) for rank in range(sizes[group])]
+@dataclass(frozen=True)
+class _Groups:
+    """Two groups of ranks: their sizes, the numbers of their ranks, and all (group, rank)."""
 
-    def groups(group: int) -> tuple[range, range]:
+    sizes: tuple[int, int]
+
+    @property
+    def members(self) -> list[tuple[int, int]]:
+        return [(group, rank) for group in (0, 1) for rank in range(self.sizes[group])]
+
+    def numbers(self, group: int) -> tuple[range, range]:
+        """Return the numbers of the own ranks and of the remote ones, as an algorithm takes them."""
+        low, high = self.sizes
+        numbers = (range(low), range(low, low + high))
         return numbers[group], numbers[1 - group]
 
-    def root_argument(group: int, rank: int) -> int | None:
-        return root_number if group != side or rank == root else None
 
+def _two_group_call(algorithm: Algorithm, low: int, high: int, rng: random.Random) -> _Call:
+    """Make a call between groups of `low` and `high` ranks (MPI 4.1, section 6.2.3)."""
+    make, name = algorithm.generator, algorithm.operation.removeprefix(BETWEEN)
+    groups = _Groups((low, high))
     if name == "barrier":
-        return _two_group_barrier(make, sizes, groups, members)
-    blobs = [[_blob(chance) for _ in range(size)] for size in sizes]
-    plain = [[bytes(one) for one in group] for group in blobs]
-    if name == "bcast":
-        item = blobs[side][root]
-        ranks = [
-            make(
-                rank,
-                groups(group),
-                root_argument(group, rank),
-                item if (group, rank) == (side, root) else None,
-            )
-            for group, rank in members
-        ]
-        return _Call(ranks, [bytes(item) if group != side else ANYTHING for group, _ in members])
-    if name in ("gather", "reduce"):
-        extra = () if name == "gather" else (_concatenate,)
-        ranks = [
-            make(
-                rank,
-                groups(group),
-                root_argument(group, rank),
-                blobs[group][rank] if group != side else None,
-                *extra,
-            )
-            for group, rank in members
-        ]
-        remote = plain[1 - side]
-        result: Any = remote if name == "gather" else b"".join(remote)
-        return _Call(ranks, [result if one == (side, root) else None for one in members])
-    if name == "scatter":
-        given = blobs[1 - side]
-        ranks = [
-            make(
-                rank,
-                groups(group),
-                root_argument(group, rank),
-                given if (group, rank) == (side, root) else None,
-            )
-            for group, rank in members
-        ]
-        expected = [bytes(given[rank]) if group != side else ANYTHING for group, rank in members]
-        return _Call(ranks, expected)
-    if name == "allgather":
-        ranks = [make(rank, groups(group), blobs[group][rank]) for group, rank in members]
-        return _Call(ranks, [plain[1 - group] for group, _ in members])
-    if name == "allreduce":
-        ranks = [
-            make(rank, groups(group), blobs[group][rank], _concatenate) for group, rank in members
-        ]
-        return _Call(ranks, [b"".join(plain[1 - group]) for group, _ in members])
+        return _two_group_barrier(make, groups)
+    if name in ("bcast", "gather", "reduce", "scatter"):
+        return _two_group_rooted(make, name, groups, rng)
     if name == "alltoall":
+        sizes = groups.sizes
         table = [
-            [[_blob(chance) for _ in range(sizes[1 - group])] for _ in range(sizes[group])]
+            [[_blob(rng) for _ in range(sizes[1 - group])] for _ in range(sizes[group])]
             for group in (0, 1)
         ]
-        ranks = [make(rank, groups(group), table[group][rank]) for group, rank in members]
-        columns = [[bytes(row[rank]) for row in table[1 - group]] for group, rank in members]
+        ranks = [
+            make(rank, groups.numbers(group), table[group][rank]) for group, rank in groups.members
+        ]
+        columns = [[bytes(row[rank]) for row in table[1 - group]] for group, rank in groups.members]
         return _Call(ranks, columns)
+    if name in ("allgather", "allreduce"):
+        blobs = [[_blob(rng) for _ in range(size)] for size in groups.sizes]
+        plain = [[bytes(blob) for blob in group] for group in blobs]
+        extra = () if name == "allgather" else (_concatenate,)
+        ranks = [
+            make(rank, groups.numbers(group), blobs[group][rank], *extra)
+            for group, rank in groups.members
+        ]
+        results: list[Any] = plain if name == "allgather" else [b"".join(group) for group in plain]
+        return _Call(ranks, [results[1 - group] for group, _ in groups.members])
     assert name == "reduce_scatter", f"the contract has no definition of {name}"
-    return _two_group_reduce_scatter(make, sizes, groups, members, chance)
+    return _two_group_reduce_scatter(make, groups, rng)
 
 
-def _two_group_barrier(
-    make: Callable[..., Steps],
-    sizes: tuple[int, int],
-    groups: Callable[[int], tuple[range, range]],
-    members: Sequence[tuple[int, int]],
+def _two_group_rooted(
+    make: Callable[..., Steps], name: str, groups: _Groups, rng: random.Random
 ) -> _Call:
-    come = [0, 0]
+    """Make a rooted call: data moves between the root and all ranks of the other group."""
+    side = rng.randrange(2)  # the root's group
+    root = (side, rng.randrange(groups.sizes[side]))
+    root_number = groups.numbers(side)[0][root[1]]
+    blobs = [[_blob(rng) for _ in range(size)] for size in groups.sizes]
+    remote = blobs[1 - side]
+
+    def argument(member: tuple[int, int]) -> object:
+        """Return the data of a rank; None where the operation ignores it."""
+        group, rank = member
+        if name in ("gather", "reduce"):
+            return blobs[group][rank] if group != side else None
+        if member != root:
+            return None
+        return blobs[side][rank] if name == "bcast" else remote
+
+    def result(member: tuple[int, int]) -> object:
+        group, rank = member
+        if name in ("gather", "reduce"):
+            plain = [bytes(blob) for blob in remote]
+            at_root = plain if name == "gather" else b"".join(plain)
+            return at_root if member == root else None
+        if group == side:
+            return ANYTHING
+        return bytes(blobs[side][root[1]] if name == "bcast" else remote[rank])
+
+    extra = (_concatenate,) if name == "reduce" else ()
+    ranks = [
+        make(
+            member[1],
+            groups.numbers(member[0]),
+            # Of the root's group only the root has a root argument, as with MPI.PROC_NULL.
+            root_number if member[0] != side or member == root else None,
+            argument(member),
+            *extra,
+        )
+        for member in groups.members
+    ]
+    return _Call(ranks, [result(member) for member in groups.members])
+
+
+def _two_group_barrier(make: Callable[..., Steps], groups: _Groups) -> _Call:
+    """Make a call in which each rank returns how many remote ranks had entered when it left."""
+    entered = [0, 0]
 
     def rank_steps(group: int, rank: int) -> Steps:
-        come[group] += 1
-        yield from make(rank, groups(group))
-        return b"%d" % come[1 - group]
+        entered[group] += 1
+        yield from make(rank, groups.numbers(group))
+        return b"%d" % entered[1 - group]
 
-    ranks = [rank_steps(group, rank) for group, rank in members]
-    return _Call(ranks, [b"%d" % sizes[1 - group] for group, _ in members])
+    ranks = [rank_steps(group, rank) for group, rank in groups.members]
+    return _Call(ranks, [b"%d" % groups.sizes[1 - group] for group, _ in groups.members])
 
 
 def _two_group_reduce_scatter(
-    make: Callable[..., Steps],
-    sizes: tuple[int, int],
-    groups: Callable[[int], tuple[range, range]],
-    members: Sequence[tuple[int, int]],
-    chance: random.Random,
+    make: Callable[..., Steps], groups: _Groups, rng: random.Random
 ) -> _Call:
-    """Each rank gives a vector as long in both groups, and gets its piece of the other group's sum."""
-    total = chance.randrange(30)
-    vectors = [[memoryview(chance.randbytes(total)) for _ in range(size)] for size in sizes]
-    cuts = [
-        sorted([0, total, *(chance.randint(0, total) for _ in range(size - 1))]) for size in sizes
-    ]
+    """Make a call in which each rank gives a vector and gets its piece of the other group's sum."""
+    total, sizes = rng.randrange(30), groups.sizes
+    vectors = [[memoryview(rng.randbytes(total)) for _ in range(size)] for size in sizes]
+    cuts = [sorted([0, total, *(rng.randint(0, total) for _ in range(size - 1))]) for size in sizes]
     ranks = [
         make(
             rank,
-            groups(group),
+            groups.numbers(group),
             [vectors[group][rank][a:b] for a, b in zip(cuts[group], cuts[group][1:])],
             _add,
         )
-        for group, rank in members
+        for group, rank in groups.members
     ]
     sums = [_fold(vectors[1 - group], _add) for group in (0, 1)]
-    return _Call(
-        ranks, [sums[group][cuts[group][rank] : cuts[group][rank + 1]] for group, rank in members]
-    )
-
-
-def _neighbour_call(algorithm: Algorithm, size: int, chance: random.Random) -> _Call:
-    """Make a call along the edges of a random graph, with borders and several edges between two ranks."""
-    edges = [
-        (chance.randrange(size), chance.randrange(size)) for _ in range(chance.randrange(4 * size))
+    pieces = [
+        sums[group][cuts[group][rank] : cuts[group][rank + 1]] for group, rank in groups.members
     ]
+    return _Call(ranks, pieces)
+
+
+def _neighbour_call(algorithm: Algorithm, size: int, rng: random.Random) -> _Call:
+    """Make a call along a random graph with borders and several edges between two ranks."""
+    edges = [(rng.randrange(size), rng.randrange(size)) for _ in range(rng.randrange(4 * size))]
     out: list[list[Any]] = [[] for _ in range(size)]
     into: list[list[Any]] = [[] for _ in range(size)]
     blob_of: dict[tuple[int, int], bytes] = {}
@@ -406,8 +409,8 @@ def _neighbour_call(algorithm: Algorithm, size: int, chance: random.Random) -> _
         blob_of[source, name] = b"%d.%d" % (source, name)
     for lists in (out, into):
         for row in lists:
-            if chance.random() < 0.3:  # a border: no neighbour in this place
-                row.insert(chance.randrange(len(row) + 1), None)
+            if rng.random() < 0.3:  # a border: no neighbour at this position
+                row.insert(rng.randrange(len(row) + 1), None)
     make = algorithm.generator
     if algorithm.operation == "neighbor_allgather":
         blobs = [memoryview(b"%d" % rank) for rank in range(size)]
@@ -443,6 +446,6 @@ def _plain(value: Any, expected: Any) -> Any:
     return bytes(whole(value))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else text[:200] + "..."

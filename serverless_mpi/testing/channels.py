@@ -1,13 +1,15 @@
-"""The contract of a channel, held against real frames between three ranks of one process.
+"""The contract of a channel, checked with real frames between three ranks of one process.
 
 `check_channel` does what a launcher and the core do: it provisions a job, makes
 the channels of its ranks, puts and gets frames of any length, and destroys the
 job.  A channel that loses, changes or misdelivers a frame, ignores `wake`, or
-leaves something behind fails.  The contract in words is `channels/base.py`.
+leaves something behind fails.  `channels/base.py` is the contract in words.
 
-A check sees frames only, never the medium, so it holds for any channel.  What a
-channel left behind is found by looking where channels can leave things: at its
-AWS services, at paths that its settings name, and in the folders for temporary files.
+A check uses frames only, never the medium, so it applies to any channel.  Things
+that a channel leaves behind are searched where channels can leave them: at its AWS
+services, at paths in its settings, and in the folders for temporary files.
+
+If you add a promise to `channels/base.py`, write a check of it and add it to `CHECKS`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from serverless_mpi.metering import Meter
 
 __all__ = ["CHECKS", "check_channel", "provisioned"]
 
-PATIENCE_S = 30.0  # only a failure waits as long
+PATIENCE_S = 30.0  # only a failing check waits so long
 RANKS = 3
 _ORDERED, _STEP = 0, 2  # kinds of frames: point-to-point, and a step of a collective
 _CONTEXT = 7
@@ -64,18 +66,18 @@ def check_channel(
     endpoint
         URL of an AWS emulator; required if the channel has `services`.
     leftovers
-        Returns what still exists of a job; for media that `find_leftovers` does not know.
+        Returns what still exists of a job; for media that `find_leftovers` cannot search.
     skip
-        Names of `CHECKS` to omit, for an emulator that lacks something.
+        Names of `CHECKS` to omit, for an emulator that lacks a feature.
     patience_s
-        Seconds after which a frame that has not arrived is lost.
+        Seconds after which a frame that has not arrived counts as lost.
 
     Raises
     ------
     AssertionError
         The contract is broken; the message names the check.
     ServerlessMPIError
-        The channel raised an error where none was due.
+        The channel raised an error in a correct call.
 
     Notes
     -----
@@ -105,7 +107,7 @@ def check_channel(
 
 @contextlib.contextmanager
 def provisioned(kind: type[Channel], endpoint: str | None, leftovers: Leftovers) -> Iterator[Make]:
-    """Provide jobs on a channel as a launcher does, and destroy them as a launcher does.
+    """Provision and destroy jobs on a channel as a launcher does; a context manager.
 
     Parameters
     ----------
@@ -118,12 +120,13 @@ def provisioned(kind: type[Channel], endpoint: str | None, leftovers: Leftovers)
 
     Yields
     ------
-    A function that returns the channels of a new job of that many ranks; the caller closes them.
+    Make
+        Returns the channels of a new job of a number of ranks; the caller closes them.
 
     Raises
     ------
     AssertionError
-        `destroy` left something.
+        `destroy` left something behind.
     """
     before: list[JobSpec] = []
     after: list[JobSpec] = []
@@ -138,31 +141,44 @@ def provisioned(kind: type[Channel], endpoint: str | None, leftovers: Leftovers)
     finally:
         for spec in after:
             kind.destroy(spec)
-        remaining = {spec.job_id: found for spec in after if (found := list(leftovers(spec)))}
+        remaining = {spec.job_id: names for spec in after if (names := list(leftovers(spec)))}
         assert not remaining, f"{kind.__name__}: destroy left {remaining}"
-        # again, and as after a `provision` that failed half-way
+        # Again; and with the spec before `provision`, as after one that failed half-way.
         for spec in (*after, *before):
             kind.destroy(spec)
 
 
 def find_leftovers(spec: JobSpec) -> list[str]:
-    """Return what still exists of a job: at its services, at its settings' paths, in temporary folders."""
-    found = [path for path in spec.settings.values() if os.path.isabs(path) and _exists(path)]
+    """Return what still exists of a job.
+
+    Parameters
+    ----------
+    spec
+        The job, with the settings that `provision` returned.
+
+    Returns
+    -------
+    list of str
+        Paths in its settings, files in temporary folders that have its id in their names, and what
+        exists of it at its endpoint.
+    """
+    leftovers = [path for path in spec.settings.values() if os.path.isabs(path) and _exists(path)]
     for folder in {tempfile.gettempdir(), "/dev/shm"}:
         with contextlib.suppress(FileNotFoundError):
-            found += [
+            leftovers += [
                 os.path.join(folder, name) for name in os.listdir(folder) if spec.job_id in name
             ]
     if spec.endpoint is not None:
-        from serverless_mpi.aws import control  # boto3: most of a second that others need not pay
+        # boto3 takes most of a second, which checks without services need not wait for.
+        from serverless_mpi.aws import control
 
         if spec.job_id in control.leftovers(spec.endpoint, spec.region):
-            found.append(f"queues, topics or a bucket at {spec.endpoint}")
-    return found
+            leftovers.append(f"queues, topics or a bucket at {spec.endpoint}")
+    return leftovers
 
 
 def _exists(path: str) -> bool:
-    with contextlib.suppress(ValueError, OSError):  # a text that no path can be
+    with contextlib.suppress(ValueError, OSError):  # a text that cannot be a path
         return os.path.lexists(path)
     return False
 
@@ -171,7 +187,20 @@ def _exists(path: str) -> bool:
 
 
 def outgoing(source: int, dests: Sequence[int], seq: int, body: bytes) -> OutgoingFrame:
-    """Return a frame in two parts: ordered if it is for one rank, a step of a collective if for several."""
+    """Return a frame whose body is in two parts.
+
+    Parameters
+    ----------
+    source
+        The rank that puts it.
+    dests
+        The ranks that read it. A frame for one rank is point-to-point, one for several is a step
+        of a collective.
+    seq
+        Sequence number of the message.
+    body
+        Its body; borrowed.
+    """
     single = len(dests) == 1
     name = FrameName(
         _ORDERED if single else _STEP, _CONTEXT, source, dests[0] if single else SHARED, seq, 0, 0
@@ -181,14 +210,28 @@ def outgoing(source: int, dests: Sequence[int], seq: int, body: bytes) -> Outgoi
 
 
 def scattered(source: int, seq: int, bodies: dict[int, bytes]) -> OutgoingFrame:
-    """Return a frame that has a body of its own for each reader."""
+    """Return a frame with a separate body for each reader.
+
+    Parameters
+    ----------
+    source, seq
+        As in `outgoing`.
+    bodies
+        Rank -> its body; borrowed.
+    """
     own = tuple((memoryview(body[:5]), memoryview(body[5:])) for body in bodies.values())
     name = FrameName(_STEP, _CONTEXT, source, SCATTERED, seq, 0, 0)
     return OutgoingFrame(tuple(bodies), name, (), own)
 
 
 def expected(frame: OutgoingFrame) -> ExpectedFrame:
-    """Return what a receiver that knows the frame's name awaits."""
+    """Return what a receiver that knows the name of a frame awaits.
+
+    Parameters
+    ----------
+    frame
+        The frame.
+    """
     name = frame.name
     return ExpectedFrame(
         name.kind, name.context, name.source, name.dest, name.seq, name.tag, name.chunk
@@ -196,7 +239,17 @@ def expected(frame: OutgoingFrame) -> ExpectedFrame:
 
 
 def content(source: int, seq: int, length: int, chance: random.Random) -> bytes:
-    """Return random bytes behind a mark by which `_Job.collect` knows the frame."""
+    """Return random bytes after a mark by which `_Job.collect` recognizes the frame.
+
+    Parameters
+    ----------
+    source, seq
+        Rank and sequence number, for the mark.
+    length
+        Number of random bytes.
+    chance
+        Source of randomness.
+    """
     return b"%d/%d;" % (source, seq) + chance.randbytes(length)
 
 
@@ -213,11 +266,14 @@ class _Job:
 
     @property
     def longest(self) -> int:
-        """Bytes of the longest frame that is tried; at most 3 MiB, to save time."""
+        """Length of the longest frame that is tried, in bytes; at most 3 MiB, to save time."""
         return min(self.channels[0].limits.max_frame_bytes, 3 << 20)
 
     def collect(self, rank: int, count: int, awaited: Sequence[ExpectedFrame] = ()) -> list[bytes]:
-        """Get and acknowledge `count` different frames, sorted; duplicates are dropped, as the core does."""
+        """Get and acknowledge `count` different frames; return their bodies, sorted.
+
+        Duplicates are dropped, as the core does.
+        """
         channel, bodies = self.channels[rank], dict[bytes, None]()
         pending = list(awaited)
         deadline = time.monotonic() + self.patience_s
@@ -227,7 +283,9 @@ class _Job:
             assert deliveries or left > 0, (
                 f"rank {rank} got {len(bodies)} of {count} frames within {self.patience_s:g} s"
             )
-            channel.ack([one.receipt for one in deliveries if one.receipt is not None])
+            channel.ack(
+                [delivery.receipt for delivery in deliveries if delivery.receipt is not None]
+            )
             for delivery in deliveries:
                 body = bytes(delivery.data)
                 bodies[body] = None
@@ -251,7 +309,7 @@ class _Job:
 
 
 def every_frame_arrives_unchanged(job: _Job) -> None:
-    """Frames of any length up to the limit arrive, many at once, in both directions."""
+    """Put frames of any length up to the limit, many at once, in both directions."""
     chance = random.Random(1)
     lengths = [0, 1, 100, 65_536, 100_000, *[50] * 21, job.longest - 10]
     there = [
@@ -267,7 +325,7 @@ def every_frame_arrives_unchanged(job: _Job) -> None:
 
 
 def one_put_reaches_any_subset(job: _Job) -> None:
-    """A frame for several ranks reaches each of them, and no other rank."""
+    """Put a frame for several ranks: it reaches each of them, and no other rank."""
     chance = random.Random(2)
     both = outgoing(0, (1, 2), 0, content(0, 0, 1000, chance))
     large = outgoing(0, (1, 2), 1, content(0, 1, min(job.longest, 1 << 20) - 10, chance))
@@ -279,7 +337,7 @@ def one_put_reaches_any_subset(job: _Job) -> None:
 
 
 def each_reader_of_a_scattered_frame_gets_its_own(job: _Job) -> None:
-    """Bodies of any lengths reach their readers; without ranges the runtime puts them one by one."""
+    """Put bodies of any lengths for each reader; without ranges the runtime puts them singly."""
     chance = random.Random(4)
     lengths = [(0, 0), (10, 1000), (70_000, 3), (300_000, 300_000)]
     if not job.channels[0].figures.ranges:
@@ -303,13 +361,15 @@ def each_reader_of_a_scattered_frame_gets_its_own(job: _Job) -> None:
 
 
 def an_empty_medium_delivers_nothing(job: _Job) -> None:
-    """A get that may not wait returns no frame if none was put."""
+    """Get without waiting: no frame is returned if none was put."""
     awaited = [ExpectedFrame(_ORDERED, 9, 1, 0, 0, 0, 0)]
-    assert job.channels[0].get(0.0, lambda: awaited) == [], "a frame that nobody put"
+    assert job.channels[0].get(0.0, lambda: awaited) == [], (
+        "a frame was delivered that no rank has put"
+    )
 
 
 def a_wildcard_receives_from_any_source(job: _Job) -> None:
-    """A receiver that does not know the senders gets their frames."""
+    """Get without naming the sender: the frames of all senders arrive."""
     chance = random.Random(3)
     sent = [outgoing(source, (2,), 0, content(source, 0, 20, chance)) for source in (0, 1)]
     for source in (0, 1):
@@ -319,7 +379,7 @@ def a_wildcard_receives_from_any_source(job: _Job) -> None:
 
 
 def puts_of_several_threads_all_arrive(job: _Job) -> None:
-    """Threads of a rank put at the same time, and no frame is lost or mixed with another."""
+    """Put in several threads of a rank: no frame is lost or mixed with another."""
     chance = random.Random(5)
     frames = [outgoing(0, (1,), seq, content(0, seq, 3000, chance)) for seq in range(12)]
     with ThreadPoolExecutor(3) as pool:
@@ -331,7 +391,7 @@ def puts_of_several_threads_all_arrive(job: _Job) -> None:
 
 
 def wake_ends_a_wait(job: _Job) -> None:
-    """A get in another thread returns without a frame, long before its time is over."""
+    """Wake a get in another thread: it returns without a frame, long before its time limit."""
     got: list[object] = []
     channel, longest_s = job.channels[0], job.patience_s * 10
     waiter = threading.Thread(target=lambda: got.append(channel.get(longest_s, list)), daemon=True)
@@ -343,7 +403,7 @@ def wake_ends_a_wait(job: _Job) -> None:
 
 
 def close_may_be_called_again(job: _Job) -> None:
-    """A second close does nothing."""
+    """Close twice: the second call has no effect."""
     job.channels[0].close()
     job.channels[0].close()
 

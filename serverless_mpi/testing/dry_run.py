@@ -1,8 +1,8 @@
-"""Run the generators of all ranks in one process, without a network, and count.
+"""The dry run: run the generators of all ranks in one process, without a network, and count.
 
-The run is exact: it delivers what each Send and Scatter carries, in an order
-that the caller may pick, and refuses what no channel could serve: a deadlock,
-a message that nobody receives, two messages under one name.
+The run is exact: it delivers the data of each Send and Scatter, in an order that
+the caller may pick, and refuses what no channel could serve: a deadlock, a
+message that no rank receives, two messages with one name.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Count:
     messages
         Reads by all ranks.
     sends
-        For each rank, its Sends and Deals; one that many ranks read counts once.
+        Number of Sends and Scatters of each rank; one that several ranks read counts once.
     nbytes
-        For each rank, the bytes of those, counted likewise.
+        Bytes of these, counted likewise.
     """
 
     rounds: int = 0
@@ -51,18 +51,21 @@ def run(
     ranks
         The generators, by rank.
     pick
-        Given the number of ranks that can go on, the index of the one that goes next;
-        a test passes a random choice to try any order.
+        Takes the number of ranks that can continue, and returns the index of the next one; a test
+        passes a random choice to try any order.
 
     Returns
     -------
-    The ranks' results, and what the call cost.
+    results : list
+        What each generator returned.
+    count : Count
+        What the call cost.
 
     Raises
     ------
     JobError
-        A deadlock (the text names who waits for whom), a message that nobody received,
-        two messages under one name, or a rank that sends to itself.
+        A deadlock (the text names which rank waits for which message), a message that no rank
+        received, two messages with one name, or a rank that sends to itself.
     """
     return _DryRun(ranks).run(pick)
 
@@ -70,8 +73,8 @@ def run(
 class _DryRun:
     """State of one run.
 
-    `_mail` holds what was sent and not yet received, by (source, slot, reader, dealt);
-    `_waiting` the step at which each unfinished rank stands.
+    `_mail` maps (source, slot, reader, scattered) to the data that was sent and not received yet,
+    and the round of its sender. `_waiting` maps each unfinished rank to the step that it yielded.
     """
 
     def __init__(self, ranks: Sequence[Steps]) -> None:
@@ -85,7 +88,7 @@ class _DryRun:
     def run(self, pick: Callable[[int], int]) -> tuple[list[Any], Count]:
         results: list[Any] = [None] * len(self._ranks)
         while self._waiting:
-            able = [rank for rank in self._waiting if self._can_go_on(rank)]
+            able = [rank for rank in self._waiting if self._can_continue(rank)]
             if not able:
                 stuck = {
                     rank: [step for step in _group(waiting) if isinstance(step, Recv)]
@@ -104,17 +107,20 @@ class _DryRun:
                     self._send(rank, step)
             self._waiting[rank] = following
         if self._mail:
-            raise JobError(f"nobody received {sorted(self._mail)}")
+            raise JobError(
+                f"no rank received {sorted(self._mail)} (source, slot, reader, scattered)"
+            )
         return results, self._count
 
-    def _can_go_on(self, rank: int) -> bool:
+    def _can_continue(self, rank: int) -> bool:
+        """Return whether everything that a rank's step receives has been sent."""
         return all(
             (step.source, step.slot, rank, step.scattered) in self._mail
             for step in _group(self._waiting[rank])
             if isinstance(step, Recv)
         )
 
-    def _receive(self, rank: int, yielded: Any) -> Any:
+    def _receive(self, rank: int, yielded: _Step | Sequence[_Step] | None) -> object:
         """Return what the generator is sent for the step that it yielded last."""
         values: list[Any] = []
         for step in _group(yielded):
@@ -137,7 +143,7 @@ class _DryRun:
             given = {dest: memoryview(bytearray().join(data)) for dest, data in step.blobs}
             nbytes = sum(blob.nbytes for blob in given.values())
         if (rank, step.slot) in self._used or rank in given:
-            raise JobError(f"rank {rank} sends twice under slot {step.slot}, or to itself")
+            raise JobError(f"rank {rank} sends twice with slot {step.slot}, or to itself")
         self._used.add((rank, step.slot))
         self._count.nbytes[rank] += nbytes
         self._count.sends[rank] += 1
@@ -148,7 +154,7 @@ class _DryRun:
             self._count.rounds = max(self._count.rounds, self._round[rank] + 1)
 
 
-def _group(step: Any) -> Sequence[_Step]:
+def _group(step: _Step | Sequence[_Step] | None) -> Sequence[_Step]:
     """Return the steps that a generator yielded together."""
     if step is None:
         return ()

@@ -1,16 +1,15 @@
-"""The contract of a launcher, held against jobs of smpirun.
+"""The contract of a launcher, checked with jobs of smpirun.
 
 `check_launcher` starts `smpirun --platform NAME` as a user does, with small
-programs, and looks at what comes out: exit codes, lines, files, processes.  A
-promise of an option is checked only if the launcher declares in `honors` that
-the option has an effect; the other options must be refused.  So a launcher
-that claims `--timeout` and ignores it fails, and one that does not claim it
-does not.
+programs, and checks the outcome: exit codes, lines, files, processes.  A promise
+of an option is checked only if the launcher declares in `honors` that the option
+has an effect; the other options must be refused.  So a launcher that claims
+`--timeout` and ignores it fails, and one that does not claim it passes.
 
-Every program ends by itself after `patience_s`.  A launcher that breaks a
-promise therefore fails a check; it does not make the suite wait forever.
+Every program ends by itself after `patience_s`.  So a launcher that breaks a
+promise fails a check, and the suite does not wait forever.
 
-A new promise is one function with `@_promise` here.  It runs for every
+A new promise is one function with `@_promise` here.  It is checked for every
 launcher that is registered, extensions included.
 """
 
@@ -35,11 +34,11 @@ from serverless_mpi.launch.base import COMMON_FIELDS, EXIT_DEADLOCK, EXIT_TIMEOU
 __all__ = ["PROMISES", "check_launcher"]
 
 _MARK = "CHECK_LAUNCHER_MARK"  # a variable by which the processes of a job are found
-_GONE_S = 10.0  # a process that was killed has left the process table by then
+_GONE_S = 10.0  # within this time a killed process has left the process table
 _RANKS = 3
 
-_OUT_OF_PATIENCE = "nobody stopped this rank"
-# The head of each program.  A rank that nobody stops says so and ends by itself.
+_OUT_OF_PATIENCE = "the launcher did not stop this rank"
+# The head of each program.  A rank that is not stopped reports that and exits.
 _HEAD = f"""\
 import os, sys, threading, time
 def end_by_itself():
@@ -93,7 +92,7 @@ class _Case:
     def end(
         self, job: subprocess.Popen[str], mark: str, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Wait for a job, and hold it to leaving nothing behind."""
+        """Wait for a job, and check that it leaves nothing behind."""
         try:
             out, err = job.communicate(stdin, timeout=20 * self.patience_s)
         except subprocess.TimeoutExpired:
@@ -120,14 +119,16 @@ class _Case:
 
 @dataclass(frozen=True)
 class Promise:
-    """One thing that a user may rely on.
+    """Something that users rely on.
 
+    Attributes
+    ----------
     name
-        In words, for the report.
+        The promise in words, for the report.
     check
         Raises AssertionError if the launcher breaks it.
     needs
-        Field of `Plan` that a launcher must honor for the promise to concern it; None for all.
+        Field of `Plan`; the promise concerns launchers that honor it. None for all launchers.
     """
 
     name: str
@@ -157,17 +158,17 @@ def check_launcher(
     stdin: bool = True,
     patience_s: float = 10.0,
 ) -> None:
-    """Check the launcher of a platform against what users of every platform rely on.
+    """Check the launcher of a platform against the promises that hold on every platform.
 
     Parameters
     ----------
     name
-        Of the platform, as after `--platform`: the package's own, or an entry point.
+        Name of the platform, as after `--platform`: one of the package, or an entry point.
     workdir
         An empty folder for programs and temporary files; it is not removed.
     options
-        Of smpirun, for every job: a channel that works on the platform, and an endpoint
-        and stack where it needs them.
+        Options of smpirun for every job: a channel that works on the platform, and an endpoint
+        and a stack if it needs them.
     promises
         Names from `PROMISES`; all by default.
     stdin
@@ -179,14 +180,14 @@ def check_launcher(
     Raises
     ------
     AssertionError
-        A promise is broken; the text names the promise and what was seen.
+        A promise is broken; the text names the promise and what was observed.
     UsageError
         There is no such platform, or no such promise.
 
     Notes
     -----
-    On one machine, a promise takes about half a second.  That no process is left is seen
-    on Linux only, in /proc.
+    On one machine a promise takes about half a second.  Processes that are left behind are
+    detected on Linux only, in /proc.
     """
     launcher = launch.load(name)
     case = _Case(name, workdir, tuple(options), stdin, patience_s)
@@ -211,7 +212,7 @@ def _marked(mark: str) -> list[str]:
             continue
         try:
             environ = Path(entry.path, "environ").read_bytes()
-        except OSError:  # ended meanwhile, or another user's
+        except OSError:  # it has ended, or is another user's
             continue
         if wanted in environ.split(b"\0"):
             marked.append(entry.name)
@@ -234,7 +235,7 @@ def _expect_lines(text: str, expected: Iterable[str]) -> None:
 
 @_promise("ranks are numbered through the programs")
 def _check_numbers(case: _Case) -> None:
-    """The ranks of `-n 1 a.py : -n 2 b.py` are 0 of a.py, 1 and 2 of b.py, with their arguments."""
+    """Run `-n 1 a.py x : -n 2 b.py`: a.py is rank 0, and b.py is ranks 1 and 2."""
     body = "print({!r}, rank, size, sys.argv[1:])\n"
     first, second = (case.program(body.format(name), f"{name}.py") for name in "ab")
     job = case.run("-n", 1, first, "x", ":", "-n", 2, second)
@@ -251,7 +252,7 @@ def _check_messages(case: _Case) -> None:
 
 @_promise("the exit code is that of the rank that failed first")
 def _check_exit_code(case: _Case) -> None:
-    """The other ranks, which wait forever, are stopped; the error names the rank."""
+    """Let a rank fail: the others, which wait forever, are stopped, and the error names it."""
     body = "if rank == 1: sys.exit(7)\ncomm.recv(source=1)\n"
     job = case.run("-n", _RANKS, case.program(body))
     _expect(job, 7)
@@ -266,7 +267,7 @@ def _check_signalled(case: _Case) -> None:
 
 @_promise("processes that a rank started end with the job")
 def _check_descendants(case: _Case) -> None:
-    """`_Case.end` finds the process by its mark."""
+    """Leave a process running; `_Case.end` finds it by its mark."""
     body = (
         "import subprocess\n"
         "if rank == 0: subprocess.Popen(['sleep', '{:.0f}'])\n"
@@ -279,7 +280,7 @@ def _check_descendants(case: _Case) -> None:
 
 @_promise("Ctrl-C stops every rank")
 def _check_interrupt(case: _Case) -> None:
-    """The exit code is 130, and the lines that ranks wrote before have arrived."""
+    """Interrupt: the exit code is 130, and the lines that ranks wrote before have arrived."""
     job, mark = case.start("-n", 2, case.program("print(rank, flush=True)\ncomm.recv(rank)\n"))
     assert job.stdout is not None
     begun = [job.stdout.readline() for _ in range(2)]
@@ -290,7 +291,7 @@ def _check_interrupt(case: _Case) -> None:
 
 @_promise("lines of output are whole")
 def _check_lines(case: _Case) -> None:
-    """Halves of lines of several ranks, and of both streams, are not mixed."""
+    """Write lines in two halves: those of several ranks and both streams are not mixed."""
     body = (
         "for number in range(20):\n"
         "    for stream, name in ((sys.stdout, 'out'), (sys.stderr, 'err')):\n"
@@ -310,7 +311,7 @@ def _check_lines(case: _Case) -> None:
 
 @_promise("no rank but 0 reads standard input")
 def _check_stdin(case: _Case) -> None:
-    """The others try first, so one that shares it with rank 0 gets the text."""
+    """Let the others read first: a rank that shared the input with rank 0 would get the text."""
     body = (
         "if rank == 0: comm.barrier()\n"
         "print(rank, repr(sys.stdin.read()))\n"
@@ -323,7 +324,7 @@ def _check_stdin(case: _Case) -> None:
 
 @_promise("an option without effect is refused by its name")
 def _check_refusals(case: _Case) -> None:
-    """Every field of `Plan` that the launcher does not honor makes one line and exit code 2."""
+    """Use the option of every field of `Plan` that the launcher does not honor."""
     launcher = launch.load(case.name)
     for entry in fields(Plan):
         if entry.name in COMMON_FIELDS or entry.name in launcher.honors:
@@ -373,7 +374,7 @@ def _check_timeout(case: _Case) -> None:
 
 @_promise("--deadlock ends the job with exit code 125", needs="deadlock_s")
 def _check_deadlock(case: _Case) -> None:
-    """The patience is another process: with a thread that acts later there is no deadlock."""
+    """Let all ranks wait. Another process limits the time: a thread with a timer may still act."""
     body = (
         "import subprocess\n"
         "patience.cancel()\n"

@@ -1,4 +1,6 @@
-"""Wrong calls, and the error class that MPICH 5 answers each with; as a program under the real MPI it tells what that answers.
+"""Wrong calls, and the error class that MPICH 5 returns for each. As a program under the real MPI
+it
+prints what that MPI returns.
 
 In a call, `c` is a communicator of one rank, `b8` and `o8` are buffers of 8 bytes, and the functions below make what is wrong.
 PAIRS are of two ranks that do not agree.

@@ -1,4 +1,6 @@
-"""Calls of a communicator, over ranks that are threads; results against NumPy or the definition."""
+"""Calls of a communicator on ranks that are threads; results are compared with NumPy or the
+definition.
+"""
 
 from __future__ import annotations
 
@@ -79,21 +81,21 @@ def test_object_collectives(size: int) -> None:
 def test_buffer_collectives(size: int) -> None:
     def body(c: Any) -> None:
         n, r, last = c.size, c.rank, c.size - 1
-        mine = np.arange(4, dtype="f8") + 10 * r
+        own = np.arange(4, dtype="f8") + 10 * r
         every = np.stack([np.arange(4.0) + 10 * i for i in range(n)])
-        got = mine.copy()
+        got = own.copy()
         c.Bcast(got, root=last)
         assert (got == every[last]).all()
         table = np.zeros((n, 4))
-        c.Gather(mine, table if r == last else None, root=last)
+        c.Gather(own, table if r == last else None, root=last)
         assert r != last or (table == every).all()
         c.Scatter(every if r == last else None, got, root=last)
-        assert (got == mine).all()
+        assert (got == own).all()
         table[:] = 0
-        c.Allgather(mine, table)
+        c.Allgather(own, table)
         assert (table == every).all()
         inplace = np.zeros((n, 4))
-        inplace[r] = mine
+        inplace[r] = own
         c.Allgather(MPI.IN_PLACE, inplace)
         assert (inplace == every).all()
         c.Alltoall(np.repeat(np.arange(n), 2) + 100 * r, pairs := np.zeros(2 * n, "i8"))
@@ -106,18 +108,18 @@ def test_buffer_collectives(size: int) -> None:
             (MPI.PROD, np.prod),
             (MPI.MIN, np.min),
         ):
-            c.Allreduce(mine, got, op=op)
+            c.Allreduce(own, got, op=op)
             assert (got == function(every, axis=0)).all()
         c.Reduce(
-            MPI.IN_PLACE if r == last else mine,
-            mine.copy() if r == last else None,
+            MPI.IN_PLACE if r == last else own,
+            own.copy() if r == last else None,
             op=MPI.SUM,
             root=last,
         )
-        c.Scan(mine, got)
+        c.Scan(own, got)
         assert (got == every[: r + 1].sum(axis=0)).all()
         got[:] = -1
-        c.Exscan(mine, got)
+        c.Exscan(own, got)
         assert (got == (every[:r].sum(axis=0) if r else -1)).all()
         block = np.zeros(1)
         c.Reduce_scatter_block(np.arange(float(n)) + r, block)
@@ -136,11 +138,11 @@ def test_vector_collectives(size: int) -> None:
         n, r = c.size, c.rank
         counts = [i + 1 for i in range(n)]
         whole = np.concatenate([np.full(i + 1, float(i)) for i in range(n)])
-        mine = np.full(r + 1, float(r))
+        own = np.full(r + 1, float(r))
         got = np.zeros(len(whole))
-        c.Gatherv(mine, [got, counts] if r == 0 else None, root=0)
+        c.Gatherv(own, [got, counts] if r == 0 else None, root=0)
         assert r or (got == whole).all()
-        c.Allgatherv(mine, [got, counts])
+        c.Allgatherv(own, [got, counts])
         assert (got == whole).all()
         part = np.zeros(r + 1)
         c.Scatterv([whole, counts] if r == 0 else None, part, root=0)
@@ -169,9 +171,9 @@ def test_user_operations_keep_rank_order_in_memory_too() -> None:
     op = MPI.Op.Create(matrices, commute=False)
 
     def body(c: Any) -> np.ndarray[Any, Any]:
-        mine = np.array([[1, c.rank], [c.rank + 1, 1]])
+        own = np.array([[1, c.rank], [c.rank + 1, 1]])
         got = np.zeros((2, 2), "i8")
-        c.Allreduce([mine, 4, MPI.LONG], [got, 4, MPI.LONG], op=op)
+        c.Allreduce([own, 4, MPI.LONG], [got, 4, MPI.LONG], op=op)
         return got
 
     expected = np.eye(2, dtype="i8")
@@ -183,8 +185,8 @@ def test_user_operations_keep_rank_order_in_memory_too() -> None:
 def test_maxloc_on_pairs() -> None:
     def body(c: Any) -> None:
         pair = np.dtype([("value", "f8"), ("index", "i4")], align=True)
-        mine, got = np.array([(c.rank % 2, c.rank)], pair), np.zeros(1, pair)
-        c.Allreduce([mine, 1, MPI.DOUBLE_INT], [got, 1, MPI.DOUBLE_INT], op=MPI.MAXLOC)
+        own, got = np.array([(c.rank % 2, c.rank)], pair), np.zeros(1, pair)
+        c.Allreduce([own, 1, MPI.DOUBLE_INT], [got, 1, MPI.DOUBLE_INT], op=MPI.MAXLOC)
         assert got[0].tolist() == (1.0, 1)
 
     run(4, body)

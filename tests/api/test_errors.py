@@ -1,4 +1,4 @@
-"""What MPICH answers with an error, this package answers with the same error class: bad_calls.py has the table."""
+"""Errors have the error classes of MPICH; bad_calls.py has the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objects around communication: handles, Info, attributes, error handlers, requests of the program, memory, sessions."""
+"""Handles, Info, attributes, error handlers, generalized requests, memory and sessions."""
 
 from __future__ import annotations
 

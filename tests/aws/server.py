@@ -1,4 +1,4 @@
-"""A scripted HTTP server on 127.0.0.1: each request is recorded and answered by what the test says."""
+"""A scripted HTTP server on 127.0.0.1: it records each request and sends the response of the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where keys are looked for, in botocore's order, and when they are renewed; servers are local, the clock is a number."""
+"""Credential sources in botocore's order, and renewal; servers are local, the clock is a number."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def test_credential_process(environ: dict[str, str], tmp_path: Path) -> None:
     )
     assert get(environ) == Keys("A", "S", "T", AT_HOUR)
     says(json.dumps({"Version": 2}))
-    refused(environ, "speaks version 2")
+    refused(environ, "prints version 2")
     says("no json")
-    refused(environ, "did not give a JSON object")
+    refused(environ, "did not return a JSON object")
     says(json.dumps({"Version": 1, "AccessKeyId": "A"}))
-    refused(environ, "did not give keys")
+    refused(environ, "did not return valid keys")
     says("", 3)
-    refused(environ, "ended with 3: its story")
+    refused(environ, "ended with exit code 3: its story")
     files(environ, "[default]\ncredential_process = /nowhere/at-all\n")
     refused(environ, "did not run")
 
@@ -187,11 +187,11 @@ sso_session = s
     with Server(sts({"Action": "AssumeRole"})) as server:
         environ["AWS_ENDPOINT_URL_STS"] = server.url
         for profile, story in {
-            "mfa": "needs a code of arn:mfa.*export-credentials --profile mfa",
-            "circle": "circle -> circle2 -> circle go round",
+            "mfa": "needs a code from the device arn:mfa.*export-credentials --profile mfa",
+            "circle": "circle -> circle2 -> circle refer",
             "nowhere": "'nowhere' names source_profile 'missing'",
             "nothing": "neither source_profile nor credential_source",
-            "odd": "none of Environment, EcsContainer, Ec2InstanceMetadata",
+            "odd": "not one of Environment, EcsContainer, Ec2InstanceMetadata",
             "env": "only one is set",
             "sso": "SSO.*export-credentials --profile sso",
         }.items():
@@ -243,12 +243,12 @@ def test_a_container(environ: dict[str, str], tmp_path: Path) -> None:
 
     with Server(answer) as server:
         environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = server.url + "/creds?id=1"
-        refused(environ, "cannot be had: .*answered 403 who")
+        refused(environ, "cannot be read from .*answered 403 who")
         environ["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = "stale"
         environ["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = str(tmp_path / "token")
         assert get(environ) == Keys("C", "c", "t", AT_HOUR)
     environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = "http://example.org/creds"
-    refused(environ, "neither https nor on this machine")
+    refused(environ, "neither HTTPS nor an address of this machine")
 
 
 def test_an_instance(environ: dict[str, str]) -> None:
@@ -319,7 +319,7 @@ def test_keys_are_renewed_before_they_end(environ: dict[str, str]) -> None:
         assert credentials.get().access == "2" and len(server.requests) == 3
         broken = True
         clock.now = AT_HOUR + 3600
-        with pytest.raises(UsageError, match="cannot be had"):
+        with pytest.raises(UsageError, match="cannot be read from"):
             credentials.get()
 
 

@@ -1,4 +1,6 @@
-"""A signal handler's exception is the program's: it is never taken for the network's, and its connection is not used again."""
+"""An exception of a signal handler is not taken for a network error, and its connection is not
+reused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers and messages that are not what they should be: an error that says so, or a dropped frame; never another exception."""
+"""Unexpected responses and messages give an error that names them or a dropped frame."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_what_is_not_sns_is_named(bench: Open, body: bytes) -> None:
         b"<ListBucketResult><Key>p/\xff</Key>",
     ],
 )
-def test_what_is_no_listing_is_named(bench: Open, body: bytes) -> None:
+def test_an_invalid_listing_is_named(bench: Open, body: bytes) -> None:
     with pytest.raises(ChannelError, match="is that address AWS or an emulator"):
         S3(bench(reply(body=body), service="s3").client, "b").list("p/", "p/1")
 

@@ -1,4 +1,4 @@
-"""The signer gives what botocore's gives, for any request."""
+"""The signer computes what botocore computes, for any request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others must know of a channel is an attribute of its class; nobody compares names."""
+"""The properties of a channel are attributes of its class; no other code compares channel names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read is deleted while the job runs; a delete that fails ends nothing; reports cannot be forged."""
+"""Frames that were read are deleted while the job runs, and a failed delete does not end it."""
 
 from __future__ import annotations
 
@@ -209,10 +209,10 @@ def test_two_hundred_allreduces_keep_few_bytes(
     runtimes = [Runtime(spec.with_rank(rank)) for rank in range(3)]
 
     def body(comm: Any) -> None:
-        mine = np.full(1 << 17, comm.rank + 1.0)  # 1 MiB
-        total = np.empty_like(mine)
+        own_part = np.full(1 << 17, comm.rank + 1.0)  # 1 MiB
+        total = np.empty_like(own_part)
         for _ in range(200):
-            comm.Allreduce(mine, total)
+            comm.Allreduce(own_part, total)
             assert total[0] == total[-1] == 6.0
 
     on_each(runtimes, body)

@@ -1,4 +1,4 @@
-"""The acceptor of `direct`: odd bytes, no file descriptor left, time-outs; by a clock of the test's own."""
+"""The acceptor of `direct`: invalid bytes, exhausted descriptors, time limits; with a fake clock."""
 
 from __future__ import annotations
 

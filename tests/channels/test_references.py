@@ -1,4 +1,4 @@
-"""What travels in a frame's place on `hybrid`, and ranks' words to their launcher: any bytes give a value or nothing."""
+"""References of `hybrid` and console messages: any bytes give a value or None."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_tag_of_one_purpose_fits_no_other() -> None:
 
 @SETTINGS
 @given(st.binary(max_size=200), st.integers(0, 3))
-def test_any_table_has_a_place_for_each_rank_or_none(data: bytes, rank: int) -> None:
+def test_any_index_has_a_range_for_each_rank_or_none(data: bytes, rank: int) -> None:
     """A table that is an object's beginning is not authenticated; the frame that it leads to is."""
     view = memoryview(data)
     if view.nbytes >= table_bytes(view):

@@ -79,7 +79,7 @@ def different_roundings(rank: int, size: int, data: Any, combine: Any) -> Steps:
     [
         ("bcast", zeros, "the operation defines"),
         ("bcast", keeps_to_itself, "'NoneType' object is not|returned None"),
-        ("bcast", unread, "nobody received"),
+        ("bcast", unread, "no rank received"),
         ("allreduce", backwards, "the operation defines"),
         ("allreduce", different_roundings, "different roundings"),
     ],
@@ -218,14 +218,14 @@ def test_a_deadlock_is_named() -> None:
         run([waits(1), waits(0)])
 
 
-def test_a_message_nobody_wants_is_named() -> None:
+def test_a_message_without_a_reader_is_named() -> None:
     def sends() -> Any:
         yield Send((1,), (memoryview(b"x"),), 3)
 
     def nothing() -> Any:
         yield from ()
 
-    with pytest.raises(JobError, match=r"nobody received \[\(0, 3, 1, False\)\]"):
+    with pytest.raises(JobError, match=r"no rank received \[\(0, 3, 1, False\)\]"):
         run([sends(), nothing()])
 
 

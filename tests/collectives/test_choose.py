@@ -1,4 +1,6 @@
-"""The registry refuses what is incomplete, and `select` takes the cheapest of the fastest algorithms."""
+"""The registry refuses what is incomplete, and `select` takes the cheapest of the fastest
+algorithms.
+"""
 
 from __future__ import annotations
 
@@ -103,8 +105,8 @@ def test_the_choice_is_the_cheapest_of_the_fastest(
     for operation, rows in ALGORITHMS.items():
         if not OPERATIONS[operation].modelled:
             continue
-        mine = select(operation, facts).cost(facts)
+        own = select(operation, facts).cost(facts)
         costs = [row.cost(facts) for row in rows if row.condition(facts)]
         best = min(one.seconds for one in costs)
-        assert mine.seconds <= 1.1 * best + 1e-12
-        assert mine.usd <= min(one.usd for one in costs if one.seconds <= mine.seconds) + 1e-15
+        assert own.seconds <= 1.1 * best + 1e-12
+        assert own.usd <= min(one.usd for one in costs if one.seconds <= own.seconds) + 1e-15

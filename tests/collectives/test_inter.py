@@ -1,4 +1,6 @@
-"""What collectives between two groups cost; their results are held by the contract (test_algorithms.py)."""
+"""The cost of collectives between two groups; the contract checks their results
+(test_algorithms.py).
+"""
 
 from __future__ import annotations
 

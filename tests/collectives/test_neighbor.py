@@ -79,14 +79,14 @@ def test_any_graph_even_with_several_edges_between_two_ranks(size: int, seed: in
     for rank, shape in enumerate(shapes):
         seen: Counter[int] = Counter()
         for place, source in enumerate(shape.sources):
-            mine = [where for where, dest in enumerate(shapes[source].dests) if dest == rank]
-            assert got[rank][place] == items[source][mine[seen[source]]]
+            own = [where for where, dest in enumerate(shapes[source].dests) if dest == rank]
+            assert got[rank][place] == items[source][own[seen[source]]]
             seen[source] += 1
 
 
 @SETTINGS
 @given(size=st.integers(1, 6), seed=SEEDS)
-def test_a_graph_that_everybody_knows(size: int, seed: int) -> None:
+def test_a_graph_with_global_edges(size: int, seed: int) -> None:
     chance = random.Random(seed)
     pairs = [(a, b) for a in range(size) for b in range(a + 1) if chance.random() < 0.5]
     near = [

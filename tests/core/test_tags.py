@@ -1,4 +1,4 @@
-"""Every use of the job's key has a purpose, and a tag made for one fits no other."""
+"""Every use of the job's key has a purpose, and a tag of one purpose is not valid for another."""
 
 from __future__ import annotations
 

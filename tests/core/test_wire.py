@@ -1,4 +1,4 @@
-"""Any bytes give a frame or `WireError`; a frame comes back as it was; what is forged does not."""
+"""Any bytes give a frame or `WireError`; frames survive a round trip; forged frames are refused."""
 
 from __future__ import annotations
 

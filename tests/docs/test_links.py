@@ -1,4 +1,4 @@
-"""What the documentation names exists: links, anchors, files, tests, commands, options, variables, extras."""
+"""Links, anchors, files, tests, commands, options, variables and extras in the documentation exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tutorial, run: its programs are saved, its commands run, its outputs compared.
+"""The tutorial: its programs are saved, its commands run, and its output compared.
 
 In docs/tutorial.md a ```python block whose first line is `# name.py` is a file. A ```console block
 has commands, `$ ...`, each followed by what it prints on stdout and stderr together; `...` there

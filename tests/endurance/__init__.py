@@ -1,1 +1,1 @@
-"""Long runs whose memory must stay flat: python -m tests.endurance."""
+"""Long runs whose memory must not grow: python -m tests.endurance."""

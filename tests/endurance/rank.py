@@ -35,17 +35,17 @@ def messages(comm: Any, count: int) -> None:
             assert comm.recv(source=1) == number
         else:
             for place in range(BURST):
-                told = comm.recv(source=0, tag=place % 3)
-                assert told[:2] == (number, place)
+                message = comm.recv(source=0, tag=place % 3)
+                assert message[:2] == (number, place)
             comm.send(number, 0)
 
 
 def communicators(comm: Any, count: int) -> None:
     """Communicators made, used and freed: by Dup, each tenth by Split."""
-    mine, total = np.ones(1), np.zeros(1)
+    own, total = np.ones(1), np.zeros(1)
     for number in range(count):
         made = comm.Split(0, comm.rank) if number % 10 == 0 else comm.Dup()
-        made.Allreduce(mine, total)
+        made.Allreduce(own, total)
         if comm.size > 1:
             right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
             assert made.sendrecv(number, right, source=left) == number
@@ -55,10 +55,10 @@ def communicators(comm: Any, count: int) -> None:
 
 def allreduce(comm: Any, count: int) -> None:
     """Sums of 4 MB."""
-    mine, total = np.ones(1 << 19), np.zeros(1 << 19)
+    own, total = np.ones(1 << 19), np.zeros(1 << 19)
     for number in range(count):
-        mine[:] = number
-        comm.Allreduce(mine, total)
+        own[:] = number
+        comm.Allreduce(own, total)
         assert total[0] == total[-1] == number * comm.size
 
 

@@ -85,7 +85,7 @@ def test_the_official_categories() -> None:
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["--neurons", "1000"], "RadiX-Net has 1024"),
         (["--layers", "0"], "at least 1 layer"),
@@ -93,12 +93,12 @@ def test_the_official_categories() -> None:
         (["--images", "README.md"], "README.md, line 1"),
     ],
 )
-def test_bad_input_is_one_line(words: list[str], told: str) -> None:
+def test_bad_input_is_one_line(words: list[str], message: str) -> None:
     done = smpirun("-n", 2, "--channel", "direct", "examples/sparse_dnn.py", *words)
     said = [line for line in done.stderr.splitlines() if line.startswith("sparse_dnn:")]
     assert (
         done.returncode == 2
         and len(said) == 1
-        and told in said[0]
+        and message in said[0]
         and "Traceback" not in done.stderr
     )

@@ -1,4 +1,5 @@
-"""The fault suite as a command: every fault, channel and program that fit, and a table of what came of it.
+"""The fault suite as a command: every fault with each channel and program, and a table of the
+results.
 
     python -m tests.faults                                 all; faults last as long as they do (about an hour)
     python -m tests.faults --quick                         all, with short faults and time-outs

@@ -1,4 +1,5 @@
-"""Faults of services, as the proxy injects them: messages damaged, late, twice; requests throttled, failed, reset.
+"""Faults of services that the proxy injects: damaged, late and repeated messages; throttling,
+errors, resets.
 
 What befalls a request is a function of the seed, its kind, the queue or object it names, and how many such requests
 came before.  The timing of ranks does not enter, except for windows, which are measured on the clock.

@@ -1,4 +1,4 @@
-"""Signal handlers that raise at random moments inside MPI: no message is lost or repeated, and nothing stays locked.
+"""Signal handlers that raise at random times inside MPI: no message is lost or repeated.
 
     python -m tests.faults.interrupts --channel queue --interrupts 10000 --seed 1
 

@@ -1,4 +1,6 @@
-"""smpirun with another visibility timeout: python tests/faults/launch.py SECONDS words of smpirun ..."""
+"""smpirun with another visibility timeout: python tests/faults/launch.py SECONDS ARGUMENTS-OF-
+SMPIRUN ...
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What faults must not change: programs whose results are known, run on every rank."""
+"""Programs whose results are known; faults must not change them."""
 
 from __future__ import annotations
 

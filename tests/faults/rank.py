@@ -1,4 +1,5 @@
-"""One rank under faults: runs a program of workloads.py, injures itself where told, reports to the driver.
+"""One rank under faults: runs a program of workloads.py, injects faults into itself as ordered, and
+reports to the driver.
 
 Arguments: a JSON object with program, fault, seed, rounds, stop_s.  The report goes to the datagram socket that
 SMPI_FAULT_REPORT names, because files and standard streams may be what fails.

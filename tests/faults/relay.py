@@ -1,4 +1,4 @@
-"""A relay of TCP streams between ranks of `direct --host` that delays, cuts or corrupts what passes.
+"""A relay of TCP streams between ranks of `direct --host` that delays, cuts or corrupts them.
 
 It listens on a port for each rank.  The ranks write down each other's true addresses before they connect.
 """

@@ -574,10 +574,10 @@ def _processes(*needles: bytes) -> list[int]:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            told = (
+            message = (
                 Path(entry.path, "environ").read_bytes() + Path(entry.path, "cmdline").read_bytes()
             )
-            if any(needle in told for needle in needles):
+            if any(needle in message for needle in needles):
                 if "sleep" not in Path(entry.path, "comm").read_text():
                     found.append(int(entry.name))
     return found

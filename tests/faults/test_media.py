@@ -1,4 +1,6 @@
-"""Media at their worst: frames twice, late, and in any order; requests refused, broken off, and done without an answer."""
+"""Media with injected failures: frames repeated, late and out of order; requests refused, cut,
+unanswered.
+"""
 
 from __future__ import annotations
 

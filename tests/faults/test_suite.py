@@ -1,4 +1,4 @@
-"""One combination of each fault, short; `python -m tests.faults` runs all, each fault as long as it lasts."""
+"""One short combination of each fault; `python -m tests.faults` runs all of them in full length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The four programs that run under faults.  Each knows what it must receive and counts what it does not.
+"""The four programs that run under faults. Each checks what it receives and counts what is missing.
 
 A program calls `course.step()` between operations: there a fault of the process strikes its victim.  It makes calls
 that a signal may interrupt by `course.patiently(call)`, which repeats the call until it ends by itself; only calls
@@ -67,16 +67,16 @@ def ring(comm: Any, course: Course) -> None:
         ]
         for _ in range(2):
             course.patiently(lambda: comm.Probe(MPI.ANY_SOURCE, MPI.ANY_TAG, status))
-            source, told, body = comm.recv(source=status.source, tag=status.tag)
+            source, message, body = comm.recv(source=status.source, tag=status.tag)
             stream = (source, status.tag)
             expected = seen.get(stream, 0)
-            if told < expected:
+            if message < expected:
                 course.duplicated += 1
             else:
-                course.lost += told - expected
-                seen[stream] = told + 1
+                course.lost += message - expected
+                seen[stream] = message + 1
             course.check(source == status.source)
-            course.check(body == _content(course.seed, source, told, sizes))
+            course.check(body == _content(course.seed, source, message, sizes))
         for request in requests:
             request.wait()
     course.lost += 2 * course.rounds - sum(seen.values())
@@ -89,15 +89,15 @@ def mix(comm: Any, course: Course) -> None:
         course.step()
         twin = comm.Dup()
         part = comm.Split(rank % 2, -rank)
-        total, told = np.zeros(500), np.full(2000, float(rank))
+        total, message = np.zeros(500), np.full(2000, float(rank))
         first = twin.Iallreduce(np.full(500, rank + number, "d"), total)
-        second = comm.Ibcast(told, number % size)
+        second = comm.Ibcast(message, number % size)
         crossed = comm.alltoall([(rank, dest, number) for dest in range(size)])
         course.check(crossed == [(source, rank, number) for source in range(size)])
         course.patiently(first.Wait)
         course.patiently(second.Wait)
         course.check((total == sum(range(size)) + number * size).all())
-        course.check((told == number % size).all())
+        course.check((message == number % size).all())
         members = [one for one in reversed(range(size)) if one % 2 == rank % 2]
         course.check(part.allgather(rank) == members)
         third = part.Ibarrier()
@@ -114,20 +114,20 @@ def large(comm: Any, course: Course) -> None:
     size, rank, length = comm.size, comm.rank, 400_000
     for number in range(max(2, course.rounds // 3)):
         course.step()
-        mine = np.arange(length, dtype="d") + 10 * rank + number
+        own = np.arange(length, dtype="d") + 10 * rank + number
         come = np.zeros(length)
         receive = comm.Irecv(come, (rank - 1) % size, number)
-        send = comm.Isend(mine, (rank + 1) % size, number)
+        send = comm.Isend(own, (rank + 1) % size, number)
         course.patiently(receive.Wait)
         course.patiently(send.Wait)
         left = (rank - 1) % size
         course.check((come == np.arange(length) + 10 * left + number).all())
         course.step()
-        shared = mine.copy() if rank == number % size else np.zeros(length)
+        shared = own.copy() if rank == number % size else np.zeros(length)
         comm.Bcast(shared, number % size)
         course.check((shared == np.arange(length) + 10 * (number % size) + number).all())
         total = np.zeros(length)
-        comm.Allreduce(mine, total)
+        comm.Allreduce(own, total)
         wanted = size * np.arange(length) + 10 * sum(range(size)) + size * number
         course.check((total == wanted).all())
 

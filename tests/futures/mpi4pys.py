@@ -1,4 +1,4 @@
-"""mpi4py's own tests of its futures (demo/futures/test_futures.py) on this package's: mpi4pys.py [unittest's words]
+"""mpi4py's own tests of its futures (demo/futures/test_futures.py) on this package's MPI.
 
 The file's text runs as this program's, so that workers import it as they would
 a program.  What it asks of mpi4py's insides is given by `_core`, as far as this

@@ -1,4 +1,6 @@
-"""Run by test_futures.py under smpirun: everything a program can ask of its executor; the last line says that all held."""
+"""Program of test_futures.py under smpirun: it uses an executor in every way and prints a last
+line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executors on real ranks, and on threads where there is only one."""
+"""Executors on real ranks, and on threads in a job of one rank."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_communicator_of_ranks_that_all_run_the_program(size: int) -> None:
     assert (job.returncode, job.stdout) == (0, "held\n"), job.stderr
 
 
-def test_an_executor_without_workers_says_how_to_get_some() -> None:
+def test_an_executor_without_workers_names_the_remedy() -> None:
     job = smpirun("-n", 2, "--channel", "direct", PROGRAM, 1, "pool")
     assert job.returncode == 1 and "-m serverless_mpi.futures" in job.stderr
 
@@ -51,7 +51,7 @@ def test_the_command_line_of_the_module() -> None:
     )
     assert (job.returncode, job.stdout) == (3, "['-c', 'a']\n")
     assert (
-        "no program"
+        "there is no program"
         in smpirun("--channel", "direct", "-m", "serverless_mpi.futures", "nowhere.py").stderr
     )
 

@@ -1,1 +1,1 @@
-"""Mutated inputs for every parser of bytes that come from elsewhere: python -m tests.fuzz."""
+"""Mutated inputs for every parser of foreign bytes: python -m tests.fuzz."""

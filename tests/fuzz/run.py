@@ -1,4 +1,4 @@
-"""Runs targets on mutated inputs in a process of their own, and what came of it.
+"""Run targets on mutated inputs in a separate process, and collect the outcomes.
 
 Each input is a function of the seed, the target's name and the input's number, so any of them can be replayed.
 """

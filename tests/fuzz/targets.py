@@ -31,7 +31,7 @@ from serverless_mpi.core import wire
 from serverless_mpi.core.endpoint import Endpoint
 from serverless_mpi.core.frames import FrameName
 from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES, Purpose, make
-from serverless_mpi.deadlock import verdict
+from serverless_mpi.deadlock import detect_deadlock
 from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_RANK
 from serverless_mpi.errors import (
     ChannelError,
@@ -558,7 +558,7 @@ def _waits() -> list[bytes]:
 
 def _verdict(data: bytes) -> object:
     (_FOLDER / "waits-0.json").write_bytes(data)
-    return verdict(_FOLDER, [0], 10.0)
+    return detect_deadlock(_FOLDER, [0], 10.0)
 
 
 def _stats() -> list[bytes]:

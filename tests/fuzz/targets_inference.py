@@ -1,4 +1,4 @@
-"""Fuzz targets of what smpi-infer reads from strangers, and of the kernel's Python face.
+"""Fuzz targets: untrusted files that smpi-infer reads, and the kernel's Python interface.
 
 A target takes bytes and ends with a value or with an error that the reader documents; any other exception is a finding.
 TARGETS: name -> (target, seed inputs): bytes that the reader takes, from which a fuzzer makes others.

@@ -1,4 +1,4 @@
-"""Files of the store whose checksums are right, so that what stands behind them is reached."""
+"""Files of the store with valid checksums, so that the fuzzer reaches the code behind the check."""
 
 from __future__ import annotations
 

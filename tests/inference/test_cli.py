@@ -1,6 +1,4 @@
-"""smpi-infer as one types it: the same answer everywhere, reports that add up, and errors that say
-what would work.
-"""
+"""smpi-infer as a command: the same answer everywhere, consistent reports, errors with a remedy."""
 
 from __future__ import annotations
 
@@ -243,7 +241,7 @@ def test_a_planned_run(truth: list[str], images: Path) -> None:
     assert "plan: one worker" in done.stderr
 
 
-def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_recommends_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(
@@ -254,15 +252,15 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert "10,000 images" in capsys.readouterr().out
     assert main(["plan", "--measure", *NET[:6], "--all"]) == 2  # digits are no images of 96 pixels
     assert main(["plan", "--measure", "--samples", "512", "--layers", "3", "--rate", "1e9"]) == 0
-    told = capsys.readouterr().out
-    assert "knee: one worker" in told and "1 G active edges/s" in told
+    message = capsys.readouterr().out
+    assert "knee: one worker" in message and "1 G active edges/s" in message
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (("run", "-n", "0"), "0 is below 1"),
-        (("run", "-n", "5", "--replicas", "2"), "5 workers are not 2 replicas of equal size"),
+        (("run", "-n", "5", "--replicas", "2"), "5 workers do not make 2 replicas of equal size"),
         (("run", "-n", "2000"), "1024 neurons cannot be divided among 2000"),
         (
             ("run", "--net", "random", "--neurons", "65536", "--layers", "480", "--memory", "400"),
@@ -290,19 +288,19 @@ def test_the_plan_says_one_worker(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_is_told(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+def test_contradictory_options_are_reported(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
     assert main(words) in (1, 2)
     said = capsys.readouterr()
-    assert said.err.startswith("smpi-infer: ") and told in said.err and said.out == "", said.err
+    assert said.err.startswith("smpi-infer: ") and message in said.err and said.out == "", said.err
     assert said.err.count("\n") == 1
 
 
-def test_a_lambda_run_wants_no_files_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lambda_run_refuses_files_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-n", "2", "--platform", "lambda", "--report", "x.html"]) == 2
     assert (
-        "--report x.html: workers on lambda do not see this machine's files"
+        "--report x.html: workers on lambda cannot access this machine's files"
         in capsys.readouterr().err
     )
 

@@ -1,4 +1,4 @@
-"""The paper's model gives the paper's dollars; ours counts every billed request."""
+"""The paper's model gives the paper's dollars; the billed model counts every billed request."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def test_every_billed_request_counts() -> None:
     )
 
 
-def test_a_row_that_is_no_run_is_refused() -> None:
+def test_an_invalid_row_of_runs_is_refused() -> None:
     with pytest.raises(ValueError, match="METRIC_S3_NUM_WRITES"):
         published({"METRIC_LAMBDA_RUNTIME": "1"}, 1000)

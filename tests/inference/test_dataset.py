@@ -1,6 +1,4 @@
-"""Networks have the challenge's shape; every format reads back what it wrote; a bad line is
-named.
-"""
+"""Networks have the challenge's shape; formats survive a round trip; an invalid line is named."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ def test_a_network_is_made_anew_by_each_reader_one_layer_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("neurons, layers", [(1000, 3), (1024, 0)])
-def test_sizes_that_are_none_are_refused(neurons: int, layers: int) -> None:
+def test_invalid_sizes_are_refused(neurons: int, layers: int) -> None:
     with pytest.raises(ValueError, match="neurons per layer|at least 1 layer"):
         networks.radix(neurons, layers)
 
@@ -58,7 +56,7 @@ def test_the_official_categories_of_real_images() -> None:
 
 
 @pytest.mark.parametrize("suffix", dataset.SUFFIXES)
-def test_a_network_comes_back_from_its_files(tmp_path: Path, suffix: str) -> None:
+def test_a_network_is_read_from_its_files(tmp_path: Path, suffix: str) -> None:
     for network in (
         networks.randomnet(50, 3, seed=2),
         [SparseRows([0, 0, 2, 3], [0, 2, 1], [0.5, -1e-30, 3.0], 3)],
@@ -91,7 +89,7 @@ def test_scipy_reads_what_is_written_and_writes_what_is_read(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("1\t2\n", "line 1"),
         ("1\t2\t1\n1\tx\t1\n", "line 2"),
@@ -101,13 +99,13 @@ def test_scipy_reads_what_is_written_and_writes_what_is_read(tmp_path: Path) -> 
         ("1\t1\t1\n\n1\t2\t1e39\n", "line 3"),
         ("1\t1\t1\n1.5\t2\t1\n", "line 2"),
         ("1\t1\t1\n2\t2\n1\t3\t1\t4\n", "line 2"),
-        ("1\t1\t1\n2\t2\t1\n1\t1\t2\n", "entry .1, 1., counted from 1, is there twice"),
+        ("1\t1\t1\n2\t2\t1\n1\t1\t2\n", "entry .1, 1., counted from 1, is repeated"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, text: str, told: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "images.tsv"
     path.write_text(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         dataset.read_images(path, 64)
 
 
@@ -124,29 +122,29 @@ def test_a_bad_line_is_named_in_any_block(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("%%MatrixMarket matrix array real general\n", "line 1"),
         ("%%MatrixMarket matrix coordinate real symmetric\n", "line 1"),
         ("%%MatrixMarket matrix coordinate real general\n% made by hand\n3 3\n", "line 3"),
         (
             "%%MatrixMarket matrix coordinate real general\n4 3 1\n1 1 1\n",
-            "shape .4, 3.; wanted .3, 3.",
+            "shape .4, 3., not .3, 3.",
         ),
         (
             "%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 1\n",
-            "1 entries; its line 2 says 2",
+            "1 entries; its line 2 states 2",
         ),
         ("%%MatrixMarket matrix coordinate pattern general\n3 3 1\n1 4\n", "line 3"),
     ],
 )
-def test_a_bad_matrix_market_file_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_an_invalid_matrix_market_file_is_reported(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "n3-l1.mtx").write_text(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         dataset.read_layer(tmp_path / "n3-l1.mtx", 3)
 
 
-def test_a_folder_without_the_layers_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_the_layers_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no file n3-l1 with a suffix of .tsv, .npz, .mtx"):
         dataset.read_network(tmp_path, 3, 2)
     writing.write_network(tmp_path, [SparseRows([0, 0, 0, 1], [1], 1.0, 3)])
@@ -154,7 +152,7 @@ def test_a_folder_without_the_layers_is_told(tmp_path: Path) -> None:
         dataset.read_network(tmp_path, 3, 2)
 
 
-def test_images_come_back_from_every_format(tmp_path: Path) -> None:
+def test_images_are_read_from_every_format(tmp_path: Path) -> None:
     images = (np.random.default_rng(3).random((5, 64)) > 0.5).astype(np.uint8)
     images[4, 0] = 1  # the last image has a point
     np.savez(tmp_path / "bits.npz", bits=np.packbits(images, axis=1))
@@ -164,25 +162,25 @@ def test_images_come_back_from_every_format(tmp_path: Path) -> None:
     for name in ("bits.npz", "dense.npz", "sparse.npz", "images.tsv", "images.mtx"):
         read = dataset.read_images(tmp_path / name, 64)
         assert (read == images.T).all() and read.dtype == np.float32 and read.flags.c_contiguous
-    with pytest.raises(ValueError, match="bits of uint8"):
+    with pytest.raises(ValueError, match="bits of type uint8"):
         dataset.read_images(tmp_path / "bits.npz", 128)
-    with pytest.raises(ValueError, match="wanted numbers .samples, 65."):
+    with pytest.raises(ValueError, match="not numbers of shape .samples, 65."):
         dataset.read_images(tmp_path / "dense.npz", 65)
     with pytest.raises(ValueError, match="5 images, not 9"):
         dataset.read_images(tmp_path / "bits.npz", 64, 9)
     (tmp_path / "broken.npz").write_bytes(b"PK and no more")
     np.savez(tmp_path / "other.npz", something=images)
     np.savez(tmp_path / "nan.npz", images=np.full((2, 64), np.nan))
-    for name, told in (
-        ("broken.npz", "is no npz"),
+    for name, message in (
+        ("broken.npz", "is not an npz"),
         ("other.npz", "neither 'bits' nor 'images'"),
         ("nan.npz", "NaN"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             dataset.read_images(tmp_path / name, 64)
 
 
-def test_categories_come_back_and_a_bad_line_is_named(tmp_path: Path) -> None:
+def test_categories_are_read_and_an_invalid_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "categories.txt"
     for wanted in ([], [3], [1, 5, 9000]):
         writing.write_categories(path, np.array(wanted, np.int64))

@@ -107,7 +107,7 @@ def test_accumulating_gives_the_bits_of_the_serial_kernel_over_the_same_order_of
 @pytest.mark.parametrize(
     "x", [images(1), images(2)[:, 1:], np.zeros((96, 5), np.float32), np.zeros((96, 0), np.float32)]
 )
-def test_one_sample_dead_samples_and_none(x: Any, accumulate: bool) -> None:
+def test_one_sample_pruned_samples_and_none(x: Any, accumulate: bool) -> None:
     x = np.ascontiguousarray(x)
     found = inferred(
         partition.make(NETWORK, 3, "greedy"), NETWORK, x, BIAS, batches=2, accumulate=accumulate
@@ -148,7 +148,7 @@ def test_statistics_count_what_was_sent() -> None:
         )
 
 
-def test_layers_are_told_to_who_watches() -> None:
+def test_layers_are_reported_to_the_watcher() -> None:
     seen: list[tuple[int, int]] = []
     owners = partition.make(NETWORK, 1, "block")
     inferred(
@@ -163,16 +163,16 @@ def test_layers_are_told_to_who_watches() -> None:
 
 
 @pytest.mark.parametrize(
-    "x, told",
+    "x, message",
     [
         (np.zeros((95, 3), np.float32), "x has 95 rows; this rank owns 96"),
         (np.zeros((96, 3)), "float32"),
         (np.full((96, 3), np.nan, np.float32), "NaN"),
     ],
 )
-def test_input_that_cannot_be_is_refused(x: Any, told: str) -> None:
+def test_input_that_cannot_be_is_refused(x: Any, message: str) -> None:
     parts = partition.build(NETWORK, partition.make(NETWORK, 1, "block"), 0)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         run(1, lambda comm: engine.infer(comm, parts, x, BIAS))
 
 

@@ -1,5 +1,5 @@
-"""Whatever a path names, reading it ends at once, with little memory and one line; and what is
-written replaces, and follows nothing.
+"""Reading any path ends in bounded time and memory with one line; writing replaces and follows no
+link.
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ CSR = {"format": np.array(b"csr"), "shape": np.array([2, NEURONS])}
 FLIPPED = bytearray(GOOD)
 FLIPPED[60] ^= 0xFF
 HOSTILE: dict[str, tuple[str, bytes, str]] = {
-    "half a zip": (".npz", GOOD[: len(GOOD) // 2], "is no npz"),
-    "junk": (".npz", bytes(range(256)) * 9, "is no npz"),
-    "nothing in a zip": (".npz", b"", "is no npz"),
+    "half a zip": (".npz", GOOD[: len(GOOD) // 2], "is not an npz"),
+    "junk": (".npz", bytes(range(256)) * 9, "is not an npz"),
+    "nothing in a zip": (".npz", b"", "is not an npz"),
     "a broken stream": (".npz", bytes(FLIPPED), "is damaged"),
     "a wrong sum": (".npz", patched(GOOD, (14, 16, b"abcd")), "is damaged"),
     "encrypted": (".npz", patched(GOOD, (6, 8, b"\x01")), "is encrypted"),
-    "lzma": (".npz", patched(GOOD, (8, 10, b"\x0e")), "not by deflate"),
+    "lzma": (".npz", patched(GOOD, (8, 10, b"\x0e")), "another method than deflate"),
     "a header of TiB": (".npz", claiming((1 << 40, NEURONS)), "claims"),
     "a header of bits": (".npz", claiming((1 << 44, 12), "bits", "|u1"), "claims"),
-    "a header below 0": (".npz", claiming((-5, NEURONS)), "no possible shape"),
-    "a header of objects": (".npz", claiming((2, NEURONS), kind="|O"), "wanted numbers"),
+    "a header below 0": (".npz", claiming((-5, NEURONS)), "impossible shape"),
+    "a header of objects": (".npz", claiming((2, NEURONS), kind="|O"), "not numbers in"),
     "a nested header": (".npz", nested(9000), "is damaged"),
     "a bomb": (".npz", npz(True, images=np.zeros((1 << 16, NEURONS), np.uint8)), "--memory"),
     "rows of a csc": (
@@ -109,12 +109,12 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "places with fractions": (
         ".npz",
         npz(**CSR, data=np.ones(1), indices=np.array([0.5]), indptr=np.array([0, 1, 1])),
-        "wanted numbers",
+        "not numbers in",
     ),
     "imaginary values": (
         ".npz",
         npz(**CSR, data=np.array([1j]), indices=np.array([0]), indptr=np.array([0, 1, 1])),
-        "wanted numbers",
+        "not numbers in",
     ),
     "beyond float32": (".npz", npz(images=np.full((1, NEURONS), 1e300)), "beyond float32"),
     "one line": (".tsv", b"4000000000000\t1\t1\n", "mistyped"),
@@ -138,7 +138,7 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
 def test_a_hostile_file_is_refused_by_name_and_takes_little_memory(
     tmp_path: Path, name: str
 ) -> None:
-    suffix, data, told = HOSTILE[name]
+    suffix, data, message = HOSTILE[name]
     path = tmp_path / f"hostile{suffix}"
     path.write_bytes(data)
     tracemalloc.start()
@@ -148,32 +148,32 @@ def test_a_hostile_file_is_refused_by_name_and_takes_little_memory(
         assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
     finally:
         tracemalloc.stop()
-    assert told in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
+    assert message in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
 
 
 @pytest.mark.parametrize("suffix", ["", ".tsv", ".npz", ".mtx"])
-def test_what_is_no_regular_file_is_not_read(tmp_path: Path, suffix: str) -> None:
+def test_only_regular_files_are_read(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"folder{suffix}").mkdir()
     (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / f"pipe{suffix}")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(tmp_path / f"socket{suffix}"))
-    for name, told in (
+    for name, message in (
         ("folder", "a folder"),
         ("zero", "a device"),
         ("pipe", "a pipe"),
         ("socket", "a socket"),
     ):
         path = tmp_path / f"{name}{suffix}"
-        with pytest.raises(ValueError, match=f"is {told}, not a regular file"):
+        with pytest.raises(ValueError, match=f"is {message}, not a regular file"):
             dataset.read_images(path, NEURONS)
-        with pytest.raises(ValueError, match=f"is {told}, not a regular file"):
+        with pytest.raises(ValueError, match=f"is {message}, not a regular file"):
             dataset.read_categories(path)
-        with pytest.raises(StoreError, match=f"is {told}, not a regular file"):
+        with pytest.raises(StoreError, match=f"is {message}, not a regular file"):
             Folder(tmp_path).get(path.name)
 
 
-def test_a_file_whose_size_is_no_size_ends(tmp_path: Path) -> None:
+def test_a_file_without_a_real_size_ends(tmp_path: Path) -> None:
     for path in ("/proc/self/status", "/proc/self/mem"):  # regular, of 0 bytes, and without end
         with pytest.raises(ValueError, match="has no images"):
             dataset.read_images(path, NEURONS)
@@ -255,7 +255,7 @@ def test_a_bom_and_every_end_of_line_are_read(tmp_path: Path) -> None:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_whole_and_no_link_is_followed(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_and_no_link_is_followed(tmp_path: Path) -> None:
     target, victim = tmp_path / "out", tmp_path / "victim"
     victim.write_text("mine")
     for link in (target, tmp_path / f"out.{os.getpid()}.new"):

@@ -1,4 +1,4 @@
-"""A short walk of the fuzz targets of the inference; `python -m tests.fuzz` walks longer."""
+"""A short run of the fuzz targets of inference; `python -m tests.fuzz` runs longer."""
 
 from __future__ import annotations
 

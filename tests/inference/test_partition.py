@@ -1,6 +1,4 @@
-"""Partitions: every neuron has one owner, the load is even, and volume is as counted by hand and as
-the paper's or less.
-"""
+"""Partitions: one owner per neuron, even load, and no more volume than the paper's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The planner says one worker where one worker is best, keeps to the memory, and its bill is its
-requests'.
-"""
+"""The planner: one worker where that is best, memory limits, and bills that match the requests."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def test_small_networks_want_one_worker(neurons: int) -> None:
     assert "one worker" in best.knee.way.name and "fits one worker" in best.why
 
 
-def test_more_samples_are_dealt_out_and_too_large_a_model_is_cut() -> None:
+def test_more_samples_are_divided_and_a_large_model_is_partitioned() -> None:
     work = Work.random(16384, 120, 10_000)
     best = advice.advise(advice.survey(work, LAMBDA, MODEL), work)
     assert best.fastest.way.replicas > 1 and best.fastest.way.parts == 1

@@ -1,6 +1,4 @@
-"""A service answers, tells what is wrong with a query and answers the next one, refuses what is too
-much, and ends cleanly.
-"""
+"""A service answers queries, reports invalid ones, refuses excess load, and ends cleanly."""
 
 from __future__ import annotations
 
@@ -67,7 +65,7 @@ def options(place: Path, path: str, **more: Any) -> ServeOptions:
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         (b"hello", "a query is a line of JSON"),
         (b"\xff\xfe", "a query is a line of JSON"),
@@ -80,8 +78,8 @@ def options(place: Path, path: str, **more: Any) -> ServeOptions:
         (b'{"images": "x", "samples": true}', "samples is True"),
     ],
 )
-def test_what_is_no_query_is_told(line: bytes, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_an_invalid_query_gets_an_error(line: bytes, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         serve.parse(line)
 
 
@@ -112,7 +110,7 @@ def test_lanes_answer_at_the_same_time_and_end_together(place: Path, path: str) 
     assert grey["categories"] == (np.flatnonzero((right != 0).any(axis=0)) + 1).tolist()
 
 
-def test_more_than_the_queue_holds_is_refused_and_what_waits_is_told_at_the_end(
+def test_a_full_queue_refuses_and_waiting_queries_get_an_error_at_the_end(
     place: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, go, real = threading.Semaphore(0), threading.Event(), engine.infer
@@ -230,12 +228,14 @@ def test_a_service_from_its_start_to_its_end(
     assert [one["categories"] for one in answers] == [LIVING, LIVING] and answers[0][
         "checksum"
     ] == answers[1]["checksum"]
-    for name, told in (
+    for name, message in (
         ("text.tsv", "line 1"),
         ("narrow.npz", "(samples, 96)"),
         ("gone.tsv", "No such file"),
     ):
-        assert any(name in line and told in line for line in done.stderr.splitlines()), done.stderr
+        assert any(name in line and message in line for line in done.stderr.splitlines()), (
+            done.stderr
+        )
     with socket.socket(
         socket.AF_UNIX
     ) as raw:  # one connection, several lines; a bad one does not end it
@@ -280,10 +280,10 @@ def test_a_socket_that_a_killed_service_left_is_taken_over(path: str) -> None:
         serve.listen("/no/such/folder/s")
 
 
-def test_what_cannot_serve_is_told(place: Path, path: str) -> None:
+def test_a_service_that_cannot_start_reports_why(place: Path, path: str) -> None:
     words = ("serve", "--socket", path, "--store", str(place))
-    for more, told in (
-        (("-n", "2"), "takes 3 workers, not 2"),
+    for more, message in (
+        (("-n", "2"), "needs 3 workers, not 2"),
         (("--platform", "lambda"), "serve runs on this machine only"),
         (("--memory", "10"), "no number of parts fits"),
     ):
@@ -293,4 +293,4 @@ def test_what_cannot_serve_is_told(place: Path, path: str) -> None:
             text=True,
             cwd=ROOT,
         )
-        assert done.returncode == 2 and told in done.stderr, done.stderr
+        assert done.returncode == 2 and message in done.stderr, done.stderr

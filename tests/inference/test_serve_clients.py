@@ -1,5 +1,6 @@
-"""Clients that are slow, silent, countless or do not read, and files that are hostile: the service
-goes on, and ends when it is told to.
+"""The service with slow, silent, countless or non-reading clients and hostile files: it continues.
+
+It ends at a signal.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def heard(connection: socket.socket) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         (b"[" * 60000 + b"\n", "a query is a line of JSON"),
         (b'{"a":' * 10000 + b"\n", "a query is a line of JSON"),
@@ -101,11 +102,11 @@ def heard(connection: socket.socket) -> dict[str, Any]:
     ],
 )
 def test_a_hostile_line_is_answered_and_so_is_the_next(
-    server: Any, path: str, line: bytes, told: str
+    server: Any, path: str, line: bytes, message: str
 ) -> None:
     with connected(path) as one:
         reply = asked(one, line)
-        assert told in reply["error"] and len(reply["error"]) < 400
+        assert message in reply["error"] and len(reply["error"]) < 400
         assert asked(one, STATUS) == {"status": True}
 
 
@@ -156,7 +157,7 @@ def test_a_new_one_is_refused_with_an_answer_if_all_are_busy(
         assert asked(one, STATUS) == {"status": True}
 
 
-def test_a_silent_client_is_told_and_leaves(
+def test_a_silent_client_gets_an_error_and_is_disconnected(
     server: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "IDLE_S", 0.05)
@@ -212,7 +213,7 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(server: Any, path:
 # --- the socket's file ----------------------------------------------------------------------------
 
 
-def test_only_a_refused_connection_proves_that_nobody_listens(
+def test_only_a_refused_connection_proves_that_no_service_listens(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service that accepts nothing, as its backlog is full, is there all the same."""

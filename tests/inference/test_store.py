@@ -1,5 +1,5 @@
-"""What a store gives back is what the engine was given, and files of different models, partitions
-or times do not mix.
+"""A stored model gives the engine the same parts; files of different models or partitions do not
+mix.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ def written(
     return store.write_model(place, net, partition.make(net, parts, method, 1), bias=BIAS)
 
 
-def test_parts_come_back_and_run(place: Backend) -> None:
+def test_parts_are_read_and_run(place: Backend) -> None:
     index = written(place)
     store.write_inputs(place, index, "images", IMAGES)
     assert store.read_index(place).model == index.model
     cut = partition.make(NETWORK, 3, "random", 1)
 
     def body(comm: Any) -> Any:
-        mine = store.read_index(place)
-        parts = store.load_part(place, mine, comm.rank)
+        own = store.read_index(place)
+        parts = store.load_part(place, own, comm.rank)
         for got, wanted in zip(parts, partition.build(NETWORK, cut, comm.rank), strict=True):
             for field in fields(engine.Part):
                 one, other = getattr(got, field.name), getattr(wanted, field.name)
                 assert np.array_equal(one, other) and type(one) is type(other), field.name
                 assert not isinstance(one, np.ndarray) or one.dtype == other.dtype, field.name
         return engine.infer(
-            comm, parts, store.load_inputs(place, mine, "images", comm.rank), mine.bias, mine.cap
+            comm, parts, store.load_inputs(place, own, "images", comm.rank), own.bias, own.cap
         )
 
     results = run(3, body)
@@ -161,18 +161,18 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "x, told",
+    "x, message",
     [
         (np.zeros((95, 3), np.float32), "images of 95 pixels"),
-        (np.zeros((96, 0), np.float32), "0 of them"),
+        (np.zeros((96, 0), np.float32), "0 images of"),
         (np.full((96, 1), np.nan, np.float32), "NaN"),
         (np.zeros((96, 3)), "float64"),
         (np.zeros(96, np.float32), r"\(96,\)"),
         ([1.0], "list"),
     ],
 )
-def test_what_are_no_images_is_refused(tmp_path: Path, x: Any, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_images_are_refused(tmp_path: Path, x: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         store.write_inputs(Folder(tmp_path), written(Folder(tmp_path)), "x", x)
 
 

@@ -1,5 +1,5 @@
-"""A job of 8 ranks: the engine on 1, 2, 3, 5 and 8 of them, in every way, against the serial
-kernel; prints a line for each.
+"""A job of 8 ranks: the engine on 1, 2, 3, 5 and 8 of them in every mode, against the serial
+kernel.
 """
 
 from __future__ import annotations

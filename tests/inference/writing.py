@@ -1,4 +1,4 @@
-"""Writers of the files that `serverless_mpi.inference.dataset` reads: the tests' inputs."""
+"""Writers of the files that `serverless_mpi.inference.dataset` reads, for tests."""
 
 from __future__ import annotations
 

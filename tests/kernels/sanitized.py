@@ -1,5 +1,5 @@
-"""Builds the cffi module with AddressSanitizer and UBSan, and calls it from Python with matrices
-that may be wrong.
+"""Build the cffi module with AddressSanitizer and UBSan, and call it with matrices that may be
+invalid.
 
     python -m tests.kernels.sanitized SECONDS [SEED]
 

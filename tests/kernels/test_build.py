@@ -1,6 +1,4 @@
-"""The kernel under AddressSanitizer and UBSan: its C test for every path of this machine, and its
-Python face.
-"""
+"""The kernel under AddressSanitizer and UBSan: its C test for every path, and its Python interface."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def test_the_c_test_under_sanitizers(module: Path) -> None:
     assert done.returncode == 0 and "100% tests passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_no_call_from_python_reaches_memory_that_is_not_its_own(module: Path) -> None:
+def test_no_call_from_python_reaches_foreign_memory(module: Path) -> None:
     try:
         sanitized.runtimes()
     except FileNotFoundError as error:

@@ -245,7 +245,7 @@ def test_the_official_categories() -> None:
     ) == 337
 
 
-def test_a_random_network_is_what_scipy_says() -> None:
+def test_a_random_network_computes_as_scipy_does() -> None:
     scipy_sparse = pytest.importorskip("scipy.sparse")
     layers = networks.randomnet(128, 6, seed=2)
     x = (np.random.default_rng(2).random((128, 50)) > 0.7).astype(np.float32)
@@ -264,7 +264,7 @@ def test_a_random_network_is_what_scipy_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (([0, 1], [5], 1.0, 5), "indices"),
         (([0, 1], [-1], 1.0, 5), "indices"),
@@ -276,19 +276,19 @@ def test_a_random_network_is_what_scipy_says() -> None:
         (([0, 1], [0.5], 1.0, 5), "indices"),
     ],
 )
-def test_bad_matrices_are_refused(arguments: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_matrices_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SparseRows(*arguments)
 
 
 @pytest.mark.parametrize(
-    "told, call",
+    "message, call",
     [
         ("out overlaps x", lambda w, x: sparse.layer(w, x[:5], 0.0, out=x[1:6])),
         ("out must be", lambda w, x: sparse.layer(w, x[:5], 0.0, out=x[:3])),
         ("out must be Panels", lambda w, x: sparse.layer(w, Panels(5, 4), 0.0, out=x[:5])),
         ("out must be Panels", lambda w, x: sparse.layer(w, Panels(5, 4), 0.0, out=Panels(5, 5))),
-        ("out is needed", lambda w, x: sparse.layer(w, x[:5], 0.0, accumulate=True)),
+        ("accumulate needs out", lambda w, x: sparse.layer(w, x[:5], 0.0, accumulate=True)),
         ("x has 4 rows", lambda w, x: sparse.layer(w, Panels(4, 4), 0.0)),
         ("threads", lambda w, x: sparse.layer(w, x[:5], 0.0, threads=0)),
         ("threads", lambda w, x: sparse.forward([w], x[:5], 0.0, threads=-1)),
@@ -308,8 +308,8 @@ def test_bad_matrices_are_refused(arguments: Any, told: str) -> None:
         ("negative", lambda w, x: Panels(-1, 4)),
     ],
 )
-def test_bad_calls_are_refused(told: str, call: Any) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_calls_are_refused(message: str, call: Any) -> None:
+    with pytest.raises(ValueError, match=message):
         call(SparseRows([0, 1, 1, 1, 1, 1], [0], 1.0, 5), np.zeros((10, 4), np.float32))
 
 

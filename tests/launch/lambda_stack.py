@@ -1,4 +1,4 @@
-"""A deployed stack for tests: an emulator of its own, on 127.0.0.1, and what `smpi deploy` makes there."""
+"""A deployed stack for tests, on an emulator of its own on 127.0.0.1."""
 
 from __future__ import annotations
 

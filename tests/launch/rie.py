@@ -1,4 +1,4 @@
-"""AWS's Runtime Interface Emulator, an instance a rank, behind a front that speaks Lambda's Invoke.
+"""AWS's Runtime Interface Emulator, one instance per rank, behind a server that implements Invoke.
 
 The binary comes out of the aws-sam-cli wheel, the runtime client is awslambdaric, both from PyPI and neither installed.
 The interpreter is a bare virtual environment: what the function imports is in its package, or is not there.

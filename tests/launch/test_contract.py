@@ -1,4 +1,4 @@
-"""The contract of a launcher, held for the platform local; `tests.launch.test_lambda` deploys a stack."""
+"""The contract of a launcher for platform local; `tests.launch.test_lambda` checks platform lambda."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs whose ranks all wait are ended with a story; jobs of which one computes are not."""
+"""Jobs whose ranks all wait are ended with a report; jobs of which one rank computes are not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serverless_mpi.deadlock import verdict
+from serverless_mpi.deadlock import detect_deadlock
 from tests.harness import ROOT, smpirun
 
 STUCK = """
@@ -40,7 +40,7 @@ elif comm.rank == 1:
 
 
 @pytest.mark.parametrize("channel", ["direct", "queue"])
-def test_a_deadlock_is_told_rank_by_rank(tmp_path: Path, channel: str) -> None:
+def test_a_deadlock_is_reported_rank_by_rank(tmp_path: Path, channel: str) -> None:
     program = tmp_path / "stuck.py"
     program.write_text(STUCK)
     job = smpirun("-n", 4, "--channel", channel, "--deadlock", 1, program)
@@ -70,30 +70,30 @@ def test_a_deadlock_is_told_rank_by_rank(tmp_path: Path, channel: str) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0.3", "0"])
-def test_a_rank_that_computes_is_no_deadlock(tmp_path: Path, limit: str) -> None:
+def test_a_rank_that_computes_is_not_a_deadlock(tmp_path: Path, limit: str) -> None:
     program = tmp_path / "busy.py"
     program.write_text(BUSY)
     job = smpirun("-n", 2, "--channel", "direct", "--deadlock", limit, program)
     assert (job.returncode, job.stderr) == (0, "")
 
 
-def test_the_verdict_needs_every_rank_to_confirm_after_the_last_frame(tmp_path: Path) -> None:
-    def tell(rank: int, at: float, since: float) -> None:
+def test_a_deadlock_needs_every_rank_to_confirm_after_the_last_frame(tmp_path: Path) -> None:
+    def report(rank: int, at: float, since: float) -> None:
         record = {"at": at, "since": since, "waits": [f"recv {rank}"], "awaited": ["a message"]}
         (tmp_path / f"waits-{rank}.json").write_text(json.dumps(record))
 
-    tell(0, at=100.0, since=10.0)
-    assert verdict(tmp_path, [0, 1], 60.0) is None  # rank 1 says nothing: it computes
-    tell(1, at=100.0, since=50.0)
-    assert verdict(tmp_path, [0, 1], 60.0) is None  # rank 1 heard something 50 s ago
-    tell(1, at=110.0, since=50.0)
-    assert verdict(tmp_path, [0, 1], 60.0) is None  # rank 0 may have gone on meanwhile
-    tell(0, at=110.0, since=10.0)
-    assert verdict(tmp_path, [0, 1], 60.0) == [
+    report(0, at=100.0, since=10.0)
+    assert detect_deadlock(tmp_path, [0, 1], 60.0) is None  # rank 1 has not reported: it computes
+    report(1, at=100.0, since=50.0)
+    assert detect_deadlock(tmp_path, [0, 1], 60.0) is None  # rank 1 received a frame 50 s ago
+    report(1, at=110.0, since=50.0)
+    assert detect_deadlock(tmp_path, [0, 1], 60.0) is None  # rank 0 may have continued since
+    report(0, at=110.0, since=10.0)
+    assert detect_deadlock(tmp_path, [0, 1], 60.0) == [
         "rank 0 waits in recv 0, for a message",
         "rank 1 waits in recv 1, for a message",
     ]
-    assert verdict(tmp_path, [], 60.0) is None
+    assert detect_deadlock(tmp_path, [], 60.0) is None
 
 
 MAY_ACT = """
@@ -172,7 +172,7 @@ def test_an_idle_pool_does_not_hide_a_deadlock(tmp_path: Path) -> None:
     assert job.returncode == 125, job.stderr
 
 
-def test_a_thread_that_threading_does_not_know_may_send(tmp_path: Path) -> None:
+def test_a_thread_outside_of_threading_may_send(tmp_path: Path) -> None:
     program = tmp_path / "raw.py"
     program.write_text(RAW_THREAD)
     job = smpirun("-n", 2, "--channel", "direct", "--stats", "none", "--deadlock", 0.3, program)

@@ -1,4 +1,4 @@
-"""The embedded emulator serves the launcher and the ranks of its job, and nobody else."""
+"""The embedded emulator serves only the launcher and the ranks of its job."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from serverless_mpi.errors import JobError
 from serverless_mpi.launch import emulator as emulator_module
 from serverless_mpi.launch import server
 from serverless_mpi.launch.emulator import Emulator
-from serverless_mpi.launch.server import SKEW_S, STRANGER_S, Refusal, Strangers, Verifier
+from serverless_mpi.launch.server import SKEW_S, UNPROVEN_S, Refusal, UnprovenConnections, Verifier
 from serverless_mpi.metering import Meter
 from tests.harness import GIVE_UP_S, smpirun
 
@@ -106,7 +106,7 @@ def signed(
 
 
 @pytest.mark.parametrize("wish", WISHES, ids=lambda wish: wish[1])
-def test_what_is_not_signed_is_refused(
+def test_an_unsigned_request_is_refused(
     running: Emulator, wish: tuple[str, str, dict[str, str], bytes]
 ) -> None:
     method, path, headers, body = wish
@@ -134,7 +134,7 @@ def test_a_preflight_is_refused(running: Emulator) -> None:
     assert status == 403 and not any(name.startswith("access-control") for name in named)
 
 
-def test_a_web_page_is_refused_where_no_signature_is_asked_for(ministack_endpoint: str) -> None:
+def test_a_web_page_is_refused_where_no_signature_is_required(ministack_endpoint: str) -> None:
     for browser in BROWSER:
         assert ask(ministack_endpoint, "GET", "/bucket/object", dict(browser))[0] == 403
     assert ask(ministack_endpoint, "POST", "/_ministack/reset", {})[0] == 403
@@ -345,7 +345,7 @@ def test_a_change_of_what_is_signed_is_refused(
     checked = verifier()
     with pytest.raises(Refusal):
         checked.check(*scope_of(method, path, query, headers))
-    assert len(checked._keys) <= 1  # what a stranger makes up is not kept
+    assert len(checked._keys) <= 1  # keys of invalid scopes are not kept
 
 
 @pytest.mark.parametrize("late", [-SKEW_S - 1, -SKEW_S + 1, SKEW_S - 1, SKEW_S + 1])
@@ -358,42 +358,42 @@ def test_a_signature_is_good_for_a_quarter_of_an_hour(late: int) -> None:
             verifier(NOW + late).check(*request)
 
 
-def test_a_stranger_has_its_time() -> None:
-    strangers, closed = Strangers(), []
-    strangers.come("late", lambda: closed.append("late"))
-    strangers.come("accepted", lambda: closed.append("accepted"))
-    strangers.accepted("accepted")
-    for _ in range(STRANGER_S):
-        strangers.tick()
-    strangers.come("new", lambda: closed.append("new"))
+def test_an_unproven_connection_is_closed_after_a_while() -> None:
+    unproven, closed = UnprovenConnections(), []
+    unproven.opened("late", lambda: closed.append("late"))
+    unproven.opened("accepted", lambda: closed.append("accepted"))
+    unproven.accepted("accepted")
+    for _ in range(UNPROVEN_S):
+        unproven.tick()
+    unproven.opened("new", lambda: closed.append("new"))
     assert not closed
-    strangers.tick()
+    unproven.tick()
     assert closed == ["late"]
-    for _ in range(STRANGER_S):
-        strangers.tick()
-    assert closed == ["late", "new"] and not strangers._open
+    for _ in range(UNPROVEN_S):
+        unproven.tick()
+    assert closed == ["late", "new"] and not unproven
 
 
-def test_the_oldest_of_too_many_strangers_goes() -> None:
-    strangers, closed = Strangers(most=2), []
+def test_the_oldest_of_too_many_unproven_connections_is_closed() -> None:
+    unproven, closed = UnprovenConnections(most=2), []
     for name in "abc":
-        strangers.come(name, lambda name=name: closed.append(name))  # type: ignore[misc]
+        unproven.opened(name, lambda name=name: closed.append(name))  # type: ignore[misc]
     assert closed == ["a"]
-    strangers.accepted("b")
-    strangers.come("d", lambda: closed.append("d"))
+    unproven.accepted("b")
+    unproven.opened("d", lambda: closed.append("d"))
     assert closed == ["a"]
 
 
-def test_the_server_counts_its_strangers() -> None:
+def test_the_server_counts_its_unproven_connections() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/good":
-            strangers.accepted(scope["client"])
+            unproven.accepted(scope["client"])
         await server._refuse(send, Refusal("done"))
 
     async def main() -> None:
         config = uvicorn.Config(app, log_level="critical")
         config.load()
-        made = server._protocol(strangers)
+        made = server.protocol(unproven)
         listening = await asyncio.get_running_loop().create_server(
             lambda: made(config, ServerState(), {}), "127.0.0.1", 0
         )
@@ -407,22 +407,22 @@ def test_the_server_counts_its_strangers() -> None:
 
         writers: list[asyncio.StreamWriter] = []
         idle = await connect(b"GET /good HTT")
-        while not strangers._open:
+        while not unproven:
             await asyncio.sleep(0)
         refused = await connect(b"GET /bad HTTP/1.1\r\n\r\n")
         assert b" 403 " in await refused.read()
         accepted = await connect(b"GET /good HTTP/1.1\r\n\r\n")
-        assert b" 403 " in await accepted.readline() and len(strangers._open) == 1
-        for _ in range(STRANGER_S + 1):
-            strangers.tick()
+        assert b" 403 " in await accepted.readline() and len(unproven) == 1
+        for _ in range(UNPROVEN_S + 1):
+            unproven.tick()
         with contextlib.suppress(ConnectionResetError):
             assert await idle.read() == b""
-        assert not strangers._open
+        assert not unproven
         for writer in writers:
             writer.close()
         listening.close()
 
-    strangers = Strangers()
+    unproven = UnprovenConnections()
     asyncio.run(asyncio.wait_for(main(), GIVE_UP_S))
 
 
@@ -454,7 +454,7 @@ def test_the_port_is_taken_before_the_process_is_started(
     _bind(seen[0])  # it was let go
 
 
-def test_a_dead_emulators_port_is_nobodys(tmp_path: Path) -> None:
+def test_no_process_can_take_the_port_of_a_dead_emulator(tmp_path: Path) -> None:
     emulator = Emulator(tmp_path, keys=KEYS)
     emulator.start()
     try:
@@ -470,7 +470,9 @@ def test_a_dead_emulators_port_is_nobodys(tmp_path: Path) -> None:
         emulator.stop()
 
 
-def test_one_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_emulator_that_does_not_start_reports_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(emulator_module, "_BOOT", "raise SystemExit('no such thing')")
     with pytest.raises(JobError, match=r"ended with exit code 1: no such thing before it answered"):
         Emulator(tmp_path).start()

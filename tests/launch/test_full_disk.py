@@ -1,4 +1,4 @@
-"""A disk on which nothing can be written: the launcher names it in one line and leaves nothing behind."""
+"""A full disk: the launcher names it in one line and leaves nothing behind."""
 
 from __future__ import annotations
 

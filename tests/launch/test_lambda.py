@@ -1,4 +1,6 @@
-"""smpirun --platform lambda, on what `smpi deploy` made at the emulator: output, codes, ends, and nothing left behind."""
+"""smpirun --platform lambda, on what `smpi deploy` made at the emulator: output, codes, ends, and
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def test_smpiruns_cleanup_leaves_a_stack_alone(deployed: Deployed) -> None:
     assert control.leftovers(deployed.endpoint, "us-east-1") == []
 
 
-def test_what_ranks_did_is_told_and_drawn(deployed: Deployed, script, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_report_describes_and_draws_the_ranks_work(
+    deployed: Deployed, script, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     program = script(
         HELLO
         + "c.sendrecv(c.rank, (c.rank + 1) % c.size, source=(c.rank - 1) % c.size)\nc.allreduce(1)\n"
@@ -263,16 +267,16 @@ def test_programs_modules_scripts_and_executables(
         "shell 2",
     ]
     s3 = deployed.stack.client("s3")
-    told = [  # what every job of the stack may read
+    expected_text = [  # what every job of the stack may read
         s3.get_object(Bucket=deployed.stack.bucket, Key=one["Key"])["Body"].read()
         for one in s3.list_objects_v2(Bucket=deployed.stack.bucket)["Contents"]
         if one["Key"].startswith(("jobs/", "stops/"))
     ]
-    assert any(b'["mod", "other.py", "run.sh"]' in text for text in told)
-    assert not any(b"secret-word" in text or b"GIVEN" in text for text in told)
+    assert any(b'["mod", "other.py", "run.sh"]' in text for text in expected_text)
+    assert not any(b"secret-word" in text or b"GIVEN" in text for text in expected_text)
 
 
-def test_a_deadlock_is_told_rank_by_rank(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
+def test_a_deadlock_is_reported_rank_by_rank(deployed: Deployed, script) -> None:  # type: ignore[no-untyped-def]
     prog = script(
         HELLO + "if c.rank == 0: c.recv(source=1, tag=7)\nelif c.rank == 1: c.barrier()\n"
     )
@@ -307,7 +311,7 @@ def test_a_program_that_was_replaced_in_the_bucket_does_not_run(deployed: Deploy
 
 
 @pytest.mark.parametrize(
-    "ending, code, told",
+    "ending, code, expected_text",
     [
         ("sys.exit(7)", 7, "rank 1 ended with exit code 7"),
         ("raise ValueError('mine')", 1, "rank 1 ended with exit code 1"),
@@ -323,12 +327,12 @@ def test_a_program_that_was_replaced_in_the_bucket_does_not_run(deployed: Deploy
     ],
 )
 def test_the_first_failing_rank_ends_the_job(
-    deployed: Deployed, script, ending: str, code: int, told: str
+    deployed: Deployed, script, ending: str, code: int, expected_text: str
 ) -> None:  # type: ignore[no-untyped-def]
     prog = script(HELLO + f"import os, sys\nif c.rank == 1: {ending}\nc.recv(source=1)\n")
     began = time.monotonic()
     done = deployed.run("-n", 3, prog)
-    assert done.returncode == code and told in done.stderr, done.stderr
+    assert done.returncode == code and expected_text in done.stderr, done.stderr
     assert "the other ranks are stopped" in done.stderr
     assert time.monotonic() - began < 600  # and not after the 900 s of a function
     if "mine" in ending:
@@ -458,7 +462,7 @@ def test_leftovers_of_an_earlier_job_are_dropped_and_counted(deployed: Deployed,
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, expected_text",
     [
         (["--stack", "other", "examples/hello.py"], "smpi deploy --stack other"),
         (["--region", "eu-west-1", "examples/hello.py"], "--region"),
@@ -475,16 +479,18 @@ def test_leftovers_of_an_earlier_job_are_dropped_and_counted(deployed: Deployed,
         (["-x", "LONG=" + "x" * 120_000, "examples/hello.py"], ""),
     ],
 )
-def test_bad_words_are_told_in_one_line(deployed: Deployed, words: list[str], told: str) -> None:
-    if not told:  # a payload that is too large: nine variables, since one word of a command line has at most 128 KiB
+def test_invalid_arguments_are_reported_in_one_line(
+    deployed: Deployed, words: list[str], expected_text: str
+) -> None:
+    if not expected_text:  # a payload that is too large: nine variables, since one word of a command line has at most 128 KiB
         words = [word for number in range(9) for word in ("-x", f"V{number}={'x' * 120_000}")] + [
             "examples/hello.py"
         ]
-        told = "an asynchronous invocation takes 1,048,576"
+        expected_text = "an asynchronous invocation takes 1,048,576"
     done = deployed.run(*words)
-    assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1, (
-        done.stderr
-    )
+    assert (
+        done.returncode == 2 and expected_text in done.stderr and len(done.stderr.splitlines()) == 1
+    ), done.stderr
     assert not pool.held(deployed.stack)
 
 

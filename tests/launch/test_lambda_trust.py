@@ -1,4 +1,6 @@
-"""What a function and a launcher believe of what others can write: the bucket, an event, a warm environment."""
+"""What a function and a launcher accept from sources that others can write: bucket, event,
+environment.
+"""
 
 from __future__ import annotations
 
@@ -204,7 +206,7 @@ def test_a_link_in_a_zip_becomes_a_plain_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", zipped({"a": b"x" * 1000})[:-30]])
-def test_a_damaged_zip_is_told(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_zip_is_reported(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ServerlessMPIError, match="damaged"):
         unpack(data, tmp_path, MIB)
 
@@ -255,7 +257,7 @@ def test_a_program_is_sent_once_and_again_where_another_is_in_its_place(tmp_path
 
 
 @given(st.binary(max_size=200))
-def test_what_is_no_stop_message_stops_nothing(data: bytes) -> None:
+def test_an_invalid_stop_message_stops_nothing(data: bytes) -> None:
     assert bucket.stop_reason(data, JOB, KEY) is None
 
 
@@ -296,7 +298,7 @@ def test_the_launchers_stop_replaces_what_others_put_there(
     assert bucket.stop_reason(s3.objects[place], spec.job_id, spec.key) == "its launcher left"
 
 
-def test_ranks_that_cannot_be_stopped_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_that_cannot_be_stopped_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     job = _job(SimpleNamespace())  # which puts nothing
     job._stop("its launcher left")
     assert "could not be asked to stop, and run to their time limit" in capsys.readouterr().err
@@ -400,7 +402,7 @@ def test_any_event_at_all_is_an_error_of_one_kind(event: Any) -> None:
 
 
 @pytest.mark.parametrize("event", [None, [], "ping", 1, {}])
-def test_the_function_refuses_what_is_no_order(event: Any) -> None:
+def test_the_function_refuses_an_invalid_event(event: Any) -> None:
     with pytest.raises(JobError, match="not an invocation"):
         handler.handler(event, None)
 
@@ -418,7 +420,7 @@ def _waits(at: float, since: float) -> dict[str, Any]:
     return {"at": at, "since": since, "waits": ["recv(source=1)"], "awaited": ["a message"]}
 
 
-def test_a_rank_passes_on_that_it_waits_and_that_it_goes_on(
+def test_a_rank_reports_that_it_waits_and_that_it_continues(
     rank: Callable[..., tuple[handler.Rank, FakeS3]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -438,10 +440,10 @@ def test_a_rank_passes_on_that_it_waits_and_that_it_goes_on(
     file.unlink()
     for _ in range(3):
         made._pass_on_waits(tmp_path)
-    ((_, told), over) = spoken
+    ((_, expected_text), over) = spoken
     assert over == (console.WAITS, {})
-    assert told["at"] - told["since"] == pytest.approx(60.0)
-    assert told["at"] - 100.0 == pytest.approx(time.time() - time.monotonic(), abs=5)
+    assert expected_text["at"] - expected_text["since"] == pytest.approx(60.0)
+    assert expected_text["at"] - 100.0 == pytest.approx(time.time() - time.monotonic(), abs=5)
     file.write_text(json.dumps({**_waits(1.0, 1.0), "waits": ["x" * 10**6] * 100}))
     made._pass_on_waits(tmp_path)
     assert len(json.dumps(spoken[-1])) < 10_000

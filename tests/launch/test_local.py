@@ -312,7 +312,14 @@ def test_an_error_is_no_terminal_sequence(capfd: pytest.CaptureFixture[str]) -> 
     assert line.isprintable()
 
 
-@pytest.mark.parametrize("record", ["{", "[]", '{"job_id": "0011223344556677"}', None])
+ABSENT = json.dumps(JobSpec.new(1, "absent").public())  # of a channel that is not installed
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["{", "[]", '{"job_id": "0011223344556677"}', ABSENT, None],
+    ids=["cut", "a list", "fields missing", "absent channel", "valid"],
+)
 def test_cleanup_keeps_a_job_whose_record_it_cannot_read(
     record: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

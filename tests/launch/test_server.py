@@ -1,4 +1,4 @@
-"""The long poll in front of the emulator: it answers when a message comes, and takes none for who has gone."""
+"""The long poll in front of the emulator: it answers when a message arrives, and loses none."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LIMIT_S = 20.0  # nothing here waits; what hangs fails
 
 
 @pytest.fixture(autouse=True)
-def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No poll looks by itself."""
-    monkeypatch.setattr(server, "LOOK_S", 3600.0)
+def no_unasked_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a poll check the queue only after a send."""
+    monkeypatch.setattr(server, "POLL_S", 3600.0)
 
 
 class Queues:
@@ -178,7 +178,7 @@ def test_a_publish_lets_every_poll_look() -> None:
     run(test)
 
 
-def test_a_message_that_comes_while_the_emulator_looks_is_not_missed() -> None:
+def test_a_message_that_arrives_during_a_poll_is_not_missed() -> None:
     async def test(queues: Queues, app: LongPollMiddleware) -> None:
         async def meanwhile() -> None:
             await send(app, "a", "x").done()
@@ -189,7 +189,7 @@ def test_a_message_that_comes_while_the_emulator_looks_is_not_missed() -> None:
     run(test)
 
 
-def test_who_has_gone_takes_no_message() -> None:
+def test_a_disconnected_client_takes_no_message() -> None:
     async def test(queues: Queues, app: LongPollMiddleware) -> None:
         poll = receive(app)
         await queues.empty.wait()
@@ -214,7 +214,7 @@ def test_a_short_poll_answers_at_once_and_a_long_one_at_its_end() -> None:
     run(test)
 
 
-def test_what_is_no_request_is_the_emulators_to_refuse() -> None:
+def test_the_emulator_answers_invalid_requests() -> None:
     async def test(queues: Queues, app: LongPollMiddleware) -> None:
         caller = Caller(app, "AmazonSQS.ReceiveMessage", b"{no json")
         await caller.done()

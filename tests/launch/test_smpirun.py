@@ -75,7 +75,7 @@ KILL_ALL = (
 
 
 @pytest.mark.parametrize(
-    "ending, code, told",
+    "ending, code, message",
     [
         ("sys.exit(7)", 7, "exit code 7"),
         ("raise ValueError('mine')", 1, "exit code 1"),
@@ -84,10 +84,10 @@ KILL_ALL = (
         (KILL_ALL, 137, "SIGKILL"),
     ],
 )
-def test_the_first_failing_rank_ends_the_job(script, ending: str, code: int, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_first_failing_rank_ends_the_job(script, ending: str, code: int, message: str) -> None:  # type: ignore[no-untyped-def]
     prog = script(HELLO + f"import os, sys\nif c.rank == 1: {ending}\nc.recv(source=1)\n")
     done = smpirun("-n", 3, *DIRECT, prog)
-    assert done.returncode == code and told in done.stderr and "jobs.py" not in done.stderr
+    assert done.returncode == code and message in done.stderr and "jobs.py" not in done.stderr
     assert "rank 1" in done.stderr or ending == KILL_ALL
 
 
@@ -144,7 +144,7 @@ def _busy_port() -> tuple[socket.socket, int]:
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["-n", "0", "examples/hello.py"], "at least 1"),
         (["-n", "x", "examples/hello.py"], "-n"),
@@ -162,12 +162,12 @@ def _busy_port() -> tuple[socket.socket, int]:
         (["--wdir", "nowhere", "examples/hello.py"], "nowhere"),
     ],
 )
-def test_bad_words_are_told_in_one_line(words: list[str], told: str) -> None:
+def test_invalid_arguments_are_reported_in_one_line(words: list[str], message: str) -> None:
     done = smpirun(*words)
-    assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_port_in_use_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     busy, port = _busy_port()
     with busy:
         done = smpirun("-n", 1, "--port", port, "examples/hello.py")
@@ -188,7 +188,7 @@ class _NoAws(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_an_endpoint_that_is_no_aws_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_endpoint_that_is_not_aws_is_reported_in_one_line(tmp_path: Path) -> None:
     env = {
         **os.environ,
         "TMPDIR": str(tmp_path),
@@ -209,14 +209,14 @@ def test_an_endpoint_that_is_no_aws_is_told_in_one_line(tmp_path: Path) -> None:
     assert "501" in lines[-1] and "did not make" in lines[-1]
 
 
-def test_prices_of_another_region_are_told() -> None:
+def test_prices_of_another_region_are_reported() -> None:
     done = smpirun(
         "-n", 1, *DIRECT, "--region", "eu-west-1", "--stats", "text", "examples/hello.py"
     )
     assert done.returncode == 0 and "prices are not those of eu-west-1" in done.stderr
 
 
-def test_a_missing_emulator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_emulator_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"serverless-mpi\[local\]"):
         Emulator(tmp_path).start()

@@ -1,4 +1,4 @@
-"""The start tree: every rank has one parent, no tree is shallower, and the choice is the best there is."""
+"""The start tree: one parent per rank, minimal depth, and the best branching."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""smpirun --branching: ranks start as a tree, and a job ends as any other does."""
+"""smpirun --branching: ranks start as a tree, and a job ends as any other."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_ctrl_c_stops_everything(script) -> None:  # type: ignore[no-untyped-def
     interrupt(3, "-n", "3", *DIRECT, "--branching", "1", prog)
 
 
-def test_what_cannot_be_a_tree_is_told() -> None:
+def test_an_invalid_branching_is_reported() -> None:
     done = smpirun("-n", 2, *DIRECT, "--branching", 2, "/bin/true")
     assert done.returncode == 2 and "--branching works with Python programs only" in done.stderr
     done = smpirun("-n", 2, *DIRECT, "--branching", 0, "x.py")

@@ -1,4 +1,4 @@
-"""`--version` of each command is the package's, which is written down once."""
+"""`--version` of each command is the package's version, which is defined once."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""Runs at the start of every Python interpreter of a job: streams output by line, and makes `mpi4py` this package.
+"""Prepares every Python interpreter of a job: output by line, and `mpi4py` as this package.
 
-The launcher puts this folder first in PYTHONPATH. An interpreter that lacks
-serverless_mpi is left as it is. What the interpreter's own sitecustomize does
-is done as well. No name of this file stays behind.
+The launcher puts this folder first in PYTHONPATH, so the interpreter imports this file at its
+start. An interpreter that lacks serverless_mpi is left as it is. The interpreter's own
+sitecustomize, which this one hides, runs as well. Imports are inside the functions so that no name
+of this file remains in the program.
 """
 
 
 def _begin() -> None:
+    """Remove this folder from the path, report the start, set up output and alias."""
     import os
     import sys
 
@@ -23,7 +25,7 @@ def _begin() -> None:
             os._exit(0)
         forks.serve(fork, loaded)  # returns in each rank
     begun = os.environ.pop("SMPI_BEGUN", None)
-    if begun is not None:  # a rank of a tree: its children are started while it imports and loads
+    if begun is not None:  # a rank of a tree: the launcher starts its children while it imports
         os.write(int(begun), int(os.environ["SMPI_RANK"]).to_bytes(4, "little"))
         os.close(int(begun))
     for stream in (sys.stdout, sys.stderr):

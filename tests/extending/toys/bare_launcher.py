@@ -1,4 +1,4 @@
-"""Ranks as bare processes: written from docs/how-to/add-a-launcher.md alone, as an extension would be."""
+"""A launcher of bare processes, written from docs/how-to/add-a-launcher.md alone."""
 
 import os
 import signal

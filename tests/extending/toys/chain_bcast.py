@@ -1,4 +1,4 @@
-"""A broadcast along a chain of ranks: written from docs alone, as an extension would be."""
+"""A broadcast along a chain of ranks, written from the documentation alone."""
 
 from serverless_mpi.collectives.choose import algorithm
 from serverless_mpi.collectives.cost import Tally

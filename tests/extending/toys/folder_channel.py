@@ -1,4 +1,4 @@
-"""Frames are files in a folder: written from docs alone, as an extension would be."""
+"""A channel whose frames are files in a folder, written from the documentation alone."""
 
 import contextlib
 import itertools

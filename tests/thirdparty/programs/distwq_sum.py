@@ -1,4 +1,4 @@
-"""distwq: a controller gives work to workers that are a group of ranks each, split from the world."""
+"""distwq: a controller gives tasks to workers, each of which is a group of ranks."""
 
 import distwq
 

@@ -1,4 +1,4 @@
-"""mpipartition: particles of a square go to the ranks that own their places, then overload their neighbours."""
+"""mpipartition: particles of a square move to the ranks that own their positions."""
 
 import numpy as np
 from mpi4py import MPI
@@ -11,13 +11,13 @@ rng = np.random.default_rng(comm.rank)
 count = 1000
 data = {axis: rng.uniform(0, box, count) for axis in "xy"}
 data["id"] = np.arange(count) + comm.rank * count
-mine = distribute(partition, box, data, ("x", "y"))
+own = distribute(partition, box, data, ("x", "y"))
 for place, axis in enumerate("xy"):
     low = partition.origin[place] * box
-    assert ((mine[axis] >= low) & (mine[axis] < low + partition.extent[place] * box)).all()
-assert comm.allreduce(len(mine["id"])) == count * comm.size
-assert sorted(np.concatenate(comm.allgather(mine["id"]))) == list(range(count * comm.size))
-more = overload(partition, box, mine, 0.1, ("x", "y"))
-assert len(more["id"]) > len(mine["id"])
+    assert ((own[axis] >= low) & (own[axis] < low + partition.extent[place] * box)).all()
+assert comm.allreduce(len(own["id"])) == count * comm.size
+assert sorted(np.concatenate(comm.allgather(own["id"]))) == list(range(count * comm.size))
+more = overload(partition, box, own, 0.1, ("x", "y"))
+assert len(more["id"]) > len(own["id"])
 if comm.rank == 0:
     print("mpipartition: held")

@@ -1,4 +1,4 @@
-"""schwimmbad's MPIPool: the master maps, the others serve."""
+"""schwimmbad's MPIPool: the master maps, and the other ranks run the tasks."""
 
 import sys
 
