@@ -96,9 +96,25 @@ MAY: dict[str, set[str]] = {
         "__init__",
         "trace",
         "explain",
-        "deploy",
         "stack",
         "launch.handler",
+        "launch.aws_lambda",
+    },
+    # It packs what a program requires as `smpi deploy` packs what the function requires.
+    "launch.aws_lambda": {
+        "plugins",
+        "deadlock",
+        "job",
+        "channels",
+        "metering",
+        "errors",
+        "aws",
+        "__init__",
+        "trace",
+        "explain",
+        "launch",
+        "stack",
+        "deploy",
     },
     # The function of a deployed stack: it deploys nothing, and boto3 is not imported.
     "launch.handler": {
@@ -121,10 +137,18 @@ MAY: dict[str, set[str]] = {
     "launch.hello": {"MPI"},
     # what ranks of `smpi calibrate` run: requests of its own, without MPI
     "launch.measure": {"aws", "errors", "job", "metering", "sparse"},
-    "stack": {"core", "errors", "job"},
+    "stack": {"aws", "core", "errors", "job", "metering"},
     "deploy": {"aws", "metering", "errors", "__init__", "job", "stack"},
-    "deploy.calibrate": {"deploy", "launch.measure", "metering", "errors"},
-    "deploy.cli": {"deploy", "deploy.calibrate", "launch", "metering", "errors", "__init__"},
+    "deploy.calibrate": {"deploy", "launch.measure", "metering", "errors", "stack"},
+    "deploy.cli": {
+        "deploy",
+        "deploy.calibrate",
+        "launch",
+        "metering",
+        "errors",
+        "stack",
+        "__init__",
+    },
     "sparse": {"_spdnn", "env"},
     "inference": {
         "env",
@@ -142,20 +166,24 @@ MAY: dict[str, set[str]] = {
     },
 }
 # Facts of AWS are a leaf: whatever deals with AWS may read them.
-for _room in (
+for _package in (
     "aws",
     "channels.base",
     "channels",
     "simulation",
     "explain",
     "launch",
+    "launch.aws_lambda",
     "launch.handler",
+    "launch.measure",
+    "stack",
+    "deploy",
+    "deploy.calibrate",
+    "deploy.cli",
+    "sparse",
+    "inference",
 ):
-    MAY[_room] |= {"aws.limits", "aws.figures"}
-for _room in ("stack", "deploy", "deploy.calibrate", "deploy.cli", "launch.measure"):
-    MAY[_room] |= {"aws.limits", "aws.figures"}
-for _room in ("sparse", "inference"):
-    MAY[_room] |= {"aws.limits", "aws.figures"}
+    MAY[_package] |= {"aws.limits", "aws.figures"}
 
 
 def unit(module: str) -> str:

@@ -1,1 +1,1 @@
-"""Stacks on AWS: template, package, deployment, jobs and bills.  The command is `smpi`."""
+"""Stacks on AWS: template, package, deployment, policies, history.  The command is `smpi`."""

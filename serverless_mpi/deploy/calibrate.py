@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from serverless_mpi.aws import figures as files
 from serverless_mpi.aws import limits
 from serverless_mpi.aws.limits import AWS, Figure, Figures
-from serverless_mpi.deploy.stack import Stack
 from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.launch import measure
 from serverless_mpi.metering import Prices
+from serverless_mpi.stack.stack import Stack
 
 TIME_S = 240.0  # the job is stopped after this; so much of it is in the stated price
 PING_S = 3.0  # of a function that is only started

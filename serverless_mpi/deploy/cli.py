@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from serverless_mpi import __version__
 from serverless_mpi.aws.figures import to_json
-from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
 from serverless_mpi.launch.output import printable, printable_lines
 from serverless_mpi.metering import Prices
+from serverless_mpi.stack import layout as names
 
 if TYPE_CHECKING:
     from serverless_mpi.deploy.history import History
@@ -247,7 +247,7 @@ def _destroy(options: argparse.Namespace) -> int:
 
 def _history(options: argparse.Namespace) -> History:
     from serverless_mpi.deploy.history import History
-    from serverless_mpi.deploy.stack import Stack, own_region
+    from serverless_mpi.stack.stack import Stack, own_region
 
     return History(
         Stack.find(options.stack, options.endpoint, own_region(options.region, options.endpoint))
@@ -256,7 +256,7 @@ def _history(options: argparse.Namespace) -> History:
 
 def _doctor(options: argparse.Namespace) -> int:
     from serverless_mpi.deploy import doctor
-    from serverless_mpi.deploy.stack import own_region
+    from serverless_mpi.stack.stack import own_region
 
     wrong = False
     for finding in doctor.examine(
@@ -268,7 +268,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from serverless_mpi.deploy import calibrate, stack, stored_figures
+    from serverless_mpi.deploy import calibrate
+    from serverless_mpi.stack import stack, stored_figures
 
     region = stack.own_region(options.region, options.endpoint)
     made = calibrate.Calibration.of(
@@ -344,7 +345,7 @@ def _jobs(options: argparse.Namespace) -> int:
 
 
 def _cost(options: argparse.Namespace) -> int:
-    from serverless_mpi.deploy import bill
+    from serverless_mpi.stack import bill
 
     found = _history(options).bill(options.job, Prices.load(options.prices))
     print(json.dumps(found) if options.json else printable_lines(bill.render(found)))

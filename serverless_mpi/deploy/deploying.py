@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from serverless_mpi import __version__
-from serverless_mpi.deploy import layout as names
-from serverless_mpi.deploy import package, pool, probe, template
+from serverless_mpi.deploy import package, probe, template
 from serverless_mpi.deploy.deployment import Deployment, Target
-from serverless_mpi.deploy.layout import Layout
-from serverless_mpi.deploy.stack import Stack, describe, outputs_of, own_region
 from serverless_mpi.errors import UsageError
 from serverless_mpi.metering import Prices
+from serverless_mpi.stack import layout as names
+from serverless_mpi.stack import pool
+from serverless_mpi.stack.layout import Layout
+from serverless_mpi.stack.stack import Stack, describe, outputs_of, own_region
 
 Say = Callable[[str], None]
 MONTH_S = 30 * 86400.0

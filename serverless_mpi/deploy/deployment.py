@@ -24,10 +24,10 @@ from typing import Any
 
 from serverless_mpi.aws import control
 from serverless_mpi.aws.refusals import advice_on, explained
-from serverless_mpi.deploy import layout as names
-from serverless_mpi.deploy.stack import describe, empty, outputs_of
 from serverless_mpi.errors import ChannelError, UsageError
+from serverless_mpi.stack import layout as names
 from serverless_mpi.stack.bucket import CODE
+from serverless_mpi.stack.stack import describe, empty, outputs_of
 
 BODY_BYTES = 51_200  # of a template in a request; a larger one is read from the bucket
 # One operation. CloudFormation calls SQS, SNS and Lambda for each resource within their request

@@ -12,9 +12,9 @@ from typing import Any
 from serverless_mpi import __version__
 from serverless_mpi.aws import control, limits
 from serverless_mpi.aws.limits import AWS
-from serverless_mpi.deploy import pool, stored_figures
-from serverless_mpi.deploy.stack import Stack, explained
 from serverless_mpi.errors import ServerlessMPIError
+from serverless_mpi.stack import pool, stored_figures
+from serverless_mpi.stack.stack import Stack, explained
 
 # AWS refuses requests that are 5 to 15 minutes off; a fifth of what is safe is worth a word
 SKEW_S = 60.0

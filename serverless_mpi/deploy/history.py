@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serverless_mpi.deploy import bill, pool
-from serverless_mpi.deploy.stack import Stack, empty, explained
 from serverless_mpi.errors import UsageError
 from serverless_mpi.job import frames_prefix
 from serverless_mpi.metering import Prices
-from serverless_mpi.stack import bucket
+from serverless_mpi.stack import bill, bucket, pool
+from serverless_mpi.stack.stack import Stack, empty, explained
 
 FOLLOW_S = 2.0
 OBJECT_BYTES = 16 << 20  # the most that is read of an object about a job

@@ -17,8 +17,8 @@ https://docs.aws.amazon.com/service-authorization/latest/reference/
 
 from __future__ import annotations
 
-from serverless_mpi.deploy import layout as names
-from serverless_mpi.deploy import pool
+from serverless_mpi.stack import layout as names
+from serverless_mpi.stack import pool
 from serverless_mpi.stack.bucket import SHORT_LIVED
 
 Statement = dict[str, str | list[str]]

@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from serverless_mpi.aws import sns, sqs
-from serverless_mpi.deploy import layout as names
-from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.deployment import Pace
-from serverless_mpi.deploy.stack import Stack, explained
 from serverless_mpi.errors import ChannelError
+from serverless_mpi.stack import layout as names
+from serverless_mpi.stack import pool
+from serverless_mpi.stack.stack import Stack, explained
 
 PROBE_S = 960.0  # 15 minutes, and a minute for what SNS itself takes
 PAUSES_S = (2.0, 30.0)  # between two rounds: first and longest

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serverless_mpi.deploy.package import Target, compile_modules, install, zipped
-from serverless_mpi.deploy.stack import Stack
 from serverless_mpi.errors import UsageError
 from serverless_mpi.stack import bucket
+from serverless_mpi.stack.stack import Stack
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,11 @@ from typing import Any
 from serverless_mpi import __version__
 from serverless_mpi.aws import limits
 from serverless_mpi.aws.sns import TO
-from serverless_mpi.deploy import express
-from serverless_mpi.deploy import layout as names
-from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import UsageError
 from serverless_mpi.job import FRAMES
-from serverless_mpi.stack import bucket
+from serverless_mpi.stack import bucket, express
+from serverless_mpi.stack import layout as names
+from serverless_mpi.stack.layout import Layout
 
 HANDLER = "serverless_mpi.launch.function.handler"
 REPORTER = "serverless_mpi.launch.handler.report"

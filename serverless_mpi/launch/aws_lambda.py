@@ -33,9 +33,6 @@ from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.limits import Figures
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
 from serverless_mpi.deadlock import deadlock_in
-from serverless_mpi.deploy import pool, stored_figures
-from serverless_mpi.deploy.layout import TIME_LIMIT_S
-from serverless_mpi.deploy.stack import Stack, empty, explained, own_region
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import EXPRESS_BUCKETS, JobSpec, frames_prefix
 from serverless_mpi.launch import console, tree
@@ -45,7 +42,9 @@ from serverless_mpi.launch.emulator import check_endpoint
 from serverless_mpi.launch.invocation import Invocation, Task
 from serverless_mpi.launch.output import LineWriter, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
-from serverless_mpi.stack import bucket
+from serverless_mpi.stack import bucket, pool, stored_figures
+from serverless_mpi.stack.layout import TIME_LIMIT_S
+from serverless_mpi.stack.stack import Stack, empty, explained, own_region
 
 LISTEN_S = 2  # seconds of one receive; a signal is handled after it
 # No rank has come up for this long, and some are missing.  Lambda gives an event up after 60 s.
@@ -635,7 +634,7 @@ class Job:
                 sys.stderr.write(printable_lines(line) + "\n")
         if self._plan.stats == "none":
             return
-        from serverless_mpi.deploy import bill
+        from serverless_mpi.stack import bill
 
         summary = bill.summary(ranks, launcher, self._memory, self._stack.arch, prices)
         if self._plan.stats == "json":

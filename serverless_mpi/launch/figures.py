@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from serverless_mpi.aws import figures as files
 from serverless_mpi.aws.limits import Figures
-from serverless_mpi.deploy import stored_figures
-from serverless_mpi.deploy.stack import Stack, own_region
 from serverless_mpi.errors import UsageError
+from serverless_mpi.stack import stored_figures
+from serverless_mpi.stack.stack import Stack, own_region
 
 STACK = stored_figures.STACK
 

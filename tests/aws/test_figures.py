@@ -16,11 +16,11 @@ import pytest
 from serverless_mpi.aws import figures as files
 from serverless_mpi.aws.limits import AWS, Figures
 from serverless_mpi.channels.queue import QueueChannel
-from serverless_mpi.deploy import stored_figures
 from serverless_mpi.errors import UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import figures as of_commands
 from serverless_mpi.metering import Prices
+from serverless_mpi.stack import stored_figures
 from tests.harness import smpirun
 
 PROGRAM = (

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from serverless_mpi.deploy import bill
 from serverless_mpi.metering import Meter, Prices
+from serverless_mpi.stack import bill
 
 PRICES = Prices.load()
 KB, GB = 1 << 10, 1 << 30

@@ -16,7 +16,7 @@ from serverless_mpi.aws import figures as files
 from serverless_mpi.aws.limits import AWS, Figures
 from serverless_mpi.channels.hybrid import HybridChannel
 from serverless_mpi.collectives.choose import Facts, select
-from serverless_mpi.deploy import calibrate, stored_figures
+from serverless_mpi.deploy import calibrate
 from serverless_mpi.deploy.cli import main as smpi_main
 from serverless_mpi.errors import ChannelError, JobError
 from serverless_mpi.inference import plan
@@ -27,7 +27,7 @@ from serverless_mpi.launch import measure
 from serverless_mpi.launch.cli import main as smpirun_main
 from serverless_mpi.metering import Meter, Prices
 from serverless_mpi.simulation import forecast, latency_of
-from serverless_mpi.stack import bucket
+from serverless_mpi.stack import bucket, stored_figures
 from tests.faults.proxy import Proxy
 from tests.launch.lambda_stack import Deployed
 

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from serverless_mpi.deploy import pool
 from serverless_mpi.deploy.history import History
+from serverless_mpi.stack import pool
 from tests.harness import GIVE_UP_S, ROOT
 from tests.launch.lambda_stack import Deployed, smpi
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from serverless_mpi.deploy import cli, deploying, package, probe, stack, template
+from serverless_mpi.deploy import cli, deploying, package, probe, template
 from serverless_mpi.deploy import doctor as doctors
-from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import UsageError
 from serverless_mpi.metering import Prices
+from serverless_mpi.stack import stack
+from serverless_mpi.stack.layout import Layout
 
 POLICY = "arn:aws:iam::123456789012:policy/team/read-tables"
 PACKAGE = package.Package(b"f" * 2**20, b"l" * 2**20, 50 << 20, ())

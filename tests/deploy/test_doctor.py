@@ -10,7 +10,8 @@ import pytest
 
 from serverless_mpi.aws import control
 from serverless_mpi.aws.limits import AWS
-from serverless_mpi.deploy import doctor, stored_figures
+from serverless_mpi.deploy import doctor
+from serverless_mpi.stack import stored_figures
 
 OTHER = {"QuotaName": "Topics per Account", "Value": 100_000.0}
 PUBLISH = {"QuotaName": "Messages Published per Second", "Value": 1500.0}

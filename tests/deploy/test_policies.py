@@ -16,9 +16,9 @@ import pytest
 
 from serverless_mpi.aws import control
 from serverless_mpi.deploy import cli, policies, template
-from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.launch import cli as launch
 from serverless_mpi.launch.emulator import Emulator
+from serverless_mpi.stack.layout import Layout
 from tests.launch.lambda_stack import SERVICES
 
 REGION, ACCOUNT, NAME = "us-east-1", "000000000000", "person"

@@ -12,9 +12,10 @@ from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serverless_mpi.deploy import pool, probe
-from serverless_mpi.deploy.stack import Stack
+from serverless_mpi.deploy import probe
 from serverless_mpi.errors import ChannelError
+from serverless_mpi.stack import pool
+from serverless_mpi.stack.stack import Stack
 from tests.deploy.cloud import Clock, refusal
 
 RANKS = 5

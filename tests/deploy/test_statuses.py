@@ -10,8 +10,8 @@ import pytest
 from serverless_mpi.aws import control, refusals
 from serverless_mpi.deploy import deployment, template
 from serverless_mpi.deploy.deployment import DEPLOY_S, NEXT, Deployment, Next, Target
-from serverless_mpi.deploy.layout import Layout
 from serverless_mpi.errors import ChannelError, UsageError
+from serverless_mpi.stack.layout import Layout
 from tests.deploy.cloud import NAME, Bucket, Clock, Cloud
 
 LAYOUT = Layout(ranks=2, jobs=1)

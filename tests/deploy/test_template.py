@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from serverless_mpi.deploy import template
-from serverless_mpi.deploy.layout import MAX_RANKS, Layout
 from serverless_mpi.errors import UsageError
 from serverless_mpi.launch import aws_lambda
+from serverless_mpi.stack.layout import MAX_RANKS, Layout
 from tests.harness import ROOT
 
 WHOLE = Layout(memory_mb=(512, 1769), ranks=8, jobs=2)

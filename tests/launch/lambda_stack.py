@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serverless_mpi.deploy.stack import Stack
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import console
 from serverless_mpi.launch.invocation import Invocation, Task
+from serverless_mpi.stack.stack import Stack
 from tests.harness import GIVE_UP_S, ROOT, smpirun
 
 RANKS = 16

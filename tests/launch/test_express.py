@@ -13,13 +13,14 @@ import pytest
 from serverless_mpi.aws import control
 from serverless_mpi.aws.s3express import ZONES, zone_of
 from serverless_mpi.channels.object import frames_bucket, store_service
-from serverless_mpi.deploy import bill, cli
-from serverless_mpi.deploy.express import bucket_name, of_stack
-from serverless_mpi.deploy.stack import Deployment
+from serverless_mpi.deploy import cli
 from serverless_mpi.job import EXPRESS_BUCKETS, FRAMES_BUCKET, JobSpec, frames_prefix
 from serverless_mpi.launch import aws_lambda, handler
 from serverless_mpi.launch.invocation import Invocation, Task
 from serverless_mpi.metering import Meter, Prices
+from serverless_mpi.stack import bill
+from serverless_mpi.stack.express import bucket_name, of_stack
+from serverless_mpi.stack.stack import Deployment
 from tests.aws.express import ZONE, Express, directory_bucket, plain
 from tests.aws.server import Server, reply
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from serverless_mpi.aws import control
-from serverless_mpi.deploy import pool
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
+from serverless_mpi.stack import pool
 from serverless_mpi.testing import check_launcher
 from serverless_mpi.testing.launchers import PROMISES
 from tests.harness import GIVE_UP_S, ROOT, interrupt

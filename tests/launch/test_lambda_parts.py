@@ -16,9 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serverless_mpi.deploy import cli, deploying, package, pool, requirements
-from serverless_mpi.deploy.layout import Layout
-from serverless_mpi.deploy.stack import Stack, empty
+from serverless_mpi.deploy import cli, deploying, package, requirements
 from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import console, handler
@@ -26,6 +24,9 @@ from serverless_mpi.launch.base import Program
 from serverless_mpi.launch.bundle import pack
 from serverless_mpi.launch.handler import _why
 from serverless_mpi.launch.invocation import Invocation, Task
+from serverless_mpi.stack import pool
+from serverless_mpi.stack.layout import Layout
+from serverless_mpi.stack.stack import Stack, empty
 from tests.harness import ROOT
 
 KEY = bytes(range(32))

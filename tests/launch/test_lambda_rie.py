@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from serverless_mpi.deploy import layout, package, template
+from serverless_mpi.deploy import package, template
 from serverless_mpi.deploy.deployment import Deployment, Target
-from serverless_mpi.deploy.pool import Lease
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
+from serverless_mpi.stack import layout
+from serverless_mpi.stack.pool import Lease
 from tests.launch.lambda_stack import SERVICES, Deployed
 from tests.launch.rie import Instance, Room, functions
 

@@ -19,7 +19,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 from serverless_mpi.deploy import template
-from serverless_mpi.deploy.layout import Layout
+from serverless_mpi.stack.layout import Layout
 from tests.strict import stacks
 from tests.strict.call import Answer, Request
 from tests.strict.layer import Front

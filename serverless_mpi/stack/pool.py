@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serverless_mpi.deploy.stack import Stack, explained
 from serverless_mpi.errors import ChannelError, UsageError
+from serverless_mpi.stack.stack import Stack, explained
 
 KEY = "pool.json"
 ATTEMPTS = 20

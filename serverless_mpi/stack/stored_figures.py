@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from serverless_mpi.aws import figures as files
 from serverless_mpi.aws.limits import Figures
-from serverless_mpi.deploy.stack import Stack, explained
 from serverless_mpi.errors import UsageError
 from serverless_mpi.stack import bucket
+from serverless_mpi.stack.stack import Stack, explained
 
 STACK = "stack"  # instead of a file's name: those that are stored with the stack
 

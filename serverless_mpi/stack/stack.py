@@ -15,9 +15,9 @@ from typing import Any
 
 from serverless_mpi.aws import control
 from serverless_mpi.aws.refusals import explained
-from serverless_mpi.deploy import express
-from serverless_mpi.deploy import layout as names
 from serverless_mpi.errors import ChannelError, UsageError
+from serverless_mpi.stack import express
+from serverless_mpi.stack import layout as names
 
 __all__ = ["Stack", "describe", "empty", "explained", "own_region"]
 

@@ -27,8 +27,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serverless_mpi.aws.s3express import zone_of
-from serverless_mpi.deploy import layout as names
 from serverless_mpi.metering import Prices, Snapshot, merge
+from serverless_mpi.stack import layout as names
 
 _GB = 1 << 30
 _MONTH_S = 30 * 86400.0  # of a price per GB and month
