@@ -39,6 +39,7 @@ _LAMBDA = _DOCS + "lambda/latest/dg/gettingstarted-limits.html"
 _LAMBDA_MEMORY = _DOCS + "lambda/latest/dg/configuration-memory.html"
 _LAMBDA_SCALING = _DOCS + "lambda/latest/dg/lambda-concurrency.html"
 _LAMBDA_EVENTS = _DOCS + "lambda/latest/dg/invocation-async-error-handling.html"
+_IAM = _DOCS + "IAM/latest/UserGuide/reference_iam-quotas.html"
 _CLOUDFORMATION = _DOCS + "AWSCloudFormation/latest/UserGuide/cloudformation-limits.html"
 _ESTIMATE = "estimate: AWS states no figure"
 _READ = "2026-11"  # when the sources were read
@@ -200,6 +201,7 @@ LAMBDA_EVENT_AGE_S = Limit(
     _LAMBDA_EVENTS,
     high=21_600,
 )
+ROLE_POLICIES = Limit(10, "managed policies", "of one role", _IAM, high=20)
 STACK_RESOURCES = Limit(500, "resources", "one template", _CLOUDFORMATION)
 TEMPLATE_BYTES = Limit(51_200, "bytes", "a template that travels in the request", _CLOUDFORMATION)
 

@@ -20,8 +20,8 @@ from serverless_mpi.deploy import package, probe, template
 from serverless_mpi.deploy.deployment import Deployment, Target
 from serverless_mpi.errors import UsageError
 from serverless_mpi.metering import Prices
+from serverless_mpi.stack import express, pool
 from serverless_mpi.stack import layout as names
-from serverless_mpi.stack import pool
 from serverless_mpi.stack.layout import Layout
 from serverless_mpi.stack.stack import Stack, describe, outputs_of, own_region
 
@@ -38,8 +38,10 @@ def deploy(options: argparse.Namespace, say: Say) -> int:
         An option is wrong, jobs run, or AWS refused.
     """
     runtime = _runtime(options)
-    layout = layout_of(options, runtime)
-    region = "" if options.emit else own_region(options.region, options.endpoint)
+    region = ""
+    if options.express or not options.emit:
+        region = own_region(options.region, options.endpoint)
+    layout = layout_of(options, runtime, region)
     layout.check_region(region)
     say(f"packing for Python {runtime.python} on {runtime.arch}")
     built = package.build(runtime, options.wheel)
@@ -96,7 +98,7 @@ def _python() -> str:
     return next(here, Layout.python)
 
 
-def layout_of(options: argparse.Namespace, runtime: package.Target) -> Layout:
+def layout_of(options: argparse.Namespace, runtime: package.Target, region: str = "") -> Layout:
     """Return the layout that the options state.
 
     Raises
@@ -114,6 +116,7 @@ def layout_of(options: argparse.Namespace, runtime: package.Target) -> Layout:
         options.snapstart,
         tuple(options.read_bucket),
         tuple(options.policy),
+        express.zones(options.express, region, options.endpoint),
     )
 
 

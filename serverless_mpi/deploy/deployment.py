@@ -15,6 +15,7 @@ Time is passed in (`Pace`), so tests do not wait.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import time
@@ -22,14 +23,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from serverless_mpi.aws import control
+from serverless_mpi.aws import control, limits
 from serverless_mpi.aws.refusals import advice_on, explained
 from serverless_mpi.errors import ChannelError, UsageError
+from serverless_mpi.stack import express
 from serverless_mpi.stack import layout as names
 from serverless_mpi.stack.bucket import CODE
 from serverless_mpi.stack.stack import describe, empty, outputs_of
 
-BODY_BYTES = 51_200  # of a template in a request; a larger one is read from the bucket
+BODY_BYTES = limits.TEMPLATE_BYTES.value  # a larger template is read from the bucket
 # One operation. CloudFormation calls SQS, SNS and Lambda for each resource within their request
 # rates, some of 30 per second; 500 resources are created in minutes.
 DEPLOY_S = 3600.0
@@ -170,12 +172,15 @@ class Deployment:
             if self._prepare() is Next.CREATE:
                 self._say("creating the bucket")
                 self._apply("create_stack", {"TemplateBody": json.dumps(target.first)}, [], target)
-            bucket = outputs_of(self._description() or {})["Bucket"]
+            description = self._description() or {}
+            bucket = outputs_of(description)["Bucket"]
             body = self._upload(bucket, target)
             values = dict(
                 zip(("CodeBucket", "FunctionKey", "LayerKey"), (bucket, *target.code), strict=True)
             )
             parameters = [{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()]
+            for name in express.dropped(description, target.whole):
+                self._empty_directory_bucket(name)  # only an empty bucket can be removed
             self._say(f"creating or updating {len(target.whole['Resources'])} resources")
             self._apply("update_stack", body, parameters, target)
             # only now: an update that fails is rolled back to the zips of the last one
@@ -328,6 +333,15 @@ class Deployment:
                 break
         return reason
 
+    def _empty_directory_bucket(self, bucket: str) -> None:
+        """Delete objects, and abort uploads, without which S3 does not delete such a bucket."""
+        with contextlib.suppress(self._s3.exceptions.NoSuchBucket):
+            pages = self._s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket)
+            for one in (upload for page in pages for upload in page.get("Uploads", ())):
+                upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
+                self._s3.abort_multipart_upload(Bucket=bucket, **upload)
+        empty(self._s3, bucket)
+
     def destroy(self) -> bool:
         """Remove the stack and everything in it; return whether there was one.
 
@@ -350,11 +364,15 @@ class Deployment:
             raise ChannelError(f"stack {self._name} is {status}: {self._reason()}")
 
     def _delete(self) -> str:
-        """Empty the bucket and delete the stack; return the status."""
-        bucket = outputs_of(self._description() or {}).get("Bucket")
+        """Empty the buckets and delete the stack; return the status."""
+        description = self._description() or {}
+        bucket = outputs_of(description).get("Bucket")
         if bucket is not None:
             self._say(f"emptying bucket {bucket}")
             empty(self._s3, bucket)
+        for name in express.of_stack(description).values():
+            self._say(f"emptying bucket {name}")
+            self._empty_directory_bucket(name)
         self._cloud.delete_stack(StackName=self._name)
         return self._wait(("DELETE_COMPLETE",))
 

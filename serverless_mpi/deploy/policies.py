@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from serverless_mpi.stack import layout as names
 from serverless_mpi.stack import pool
-from serverless_mpi.stack.bucket import SHORT_LIVED
+from serverless_mpi.stack.bucket import FIGURES, SHORT_LIVED
 
 Statement = dict[str, str | list[str]]
 Policy = dict[str, str | list[Statement]]
@@ -41,6 +41,22 @@ OF_RESOURCES: dict[str, tuple[str, ...]] = {
         "s3:PutLifecycleConfiguration",
     ),
     "AWS::S3::BucketPolicy": ("s3:DeleteBucketPolicy", "s3:GetBucketPolicy", "s3:PutBucketPolicy"),
+    "AWS::S3Express::DirectoryBucket": (
+        "s3express:CreateBucket",
+        "s3express:DeleteBucket",
+        "s3express:GetEncryptionConfiguration",
+        "s3express:GetLifecycleConfiguration",
+        "s3express:ListTagsForResource",
+        "s3express:PutEncryptionConfiguration",
+        "s3express:PutLifecycleConfiguration",
+        "s3express:TagResource",
+        "s3express:UntagResource",
+    ),
+    "AWS::S3Express::BucketPolicy": (
+        "s3express:DeleteBucketPolicy",
+        "s3express:GetBucketPolicy",
+        "s3express:PutBucketPolicy",
+    ),
     "AWS::SQS::Queue": (
         "sqs:CreateQueue",
         "sqs:DeleteQueue",
@@ -161,7 +177,13 @@ def runner(stack: str, region: str, account: str) -> Policy:
         A policy document: smpirun --platform lambda, and smpi doctor, hello, jobs, logs, cost,
         clean.
     """
-    return _policy(_runner(stack, region, account))
+    bucket = _bucket(stack)
+    # not code/: what the functions run is for the deployer alone
+    objects = (*(f"{bucket}/{prefix}*" for prefix in SHORT_LIVED), f"{bucket}/{pool.KEY}")
+    statements = _common(stack, region, account)
+    statements.append(_allow(_OBJECTS, *objects))
+    statements.append(_allow(("s3:GetObject",), f"{bucket}/{FIGURES}"))
+    return _policy(statements)
 
 
 def deployer(stack: str, region: str, account: str) -> Policy:
@@ -180,7 +202,7 @@ def deployer(stack: str, region: str, account: str) -> Policy:
         A policy document. It lets a person create roles with names that begin with the stack's, and
         give them any permission; to bound that, attach a permissions boundary.
     """
-    statements = _runner(stack, region, account)
+    statements = _common(stack, region, account)
     statements.append(
         _allow(_CLOUDFORMATION, _arn("cloudformation", region, account, f"stack/{stack}/*"))
     )
@@ -192,7 +214,8 @@ def deployer(stack: str, region: str, account: str) -> Policy:
             if action.startswith(f"{prefix}:")
         }
         statements.append(_allow(sorted(actions), *arns))
-    # the zips go into the bucket, and everything is removed with it; the probe publishes as a rank does
+    # The zips go into the bucket, and everything is removed with it.  The probe publishes as a
+    # rank does.
     statements.append(_allow(_OBJECTS, f"{_bucket(stack)}/*"))
     statements.append(
         _allow(("sns:Publish",), _arn("sns", region, account, f"{stack}-{names.TOPIC}-*"))
@@ -206,7 +229,8 @@ def deployer(stack: str, region: str, account: str) -> Policy:
     return _policy(statements)
 
 
-def _runner(stack: str, region: str, account: str) -> list[Statement]:
+def _common(stack: str, region: str, account: str) -> list[Statement]:
+    """Return what both persons may do; which objects they may use differs."""
     bucket = _bucket(stack)
     functions = _arn("lambda", region, account, f"function:{stack}-{names.RANK}-*")
     consoles = _arn("sqs", region, account, f"{stack}-{names.CONSOLE}-*")
@@ -217,10 +241,8 @@ def _runner(stack: str, region: str, account: str) -> list[Statement]:
             _arn("cloudformation", region, account, f"stack/{stack}/*"),
         ),
         _allow(("s3:ListBucket",), bucket),
-        # not code/: what the functions run is for the deployer alone
-        _allow(
-            _OBJECTS, *(f"{bucket}/{prefix}*" for prefix in SHORT_LIVED), f"{bucket}/{pool.KEY}"
-        ),
+        # frames that a job left in a directory bucket
+        _allow(("s3express:CreateSession",), _express(stack, region, account)),
         _allow(("sqs:ReceiveMessage", "sqs:DeleteMessage"), consoles),
         _allow(("lambda:InvokeFunction",), functions),
         _allow(("logs:FilterLogEvents",), logs, f"{logs}:*"),
@@ -251,6 +273,7 @@ def _resources(stack: str, region: str, account: str) -> dict[str, list[str]]:
     logs = _arn("logs", region, account, f"log-group:/aws/lambda/{stack}-*")
     return {
         "s3": [_bucket(stack)],
+        "s3express": [_express(stack, region, account)],
         "sqs": [_arn("sqs", region, account, f"{stack}-*")],
         "sns": [_arn("sns", region, account, f"{stack}-*")],
         "iam": [f"arn:*:iam::{account}:role/{stack}-*"],
@@ -261,6 +284,10 @@ def _resources(stack: str, region: str, account: str) -> dict[str, list[str]]:
 
 def _bucket(stack: str) -> str:
     return f"arn:*:s3:::{stack}-bucket-*"  # CloudFormation: STACK-LOGICALNAME-RANDOM
+
+
+def _express(stack: str, region: str, account: str) -> str:
+    return _arn("s3express", region, account, f"bucket/{stack}-*--x-s3")
 
 
 def _arn(service: str, region: str, account: str, name: str) -> str:

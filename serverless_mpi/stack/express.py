@@ -113,5 +113,12 @@ def of_stack(found: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
+def dropped(found: Mapping[str, Any], template: Mapping[str, Any]) -> list[str]:
+    """Return the directory buckets of a stack that it has no longer by a template."""
+    output = template.get("Outputs", {}).get("Express", {}).get("Value", {})
+    kept = json.loads(output.get("Fn::Sub", "{}"))
+    return [name for zone, name in of_stack(found).items() if zone not in kept]
+
+
 def _arn(number: int) -> dict[str, Any]:
     return {"Fn::GetAtt": [f"Express{number}", "Arn"]}

@@ -24,7 +24,7 @@ PYTHONS = ("3.12", "3.13", "3.14")
 # Regions without SnapStart, and beginnings of their names (other partitions):
 # https://docs.aws.amazon.com/lambda/latest/dg/snapstart.html
 NO_SNAPSTART = ("ap-southeast-6", "ap-east-2", "cn-", "us-gov-", "us-iso", "eu-iso", "eusc-")
-MAX_POLICIES = 10  # managed policies of a role (IAM quota)
+MAX_POLICIES = limits.ROLE_POLICIES.value  # of the user's, on the role of the ranks
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _POLICY = re.compile(r"arn:aws[a-z-]*:iam::(\d{12}|aws):policy/[\w+=,.@/-]{1,512}")
 ARCHS = ("x86_64", "arm64")

@@ -13,14 +13,15 @@ import pytest
 from serverless_mpi.aws import control
 from serverless_mpi.aws.s3express import ZONES, zone_of
 from serverless_mpi.channels.object import frames_bucket, store_service
-from serverless_mpi.deploy import cli
+from serverless_mpi.deploy import cli, template
+from serverless_mpi.deploy.deployment import Deployment
 from serverless_mpi.job import EXPRESS_BUCKETS, FRAMES_BUCKET, JobSpec, frames_prefix
 from serverless_mpi.launch import aws_lambda, handler
 from serverless_mpi.launch.invocation import Invocation, Task
 from serverless_mpi.metering import Meter, Prices
 from serverless_mpi.stack import bill
-from serverless_mpi.stack.express import bucket_name, of_stack
-from serverless_mpi.stack.stack import Deployment
+from serverless_mpi.stack.express import bucket_name, dropped, of_stack
+from serverless_mpi.stack.layout import Layout
 from tests.aws.express import ZONE, Express, directory_bucket, plain
 from tests.aws.server import Server, reply
 
@@ -133,7 +134,7 @@ def test_the_bill_says_where_frames_lay_and_prices_requests_and_bytes() -> None:
         {},
     ]
     prices = Prices.load()
-    summary = bill.summary(ranks, [], 1024, "x86_64", prices)
+    summary = bill.summary(ranks, {}, 1024, "x86_64", prices)
     expected = 960 * 1.13e-6 + 6869 * 3e-8 + 26 / 1024 * 0.0032 + 180 / 1024 * 0.0006
     assert summary["requests_usd"] == pytest.approx(expected)
     assert summary["operations"]["s3express.PUT"]["usd"] == pytest.approx(
@@ -143,7 +144,7 @@ def test_the_bill_says_where_frames_lay_and_prices_requests_and_bytes() -> None:
         "frames in S3 Express, zone use1-az4, in which 1 of 3 ranks ran"
         in bill.render(summary).splitlines()
     )
-    assert bill.summary([facts], [], 1024, "x86_64", prices)["storage"] == ""
+    assert bill.summary([facts], {}, 1024, "x86_64", prices)["storage"] == ""
 
 
 @pytest.mark.parametrize(
@@ -228,3 +229,7 @@ def test_the_buckets_of_a_stack_are_found_in_its_outputs() -> None:
     outputs = [{"OutputKey": "Express", "OutputValue": json.dumps(BUCKETS)}]
     assert of_stack({"Outputs": outputs}) == BUCKETS
     assert of_stack({}) == of_stack({"Outputs": []}) == {}
+    one = template.build(Layout(ranks=1, jobs=1, express=(ZONE,)))
+    assert dropped({"Outputs": outputs}, one) == [BUCKETS["use1-az5"]]
+    none = template.build(Layout(ranks=1, jobs=1))
+    assert dropped({"Outputs": outputs}, none) == list(BUCKETS.values())
