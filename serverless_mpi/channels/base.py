@@ -321,11 +321,11 @@ class Channel(ABC):
             The medium failed, or a peer is lost.
         """
 
-    def at_once(self, frame: OutgoingFrame) -> bool:
-        """Return whether a put of this frame takes no round trip.
+    def at_once(self, dests: Sequence[int]) -> bool:
+        """Return whether a put of a frame for these ranks takes no round trip.
 
         Asked only if `limits.async_put`: the caller then puts the frame itself, instead of the
-        sender thread. Called often, and with the runtime's lock held.
+        sender thread.  Called often.
         """
         return False
 

@@ -213,6 +213,29 @@ class Link:
         """Whether the peer has to acknowledge something before more is sent."""
         return self._sent_bytes - self._acknowledged_bytes > WINDOW_BYTES
 
+    def send_short(self, frame: OutgoingFrame) -> bool:
+        """Send a frame that fits one record; call `write` until it returns True.
+
+        Returns
+        -------
+        bool
+            False: nothing was done, and the frame takes `queue`.
+        """
+        if not self.alive or self._views or self.full or self._ack_due():
+            return False
+        data = b"".join(frame.parts)
+        if self.retains:
+            self._unacknowledged.append(frame._replace(parts=(memoryview(data),)))
+            self._sent_bytes += len(data)
+        record = b"".join(self._records.write(FRAME, (data,), len(data)))
+        try:
+            sent = self.sock.send(record)
+        except OSError:  # full, or broken: `write` finds out
+            sent = 0
+        if sent < len(record):
+            self._views.append(memoryview(record)[sent:])
+        return True
+
     def queue(self, frame: OutgoingFrame, parts: Sequence[memoryview], nbytes: int) -> None:
         """Queue one frame for this peer; call `write` until it returns True.
 
@@ -266,6 +289,8 @@ class Link:
             The connection is broken.
         """
         views = self._views
+        if not views:
+            return True
         try:
             while views:
                 sent = self.sock.sendmsg(

@@ -72,6 +72,8 @@ FAREWELL_S = 5.0  # longest wait of close() for a peer that reads slowly
 SLICE_S = 0.02  # a put that waits checks this often whether a get reads
 ATTEMPTS = 3  # of two ranks to link
 
+SHORT_BYTES = 16 << 10  # a frame that is joined and written in one piece
+
 MAGIC = b"sL"  # of an offer; a frame begins with b"sM", a reference with b"sR" or b"sD"
 OFFER = struct.Struct("<IIHH16sB")  # source, dest, attempt, port, address, its length
 
@@ -304,8 +306,12 @@ class RoutedChannel(Channel):
                     self._linker.connect(dest, "\0" + self._near[dest])
                 self._state.wait()
 
-    def at_once(self, frame: OutgoingFrame) -> bool:
-        return all(_is_linked(self._peers[dest]) for dest in frame.dests)
+    def at_once(self, dests: Sequence[int]) -> bool:
+        for dest in dests:
+            links = self._peers[dest].links
+            if not links or not links[0].alive:
+                return False
+        return True
 
     def _break(self, link: Link, fault: str) -> None:
         """Give up a link that broke: what it has not delivered travels by hybrid."""
@@ -329,6 +335,8 @@ class RoutedChannel(Channel):
     # -- sending
 
     def put(self, parcels: Sequence[OutgoingFrame]) -> None:
+        if len(parcels) == 1 and len(parcels[0].dests) == 1 and self._send_short(parcels[0]):
+            return
         rest: list[OutgoingFrame] = []
         for frame in parcels:
             by_hybrid = [
@@ -344,6 +352,23 @@ class RoutedChannel(Channel):
             raise ChannelError(self._lost)
         if rest:
             self._base.put([*rest, *self._offers({dest for frame in rest for dest in frame.dests})])
+
+    def _send_short(self, frame: OutgoingFrame) -> bool:
+        """Send one short frame to one linked rank: the usual case, in few Python calls."""
+        links = self._peers[frame.dests[0]].links
+        nbytes = 0
+        for part in frame.parts:
+            nbytes += part.nbytes
+        if not links or not links[0].alive or nbytes > SHORT_BYTES or frame.bodies:
+            return False
+        link = links[0]
+        with link.send_lock:
+            if not link.send_short(frame):
+                return False
+            self._write(link)
+        link.acknowledge()
+        self.meter.count("link" if link.retains else "near", "put", nbytes=nbytes, messages=1)
+        return True
 
     def _send(self, frame: OutgoingFrame, index: int, dest: int) -> bool:
         """Send a frame to one of its readers by a link; return False if there is none."""

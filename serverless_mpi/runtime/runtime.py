@@ -166,7 +166,10 @@ class Runtime(Progress):
         JobError, ChannelError
             The rank has finalized MPI, or lost its channel.
         """
-        if not sync and not self._send_queue.async_put:
+        queue = self._send_queue
+        if not sync and (
+            not queue.async_put or (queue.at_once is not None and queue.at_once((dest,)))
+        ):
             with self._inside:  # as `send`, without the call
                 frames = self._endpoint.send(
                     context, dest, tag, data, None, time.monotonic() if dest == self.rank else 0.0
@@ -196,7 +199,10 @@ class Runtime(Progress):
         Parameters and errors are those of `isend`.  Where the caller puts, nothing is left to be
         waited for, so there is no operation.
         """
-        if not sync and not self._send_queue.async_put:
+        queue = self._send_queue
+        if not sync and (
+            not queue.async_put or (queue.at_once is not None and queue.at_once((dest,)))
+        ):
             with self._inside:
                 frames = self._endpoint.send(
                     context, dest, tag, data, None, time.monotonic() if dest == self.rank else 0.0

@@ -96,6 +96,8 @@ class SendQueue:
         Frames that are being put now.
     frames : int
         Frames that have been put, or are being put.
+    at_once : callable or None
+        `Channel.at_once`, if the channel has one of its own.
     lost : bool
         The channel has failed: queued frames stay where they are.
     on_span : callable or None
@@ -118,7 +120,7 @@ class SendQueue:
         self._channel = channel
         self._lock = lock
         self._on_batch_done = on_batch_done
-        self._at_once = channel.at_once if type(channel).at_once is not Channel.at_once else None
+        self.at_once = channel.at_once if type(channel).at_once is not Channel.at_once else None
         self._policy = GatherPolicy()
         self._work = threading.Condition(lock)
         self._sender: threading.Thread | None = None
@@ -179,8 +181,8 @@ class SendQueue:
             while self.queued:
                 self._put_batch()
             return
-        if self._at_once is not None:
-            self._put_at_once(self._at_once)
+        if self.at_once is not None:
+            self._put_at_once(self.at_once)
             if not self.queued:
                 return
         if blocking or len(self.queued) >= GATHER_FRAMES:
@@ -192,12 +194,12 @@ class SendQueue:
             self._sender.start()
         self._work.notify()
 
-    def _put_at_once(self, at_once: Callable[[OutgoingFrame], bool]) -> None:
+    def _put_at_once(self, at_once: Callable[[Sequence[int]], bool]) -> None:
         """Put the queued frames that need no round trip; leave the others queued."""
         now: list[tuple[OutgoingFrame, Operation | None]] = []
         later: list[tuple[OutgoingFrame, Operation | None]] = []
         for entry in self.queued:
-            (now if at_once(entry[0]) else later).append(entry)
+            (now if at_once(entry[0].dests) else later).append(entry)
         if now:
             self.queued = now + later  # they stay queued for whoever looks meanwhile
             self._put_batch(len(now))

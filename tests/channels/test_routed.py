@@ -95,7 +95,7 @@ def test_the_first_frame_goes_by_hybrid_and_the_next_by_the_link(make: Make) -> 
     assert rows(channels[0], "link.put") == 0
     before = rows(channels[0], "sqs.SendMessageBatch")
     frame = outgoing(0, (1,), 1, b"second")
-    assert channels[0].at_once(frame)
+    assert channels[0].at_once(frame.dests)
     channels[0].put([frame])
     assert collect(channels[1], 1) == {b"second"}
     assert rows(channels[0], "link.put") == 1
@@ -115,7 +115,7 @@ def test_a_link_that_breaks_loses_nothing(make: Make, monkeypatch: pytest.Monkey
     until(channels[0], lambda: not channels[0]._peers[1].links[0].alive)
     assert collect(channels[1], 20) == bodies
     frame = outgoing(0, (1,), 20, b"after it")
-    assert not channels[0].at_once(frame)
+    assert not channels[0].at_once(frame.dests)
     channels[0].put([frame])
     assert b"after it" in collect(channels[1], 1)
     assert rows(channels[0], "link.broken") == 1
