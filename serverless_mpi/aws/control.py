@@ -19,11 +19,11 @@ from serverless_mpi.aws.credentials import DUMMY, emulator_keys
 from serverless_mpi.aws.refusals import explained
 from serverless_mpi.aws.sigv4 import Keys
 from serverless_mpi.aws.sns import FILTERS_PER_TOPIC, TO
+from serverless_mpi.aws.sqs import VISIBILITY_S as VISIBILITY_S
 from serverless_mpi.job import JobSpec
 
 PREFIX = "smpi-"
 _OF_JOB = re.compile(PREFIX + r"([0-9a-f]{16})(?:-|$)")
-VISIBILITY_S = 60  # a frame that was received but not stored comes again after this
 RETENTION_S = 86400  # what a killed launcher leaves is forgotten after a day
 _AT_ONCE = 8
 _CONNECT_TIMEOUT_S = 5

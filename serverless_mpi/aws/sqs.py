@@ -32,7 +32,8 @@ ENVELOPE_BYTES = len(FRAME) + len("Binary") + len(BODY)  # billed in addition to
 MAX_ENTRIES = limits.SQS_BATCH_ENTRIES.value
 MAX_BATCH_BYTES = limits.SQS_MESSAGE_BYTES.value
 MAX_LONG_POLL_S = limits.SQS_LONG_POLL_S.value
-# A received message that was not deleted reappears after this; a lost answer costs as long.
+# An attribute of every queue: a received message that was not deleted reappears after this, so a
+# lost answer costs as long.
 VISIBILITY_S = 30
 # A service that answers late is waited for; a connection that died silently is noticed.
 ANSWER_S = 5.0  # after the end of a poll
@@ -201,7 +202,6 @@ class Sqs:
             "QueueUrl": queue,
             "MaxNumberOfMessages": MAX_ENTRIES,
             "WaitTimeSeconds": wait_s,
-            "VisibilityTimeout": VISIBILITY_S,
             "MessageAttributeNames": [FRAME],
         }
         answer = self._call(

@@ -7,7 +7,7 @@ quota, so a publish that stays throttled is replaced by sends.  A topic's
 subscriptions have filter policies, so each rank receives only messages that name
 it; a topic has 200 of them, so rank r belongs to topic r // 200.
 
-Invariants: a message is deleted only after `ack`, and no later than 20 s after
+Invariants: a message is deleted only after `ack`, and no later than 15 s after
 it, so it does not reappear (the visibility timeout is 30 s).  A message that
 does reappear is a duplicate, which the core drops.
 
@@ -89,7 +89,7 @@ EMULATOR_PAUSE_S = 0.0005
 EMULATOR_MAX_PAUSE_S = 0.01
 T = TypeVar("T")
 
-ACK_AFTER_S = 20.0  # longest delay of a delete; a message reappears later than that
+ACK_AFTER_S = 15.0  # longest delay of a delete; a message reappears later than that
 # then the frames are sent: others use the account's quota, and a send has none
 PUBLISH_BUDGET_S = 2.0
 RANK_GB = 1769 / 1024  # memory of a function with one vCPU ("Configure Lambda function memory")

@@ -67,7 +67,7 @@ from serverless_mpi.metering import Meter, Prices
 
 QUIET_S = 1.0  # a rank whose peers are all linked asks hybrid after this long without a frame
 OFFER_S = 5.0  # for so long after an offer a rank looks for the answer
-POLL_S = 20.0  # longest single wait for hybrid
+POLL_S = 10.0  # longest wait for hybrid, before what it delivered is acknowledged
 FAREWELL_S = 5.0  # longest wait of close() for a peer that reads slowly
 SLICE_S = 0.02  # a put that waits checks this often whether a get reads
 ATTEMPTS = 3  # of two ranks to link

@@ -279,15 +279,20 @@ def _calibrate(options: argparse.Namespace) -> int:
         _number(options.rounds, "--rounds"),
         Prices.load(),
     )
+    if options.output is not None and not Path(options.output).absolute().parent.is_dir():
+        raise UsageError(f"--output {options.output}: its folder does not exist")
     _say(made.price)
     if not options.yes and not _accepted():
         raise UsageError("not started; --yes accepts the price")
     figures, times = made.run()
     for line in calibrate.table(figures, times):
         print(printable(line))
-    if options.output is not None:
-        Path(options.output).write_text(to_json(figures) + "\n")
     stored_figures.write(made.stack, figures)
+    if options.output is not None:
+        try:
+            Path(options.output).write_text(to_json(figures) + "\n")
+        except OSError as error:
+            raise UsageError(f"--output {options.output}: {error.strerror}") from error
     _say(f"stored with stack {options.stack}: jobs on it, and --figures stack, use these figures")
     return 0
 

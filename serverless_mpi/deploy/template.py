@@ -22,7 +22,7 @@ import json
 from typing import Any
 
 from serverless_mpi import __version__
-from serverless_mpi.aws import limits
+from serverless_mpi.aws import limits, sqs
 from serverless_mpi.aws.sns import TO
 from serverless_mpi.errors import UsageError
 from serverless_mpi.job import FRAMES
@@ -32,7 +32,6 @@ from serverless_mpi.stack.layout import Layout
 
 HANDLER = "serverless_mpi.launch.function.handler"
 REPORTER = "serverless_mpi.launch.handler.report"
-VISIBILITY_S = 60  # a frame that was received but not stored comes again after this
 RETENTION_S = 3600  # what a dead job left in a queue of the pool is deleted after this
 # an event that no function was free for is given up after this
 EVENT_AGE_S = limits.LAMBDA_EVENT_AGE_S.value
@@ -176,7 +175,7 @@ def _queue(layout: Layout, name: dict[str, str]) -> Resource:
         "UpdateReplacePolicy": "Delete",
         "Properties": {
             "QueueName": name,
-            "VisibilityTimeout": VISIBILITY_S,
+            "VisibilityTimeout": sqs.VISIBILITY_S,
             "MessageRetentionPeriod": RETENTION_S,
             "SqsManagedSseEnabled": True,
             "Tags": _tags(layout),

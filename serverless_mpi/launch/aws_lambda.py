@@ -50,8 +50,8 @@ LISTEN_S = 2  # seconds of one receive; a signal is handled after it
 # No rank has come up for this long, and some are missing.  Lambda gives an event up after 60 s.
 APPEAR_S = 75.0
 EMULATOR_APPEAR_S = 180.0  # all its functions start at once on the cores of this machine
-# Least limit of a deadlock on AWS: a message whose receive was lost comes again after 60 s (the
-# queues' visibility time-out), and the long poll that finds it takes up to 20 s.
+# Least limit of a deadlock on AWS: a message whose receive was lost comes again after 30 s (the
+# queues' visibility timeout), and the long poll that finds it takes up to 20 s.
 LEAST_DEADLOCK_S = 90.0
 # A rank's report arrives within this time: a turn of the rank, SQS, two receives of the launcher.
 SETTLE_S = 6.0

@@ -287,7 +287,7 @@ class LocalLauncher(Launcher):
             undo.callback(self._destroy, channel, folder)
         try:
             spec = replace(spec, settings={**channel.provision(spec), **setting(figures)})
-        except ChannelError as error:
+        except (ChannelError, UsageError) as error:
             end = None if emulator is None else emulator.ended()
             raise (error if end is None else JobError(end)) from error
         if outlives:
@@ -306,7 +306,7 @@ class LocalLauncher(Launcher):
     def _destroy(channel: type[Channel], folder: JobFolder) -> None:
         try:
             channel.destroy(folder.recorded())
-        except ChannelError as error:
+        except (ChannelError, UsageError) as error:
             folder.keep = True
             say(
                 f"job {folder.job_id} could not be removed completely; `smpirun --cleanup` tries again: {error}"

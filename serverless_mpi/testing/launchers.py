@@ -345,6 +345,8 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "endpoint": ("http://127.0.0.1:1",),
     "port": ("1",),
     "host": ("127.0.0.1",),
+    "ppn": ("2",),
+    "echo": ("http://127.0.0.1:1/",),
     "region": ("eu-west-1",),
     "timeout_s": ("5",),
     "deadlock_s": ("5",),

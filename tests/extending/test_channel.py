@@ -145,5 +145,5 @@ def test_without_the_extension_its_name_is_refused() -> None:
     job = smpirun("-n", 2, *FOLDER, "program.py")
     assert job.returncode == 2
     assert job.stderr == (
-        "smpirun: unknown channel 'folder'; known: hybrid, queue, object, direct, memory\n"
+        "smpirun: unknown channel 'folder'; known: hybrid, queue, object, direct, routed, memory\n"
     )

@@ -333,7 +333,7 @@ def _answers() -> list[bytes]:
 def _connection(data: bytes) -> Connection:
     connection = Connection.__new__(Connection)
     connection._sock = _Stream(data)  # type: ignore[assignment]
-    connection._timeout_s = 1.0
+    connection._timeout_s = connection._longest_s = 1.0
     connection._ahead = bytearray(AHEAD_BYTES)
     connection._view = memoryview(connection._ahead)
     connection._have = 0
@@ -583,7 +583,7 @@ def _report(data: bytes) -> object:
             explain=False, stats=stats, region=_PRICES.region, channel="queue", size=2, trace=None
         )
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            LocalLauncher._report(plan, folder, _PRICES)
+            LocalLauncher._report(plan, folder, _PRICES, None)
     return True
 
 
