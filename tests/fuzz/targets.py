@@ -15,14 +15,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from serverless_mpi import metering
+from serverless_mpi.aws import figures as files
 from serverless_mpi.aws import retry
 from serverless_mpi.aws.connection import AHEAD_BYTES, Answer, Connection, Lost
 from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.http import Client
+from serverless_mpi.aws.limits import AWS
 from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sns import Sns
 from serverless_mpi.aws.sqs import Sqs
-from serverless_mpi.channels import direct, handshake
+from serverless_mpi.channels import direct, handshake, link, linker, routed
 from serverless_mpi.channels.base import SCATTERED, Delivery, OutgoingFrame
 from serverless_mpi.channels.cleanup import decode_report, encode_report
 from serverless_mpi.channels.hybrid import HybridChannel
@@ -313,6 +315,45 @@ def _introduce(data: bytes) -> object:
         stream.send = send  # type: ignore[method-assign]
     handshake.authenticate(stream, SPEC, 2, lambda: None)  # type: ignore[arg-type]
     return True
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def _records(form: link.Records) -> bytes:
+    """A stream of every kind of record."""
+    long = bytes(link.RECORD_BYTES + 1)
+    pieces: list[bytes | memoryview] = []
+    for kind, payload in (
+        (link.FRAME, b"a frame"),
+        (link.BEGIN, link.COUNT.pack(len(long))),
+        (link.MORE, long[: link.RECORD_BYTES]),
+        (link.MORE, long[link.RECORD_BYTES :]),
+        (link.ACK, link.COUNT.pack(0)),
+        (link.GOODBYE, b""),
+    ):
+        pieces += form.write(kind, (payload,), len(payload))
+    return b"".join(pieces)
+
+
+def _read_link(form: link.Records, data: bytes) -> object:
+    frames: list[Delivery] = []
+    end = link.Link(_Stream(data), 2, form, 1 << 20, retains=True)  # type: ignore[arg-type]
+    for _ in range(LOOPS):
+        if not end.read(frames.append):
+            return len(frames)
+    raise AssertionError("a link at its end is read again and again")
+
+
+def _shake_hands(data: bytes) -> object:
+    """The side that was connected: HELLO, then the proof."""
+    side, start = linker.Handshake(SPEC, None), 0
+    while side.needed and start < len(data):
+        piece = data[start : start + side.needed]
+        start += len(piece)
+        if side.feed(piece) is None:
+            return None
+    return side.needed
 
 
 # --- HTTP and the services ------------------------------------------------------------------------
@@ -636,6 +677,26 @@ TARGETS = (
     ),
     Target("hello", _hellos, _accept),
     Target("proof", lambda: [b"\1" + bytes(47)], _introduce, (ChannelError, OSError)),
+    Target(
+        "link", lambda: [_records(link.PlainRecords())],
+        lambda data: _read_link(link.PlainRecords(), data), words=_LENGTHS, bytes_constant=3 << 20,
+    ),
+    Target(
+        "sealed link", lambda: [_records(link.SealedRecords(KEY, KEY))],
+        lambda data: _read_link(link.SealedRecords(KEY, KEY), data), bytes_constant=3 << 20,
+    ),
+    Target(
+        "link hello", lambda: [linker.HELLO.pack(linker.MAGIC, JOB, 2, 1, bytes(16)) + bytes(PROOF_BYTES)],
+        _shake_hands,
+    ),
+    Target(
+        "link offer", lambda: [routed.seal_offer(KEY, 2, 1, 1, ("10.0.0.1", 4000))],
+        lambda data: routed.open_offer(memoryview(data), KEY, 1),
+    ),
+    Target(
+        "figures", lambda: [files.to_json(AWS).encode()],
+        lambda data: files.from_json(data.decode(errors="replace"), "x"), (UsageError,), words=_JSON, bytes_per_byte=20,
+    ),
     Target(
         "http", _answers, _exchange, (Lost,),
         words=(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"HTTP/1.1 ", b"0\r\n\r\n"),
