@@ -44,6 +44,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from serverless_mpi.channels import direct
 from serverless_mpi.channels.base import (
     SCATTERED,
     SHARED,
@@ -77,7 +78,7 @@ OFFER = struct.Struct("<IIHH16sB")  # source, dest, attempt, port, address, its 
 
 # Links between functions: 0.3 to 1 ms, 75 MB/s of a function's 625 Mbit/s. Sources: Copik et al.,
 # "FMI: Fast and Cheap Message Passing for Serverless Functions" (ICS 2023), figure 6; AWS Lambda
-# quotas, network bandwidth.
+# quotas, network bandwidth.  Ranks of one node use Unix sockets, as ranks of `direct` do.
 LINK_FIGURES = CostParameters(
     latency_s=5e-4,
     bandwidth_Bps=7.5e7,
@@ -87,6 +88,7 @@ LINK_FIGURES = CostParameters(
     batch=64,
     put_s=3e-5,
     get_s=5e-5,
+    near=direct.FIGURES,
 )
 
 

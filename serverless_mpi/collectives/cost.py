@@ -15,7 +15,7 @@ holds the messages, puts and rounds of each formula to a run of the generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serverless_mpi.channels.base import CostParameters
@@ -37,11 +37,14 @@ class Facts:
         Bytes of one blob; None where ranks may differ (pickled objects, v-variants).
     figures
         Cost parameters of the channel.
+    nodes
+        Node of each rank; empty if all are on one node.
     """
 
     size: int
     nbytes: int | None
     figures: CostParameters
+    nodes: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -104,11 +107,14 @@ class Tally:
         Number of ranks, P.
     n
         Bytes of one blob.
+    facts
+        What all ranks of the call share.
     rounds
         Rounds on the critical path so far.
     """
 
     def __init__(self, facts: Facts) -> None:
+        self.facts = facts
         self.size = facts.size
         self.n = facts.length
         self._figures = facts.figures
@@ -208,6 +214,27 @@ class Tally:
             The work.
         """
         self._total = self._total + work
+
+    def together(self, parts: Sequence[tuple[Formula, Facts]]) -> None:
+        """Add calls that groups of ranks make at the same time; the slowest one delays all.
+
+        Parameters
+        ----------
+        parts
+            Formula and facts of each group's call.
+        """
+        if not parts:
+            return
+        tallies = []
+        for formula, facts in parts:
+            tally = Tally(facts)
+            formula(tally)
+            tallies.append(tally)
+            self.all(tally._total)
+        slowest = max(tallies, key=lambda tally: tally._path)
+        self.rounds += max(tally.rounds for tally in tallies)
+        self._path += slowest._path
+        self._busy += slowest._busy
 
     def cost(self) -> Cost:
         """Return the cost of the call."""
