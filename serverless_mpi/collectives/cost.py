@@ -111,6 +111,10 @@ class Tally:
         What all ranks of the call share.
     rounds
         Rounds on the critical path so far.
+    path, busy
+        Seconds of the critical path, and the part of them in which a rank works.
+    total
+        Work of all ranks.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -119,9 +123,9 @@ class Tally:
         self.n = facts.length
         self._figures = facts.figures
         self.rounds = 0
-        self._path = 0.0
-        self._busy = 0.0  # the part of the path in which a rank works
-        self._total = Work()
+        self.path = 0.0
+        self.busy = 0.0
+        self.total = Work()
 
     def _of(self, nbytes: int) -> CostParameters:
         """Return the cost parameters for a message of `nbytes`."""
@@ -202,8 +206,8 @@ class Tally:
             Number of rounds.
         """
         self.rounds += times
-        self._path += times * (self._of(nbytes).latency_s + path.seconds)
-        self._busy += times * path.seconds
+        self.path += times * (self._of(nbytes).latency_s + path.seconds)
+        self.busy += times * path.seconds
 
     def all(self, work: Work) -> None:
         """Add work of all ranks together, including that on the critical path.
@@ -213,7 +217,7 @@ class Tally:
         work
             The work.
         """
-        self._total = self._total + work
+        self.total = self.total + work
 
     def together(self, parts: Sequence[tuple[Formula, Facts]]) -> None:
         """Add calls that groups of ranks make at the same time; the slowest one delays all.
@@ -230,22 +234,18 @@ class Tally:
             tally = Tally(facts)
             formula(tally)
             tallies.append(tally)
-            self.all(tally._total)
-        slowest = max(tallies, key=lambda tally: tally._path)
+            self.all(tally.total)
+        slowest = max(tallies, key=lambda tally: tally.path)
         self.rounds += max(tally.rounds for tally in tallies)
-        self._path += slowest._path
-        self._busy += slowest._busy
+        self.path += slowest.path
+        self.busy += slowest.busy
 
     def cost(self) -> Cost:
         """Return the cost of the call."""
         lanes = self._figures.parallelism
-        elsewhere = max(0.0, self._total.seconds - self._busy) / lanes if lanes else 0.0
+        elsewhere = max(0.0, self.total.seconds - self.busy) / lanes if lanes else 0.0
         return Cost(
-            self._path + elsewhere,
-            self._total.usd,
-            self.rounds,
-            self._total.puts,
-            self._total.messages,
+            self.path + elsewhere, self.total.usd, self.rounds, self.total.puts, self.total.messages
         )
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from serverless_mpi.collectives.choose import algorithm, select
 from serverless_mpi.collectives.cost import PACK_BYTES, Facts, Formula, Tally
@@ -93,12 +92,12 @@ class _Levels:
     def leads(self) -> bool:
         return self.rank == self.leader
 
-    def near(self, phase: int, operation: str, nbytes: int | None, *arguments: Any) -> Steps:
+    def near(self, phase: int, operation: str, nbytes: int | None, *arguments: object) -> Steps:
         """Run an operation within the node."""
         facts = _near(self.facts, len(self.group), nbytes)
         return self._run(phase, self.group, operation, facts, arguments)
 
-    def far(self, phase: int, operation: str, nbytes: int | None, *arguments: Any) -> Steps:
+    def far(self, phase: int, operation: str, nbytes: int | None, *arguments: object) -> Steps:
         """Run an operation among the leaders."""
         facts = _far(self.facts, len(self.leaders), nbytes)
         return self._run(phase, self.leaders, operation, facts, arguments)
@@ -109,7 +108,7 @@ class _Levels:
         members: list[int],
         operation: str,
         facts: Facts,
-        arguments: tuple[Any, ...],
+        arguments: tuple[object, ...],
     ) -> Steps:
         make = select(operation, facts).generator
         steps = make(members.index(self.rank), len(members), *arguments)
@@ -137,7 +136,8 @@ def _largest(facts: Facts) -> int:
 class _Phase:
     """A phase of a call: where it runs, its operation, and how many blobs each of its blobs packs.
 
-    packs: 0 is one blob as it is; `node`, `all` and `square` are replaced by their numbers.
+    packs: "" is one blob as it is, "none" no bytes; "node", "all" and "square" are packs of the
+    blobs of the largest node, of all ranks, and of each pair of ranks of two nodes.
     """
 
     is_near: bool

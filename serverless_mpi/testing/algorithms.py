@@ -110,7 +110,7 @@ def _halves(size: int) -> tuple[int, ...]:
 
 
 def _nodes(algorithm: Algorithm, size: int, rng: random.Random) -> tuple[int, ...]:
-    """Return random nodes that a placed algorithm serves; ranges of ranks if it serves no others."""
+    """Return random nodes that a placed algorithm serves; ranges of ranks where needed."""
     if not algorithm.placed:
         return ()
     mixed = tuple(rng.randrange(1 + size // 2) for _ in range(size))
