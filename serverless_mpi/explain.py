@@ -78,6 +78,7 @@ def simulate(
     prices: Prices,
     algorithms: Mapping[str, Algorithm] = MappingProxyType({}),
     figures: Figures | None = None,
+    ppn: int | None = None,
 ) -> Iterable[str]:
     """Yield what each of `calls` costs on a model.
 
@@ -99,6 +100,8 @@ def simulate(
         Operation -> the algorithm to play instead of the one that would be chosen.
     figures
         Figures of AWS to use instead of the package's, with latency "aws".
+    ppn
+        Ranks of each node; None if all are on one node.
 
     Yields
     ------
@@ -134,8 +137,10 @@ def simulate(
         waves = (ranks - 1) // model.starts_per_10_s  # AWS starts functions at a limited rate
         yield _start_line(ranks, 10 * waves + model.start_s, usd)
     yield _HEAD
+    nodes = tuple(rank // ppn for rank in range(ranks)) if ppn and ppn < ranks else ()
     for call, (operation, nbytes) in zip(calls, parsed, strict=True):
-        cost = forecast(operation, nbytes, ranks, channel, model, prices, algorithms.get(operation))
+        chosen = algorithms.get(operation)
+        cost = forecast(operation, nbytes, ranks, channel, model, prices, chosen, nodes=nodes)
         yield _row(cost, call)
         yield from _request_lines(cost)
 
@@ -253,9 +258,9 @@ def explain(
         try:
             if size > _LARGEST_RUN:
                 raise UsageError("too large to be played after a job")
-            cost = forecast(
-                operation, blob, size, channel, model, prices, find(operation, algorithm), layout
-            )
+            chosen = find(operation, algorithm)
+            nodes = tuple(layout) if chosen.placed else ()
+            cost = forecast(operation, blob, size, channel, model, prices, chosen, layout, nodes)
         # a channel without a model; or a rank that left no record of its edges, which deadlocks
         except (UsageError, JobError):
             yield f"{times}{label:<26}{size:>6} {algorithm:<24}{'not forecast':>17}"

@@ -187,8 +187,13 @@ class JobSpec:
     @property
     def node(self) -> int | None:
         """Number of the rank's node, which its channel has in `settings`; None if there is one."""
+        return self.nodes[self.rank] if self.nodes else None
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Number of each rank's node; empty if all are on one node."""
         nodes = json.loads(self.settings.get("nodes", "[0]"))
-        return nodes[self.rank] if len(set(nodes)) > 1 else None
+        return tuple(nodes) if len(set(nodes)) > 1 else ()
 
     def with_rank(self, rank: int) -> JobSpec:
         """Return the job as another rank sees it.

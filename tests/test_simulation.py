@@ -68,7 +68,7 @@ def mix(rank: int, size: int, blob: memoryview) -> Any:
 
 
 MIX = Algorithm("allgather", "mix", mix, None, always)
-CALLS = [*(row for rows in ALGORITHMS.values() for row in rows), MIX]
+CALLS = [*(row for rows in ALGORITHMS.values() for row in rows if not row.placed), MIX]
 
 
 class Ranks:

@@ -56,7 +56,8 @@ class Collective(Plans):
             # for --explain: facts of the call, and the lengths of this rank's blobs. Between two
             # groups a rank that takes no part does not know the length.
             known = None if self._kind else plan.nbytes
-            call = (operation, size, known, algorithm.name, self._layout(plan.operation, arguments))
+            layout = state.nodes if algorithm.placed else self._layout(plan.operation, arguments)
+            call = (operation, size, known, algorithm.name, layout)
             lengths = OPERATIONS[operation].blob_lengths(arguments)
             calls, blobs, nbytes = chosen.get(call, (0, 0, 0))
             chosen[call] = (calls + 1, blobs + len(lengths), nbytes + sum(lengths))
@@ -68,10 +69,11 @@ class Collective(Plans):
         choices: dict[Any, Algorithm] = self._state.choices
         algorithm = choices.get((operation, nbytes))
         if algorithm is None:
-            facts = Facts(size, nbytes, self._runtime.figures)
+            facts = Facts(size, nbytes, self._runtime.figures, self._state.nodes)
             algorithm = self._runtime.algorithms.get(operation)
             if algorithm is None or not algorithm.condition(facts):
                 algorithm = select(operation, facts)
+            algorithm = algorithm.on(facts)
             if len(choices) == MOST_CHOICES:
                 choices.clear()
             choices[operation, nbytes] = algorithm

@@ -77,7 +77,8 @@ class CommConstructors(Attributed):
         size = len(state.everyone)
         algorithm = state.choices.get(_agree_key)
         if algorithm is None:
-            algorithm = select("allgather", Facts(size, None, state.runtime.figures)).generator
+            facts = Facts(size, None, state.runtime.figures, state.nodes)
+            algorithm = select("allgather", facts).on(facts).generator
             state.choices[_agree_key] = algorithm
         # not `encode`: facts are small, and a program's own pickler is not asked for them
         blob = memoryview(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))

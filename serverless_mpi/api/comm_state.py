@@ -63,6 +63,8 @@ class State:
         World ranks that point-to-point ranks number: the remote group's, if there is one.
     everyone
         World ranks that collectives number: both groups in an order on which both agree.
+    nodes
+        Node of each rank of `everyone`; empty between two groups, or if the job has one node.
     places
         World rank -> rank among `peers`.
     session
@@ -101,6 +103,8 @@ class State:
             if self.remote is None
             else (*min(self.ranks, self.remote), *max(self.ranks, self.remote))
         )
+        of_job = runtime.nodes if self.remote is None else ()
+        self.nodes = tuple(of_job[rank] for rank in self.everyone) if of_job else ()
         self.places = dict(zip(self.peers, range(len(self.peers)), strict=True))
         self.name = name
         self.calls = itertools.count()  # numbers the collectives

@@ -129,6 +129,8 @@ class CostParameters:
     large
         (limit in bytes, the cost parameters of messages longer than that); None if all
         lengths have the same.
+    near
+        The cost parameters between ranks of one node; None if they are the same.
     """
 
     latency_s: float
@@ -145,6 +147,7 @@ class CostParameters:
     put_usd_per_byte: float = 0.0
     get_usd_per_byte: float = 0.0
     large: tuple[int, CostParameters] | None = None
+    near: CostParameters | None = None
 
 
 class Channel(ABC):

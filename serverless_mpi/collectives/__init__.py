@@ -12,3 +12,6 @@ from serverless_mpi.collectives import inter as inter
 from serverless_mpi.collectives import neighbor as neighbor
 from serverless_mpi.collectives import reduce as reduce
 from serverless_mpi.collectives import scan as scan
+
+# registered last: among equals, a one-level algorithm is chosen
+from serverless_mpi.collectives import hierarchy as hierarchy  # isort: skip

@@ -21,7 +21,7 @@ names of plug-in modules to all ranks).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -54,6 +54,8 @@ class Algorithm:
         What a call costs; None only for operations whose cost cannot be modelled.
     condition
         Whether it can serve a call at all.
+    placed
+        The generator depends on the nodes of the ranks: it takes the call's `facts`, too.
     """
 
     operation: str
@@ -61,6 +63,19 @@ class Algorithm:
     generator: Callable[..., Steps]
     formula: Formula | None
     condition: Condition
+    placed: bool = False
+
+    def on(self, facts: Facts) -> Algorithm:
+        """Return the algorithm for calls with these facts, which a placed generator takes.
+
+        Parameters
+        ----------
+        facts
+            What all ranks of the call share.
+        """
+        if not self.placed:
+            return self
+        return replace(self, generator=partial(self.generator, facts=facts))
 
     def cost(self, facts: Facts) -> Cost:
         """Evaluate the formula.
@@ -137,6 +152,7 @@ def algorithm(
     cost: Formula | None = None,
     condition: Condition = always,
     name: str | None = None,
+    placed: bool = False,
     **fixed: Any,
 ) -> Callable[[G], G]:
     """Register the decorated generator as an algorithm of `operation`.
@@ -153,6 +169,8 @@ def algorithm(
         Whether the algorithm can serve a call; it sees only what all ranks share.
     name
         Shown by ``--explain``; by default the function's name.
+    placed
+        Whether the generator takes the call's `facts` as a keyword argument.
     **fixed
         Keyword arguments of the generator that are fixed for this registration.
 
@@ -178,7 +196,7 @@ def algorithm(
         if any(row.name == title for row in ALGORITHMS[operation]):
             raise UsageError(f"{operation} has an algorithm {title!r} already; pass another name=")
         bound = partial(generator, **fixed) if fixed else generator
-        ALGORITHMS[operation].append(Algorithm(operation, title, bound, cost, condition))
+        ALGORITHMS[operation].append(Algorithm(operation, title, bound, cost, condition, placed))
         select.cache_clear()
         return generator
 

@@ -15,7 +15,7 @@ holds the messages, puts and rounds of each formula to a run of the generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serverless_mpi.channels.base import CostParameters
@@ -37,11 +37,14 @@ class Facts:
         Bytes of one blob; None where ranks may differ (pickled objects, v-variants).
     figures
         Cost parameters of the channel.
+    nodes
+        Node of each rank; empty if all are on one node.
     """
 
     size: int
     nbytes: int | None
     figures: CostParameters
+    nodes: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -104,18 +107,25 @@ class Tally:
         Number of ranks, P.
     n
         Bytes of one blob.
+    facts
+        What all ranks of the call share.
     rounds
         Rounds on the critical path so far.
+    path, busy
+        Seconds of the critical path, and the part of them in which a rank works.
+    total
+        Work of all ranks.
     """
 
     def __init__(self, facts: Facts) -> None:
+        self.facts = facts
         self.size = facts.size
         self.n = facts.length
         self._figures = facts.figures
         self.rounds = 0
-        self._path = 0.0
-        self._busy = 0.0  # the part of the path in which a rank works
-        self._total = Work()
+        self.path = 0.0
+        self.busy = 0.0
+        self.total = Work()
 
     def _of(self, nbytes: int) -> CostParameters:
         """Return the cost parameters for a message of `nbytes`."""
@@ -196,8 +206,8 @@ class Tally:
             Number of rounds.
         """
         self.rounds += times
-        self._path += times * (self._of(nbytes).latency_s + path.seconds)
-        self._busy += times * path.seconds
+        self.path += times * (self._of(nbytes).latency_s + path.seconds)
+        self.busy += times * path.seconds
 
     def all(self, work: Work) -> None:
         """Add work of all ranks together, including that on the critical path.
@@ -207,18 +217,35 @@ class Tally:
         work
             The work.
         """
-        self._total = self._total + work
+        self.total = self.total + work
+
+    def together(self, parts: Sequence[tuple[Formula, Facts]]) -> None:
+        """Add calls that groups of ranks make at the same time; the slowest one delays all.
+
+        Parameters
+        ----------
+        parts
+            Formula and facts of each group's call.
+        """
+        if not parts:
+            return
+        tallies = []
+        for formula, facts in parts:
+            tally = Tally(facts)
+            formula(tally)
+            tallies.append(tally)
+            self.all(tally.total)
+        slowest = max(tallies, key=lambda tally: tally.path)
+        self.rounds += max(tally.rounds for tally in tallies)
+        self.path += slowest.path
+        self.busy += slowest.busy
 
     def cost(self) -> Cost:
         """Return the cost of the call."""
         lanes = self._figures.parallelism
-        elsewhere = max(0.0, self._total.seconds - self._busy) / lanes if lanes else 0.0
+        elsewhere = max(0.0, self.total.seconds - self.busy) / lanes if lanes else 0.0
         return Cost(
-            self._path + elsewhere,
-            self._total.usd,
-            self.rounds,
-            self._total.puts,
-            self._total.messages,
+            self.path + elsewhere, self.total.usd, self.rounds, self.total.puts, self.total.messages
         )
 
 

@@ -470,6 +470,7 @@ def _simulate(options: argparse.Namespace) -> int:
         prices,
         algorithms,
         given,
+        options.ppn,
     ):
         print(line, flush=True)
     return 0

@@ -85,6 +85,7 @@ class Runtime(Progress):
         self._started = time.monotonic()
         channel = channels.load(spec.channel)(spec, self.meter)
         self.figures = channel.figures
+        self.nodes = spec.nodes
         endpoint = Endpoint(
             spec.rank,
             bytes.fromhex(spec.job_id),

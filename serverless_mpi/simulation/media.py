@@ -93,6 +93,8 @@ class Item:
         Its offset in an object of several readers, and the bytes of that object; 0 otherwise.
     reference
         Bytes of the queue message that refers to the object; 0 without one.
+    near
+        It comes from a rank of the reader's node.
     """
 
     when: float
@@ -101,6 +103,7 @@ class Item:
     start: int = 0
     reference: int = 0
     whole: int = 0
+    near: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ class Conditions:
         Cost parameters of the channel.
     size
         Ranks of the job.
+    nodes
+        Node of each rank; empty if all are on one node.
     """
 
     channel: str
@@ -126,6 +131,7 @@ class Conditions:
     prices: Prices
     figures: CostParameters
     size: int = 1
+    nodes: tuple[int, ...] = ()
 
 
 class ChannelModel:
@@ -211,30 +217,34 @@ class Parametric(ChannelModel):
     def put(
         self, rank: int, now: float, parcels: Sequence[OutgoingFrame]
     ) -> list[tuple[int, Item]]:
-        figures, readers = self._figures, []
+        readers = []
         for parcel in (single for parcel in parcels for single in parcel.split_per_reader()):
             for dest in parcel.dests:
+                figures = self._between(rank, dest)
                 self._free[rank] = (
                     max(now, self._free[rank])
                     + figures.put_s
                     + parcel.nbytes / figures.bandwidth_Bps
                 )
                 self.meter.count(self.conditions.channel, "put", nbytes=parcel.nbytes, messages=1)
-                readers.append(
-                    (
-                        dest,
-                        Item(self._free[rank] + figures.latency_s, parcel.name.tag, parcel.nbytes),
-                    )
+                item = Item(
+                    self._free[rank] + figures.latency_s,
+                    parcel.name.tag,
+                    parcel.nbytes,
+                    near=figures is not self._figures,
                 )
+                readers.append((dest, item))
         return readers
+
+    def _between(self, rank: int, dest: int) -> CostParameters:
+        """Return the figures of messages between two ranks."""
+        nodes, near = self.conditions.nodes, self._figures.near
+        return near if near and nodes and nodes[rank] == nodes[dest] else self._figures
 
     def take(self, rank: int, since: float, coming: list[Item]) -> float:
         for item in sorted(coming, key=_when):
-            since = (
-                max(since, item.when)
-                + self._figures.get_s
-                + item.nbytes / self._figures.bandwidth_Bps
-            )
+            figures = (self._figures.near if item.near else None) or self._figures
+            since = max(since, item.when) + figures.get_s + item.nbytes / figures.bandwidth_Bps
         return since
 
 
@@ -435,7 +445,12 @@ def _when(item: Item) -> float:
 
 
 def channel_model(
-    channel: str, latency: Latency, meter: Meter, prices: Prices, size: int = 1
+    channel: str,
+    latency: Latency,
+    meter: Meter,
+    prices: Prices,
+    size: int = 1,
+    nodes: tuple[int, ...] = (),
 ) -> tuple[ChannelModel, CostParameters, int]:
     """Return the simulation model of a channel, its cost parameters, and its largest frame.
 
@@ -451,6 +466,8 @@ def channel_model(
         Price table, for channels that choose a way by price.
     size
         Ranks of the job.
+    nodes
+        Node of each rank; empty if all are on one node.
 
     Returns
     -------
@@ -476,5 +493,5 @@ def channel_model(
         raise UsageError(
             f"the simulation model of channel {channel} ({kind.model}) cannot be imported: {error}"
         ) from error
-    conditions = Conditions(channel, latency, prices, figures, size)
+    conditions = Conditions(channel, latency, prices, figures, size, nodes)
     return model(conditions, meter), figures, kind.limits.max_frame_bytes

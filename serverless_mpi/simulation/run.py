@@ -78,6 +78,7 @@ def forecast(
     prices: Prices,
     algorithm: Algorithm | None = None,
     layout: Layout | None = None,
+    nodes: tuple[int, ...] = (),
 ) -> Forecast:
     """Play the generators of a call on the model of a channel.
 
@@ -97,6 +98,8 @@ def forecast(
         Played instead of the one that `select` would choose.
     layout
         See `collectives.operations.Layout`; None within one group.
+    nodes
+        Node of each rank; empty if all are on one node.
 
     Returns
     -------
@@ -110,10 +113,13 @@ def forecast(
         The algorithm deadlocks.
     """
     meter = Meter()
-    model, figures, max_frame_bytes = channel_model(channel, latency, meter, prices, size)
+    model, figures, max_frame_bytes = channel_model(channel, latency, meter, prices, size, nodes)
     if operation not in ALGORITHMS:
         raise UsageError(f"no collective {operation!r}; known: {', '.join(ALGORITHMS)}")
-    chosen = algorithm or select(operation, Facts(size, nbytes, figures))
+    facts = Facts(size, nbytes, figures, nodes)
+    chosen = (algorithm or select(operation, facts)).on(facts)
+    if chosen.placed and not chosen.condition(facts):
+        raise UsageError(f"{operation} by {chosen.name} cannot serve these nodes: see -ppn")
     ranks = example_calls(
         operation, chosen.generator, size, memoryview(bytes(nbytes)), layout=layout
     )

@@ -81,7 +81,10 @@ def check_algorithm(
             elif operation.between:
                 call = _two_group_call(algorithm, min(size, 7), rng.randint(1, 7), rng)
             else:
-                call = _one_group_call(algorithm, size, rng)
+                facts = Facts(size, None, rng.choice(_MEDIA), _nodes(algorithm, size, rng))
+                if algorithm.placed and not algorithm.condition(facts):
+                    continue  # too few ranks for two nodes of which one has two
+                call = _one_group_call(algorithm.on(facts), size, rng)
             got, _ = dry_run.run(call.ranks, rng.randrange)
             for rank, expected in enumerate(call.expected):
                 if expected is ANYTHING:
@@ -92,19 +95,42 @@ def check_algorithm(
                     f" rank {rank} returned {_shown(returned)},"
                     f" the operation defines {_shown(expected)}"
                 )
+        facts = Facts(size, None, _MEDIA[0], _halves(size) if algorithm.placed else ())
+        if algorithm.placed and not algorithm.condition(facts):
+            continue
         if algorithm.operation == "allreduce":
-            _check_equal_bits(algorithm, size, random.Random(f"{seed} {size}"))
+            _check_equal_bits(algorithm.on(facts), size, random.Random(f"{seed} {size}"))
         if algorithm.formula is not None:
             _check_cost(algorithm, size)
+
+
+def _halves(size: int) -> tuple[int, ...]:
+    """Return two nodes of which the first has half of the ranks, rounded up."""
+    return tuple(2 * rank // (size + 1) for rank in range(size))
+
+
+def _nodes(algorithm: Algorithm, size: int, rng: random.Random) -> tuple[int, ...]:
+    """Return random nodes that a placed algorithm serves; ranges of ranks where needed."""
+    if not algorithm.placed:
+        return ()
+    mixed = tuple(rng.randrange(1 + size // 2) for _ in range(size))
+    choices = (mixed, tuple(sorted(mixed)), _halves(size))
+    for nodes in choices:
+        if algorithm.condition(Facts(size, None, _MEDIA[0], nodes)):
+            return nodes
+    return ()
 
 
 def _check_cost(algorithm: Algorithm, size: int) -> None:
     """Compare the formula's messages, puts and rounds with those of a run."""
     nbytes = _COST_BLOB * size
-    figures = next(medium for medium in _MEDIA if algorithm.condition(Facts(size, nbytes, medium)))
-    calls = example_calls(algorithm.operation, algorithm.generator, size, memoryview(bytes(nbytes)))
+    nodes = _halves(size) if algorithm.placed else ()
+    offered = (Facts(size, nbytes, medium, nodes) for medium in _MEDIA)
+    facts = next(facts for facts in offered if algorithm.condition(facts))
+    make = algorithm.on(facts).generator
+    calls = example_calls(algorithm.operation, make, size, memoryview(bytes(nbytes)))
     _, counted = dry_run.run(calls)
-    stated = algorithm.cost(Facts(size, nbytes, figures))
+    stated = algorithm.cost(facts)
     name = f"the cost of {algorithm.operation} by {algorithm.name!r} on {size} ranks"
     if size == 1:
         assert counted.messages == 0, f"{name}: a lone rank sends {counted.messages} messages"
@@ -186,6 +212,8 @@ def _blob(rng: random.Random) -> memoryview:
 
 def _needs_equal_lengths(algorithm: Algorithm, size: int) -> bool:
     """Return whether the algorithm serves only calls whose blobs have one known length."""
+    if algorithm.placed:
+        return False
     return not any(algorithm.condition(Facts(size, None, figures)) for figures in _MEDIA)
 
 
