@@ -21,6 +21,7 @@ from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE
 from serverless_mpi.launch.output import printable, printable_lines
 from serverless_mpi.metering import Prices
+from serverless_mpi.stack import bill
 from serverless_mpi.stack import layout as names
 
 if TYPE_CHECKING:
@@ -350,7 +351,6 @@ def _jobs(options: argparse.Namespace) -> int:
 
 
 def _cost(options: argparse.Namespace) -> int:
-    from serverless_mpi.stack import bill
 
     found = _history(options).bill(options.job, Prices.load(options.prices))
     print(json.dumps(found) if options.json else printable_lines(bill.render(found)))

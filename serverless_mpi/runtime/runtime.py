@@ -142,12 +142,8 @@ class Runtime(Progress):
 
         Parameters
         ----------
-        context
-            Of the communicator.
-        dest
-            World rank.
-        tag
-            0 to `TAG_UB`.
+        context, dest, tag
+            Of the communicator; world rank; 0 to `TAG_UB`.
         data
             C-contiguous byte views that together are the payload.
         sync
