@@ -25,8 +25,8 @@ from serverless_mpi.job import FRAMES_BUCKET, JobSpec
 from serverless_mpi.metering import Prices, Snapshot, merge
 from serverless_mpi.runtime import Runtime
 from serverless_mpi.simulation import AWS, EMULATOR, LATENCIES, forecast
-from tests.aws.express import Express, directory_bucket, plain
 from tests.harness import on_each
+from tests.strict.express import Express, directory_bucket, plain
 
 SIZE = 8
 BEFORE, AFTER = 1 << 20, 1 << 21  # slots that no algorithm uses

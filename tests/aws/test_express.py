@@ -19,8 +19,8 @@ from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.s3express import DirectoryBucket, Sessions
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.metering import Meter
-from tests.aws.express import Express, directory_bucket, plain
 from tests.aws.server import Reply, Request, Server, reply
+from tests.strict.express import Express, directory_bucket, plain
 
 BUCKET = directory_bucket("frames")
 LISTING = b"<ListBucketResult></ListBucketResult>"

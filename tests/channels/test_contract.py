@@ -21,7 +21,7 @@ from serverless_mpi.job import FRAMES_BUCKET, JobSpec
 from serverless_mpi.metering import Meter
 from serverless_mpi.testing import check_channel
 from serverless_mpi.testing.channels import find_leftovers, provisioned
-from tests.aws.express import Express, directory_bucket, plain
+from tests.strict.express import Express, directory_bucket, plain
 
 
 class Mailboxes(MemoryChannel):

@@ -22,8 +22,8 @@ from serverless_mpi.metering import Meter, Prices
 from serverless_mpi.stack import bill
 from serverless_mpi.stack.express import bucket_name, dropped, of_stack
 from serverless_mpi.stack.layout import Layout
-from tests.aws.express import ZONE, Express, directory_bucket, plain
 from tests.aws.server import Server, reply
+from tests.strict.express import ZONE, Express, directory_bucket, plain
 
 KEY = bytes(range(32))
 BUCKET = directory_bucket("smpi-123456789012")

@@ -26,12 +26,13 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.strict import rules_common, rules_functions, rules_messages, rules_objects
+from tests.strict import rules_common, rules_express, rules_functions, rules_messages, rules_objects
 from tests.strict.call import Answer, Call, Malformed, Request, parse
 from tests.strict.rules import RULES, Proceed, Rule
 from tests.strict.world import FakeClock, RealClock, Refusal, Settings, World, refused
 
-_TABLES = (rules_common, rules_messages, rules_objects, rules_functions)  # which register rules
+# which register rules
+_TABLES = (rules_common, rules_messages, rules_objects, rules_express, rules_functions)
 TOTALS = World(Settings(), FakeClock(), 0)  # counts of all layers of this process
 _HOP = frozenset(("connection", "transfer-encoding", "content-length", "keep-alive", "expect"))
 

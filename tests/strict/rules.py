@@ -7,6 +7,8 @@ a statement and the address of its documentation; `RULES` is the table, in the o
 which rules apply.
 
 A rule that acts counts itself when it did something; a check is counted when it held.
+The rules of directory buckets are kept by a server of their own (`express.py`): they have
+neither function, and that server counts them.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Rule:
     calls
         Patterns of "service.Action", one per blank.
     check, act
-        One of them.
+        One of them; neither if `express.py` keeps the rule.
     """
 
     name: str
@@ -61,6 +63,11 @@ RULES: dict[str, Rule] = {}
 def _register(made: Rule) -> None:
     assert made.name not in RULES, f"two rules are called {made.name}"
     RULES[made.name] = made
+
+
+def keeps(name: str, source: str, statement: str) -> None:
+    """Register a rule that `express.py` keeps."""
+    _register(Rule(name, statement, DOCS + source, ()))
 
 
 def checks(name: str, calls: str, source: str, statement: str) -> Callable[[Check], Check]:

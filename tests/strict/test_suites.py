@@ -21,8 +21,10 @@ from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
 from serverless_mpi.testing import check_channel
 from serverless_mpi.testing.channels import CHECKS
+from tests.channels.test_contract import on_a_directory_bucket
 from tests.launch.lambda_stack import Deployed, smpi
 from tests.strict.call import Request
+from tests.strict.express import Express
 from tests.strict.layer import Front
 from tests.strict.rules_objects import LEAST_PART_BYTES
 from tests.strict.world import ADVERSE, RealClock, authorization
@@ -57,6 +59,20 @@ def test_the_contract_of_a_channel(
             assert done["at-least-once"] and done["visibility"] and done["sns-quota"]
         if name != "queue":
             assert done["s3-missing"] or done["s3-listing"]
+
+
+@pytest.mark.parametrize("name", ["object", "hybrid"])
+def test_the_contract_on_a_directory_bucket(name: str, strict_endpoint: str) -> None:
+    clock = RealClock()
+    with (
+        Front(strict_endpoint, replace(ADVERSE, filter_s=900, policy_s=60), clock) as front,
+        Express(front.url, world=front.world) as express,
+    ):
+        made = on_a_directory_bucket(patient(name, clock), express, [])
+        check_channel(made, endpoint=express.url)
+        assert not front.world.refusals_but("sns-quota", "s3-write-rate", "s3-read-rate")
+        assert front.world.exercised["express-session"] > 5
+        assert front.world.exercised["express-signature"] > 5
 
 
 def test_an_upload_in_parts(strict_endpoint: str) -> None:

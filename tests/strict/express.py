@@ -1,4 +1,4 @@
-"""S3 Express in front of an emulator: sessions, virtual-hosted names and the rules of directory buckets.
+"""S3 Express in front of an emulator or of the layer: sessions, virtual-hosted names, and rules.
 
 A request whose Host begins with the name of a directory bucket is checked by the documented rules
 and passed on to a plain bucket of the emulator (`plain`).  Any other request is passed on as it is.
@@ -28,6 +28,8 @@ from zlib import crc32
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+
+from tests.strict.world import World, authorization
 
 ZONE = "use1-az4"
 PAGE = 3  # keys of one page, so that every listing has several
@@ -68,7 +70,7 @@ class Call(NamedTuple):
 
 
 class Refused(Exception):
-    """An answer that is an error: status, code."""
+    """An answer that is an error: status, code, and the rule that was broken ("" for none)."""
 
 
 class Response(NamedTuple):
@@ -81,13 +83,15 @@ class Response(NamedTuple):
 class Express:
     """A context manager: the front and its sessions.
 
-    allowed: whether CreateSession is granted; users: (access key, secret); clock: seconds of the epoch.
+    allowed: whether CreateSession is granted; users: (access key, secret); clock: seconds of the
+    epoch; world: what counts the rules of rules_express.py.
     """
 
     emulator: str
     users: set[tuple[str, str]] = field(default_factory=lambda: {("smpi", "smpi")})
     clock: Callable[[], float] = time.time
     allowed: bool = True
+    world: World | None = None
     calls: list[tuple[str, str]] = field(default_factory=list)  # method, target
     sessions: dict[str, tuple[str, str, str, float]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -150,42 +154,57 @@ class Express:
         try:
             return self._serve(call, named.group(1))
         except Refused as error:
-            status, code = error.args
+            status, code, rule = error.args
+            if self.world is not None and rule:
+                with self.world.lock:
+                    self.world.broken[rule] += 1
+                    self.world.refusals.append(f"{rule}: {call.method} {call.target}: {code}")
             body = f"<Error><Code>{code}</Code><Message>by {__name__}</Message></Error>".encode()
             return Response(status, {}, body)
+
+    def _held(self, *rules: str) -> None:
+        """Count rules that a request kept, or that acted."""
+        if self.world is not None:
+            for rule in rules:
+                self.world.count(rule)
 
     def _serve(self, call: Call, bucket: str) -> Response:
         if "session" in call.query:
             return self._create_session(call, bucket)
         token = call.headers.get("x-amz-s3session-token", "")
         if "x-amz-security-token" in call.headers or not token:
-            raise Refused(403, "AccessDenied")
+            raise Refused(403, "AccessDenied", "express-session")
         with self.lock:
             access, secret, of_bucket, ends = self.sessions.get(token, ("", "", "", 0.0))
         if of_bucket != bucket:
-            raise Refused(403, "InvalidToken" if not of_bucket else "AccessDenied")
+            code = "InvalidToken" if not of_bucket else "AccessDenied"
+            raise Refused(403, code, "express-session")
         if self.clock() >= ends:
-            raise Refused(400, "ExpiredToken")
+            raise Refused(400, "ExpiredToken", "express-session-life")
         self._verify(call, (access, secret))
+        self._held("express-session", "express-session-life")
         if "content-md5" in call.headers and call.method == "PUT":
-            raise Refused(400, "InvalidRequest")  # "not supported for directory buckets"
+            # "not supported for directory buckets"
+            raise Refused(400, "InvalidRequest", "express-checksum")
         if call.path == "/" and call.method == "GET":
             return self._list(call, bucket)
         headers = dict(call.headers)
         if "delete" in call.query:
             stated = call.headers.get("x-amz-checksum-crc32")
             if stated is None and "content-md5" not in call.headers:
-                raise Refused(400, "InvalidRequest")
+                raise Refused(400, "InvalidRequest", "express-checksum")
             if stated is not None and base64.b64decode(stated) != crc32(call.body).to_bytes(
                 4, "big"
             ):
-                raise Refused(400, "BadDigest")
+                raise Refused(400, "BadDigest", "express-checksum")
+            self._held("express-checksum")
             headers["content-md5"] = base64.b64encode(md5(call.body).digest()).decode()
             headers.pop("x-amz-checksum-crc32", None)
         if b"<CompleteMultipartUpload>" in call.body:
             numbers = [int(text) for text in re.findall(rb"<PartNumber>(\d+)<", call.body)]
             if numbers != list(range(1, len(numbers) + 1)):
-                raise Refused(400, "InvalidPartOrder")
+                raise Refused(400, "InvalidPartOrder", "express-parts")
+            self._held("express-parts")
         path = f"/{plain(bucket)}{'' if call.path == '/' else call.path}"
         query = urlsplit(call.target).query
         target = f"{path}?{query}" if query else path
@@ -193,9 +212,9 @@ class Express:
 
     def _create_session(self, call: Call, bucket: str) -> Response:
         if self._pass_on(call._replace(method="HEAD", body=b""), f"/{plain(bucket)}").status == 404:
-            raise Refused(404, "NoSuchBucket")
+            raise Refused(404, "NoSuchBucket", "")
         if not self.allowed:
-            raise Refused(403, "AccessDenied")
+            raise Refused(403, "AccessDenied", "")
         self._verify(call, *self.users)
         with self.lock:
             number = len(self.sessions)
@@ -214,15 +233,15 @@ class Express:
         """Recompute the signature with botocore, with each of (access key, secret)."""
         signed = _SIGNED.fullmatch(call.headers.get("authorization", ""))
         if signed is None or signed.group(3) != "s3express":
-            raise Refused(403, "AccessDenied")
+            raise Refused(403, "AccessDenied", "express-signature")
         stated = call.headers["x-amz-content-sha256"]
         if stated != "UNSIGNED-PAYLOAD" and stated != sha256(call.body).hexdigest():
-            raise Refused(400, "XAmzContentSHA256Mismatch")
+            raise Refused(400, "XAmzContentSHA256Mismatch", "express-signature")
         names = signed.group(4).split(";")
         required = {"host", "x-amz-date", "x-amz-content-sha256"}
         required |= {name for name in call.headers if name == "x-amz-s3session-token"}
         if not required <= set(names):
-            raise Refused(403, "SignatureDoesNotMatch")
+            raise Refused(403, "SignatureDoesNotMatch", "express-signature")
         request = AWSRequest(
             call.method,
             f"http://{call.headers['host']}{call.target}",
@@ -233,22 +252,24 @@ class Express:
             auth = S3SigV4Auth(Credentials(access, secret), "s3express", signed.group(2))
             text = auth.string_to_sign(request, auth.canonical_request(request))
             if access == signed.group(1) and auth.signature(text, request) == signed.group(5):
+                self._held("express-signature")
                 return
-        raise Refused(403, "SignatureDoesNotMatch")
+        raise Refused(403, "SignatureDoesNotMatch", "express-signature")
 
     def _list(self, call: Call, bucket: str) -> Response:
         """A page of a listing: in no order, and it continues with a token that is no key."""
         query = call.query
         prefix = query.get("prefix", "")
         if query.get("list-type") != "2" or "start-after" in query:
-            raise Refused(501, "NotImplemented")
+            raise Refused(501, "NotImplemented", "express-list")
         if prefix and not prefix.endswith("/"):
-            raise Refused(400, "InvalidRequest")
+            raise Refused(400, "InvalidRequest", "express-list")
+        self._held("express-list")
         keys: list[str] = []
         while True:
             after = f"&start-after={quote(keys[-1], safe='')}" if keys else ""
             where = f"/{plain(bucket)}?list-type=2&prefix={quote(prefix, safe='')}{after}"
-            page = self._pass_on(call._replace(headers={"host": ""}), where)
+            page = self._pass_on(call._replace(headers=authorization("s3")), where)
             if page.status != 200:
                 return page
             found = [text.decode() for text in re.findall(rb"<Key>([^<]*)</Key>", page.body)]
@@ -256,6 +277,8 @@ class Express:
             if len(found) < 1000:
                 break
         random.Random(prefix).shuffle(keys)
+        if keys != sorted(keys):
+            self._held("express-list-order")
         begin = 0
         if "continuation-token" in query:
             begin = int(base64.b64decode(query["continuation-token"]))
