@@ -245,7 +245,6 @@ class HybridChannel(Channel):
 
     @classmethod
     def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:
-        """Return the queue's parameters; above the threshold those of object and reference."""
         return _joined(
             QueueChannel.cost(aws=aws, prices=prices),
             ObjectChannel.cost(aws=aws, prices=prices, store=store),
