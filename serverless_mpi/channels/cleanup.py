@@ -221,7 +221,8 @@ class SharedObjects:
         Returns
         -------
         bool
-            Whether `every_bytes` bytes have been put since this was last true.
+            Whether `every_bytes` bytes have been put since this was last true, or the last look
+            for reports failed.
         """
         with self._lock:
             self._objects[key] = (set(readers), nbytes)
