@@ -131,7 +131,20 @@ def _read_batch(launcher: socket.socket) -> list[Request] | None:
 
 
 def receive(connection: socket.socket, length: int) -> bytes:
-    """Return `length` bytes; EOFError if the connection ends before."""
+    """Return the next bytes of a connection.
+
+    Parameters
+    ----------
+    connection
+        A blocking socket; borrowed.
+    length
+        Number of bytes.
+
+    Raises
+    ------
+    EOFError
+        The connection ends before.
+    """
     data = bytearray()
     while len(data) < length:
         part = connection.recv(length - len(data))

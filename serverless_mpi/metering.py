@@ -88,8 +88,18 @@ class Meter:
     def row(self, service: str, operation: str) -> list[int]:
         """Return the counters of an operation that the caller alone counts, and without `count`.
 
-        The caller adds to them under a lock of its own: requests, billed units, bytes, messages.
         For an operation of microseconds, such as a put of `direct`: `count` takes half of one.
+
+        Parameters
+        ----------
+        service, operation
+            As for `count`.
+
+        Returns
+        -------
+        list[int]
+            Requests, billed units, bytes, messages.  Shared with the meter: the caller adds to them
+            under a lock of its own.
         """
         with self._lock:
             return self._rows.setdefault((service, operation), [0, 0, 0, 0])
@@ -188,11 +198,25 @@ class Prices:
         return self.usd_per_request.get(name, self.usd_per_request.get(name.partition(".")[0], 0.0))
 
     def per_byte(self, name: str) -> float:
-        """Return the US dollars per byte that "service.operation" moves."""
+        """Return the US dollars per byte that an operation moves.
+
+        Parameters
+        ----------
+        name
+            The operation, as "s3express.PUT"; 0 is returned for one that has no price per byte.
+        """
         return self.usd_per_gb.get(name, 0.0) / BYTES_PER_GB
 
     def usd(self, name: str, row: Mapping[str, int]) -> float:
-        """Return the US dollars for the counts of one operation."""
+        """Return the US dollars for the counts of one operation.
+
+        Parameters
+        ----------
+        name
+            The operation, as "sqs.ReceiveMessage".
+        row
+            Its counters, as in a snapshot; `billed` and `nbytes` are used.
+        """
         return row["billed"] * self.of(name) + row["nbytes"] * self.per_byte(name)
 
     def requests_usd(self, snapshot: Snapshot) -> float:

@@ -30,6 +30,16 @@ def names() -> list[str]:
 def load(name: str) -> type[Channel]:
     """Return the channel class of that name.
 
+    Parameters
+    ----------
+    name
+        A name of `names`.
+
+    Returns
+    -------
+    type[Channel]
+        The class; its module is imported if it is not yet.
+
     Raises
     ------
     UsageError
@@ -70,5 +80,13 @@ def load_for(name: str, platform: str, ranks: int) -> type[Channel]:
 
 
 def works_on(channel: type[Channel], platform: str) -> bool:
-    """Return whether ranks that a platform starts can use a channel."""
+    """Return whether ranks that a platform starts can use a channel.
+
+    Parameters
+    ----------
+    channel
+        The channel's class, which states its platforms.
+    platform
+        Name of the launcher.
+    """
     return channel.platforms is None or platform in channel.platforms

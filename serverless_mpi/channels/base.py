@@ -245,7 +245,17 @@ class Channel(ABC):
 
     @classmethod
     def cost_of_job(cls, spec: JobSpec, prices: Prices, *, store: str = "s3") -> CostParameters:
-        """Return the cost parameters of a job: by its own figures if its launcher passed some."""
+        """Return the cost parameters of a job: by its own figures if its launcher passed some.
+
+        Without such figures they are those on AWS, or on an emulator if the job has an endpoint.
+
+        Parameters
+        ----------
+        spec
+            The job as this rank sees it; `settings` and `endpoint` are used.
+        prices, store
+            As for `cost`.
+        """
         figures = of_job(spec.settings)
         if figures is None:
             return cls.cost(aws=spec.endpoint is None, prices=prices, store=store)
@@ -257,9 +267,15 @@ class Channel(ABC):
 
         The launcher calls it once per job, before any rank starts.
 
+        Parameters
+        ----------
+        spec
+            The job; `spec.settings` has the values of the command-line options.
+
         Returns
         -------
-        Settings that every rank finds in its `JobSpec.settings`.
+        dict[str, str]
+            Settings that every rank finds in its `JobSpec.settings`.
 
         Raises
         ------
@@ -273,8 +289,13 @@ class Channel(ABC):
         """Remove everything that `provision` and the ranks created.
 
         It may run in another process than `provision`, more than once, and after a `provision`
-        that failed half-way: `spec.settings` is then what `provision` was given, so names
-        should derive from `spec.job_id`.  `spec.key` is not the job's key.
+        that failed half-way.
+
+        Parameters
+        ----------
+        spec
+            The job.  After a `provision` that failed, `spec.settings` is what `provision` was
+            given, so names should derive from `spec.job_id`.  `spec.key` is not the job's key.
 
         Raises
         ------
@@ -284,7 +305,13 @@ class Channel(ABC):
 
     @classmethod
     def inherited(cls, spec: JobSpec) -> tuple[int, ...]:
-        """Return descriptors that the process of rank `spec.rank` inherits, numbers unchanged."""
+        """Return the file descriptors that the process of a rank inherits, numbers unchanged.
+
+        Parameters
+        ----------
+        spec
+            The job as rank `spec.rank` sees it; `spec.settings` is what `provision` returned.
+        """
         return ()
 
     @abstractmethod
@@ -329,6 +356,11 @@ class Channel(ABC):
 
         Asked only if `limits.async_put`: the caller then puts the frame itself, instead of the
         sender thread.  Called often.
+
+        Parameters
+        ----------
+        dests
+            World ranks of the frame's readers.
         """
         return False
 

@@ -99,7 +99,19 @@ class Deletions:
         self.trouble: Exception | None = None
 
     def add(self, names: Iterable[str], nbytes: int = 0, flush: bool = False) -> None:
-        """Queue names that stand for `nbytes` bytes; with `flush`, delete all that wait now."""
+        """Queue names for deletion, and start the requests that are due.
+
+        Names that failed are queued again once their pause is over.
+
+        Parameters
+        ----------
+        names
+            Names to delete; copied.
+        nbytes
+            Bytes that they stand for, counted towards `most_bytes`.
+        flush
+            Delete all names that wait, also in a request of fewer than `batch` names.
+        """
         with self._lock:
             now = self._clock()
             if not self._pending:
@@ -156,7 +168,23 @@ class Deletions:
 def report_remaining(
     remaining: int, what: str, trouble: object, rank: int, service: str, meter: Meter
 ) -> None:
-    """Count and report on stderr how many of `what` could not be deleted, if any."""
+    """Count and report on stderr how many things could not be deleted, if any.
+
+    Parameters
+    ----------
+    remaining
+        Number of things; 0 has no effect.
+    what
+        What they are, as a plural noun: "objects that were read".
+    trouble
+        The last error, as the report states it; None if the service gave no reason.
+    rank
+        The rank that reports.
+    service
+        Name under which `meter` counts them, with the operation "NotDeleted".
+    meter
+        Counts them, as messages of no request.
+    """
     if not remaining:
         return
     meter.count(service, "NotDeleted", requests=0, messages=remaining, billed=0)
@@ -179,7 +207,23 @@ class SharedObjects:
         self._put_bytes = 0  # since the last look for reports
 
     def put(self, key: str, readers: Iterable[int], nbytes: int) -> bool:
-        """Note an object; return whether it is time to look for reports."""
+        """Note an object; return whether it is time to look for reports.
+
+        Parameters
+        ----------
+        key
+            Key of the object, without the job's prefix.
+        readers
+            World ranks that will read it; copied.
+        nbytes
+            Length of the object in bytes.
+
+        Returns
+        -------
+        bool
+            Whether `every_bytes` bytes have been put since this was last true, or the last look
+            for reports failed.
+        """
         with self._lock:
             self._objects[key] = (set(readers), nbytes)
             self._put_bytes += nbytes
@@ -194,7 +238,20 @@ class SharedObjects:
             self._put_bytes = self._every_bytes
 
     def reported(self, reader: int, keys: Iterable[str]) -> list[str]:
-        """Note that `reader` has read `keys`; return the keys that no rank still has to read."""
+        """Note that a rank has read objects; return the keys that no rank still has to read.
+
+        Parameters
+        ----------
+        reader
+            World rank that has read them.
+        keys
+            Keys of the objects, without the job's prefix; unknown ones are ignored.
+
+        Returns
+        -------
+        list[str]
+            Keys of the objects that can be deleted.  They are not noted any longer.
+        """
         finished = []
         with self._lock:
             for key in keys:
@@ -218,7 +275,22 @@ class ReadReports:
         self._numbers: dict[int, int] = {}  # rank that put -> number of reports
 
     def read(self, key: str, nbytes: int) -> tuple[str, list[str]] | None:
-        """Note an object of `nbytes` bytes; return (name, keys) of a report if one is due."""
+        """Note an object that was read; return a report if one is due.
+
+        Parameters
+        ----------
+        key
+            Key of the object, without the job's prefix.
+        nbytes
+            Length of the object in bytes.
+
+        Returns
+        -------
+        tuple[str, list[str]] or None
+            (name, keys) of a report to the rank that put the object, once `every_bytes` bytes or
+            MAX_REPORTED objects of that rank are not reported.  None if no report is due, or if
+            `key` is not the key of a shared object.
+        """
         named = _SHARED_KEY.fullmatch(key)
         if named is None:
             return None
@@ -235,7 +307,14 @@ class ReadReports:
         return f"{reports_for(source)}{self._rank:06d}/{number:06d}", keys
 
     def not_reported(self, name: str, keys: Sequence[str]) -> None:
-        """Add the keys of a report that could not be put to the next one."""
+        """Add the keys of a report that could not be put to the next one.
+
+        Parameters
+        ----------
+        name, keys
+            The report, as `read` returned it.  Keys beyond the capacity of one report are dropped,
+            and their objects remain until the job ends.
+        """
         source = int(name.split("/")[1])
         with self._lock:
             later, total = self._unreported.get(source, ([], 0))
@@ -244,18 +323,50 @@ class ReadReports:
 
 
 def reports_for(rank: int) -> str:
-    """Return the prefix of the names of reports to `rank`."""
+    """Return the prefix of the names of reports to a rank.
+
+    Parameters
+    ----------
+    rank
+        World rank that put the objects.
+    """
     return f"a/{rank:06d}/"
 
 
 def encode_report(name: str, keys: Iterable[str], job_key: bytes) -> bytes:
-    """Return a report: its tag, then the keys, one per line."""
+    """Return a report: its tag, then the keys, one per line.
+
+    Parameters
+    ----------
+    name
+        Name of the report's object, without the job's prefix; the tag covers it.
+    keys
+        Keys of the objects that were read.
+    job_key
+        The job's key, which makes the tag.
+    """
     text = "\n".join(keys).encode()
     return _tag(name, text, job_key) + text
 
 
 def decode_report(name: str, data: memoryview, job_key: bytes) -> tuple[int, list[str]] | None:
-    """Return (reader, keys) of a report; None if no rank of this job made it."""
+    """Return the reader and the keys of a report.
+
+    Parameters
+    ----------
+    name
+        Name of the report's object, without the job's prefix.
+    data
+        The report, as `encode_report` returned it; copied.
+    job_key
+        The job's key, which verifies the tag.
+
+    Returns
+    -------
+    tuple[int, list[str]] or None
+        (world rank of the reader, keys of the objects).  None if the tag is wrong, or if `name` is
+        not the name of a report: no rank of this job made it.
+    """
     named = _REPORT_KEY.fullmatch(name)
     tag, text = bytes(data[:TAG_BYTES]), bytes(data[TAG_BYTES:])
     if named is None or not same(tag, _tag(name, text, job_key)):

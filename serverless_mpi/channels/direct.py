@@ -247,6 +247,16 @@ class DirectChannel(Channel):
     def provision(cls, spec: JobSpec) -> dict[str, str]:
         """Bind one listening socket per rank.
 
+        Parameters
+        ----------
+        spec
+            The job; the setting `host` is the address to listen on by TCP.
+
+        Returns
+        -------
+        dict[str, str]
+            The settings `addresses`, `fds` and `lanes`.  The caller owns the descriptors in `fds`.
+
         Raises
         ------
         ChannelError
@@ -286,7 +296,6 @@ class DirectChannel(Channel):
 
     @classmethod
     def inherited(cls, spec: JobSpec) -> tuple[int, ...]:
-        """Return the descriptor of the listening socket of rank `spec.rank`."""
         fds = spec.settings.get("fds", "").split()
         return (int(fds[spec.rank]),) if fds else ()
 

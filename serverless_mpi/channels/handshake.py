@@ -48,12 +48,28 @@ _GONE = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
 
 
 def farewell(key: bytes, hello: bytes, nonce: bytes) -> bytes:
-    """Return the tag that ends the connection of this handshake."""
+    """Return the tag that ends the connection of this handshake.
+
+    Parameters
+    ----------
+    key
+        The job's key.
+    hello
+        The HELLO of the connecting rank, as it was sent.
+    nonce
+        The nonce of the answering rank.
+    """
     return make(key, Purpose.GOODBYE, hello + nonce)
 
 
 def same_user(sock: socket.socket) -> bool:
-    """Return whether the peer is a process of this user; True on TCP, which cannot know."""
+    """Return whether the peer is a process of this user; True on TCP, which does not state it.
+
+    Parameters
+    ----------
+    sock
+        A connected socket; borrowed.
+    """
     if sock.family != socket.AF_UNIX:
         return True
     _, uid, _ = _CREDENTIALS.unpack(

@@ -58,9 +58,15 @@ _KEY = re.compile(rb"(m|r/([0-9]{6,9}))/[0-9a-f]{16}/[0-9a-f./]{1,100}")
 def threshold(prices: Prices, store: str = "s3") -> int:
     """Return the length in bytes of the longest frame that is a message.
 
-    A frame of c chunks of 64 KB costs c sends and c receives as a message, and as an object in
-    `store` ("s3" or "s3express") a PUT, a GET, its bytes, and a send and a receive of its
-    reference.  It must also fit a message.
+    A frame of c chunks of 64 KB costs c sends and c receives as a message, and as an object a PUT,
+    a GET, its bytes, and a send and a receive of its reference.  It must also fit a message.
+
+    Parameters
+    ----------
+    prices
+        Price table.
+    store
+        Where the objects are: "s3" or "s3express".
     """
     put, get = f"{store}.PUT", f"{store}.GET"
     usd_per_byte = prices.per_byte(put) + prices.per_byte(get)
@@ -72,7 +78,17 @@ def threshold(prices: Prices, store: str = "s3") -> int:
 
 
 def together(frame: OutgoingFrame, prices: Prices, store: str = "s3") -> bool:
-    """Return whether a scattered frame is cheaper as one object than as one per reader."""
+    """Return whether a scattered frame is cheaper as one object than as one per reader.
+
+    Parameters
+    ----------
+    frame
+        A frame with `bodies`, one for each reader.
+    prices
+        Price table.
+    store
+        Where the objects are: "s3" or "s3express".
+    """
     usd_per_put = prices.of(f"{store}.PUT")
     usd_per_reader = prices.of(f"{store}.GET") + prices.of("sqs")
     usd_per_byte = prices.per_byte(f"{store}.PUT") + prices.per_byte(f"{store}.GET")
@@ -89,13 +105,31 @@ def together(frame: OutgoingFrame, prices: Prices, store: str = "s3") -> bool:
 
 
 def object_key(frame: OutgoingFrame) -> str:
-    """Return the key of a frame's object; a scattered one that travels apart has one per reader."""
+    """Return the key of a frame's object, without the job's prefix.
+
+    Parameters
+    ----------
+    frame
+        The frame.  A scattered one that travels apart, without `bodies`, has one key per reader.
+    """
     apart = frame.name.dest == SCATTERED and not frame.bodies
     return f"{frame.name.key()}.{frame.dests[0]:06d}" if apart else frame.name.key()
 
 
 def reference(frame: OutgoingFrame) -> tuple[bytes, bytes]:
-    """Return (magic, text) of the message that refers to a frame's object."""
+    """Return the content of the message that refers to a frame's object.
+
+    Parameters
+    ----------
+    frame
+        The frame; its name, its readers and the lengths of its `bodies` are used.
+
+    Returns
+    -------
+    tuple[bytes, bytes]
+        (magic, text).  The text is the object's key, after the table of ranges if the frame has
+        `bodies`.
+    """
     key = object_key(frame).encode()
     return (_SCATTERED_MAGIC, table(frame) + key) if frame.bodies else (_MAGIC, key)
 
@@ -110,7 +144,20 @@ class Place(NamedTuple):
 
 
 def locate_frame(magic: bytes, text: memoryview, rank: int) -> Place | None:
-    """Return where a reference puts the frame of `rank`; None if it is damaged or for another."""
+    """Return where a reference puts the frame of a rank.
+
+    Parameters
+    ----------
+    magic, text
+        The reference, as `opened` returned it; its tag has been verified.
+    rank
+        The rank that received the reference.
+
+    Returns
+    -------
+    Place or None
+        None if the reference is damaged, or refers to an object for another rank only.
+    """
     start, nbytes, end, key = 0, None, 0, bytes(text)
     if magic == _SCATTERED_MAGIC:
         place = locate(text, rank)
@@ -127,13 +174,35 @@ def locate_frame(magic: bytes, text: memoryview, rank: int) -> Place | None:
 
 
 def sealed(frame: OutgoingFrame, key: bytes) -> bytes:
-    """Return a frame's reference as it is sent: magic, tag, text."""
+    """Return a frame's reference as it is sent: magic, tag, text.
+
+    Parameters
+    ----------
+    frame
+        The frame whose object the reference names.
+    key
+        The job's key, which makes the tag.
+    """
     magic, text = reference(frame)
     return magic + make(key, Purpose.REFERENCE, magic + text) + text
 
 
 def opened(data: memoryview, key: bytes) -> tuple[bytes, memoryview] | None:
-    """Return (magic, text) of a reference made with the job's key; None for anything else."""
+    """Return the content of a reference after verifying its tag.
+
+    Parameters
+    ----------
+    data
+        A message that was received; borrowed.
+    key
+        The job's key.
+
+    Returns
+    -------
+    tuple[bytes, memoryview] or None
+        (magic, text); the text is a view of `data`.  None if the message is not a reference, or
+        its tag was not made with the job's key.
+    """
     magic, tag, text = bytes(data[:2]), data[2 : 2 + TAG_BYTES], data[2 + TAG_BYTES :]
     if magic not in (_MAGIC, _SCATTERED_MAGIC):
         return None
@@ -176,7 +245,6 @@ class HybridChannel(Channel):
 
     @classmethod
     def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:
-        """Return the queue's parameters; above the threshold those of object and reference."""
         return _joined(
             QueueChannel.cost(aws=aws, prices=prices),
             ObjectChannel.cost(aws=aws, prices=prices, store=store),

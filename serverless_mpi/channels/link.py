@@ -71,10 +71,29 @@ class Records(Protocol):
     overhead: int  # bytes that a payload grows by
 
     def write(self, kind: int, parts: Sequence[bytes | memoryview], nbytes: int) -> Pieces:
-        """Return a record; its payload are `parts`, together `nbytes` long."""
+        """Return a record as pieces to be sent one after the other.
+
+        Parameters
+        ----------
+        kind
+            FRAME, BEGIN, MORE, ACK or GOODBYE.
+        parts
+            The payload.  The result may have views of it, so it must not change until it is sent.
+        nbytes
+            Length of all parts together, in bytes; at most `longest`.
+        """
 
     def read(self, kind: int, payload: memoryview, into: memoryview) -> None:
-        """Put what a payload holds into memory that is shorter by `overhead`.
+        """Put what a payload holds into memory.
+
+        Parameters
+        ----------
+        kind
+            The kind that the record's header states.
+        payload
+            The payload as it was received.
+        into
+            Receives the content; shorter than `payload` by `overhead` bytes.
 
         Raises
         ------
@@ -136,7 +155,15 @@ class SealedRecords:
 
 
 def remove_sent(views: collections.deque[memoryview], sent: int) -> None:
-    """Remove the first `sent` bytes of `views`."""
+    """Remove the first bytes of a queue of views, in place.
+
+    Parameters
+    ----------
+    views
+        Views to be sent; one that was sent in part is replaced by its rest.
+    sent
+        Number of bytes to remove; at most the length of all views together.
+    """
     while sent:
         head = views[0]
         if sent >= head.nbytes:
@@ -215,6 +242,11 @@ class Link:
 
     def send_short(self, frame: OutgoingFrame) -> bool:
         """Send a frame that fits one record; call `write` until it returns True.
+
+        Parameters
+        ----------
+        frame
+            The frame; its bytes are copied.
 
         Returns
         -------

@@ -93,7 +93,19 @@ class Handshake:
         return HELLO.pack(MAGIC, job, self._spec.rank, self.peer, self._nonce)
 
     def feed(self, data: bytes) -> bytes | None:
-        """Take received bytes, at most `needed`; return the answer, or None to hang up."""
+        """Take received bytes, and return the answer to them.
+
+        Parameters
+        ----------
+        data
+            The next bytes of the peer, at most `needed`.
+
+        Returns
+        -------
+        bytes or None
+            Bytes to send, perhaps none.  None: hang up, since the peer is not the expected rank of
+            this job.
+        """
         self._received += data
         self.needed -= len(data)
         if self.needed:
@@ -224,7 +236,16 @@ class Linker(threading.Thread):
     # -- calls of other threads
 
     def connect(self, rank: int, address: Address) -> None:
-        """Begin to connect to a rank; `admit` or `gave_up` follows."""
+        """Begin to connect to a rank; `admit` or `gave_up` follows.
+
+        Parameters
+        ----------
+        rank
+            World rank of the peer.
+        address
+            (address, port) of TCP, tried for `LINK_S` seconds; or the name of a Unix socket, tried
+            for `NEAR_S` seconds.
+        """
         patience = NEAR_S if isinstance(address, str) else LINK_S
         self._asked.append(_Attempt(rank, address, time.monotonic() + patience))
         self._wake()

@@ -44,13 +44,25 @@ class Hub:
 
     @classmethod
     def of(cls, spec: JobSpec) -> Hub:
-        """Return the hub of a job, which the first rank creates."""
+        """Return the hub of a job, which the first rank creates.
+
+        Parameters
+        ----------
+        spec
+            The job; `job_id` names the hub, `size` is its number of inboxes.
+        """
         with cls._lock:
             return cls._hubs.setdefault(spec.job_id, cls(spec.size))
 
     @classmethod
     def forget(cls, spec: JobSpec) -> None:
-        """Drop the hub of a job."""
+        """Drop the hub of a job; a job that has none is ignored.
+
+        Parameters
+        ----------
+        spec
+            The job; `job_id` names the hub.
+        """
         with cls._lock:
             cls._hubs.pop(spec.job_id, None)
 

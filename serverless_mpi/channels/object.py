@@ -81,7 +81,15 @@ SHARE_IN_FLIGHT = 0.12
 
 
 def parameters(figures: Figures, store: str = "s3") -> CostParameters:
-    """Return the cost parameters that follow from figures of a store and a function's network."""
+    """Return the cost parameters that follow from figures of a store and a function's network.
+
+    Parameters
+    ----------
+    figures
+        Times and rates of AWS, perhaps measured.
+    store
+        Where the objects are: "s3" or "s3express".
+    """
     figures = figures.of_store(store)
     put_s, get_s = figures.s3_put_s.value, figures.s3_get_s.value
     express = store == s3express.SERVICE
@@ -125,10 +133,17 @@ class Pauses(NamedTuple):
     longest: float
 
     def after(self, pause: float, waited_s: float) -> float:
-        """Return the pause that follows `pause` after a wait of `waited_s` seconds.
+        """Return the pause that follows another one, in seconds.
 
         A look costs requests, a pause that is too long costs the rank's time.  So a wait is
         overshot by an eighth at most, or by `limit`.
+
+        Parameters
+        ----------
+        pause
+            The pause that has ended, in seconds.
+        waited_s
+            Seconds since the wait began.
         """
         return min(2 * pause, max(self.limit, min(self.longest, waited_s / 8)))
 
@@ -154,23 +169,54 @@ EMULATOR_LEAST_BYTES = 6 << 20
 
 
 def frames_bucket(spec: JobSpec) -> str:
-    """Return the bucket of a job's frames: a directory bucket where rank 0 chose one."""
+    """Return the bucket of a job's frames: a directory bucket where rank 0 chose one.
+
+    Parameters
+    ----------
+    spec
+        The job; its settings name the buckets.
+    """
     return spec.settings.get(FRAMES_BUCKET) or spec.settings["bucket"]
 
 
 def store_service(spec: JobSpec) -> str:
-    """Return "s3", or "s3express" if the job's frames are in a directory bucket."""
+    """Return "s3", or "s3express" if the job's frames are in a directory bucket.
+
+    Parameters
+    ----------
+    spec
+        The job; its settings name the buckets.
+    """
     return s3express.SERVICE if s3express.zone_of(frames_bucket(spec)) else "s3"
 
 
 def listed_above(prices: Prices, service: str) -> int:
-    """Return the most awaited keys for which a GET of each costs no more than one LIST."""
+    """Return the most awaited keys for which a GET of each costs no more than one LIST.
+
+    Parameters
+    ----------
+    prices
+        Price table.
+    service
+        Where the objects are: "s3" or "s3express".
+
+    Returns
+    -------
+    int
+        The number of keys; 0 if a GET is free.
+    """
     usd_per_get = prices.of(f"{service}.GET")
     return int(prices.of(f"{service}.LIST") / usd_per_get) if usd_per_get else 0
 
 
 def kept_bytes(spec: JobSpec) -> int:
-    """Return how many bytes of read objects may exist per reader and rank that put them."""
+    """Return how many bytes of read objects may exist per reader and rank that put them.
+
+    Parameters
+    ----------
+    spec
+        The job.  On an emulator, which has an `endpoint`, the ranks share the limit.
+    """
     if spec.endpoint is None:
         return AWS_KEPT_BYTES
     return max(EMULATOR_LEAST_BYTES, EMULATOR_KEPT_BYTES // spec.size)
@@ -184,21 +230,39 @@ class ReadObject(NamedTuple):
 
 
 def side_by_side(frame: OutgoingFrame) -> tuple[memoryview, ...]:
-    """Return the parts of a frame's object; if it is scattered, the table and all bodies."""
+    """Return the parts of a frame's object; if it is scattered, the table and all bodies.
+
+    Parameters
+    ----------
+    frame
+        The frame.  The result has views of its memory.
+    """
     if not frame.bodies:
         return frame.parts
     return (memoryview(table(frame)), *(part for parts in frame.bodies for part in parts))
 
 
 def table(frame: OutgoingFrame) -> bytes:
-    """Return the table of a scattered frame: the number of readers, rank and length of each."""
+    """Return the table of a scattered frame: the number of readers, rank and length of each.
+
+    Parameters
+    ----------
+    frame
+        A frame with `bodies`, one for each reader.
+    """
     lengths = [sum(part.nbytes for part in parts) for parts in frame.bodies]
     slices = [_SLICE.pack(dest, nbytes) for dest, nbytes in zip(frame.dests, lengths, strict=True)]
     return _COUNT.pack(len(slices)) + b"".join(slices)
 
 
 def table_bytes(head: memoryview) -> int:
-    """Return the length in bytes that the table at the beginning of `head` states."""
+    """Return the length in bytes that the table at the beginning of an object states.
+
+    Parameters
+    ----------
+    head
+        The object's first bytes.  If there are fewer than 4, the table is taken as empty.
+    """
     count = _COUNT.unpack_from(head)[0] if head.nbytes >= _COUNT.size else 0
     return int(_COUNT.size + count * _SLICE.size)
 
@@ -230,7 +294,13 @@ def locate(head: memoryview, rank: int) -> tuple[int, int, int] | None:
 
 
 def table_limit(size: int) -> int:
-    """Return the length in bytes of the longest table in a job of `size` ranks."""
+    """Return the length in bytes of the longest table in a job.
+
+    Parameters
+    ----------
+    size
+        Number of ranks.
+    """
     return _COUNT.size + size * _SLICE.size
 
 
@@ -242,7 +312,14 @@ class TreeHash:
         self._leaves: list[bytes] = []
 
     def update(self, filled: int) -> None:
-        """Digest what is complete of the first `filled` bytes; 0 restarts, for another attempt."""
+        """Digest the leaves of the part that are complete and not digested yet.
+
+        Parameters
+        ----------
+        filled
+            Number of bytes that have arrived, from the beginning of the part.  0 restarts, for
+            another attempt.
+        """
         if filled == 0:
             self._leaves.clear()
         while filled >= (len(self._leaves) + 1) * LEAF_BYTES:
@@ -303,13 +380,36 @@ class Store:
         return self._client.patience(GAP_TIMEOUT_S)
 
     def each(self, call: Callable[..., object], items: Sequence[object]) -> list[object]:
-        """Return [call(item) for item in items], several at a time."""
+        """Return [call(item) for item in items], several calls at a time.
+
+        Parameters
+        ----------
+        call
+            Runs in threads of the store, or in this one if there is a single item.  The first error
+            that it raises, in the order of the items, is raised here.
+        items
+            Arguments of the calls.
+        """
         if len(items) < 2:
             return [call(item) for item in items]
         return self._pool.each(call, items)
 
     def put(self, key: str, frame: OutgoingFrame) -> None:
-        """Create the object of a frame, in parts at the same time if it is large."""
+        """Create the object of a frame, in parts at the same time if it is large.
+
+        Parameters
+        ----------
+        key
+            Key of the object, without the job's prefix.
+        frame
+            The frame; its memory is borrowed until the return.  The object of a frame for several
+            ranks is deleted once all of them have reported it.
+
+        Raises
+        ------
+        ChannelError
+            The store refused the object, or was busy for the whole retry time.
+        """
         parts = side_by_side(frame)
         nbytes = sum(part.nbytes for part in parts)
         if nbytes <= MULTIPART_BYTES:
@@ -364,9 +464,26 @@ class Store:
     def get_range(
         self, key: str, start: int, nbytes: int, begun: memoryview = NOTHING
     ) -> memoryview | None:
-        """Return `nbytes` of an object from `start` on, in memory of their own.
+        """Read a range of an object, in memory of its own.
 
-        `begun` is what has been read of them.  None if the object does not exist or is shorter.
+        Parameters
+        ----------
+        key
+            Key of the object, without the job's prefix.
+        start, nbytes
+            The range, in bytes.
+        begun
+            The first bytes of the range, if some have been read already; copied.
+
+        Returns
+        -------
+        memoryview or None
+            The bytes of the range, writable.  None if the object does not exist or is shorter.
+
+        Raises
+        ------
+        ChannelError
+            The store refused a request, or was busy for the whole retry time.
         """
         memory = uninitialized(nbytes)
         memory[: begun.nbytes] = begun
@@ -382,7 +499,30 @@ class Store:
         return memory if filled else None
 
     def get_scattered(self, key: str, rank: int) -> Delivery | None:
-        """Return the frame of `rank` in a scattered object, as `get` does, in one GET or two."""
+        """Return the frame of a rank in a scattered object.
+
+        Parameters
+        ----------
+        key
+            Key of the object, without the job's prefix.
+        rank
+            The reader.
+
+        Returns
+        -------
+        Delivery or None
+            As from `get`.
+
+        Raises
+        ------
+        Busy
+            The service was busy; the first GET is not retried.
+
+        Notes
+        -----
+        One GET if the rank's range ends within the first GUESS_BYTES bytes of the object; otherwise
+        further ones read the rest of the range, and of a table that is longer.
+        """
         first = self._s3.get(self.prefix + key, 0, GUESS_BYTES, budget_s=POLL_BUDGET_S)
         if first is None:
             return None
@@ -403,12 +543,31 @@ class Store:
         return Delivery(NOTHING, None) if frame is None else Delivery(frame, ReadObject(key, size))
 
     def list(self, prefix: str, budget_s: float = BUDGET_S) -> Sequence[str]:
-        """Return every key that begins with `prefix`, without the job's own prefix."""
+        """Return every key that begins with a prefix.
+
+        Parameters
+        ----------
+        prefix
+            Beginning of the keys.  It does not include the job's prefix, nor do the returned keys.
+        budget_s
+            Retry time in seconds of each request; 0 for a poll.
+
+        Raises
+        ------
+        Busy
+            The service was busy for `budget_s` seconds.
+        """
         keys = self._s3.list_all(self.prefix + prefix, budget_s)
         return [key.removeprefix(self.prefix) for key in keys]
 
     def read(self, objects: Sequence[ReadObject]) -> None:
-        """Note that `objects` were read: own ones are deleted later, shared ones reported."""
+        """Note that objects were read: own ones are deleted later, shared ones reported.
+
+        Parameters
+        ----------
+        objects
+            Receipts of the frames that were read.
+        """
         for key, nbytes in objects:
             if key.startswith(self._own):
                 self._deletions.add((key,), nbytes)

@@ -62,7 +62,13 @@ BYTES_PER_DELIVERY = 180e3
 
 
 def parameters(figures: Figures) -> CostParameters:
-    """Return the cost parameters that follow from figures of SQS and SNS."""
+    """Return the cost parameters that follow from figures of SQS and SNS.
+
+    Parameters
+    ----------
+    figures
+        Times and rates of AWS, perhaps measured.
+    """
     sent_s, published_s = figures.sqs_deliver_s.value, figures.sns_deliver_s.value
     return CostParameters(
         latency_s=(1 - PUBLISHED_SHARE) * sent_s + PUBLISHED_SHARE * published_s,

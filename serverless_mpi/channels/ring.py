@@ -102,7 +102,22 @@ class RingWriter(_Ring):
         self._written = 0
 
     def send(self, sock: socket.socket, opening: bytes) -> None:
-        """Pass the ring over a new connection, with its first bytes; the buffer takes them."""
+        """Pass the ring over a new connection, with its first bytes.
+
+        The descriptor of the memory is closed, also after an error: the ring is passed once.
+
+        Parameters
+        ----------
+        sock
+            A connected Unix socket; borrowed.
+        opening
+            Bytes that the descriptors travel with, few enough for an empty socket buffer.
+
+        Raises
+        ------
+        OSError
+            The connection is broken.
+        """
         try:
             socket.send_fds(sock, [opening], [self._fd, self._bell])
         finally:
@@ -116,7 +131,15 @@ class RingWriter(_Ring):
     def put(self, record: bytes) -> bool:
         """Write a frame with its length before it, and wake a reader that sleeps.
 
-        Returns False, and does nothing, if the ring has no room.
+        Parameters
+        ----------
+        record
+            The length in 8 bytes, then the frame; at most MOST_BYTES bytes.  Copied.
+
+        Returns
+        -------
+        bool
+            False: nothing was done, since the ring lacks capacity for the record.
         """
         nbytes = len(record)
         size = (nbytes + 7) & ~7
@@ -177,7 +200,19 @@ class RingReader(_Ring):
         return self._words[_WRITTEN] != self._taken
 
     def take(self, inbox: list[Delivery]) -> bool:
-        """Append the frames that are there to `inbox`; return False if one cannot be."""
+        """Append the frames that are in the ring to a list, and release their records.
+
+        Parameters
+        ----------
+        inbox
+            Receives the frames, each in memory of its own.
+
+        Returns
+        -------
+        bool
+            False if a length is not one that a `RingWriter` writes.  The frames before it are in
+            `inbox`, but their records are not released.
+        """
         taken, words = self._taken, self._words
         written = words[_WRITTEN]
         while taken != written:
@@ -196,5 +231,11 @@ class RingReader(_Ring):
         return True
 
     def sleep(self, asleep: bool) -> None:
-        """State whether this rank is about to sleep; pass a full barrier before it does."""
+        """State whether this rank is about to sleep; pass a full barrier before it does.
+
+        Parameters
+        ----------
+        asleep
+            Whether a writer has to ring the bell for the next frame.
+        """
         self._words[_ASLEEP] = asleep

@@ -133,14 +133,42 @@ class _Peer:
 
 
 def seal_offer(key: bytes, source: int, dest: int, attempt: int, address: tuple[str, int]) -> bytes:
-    """Return an offer as it is sent."""
+    """Return an offer of a link as it is sent.
+
+    Parameters
+    ----------
+    key
+        The job's key, which makes the tag.
+    source, dest
+        World ranks: the one that offers its address, and the one that receives the offer.
+    attempt
+        Number of the attempt, from 1 on.
+    address
+        (IP address, port) at which `dest` can reach `source`.
+    """
     packed = ipaddress.ip_address(address[0]).packed
     text = OFFER.pack(source, dest, attempt, address[1], packed, len(packed))
     return MAGIC + make(key, Purpose.LINK_OFFER, text) + text
 
 
 def open_offer(data: memoryview, key: bytes, rank: int) -> tuple[int, int, tuple[str, int]] | None:
-    """Return (source, attempt, address) of an offer to `rank`; None if it is not one."""
+    """Return the content of an offer after verifying its tag.
+
+    Parameters
+    ----------
+    data
+        A frame that was received; copied.
+    key
+        The job's key.
+    rank
+        World rank of the reader.
+
+    Returns
+    -------
+    tuple[int, int, tuple[str, int]] or None
+        (source, attempt, address) of the offer.  None if the frame is not an offer of this job
+        to `rank`.
+    """
     head = len(MAGIC) + TAG_BYTES
     if data.nbytes != head + OFFER.size or data[: len(MAGIC)] != MAGIC:
         return None
@@ -158,6 +186,12 @@ def resent(frame: OutgoingFrame) -> OutgoingFrame:
 
     Others may have the same frame under its shared name, as one object that is deleted with
     the job; this one has a key of its own.
+
+    Parameters
+    ----------
+    frame
+        A frame with one reader.  The result has views of its memory; it is the frame itself if its
+        name is not shared.
     """
     if frame.name.dest not in (SHARED, SCATTERED):
         return frame
@@ -182,6 +216,18 @@ class RoutedChannel(Channel):
     @classmethod
     def provision(cls, spec: JobSpec) -> dict[str, str]:
         """Make what hybrid needs, and a listening Unix socket for each rank that shares a node.
+
+        Parameters
+        ----------
+        spec
+            The job; the setting `ppn` is the number of ranks per node.  Without it all ranks share
+            one node.
+
+        Returns
+        -------
+        dict[str, str]
+            The settings of hybrid; `nodes`, `near` and `fds`, one entry per rank; and `host` and
+            `echo` if they were given.  The caller owns the descriptors in `fds`.
 
         Raises
         ------
@@ -654,7 +700,13 @@ def _subset(frame: OutgoingFrame, indexes: Sequence[int]) -> OutgoingFrame:
 
 
 def unsent(sock: socket.socket) -> int:
-    """Return how many bytes the peer's system has not acknowledged (SIOCOUTQ of tcp(7))."""
+    """Return how many bytes the peer's system has not acknowledged (SIOCOUTQ of tcp(7)).
+
+    Parameters
+    ----------
+    sock
+        A connected TCP socket; borrowed.
+    """
     answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
     return int.from_bytes(answer, "little")
 

@@ -31,7 +31,18 @@ class Spinner:
         self._futile = 1
 
     def wait(self, max_wait_s: float) -> list[tuple[int, int]]:
-        """Return the next events, or [] if there are none within `max_wait_s` seconds."""
+        """Return the next events, or [] if there are none within the time.
+
+        Parameters
+        ----------
+        max_wait_s
+            Longest wait in seconds; 0 returns what is there now.
+
+        Returns
+        -------
+        list[tuple[int, int]]
+            (descriptor, event mask) of each, as `select.epoll.poll` returns them.
+        """
         events = self._poll(0)
         if events or max_wait_s <= 0:
             return events

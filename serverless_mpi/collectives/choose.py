@@ -96,7 +96,13 @@ ALGORITHMS: dict[str, list[Algorithm]] = {operation: [] for operation in OPERATI
 
 
 def always(_: Facts) -> bool:
-    """Condition that holds for every call."""
+    """Condition that holds for every call.
+
+    Parameters
+    ----------
+    _
+        What all ranks of a call share; not used.
+    """
     return True
 
 

@@ -70,7 +70,17 @@ class Latency:
 
 
 def latency_of(figures: Figures, region: str, store: str = "s3") -> Latency:
-    """Return what figures of AWS, and the quotas of an account in a region, are to the models."""
+    """Return the times and rates of AWS in a region in the form that the models compute with.
+
+    Parameters
+    ----------
+    figures
+        Times and rates of AWS, perhaps measured.
+    region
+        Name of the AWS region, whose quota of SNS applies.
+    store
+        Where objects are: "s3" or "s3express".
+    """
     express = store == s3express.SERVICE
     of_store = figures.of_store(store)
     return Latency(
@@ -123,7 +133,15 @@ LATENCIES = {"aws": AWS, "express": EXPRESS, "emulator": EMULATOR}
 
 
 def in_region(latency: Latency, region: str) -> Latency:
-    """Return the latency with the quotas of an AWS region; an emulator has none."""
+    """Return the latency with the quotas of an AWS region; an emulator has none.
+
+    Parameters
+    ----------
+    latency
+        Times of AWS for any region, or of an emulator, which are returned unchanged.
+    region
+        Name of the AWS region.
+    """
     if latency.figures is None:
         return latency
     return latency_of(latency.figures, region, latency.store)

@@ -327,7 +327,22 @@ class Objects(ChannelModel):
         return [item for parcel in parcels for item in self.put_one(rank, now, parcel)]
 
     def put_one(self, rank: int, now: float, parcel: OutgoingFrame) -> list[tuple[int, Item]]:
-        """Put one object; return (reader, item) for each reader."""
+        """Put one object.
+
+        Parameters
+        ----------
+        rank
+            World rank that puts the object.
+        now
+            Simulated time of the put, in seconds.
+        parcel
+            Its frame, for one or several ranks.
+
+        Returns
+        -------
+        list[tuple[int, Item]]
+            (reader, item) for each reader; the item can be received from the end of the put on.
+        """
         place = len(object.table(parcel)) if parcel.bodies else 0
         nbytes = parcel.nbytes + place
         parts = 1 if nbytes <= object.MULTIPART_BYTES else -(-nbytes // PART_BYTES)
@@ -346,7 +361,22 @@ class Objects(ChannelModel):
         return readers
 
     def get_one(self, rank: int, now: float, item: Item) -> float:
-        """Read an object that exists; return when the reader has it."""
+        """Read an object that exists; return when the reader has it.
+
+        Parameters
+        ----------
+        rank
+            World rank of the reader.
+        now
+            Simulated time of the request, in seconds.
+        item
+            The frame to be read, perhaps a range of the object.
+
+        Returns
+        -------
+        float
+            Simulated time, in seconds.
+        """
         nbytes, requests = item.nbytes, max(1, -(-item.nbytes // PART_BYTES))
         if (
             item.start and not item.reference

@@ -309,7 +309,18 @@ class _Job:
 
 
 def every_frame_arrives_unchanged(job: _Job) -> None:
-    """Put frames of any length up to the limit, many at once, in both directions."""
+    """Put frames of any length up to the limit, many at once, in both directions.
+
+    Parameters
+    ----------
+    job
+        The channels of a new job of `RANKS` ranks.
+
+    Raises
+    ------
+    AssertionError
+        A rank received other bytes than were put, or too few frames in time.
+    """
     chance = random.Random(1)
     lengths = [0, 1, 100, 65_536, 100_000, *[50] * 21, job.longest - 10]
     there = [
@@ -325,7 +336,18 @@ def every_frame_arrives_unchanged(job: _Job) -> None:
 
 
 def one_put_reaches_any_subset(job: _Job) -> None:
-    """Put a frame for several ranks: it reaches each of them, and no other rank."""
+    """Put a frame for several ranks: it reaches each of them, and no other rank.
+
+    Parameters
+    ----------
+    job
+        The channels of a new job of `RANKS` ranks.
+
+    Raises
+    ------
+    AssertionError
+        A rank received other frames than its own, or too few in time.
+    """
     chance = random.Random(2)
     both = outgoing(0, (1, 2), 0, content(0, 0, 1000, chance))
     large = outgoing(0, (1, 2), 1, content(0, 1, min(job.longest, 1 << 20) - 10, chance))
@@ -337,7 +359,18 @@ def one_put_reaches_any_subset(job: _Job) -> None:
 
 
 def each_reader_of_a_scattered_frame_gets_its_own(job: _Job) -> None:
-    """Put bodies of any lengths for each reader; without ranges the runtime puts them singly."""
+    """Put bodies of any lengths for each reader; without ranges the runtime puts them singly.
+
+    Parameters
+    ----------
+    job
+        The channels of a new job of `RANKS` ranks.
+
+    Raises
+    ------
+    AssertionError
+        A rank received other bodies than its own, or too few in time.
+    """
     chance = random.Random(4)
     lengths = [(0, 0), (10, 1000), (70_000, 3), (300_000, 300_000)]
     if not job.channels[0].figures.ranges:
@@ -361,7 +394,18 @@ def each_reader_of_a_scattered_frame_gets_its_own(job: _Job) -> None:
 
 
 def an_empty_medium_delivers_nothing(job: _Job) -> None:
-    """Get without waiting: no frame is returned if none was put."""
+    """Get without waiting: no frame is returned if none was put.
+
+    Parameters
+    ----------
+    job
+        The channels of a new job of `RANKS` ranks.
+
+    Raises
+    ------
+    AssertionError
+        A frame was returned.
+    """
     awaited = [ExpectedFrame(_ORDERED, 9, 1, 0, 0, 0, 0)]
     assert job.channels[0].get(0.0, lambda: awaited) == [], (
         "a frame was delivered that no rank has put"
@@ -369,7 +413,18 @@ def an_empty_medium_delivers_nothing(job: _Job) -> None:
 
 
 def a_wildcard_receives_from_any_source(job: _Job) -> None:
-    """Get without naming the sender: the frames of all senders arrive."""
+    """Get without naming the sender: the frames of all senders arrive.
+
+    Parameters
+    ----------
+    job
+        The channels of a new job of `RANKS` ranks.
+
+    Raises
+    ------
+    AssertionError
+        The receiver got other bytes than were put, or too few frames in time.
+    """
     chance = random.Random(3)
     sent = [outgoing(source, (2,), 0, content(source, 0, 20, chance)) for source in (0, 1)]
     for source in (0, 1):
@@ -379,7 +434,18 @@ def a_wildcard_receives_from_any_source(job: _Job) -> None:
 
 
 def puts_of_several_threads_all_arrive(job: _Job) -> None:
-    """Put in several threads of a rank: no frame is lost or mixed with another."""
+    """Put in several threads of a rank: no frame is lost or mixed with another.
+
+    Parameters
+    ----------
+    job
+        The channels of a new job of `RANKS` ranks.
+
+    Raises
+    ------
+    AssertionError
+        Frames were changed or mixed, or too few arrived in time.
+    """
     chance = random.Random(5)
     frames = [outgoing(0, (1,), seq, content(0, seq, 3000, chance)) for seq in range(12)]
     with ThreadPoolExecutor(3) as pool:
@@ -391,7 +457,18 @@ def puts_of_several_threads_all_arrive(job: _Job) -> None:
 
 
 def wake_ends_a_wait(job: _Job) -> None:
-    """Wake a get in another thread: it returns without a frame, long before its time limit."""
+    """Wake a get in another thread: it returns without a frame, long before its time limit.
+
+    Parameters
+    ----------
+    job
+        The channels of a new job of `RANKS` ranks.
+
+    Raises
+    ------
+    AssertionError
+        `get` still waits, or returned a frame.
+    """
     got: list[object] = []
     channel, longest_s = job.channels[0], job.patience_s * 10
     waiter = threading.Thread(target=lambda: got.append(channel.get(longest_s, list)), daemon=True)
@@ -403,7 +480,13 @@ def wake_ends_a_wait(job: _Job) -> None:
 
 
 def close_may_be_called_again(job: _Job) -> None:
-    """Close twice: the second call has no effect."""
+    """Close twice: the second call has no effect.
+
+    Parameters
+    ----------
+    job
+        The channels of a new job of `RANKS` ranks.
+    """
     job.channels[0].close()
     job.channels[0].close()
 
