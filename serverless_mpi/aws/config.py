@@ -122,9 +122,9 @@ class Config:
         Returns
         -------
         str or None
-            The first that is set of AWS_ENDPOINT_URL_SQS (for "sqs"), AWS_ENDPOINT_URL, the profile's
-            `services` section and the profile's `endpoint_url`.  None if none is set, or if the user
-            has set AWS_IGNORE_CONFIGURED_ENDPOINT_URLS.
+            The first that is set of AWS_ENDPOINT_URL_SQS (for "sqs"), AWS_ENDPOINT_URL, the
+            profile's `services` section and the profile's `endpoint_url`.  None if none is set, or
+            if the user's settings ignore configured endpoints.
 
         Raises
         ------
