@@ -352,13 +352,25 @@ class Figures:
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def values_at(self, **values: float) -> Figures:
-        """Return the figures with other values, ranges unchanged."""
+        """Return the figures with other values, ranges unchanged.
+
+        Parameters
+        ----------
+        **values
+            Name of a figure -> its value, in the figure's unit.
+        """
         return self.changed(
             {name: replace(getattr(self, name), value=at) for name, at in values.items()}
         )
 
     def exactly(self, **values: float) -> Figures:
-        """Return the figures with values that are known, so that their ranges are points."""
+        """Return the figures with values that are known, so that their ranges are points.
+
+        Parameters
+        ----------
+        **values
+            Name of a figure -> its value, in the figure's unit.
+        """
         return self.changed(
             {
                 name: replace(getattr(self, name), value=at, low=at, high=at)
