@@ -112,7 +112,25 @@ class Config:
         return named or self._own().get("region") or DEFAULT_REGION
 
     def configured_endpoint(self, service: str) -> str | None:
-        """Return the URL of a service that the user has configured; None without one."""
+        """Return the URL of a service that the user has configured.
+
+        Parameters
+        ----------
+        service
+            Endpoint prefix of the service, as "sqs".
+
+        Returns
+        -------
+        str or None
+            The first that is set of AWS_ENDPOINT_URL_SQS (for "sqs"), AWS_ENDPOINT_URL, the
+            profile's `services` section and the profile's `endpoint_url`.  None if none is set, or
+            if the user's settings ignore configured endpoints.
+
+        Raises
+        ------
+        UsageError
+            A configuration file is not valid.
+        """
         if not _true(
             self._setting("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "ignore_configured_endpoint_urls")
         ):
@@ -152,7 +170,22 @@ class Config:
         return f"https://{service}{fips}.{region}.{domain}"
 
     def zonal_host(self, bucket: str, zone: str, region: str) -> str:
-        """Return the host of AWS's endpoint of a directory bucket in an Availability Zone."""
+        """Return the host of AWS's endpoint of a directory bucket in an Availability Zone.
+
+        Parameters
+        ----------
+        bucket
+            Name of the directory bucket.
+        zone
+            Id of its Availability Zone, as "use1-az4".
+        region
+            AWS region.
+
+        Raises
+        ------
+        UsageError
+            A configuration file is not valid.
+        """
         dual = ".dualstack" if self._dual_stack() else ""
         return f"{bucket}.s3express{self._fips()}-{zone}{dual}.{region}.{_domains(region)[0]}"
 

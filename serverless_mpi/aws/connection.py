@@ -69,9 +69,19 @@ class Untrusted(Exception):
 
 
 def raised_by(error: BaseException, files: Collection[str]) -> bool:
-    """Return whether `error` was raised by code of `files` alone, from where it is caught down.
+    """Return whether an exception was raised by code of given files alone.
 
-    False if another function raised it: a signal handler, or a caller's callback.
+    Parameters
+    ----------
+    error
+        A caught exception.  Its traceback is checked from the function that caught it down.
+    files
+        Names of files, as `file_of` returns them.
+
+    Returns
+    -------
+    bool
+        False if another function raised it: a signal handler, or a caller's callback.
     """
     trace = error.__traceback__
     while trace is not None:
@@ -82,7 +92,13 @@ def raised_by(error: BaseException, files: Collection[str]) -> bool:
 
 
 def file_of(function: Callable[..., object]) -> str:
-    """Return the file of a Python function, as tracebacks name it."""
+    """Return the file of a Python function, as tracebacks name it.
+
+    Parameters
+    ----------
+    function
+        A function written in Python, not a bound method or a built-in one.
+    """
     assert isinstance(function, FunctionType)
     return function.__code__.co_filename
 

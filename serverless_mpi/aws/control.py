@@ -31,7 +31,19 @@ _DELETES = 5  # attempts at the keys of one listing; a key fails for a moment
 
 
 def client(service: str, endpoint: str | None, region: str, keys: Keys = DUMMY) -> Any:
-    """A boto3 client; with an endpoint its credentials are `keys`."""
+    """Return a boto3 client of a service.
+
+    Parameters
+    ----------
+    service
+        boto3's name of the service, as "sqs".
+    endpoint
+        URL of an emulator; None for AWS.
+    region
+        AWS region.
+    keys
+        Access key for `endpoint`; not used for AWS, where boto3 looks up the user's credentials.
+    """
     import boto3
     from botocore.config import Config
 
@@ -84,9 +96,15 @@ def _making(spec: JobSpec) -> contextlib.AbstractContextManager[None]:
 def make_queues(spec: JobSpec) -> dict[str, str]:
     """Create a queue for each rank, and a topic for every 200 ranks.
 
+    Parameters
+    ----------
+    spec
+        The job: its id names them, its size states how many, its endpoint and region where.
+
     Returns
     -------
-    Settings: `queues` (URLs by rank) and `topics` (ARNs), as JSON lists.
+    dict
+        Settings: `queues` (URLs by rank) and `topics` (ARNs; none for a lone rank), as JSON lists.
 
     Raises
     ------
@@ -148,7 +166,18 @@ def _subscribe(sqs: Any, sns: Any, queue: tuple[str, str], topic: str, rank: int
 
 
 def remove_queues(spec: JobSpec) -> None:
-    """Remove the queues and topics of a job that exist."""
+    """Remove the queues and topics of a job that exist.
+
+    Parameters
+    ----------
+    spec
+        The job; used are its id, endpoint and region.
+
+    Raises
+    ------
+    UsageError, ChannelError
+        The service refused to list or remove them, or cannot be reached.
+    """
     _remove_queues(spec.endpoint, spec.region, f"{PREFIX}{spec.job_id}-")
 
 
@@ -173,7 +202,23 @@ def _remove_queues(endpoint: str | None, region: str, prefix: str) -> int:
 
 
 def make_bucket(spec: JobSpec) -> dict[str, str]:
-    """Create a bucket for the objects of a job; return the setting `bucket`."""
+    """Create a bucket for the objects of a job.
+
+    Parameters
+    ----------
+    spec
+        The job: its id names the bucket, its endpoint and region state where.
+
+    Returns
+    -------
+    dict
+        The setting `bucket`, the bucket's name.
+
+    Raises
+    ------
+    UsageError, ChannelError
+        The bucket cannot be created.
+    """
     with _making(spec):
         s3 = _of_job("s3", spec)
         bucket = f"{PREFIX}{spec.job_id}"
@@ -187,7 +232,18 @@ def make_bucket(spec: JobSpec) -> dict[str, str]:
 
 
 def remove_bucket(spec: JobSpec) -> None:
-    """Remove the bucket of a job and everything in it, if it exists."""
+    """Remove the bucket of a job and everything in it, if it exists.
+
+    Parameters
+    ----------
+    spec
+        The job; used are its id, endpoint and region.
+
+    Raises
+    ------
+    UsageError, ChannelError
+        S3 refused to list or remove it, or cannot be reached.
+    """
     _remove_bucket(spec.endpoint, spec.region, f"{PREFIX}{spec.job_id}")
 
 
@@ -233,7 +289,22 @@ def delete_objects(
 def leftovers(endpoint: str | None, region: str) -> list[str]:
     """Return the ids of jobs that have queues, topics or buckets there.
 
-    What a deployed stack owns is not among them: its names contain no job's id.
+    Parameters
+    ----------
+    endpoint
+        URL of an emulator; None for AWS.
+    region
+        AWS region.
+
+    Returns
+    -------
+    list of str
+        Ids, sorted.  What a deployed stack owns is not among them: its names contain no job's id.
+
+    Raises
+    ------
+    UsageError, ChannelError
+        A service refused a listing, or cannot be reached.
     """
     with _explaining(endpoint, region):
         sqs, sns, s3 = (client(service, endpoint, region) for service in ("sqs", "sns", "s3"))
@@ -246,7 +317,27 @@ def leftovers(endpoint: str | None, region: str) -> list[str]:
 
 
 def remove(endpoint: str | None, region: str, job_id: str) -> int:
-    """Remove everything of a job; return the number of queues, topics and buckets."""
+    """Remove the queues, topics and bucket of a job.
+
+    Parameters
+    ----------
+    endpoint
+        URL of an emulator; None for AWS.
+    region
+        AWS region.
+    job_id
+        Id of the job, as `leftovers` returns it.
+
+    Returns
+    -------
+    int
+        Number of removed queues, topics and buckets.
+
+    Raises
+    ------
+    UsageError, ChannelError
+        A service refused a request, or cannot be reached.
+    """
     return _remove_queues(endpoint, region, f"{PREFIX}{job_id}-") + _remove_bucket(
         endpoint, region, f"{PREFIX}{job_id}"
     )

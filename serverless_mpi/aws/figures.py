@@ -28,7 +28,18 @@ _TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 def to_json(figures: Figures) -> str:
-    """Return the figures that differ from the package's, with their origin, as one line of JSON."""
+    """Return the figures that differ from the package's, with their origin, as one line of JSON.
+
+    Parameters
+    ----------
+    figures
+        Figures of any origin.  Their sources and dates are not part of the text.
+
+    Returns
+    -------
+    str
+        A text for `from_json`.
+    """
     return json.dumps(
         {
             "version": VERSION,
@@ -93,6 +104,11 @@ def from_json(text: str | bytes, name: str) -> Figures:
 def load(path: str) -> Figures:
     """Return the figures in a file.
 
+    Parameters
+    ----------
+    path
+        Name of the file, the value of option `--figures`.
+
     Raises
     ------
     UsageError
@@ -106,23 +122,67 @@ def load(path: str) -> Figures:
 
 
 def of_job(settings: Mapping[str, str]) -> Figures | None:
-    """Return the figures that a job's launcher passed to its ranks; None if it passed none."""
+    """Return the figures that a job's launcher passed to its ranks.
+
+    Parameters
+    ----------
+    settings
+        Settings of the job's `JobSpec`, by name.
+
+    Returns
+    -------
+    Figures or None
+        None if the launcher passed none.
+
+    Raises
+    ------
+    UsageError
+        The setting is not a text of `to_json`.
+    """
     text = settings.get(SETTING)
     return None if text is None else from_json(text, "the job's setting")
 
 
 def setting(figures: Figures | None) -> dict[str, str]:
-    """Return the setting by which a launcher passes figures to the ranks of a job."""
+    """Return the setting by which a launcher passes figures to the ranks of a job.
+
+    Parameters
+    ----------
+    figures
+        Figures of the job; None for the package's own.
+
+    Returns
+    -------
+    dict
+        Settings for a `JobSpec`; empty for None.
+    """
     return {} if figures is None else {SETTING: to_json(figures)}
 
 
 def timestamp(seconds: float) -> str:
-    """Return a time of the epoch as figures have it."""
+    """Return a time as figures have it.
+
+    Parameters
+    ----------
+    seconds
+        Seconds since the epoch.
+
+    Returns
+    -------
+    str
+        ISO 8601 in UTC, as "2026-11-01T12:00:00Z"; such texts sort by time.
+    """
     return time.strftime(_FORMAT, time.gmtime(seconds))
 
 
 def origin(figures: Figures) -> str:
-    """Return where and when figures were measured, in words."""
+    """Return where and when figures were measured, in words.
+
+    Parameters
+    ----------
+    figures
+        Figures of any origin.
+    """
     if not figures.measured:
         return "the package's own figures" if figures == AWS else "figures of a file"
     return f"figures measured on stack {figures.stack}, {figures.region}, {figures.measured}"

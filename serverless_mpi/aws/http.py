@@ -126,7 +126,13 @@ class Client:
         self._closed = threading.Event()
 
     def patience(self, budget_s: float = BUDGET_S) -> Patience:
-        """Return the retry time of one request: `budget_s` seconds by the client's clock."""
+        """Return the retry time of one request, by the client's clock.
+
+        Parameters
+        ----------
+        budget_s
+            Seconds for which a busy service is asked again.
+        """
         return Patience(budget_s, self._clock, self._chance)
 
     def request(
@@ -285,11 +291,37 @@ class Client:
             return _Attempt(event, None, lost, kept)
 
     def refused(self, what: str, answer: Answer) -> ChannelError:
-        """Return the error for an answer whose status is not success."""
+        """Return the error for an answer whose status is not success.
+
+        Parameters
+        ----------
+        what
+            What was tried, after "refused to".
+        answer
+            The last answer.
+
+        Returns
+        -------
+        ChannelError
+            For the caller to raise.
+        """
         return refused(self.service, what, answer)
 
     def garbled(self, what: str, body: bytes | memoryview) -> ChannelError:
-        """Return the error for a success whose body violates the service's API."""
+        """Return the error for a success whose body violates the service's API.
+
+        Parameters
+        ----------
+        what
+            What was tried, after "answered to".
+        body
+            Body of the answer, or the part that is wrong; the error quotes its first 120 bytes.
+
+        Returns
+        -------
+        ChannelError
+            For the caller to raise.
+        """
         text = bytes(body[:GARBLED_BYTES]).decode(errors="replace")
         return ChannelError(
             f"{self.service} at {self.endpoint} answered to {what} with what the AWS API does not "

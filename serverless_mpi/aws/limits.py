@@ -162,7 +162,18 @@ BILLED_CHUNK_BYTES = Limit(
 
 
 def publishes_per_s(region: str) -> int:
-    """Return how many messages per second an account may publish in a region."""
+    """Return how many messages per second an account may publish in a region.
+
+    Parameters
+    ----------
+    region
+        AWS region.
+
+    Returns
+    -------
+    int
+        Default quota; that of most regions if the table does not list `region`.
+    """
     return SNS_PUBLISHES_PER_S_IN.get(region, SNS_PUBLISHES_PER_S.value)
 
 
@@ -326,17 +337,40 @@ class Figures:
                 yield each.name, figure
 
     def changed(self, changes: Mapping[str, Figure]) -> Figures:
-        """Return the figures with other ones under some of the names."""
+        """Return the figures with other ones under some of the names.
+
+        Parameters
+        ----------
+        changes
+            Name of a figure -> its replacement.
+
+        Raises
+        ------
+        TypeError
+            A name is not that of a field.
+        """
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def values_at(self, **values: float) -> Figures:
-        """Return the figures with other values, ranges unchanged."""
+        """Return the figures with other values, ranges unchanged.
+
+        Parameters
+        ----------
+        **values
+            Name of a figure -> its value, in the figure's unit.
+        """
         return self.changed(
             {name: replace(getattr(self, name), value=at) for name, at in values.items()}
         )
 
     def exactly(self, **values: float) -> Figures:
-        """Return the figures with values that are known, so that their ranges are points."""
+        """Return the figures with values that are known, so that their ranges are points.
+
+        Parameters
+        ----------
+        **values
+            Name of a figure -> its value, in the figure's unit.
+        """
         return self.changed(
             {
                 name: replace(getattr(self, name), value=at, low=at, high=at)
@@ -345,7 +379,18 @@ class Figures:
         )
 
     def of_store(self, store: str) -> Figures:
-        """Return the figures with the times of a store, "s3" or "s3express", as those of S3."""
+        """Return the figures with the times of a store as those of S3.
+
+        Parameters
+        ----------
+        store
+            "s3" or "s3express".
+
+        Returns
+        -------
+        Figures
+            The object itself for "s3"; otherwise a copy whose PUT, GET and LIST take `express_s`.
+        """
         if store == "s3":
             return self
         return replace(

@@ -165,7 +165,18 @@ _OF_THE_USER = frozenset({_NO_KEYS, _NO_KEY, _FORBIDDEN, _EXPIRED, _CLOCK, _KEY,
 
 
 def advice_on(reason: str) -> str:
-    """Return what would help against a reason of CloudFormation; "" where nothing is known."""
+    """Return what would help against a reason of CloudFormation.
+
+    Parameters
+    ----------
+    reason
+        Text that CloudFormation, or a service that it called, gives.
+
+    Returns
+    -------
+    str
+        Advice of the first pattern in `ADVICE_ON` that matches; "" if none does.
+    """
     return next((advice for pattern, advice in ADVICE_ON if re.search(pattern, reason)), "")
 
 
@@ -203,7 +214,19 @@ def explained(what: str, endpoint: str | None, region: str) -> Iterator[None]:
 
 
 def code_of(answer: Answer) -> tuple[str, str]:
-    """Return code and message of an error answer, each in one line; ("", text) without a code."""
+    """Return code and message of an error answer.
+
+    Parameters
+    ----------
+    answer
+        An answer in XML or JSON, or one with the code in a header.
+
+    Returns
+    -------
+    code, message : str
+        Each in one line.  The code is "" if the answer states none; without a message in XML, the
+        beginning of the body takes its place.
+    """
     code, message = _code_of(answer)
     if not code:  # Lambda's REST-JSON: "TooManyRequestsException:http://..."
         code = answer.headers.get("x-amzn-errortype", "").partition(":")[0]

@@ -117,7 +117,18 @@ _SKEWED = frozenset(("RequestTimeTooSkewed", "RequestInTheFuture"))
 
 
 def event_of(answer: Answer) -> Event:
-    """Return how the attempt ended that brought an answer."""
+    """Return how the attempt ended that brought an answer.
+
+    Parameters
+    ----------
+    answer
+        An answer of any status.
+
+    Returns
+    -------
+    Event
+        ANSWERED for a success and for a refusal that another attempt would repeat.
+    """
     status = answer.status
     if status < 400:
         return Event.ANSWERED
@@ -157,7 +168,19 @@ def again(event: Event, action: str, before: set[Event]) -> bool:
 
 
 def longest_pause_s(attempt: int) -> float:
-    """Return the longest pause in seconds after that many attempts; the pause is a random part."""
+    """Return the longest pause before the next attempt, in seconds.
+
+    Parameters
+    ----------
+    attempt
+        Number of attempts so far, at least 1.
+
+    Returns
+    -------
+    float
+        PAUSE_S after the first attempt, twice as long after each further one, at most MAX_PAUSE_S.
+        The pause itself is a random part of it.
+    """
     return float(min(MAX_PAUSE_S, PAUSE_S * 2 ** min(attempt - 1, 32)))
 
 

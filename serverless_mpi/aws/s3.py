@@ -61,7 +61,22 @@ class S3:
         return self._client.refused(f"{what} in bucket {self._bucket}", answer)
 
     def put(self, key: str, parts: Sequence[memoryview]) -> None:
-        """Create or replace an object; its parts are sent one after the other, and borrowed."""
+        """Create or replace an object.
+
+        Parameters
+        ----------
+        key
+            Name of the object.
+        parts
+            Byte views that are sent one after the other; borrowed until the call returns.
+
+        Raises
+        ------
+        Busy
+            The service was busy for the whole budget.
+        ChannelError
+            S3 refused it, or cannot be reached.
+        """
         nbytes = sum(part.nbytes for part in parts)
         answer = self._client.request(
             "PUT", "PUT", self._path(key), body=parts, nbytes=nbytes, messages=1
@@ -277,7 +292,29 @@ class S3:
         return answer.body, _size(answer.headers)
 
     def list(self, prefix: str, after: str = "", budget_s: float = BUDGET_S) -> Sequence[str]:
-        """Return up to 1000 keys that begin with `prefix` and sort after `after`, in order."""
+        """Return one page of the keys that begin with a prefix, in order.
+
+        Parameters
+        ----------
+        prefix
+            Beginning of the keys.
+        after
+            Only keys that sort after this one; "" for the first page.
+        budget_s
+            Seconds for which a busy service is asked again.
+
+        Returns
+        -------
+        sequence of str
+            Up to 1000 keys; fewer on the last page.
+
+        Raises
+        ------
+        Busy
+            The service was busy for `budget_s` seconds.
+        ChannelError
+            S3 refused it, or answered with keys that were not asked for.
+        """
         keys, body = self._list(prefix, {"start-after": after} if after else {}, budget_s)
         # a caller would request a page of wrong keys again and again
         if not all(key > after for key in keys):
@@ -285,7 +322,26 @@ class S3:
         return keys
 
     def list_all(self, prefix: str, budget_s: float = BUDGET_S) -> Sequence[str]:
-        """Return every key that begins with `prefix`; one request per 1000 keys."""
+        """Return every key that begins with a prefix.
+
+        Parameters
+        ----------
+        prefix
+            Beginning of the keys.
+        budget_s
+            Seconds for which a busy service is asked again, for each page.
+
+        Raises
+        ------
+        Busy
+            The service was busy for `budget_s` seconds.
+        ChannelError
+            S3 refused it, or answered with keys that were not asked for.
+
+        Notes
+        -----
+        One request per 1000 keys.
+        """
         keys: Sequence[str] = []
         while True:
             page = self.list(prefix, keys[-1] if keys else "", budget_s)
@@ -308,7 +364,25 @@ class S3:
         return keys, body
 
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
-        """Delete up to 1000 objects in one request; return the keys of those that failed."""
+        """Delete objects in one request.
+
+        Parameters
+        ----------
+        keys
+            Up to 1000 keys; an object that does not exist counts as deleted.
+
+        Returns
+        -------
+        sequence of str
+            Keys of the objects that S3 did not delete.
+
+        Raises
+        ------
+        Busy
+            The service was busy for DELETE_BUDGET_S.
+        ChannelError
+            S3 refused the request, or cannot be reached.
+        """
         listing = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in keys)
         body = f"<Delete><Quiet>true</Quiet>{listing}</Delete>".encode()
         answer = self._client.request(

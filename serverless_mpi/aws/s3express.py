@@ -68,13 +68,36 @@ _NEXT = re.compile(rb"<NextContinuationToken>([^<]+)</NextContinuationToken>")
 
 
 def zone_of(bucket: str) -> str | None:
-    """Return the Availability Zone of a directory bucket; None for any other bucket."""
+    """Return the Availability Zone that the name of a directory bucket states.
+
+    Parameters
+    ----------
+    bucket
+        Name of any bucket.
+
+    Returns
+    -------
+    str or None
+        Id of the zone, as "use1-az4"; None if `bucket` is not a directory bucket.
+    """
     named = _NAME.fullmatch(bucket)
     return None if named is None else named.group(1)
 
 
 def zones(wanted: str, region: str) -> tuple[str, ...]:
     """Return the zones that "auto" or a list of zone ids names in a region.
+
+    Parameters
+    ----------
+    wanted
+        "auto" for every zone of the region, or ids of zones separated by commas.
+    region
+        AWS region.
+
+    Returns
+    -------
+    tuple of str
+        Ids, each once, in the order of `wanted`.
 
     Raises
     ------
@@ -217,13 +240,47 @@ class DirectoryBucket(S3):
         return {"x-amz-checksum-crc32": base64.b64encode(digest).decode()}
 
     def list(self, prefix: str, after: str = "", budget_s: float = BUDGET_S) -> Sequence[str]:
-        """Return up to 1000 keys that begin with `prefix`, in no order; `after` must be empty."""
+        """Return up to 1000 keys that begin with a prefix, in no order.
+
+        Parameters
+        ----------
+        prefix
+            Beginning of the keys; ends with "/".
+        after
+            Must be empty: a listing of a directory bucket has no StartAfter.
+        budget_s
+            Seconds for which a busy service is asked again.
+
+        Raises
+        ------
+        ValueError
+            `after` is not empty.
+        Busy, ChannelError
+            As for `S3.list`.
+        """
         if after:
             raise ValueError("a listing of a directory bucket cannot begin after a key")
         return self._list(prefix, {}, budget_s)[0]
 
     def list_all(self, prefix: str, budget_s: float = BUDGET_S) -> Sequence[str]:
-        """Return every key that begins with `prefix`, in no order; one request per 1000 keys."""
+        """Return every key that begins with a prefix, in no order.
+
+        Parameters
+        ----------
+        prefix
+            Beginning of the keys; ends with "/".
+        budget_s
+            Seconds for which a busy service is asked again, for each page.
+
+        Raises
+        ------
+        Busy, ChannelError
+            As for `S3.list_all`; also if S3 repeats a page's continuation token.
+
+        Notes
+        -----
+        One request per 1000 keys.
+        """
         keys, body = self._list(prefix, {}, budget_s)
         seen: set[str] = set()
         while (named := _NEXT.search(body)) is not None:
@@ -262,7 +319,27 @@ def bucket_client(
 def try_session(
     bucket: str, region: str, endpoint: str | None, credentials: Credentials, meter: Meter
 ) -> None:
-    """Create a session of a bucket; a ServerlessMPIError says why that is not possible."""
+    """Create a session of a directory bucket, to check that it can be used.
+
+    Parameters
+    ----------
+    bucket
+        Name of a directory bucket.
+    region
+        AWS region.
+    endpoint
+        URL of an emulator; None for what the user's AWS configuration names, or else AWS's own.
+    credentials
+        Keys of the user or role, who need the permission s3express:CreateSession.
+    meter
+        Counts the requests, under the name "s3express".
+
+    Raises
+    ------
+    ServerlessMPIError
+        S3 refused a session, was busy for TRIAL_BUDGET_S, or cannot be reached; or there are no
+        credentials.  The text has the reason.
+    """
     url, host = _address(bucket, region, endpoint)
     client = Client(SERVICE, region, url, credentials, meter, host=host)
     Sessions(client, budget_s=TRIAL_BUDGET_S).get()
@@ -278,7 +355,18 @@ def _address(bucket: str, region: str, endpoint: str | None) -> tuple[str, str]:
 
 
 def own_zone(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return the Availability Zone of this function, by Lambda's metadata; None elsewhere."""
+    """Return the Availability Zone of this function, by Lambda's metadata endpoint.
+
+    Parameters
+    ----------
+    environ
+        Environment variables, which name the endpoint and its token.
+
+    Returns
+    -------
+    str or None
+        Id of the zone; None outside Lambda, or if the endpoint does not state it.
+    """
     api, token = environ.get("AWS_LAMBDA_METADATA_API"), environ.get("AWS_LAMBDA_METADATA_TOKEN")
     if not api or not token:
         return None

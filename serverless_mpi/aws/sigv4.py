@@ -133,7 +133,18 @@ class Signer:
 
 
 def canonical_query(query: Mapping[str, str]) -> str:
-    """Return the query string as it is signed and sent."""
+    """Return the query string as it is signed and sent.
+
+    Parameters
+    ----------
+    query
+        Names and values, not percent-encoded.
+
+    Returns
+    -------
+    str
+        Percent-encoded pairs, sorted by name; "" for an empty query.
+    """
     pairs = sorted(
         (quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in query.items()
     )

@@ -30,12 +30,31 @@ _ENTRY = re.compile(r"<member>(.*?)</member>", re.DOTALL)
 
 
 def readers(dests: Sequence[int]) -> str:
-    """Return the attribute that names the ranks `dests`, a JSON list."""
+    """Return the value of the attribute that names the readers of a message.
+
+    Parameters
+    ----------
+    dests
+        Ranks that read it.
+
+    Returns
+    -------
+    str
+        A JSON list of strings: '["3","7"]'.
+    """
     return '["' + '","'.join(map(str, dests)) + '"]'
 
 
 def billed_bytes(frame: bytes, dests: Sequence[int]) -> int:
-    """Return the billed bytes of one message."""
+    """Return the billed bytes of one message.
+
+    Parameters
+    ----------
+    frame
+        The frame that it carries.
+    dests
+        Ranks that read it.
+    """
     return len(frame) + ENVELOPE_BYTES + len(TO) + len("String.Array") + len(readers(dests))
 
 

@@ -191,12 +191,27 @@ class Sqs:
             self._client.sleep(pause)
 
     def receive(self, queue: str, wait_s: int) -> list[Received]:
-        """Return up to 10 messages, after at most `wait_s` seconds (0 to 20).
+        """Receive up to 10 messages.
+
+        Parameters
+        ----------
+        queue
+            URL of the queue.
+        wait_s
+            Longest wait for a first message in seconds, 0 to 20.
+
+        Returns
+        -------
+        list of Received
+            Empty if no message arrived in time.  Each stays in the queue, hidden for VISIBILITY_S
+            seconds, until `delete` removes it.
 
         Raises
         ------
         Busy
             The service is busy; it was asked once.
+        ChannelError
+            The service refused the request, cannot be reached, or sent an answer that is not valid.
         """
         request = {
             "QueueUrl": queue,
@@ -224,9 +239,27 @@ class Sqs:
         return received
 
     def delete(self, queue: str, handles: Sequence[str]) -> list[str]:
-        """Delete up to 10 received messages; return the handles of those that failed.
+        """Delete received messages in one request.
 
-        A message that is not deleted is received again, and dropped as a duplicate.
+        Parameters
+        ----------
+        queue
+            URL of the queue.
+        handles
+            Up to 10 handles of received messages.
+
+        Returns
+        -------
+        list of str
+            Handles of the messages that were not deleted.  Such a message is received again, and
+            dropped as a duplicate.
+
+        Raises
+        ------
+        Busy
+            The service was busy for DELETE_BUDGET_S.
+        ChannelError
+            The service refused the request, or cannot be reached.
         """
         named = {str(number): handle for number, handle in enumerate(handles)}
         entries = [{"Id": name, "ReceiptHandle": handle} for name, handle in named.items()]
@@ -237,7 +270,18 @@ class Sqs:
 
 
 def frames_of(messages: Sequence[Any]) -> list[Received]:
-    """Return the messages of a parsed answer, those without a handle omitted."""
+    """Return the messages of a parsed answer.
+
+    Parameters
+    ----------
+    messages
+        Items of the field `Messages`, as parsed from JSON; not trusted.
+
+    Returns
+    -------
+    list of Received
+        In the order of the answer; messages without a handle are omitted.
+    """
     received = []
     for message in messages:
         handle = message.get("ReceiptHandle") if isinstance(message, dict) else None

@@ -23,7 +23,20 @@ class Workers:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="smpi-worker")
 
     def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Start call(*arguments); run it at once if the interpreter is ending."""
+        """Start a call in a thread; run it at once in the caller if the interpreter is ending.
+
+        Parameters
+        ----------
+        call
+            Function to call.
+        *arguments
+            Its arguments.
+
+        Returns
+        -------
+        Future
+            Its result or exception.
+        """
         try:
             return self._pool.submit(call, *arguments)
         except RuntimeError as error:  # the interpreter is ending
@@ -37,7 +50,25 @@ class Workers:
             return done
 
     def each(self, call: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
-        """Return [call(item) for item in items], several at a time."""
+        """Return [call(item) for item in items], several at a time.
+
+        Parameters
+        ----------
+        call
+            Function of one argument, called in several threads.
+        items
+            Its arguments; all are submitted before the first result is awaited.
+
+        Returns
+        -------
+        list
+            Results in the order of `items`.
+
+        Raises
+        ------
+        Exception
+            What the first call in that order raised.
+        """
         return [future.result() for future in [self.submit(call, item) for item in items]]
 
     def close(self) -> None:

@@ -56,12 +56,25 @@ class Calibration:
     def of(
         cls, stack: Stack, ranks: int, memory_mb: int | None, rounds: int, prices: Prices
     ) -> Calibration:
-        """Return the calibration of a stack; by default with the size that is nearest to a vCPU.
+        """Return the calibration of a stack.
+
+        Parameters
+        ----------
+        stack
+            Stack on which the figures are to be measured.
+        ranks
+            Number of ranks that measure, at least 1.
+        memory_mb
+            Memory of each in MB; None for the stack's size that is nearest to that of a vCPU.
+        rounds
+            Requests of each kind, at least 1.
+        prices
+            Price table, for the most that the calibration may cost.
 
         Raises
         ------
         UsageError
-            The stack has no such memory size, or too few queues.
+            The stack has no such memory size, or too few queues; or a number is below 1.
         """
         if not 1 <= ranks <= stack.ranks:
             raise UsageError(f"-n {ranks}: stack {stack.name} has 1 to {stack.ranks} queues")
@@ -126,6 +139,11 @@ def output_of(command: Sequence[str]) -> str:
 
     Ctrl-C is passed on and waited for: the job then stops its ranks and gives its queues back.  It
     has a session of its own, so that a terminal does not interrupt it a second time.
+
+    Parameters
+    ----------
+    command
+        Program and arguments of the job.
 
     Raises
     ------
@@ -232,7 +250,15 @@ def _starts(times: Times) -> dict[int, tuple[float, float]]:
 
 
 def table(figures: Figures, times: Times) -> Iterator[str]:
-    """Yield lines that show figures beside the package's, and the times of requests by size."""
+    """Yield lines that show figures next to the package's, and the times of requests by size.
+
+    Parameters
+    ----------
+    figures
+        Figures, as `Calibration.run` returned them.
+    times
+        Seconds by operation and size, of which the figures were made.
+    """
     yield f"{'figure':<16}{'package':>10}{'range':>22}{'measured':>12}{'range':>22}  what"
     for name, figure in figures.items():
         known = getattr(AWS, name)

@@ -197,7 +197,19 @@ def _add_calibrate_options(calibrate: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run smpi; returns the exit code."""
+    """Run smpi and return its exit code; errors are printed to standard error.
+
+    Parameters
+    ----------
+    arguments
+        Arguments of the command line, without the program's name; None for those of the process.
+
+    Returns
+    -------
+    int
+        What the command returned; EXIT_USAGE for an error of the user, 1 for any other; 130 after
+        Ctrl-C, 141 if the reader of the output has closed it.
+    """
     try:
         options = build_parser().parse_args(arguments)
         if options.endpoint is not None:

@@ -32,6 +32,13 @@ MONTH_S = 30 * 86400.0
 def deploy(options: argparse.Namespace, say: Say) -> int:
     """Deploy as the options of the command line state; return the exit code.
 
+    Parameters
+    ----------
+    options
+        Options of `smpi deploy`, as `cli.build_parser` parses them.
+    say
+        Receives a line for each step, for people.
+
     Raises
     ------
     UsageError, ChannelError
@@ -101,6 +108,15 @@ def _python() -> str:
 def layout_of(options: argparse.Namespace, runtime: package.Target, region: str = "") -> Layout:
     """Return the layout that the options state.
 
+    Parameters
+    ----------
+    options
+        Options of `smpi deploy`.
+    runtime
+        What will run the functions: its Python version and architecture.
+    region
+        AWS region; used only with option --express.
+
     Raises
     ------
     UsageError
@@ -123,6 +139,13 @@ def layout_of(options: argparse.Namespace, runtime: package.Target, region: str 
 def numbers(text: str, option: str) -> tuple[int, ...]:
     """Return the whole numbers of an option, each once, ascending.
 
+    Parameters
+    ----------
+    text
+        Value of the option: whole numbers separated by commas.
+    option
+        Name of the option, for the error.
+
     Raises
     ------
     UsageError
@@ -135,7 +158,22 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def running_jobs(name: str, endpoint: str | None, region: str) -> list[str]:
-    """Return the ids of the jobs that hold queues of the stack, if there is one."""
+    """Return the ids of the jobs that hold queues of a stack.
+
+    Parameters
+    ----------
+    name
+        Name of the stack.
+    endpoint
+        URL of an emulator; None for AWS.
+    region
+        AWS region.
+
+    Returns
+    -------
+    list of str
+        Ids of jobs; empty if there is no such stack, or it is not complete.
+    """
     description = describe(name, endpoint, region)
     if description is None or "Functions" not in outputs_of(description):
         return []
@@ -150,6 +188,22 @@ def emit(folder: Path, whole: dict[str, Any], code: dict[str, bytes], layout: La
     """Write the template and the zips; return what to do with them.
 
     The zips are named by content: CloudFormation sees that code has changed by its name alone.
+
+    Parameters
+    ----------
+    folder
+        Folder that gets the files; it is created if it does not exist.
+    whole
+        The whole template.
+    code
+        Key -> zip: the function's, then the layer's.
+    layout
+        Layout of the stack; its name is part of the commands.
+
+    Returns
+    -------
+    str
+        Lines with the commands that deploy the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "template.json").write_text(json.dumps(whole, indent=1) + "\n")
@@ -168,7 +222,19 @@ def emit(folder: Path, whole: dict[str, Any], code: dict[str, bytes], layout: La
 
 
 def destroy(options: argparse.Namespace, say: Say) -> int:
-    """Remove the stack as the options of the command line state; return the exit code.
+    """Remove the stack as the options of the command line state.
+
+    Parameters
+    ----------
+    options
+        Options of `smpi destroy`, as `cli.build_parser` parses them.
+    say
+        Receives a line for each step, for people.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if jobs hold queues of the stack, else 0.
 
     Raises
     ------
@@ -196,7 +262,21 @@ def destroy(options: argparse.Namespace, say: Say) -> int:
 def plan(
     layout: Layout, whole: dict[str, Any], built: package.Package, prices: Prices, region: str
 ) -> Iterator[str]:
-    """Yield the lines of a plan: resources, roles, package, idle cost, time."""
+    """Yield the lines of a plan: resources, roles, package, idle cost, time.
+
+    Parameters
+    ----------
+    layout
+        Layout of the stack.
+    whole
+        Its whole template.
+    built
+        The two zips.
+    prices
+        Price table, for the idle cost.
+    region
+        AWS region; "" if it is not known.
+    """
     kinds = Counter(one["Type"] for one in whole["Resources"].values())
     where = region or "a region of yours"
     yield (

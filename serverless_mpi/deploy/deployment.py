@@ -97,7 +97,13 @@ class Pace:
 
     @classmethod
     def of(cls, endpoint: str | None) -> Pace:
-        """Return the pace for AWS, or for an emulator."""
+        """Return the pace for AWS, or for an emulator.
+
+        Parameters
+        ----------
+        endpoint
+            URL of an emulator; None for AWS.
+        """
         return cls(POLL_S if endpoint is None else EMULATOR_POLL_S)
 
 
@@ -160,7 +166,12 @@ class Deployment:
         return "DELETE_COMPLETE" if description is None else str(description["StackStatus"])
 
     def deploy(self, target: Target) -> None:
-        """Bring the stack to `target`, whatever its status is.
+        """Bring the stack to a target, whatever its status is.
+
+        Parameters
+        ----------
+        target
+            Templates and zips.
 
         Raises
         ------

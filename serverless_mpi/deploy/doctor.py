@@ -36,7 +36,22 @@ class Finding:
 
 
 def examine(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
-    """Every check, in an order in which the first that is wrong explains those after it."""
+    """Yield every check, in an order in which the first that is wrong explains those after it.
+
+    Parameters
+    ----------
+    name
+        Name of the stack.
+    endpoint
+        URL of an emulator; None for AWS.
+    region
+        AWS region.
+
+    Yields
+    ------
+    Finding
+        One for each check. Without credentials that work, none after those.
+    """
     where = endpoint or f"AWS in {region}"
     yield Finding(True, f"serverless_mpi {__version__}, region {region}, {where}")
     identity: dict[str, Any] = {}

@@ -60,12 +60,19 @@ class Needs:
 
 
 def needs(path: Path) -> Needs:
-    """Read what the shared library at `path` needs.
+    """Read what a shared library needs.
+
+    Parameters
+    ----------
+    path
+        The library's file.
 
     Raises
     ------
     ValueError
         It is not a 64-bit little-endian shared library, or it is damaged.
+    OSError
+        The file cannot be read.
     """
     try:
         return _Library(path.read_bytes()).needs()

@@ -106,6 +106,11 @@ class History:
     def job(self, job_id: str) -> Job:
         """Return one job.
 
+        Parameters
+        ----------
+        job_id
+            Id of the job.
+
         Raises
         ------
         UsageError
@@ -135,7 +140,26 @@ class History:
         return Job(job_id, start, end, {n: ranks[n] for n in sorted(ranks) if n < start["size"]})
 
     def bill(self, job_id: str, prices: Prices) -> dict[str, Any]:
-        """Return the bill of a job, as far as its ranks have reported; see `bill.summary`."""
+        """Return the bill of a job, as far as its ranks have reported.
+
+        Parameters
+        ----------
+        job_id
+            Id of the job.
+        prices
+            Price table.
+
+        Returns
+        -------
+        dict
+            What `bill.summary` returns, and `cost_explorer`: the command that prints what AWS
+            charged.
+
+        Raises
+        ------
+        UsageError
+            The bucket has no such job, or no longer.
+        """
         job = self.job(job_id)
         ranks = [
             {**facts} if "code" in facts else {}
@@ -157,10 +181,19 @@ class History:
 
         Parameters
         ----------
+        job_id
+            Id of the job.
         rank
             Only of this rank; None for all.
         follow
             Also yield lines that are still written, until the job has ended.
+        sleep
+            Pause in seconds between two looks at the logs; tests replace it.
+
+        Raises
+        ------
+        UsageError
+            The bucket has no such job, or no longer.
         """
         job = self.job(job_id)
         begins = f"smpi {job_id} rank " + ("" if rank is None else f"{rank} ")
@@ -192,10 +225,22 @@ class History:
     def stop(self, job_id: str, sleep: Callable[[float], None] = time.sleep) -> bool:
         """Stop a job's ranks and give back its queues.
 
+        Parameters
+        ----------
+        job_id
+            Id of the job.
+        sleep
+            Pause in seconds between two looks at the ranks; tests replace it.
+
         Returns
         -------
         bool
             Whether all ranks that had started have reported their end.
+
+        Raises
+        ------
+        UsageError
+            The bucket has no such job, or no longer.
         """
         job = self.job(job_id)
         with (
@@ -227,7 +272,23 @@ class History:
         return [rank for rank, facts in job.ranks.items() if "code" not in facts]
 
     def forget(self, job_id: str) -> int:
-        """Remove a job's objects; return how many there were."""
+        """Remove a job's objects, also those in directory buckets.
+
+        Parameters
+        ----------
+        job_id
+            Id of the job.
+
+        Returns
+        -------
+        int
+            Number of removed objects.
+
+        Raises
+        ------
+        UsageError, ChannelError
+            S3 did not remove one of them.
+        """
         with self._explained(f"remove job {job_id}"):
             return sum(
                 empty(self._s3, self._stack.bucket, prefix)

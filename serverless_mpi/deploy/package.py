@@ -129,7 +129,15 @@ class Package:
 
     @staticmethod
     def key(data: bytes, name: str) -> str:
-        """Return the key of a zip's object, which names its content."""
+        """Return the key of a zip's object, which names its content.
+
+        Parameters
+        ----------
+        data
+            The zip.
+        name
+            "function" or "layer".
+        """
         return f"code/{name}-{hashlib.sha256(data).hexdigest()[:16]}.zip"
 
 
@@ -175,12 +183,16 @@ def build(target: Target, wheel: str | None = None) -> Package:
 def install(
     requirements: list[str], target: Target, folder: Path, *, no_deps: bool = False
 ) -> None:
-    """Have pip put wheels for the target into `folder`.
+    """Have pip put wheels for the target into a folder.
 
     Parameters
     ----------
     requirements
         Lines as in a requirements file, or pip's options.
+    target
+        What will run the packages.
+    folder
+        Folder that gets them.
     no_deps
         Do not install what the requirements depend on.
 
@@ -209,10 +221,17 @@ def install(
 
 
 def add_own(folder: Path, target: Target, wheel: str | None, notes: list[str]) -> None:
-    """Put this package into `folder`, with the kernel of the target if there is one.
+    """Put this package into a folder, with the kernel of the target if there is one.
 
     Parameters
     ----------
+    folder
+        Folder that gets it; must not contain the package yet.
+    target
+        What will run it.
+    wheel
+        Path of a wheel of this package for the target; None to take the package and the kernel that
+        are installed here.
     notes
         Receives a line if there is no kernel.
 
@@ -313,10 +332,14 @@ def _strip(folder: Path) -> None:
 
 
 def compile_modules(folder: Path, target: Target, notes: list[str], there: str) -> None:
-    """Compile every module below `folder` to byte code.
+    """Compile every module below a folder to byte code.
 
     Parameters
     ----------
+    folder
+        Folder of the modules; the byte code is written next to them.
+    target
+        What will run them; its Python version compiles.
     notes
         Receives a line if that is not possible here.
     there
@@ -348,7 +371,18 @@ def compile_modules(folder: Path, target: Target, notes: list[str], there: str) 
 
 
 def interpreter(version: str) -> str | None:
-    """Return the path of an interpreter of that version that works here, or None."""
+    """Return the path of an interpreter of a version that works here.
+
+    Parameters
+    ----------
+    version
+        Version of Python, as "3.13".
+
+    Returns
+    -------
+    str or None
+        None if there is none.
+    """
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
     path = shutil.which(f"python{version}")
@@ -360,7 +394,13 @@ def interpreter(version: str) -> str | None:
 
 
 def zipped(folder: Path) -> bytes:
-    """Return a folder as a zip; the same files make the same bytes."""
+    """Return a folder as a zip; the same files make the same bytes.
+
+    Parameters
+    ----------
+    folder
+        Folder whose files are packed, with paths relative to it.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for path in sorted(_walk(folder)):

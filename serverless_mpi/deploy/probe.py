@@ -42,6 +42,8 @@ def prove(stack: Stack, say: Callable[[str], None], pace: Pace | None = None) ->
 
     Parameters
     ----------
+    stack
+        Stack whose pool is probed; its free slots are leased meanwhile.
     say
         Receives a line after each round that leaves slots unproven.
     pace

@@ -43,6 +43,13 @@ class Requirements:
     def read(cls, path: str, stack: Stack) -> Requirements:
         """Read the requirements of a file.
 
+        Parameters
+        ----------
+        path
+            The file, the value of option `--requirements`.
+        stack
+            Stack whose functions import the packages.
+
         Raises
         ------
         UsageError
@@ -98,7 +105,18 @@ class Requirements:
             return zipped(site)
 
     def remember(self, data: bytes) -> tuple[str, str]:
-        """Record the zip as that of this file; return its key and tag."""
+        """Record the zip as that of this file; report on standard error if that fails.
+
+        Parameters
+        ----------
+        data
+            The zip of wheels, as `fetch` returned it.
+
+        Returns
+        -------
+        key, etag : str
+            Key of the zip's object, and S3's tag of it.
+        """
         key, etag = bucket.zip_key(data), bucket.etag(data)
         try:
             self.memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

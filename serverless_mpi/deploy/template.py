@@ -55,6 +55,8 @@ def build(layout: Layout, only_bucket: bool = False, release: str = "") -> dict[
 
     Parameters
     ----------
+    layout
+        What the stack is to have.
     only_bucket
         Return the template of the first operation, when there is no bucket for the zips yet.
     release

@@ -186,7 +186,19 @@ def cost_explorer_query(stack: str, began: float) -> str:
 
 
 def render(bill: dict[str, Any]) -> str:
-    """Return a bill as lines for people."""
+    """Return a bill as lines for people.
+
+    Parameters
+    ----------
+    bill
+        What `summary` returned; `cost_explorer`, if it is there, is the command that prints what
+        AWS charged.
+
+    Returns
+    -------
+    str
+        A table of ranks, a table of operations, and the sums; without a line break at the end.
+    """
     lines = [
         f"{'rank':>6}{'seconds':>10}{'GB-s':>10}{'start':>14}{'peak MB':>9}{'requests':>10}"
         f"{'USD':>12}"

@@ -55,12 +55,26 @@ _ZIP = re.compile(re.escape(PROGRAMS) + r"[0-9a-f]{64}\.zip")
 
 
 def job_key(job_id: str, name: str) -> str:
-    """Return the key of an object about a job."""
+    """Return the key of an object about a job.
+
+    Parameters
+    ----------
+    job_id
+        Id of the job.
+    name
+        Name below the job's prefix, as "job.json"; "" for the prefix itself.
+    """
     return f"{JOBS}{job_id}/{name}"
 
 
 def stop_for_clean_key(job_id: str) -> str:
-    """Return the key of the stop message for `smpi clean`, which does not have the job's key."""
+    """Return the key of the stop message for `smpi clean`, which does not have the job's key.
+
+    Parameters
+    ----------
+    job_id
+        Id of the job.
+    """
     return f"{STOPS}{job_id}"
 
 
@@ -68,22 +82,52 @@ def stop_for_clean_key(job_id: str) -> str:
 
 
 def zip_key(data: bytes) -> str:
-    """Return the key of a zip, which names its content."""
+    """Return the key of a zip, which names its content.
+
+    Parameters
+    ----------
+    data
+        The zip.
+    """
     return f"{PROGRAMS}{hashlib.sha256(data).hexdigest()}.zip"
 
 
 def etag(data: bytes) -> str:
-    """Return S3's tag of an object that was put in one request with S3's own keys: its MD5."""
+    """Return S3's tag of an object that was put in one request with S3's own keys: its MD5.
+
+    Parameters
+    ----------
+    data
+        Body of the object.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def is_zip_key(key: object) -> bool:
-    """Return whether `zip_key` may have made it."""
+    """Return whether a value has the form of what `zip_key` returns.
+
+    Parameters
+    ----------
+    key
+        Any value; it is not trusted.
+    """
     return isinstance(key, str) and _ZIP.fullmatch(key) is not None
 
 
 def check_zip(key: str, data: bytes | memoryview) -> None:
     """Check that a zip has the content that its key names.
+
+    Parameters
+    ----------
+    key
+        Key of the object, as `zip_key` made it.
+    data
+        The object as it was read from the bucket.
 
     Raises
     ------
@@ -104,7 +148,19 @@ def check_zip(key: str, data: bytes | memoryview) -> None:
 def stop_message(job_id: str, key: bytes, reason: str) -> bytes:
     """Return the object that ends a job.
 
-    No two are equal, so that whoever put one recognizes it.
+    Parameters
+    ----------
+    job_id
+        Id of the job.
+    key
+        Key of the job, 32 bytes; it authenticates the message.
+    reason
+        Why the job ends; cut to REASON_CHARS characters.
+
+    Returns
+    -------
+    bytes
+        JSON.  No two are equal, so that whoever put one recognizes it.
     """
     reason = reason[:REASON_CHARS]
     return json.dumps(
@@ -113,7 +169,22 @@ def stop_message(job_id: str, key: bytes, reason: str) -> bytes:
 
 
 def stop_reason(message: bytes | memoryview, job_id: str, key: bytes) -> str | None:
-    """Return why the job has ended, or None if the message was not made with the job's key."""
+    """Return why a job has ended.
+
+    Parameters
+    ----------
+    message
+        The object as it was read from the bucket; it is not trusted.
+    job_id
+        Id of the job.
+    key
+        Key of the job, 32 bytes.
+
+    Returns
+    -------
+    str or None
+        None if the message was not made with the job's key, or is not a stop message.
+    """
     try:
         found = json.loads(bytes(message))
         reason, made = found["reason"], bytes.fromhex(found["tag"])

@@ -22,7 +22,21 @@ SESSION = "s3express:CreateSession"
 
 
 def zones(wanted: str | None, region: str, endpoint: str | None) -> tuple[str, ...]:
-    """Return the zones that option --express names; none without it.
+    """Return the zones that option --express names.
+
+    Parameters
+    ----------
+    wanted
+        Value of the option: "auto", or ids of zones separated by commas; None without it.
+    region
+        AWS region.
+    endpoint
+        URL of an emulator; None for AWS.
+
+    Returns
+    -------
+    tuple of str
+        Ids of zones; empty without the option.
 
     Raises
     ------
@@ -37,12 +51,29 @@ def zones(wanted: str | None, region: str, endpoint: str | None) -> tuple[str, .
 
 
 def bucket_name(zone: str) -> str:
-    """Return the name of the directory bucket in a zone, for Fn::Sub."""
+    """Return the name of the directory bucket in a zone, for Fn::Sub.
+
+    Parameters
+    ----------
+    zone
+        Id of an Availability Zone.
+    """
     return f"${{AWS::StackName}}-${{AWS::AccountId}}--{zone}--x-s3"
 
 
 def resources(zones: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the resources of the directory buckets."""
+    """Return the resources of the directory buckets.
+
+    Parameters
+    ----------
+    zones
+        Ids of Availability Zones, each of which gets a bucket.
+
+    Returns
+    -------
+    dict
+        Logical name -> resource: a bucket and its policy for each zone.
+    """
     made: dict[str, dict[str, Any]] = {}
     for number, zone in enumerate(zones):
         made[f"Express{number}"] = {
@@ -88,7 +119,18 @@ def resources(zones: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def statements(zones: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what the role of ranks is granted: sessions of these buckets, and nothing else."""
+    """Return what the role of ranks is granted: sessions of these buckets, and nothing else.
+
+    Parameters
+    ----------
+    zones
+        Ids of the Availability Zones that `resources` was called with.
+
+    Returns
+    -------
+    list of dict
+        Statements of an IAM policy; empty without zones.
+    """
     if not zones:
         return []
     return [
@@ -97,7 +139,18 @@ def statements(zones: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def outputs(zones: Sequence[str]) -> dict[str, Any]:
-    """Return the output from which a launcher learns the buckets: zone -> name, in JSON."""
+    """Return the output of the template that names the directory buckets.
+
+    Parameters
+    ----------
+    zones
+        Ids of the Availability Zones that `resources` was called with.
+
+    Returns
+    -------
+    dict
+        The output `Express`, a JSON object of zone -> name; empty without zones.
+    """
     if not zones:
         return {}
     buckets = json.dumps({zone: bucket_name(zone) for zone in zones})
@@ -105,7 +158,18 @@ def outputs(zones: Sequence[str]) -> dict[str, Any]:
 
 
 def of_stack(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the directory buckets of a stack, by zone, from what CloudFormation describes."""
+    """Return the directory buckets of a stack.
+
+    Parameters
+    ----------
+    found
+        What CloudFormation describes of the stack (`stack.describe`).
+
+    Returns
+    -------
+    dict
+        Zone -> name; empty if the stack has none.
+    """
     for one in found.get("Outputs") or ():
         if one["OutputKey"] == "Express":
             buckets: dict[str, str] = json.loads(one["OutputValue"])
@@ -114,7 +178,20 @@ def of_stack(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def dropped(found: Mapping[str, Any], template: Mapping[str, Any]) -> list[str]:
-    """Return the directory buckets of a stack that it has no longer by a template."""
+    """Return the directory buckets that a stack has and a template does not.
+
+    Parameters
+    ----------
+    found
+        What CloudFormation describes of the stack (`stack.describe`).
+    template
+        Template that the stack is to be updated to.
+
+    Returns
+    -------
+    list of str
+        Names of buckets.
+    """
     output = template.get("Outputs", {}).get("Express", {}).get("Value", {})
     kept = json.loads(output.get("Fn::Sub", "{}"))
     return [name for zone, name in of_stack(found).items() if zone not in kept]

@@ -116,7 +116,12 @@ class Layout:
             raise UsageError(f"--policy: a role has at most {MAX_POLICIES} managed policies")
 
     def check_region(self, region: str) -> None:
-        """Check that the region has what the layout asks for.
+        """Check that a region has what the layout asks for.
+
+        Parameters
+        ----------
+        region
+            AWS region; "" passes every check.
 
         Raises
         ------
@@ -133,20 +138,52 @@ class Layout:
 
 
 def queue_name(stack: str, slot: int) -> str:
-    """Return the name of the queue in `slot` of the pool."""
+    """Return the name of a queue of the pool.
+
+    Parameters
+    ----------
+    stack
+        Name of the stack, or its pseudo parameter in a template.
+    slot
+        Number of the queue, from 0.
+    """
     return f"{stack}-{QUEUE}-{slot:04d}"
 
 
 def console_name(stack: str, number: int) -> str:
-    """Return the name of a queue on which ranks report to their launcher."""
+    """Return the name of a queue on which ranks report to their launcher.
+
+    Parameters
+    ----------
+    stack
+        Name of the stack, or its pseudo parameter in a template.
+    number
+        Number of the console queue, from 0.
+    """
     return f"{stack}-{CONSOLE}-{number:04d}"
 
 
 def topic_name(stack: str, number: int) -> str:
-    """Return the name of the topic of slots number*200 to number*200 + 199."""
+    """Return the name of a topic of the pool.
+
+    Parameters
+    ----------
+    stack
+        Name of the stack, or its pseudo parameter in a template.
+    number
+        Number of the topic, which serves slots number*200 to number*200 + 199.
+    """
     return f"{stack}-{TOPIC}-{number:04d}"
 
 
 def function_name(stack: str, memory_mb: int) -> str:
-    """Return the name of the function that runs ranks with `memory_mb`."""
+    """Return the name of the function that runs ranks with a memory size.
+
+    Parameters
+    ----------
+    stack
+        Name of the stack, or its pseudo parameter in a template.
+    memory_mb
+        Memory size in MB.
+    """
     return f"{stack}-{RANK}-{memory_mb}"

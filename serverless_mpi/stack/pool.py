@@ -59,17 +59,23 @@ def take(
 
     Parameters
     ----------
+    stack
+        Stack whose pool it is.
+    job_id
+        Id of the job that leases.
     slots
         Number of queues; 0 for a channel that needs none.
     limit_s
         Time limit of the job in seconds; the lease is longer by MARGIN_S.
     clock
-        Seconds since the epoch.
+        Returns seconds since the epoch.
 
     Raises
     ------
     UsageError
         The pool is too small, or others have it; the text says until when.
+    ChannelError
+        The table of leases is damaged, or changed in each of ATTEMPTS attempts.
     """
     if slots > stack.ranks:
         raise UsageError(
@@ -104,15 +110,24 @@ def hold_free(
 
     Parameters
     ----------
+    stack
+        Stack whose pool it is.
     holder
         Whose lease it is: letters and digits, at most 16.
     limit_s
         Seconds, to which MARGIN_S is added.
+    clock
+        Returns seconds since the epoch.
 
     Returns
     -------
     tuple of int
         Slots, ascending.
+
+    Raises
+    ------
+    ChannelError
+        The table of leases is damaged, or changed in each of ATTEMPTS attempts.
     """
     free: list[int] = []
 
@@ -137,11 +152,22 @@ def give_back(
 
     Parameters
     ----------
+    stack
+        Stack whose pool it is.
+    job_id
+        Id of the job, or the holder, whose lease it is.
     unsure
         Slots on which a rank may still run, and would take the next job's messages. They stay
         leased, and the console with them.
     wait_s
         For how many more seconds; None for the rest of the lease.
+    clock
+        Returns seconds since the epoch.
+
+    Raises
+    ------
+    ChannelError
+        The table of leases is damaged, or changed in each of ATTEMPTS attempts.
     """
 
     def change(held: Held) -> None:
@@ -154,7 +180,26 @@ def give_back(
 
 
 def held(stack: Stack, clock: Callable[[], float] = time.time) -> Held:
-    """Return the leases that have not ended, by job."""
+    """Return the leases that have not ended.
+
+    Parameters
+    ----------
+    stack
+        Stack whose pool it is.
+    clock
+        Returns seconds since the epoch.
+
+    Returns
+    -------
+    dict
+        Id of the job or holder -> `slots`, `console`, and `until`: the end of the lease in seconds
+        since the epoch.
+
+    Raises
+    ------
+    ChannelError
+        The table of leases is damaged.
+    """
     return _read(stack, stack.client("s3"), clock)[0]
 
 

@@ -23,7 +23,14 @@ __all__ = ["Stack", "describe", "empty", "explained", "own_region"]
 
 
 def own_region(region: str, endpoint: str | None) -> str:
-    """Return `region`, or that of the user's AWS settings, or us-east-1 for an emulator.
+    """Return the region to work in.
+
+    Parameters
+    ----------
+    region
+        What the user asked for; "" for the region of the user's AWS settings.
+    endpoint
+        URL of an emulator, for which the default is us-east-1; None for AWS.
 
     Raises
     ------
@@ -91,7 +98,16 @@ class Stack:
 
     @classmethod
     def find(cls, name: str, endpoint: str | None, region: str) -> Stack:
-        """Find the stack of that name.
+        """Find the stack of a name.
+
+        Parameters
+        ----------
+        name
+            Name of the stack.
+        endpoint
+            URL of an emulator; None for AWS.
+        region
+            AWS region.
 
         Raises
         ------
@@ -156,13 +172,25 @@ class Stack:
         return size, self.functions[size]
 
     def queue(self, slot: int) -> str:
-        """Return the URL of a queue of the pool."""
+        """Return the URL of a queue of the pool.
+
+        Parameters
+        ----------
+        slot
+            Number of the queue, from 0 to `ranks` - 1.
+        """
         return self.queue_url.removesuffix(names.queue_name(self.name, 0)) + names.queue_name(
             self.name, slot
         )
 
     def console(self, number: int) -> str:
-        """Return the URL of a console queue."""
+        """Return the URL of a console queue.
+
+        Parameters
+        ----------
+        number
+            Number of the console queue, from 0 to `jobs` - 1.
+        """
         return self.console_url.removesuffix(names.console_name(self.name, 0)) + names.console_name(
             self.name, number
         )
@@ -176,7 +204,13 @@ class Stack:
         ]
 
     def client(self, service: str) -> Any:
-        """Return a boto3 client."""
+        """Return a boto3 client for where the stack is.
+
+        Parameters
+        ----------
+        service
+            boto3's name of the service, as "sqs".
+        """
         return control.client(service, self.endpoint, self.region)
 
 
@@ -187,7 +221,27 @@ def _changed(description: dict[str, Any]) -> float:
 
 
 def describe(name: str, endpoint: str | None, region: str) -> dict[str, Any] | None:
-    """Return what CloudFormation states of a stack, or None if there is none."""
+    """Return what CloudFormation states of a stack.
+
+    Parameters
+    ----------
+    name
+        Name of the stack.
+    endpoint
+        URL of an emulator; None for AWS.
+    region
+        AWS region.
+
+    Returns
+    -------
+    dict or None
+        The item of DescribeStacks; None if there is no such stack, or it was deleted.
+
+    Raises
+    ------
+    UsageError, ChannelError
+        CloudFormation refused the request, or cannot be reached.
+    """
     with explained(f"look for stack {name}", endpoint, region):
         cloud = control.client("cloudformation", endpoint, region)
         try:
@@ -200,7 +254,13 @@ def describe(name: str, endpoint: str | None, region: str) -> dict[str, Any] | N
 
 
 def outputs_of(description: dict[str, Any]) -> dict[str, str]:
-    """Return the outputs of a stack by name."""
+    """Return the outputs of a stack by name.
+
+    Parameters
+    ----------
+    description
+        What `describe` returned.
+    """
     return {output["OutputKey"]: output["OutputValue"] for output in description.get("Outputs", ())}
 
 

@@ -19,7 +19,17 @@ STACK = "stack"  # instead of a file's name: those that are stored with the stac
 
 
 def read(stack: Stack) -> Figures | None:
-    """Return the figures that lie with a stack, whether they still hold or not; None without any.
+    """Return the figures that lie with a stack, whether they still hold or not.
+
+    Parameters
+    ----------
+    stack
+        Stack whose bucket is read.
+
+    Returns
+    -------
+    Figures or None
+        None if none were stored.
 
     Raises
     ------
@@ -36,7 +46,20 @@ def read(stack: Stack) -> Figures | None:
 
 
 def write(stack: Stack, figures: Figures) -> None:
-    """Store figures with a stack, in place of earlier ones."""
+    """Store figures with a stack, in place of earlier ones.
+
+    Parameters
+    ----------
+    stack
+        Stack on which they were measured.
+    figures
+        The figures.
+
+    Raises
+    ------
+    UsageError, ChannelError
+        S3 refused to store them, or cannot be reached.
+    """
     with explained("store the stack's figures", stack.endpoint, stack.region):
         stack.client("s3").put_object(
             Bucket=stack.bucket, Key=bucket.FIGURES, Body=files.to_json(figures).encode()
@@ -44,7 +67,20 @@ def write(stack: Stack, figures: Figures) -> None:
 
 
 def trouble(stack: Stack, figures: Figures) -> str | None:
-    """Return why figures do not hold for a stack; None if they do."""
+    """Return why figures do not hold for a stack.
+
+    Parameters
+    ----------
+    stack
+        Stack for which they are to be used.
+    figures
+        Figures, as `read` returned them or from a file.
+
+    Returns
+    -------
+    str or None
+        A reason in words; None if they hold.
+    """
     return files.trouble(figures, stack.region, stack.name, stack.changed)
 
 
