@@ -70,5 +70,5 @@ def test_without_the_extension_its_name_is_refused() -> None:
     job = smpirun("-n", 2, "--algorithm", "bcast=chain", "program.py")
     assert job.returncode == 2
     assert job.stderr == (
-        "smpirun: bcast has no algorithm 'chain'; known: fan_out, binomial, tree_4\n"
+        "smpirun: bcast has no algorithm 'chain'; known: fan_out, binomial, tree_4, two_level\n"
     )
