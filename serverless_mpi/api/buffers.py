@@ -411,7 +411,7 @@ class ContiguousSpec:
         Parameters
         ----------
         blocks
-            Number of blocks, as `block` was given it.
+            Number of blocks, counted from the first.
         """
         return self.view[: blocks * self.nbytes]
 
@@ -475,7 +475,7 @@ def certainly_apart(a: object, b: object) -> bool:
     Parameters
     ----------
     a, b
-        Specifications as `block` or a constructor of this module returns them.
+        Specifications of this module; only two of `ContiguousSpec` are compared.
 
     Returns
     -------
@@ -495,7 +495,7 @@ def certainly_apart(a: object, b: object) -> bool:
 def contiguous(spec: Any, readonly: bool) -> memoryview | None:
     """Return the bytes that a specification of one block covers, if that takes no datatype.
 
-    That is contiguous numbers, alone or with a count and a predefined or committed dense datatype.
+    That is contiguous numbers, alone or with a committed dense datatype and, optionally, a count.
 
     Parameters
     ----------
@@ -569,7 +569,7 @@ class VectorSpec:
         Parameters
         ----------
         rank
-            Index of the block: a rank of the call.
+            Index of the block: a rank, or the number of a neighbour.
         """
         return self.counts[rank] * self._layout.size
 
@@ -579,7 +579,7 @@ class VectorSpec:
         Parameters
         ----------
         rank
-            Index of the block: a rank of the call.
+            Index of the block: a rank, or the number of a neighbour.
 
         Returns
         -------
@@ -599,7 +599,7 @@ class VectorSpec:
         Parameters
         ----------
         rank
-            Index of the block: a rank of the call.
+            Index of the block: a rank, or the number of a neighbour.
 
         Returns
         -------
@@ -623,7 +623,7 @@ class VectorSpec:
         data
             Packed bytes, at most `nbytes(rank)`; copied.
         rank
-            Index of the block: a rank of the call.
+            Index of the block: a rank, or the number of a neighbour.
 
         Raises
         ------
@@ -677,7 +677,7 @@ class GeneralSpec:
         Parameters
         ----------
         rank
-            Index of the block: a rank of the call.
+            Index of the block: a rank, or the number of a neighbour.
         """
         return self.counts[rank] * self._layouts[rank].size
 
@@ -687,7 +687,7 @@ class GeneralSpec:
         Parameters
         ----------
         rank
-            Index of the block: a rank of the call.
+            Index of the block: a rank, or the number of a neighbour.
 
         Returns
         -------
@@ -709,7 +709,7 @@ class GeneralSpec:
         data
             Packed bytes, at most `nbytes(rank)`; copied.
         rank
-            Index of the block: a rank of the call.
+            Index of the block: a rank, or the number of a neighbour.
 
         Raises
         ------
