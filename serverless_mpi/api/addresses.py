@@ -27,6 +27,11 @@ def at_address(address: int, nbytes: int) -> memoryview:
 def native(code: str) -> str:
     """Return a format code without its byte order.
 
+    Parameters
+    ----------
+    code
+        Format of one number, as in the struct module; not empty.
+
     Raises
     ------
     BufferError

@@ -41,6 +41,13 @@ _numbers = itertools.count(_FIRST)
 def reported(call: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the program and return its result.
 
+    Parameters
+    ----------
+    call
+        The function.
+    arguments
+        Its positional arguments.
+
     Raises
     ------
     MPIException
@@ -102,18 +109,76 @@ class Attributed:
 
     @classmethod
     def Free_keyval(cls, keyval: int) -> int:
-        """Free a key; values cached under it stay. Return KEYVAL_INVALID."""
+        """Free a key; values cached under it stay.
+
+        Parameters
+        ----------
+        keyval
+            A key of `Create_keyval` of the same class.
+
+        Returns
+        -------
+        int
+            KEYVAL_INVALID.
+
+        Raises
+        ------
+        MPIException
+            ERR_KEYVAL: not a key for objects of this class.
+
+        References
+        ----------
+        MPI 4.1, section 7.7.
+        """
         _key(keyval, cls._family[0]).freed = True
         return KEYVAL_INVALID
 
     def Get_attr(self, keyval: int) -> Any:
-        """Return the value cached under a key, or None."""
+        """Return the value cached under a key, or None.
+
+        Parameters
+        ----------
+        keyval
+            A key of `Create_keyval` of the same class; it may have been freed.
+
+        Returns
+        -------
+        object or None
+            The cached object itself, not a copy.
+
+        Raises
+        ------
+        MPIException
+            ERR_KEYVAL: not a key for objects of this class.
+
+        References
+        ----------
+        MPI 4.1, section 7.7.
+        """
         table = self._attribute_table()
         _key(keyval, self._family[0])
         return table.get(keyval)
 
     def Set_attr(self, keyval: int, attrval: Any) -> None:
-        """Cache a value under a key; an earlier value is deleted first."""
+        """Cache a value under a key; an earlier value is deleted first.
+
+        Parameters
+        ----------
+        keyval
+            A key of `Create_keyval` of the same class, not freed.
+        attrval
+            Any object; a reference is kept until the value is deleted.
+
+        Raises
+        ------
+        MPIException
+            ERR_KEYVAL: not a key for objects of this class, or freed. If the delete function fails:
+            its code if it raised MPI.Exception, else ERR_OTHER; then neither value is cached.
+
+        References
+        ----------
+        MPI 4.1, section 7.7.
+        """
         table = self._attribute_table()
         if _key(keyval, self._family[0]).freed:
             raise MPIException(ERR_KEYVAL, f"key {keyval} has been freed")
@@ -122,7 +187,23 @@ class Attributed:
         table[keyval] = attrval
 
     def Delete_attr(self, keyval: int) -> None:
-        """Delete the value cached under a key."""
+        """Delete the value cached under a key; does nothing if there is none.
+
+        Parameters
+        ----------
+        keyval
+            A key of `Create_keyval` of the same class; it may have been freed.
+
+        Raises
+        ------
+        MPIException
+            ERR_KEYVAL: not a key for objects of this class. If the delete function fails: its code
+            if it raised MPI.Exception, else ERR_OTHER; the value is deleted nevertheless.
+
+        References
+        ----------
+        MPI 4.1, section 7.7.
+        """
         table = self._attribute_table()
         _key(keyval, self._family[0])
         if keyval in table:

@@ -34,7 +34,24 @@ class Attached:
         self._under_way: list[tuple[Runtime, Operation, int]] = []
 
     def attach(self, buf: Any) -> None:
-        """Attach memory; ERR_OTHER if some is attached, ERR_BUFFER if no message fits in it."""
+        """Attach memory.
+
+        Parameters
+        ----------
+        buf
+            A writable buffer, which is borrowed until it is detached; its length in bytes limits
+            the pending sends. BUFFER_AUTOMATIC or None: no limit.
+
+        Raises
+        ------
+        MPIException
+            ERR_OTHER: a buffer is attached already. ERR_BUFFER: it has fewer than BSEND_OVERHEAD
+            bytes, so no message fits in it.
+        BufferError
+            The buffer is not contiguous or not writable.
+        TypeError
+            The object has no memory.
+        """
         if self.object is not None:
             raise MPIException(ERR_OTHER, "a buffer is attached already; detach it first")
         if buf is None or isinstance(buf, BufferAutomaticType):
@@ -72,7 +89,12 @@ class Attached:
         return request_of(get_runtime(), everything, _finish)
 
     def reserve(self, nbytes: int) -> None:
-        """See that a message fits.
+        """Check that a message fits.
+
+        Parameters
+        ----------
+        nbytes
+            Length of the message's body; BSEND_OVERHEAD bytes are added.
 
         Raises
         ------
@@ -96,7 +118,17 @@ class Attached:
             )
 
     def took(self, runtime: Runtime, operation: Operation, nbytes: int) -> None:
-        """Count a message that is being sent."""
+        """Count a message against the buffer until its send is done.
+
+        Parameters
+        ----------
+        runtime
+            The runtime that sends the message; `flush` waits with it.
+        operation
+            The send.
+        nbytes
+            Length of the message's body; BSEND_OVERHEAD bytes are added.
+        """
         if not operation.done:
             self._under_way.append((runtime, operation, nbytes + BSEND_OVERHEAD))
 
@@ -109,7 +141,28 @@ OF_PROCESS = Attached()
 
 
 def Attach_buffer(buf: Any) -> None:
-    """Attach memory for the process's buffered sends; BUFFER_AUTOMATIC or None: no limit."""
+    """Attach memory for the process's buffered sends.
+
+    Parameters
+    ----------
+    buf
+        A writable buffer, which is borrowed until it is detached; its length in bytes limits the
+        pending sends. MPI.BUFFER_AUTOMATIC or None: no limit.
+
+    Raises
+    ------
+    MPIException
+        ERR_OTHER: a buffer is attached already. ERR_BUFFER: it has fewer than BSEND_OVERHEAD bytes,
+        so no message fits in it.
+    BufferError
+        The buffer is not contiguous or not writable.
+    TypeError
+        The object has no memory.
+
+    References
+    ----------
+    MPI 4.1, section 3.6.
+    """
     OF_PROCESS.attach(buf)
 
 

@@ -296,15 +296,57 @@ class BlockSpec:
         self.nbytes = self.count * layout.size
 
     def pack(self, block: int = 0) -> memoryview:
-        """Return the bytes of a block; a view if they are dense in memory."""
+        """Return the bytes of a block.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
+
+        Returns
+        -------
+        memoryview
+            A view, borrowed from the buffer, if the elements are dense in memory; else a copy.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: the elements exceed the buffer.
+        """
         return self._memory.pack(self._layout, self._offset + block * self._step, self.count)
 
     def unpack(self, data: memoryview, block: int = 0) -> None:
-        """Put received bytes into a block; ERR_TRUNCATE if they are too many."""
+        """Put received bytes into a block.
+
+        Parameters
+        ----------
+        data
+            Packed bytes, at most `nbytes`; copied.
+        block
+            Index of the block.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the data are too long. ERR_TYPE: the elements are not dense, and the data
+            end inside a number. ERR_BUFFER: the elements exceed the buffer. Nothing is changed
+            then.
+        """
         self._memory.unpack(data, self._layout, self._offset + block * self._step, self.count)
 
     def address(self, block: int = 0) -> int | None:
-        """Return the address of a block; None if it has no elements."""
+        """Return the address of a block; None if it has no bytes.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
+
+        Returns
+        -------
+        int or None
+            Address of the block's displacement in memory; at MPI.BOTTOM the displacement itself.
+        """
         return self._memory.address(self._offset + block * self._step) if self.nbytes else None
 
     def landing(self) -> memoryview | None:
@@ -330,14 +372,33 @@ class ContiguousSpec:
     view: memoryview
 
     def pack(self, block: int = 0) -> memoryview:
-        """Return the bytes of a block, borrowed from the array."""
+        """Return the bytes of a block, borrowed from the array.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
+        """
         nbytes = self.nbytes
         if nbytes == self.view.nbytes:  # one block
             return self.view
         return self.view[block * nbytes : (block + 1) * nbytes]
 
     def unpack(self, data: memoryview, block: int = 0) -> None:
-        """Copy received bytes into a block; ERR_TRUNCATE if they are too many."""
+        """Copy received bytes into a block.
+
+        Parameters
+        ----------
+        data
+            The bytes, at most `nbytes`; copied.
+        block
+            Index of the block.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the data are too long; nothing is changed then.
+        """
         nbytes = data.nbytes
         if nbytes > self.nbytes:
             raise too_long(nbytes, self.nbytes)
@@ -345,11 +406,23 @@ class ContiguousSpec:
         self.view[start : start + nbytes] = data
 
     def pack_all(self, blocks: int) -> memoryview:
-        """Return the bytes of all blocks together, borrowed from the array."""
+        """Return the bytes of all blocks together, borrowed from the array.
+
+        Parameters
+        ----------
+        blocks
+            Number of blocks, counted from the first.
+        """
         return self.view[: blocks * self.nbytes]
 
     def address(self, block: int = 0) -> int | None:
-        """Return the address of a block; None if it has no elements."""
+        """Return the address of a block; None if it has no bytes.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
+        """
         if not self.nbytes:
             return None
         return address_of(self.view) + block * self.nbytes
@@ -397,7 +470,18 @@ def block(spec: Any, readonly: bool, blocks: int = 1) -> BlockSpec | ContiguousS
 
 
 def certainly_apart(a: object, b: object) -> bool:
-    """Return whether two specifications are of different arrays that own their memory."""
+    """Return whether two specifications are of different arrays that own their memory.
+
+    Parameters
+    ----------
+    a, b
+        Specifications of this module; only two of `ContiguousSpec` are compared.
+
+    Returns
+    -------
+    bool
+        False means that they may share memory, not that they do.
+    """
     if type(a) is not ContiguousSpec or type(b) is not ContiguousSpec:
         return False
     one, other = a.view.obj, b.view.obj
@@ -411,8 +495,20 @@ def certainly_apart(a: object, b: object) -> bool:
 def contiguous(spec: Any, readonly: bool) -> memoryview | None:
     """Return the bytes that a specification of one block covers, if that takes no datatype.
 
-    That is contiguous numbers, alone or with a count and a predefined datatype.  None of anything
-    else, faulty specifications included: `BlockSpec` parses it.
+    That is contiguous numbers, alone or with a committed dense datatype and, optionally, a count.
+
+    Parameters
+    ----------
+    spec
+        A buffer specification; the memory is borrowed.
+    readonly
+        Whether the memory is only read.
+
+    Returns
+    -------
+    memoryview or None
+        A view of format "B". None for anything else, faulty specifications included: `BlockSpec`
+        parses it.
     """
     if type(spec) is not list and type(spec) is not tuple:
         view = numbers(spec, readonly)
@@ -468,11 +564,29 @@ class VectorSpec:
         self._layout = memory.check(max(self.counts, default=0), readonly)
 
     def nbytes(self, rank: int) -> int:
-        """Return the packed bytes of a rank's block."""
+        """Return the packed bytes of a rank's block.
+
+        Parameters
+        ----------
+        rank
+            Index of the block: a rank, or the number of a neighbour.
+        """
         return self.counts[rank] * self._layout.size
 
     def address(self, rank: int) -> int | None:
-        """Return the address of a rank's block; None if it has no elements."""
+        """Return the address of a rank's block; None if it has no bytes.
+
+        Parameters
+        ----------
+        rank
+            Index of the block: a rank, or the number of a neighbour.
+
+        Returns
+        -------
+        int or None
+            Address of the block's displacement in memory; at MPI.BOTTOM the displacement itself, in
+            bytes.
+        """
         return (
             self._memory.address(self.displs[rank] * self._layout.extent)
             if self.nbytes(rank)
@@ -480,13 +594,44 @@ class VectorSpec:
         )
 
     def pack(self, rank: int) -> memoryview:
-        """Return the bytes of a rank's block."""
+        """Return the bytes of a rank's block.
+
+        Parameters
+        ----------
+        rank
+            Index of the block: a rank, or the number of a neighbour.
+
+        Returns
+        -------
+        memoryview
+            A view, borrowed from the buffer, if the elements are dense in memory; else a copy.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: the elements exceed the buffer.
+        """
         return self._memory.pack(
             self._layout, self.displs[rank] * self._layout.extent, self.counts[rank]
         )
 
     def unpack(self, data: memoryview, rank: int) -> None:
-        """Put the bytes received from a rank into its block; ERR_TRUNCATE if they are too many."""
+        """Put the bytes received from a rank into its block.
+
+        Parameters
+        ----------
+        data
+            Packed bytes, at most `nbytes(rank)`; copied.
+        rank
+            Index of the block: a rank, or the number of a neighbour.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the data are too long. ERR_TYPE: the elements are not dense, and the data
+            end inside a number. ERR_BUFFER: the elements exceed the buffer. Nothing is changed
+            then.
+        """
         self._memory.unpack(
             data, self._layout, self.displs[rank] * self._layout.extent, self.counts[rank]
         )
@@ -527,20 +672,72 @@ class GeneralSpec:
             self._layouts.append(datatype._ob.layout)
 
     def nbytes(self, rank: int) -> int:
-        """Return the packed bytes of a rank's block."""
+        """Return the packed bytes of a rank's block.
+
+        Parameters
+        ----------
+        rank
+            Index of the block: a rank, or the number of a neighbour.
+        """
         return self.counts[rank] * self._layouts[rank].size
 
     def pack(self, rank: int) -> memoryview:
-        """Return the bytes of a rank's block."""
+        """Return the bytes of a rank's block.
+
+        Parameters
+        ----------
+        rank
+            Index of the block: a rank, or the number of a neighbour.
+
+        Returns
+        -------
+        memoryview
+            A view, borrowed from the buffer, if the elements are dense in memory; else a copy.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: the elements exceed the buffer.
+        """
         return self._memory.pack(self._layouts[rank], self.displs[rank], self.counts[rank])
 
     def unpack(self, data: memoryview, rank: int) -> None:
-        """Put the bytes received from a rank into its block; ERR_TRUNCATE if they are too many."""
+        """Put the bytes received from a rank into its block.
+
+        Parameters
+        ----------
+        data
+            Packed bytes, at most `nbytes(rank)`; copied.
+        rank
+            Index of the block: a rank, or the number of a neighbour.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the data are too long. ERR_TYPE: the elements are not dense, and the data
+            end inside a number. ERR_BUFFER: the elements exceed the buffer. Nothing is changed
+            then.
+        """
         self._memory.unpack(data, self._layouts[rank], self.displs[rank], self.counts[rank])
 
 
 def check_length(data: memoryview, nbytes: int, who: str) -> None:
-    """Raise ERR_TRUNCATE unless a blob is as long as this rank's arguments state."""
+    """Check that a blob is as long as this rank's arguments state.
+
+    Parameters
+    ----------
+    data
+        The blob.
+    nbytes
+        Length that it should have, in bytes.
+    who
+        Sender, for the error: "rank 3", "root 0".
+
+    Raises
+    ------
+    MPIException
+        ERR_TRUNCATE: the blob is shorter or longer.
+    """
     if data.nbytes != nbytes:
         raise MPIException(
             ERR_TRUNCATE,

@@ -164,10 +164,26 @@ class Collective(Plans):
     def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
         """Gather one object from each rank at the root.
 
+        Parameters
+        ----------
+        sendobj
+            This rank's object, which must be picklable.
+        root
+            Rank that receives; on an intercommunicator MPI.ROOT, MPI.PROC_NULL or a remote rank.
+
         Returns
         -------
         list or None
             The objects in rank order on the root; None on other ranks.
+
+        Raises
+        ------
+        MPIException
+            ERR_ROOT: no such rank.
+
+        References
+        ----------
+        MPI 4.1, section 6.5.
         """
         _, peer = self._role(root)
         arguments = (self._number(root), encode(sendobj) if peer else None)
@@ -201,7 +217,22 @@ class Collective(Plans):
         )
 
     def allgather(self, sendobj: Any) -> list[Any]:
-        """Gather one object from each rank on all ranks; return them in rank order."""
+        """Gather one object from each rank on all ranks.
+
+        Parameters
+        ----------
+        sendobj
+            This rank's object, which must be picklable.
+
+        Returns
+        -------
+        list
+            The objects in rank order; a copy of this rank's own one too.
+
+        References
+        ----------
+        MPI 4.1, section 6.7.
+        """
         self._live()
         arguments = (encode(sendobj),)
         objects: list[Any] = self._call(Plan("allgather", None, lambda: arguments, decode_list))
@@ -250,15 +281,69 @@ class Collective(Plans):
         return self._call(Plan("reduce", None, lambda: arguments, _decode_some))
 
     def allreduce(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM) -> Any:
-        """Combine one object from each rank, in rank order; return the result on all ranks."""
+        """Combine one object from each rank, with the result on all ranks.
+
+        Parameters
+        ----------
+        sendobj
+            This rank's operand, which must be picklable.
+        op
+            A predefined operation, or an associative function of two objects. Operands are combined
+            in rank order.
+
+        Returns
+        -------
+        object
+            The result, equal on all ranks.
+
+        References
+        ----------
+        MPI 4.1, section 6.9.6.
+        """
         return self._combine("allreduce", sendobj, op)
 
     def scan(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM) -> Any:
-        """Combine the objects of ranks 0 to this one, in rank order."""
+        """Combine the objects of ranks 0 to this one.
+
+        Parameters
+        ----------
+        sendobj
+            This rank's operand, which must be picklable.
+        op
+            A predefined operation, or an associative function of two objects. Operands are combined
+            in rank order.
+
+        Returns
+        -------
+        object
+            The result.
+
+        References
+        ----------
+        MPI 4.1, section 6.11.1.
+        """
         return self._combine("scan", sendobj, op)
 
     def exscan(self, sendobj: Any, op: Op | Callable[[Any, Any], Any] = SUM) -> Any:
-        """Combine the objects of the ranks below this one, in rank order; None on rank 0."""
+        """Combine the objects of the ranks below this one.
+
+        Parameters
+        ----------
+        sendobj
+            This rank's operand, which must be picklable.
+        op
+            A predefined operation, or an associative function of two objects. Operands are combined
+            in rank order.
+
+        Returns
+        -------
+        object or None
+            The result; None on rank 0.
+
+        References
+        ----------
+        MPI 4.1, section 6.11.2.
+        """
         return self._combine("exscan", sendobj, op)
 
     def _combine(self, operation: str, sendobj: Any, op: Callable[[Any, Any], Any]) -> Any:
@@ -579,7 +664,22 @@ class Collective(Plans):
     def Exscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> None:
         """Combine the buffers of the ranks below this one, element by element.
 
-        Parameters and errors are those of `Scan`; the receive buffer of rank 0 does not change.
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's operand, or MPI.IN_PLACE if it is in `recvbuf`.
+        recvbuf
+            Specification of as many elements of the same datatype; that of rank 0 does not change.
+        op
+            Operation; operands are combined in rank order.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both buffers are the same
+            memory.
+        ValueError
+            The counts or the datatypes of the buffers do not match.
 
         References
         ----------
@@ -588,67 +688,406 @@ class Collective(Plans):
         self._call(self._exscan(sendbuf, recvbuf, op))
 
     def Ibcast(self, buf: BufSpec, root: int = 0) -> Request:
-        """Start `Bcast`; the buffers are borrowed until the request completes."""
+        """Start `Bcast`.
+
+        Parameters
+        ----------
+        buf
+            Specification of the buffer, borrowed until the request completes: read on the root,
+            written on other ranks.
+        root
+            Rank whose buffer is sent.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_ROOT: no such rank. ERR_TRUNCATE, from the request: the root's data are not as long
+            as this rank's buffer.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.2.
+        """
         return self._start(self._bcast(buf, root))
 
     def Igather(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB | None, root: int = 0
     ) -> Request:
-        """Start `Gather`; the buffers are borrowed until the request completes."""
+        """Start `Gather`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's block, borrowed until the request completes; MPI.IN_PLACE
+            on the root if it is in `recvbuf` already.
+        recvbuf
+            On the root a specification of one block for each rank, borrowed until the request
+            completes; None on other ranks.
+        root
+            Rank that receives.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_ROOT: no such rank. ERR_BUFFER: both buffers are the same memory. ERR_TRUNCATE, from
+            the request: a rank's data are not as long as a block.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.3.
+        """
         return self._start(self._gather(sendbuf, recvbuf, root))
 
     def Igatherv(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV | None, root: int = 0
     ) -> Request:
-        """Start `Gatherv`; the buffers are borrowed until the request completes."""
+        """Start `Gatherv`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's block, borrowed until the request completes; MPI.IN_PLACE
+            on the root if it is in `recvbuf` already.
+        recvbuf
+            On the root a specification with the count and the displacement (in elements) of each
+            rank's block, borrowed until the request completes; None on other ranks.
+        root
+            Rank that receives.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_ROOT: no such rank. ERR_BUFFER: both buffers are the same memory. ERR_TRUNCATE, from
+            the request: a rank's data are not as long as its block.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.3.
+        """
         return self._start(self._gatherv(sendbuf, recvbuf, root))
 
     def Iscatter(
         self, sendbuf: BufSpecB | None, recvbuf: BufSpec | InPlace, root: int = 0
     ) -> Request:
-        """Start `Scatter`; the buffers are borrowed until the request completes."""
+        """Start `Scatter`.
+
+        Parameters
+        ----------
+        sendbuf
+            On the root a specification of one block for each rank, borrowed until the request
+            completes; None on other ranks.
+        recvbuf
+            Specification of this rank's block, borrowed until the request completes; MPI.IN_PLACE
+            on the root leaves it in `sendbuf`.
+        root
+            Rank that sends.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_ROOT: no such rank. ERR_BUFFER: both buffers are the same memory. ERR_TRUNCATE, from
+            the request: the root's block is not as long as this rank's.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.4.
+        """
         return self._start(self._scatter(sendbuf, recvbuf, root))
 
     def Iscatterv(
         self, sendbuf: BufSpecV | None, recvbuf: BufSpec | InPlace, root: int = 0
     ) -> Request:
-        """Start `Scatterv`; the buffers are borrowed until the request completes."""
+        """Start `Scatterv`.
+
+        Parameters
+        ----------
+        sendbuf
+            On the root a specification with the count and the displacement (in elements) of each
+            rank's block, borrowed until the request completes; None on other ranks.
+        recvbuf
+            Specification of this rank's block, borrowed until the request completes; MPI.IN_PLACE
+            on the root leaves it in `sendbuf`.
+        root
+            Rank that sends.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_ROOT: no such rank. ERR_BUFFER: both buffers are the same memory. ERR_TRUNCATE, from
+            the request: the root's block is not as long as this rank's.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.4.
+        """
         return self._start(self._scatterv(sendbuf, recvbuf, root))
 
     def Iallgather(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB) -> Request:
-        """Start `Allgather`; the buffers are borrowed until the request completes."""
+        """Start `Allgather`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's block, borrowed until the request completes; MPI.IN_PLACE
+            if it is in `recvbuf` already.
+        recvbuf
+            Specification of one block for each rank, in rank order, borrowed until the request
+            completes.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: both buffers are the same memory. ERR_TRUNCATE, from the request: a rank's
+            data are not as long as a block.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.5.
+        """
         return self._start(self._allgather(sendbuf, recvbuf))
 
     def Iallgatherv(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV) -> Request:
-        """Start `Allgatherv`; the buffers are borrowed until the request completes."""
+        """Start `Allgatherv`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's block, borrowed until the request completes; MPI.IN_PLACE
+            if it is in `recvbuf` already.
+        recvbuf
+            Specification with the count and the displacement (in elements) of each rank's block,
+            borrowed until the request completes.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: both buffers are the same memory. ERR_TRUNCATE, from the request: a rank's
+            data are not as long as its block.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.5.
+        """
         return self._start(self._allgatherv(sendbuf, recvbuf))
 
     def Ialltoall(self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB) -> Request:
-        """Start `Alltoall`; the buffers are borrowed until the request completes."""
+        """Start `Alltoall`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of one block for each rank, borrowed until the request completes;
+            MPI.IN_PLACE if the blocks are in `recvbuf`, where they are replaced.
+        recvbuf
+            Specification of one block for each rank, in rank order, borrowed until the request
+            completes.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_BUFFER: both buffers are the same memory. ERR_TRUNCATE, from the request: a rank's
+            data are not as long as a block.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.6.
+        """
         return self._start(self._alltoall(sendbuf, recvbuf))
 
     def Ialltoallv(self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV) -> Request:
-        """Start `Alltoallv`; the buffers are borrowed until the request completes."""
+        """Start `Alltoallv`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            Specifications with the count and the displacement (in elements) of each rank's block,
+            borrowed until the request completes; `sendbuf` may be MPI.IN_PLACE.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE, from the request: a rank's data are not as long as its block.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.6.
+        """
         return self._start(self._alltoallv(sendbuf, recvbuf))
 
     def Ialltoallw(self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW) -> Request:
-        """Start `Alltoallw`; the buffers are borrowed until the request completes."""
+        """Start `Alltoallw`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            Specifications with the count, the displacement (in bytes) and the datatype of each
+            rank's block, borrowed until the request completes; `sendbuf` may be MPI.IN_PLACE.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE, from the request: a rank's data are not as long as its block.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.6.
+        """
         return self._start(self._alltoallw(sendbuf, recvbuf))
 
     def Ireduce(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec | None, op: Op = SUM, root: int = 0
     ) -> Request:
-        """Start `Reduce`; the buffers are borrowed until the request completes."""
+        """Start `Reduce`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's operand, borrowed until the request completes; MPI.IN_PLACE
+            on the root if it is in `recvbuf`.
+        recvbuf
+            On the root a specification of as many elements of the same datatype, borrowed until the
+            request completes; None on other ranks.
+        op
+            Operation; operands are combined in rank order.
+        root
+            Rank that receives the result.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_ROOT: no such rank. ERR_OP: the operation does not take the datatype. ERR_BUFFER:
+            both buffers are the same memory.
+        ValueError
+            The counts or the datatypes of the buffers do not match.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.7.
+        """
         return self._start(self._reduce(sendbuf, recvbuf, op, root))
 
     def Iallreduce(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
-        """Start `Allreduce`; the buffers are borrowed until the request completes."""
+        """Start `Allreduce`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's operand, borrowed until the request completes; MPI.IN_PLACE
+            if it is in `recvbuf`.
+        recvbuf
+            Specification of as many elements of the same datatype, borrowed until the request
+            completes.
+        op
+            Operation; operands are combined in rank order, so the result has the same bits on all
+            ranks.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both buffers are the same
+            memory.
+        ValueError
+            The counts or the datatypes of the buffers do not match.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.8.
+        """
         return self._start(self._allreduce(sendbuf, recvbuf, op))
 
     def Ireduce_scatter_block(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM
     ) -> Request:
-        """Start `Reduce_scatter_block`; the buffers are borrowed until the request completes."""
+        """Start `Reduce_scatter_block`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of one block for each rank, borrowed until the request completes;
+            MPI.IN_PLACE if they are in `recvbuf`.
+        recvbuf
+            Specification of one block, borrowed until the request completes; with MPI.IN_PLACE, of
+            one for each rank.
+        op
+            Operation; operands are combined in rank order.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both buffers are the same
+            memory.
+        ValueError
+            The counts or the datatypes of the buffers do not match.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.9.
+        """
         return self._start(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Ireduce_scatter(
@@ -658,20 +1097,124 @@ class Collective(Plans):
         recvcounts: Sequence[int] | None = None,
         op: Op = SUM,
     ) -> Request:
-        """Start `Reduce_scatter`; the buffers are borrowed until the request completes."""
+        """Start `Reduce_scatter`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of sum(recvcounts) elements, borrowed until the request completes;
+            MPI.IN_PLACE if they are in `recvbuf`.
+        recvbuf
+            Specification of this rank's elements, borrowed until the request completes.
+        recvcounts
+            Elements for each rank. By default each rank receives as many as its `recvbuf` holds,
+            which costs an allgather that this call waits for.
+        op
+            Operation; operands are combined in rank order.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both buffers are the same
+            memory.
+        ValueError
+            The counts or the datatypes of the buffers do not match, or `recvcounts` does not have
+            one item per rank.
+        TypeError
+            `recvcounts` is None with MPI.IN_PLACE or on an intercommunicator.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.10.
+        """
         return self._start(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
     def Iscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
-        """Start `Scan`; the buffers are borrowed until the request completes."""
+        """Start `Scan`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's operand, borrowed until the request completes; MPI.IN_PLACE
+            if it is in `recvbuf`.
+        recvbuf
+            Specification of as many elements of the same datatype, borrowed until the request
+            completes.
+        op
+            Operation; operands are combined in rank order.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both buffers are the same
+            memory.
+        ValueError
+            The counts or the datatypes of the buffers do not match.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.11.
+        """
         return self._start(self._scan(sendbuf, recvbuf, op))
 
     def Iexscan(self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM) -> Request:
-        """Start `Exscan`; the buffers are borrowed until the request completes."""
+        """Start `Exscan`.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of this rank's operand, borrowed until the request completes; MPI.IN_PLACE
+            if it is in `recvbuf`.
+        recvbuf
+            Specification of as many elements of the same datatype, borrowed until the request
+            completes; that of rank 0 does not change.
+        op
+            Operation; operands are combined in rank order.
+
+        Returns
+        -------
+        Request
+            Completes when this rank's part of the call is done.
+
+        Raises
+        ------
+        MPIException
+            ERR_OP: the operation does not take the datatype. ERR_BUFFER: both buffers are the same
+            memory.
+        ValueError
+            The counts or the datatypes of the buffers do not match.
+
+        References
+        ----------
+        MPI 4.1, section 6.12.12.
+        """
         return self._start(self._exscan(sendbuf, recvbuf, op))
 
 
 def finishing(plan: Plan) -> Callable[[Operation, Status], Any]:
-    """Make what a request does when its plan is done: fill the status and take the result."""
+    """Make what a request does when its plan is done: fill the status and take the result.
+
+    Parameters
+    ----------
+    plan
+        The plan that the request has started.
+
+    Returns
+    -------
+    callable
+        A function of the operation and the status to fill, which returns the value of the call. It
+        raises what `plan.finish` raises.
+    """
 
     def complete(done: Operation, status: Status) -> Any:
         fill_empty_status(status)
@@ -681,7 +1224,19 @@ def finishing(plan: Plan) -> Callable[[Operation, Status], Any]:
 
 
 def encode_each(objects: Iterable[Any] | None, count: int) -> list[list[memoryview]]:
-    """Pickle `count` objects; None stands for as many Nones.
+    """Pickle `count` objects.
+
+    Parameters
+    ----------
+    objects
+        The objects; large buffers in them are borrowed. None stands for as many Nones.
+    count
+        Number of objects that are needed: one for each rank.
+
+    Returns
+    -------
+    list
+        A blob for each object, as a list of its pieces.
 
     Raises
     ------
@@ -695,7 +1250,19 @@ def encode_each(objects: Iterable[Any] | None, count: int) -> list[list[memoryvi
 
 
 def decode_list(blobs: Any) -> list[Any] | None:
-    """Unpickle blobs; None where there is no blob, or no list of them."""
+    """Unpickle blobs.
+
+    Parameters
+    ----------
+    blobs
+        Blobs in rank order, with None where there is no blob; or None for no list of them. Large
+        arrays in the objects are views of the blobs.
+
+    Returns
+    -------
+    list or None
+        The objects, with None where there is no blob; None if there is no list.
+    """
     return (
         None if blobs is None else [None if blob is None else decode(whole(blob)) for blob in blobs]
     )

@@ -163,7 +163,22 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
         return self._state.name
 
     def Set_name(self, name: str) -> None:
-        """Name the communicator; a name is cut to 127 characters."""
+        """Name the communicator.
+
+        Parameters
+        ----------
+        name
+            The name, which is cut to 127 characters. It is local to this process.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: the communicator is null or has been freed.
+
+        References
+        ----------
+        MPI 4.1, section 7.8.
+        """
         self._live()
         self._state.name = name[: MAX_NAME - 1]
 
@@ -199,7 +214,23 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
         return super().Get_attr(keyval)
 
     def Set_info(self, info: Info) -> None:
-        """Set hints; unknown ones are kept and have no effect."""
+        """Set hints; unknown ones are kept and have no effect.
+
+        Parameters
+        ----------
+        info
+            Hints, which are copied and added to those that are set.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: the communicator is null or has been freed. ERR_ARG: `info` is null or has
+            been freed.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.4.
+        """
         self._live()
         self._state.info.update(info._table())
 
@@ -223,11 +254,21 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
     def Compare(self, comm: Comm) -> int:
         """Compare two communicators.
 
+        Parameters
+        ----------
+        comm
+            The other communicator.
+
         Returns
         -------
         int
             MPI.IDENT: the same communicator. MPI.CONGRUENT: the same ranks. MPI.SIMILAR: the same
             processes in another order. MPI.UNEQUAL: otherwise.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: one of them is null or has been freed.
 
         References
         ----------
@@ -342,7 +383,18 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
 
     @classmethod
     def Join(cls, fd: int) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported."""
+        """Raise `MissingError`: dynamic processes are not supported.
+
+        Parameters
+        ----------
+        fd
+            Not used.
+
+        Raises
+        ------
+        MissingError
+            Always.
+        """
         raise missing("Comm.Join (dynamic processes)")
 
     def Revoke(self) -> NoReturn:
@@ -358,15 +410,48 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
         raise missing("Comm.Get_failed (fault tolerance)")
 
     def Ack_failed(self, num_to_ack: int | None = None) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported."""
+        """Raise `MissingError`: fault tolerance is not supported.
+
+        Parameters
+        ----------
+        num_to_ack
+            Not used.
+
+        Raises
+        ------
+        MissingError
+            Always.
+        """
         raise missing("Comm.Ack_failed (fault tolerance)")
 
     def Agree(self, flag: int) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported."""
+        """Raise `MissingError`: fault tolerance is not supported.
+
+        Parameters
+        ----------
+        flag
+            Not used.
+
+        Raises
+        ------
+        MissingError
+            Always.
+        """
         raise missing("Comm.Agree (fault tolerance)")
 
     def Iagree(self, flag: Any) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported."""
+        """Raise `MissingError`: fault tolerance is not supported.
+
+        Parameters
+        ----------
+        flag
+            Not used.
+
+        Raises
+        ------
+        MissingError
+            Always.
+        """
         raise missing("Comm.Iagree (fault tolerance)")
 
     def Shrink(self) -> NoReturn:
@@ -398,6 +483,21 @@ def internal(comm: Comm) -> tuple[State, int]:
     """Return a duplicate that programs do not see, and the next tag to use in it.
 
     mpi4py.util calls it through `_commctx_intra`; it sends nothing.
+
+    Parameters
+    ----------
+    comm
+        The communicator that is duplicated, at the first call.
+
+    Returns
+    -------
+    tuple
+        The state of the duplicate, which all calls share, and a tag below TAG_UB.
+
+    Raises
+    ------
+    MPIException
+        ERR_COMM: the communicator is null or has been freed.
     """
     comm._live()
     state = comm._state

@@ -158,15 +158,90 @@ class CommConstructors(Attributed):
         return new
 
     def Dup_with_info(self: C, info: Info) -> C:
-        """Duplicate the communicator, with other hints; sends nothing."""
+        """Duplicate the communicator with additional hints, as `Dup`.
+
+        Parameters
+        ----------
+        info
+            Hints that are added to those of the communicator.
+
+        Returns
+        -------
+        Comm
+            A communicator of the same class, with the cached attributes whose keys copy.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: the communicator is null or has been freed. If a copy function fails: its code
+            if it raised MPI.Exception, else ERR_OTHER.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.2.
+        """
         return self.Dup(info)
 
     def Idup(self: C, info: Info | None = None) -> tuple[C, Request]:
-        """Duplicate the communicator; return it with a request that is complete."""
+        """Duplicate the communicator, and return it with a complete request.
+
+        Parameters
+        ----------
+        info
+            Hints that are added to those of the communicator.
+
+        Returns
+        -------
+        tuple
+            The duplicate, as of `Dup`, and a request that is complete.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: the communicator is null or has been freed. If a copy function fails: its code
+            if it raised MPI.Exception, else ERR_OTHER.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.2.
+        """
         return self.Dup(info), self._completed()
 
     def Idup_with_info(self: C, info: Info) -> tuple[C, Request]:
-        """Duplicate the communicator with other hints; return it with a complete request."""
+        """Duplicate the communicator with additional hints, and return it with a complete request.
+
+        Parameters
+        ----------
+        info
+            Hints that are added to those of the communicator.
+
+        Returns
+        -------
+        tuple
+            The duplicate, as of `Dup`, and a request that is complete.
+
+        Raises
+        ------
+        MPIException
+            ERR_COMM: the communicator is null or has been freed. If a copy function fails: its code
+            if it raised MPI.Exception, else ERR_OTHER.
+
+        Notes
+        -----
+        Sends nothing.
+
+        References
+        ----------
+        MPI 4.1, section 7.4.2.
+        """
         return self.Dup(info), self._completed()
 
     def _completed(self) -> Request:

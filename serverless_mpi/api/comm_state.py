@@ -43,7 +43,13 @@ _KIND_OF_TOPOLOGY = {Cart: Kind.CART, Graph: Kind.GRAPH, Dist: Kind.DIST_GRAPH}
 
 
 def null_handle(kind: Kind) -> Any:
-    """Make a null handle of the class of `kind`."""
+    """Make a null handle of the class of `kind`.
+
+    Parameters
+    ----------
+    kind
+        What the handle's communicators are; the module of its class must have been imported.
+    """
     return KINDS[kind]._of(None)
 
 
@@ -141,7 +147,14 @@ class State:
         return KINDS[self.kind]._of(self)
 
     def count(self, key: Any) -> int:
-        """Return how many times this was called for `key` before."""
+        """Return how many times this was called for `key` before.
+
+        Parameters
+        ----------
+        key
+            Names the counter; hashable. For calls that only some ranks make, it contains those
+            ranks.
+        """
         with self.lock:
             before = self.counters.get(key, 0)
             self.counters[key] = before + 1
