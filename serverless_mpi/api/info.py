@@ -64,7 +64,7 @@ class Info(Handle):
         Raises
         ------
         MPIException
-            ERR_INFO_KEY, ERR_INFO_VALUE: a key or a value is too long.
+            ERR_INFO_KEY: a key is empty or too long. ERR_INFO_VALUE: a value is too long.
         """
         self = cls._of_state(_State())
         if items is not None:
@@ -229,7 +229,7 @@ class Info(Handle):
         KeyError
             The handle is null.
         MPIException
-            ERR_INFO_KEY, ERR_INFO_VALUE: a key or a value is too long.
+            ERR_INFO_KEY: a key is empty or too long. ERR_INFO_VALUE: a value is too long.
         """
         self._writable("an info that is null cannot be set")
         pairs: Iterable[tuple[str, str]] = items.items() if hasattr(items, "items") else items
