@@ -606,6 +606,11 @@ class Datatype(Handle, Attributed, Packing):
         ----------
         r
             Decimal digits.
+
+        Raises
+        ------
+        MPIException
+            ERR_OTHER: no type has that precision or range.
         """
         return handle_of(cls, f90(COMBINER_F90_INTEGER, "i", 0, r, {"r": r}))
 
@@ -619,6 +624,11 @@ class Datatype(Handle, Attributed, Packing):
             Decimal digits; UNDEFINED for any.
         r
             Decimal exponent; UNDEFINED for any.
+
+        Raises
+        ------
+        MPIException
+            ERR_OTHER: no type has that precision or range.
         """
         return handle_of(cls, f90(COMBINER_F90_REAL, "f", p, r, {"p": p, "r": r}))
 
@@ -632,6 +642,11 @@ class Datatype(Handle, Attributed, Packing):
             Decimal digits; UNDEFINED for any.
         r
             Decimal exponent; UNDEFINED for any.
+
+        Raises
+        ------
+        MPIException
+            ERR_OTHER: no type has that precision or range.
         """
         return handle_of(cls, f90(COMBINER_F90_COMPLEX, "c", p, r, {"p": p, "r": r}))
 
