@@ -98,7 +98,17 @@ class Datatype(Handle, Attributed, Packing):
         return "MPI_DATATYPE_NULL" if self._ob is None else self._live.name
 
     def Set_name(self, name: str) -> None:
-        """Name the type; a name is cut to 127 characters."""
+        """Name the type; a name is cut to 127 characters.
+
+        Parameters
+        ----------
+        name
+            New name.
+
+        References
+        ----------
+        MPI 4.1, section 7.8.
+        """
         self._live.name = name[:_MOST_NAME]
 
     def Get_envelope(self) -> tuple[int, int, int, int, int]:
@@ -200,6 +210,11 @@ class Datatype(Handle, Attributed, Packing):
     @classmethod
     def fromcode(cls, code: str) -> Datatype:
         """Return the predefined type of a character code or type string, such as 'd' or 'f8'.
+
+        Parameters
+        ----------
+        code
+            Character code, or type string as in NumPy.
 
         Raises
         ------
@@ -574,27 +589,83 @@ class Datatype(Handle, Attributed, Packing):
 
     @classmethod
     def Get_value_index(cls, value: Datatype, index: Datatype) -> Datatype:
-        """Return the predefined (value, index) pair of two types; null if there is none."""
+        """Return the predefined (value, index) pair of two types; null if there is none.
+
+        Parameters
+        ----------
+        value, index
+            Predefined types of the value and of the index.
+        """
         return cls(pair_of(value._live, index._live))
 
     @classmethod
     def Create_f90_integer(cls, r: int) -> Datatype:
-        """Return the Fortran integer type of `r` decimal digits."""
+        """Return the Fortran integer type of `r` decimal digits.
+
+        Parameters
+        ----------
+        r
+            Decimal digits.
+
+        Raises
+        ------
+        MPIException
+            ERR_OTHER: no type has that precision or range.
+        """
         return handle_of(cls, f90(COMBINER_F90_INTEGER, "i", 0, r, {"r": r}))
 
     @classmethod
     def Create_f90_real(cls, p: int, r: int) -> Datatype:
-        """Return the Fortran real type of `p` decimal digits and exponents up to `r`."""
+        """Return the Fortran real type of `p` decimal digits and exponents up to `r`.
+
+        Parameters
+        ----------
+        p
+            Decimal digits; UNDEFINED for any.
+        r
+            Decimal exponent; UNDEFINED for any.
+
+        Raises
+        ------
+        MPIException
+            ERR_OTHER: no type has that precision or range.
+        """
         return handle_of(cls, f90(COMBINER_F90_REAL, "f", p, r, {"p": p, "r": r}))
 
     @classmethod
     def Create_f90_complex(cls, p: int, r: int) -> Datatype:
-        """Return the Fortran complex type of `p` decimal digits and exponents up to `r`."""
+        """Return the Fortran complex type of `p` decimal digits and exponents up to `r`.
+
+        Parameters
+        ----------
+        p
+            Decimal digits; UNDEFINED for any.
+        r
+            Decimal exponent; UNDEFINED for any.
+
+        Raises
+        ------
+        MPIException
+            ERR_OTHER: no type has that precision or range.
+        """
         return handle_of(cls, f90(COMBINER_F90_COMPLEX, "c", p, r, {"p": p, "r": r}))
 
     @classmethod
     def Match_size(cls, typeclass: int, size: int) -> Datatype:
-        """Return the Fortran type of a class (MPI.TYPECLASS_INTEGER, ...) and a size in bytes."""
+        """Return the Fortran type of a class (MPI.TYPECLASS_INTEGER, ...) and a size in bytes.
+
+        Parameters
+        ----------
+        typeclass
+            TYPECLASS_INTEGER, TYPECLASS_REAL or TYPECLASS_COMPLEX.
+        size
+            Size in bytes.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: there is no such type.
+        """
         return cls(of_size(typeclass, size))
 
 

@@ -186,7 +186,13 @@ class TypeState:
         return self.made.runs()
 
     def count_of(self, nbytes: int) -> int:
-        """Return the elements in `nbytes`; UNDEFINED if that is not a whole number."""
+        """Return the elements in `nbytes`; UNDEFINED if that is not a whole number.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes of data, such as those of a message.
+        """
         size = self.layout.size
         if size == 0:
             return 0 if nbytes == 0 else UNDEFINED
@@ -194,7 +200,13 @@ class TypeState:
         return UNDEFINED if rest else count
 
     def elements_of(self, nbytes: int) -> int:
-        """Return the basic elements in `nbytes`; UNDEFINED if that is not a whole number."""
+        """Return the basic elements in `nbytes`; UNDEFINED if that is not a whole number.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes of data, such as those of a message.
+        """
         size = self.layout.size
         if size == 0:
             return 0 if nbytes == 0 else UNDEFINED
@@ -210,7 +222,13 @@ class TypeState:
         return UNDEFINED if rest else elements
 
     def bytes_of(self, elements: int) -> int:
-        """Return the bytes of so many basic elements."""
+        """Return the bytes of so many basic elements.
+
+        Parameters
+        ----------
+        elements
+            Number of basic elements, in type-map order.
+        """
         basics = self.basics()
         each = sum(many for _, many in basics)
         if not each:

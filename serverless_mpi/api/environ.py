@@ -63,7 +63,18 @@ def Init() -> None:
 
 
 def Init_thread(required: int = THREAD_MULTIPLE) -> int:
-    """Return the provided level of thread support: THREAD_MULTIPLE."""
+    """Return the provided level of thread support: THREAD_MULTIPLE.
+
+    Parameters
+    ----------
+    required
+        Not used.
+
+    Raises
+    ------
+    MPIException
+        ERR_OTHER: MPI has been finalized.
+    """
     Init()
     return THREAD_MULTIPLE
 
@@ -149,7 +160,13 @@ def Get_hw_resource_info() -> _Info:
 
 
 def Pcontrol(level: int) -> None:
-    """Do nothing: a hint for profilers."""
+    """Do nothing: a hint for profilers.
+
+    Parameters
+    ----------
+    level
+        Not used.
+    """
 
 
 def _set_abort_status(status: int) -> None:
@@ -199,7 +216,13 @@ def _primes(number: int) -> list[int]:
 
 
 def at_exit(register: Callable[[Callable[[], None]], object] = atexit.register) -> None:
-    """Finalize when the interpreter ends, as mpi4py does."""
+    """Finalize when the interpreter ends, as mpi4py does.
+
+    Parameters
+    ----------
+    register
+        Registers a function that the interpreter calls when it ends.
+    """
     register(_finalize_at_exit)
 
 

@@ -127,10 +127,19 @@ class Guarded:
     def Set_errhandler(self, errhandler: Errhandler) -> None:
         """Set the object's error handler.
 
+        Parameters
+        ----------
+        errhandler
+            Error handler, which must not be null.
+
         Raises
         ------
         MPIException
             ERR_ERRHANDLER: the handler is null.
+
+        References
+        ----------
+        MPI 4.1, section 9.3.
         """
         self._check_live()
         if not errhandler:
@@ -139,7 +148,13 @@ class Guarded:
         _arm(self, errhandler._ob)
 
     def Call_errhandler(self, errorcode: int) -> None:
-        """Call the error handler with an error; ERRORS_RETURN does nothing."""
+        """Call the error handler with an error; ERRORS_RETURN does nothing.
+
+        Parameters
+        ----------
+        errorcode
+            Error code that the handler is called with.
+        """
         self._check_live()
         _call(getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob, self, errorcode, None)
 
@@ -211,7 +226,22 @@ def Add_error_class() -> int:
 
 
 def Add_error_code(errorclass: int) -> int:
-    """Add an error code to a class and return it."""
+    """Add an error code to a class and return it.
+
+    Parameters
+    ----------
+    errorclass
+        Error class, of MPI or added by the program.
+
+    Raises
+    ------
+    MPIException
+        ERR_OTHER: `errorclass` does not exist.
+
+    References
+    ----------
+    MPI 4.1, section 9.5.
+    """
     global _last
     if not _known(errorclass):
         _refuse(errorclass, "is not an error class")
@@ -222,7 +252,24 @@ def Add_error_code(errorclass: int) -> int:
 
 
 def Add_error_string(errorcode: int, string: str) -> None:
-    """Set the text of an error code or class that the program added."""
+    """Set the text of an error code or class that the program added.
+
+    Parameters
+    ----------
+    errorcode
+        Error code or class that the program added.
+    string
+        Text; it replaces an earlier one.
+
+    Raises
+    ------
+    MPIException
+        ERR_ARG: `errorcode` does not exist. ERR_OTHER: it was not added by the program.
+
+    References
+    ----------
+    MPI 4.1, section 9.5.
+    """
     if errorcode not in _codes and not _known(errorcode):
         raise MPIException(ERR_ARG, f"{errorcode} is not an error code")
     if errorcode not in _codes:
@@ -231,7 +278,22 @@ def Add_error_string(errorcode: int, string: str) -> None:
 
 
 def Remove_error_class(errorclass: int) -> None:
-    """Remove an error class that has no codes and no text."""
+    """Remove an error class that has no codes and no text.
+
+    Parameters
+    ----------
+    errorclass
+        Error class that the program added.
+
+    Raises
+    ------
+    MPIException
+        ERR_OTHER: `errorclass` was not added by the program, or still has codes or a text.
+
+    References
+    ----------
+    MPI 4.1, section 9.5.
+    """
     if _codes.get(errorclass) != errorclass:
         _refuse(errorclass, "is not an error class of the program")
     if any(code != errorclass and of == errorclass for code, of in _codes.items()):
@@ -240,14 +302,44 @@ def Remove_error_class(errorclass: int) -> None:
 
 
 def Remove_error_code(errorcode: int) -> None:
-    """Remove an error code that has no text."""
+    """Remove an error code that has no text.
+
+    Parameters
+    ----------
+    errorcode
+        Error code that the program added; not a class.
+
+    Raises
+    ------
+    MPIException
+        ERR_OTHER: `errorcode` was not added by the program, is a class, or still has a text.
+
+    References
+    ----------
+    MPI 4.1, section 9.5.
+    """
     if errorcode not in _codes or _codes[errorcode] == errorcode:
         _refuse(errorcode, "is not an error code of the program")
     _remove(errorcode)
 
 
 def Remove_error_string(errorcode: int) -> None:
-    """Remove the text of an error code or class."""
+    """Remove the text of an error code or class.
+
+    Parameters
+    ----------
+    errorcode
+        Error code or class that the program added.
+
+    Raises
+    ------
+    MPIException
+        ERR_ARG: `errorcode` does not exist. ERR_OTHER: it was not added by the program.
+
+    References
+    ----------
+    MPI 4.1, section 9.5.
+    """
     if errorcode not in _codes and not _known(errorcode):
         raise MPIException(ERR_ARG, f"{errorcode} is not an error code")
     if errorcode not in _codes:
@@ -274,12 +366,24 @@ def _refuse(errorcode: int, why: str) -> NoReturn:
 
 
 def Get_error_class(errorcode: int) -> int:
-    """Return the class of an error code."""
+    """Return the class of an error code.
+
+    Parameters
+    ----------
+    errorcode
+        Error code, of MPI or added by the program.
+    """
     return MPIException(errorcode).Get_error_class()
 
 
 def Get_error_string(errorcode: int) -> str:
-    """Return the text of an error code."""
+    """Return the text of an error code.
+
+    Parameters
+    ----------
+    errorcode
+        Error code or class, of MPI or added by the program.
+    """
     return MPIException(errorcode).Get_error_string()
 
 

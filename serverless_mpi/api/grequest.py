@@ -69,10 +69,25 @@ class Grequest(Request):
         args: tuple[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
     ) -> Grequest:
-        """A new one.
+        """Start a generalized request.
 
         query_fn(status, *args, **kwargs) fills the status, free_fn(*args, **kwargs) is called at
         the end, cancel_fn(completed, *args, **kwargs) when it is cancelled.
+
+        Parameters
+        ----------
+        query_fn
+            Called to fill the status; None for nothing.
+        free_fn
+            Called at the end; None for nothing.
+        cancel_fn
+            Called when the request is cancelled; None for nothing.
+        args, kwargs
+            Further arguments of the three functions.
+
+        References
+        ----------
+        MPI 4.1, section 13.2.
         """
         general = _General(query_fn, free_fn, cancel_fn, tuple(args or ()), dict(kwargs or {}))
         request: Grequest = cls._of_state(general)
@@ -83,7 +98,18 @@ class Grequest(Request):
         self.complete()
 
     def complete(self, obj: Any = None) -> None:
-        """Mark the request as done; `wait` returns `obj`."""
+        """Mark the request as done; `wait` returns `obj`.
+
+        Parameters
+        ----------
+        obj
+            Result of the request.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: the request is null or over.
+        """
         pending = self._ob
         if not isinstance(pending, _General) or pending.operation is None:
             raise MPIException(ERR_REQUEST, "the request is null or over")

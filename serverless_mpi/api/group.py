@@ -114,7 +114,17 @@ class Group(Handle):
         return ranks[rank]
 
     def Compare(self, group: Group) -> int:
-        """Return MPI.IDENT, MPI.SIMILAR (other order) or MPI.UNEQUAL."""
+        """Return MPI.IDENT, MPI.SIMILAR (other order) or MPI.UNEQUAL.
+
+        Parameters
+        ----------
+        group
+            Group to compare with.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.1.
+        """
         a, b = self._live(), group._live()
         return IDENT if a == b else SIMILAR if set(a) == set(b) else UNEQUAL
 
@@ -124,7 +134,17 @@ class Group(Handle):
 
     @classmethod
     def Union(cls, group1: Group, group2: Group) -> Group:
-        """Return the processes of the first group, then those only in the second."""
+        """Return the processes of the first group, then those only in the second.
+
+        Parameters
+        ----------
+        group1, group2
+            Groups to join.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.2.
+        """
         a = group1._live()
         return cls._of(
             [*a, *(rank for rank in group2._live() if rank not in a)], *_seen(group1, group2)
@@ -132,7 +152,17 @@ class Group(Handle):
 
     @classmethod
     def Intersection(cls, group1: Group, group2: Group) -> Group:
-        """Return the processes of the first group that are in the second."""
+        """Return the processes of the first group that are in the second.
+
+        Parameters
+        ----------
+        group1, group2
+            Groups to intersect; the first gives the order.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.2.
+        """
         b = set(group2._live())
         return cls._of([rank for rank in group1._live() if rank in b], *_seen(group1, group2))
 
@@ -140,17 +170,36 @@ class Group(Handle):
 
     @classmethod
     def Difference(cls, group1: Group, group2: Group) -> Group:
-        """Return the processes of the first group that are not in the second."""
+        """Return the processes of the first group that are not in the second.
+
+        Parameters
+        ----------
+        group1, group2
+            Group to take processes from, and group of the processes to omit.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.2.
+        """
         b = set(group2._live())
         return cls._of([rank for rank in group1._live() if rank not in b], *_seen(group1, group2))
 
     def Incl(self, ranks: Sequence[int]) -> Group:
         """Return the group of the processes of `ranks`, in that order.
 
+        Parameters
+        ----------
+        ranks
+            Ranks in this group.
+
         Raises
         ------
         MPIException
             ERR_RANK: a rank is not in the group, or is given twice.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.2.
         """
         members = [self._world(rank) for rank in ranks]
         if len(set(members)) != len(members):
@@ -160,10 +209,19 @@ class Group(Handle):
     def Excl(self, ranks: Sequence[int]) -> Group:
         """Return the group without the processes of `ranks`.
 
+        Parameters
+        ----------
+        ranks
+            Ranks in this group, each at most once.
+
         Raises
         ------
         MPIException
             ERR_RANK: a rank is not in the group. ERR_OTHER: a rank is given twice.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.2.
         """
         excluded = {self._world(rank) for rank in ranks}
         if len(excluded) != len(ranks):
@@ -181,12 +239,40 @@ class Group(Handle):
         return self.Incl(_expand(ranks, len(self._live())))
 
     def Range_excl(self, ranks: Sequence[tuple[int, int, int]]) -> Group:
-        """Return the group without the processes of (first, last, stride) ranges."""
+        """Return the group without the processes of (first, last, stride) ranges.
+
+        Parameters
+        ----------
+        ranks
+            (first, last, stride) of each range; the last rank is included.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: a range has the stride 0 or does not lie in the group. ERR_OTHER: a rank is
+            given twice.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.2.
+        """
         return self.Excl(_expand(ranks, len(self._live())))
 
     @classmethod
     def Create_from_session_pset(cls, session: Any, pset_name: str) -> Group:
-        """Return the group of a process set of a session."""
+        """Return the group of a process set of a session.
+
+        Parameters
+        ----------
+        session
+            Session that has the process set.
+        pset_name
+            Name of the process set.
+
+        References
+        ----------
+        MPI 4.1, section 7.3.2.
+        """
         return cls(session.Create_group(pset_name))
 
     def Free(self) -> None:

@@ -30,7 +30,13 @@ def _number(state: Any) -> int:
 
 
 def forget(state: Any) -> None:
-    """Remove the number of a state that has been freed."""
+    """Remove the number of a state that has been freed.
+
+    Parameters
+    ----------
+    state
+        State of the freed object; without effect if it has no number.
+    """
     if _numbered:
         _states.pop(_numbered.pop(id(state), 0), None)
 
@@ -117,6 +123,11 @@ class Handle:
     def fromhandle(cls, handle: int) -> Any:
         """Return a handle to the object of that number.
 
+        Parameters
+        ----------
+        handle
+            Number from `handle`; 0 for a null handle.
+
         Raises
         ------
         ValueError
@@ -135,7 +146,18 @@ class Handle:
 
     @classmethod
     def fromint(cls, arg: int, /) -> Any:
-        """Return a handle to the object of that number."""
+        """Return a handle to the object of that number.
+
+        Parameters
+        ----------
+        arg
+            Number from `toint`; 0 for a null handle.
+
+        Raises
+        ------
+        ValueError
+            No object has that number.
+        """
         return cls.fromhandle(arg)
 
     def py2f(self) -> int:
@@ -144,7 +166,18 @@ class Handle:
 
     @classmethod
     def f2py(cls, arg: int) -> Any:
-        """Return a handle to the object of that Fortran handle."""
+        """Return a handle to the object of that Fortran handle.
+
+        Parameters
+        ----------
+        arg
+            Number from `py2f`; 0 for a null handle.
+
+        Raises
+        ------
+        ValueError
+            No object has that number.
+        """
         return cls.fromhandle(arg)
 
 
@@ -153,13 +186,34 @@ class Handle:
 
 
 def handle_of(cls: type[H], state: Any) -> H:
-    """Make a handle of class `cls` to `state`; a null handle for None."""
+    """Make a handle of class `cls` to `state`; a null handle for None.
+
+    Parameters
+    ----------
+    cls
+        Class of the handle.
+    state
+        State that the handle refers to; None for a null handle.
+    """
     handle: H = cls._of_state(state)
     return handle
 
 
 def name_constant(handle: H, label: str) -> H:
-    """Make `handle` the constant `MPI.<label>`, which pickles by that name."""
+    """Make `handle` the constant `MPI.<label>`, which pickles by that name.
+
+    Parameters
+    ----------
+    handle
+        Handle of the constant; a null handle becomes the null handle of its class.
+    label
+        Name in `MPI`.
+
+    Returns
+    -------
+    Handle
+        `handle` itself.
+    """
     handle._label = label
     if handle._ob is None:
         handle._family[0]._null = handle

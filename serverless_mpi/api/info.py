@@ -54,7 +54,18 @@ class Info(Handle):
 
     @classmethod
     def Create(cls, items: _Items = None) -> Info:
-        """Make a table with `items` in it."""
+        """Make a table with `items` in it.
+
+        Parameters
+        ----------
+        items
+            Mapping, or iterable of (key, value) pairs; None for an empty table.
+
+        Raises
+        ------
+        MPIException
+            ERR_INFO_KEY: a key is empty or too long. ERR_INFO_VALUE: a value is too long.
+        """
         self = cls._of_state(_State())
         if items is not None:
             self.update(items)
@@ -62,7 +73,13 @@ class Info(Handle):
 
     @classmethod
     def Create_env(cls, args: Sequence[str] | None = None) -> Info:
-        """Make a table with the items of INFO_ENV."""
+        """Make a table with the items of INFO_ENV.
+
+        Parameters
+        ----------
+        args
+            Not used.
+        """
         return cls._of_state(_State(INFO_ENV._table()))  # type: ignore[no-any-return]
 
     def Free(self) -> None:
@@ -79,11 +96,22 @@ class Info(Handle):
         return type(self)._of_state(_State(self._table()))  # type: ignore[no-any-return]
 
     def Get(self, key: str) -> str | None:
-        """Return the value of a key, or None."""
+        """Return the value of a key, or None.
+
+        Parameters
+        ----------
+        key
+            Key to look up.
+        """
         return self._table().get(_check_key(key))
 
     def Set(self, key: str, value: str) -> None:
         """Set the value of a key.
+
+        Parameters
+        ----------
+        key, value
+            Key and its new value; an earlier value is replaced.
 
         Raises
         ------
@@ -99,7 +127,13 @@ class Info(Handle):
         table[_check_key(key)] = value
 
     def Delete(self, key: str) -> None:
-        """Delete a key; ERR_INFO_NOKEY if it does not exist."""
+        """Delete a key; ERR_INFO_NOKEY if it does not exist.
+
+        Parameters
+        ----------
+        key
+            Key to delete.
+        """
         table = self._table()
         if _check_key(key) not in table:
             raise MPIException(ERR_INFO_NOKEY, f"the info has no key {key!r}")
@@ -110,7 +144,18 @@ class Info(Handle):
         return len(self._table())
 
     def Get_nthkey(self, n: int) -> str:
-        """Return the n-th key."""
+        """Return the n-th key.
+
+        Parameters
+        ----------
+        n
+            Number of the key, from 0, in the order of insertion.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: there is no such key.
+        """
         table = self._table()
         if not 0 <= n < len(table):
             raise MPIException(ERR_ARG, f"key number {n} is outside 0..{len(table) - 1}")
@@ -148,7 +193,15 @@ class Info(Handle):
         del self._writable(item)[item]
 
     def get(self, key: str, default: str | None = None) -> str | None:
-        """Return the value of a key, or `default`."""
+        """Return the value of a key, or `default`.
+
+        Parameters
+        ----------
+        key
+            Key to look up; a null handle has none.
+        default
+            Returned if the key does not exist.
+        """
         return self._own().get(key, default)
 
     def keys(self) -> list[str]:
@@ -164,14 +217,38 @@ class Info(Handle):
         return list(self._own().items())
 
     def update(self, items: _Items = (), **kwds: str) -> None:
-        """Set the values of `items` and of keyword arguments."""
+        """Set the values of `items` and of keyword arguments.
+
+        Parameters
+        ----------
+        items
+            Mapping, or iterable of (key, value) pairs.
+
+        Raises
+        ------
+        KeyError
+            The handle is null.
+        MPIException
+            ERR_INFO_KEY: a key is empty or too long. ERR_INFO_VALUE: a value is too long.
+        """
         self._writable("an info that is null cannot be set")
         pairs: Iterable[tuple[str, str]] = items.items() if hasattr(items, "items") else items
         for key, value in (*pairs, *kwds.items()):
             self.Set(key, value)
 
     def pop(self, key: str, *default: str) -> str:
-        """Delete a key and return its value, or `default`."""
+        """Delete a key and return its value, or `default`.
+
+        Parameters
+        ----------
+        key
+            Key to delete.
+
+        Raises
+        ------
+        KeyError
+            The key does not exist and no default is given.
+        """
         return self._own().pop(key, *default)
 
     def popitem(self) -> tuple[str, str]:

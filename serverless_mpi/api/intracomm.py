@@ -159,7 +159,19 @@ class Intracomm(Comm):
         return KINDS[Kind.CART]._of(self._shaped(cart, cart.size, "cart"))
 
     def Cart_map(self, dims: Sequence[int], periods: Sequence[bool] | None = None) -> int:
-        """Return the rank that this process would have in such a grid, or MPI.UNDEFINED."""
+        """Return the rank that this process would have in such a grid, or MPI.UNDEFINED.
+
+        Parameters
+        ----------
+        dims
+            Processes in each dimension.
+        periods
+            Whether each dimension is periodic: one value for all, or one per dimension.
+
+        References
+        ----------
+        MPI 4.1, section 8.5.8.
+        """
         self._live()
         cart = Cart.made(dims, periods, len(self._state.ranks), mapping=True)
         return self._state.rank if self._state.rank < cart.size else UNDEFINED
@@ -189,7 +201,17 @@ class Intracomm(Comm):
         return KINDS[Kind.GRAPH]._of(self._shaped(graph, graph.size, "graph"))
 
     def Graph_map(self, index: Sequence[int], edges: Sequence[int]) -> int:
-        """Return the rank that this process would have in such a graph, or MPI.UNDEFINED."""
+        """Return the rank that this process would have in such a graph, or MPI.UNDEFINED.
+
+        Parameters
+        ----------
+        index, edges
+            The neighbours of node i are edges[index[i-1]:index[i]].
+
+        References
+        ----------
+        MPI 4.1, section 8.5.8.
+        """
         self._live()
         graph = Graph.made(index, edges, len(self._state.ranks))
         return self._state.rank if self._state.rank < graph.size else UNDEFINED
@@ -371,7 +393,18 @@ class Intracomm(Comm):
         root: int = 0,
         errcodes: list[int] | None = None,
     ) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported."""
+        """Raise `MissingError`: dynamic processes are not supported.
+
+        Parameters
+        ----------
+        command, args, maxprocs, info, root, errcodes
+            Not used.
+
+        Raises
+        ------
+        MissingError
+            Always.
+        """
         raise missing("Intracomm.Spawn (dynamic processes)")
 
     def Spawn_multiple(
@@ -383,15 +416,48 @@ class Intracomm(Comm):
         root: int = 0,
         errcodes: list[list[int]] | None = None,
     ) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported."""
+        """Raise `MissingError`: dynamic processes are not supported.
+
+        Parameters
+        ----------
+        command, args, maxprocs, info, root, errcodes
+            Not used.
+
+        Raises
+        ------
+        MissingError
+            Always.
+        """
         raise missing("Intracomm.Spawn_multiple (dynamic processes)")
 
     def Accept(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported."""
+        """Raise `MissingError`: dynamic processes are not supported.
+
+        Parameters
+        ----------
+        port_name, info, root
+            Not used.
+
+        Raises
+        ------
+        MissingError
+            Always.
+        """
         raise missing("Intracomm.Accept (dynamic processes)")
 
     def Connect(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported."""
+        """Raise `MissingError`: dynamic processes are not supported.
+
+        Parameters
+        ----------
+        port_name, info, root
+            Not used.
+
+        Raises
+        ------
+        MissingError
+            Always.
+        """
         raise missing("Intracomm.Connect (dynamic processes)")
 
 
@@ -401,7 +467,15 @@ _from_nothing: weakref.WeakKeyDictionary[Runtime, Counter[Any]] = weakref.WeakKe
 
 
 def from_nothing(runtime: Runtime, facts: tuple[Any, ...]) -> int:
-    """Return how often a communicator was made from `facts` without a parent before."""
+    """Return how often a communicator was made from `facts` without a parent before.
+
+    Parameters
+    ----------
+    runtime
+        Runtime of the calling rank; each has its own counts.
+    facts
+        What the communicator is made from; hashable.
+    """
     counters = _from_nothing.setdefault(runtime, Counter())
     counters[facts] += 1
     return counters[facts] - 1
@@ -433,7 +507,13 @@ COMM_SELF = _predefined("COMM_SELF", CONTEXT_SELF, lambda runtime: (runtime.rank
 
 
 def world_of(runtime: Runtime) -> Intracomm:
-    """Return COMM_WORLD of a runtime that is not the process's own: for ranks that are threads."""
+    """Return COMM_WORLD of a runtime that is not the process's own: for ranks that are threads.
+
+    Parameters
+    ----------
+    runtime
+        Runtime of the rank.
+    """
     return Intracomm._of(State(runtime, CONTEXT_WORLD, range(runtime.size), "MPI_COMM_WORLD"))
 
 

@@ -59,7 +59,17 @@ class Strides(NamedTuple):
 
     @classmethod
     def merged(cls, first: int, dimensions: Iterable[tuple[int, int]], run: int) -> Strides:
-        """Return the same bytes in the same order with the fewest dimensions."""
+        """Return the same bytes in the same order with the fewest dimensions.
+
+        Parameters
+        ----------
+        first
+            Offset of the first run, in bytes.
+        dimensions
+            (count, step in bytes) of each dimension, outermost first.
+        run
+            Bytes of a run.
+        """
         kept: list[tuple[int, int]] = []  # innermost first
         for many, step in reversed(tuple(dimensions)):
             if many == 1:
@@ -73,7 +83,15 @@ class Strides(NamedTuple):
         return cls(first, tuple(reversed(kept)), run)
 
     def repeated(self, offset: int, dimensions: Dimensions) -> Strides:
-        """Return the strides of elements with these strides, repeated along outer dimensions."""
+        """Return the strides of elements with these strides, repeated along outer dimensions.
+
+        Parameters
+        ----------
+        offset
+            Bytes to add to the offset of the first run.
+        dimensions
+            (count, step in bytes) of the outer dimensions, outermost first.
+        """
         return self.merged(self.first + offset, (*dimensions, *self.dimensions), self.run)
 
 
@@ -167,7 +185,15 @@ class Layout:
 
     @classmethod
     def run(cls, nbytes: int, align: int) -> Layout:
-        """Return the layout of `nbytes` consecutive bytes."""
+        """Return the layout of `nbytes` consecutive bytes.
+
+        Parameters
+        ----------
+        nbytes
+            Number of bytes; also the extent.
+        align
+            Alignment in bytes.
+        """
         return cls(nbytes, (0, nbytes), (0, nbytes), align, None, Strides(0, (), nbytes))
 
     @classmethod
@@ -212,7 +238,13 @@ class Layout:
         )
 
     def bounded(self, lb: int, ub: int) -> Layout:
-        """Return the layout of the same data between other bounds."""
+        """Return the layout of the same data between other bounds.
+
+        Parameters
+        ----------
+        lb, ub
+            Lower and upper bound of an element, in bytes.
+        """
         return Layout(
             self.size,
             (lb, ub),
@@ -226,6 +258,13 @@ class Layout:
         """Return the strides of elements that repeat along `dimensions`; None if irregular.
 
         Looks at what is known without computing pieces.
+
+        Parameters
+        ----------
+        offset
+            Offset of the first element, in bytes.
+        dimensions
+            (count, step in bytes) of each dimension, outermost first.
         """
         known = self._known_strides
         return None if known is None else known.repeated(offset, dimensions)
@@ -286,7 +325,13 @@ class Layout:
         return elements
 
     def overlaps(self, count: int) -> bool:
-        """Return whether `count` elements have a byte twice; nothing can be received into them."""
+        """Return whether `count` elements have a byte twice; nothing can be received into them.
+
+        Parameters
+        ----------
+        count
+            Number of elements, one extent apart.
+        """
         if not count or not self.size:
             return False
         strides = self.strides
@@ -306,14 +351,26 @@ class Layout:
     # --- packing ---------------------------------------------------------------
 
     def span(self, count: int) -> tuple[int, int]:
-        """Return the first and last byte (exclusive) that `count` elements at address 0 touch."""
+        """Return the first and last byte (exclusive) that `count` elements at address 0 touch.
+
+        Parameters
+        ----------
+        count
+            Number of elements, one extent apart.
+        """
         if count == 0 or not self.size:
             return 0, 0
         last = (count - 1) * self.extent
         return self.true_lb + min(0, last), self.true_ub + max(0, last)
 
     def is_dense(self, count: int) -> bool:
-        """Return whether `count` elements are one run of bytes from their address on."""
+        """Return whether `count` elements are one run of bytes from their address on.
+
+        Parameters
+        ----------
+        count
+            Number of elements, one extent apart.
+        """
         if self.dense or not self.size:
             return True
         if count != 1 or self.true_lb or self.true_ub != self.size:
@@ -379,7 +436,20 @@ class Layout:
 
 
 def too_long(nbytes: int, capacity: int) -> MPIException:
-    """Return the error of a message that is longer than its buffer."""
+    """Return the error of a message that is longer than its buffer.
+
+    Parameters
+    ----------
+    nbytes
+        Bytes of the message.
+    capacity
+        Bytes of the buffer.
+
+    Returns
+    -------
+    MPIException
+        ERR_TRUNCATE; it is not raised.
+    """
     return MPIException(
         ERR_TRUNCATE, f"a message of {nbytes} bytes does not fit in {capacity} bytes"
     )

@@ -57,7 +57,26 @@ class Message(Handle):
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Message:
-        """Wait for a message and take it out of matching, as `comm.mprobe`."""
+        """Wait for a message and take it out of matching, as `comm.mprobe`.
+
+        Parameters
+        ----------
+        comm
+            Communicator to probe.
+        source, tag
+            Rank and tag to match; ANY_SOURCE and ANY_TAG match every one.
+        status
+            Filled with the source, tag and size of the message; None if not needed.
+
+        Returns
+        -------
+        Message
+            A handle to the message; MESSAGE_NO_PROC if `source` is PROC_NULL.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.2.
+        """
         return comm.mprobe(source, tag, status)
 
     @classmethod
@@ -68,7 +87,27 @@ class Message(Handle):
         tag: int = ANY_TAG,
         status: Status | None = None,
     ) -> Message | None:
-        """Take a message out of matching if there is one, as `comm.improbe`."""
+        """Take a message out of matching if there is one, as `comm.improbe`.
+
+        Parameters
+        ----------
+        comm
+            Communicator to probe.
+        source, tag
+            Rank and tag to match; ANY_SOURCE and ANY_TAG match every one.
+        status
+            Filled with the source, tag and size of the message, if there is one; None if not
+            needed.
+
+        Returns
+        -------
+        Message or None
+            A handle to the message; None if no message matches.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.2.
+        """
         return comm.improbe(source, tag, status)
 
     Probe = probe
@@ -91,7 +130,23 @@ class Message(Handle):
 
     @uninterrupted
     def recv(self, status: Status | None = None) -> Any:
-        """Receive the message as a Python object; the handle becomes null."""
+        """Receive the message as a Python object; the handle becomes null.
+
+        Parameters
+        ----------
+        status
+            Filled with the source, tag and size of the message; None if not needed.
+
+        Returns
+        -------
+        object
+            The received object.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: the handle is null, or the message has been received.
+        """
         return complete_receive(self._start(as_object), status)
 
     def irecv(self) -> Request:
@@ -102,20 +157,56 @@ class Message(Handle):
     def Recv(self, buf: BufSpec, status: Status | None = None) -> None:
         """Receive the message into a buffer; the handle becomes null.
 
+        Parameters
+        ----------
+        buf
+            Buffer that the message is received into.
+        status
+            Filled with the source, tag and size of the message; None if not needed.
+
         Raises
         ------
         MPIException
             ERR_TRUNCATE: the message is longer than the buffer. ERR_REQUEST: it has been received.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.3.
         """
         complete_receive(self.Irecv(buf), status)
 
     def Irecv(self, buf: BufSpec) -> Request:
-        """Start receiving the message into a buffer; the handle becomes null."""
+        """Start receiving the message into a buffer; the handle becomes null.
+
+        Parameters
+        ----------
+        buf
+            Buffer that the message is received into; borrowed until the request completes.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: the handle is null, or the message has been received.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.3.
+        """
         return self._start(*receive_target(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
 
 
 def matched_message(runtime: Runtime, places: Mapping[int, int], incoming: Incoming) -> Message:
-    """Make a handle to a message that a matched probe has taken."""
+    """Make a handle to a message that a matched probe has taken.
+
+    Parameters
+    ----------
+    runtime
+        Runtime that receives the message.
+    places
+        Rank in the communicator of each world rank.
+    incoming
+        Message that the probe took.
+    """
     return handle_of(Message, _Matched(runtime, places, incoming))
 
 

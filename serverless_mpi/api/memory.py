@@ -146,7 +146,20 @@ class buffer(np.ndarray[Any, Any]):
 
     @staticmethod
     def frombuffer(obj: Any, readonly: bool = False) -> buffer:
-        """Return a view of an object's memory, writable unless `readonly`."""
+        """Return a view of an object's memory, writable unless `readonly`.
+
+        Parameters
+        ----------
+        obj
+            Object whose memory is viewed without a copy; the buffer keeps a reference to it.
+        readonly
+            Whether the view is read-only.
+
+        Raises
+        ------
+        TypeError
+            `obj` is None.
+        """
         self = buffer._viewing(obj, readonly)
         if readonly:
             self.flags.writeable = False
@@ -164,7 +177,22 @@ class buffer(np.ndarray[Any, Any]):
 
     @staticmethod
     def fromaddress(address: int, nbytes: int, readonly: bool = False) -> buffer:
-        """Return a view of memory at an address, which must stay valid while the buffer is used."""
+        """Return a view of memory at an address, which must stay valid while the buffer is used.
+
+        Parameters
+        ----------
+        address
+            Address of the first byte.
+        nbytes
+            Number of bytes.
+        readonly
+            Whether the buffer is read-only.
+
+        Raises
+        ------
+        ValueError
+            `nbytes` is negative, or is not 0 at address 0.
+        """
         if nbytes < 0:
             raise ValueError(f"a number of bytes cannot be {nbytes}")
         if not address and nbytes:
@@ -174,12 +202,41 @@ class buffer(np.ndarray[Any, Any]):
         return self
 
     def cast(self, format: str, shape: Any = None) -> memoryview:
-        """Return the bytes as numbers of a format of the struct module, in a shape."""
+        """Return the bytes as numbers of a format of the struct module, in a shape.
+
+        Parameters
+        ----------
+        format
+            Format of a number, as in the struct module.
+        shape
+            Shape of the result; None for one dimension.
+
+        Returns
+        -------
+        memoryview
+            A view of the memory, not a copy.
+
+        Raises
+        ------
+        BufferError
+            The memory is on a device.
+        """
         view = self._touch()
         return view.cast(format) if shape is None else view.cast(format, shape)  # type: ignore[call-overload,no-any-return]
 
     def tobytes(self, order: str | None = None) -> bytes:
-        """Return a copy of the bytes."""
+        """Return a copy of the bytes.
+
+        Parameters
+        ----------
+        order
+            Not used.
+
+        Raises
+        ------
+        BufferError
+            The memory is on a device.
+        """
         return self._touch().tobytes()
 
     def toreadonly(self) -> buffer:
@@ -275,7 +332,13 @@ def _integer(item: Any) -> int:
 
 
 def on_device(obj: Any) -> bool:
-    """Return whether the object states that its memory is on a GPU."""
+    """Return whether the object states that its memory is on a GPU.
+
+    Parameters
+    ----------
+    obj
+        Any object; only its attributes for DLPack and CUDA are read.
+    """
     if isinstance(obj, (bytes, bytearray, memoryview, np.ndarray)):
         return False
     if hasattr(obj, "__dlpack_device__"):
@@ -329,6 +392,13 @@ def numbers(obj: object, readonly: bool) -> memoryview | None:
     """Return a view of contiguous numbers in this machine's order, or None of anything else.
 
     Nearly all that programs send is such, and needs no datatype to be looked at.
+
+    Parameters
+    ----------
+    obj
+        Object to view, without a copy.
+    readonly
+        Whether the bytes are only read; if not, the result is None for read-only memory.
     """
     if type(obj) in _PLAIN:
         try:
@@ -391,7 +461,13 @@ def _of_view(view: memoryview) -> tuple[memoryview, str | None]:
 
 
 def address_of(view: memoryview) -> int:
-    """Return the address of the first byte of a view that has one."""
+    """Return the address of the first byte of a view that has one.
+
+    Parameters
+    ----------
+    view
+        View of contiguous bytes, not empty.
+    """
     if not view.readonly:  # a sixth of the time of NumPy's interface
         return ctypes.addressof(ctypes.c_char.from_buffer(view))
     address: int = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
@@ -422,12 +498,33 @@ def Alloc_mem(size: int, info: Info = INFO_NULL) -> buffer:
 
 
 def Free_mem(mem: buffer) -> None:
-    """Release memory of `Alloc_mem`."""
+    """Release memory of `Alloc_mem`.
+
+    Parameters
+    ----------
+    mem
+        Memory to release; it is empty afterwards.
+    """
     mem.release()
 
 
 def Get_address(location: Any) -> int:
-    """Return the address of a buffer's first byte."""
+    """Return the address of a buffer's first byte.
+
+    Parameters
+    ----------
+    location
+        Buffer, or a constant such as MPI.BOTTOM.
+
+    Returns
+    -------
+    int
+        The address; 0 for an empty buffer.
+
+    References
+    ----------
+    MPI 4.1, section 5.1.5.
+    """
     if isinstance(location, _Constant):
         return int(location)
     view, _ = as_bytes(location, readonly=True)
@@ -435,12 +532,34 @@ def Get_address(location: Any) -> int:
 
 
 def Aint_add(base: int, disp: int) -> int:
-    """Return an address plus a number of bytes."""
+    """Return an address plus a number of bytes.
+
+    Parameters
+    ----------
+    base
+        Address.
+    disp
+        Displacement in bytes.
+
+    References
+    ----------
+    MPI 4.1, section 5.1.5.
+    """
     return base + disp
 
 
 def Aint_diff(addr1: int, addr2: int) -> int:
-    """Return the bytes from the second address to the first."""
+    """Return the bytes from the second address to the first.
+
+    Parameters
+    ----------
+    addr1, addr2
+        Addresses.
+
+    References
+    ----------
+    MPI 4.1, section 5.1.5.
+    """
     return addr1 - addr2
 
 
