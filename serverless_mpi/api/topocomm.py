@@ -404,15 +404,55 @@ class Cartcomm(Topocomm):
         return list(cart.dims), list(cart.periods), cart.coords(self._state.rank)
 
     def Get_cart_rank(self, coords: Sequence[int]) -> int:
-        """Return the rank at coordinates; in a periodic dimension they wrap around."""
+        """Return the rank at coordinates.
+
+        Parameters
+        ----------
+        coords
+            One integer per dimension; they wrap around in periodic dimensions.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: coordinates are outside a dimension that is not periodic.
+        """
         return self._cart.rank(coords)
 
     def Get_coords(self, rank: int) -> list[int]:
-        """Return the coordinates of a rank."""
+        """Return the coordinates of a rank.
+
+        Parameters
+        ----------
+        rank
+            Rank in the communicator.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the grid.
+        """
         return self._cart.coords(rank)
 
     def Shift(self, direction: int, disp: int) -> tuple[int, int]:
-        """Return source and destination of a shift by `disp`; PROC_NULL beyond a border."""
+        """Return source and destination of a shift.
+
+        Parameters
+        ----------
+        direction
+            Dimension, from 0.
+        disp
+            Distance; a negative one shifts downwards.
+
+        Returns
+        -------
+        int, int
+            MPI.PROC_NULL for a rank beyond a border.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: there is no such dimension.
+        """
         return self._cart.shift(self._state.rank, direction, disp)
 
     def Sub(self, remain_dims: Sequence[bool]) -> Cartcomm:
@@ -468,11 +508,33 @@ class Graphcomm(Topocomm):
         return list(self._graph.index), list(self._graph.links)
 
     def Get_neighbors_count(self, rank: int) -> int:
-        """Return the number of a rank's neighbours."""
+        """Return the number of a rank's neighbours.
+
+        Parameters
+        ----------
+        rank
+            Rank in the communicator.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the graph.
+        """
         return len(self._graph.of(rank))
 
     def Get_neighbors(self, rank: int) -> list[int]:
-        """Return a rank's neighbours."""
+        """Return a rank's neighbours.
+
+        Parameters
+        ----------
+        rank
+            Rank in the communicator.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the graph.
+        """
         return self._graph.of(rank)
 
     dims = property(Get_dims, doc="See Get_dims.")
