@@ -177,7 +177,8 @@ class Prequest(Request):
         Raises
         ------
         MPIException
-            ERR_REQUEST: the request is null, or not partitioned.
+            ERR_REQUEST: the request is null, not partitioned, or a send. ERR_OTHER: there is no
+            such partition.
         """
         return bool(self._partitions().arrived(partition))
 

@@ -152,7 +152,8 @@ class Session(Handle, Guarded):
         Raises
         ------
         MPIException
-            ERR_SESSION: the session is null or has been finalized.
+            ERR_SESSION: the session is null or has been finalized. ERR_OTHER: a buffer is
+            attached already. ERR_BUFFER: no message fits in the buffer.
         """
         self._check_live()
         self._ob.attached.attach(buf)

@@ -241,6 +241,11 @@ def indexed(of: Construction, lengths: Numbers, displacements: Numbers) -> Const
         Number of elements of each block.
     displacements
         Displacement of each block, in elements; as many as `lengths`.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
     """
     extent = of.layout.extent
     return _blocks(
@@ -264,6 +269,11 @@ def hindexed(of: Construction, lengths: Numbers, displacements: Numbers) -> Cons
         Number of elements of each block.
     displacements
         Displacement of each block, in bytes; as many as `lengths`.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
     """
     return _blocks(
         of,
@@ -286,6 +296,11 @@ def indexed_block(of: Construction, length: int, displacements: Numbers) -> Cons
         Number of elements of each block.
     displacements
         Displacement of each block, in elements.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
     """
     extent = of.layout.extent
     return _blocks(
@@ -309,6 +324,11 @@ def hindexed_block(of: Construction, length: int, displacements: Numbers) -> Con
         Number of elements of each block.
     displacements
         Displacement of each block, in bytes.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
     """
     return _blocks(
         of,
@@ -355,6 +375,11 @@ def struct(
         Displacement of each block, in bytes.
     several
         Whether the blocks are of more than one type, so that the extent is padded to the alignment.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
     """
     _check_lengths(lengths)
     every = [(d, c, one.layout) for d, c, one in zip(displacements, lengths, of, strict=True)]
@@ -437,7 +462,8 @@ def darray(
     Raises
     ------
     MPIException
-        ERR_RANK: the rank is not in 0..size - 1.
+        ERR_RANK: the rank is not in 0..size - 1. ERR_ARG: the grid does not have `size`
+        processes, or a distribution does not fit.
     """
     if not 0 <= rank < size:
         raise MPIException(ERR_RANK, f"rank {rank} is outside 0..{size - 1}")
