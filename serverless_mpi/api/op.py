@@ -204,7 +204,13 @@ class Op(Handle):
         right.unpack(self.combine(left.pack(), right.pack(), right.datatype))
 
     def check(self, datatype: Datatype) -> None:
-        """Raise ERR_OP unless the operation takes the datatype (MPI 4.1, table 6.2)."""
+        """Raise ERR_OP unless the operation takes the datatype (MPI 4.1, table 6.2).
+
+        Parameters
+        ----------
+        datatype
+            Datatype of the elements.
+        """
         state = self._live
         if state.user is not None:
             return
@@ -268,7 +274,21 @@ class Op(Handle):
         return combine
 
     def combine(self, a: memoryview, b: memoryview, datatype: Datatype) -> memoryview:
-        """Return a (op) b of packed elements, a of the lower ranks; neither changes."""
+        """Return a (op) b of packed elements, a of the lower ranks; neither changes.
+
+        Parameters
+        ----------
+        a, b
+            Packed elements, equally many; `a` is of the lower ranks.
+        datatype
+            Datatype of the elements.
+
+        Raises
+        ------
+        MPIException
+            ERR_TRUNCATE: the operands differ in length. ERR_OP: the operation does not combine
+            buffers.
+        """
         state = self._live
         if a.nbytes != b.nbytes:
             raise MPIException(

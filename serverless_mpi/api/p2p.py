@@ -250,6 +250,13 @@ class PointToPoint:
     def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send a Python object without waiting for the receiver.
 
+        Parameters
+        ----------
+        obj
+            Any object that pickles; it may be changed as soon as the call returns.
+        dest, tag
+            As in `send`.
+
         Raises
         ------
         MPIException
@@ -262,22 +269,87 @@ class PointToPoint:
         self.ibsend(obj, dest, tag)
 
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send a Python object; return when a receive has matched it."""
+        """Send a Python object; return when a receive has matched it.
+
+        Parameters
+        ----------
+        obj
+            Any object that pickles.
+        dest, tag
+            As in `send`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+        """
         self._check_send(dest, tag)
         self._send(encode(obj), dest, tag, sync=True)
 
     def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start sending a Python object, which may be changed at once."""
+        """Start sending a Python object, which may be changed at once.
+
+        Parameters
+        ----------
+        obj
+            Any object that pickles; it may be changed as soon as the call returns.
+        dest, tag
+            As in `send`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.2.
+        """
         self._check_send(dest, tag)
         return self._start_send(encode(obj), dest, tag, payload=Payload.TRANSIENT)
 
     def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start a buffered send of a Python object, which may be changed at once."""
+        """Start a buffered send of a Python object, which may be changed at once.
+
+        Parameters
+        ----------
+        obj
+            Any object that pickles; it may be changed as soon as the call returns.
+        dest, tag
+            As in `send`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag. ERR_BUFFER: the pickle does not fit in the
+            attached buffer (`Attach_buffer`).
+
+        References
+        ----------
+        MPI 4.1, section 3.7.2.
+        """
         self._check_send(dest, tag)
         return self._start_buffered(encode(obj), dest, tag)
 
     def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:
-        """Start sending a Python object; the request completes when a receive has matched it."""
+        """Start sending a Python object; the request completes when a receive has matched it.
+
+        Parameters
+        ----------
+        obj
+            Any object that pickles; it may be changed as soon as the call returns.
+        dest, tag
+            As in `send`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.2.
+        """
         self._check_send(dest, tag)
         return self._start_send(encode(obj), dest, tag, sync=True, payload=Payload.TRANSIENT)
 
@@ -313,7 +385,24 @@ class PointToPoint:
     def irecv(
         self, buf: Buffer | None = None, source: int = ANY_SOURCE, tag: int = ANY_TAG
     ) -> Request:
-        """Start receiving a Python object, which `wait` returns; `buf` is not used."""
+        """Start receiving a Python object, which `wait` returns.
+
+        Parameters
+        ----------
+        buf
+            Not used.
+        source, tag
+            As in `recv`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.2.
+        """
         return self._start_recv(source, tag, as_object)
 
     @uninterrupted
@@ -383,7 +472,29 @@ class PointToPoint:
     def iprobe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> bool:
-        """Return whether a message can be received, and leave it; parameters as in `probe`."""
+        """Return whether a message can be received, and leave it there.
+
+        Parameters
+        ----------
+        source, tag
+            As in `recv`.
+        status
+            Filled with source, tag and length, if there is a message.
+
+        Returns
+        -------
+        bool
+            True also if `source` is MPI.PROC_NULL.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.1.
+        """
         self._check_recv(source, tag)
         status = Status() if status is None else status
         if source == PROC_NULL:
@@ -407,10 +518,22 @@ class PointToPoint:
     ) -> Message:
         """Wait for a message and take it out of matching.
 
+        Parameters
+        ----------
+        source, tag
+            As in `recv`.
+        status
+            Filled with source, tag and length.
+
         Returns
         -------
         Message
             Only this object can receive the message.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
 
         References
         ----------
@@ -423,7 +546,30 @@ class PointToPoint:
     def improbe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
     ) -> Message | None:
-        """Take a message that can be received out of matching; None if there is none."""
+        """Take a message that can be received out of matching; None if there is none.
+
+        Parameters
+        ----------
+        source, tag
+            As in `recv`.
+        status
+            Filled with source, tag and length, if there is a message.
+
+        Returns
+        -------
+        Message or None
+            Only this object can receive the message. MPI.MESSAGE_NO_PROC if `source` is
+            MPI.PROC_NULL.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.8.2.
+        """
         return self._matched(source, tag, status, block=False)
 
     Mprobe = mprobe
@@ -476,6 +622,13 @@ class PointToPoint:
     def Bsend(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
         """Send a buffer without waiting for the receiver; it may be changed at once.
 
+        Parameters
+        ----------
+        buf
+            Buffer specification; borrowed until the call returns.
+        dest, tag
+            As in `Send`.
+
         Raises
         ------
         MPIException
@@ -484,19 +637,67 @@ class PointToPoint:
         self.Ibsend(buf, dest, tag)
 
     def Ssend(self, buf: BufSpec, dest: int, tag: int = 0) -> None:
-        """Send a buffer; return when a receive has matched it."""
+        """Send a buffer; return when a receive has matched it.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification; borrowed until the call returns.
+        dest, tag
+            As in `Send`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+        """
         self._check_send(dest, tag)
         self._send(outgoing(buf, dest), dest, tag, sync=True)
 
     def Isend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
-        """Start sending a buffer, which must not change until the request completes."""
+        """Start sending a buffer, which must not change until the request completes.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification; borrowed until the request completes.
+        dest, tag
+            As in `Send`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.2.
+        """
         self._check_send(dest, tag)
         return self._start_send(outgoing(buf, dest), dest, tag)
 
     Irsend = Isend
 
     def Ibsend(self, buf: BufSpec, dest: int, tag: int = 0) -> Request:
-        """Start a buffered send of a buffer, which may be changed at once."""
+        """Start a buffered send of a buffer, which may be changed at once.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification; borrowed until the call returns.
+        dest, tag
+            As in `Send`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag. ERR_BUFFER: the data do not fit in the
+            attached buffer (`Attach_buffer`).
+
+        References
+        ----------
+        MPI 4.1, section 3.7.2.
+        """
         self._check_send(dest, tag)
         return self._start_buffered(outgoing(buf, dest), dest, tag)
 
@@ -504,6 +705,22 @@ class PointToPoint:
         """Start sending a buffer; the request completes when a receive has matched it.
 
         The buffer must not change until then.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification; borrowed until the request completes.
+        dest, tag
+            As in `Send`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.2.
         """
         self._check_send(dest, tag)
         return self._start_send(outgoing(buf, dest), dest, tag, sync=True)
@@ -545,7 +762,24 @@ class PointToPoint:
         self._recv(source, tag, status, *receive_target(buf, source))
 
     def Irecv(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
-        """Start receiving into a buffer, which must not be accessed until the request completes."""
+        """Start receiving into a buffer, which must not be accessed until the request completes.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification of writable memory; borrowed until the request completes.
+        source, tag
+            As in `Recv`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.2.
+        """
         return self._start_recv(source, tag, *receive_target(buf, source))
 
     @uninterrupted
@@ -586,7 +820,22 @@ class PointToPoint:
         recvtag: int = ANY_TAG,
         status: Status | None = None,
     ) -> None:
-        """Send a copy of a buffer and receive into the buffer, without deadlock."""
+        """Send a copy of a buffer and receive into the buffer, without deadlock.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification of writable memory. Its contents are copied before they are sent.
+        dest, sendtag
+            As `dest` and `tag` in `Send`.
+        source, recvtag, status
+            As `source`, `tag` and `status` in `Recv`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+        """
         data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
         pair = self._start_both(data, dest, sendtag, buf, source, recvtag)
         self._complete_both(*pair, status)
@@ -604,6 +853,23 @@ class PointToPoint:
         """Start sending one buffer and receiving into another.
 
         The request completes when both are done; its status is that of the receive.
+
+        Parameters
+        ----------
+        sendbuf
+            Buffer specification; borrowed until the request completes.
+        dest, sendtag
+            As `dest` and `tag` in `Send`.
+        recvbuf
+            Buffer specification of writable memory, which must not overlap `sendbuf`; borrowed
+            until the request completes.
+        source, recvtag
+            As `source` and `tag` in `Recv`.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
         """
         data = outgoing(sendbuf, dest)
         return both(*self._start_both(data, dest, sendtag, recvbuf, source, recvtag))
@@ -617,7 +883,28 @@ class PointToPoint:
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
     ) -> Request:
-        """Start sending a copy of a buffer and receiving into the buffer."""
+        """Start sending a copy of a buffer and receiving into the buffer.
+
+        Parameters
+        ----------
+        buf
+            Buffer specification of writable memory; its contents are copied before they are sent.
+            Borrowed until the request completes.
+        dest, sendtag
+            As `dest` and `tag` in `Send`.
+        source, recvtag
+            As `source` and `tag` in `Recv`.
+
+        Returns
+        -------
+        Request
+            It completes when both are done; its status is that of the receive.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+        """
         data = [memoryview(bytes(part)) for part in outgoing(buf, dest)]
         return both(*self._start_both(data, dest, sendtag, buf, source, recvtag))
 

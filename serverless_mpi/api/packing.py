@@ -111,7 +111,20 @@ class Packing:
         return end
 
     def Pack_size(self, count: int, comm: Any) -> int:
-        """Return the bytes that packed elements take; ERR_COUNT for a negative count."""
+        """Return the bytes that packed elements take.
+
+        Parameters
+        ----------
+        count
+            Number of elements.
+        comm
+            A communicator that has not been freed.
+
+        Raises
+        ------
+        MPIException
+            ERR_COUNT: the count is negative.
+        """
         _check_count(count)
         comm._live()
         return self._live.layout.size * count
@@ -171,7 +184,21 @@ class Packing:
         return end
 
     def Pack_external_size(self, datarep: str, count: int) -> int:
-        """Return the bytes that `count` elements take in external32."""
+        """Return the bytes that `count` elements take in external32.
+
+        Parameters
+        ----------
+        datarep
+            'external32'.
+        count
+            Number of elements.
+
+        Raises
+        ------
+        MPIException
+            ERR_COUNT: the count is negative. ERR_UNSUPPORTED_DATAREP: `datarep` is another
+            representation.
+        """
         _check_count(count)
         return _external_bytes(self._live, datarep) * count
 

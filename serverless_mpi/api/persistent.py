@@ -96,7 +96,22 @@ class Prequest(Request):
 
     @classmethod
     def Startall(cls, requests: list[Prequest]) -> None:
-        """Start the calls of all requests."""
+        """Start the calls of all requests.
+
+        Parameters
+        ----------
+        requests
+            Inactive persistent requests, started in this order.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: a request is null, or active.
+
+        References
+        ----------
+        MPI 4.1, section 3.9.
+        """
         for request in requests:
             request.Start()
 
@@ -113,6 +128,11 @@ class Prequest(Request):
     def Pready(self, partition: int) -> None:
         """Mark a partition of a started send as ready, which sends it.
 
+        Parameters
+        ----------
+        partition
+            Index of the partition.
+
         Raises
         ------
         MPIException
@@ -125,17 +145,41 @@ class Prequest(Request):
         self._partitions().ready(partition)
 
     def Pready_range(self, partition_low: int, partition_high: int) -> None:
-        """Mark the partitions from `partition_low` to `partition_high`, included, as ready."""
+        """Mark the partitions from `partition_low` to `partition_high`, included, as ready.
+
+        Parameters
+        ----------
+        partition_low, partition_high
+            Indices of the first and the last partition.
+        """
         for partition in range(partition_low, partition_high + 1):
             self.Pready(partition)
 
     def Pready_list(self, partitions: Sequence[int]) -> None:
-        """Mark the partitions of a list as ready."""
+        """Mark the partitions of a list as ready.
+
+        Parameters
+        ----------
+        partitions
+            Indices of the partitions.
+        """
         for partition in partitions:
             self.Pready(partition)
 
     def Parrived(self, partition: int) -> bool:
-        """Return whether a partition has been received; True if the request is inactive."""
+        """Return whether a partition has been received; True if the request is inactive.
+
+        Parameters
+        ----------
+        partition
+            Index of the partition.
+
+        Raises
+        ------
+        MPIException
+            ERR_REQUEST: the request is null, not partitioned, or a send. ERR_OTHER: there is no
+            such partition.
+        """
         return bool(self._partitions().arrived(partition))
 
 
@@ -165,23 +209,123 @@ class Persistent(PointToPoint, Collective):
     # --- point-to-point ------------------------------------------------------
 
     def Send_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
-        """Make a persistent request of `Send`, which takes the same arguments."""
+        """Make a persistent request of `Send`.
+
+        Parameters
+        ----------
+        buf, dest, tag
+            As in `Send`. The buffer is borrowed until the request is freed.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.9.
+        """
         return self._send_init(self.Isend, buf, dest, tag)
 
     def Bsend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
-        """Make a persistent request of `Bsend`, which takes the same arguments."""
+        """Make a persistent request of `Bsend`.
+
+        Parameters
+        ----------
+        buf, dest, tag
+            As in `Bsend`. The buffer is borrowed until the request is freed.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.9.
+        """
         return self._send_init(self.Ibsend, buf, dest, tag)
 
     def Ssend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
-        """Make a persistent request of `Ssend`, which takes the same arguments."""
+        """Make a persistent request of `Ssend`.
+
+        Parameters
+        ----------
+        buf, dest, tag
+            As in `Ssend`. The buffer is borrowed until the request is freed.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.9.
+        """
         return self._send_init(self.Issend, buf, dest, tag)
 
     def Rsend_init(self, buf: BufSpec, dest: int, tag: int = 0) -> Prequest:
-        """Make a persistent request of `Rsend`, which takes the same arguments."""
+        """Make a persistent request of `Rsend`.
+
+        Parameters
+        ----------
+        buf, dest, tag
+            As in `Rsend`. The buffer is borrowed until the request is freed.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.9.
+        """
         return self._send_init(self.Irsend, buf, dest, tag)
 
     def Recv_init(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Prequest:
-        """Make a persistent request of `Recv`, which takes the same arguments."""
+        """Make a persistent request of `Recv`.
+
+        Parameters
+        ----------
+        buf, source, tag
+            As in `Recv`. The buffer is borrowed until the request is freed.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK or ERR_TAG: no such rank or tag.
+
+        References
+        ----------
+        MPI 4.1, section 3.9.
+        """
         self._check_recv(source, tag)
         return Prequest._repeating(Repeat(lambda: self.Irecv(buf, source, tag)))
 
@@ -194,11 +338,35 @@ class Persistent(PointToPoint, Collective):
     # --- collectives ---------------------------------------------------------
 
     def Barrier_init(self, info: Info = INFO_NULL) -> Prequest:
-        """Make a persistent request of `Barrier`, which takes the same arguments."""
+        """Make a persistent request of `Barrier`.
+
+        Parameters
+        ----------
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._barrier())
 
     def Bcast_init(self, buf: BufSpec, root: int = 0, info: Info = INFO_NULL) -> Prequest:
-        """Make a persistent request of `Bcast`, which takes the same arguments."""
+        """Make a persistent request of `Bcast`.
+
+        Parameters
+        ----------
+        buf, root
+            As in `Bcast`. The buffer is borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._bcast(buf, root))
 
     def Gather_init(
@@ -208,7 +376,20 @@ class Persistent(PointToPoint, Collective):
         root: int = 0,
         info: Info = INFO_NULL,
     ) -> Prequest:
-        """Make a persistent request of `Gather`, which takes the same arguments."""
+        """Make a persistent request of `Gather`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, root
+            As in `Gather`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._gather(sendbuf, recvbuf, root))
 
     def Gatherv_init(
@@ -218,7 +399,20 @@ class Persistent(PointToPoint, Collective):
         root: int = 0,
         info: Info = INFO_NULL,
     ) -> Prequest:
-        """Make a persistent request of `Gatherv`, which takes the same arguments."""
+        """Make a persistent request of `Gatherv`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, root
+            As in `Gatherv`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._gatherv(sendbuf, recvbuf, root))
 
     def Scatter_init(
@@ -228,7 +422,20 @@ class Persistent(PointToPoint, Collective):
         root: int = 0,
         info: Info = INFO_NULL,
     ) -> Prequest:
-        """Make a persistent request of `Scatter`, which takes the same arguments."""
+        """Make a persistent request of `Scatter`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, root
+            As in `Scatter`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._scatter(sendbuf, recvbuf, root))
 
     def Scatterv_init(
@@ -238,37 +445,115 @@ class Persistent(PointToPoint, Collective):
         root: int = 0,
         info: Info = INFO_NULL,
     ) -> Prequest:
-        """Make a persistent request of `Scatterv`, which takes the same arguments."""
+        """Make a persistent request of `Scatterv`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, root
+            As in `Scatterv`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._scatterv(sendbuf, recvbuf, root))
 
     def Allgather_init(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecB, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Allgather`, which takes the same arguments."""
+        """Make a persistent request of `Allgather`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Allgather`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._allgather(sendbuf, recvbuf))
 
     def Allgatherv_init(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpecV, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Allgatherv`, which takes the same arguments."""
+        """Make a persistent request of `Allgatherv`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Allgatherv`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._allgatherv(sendbuf, recvbuf))
 
     def Alltoall_init(
         self, sendbuf: BufSpecB | InPlace, recvbuf: BufSpecB, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Alltoall`, which takes the same arguments."""
+        """Make a persistent request of `Alltoall`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Alltoall`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._alltoall(sendbuf, recvbuf))
 
     def Alltoallv_init(
         self, sendbuf: BufSpecV | InPlace, recvbuf: BufSpecV, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Alltoallv`, which takes the same arguments."""
+        """Make a persistent request of `Alltoallv`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Alltoallv`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._alltoallv(sendbuf, recvbuf))
 
     def Alltoallw_init(
         self, sendbuf: BufSpecW | InPlace, recvbuf: BufSpecW, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Alltoallw`, which takes the same arguments."""
+        """Make a persistent request of `Alltoallw`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Alltoallw`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._alltoallw(sendbuf, recvbuf))
 
     def Reduce_init(
@@ -279,19 +564,58 @@ class Persistent(PointToPoint, Collective):
         root: int = 0,
         info: Info = INFO_NULL,
     ) -> Prequest:
-        """Make a persistent request of `Reduce`, which takes the same arguments."""
+        """Make a persistent request of `Reduce`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, op, root
+            As in `Reduce`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._reduce(sendbuf, recvbuf, op, root))
 
     def Allreduce_init(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Allreduce`, which takes the same arguments."""
+        """Make a persistent request of `Allreduce`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, op
+            As in `Allreduce`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._allreduce(sendbuf, recvbuf, op))
 
     def Reduce_scatter_block_init(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Reduce_scatter_block`, which takes the same arguments."""
+        """Make a persistent request of `Reduce_scatter_block`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, op
+            As in `Reduce_scatter_block`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._reduce_scatter_block(sendbuf, recvbuf, op))
 
     def Reduce_scatter_init(
@@ -302,19 +626,58 @@ class Persistent(PointToPoint, Collective):
         op: Op = SUM,
         info: Info = INFO_NULL,
     ) -> Prequest:
-        """Make a persistent request of `Reduce_scatter`, which takes the same arguments."""
+        """Make a persistent request of `Reduce_scatter`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, recvcounts, op
+            As in `Reduce_scatter`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._reduce_scatter(sendbuf, recvbuf, recvcounts, op))
 
     def Scan_init(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Scan`, which takes the same arguments."""
+        """Make a persistent request of `Scan`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, op
+            As in `Scan`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._scan(sendbuf, recvbuf, op))
 
     def Exscan_init(
         self, sendbuf: BufSpec | InPlace, recvbuf: BufSpec, op: Op = SUM, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Exscan`, which takes the same arguments."""
+        """Make a persistent request of `Exscan`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf, op
+            As in `Exscan`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._exscan(sendbuf, recvbuf, op))
 
 

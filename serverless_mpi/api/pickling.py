@@ -62,15 +62,33 @@ class Pickle:
     )
 
     def dumps(self, obj: Any) -> bytes:
-        """Return the pickle of `obj`."""
+        """Return the pickle of `obj`.
+
+        Parameters
+        ----------
+        obj
+            Any object that pickles.
+        """
         return self._dumps(obj) if self.PROTOCOL is None else self._dumps(obj, self.PROTOCOL)
 
     def loads(self, data: Any) -> Any:
-        """Return the object of a pickle."""
+        """Return the object of a pickle.
+
+        Parameters
+        ----------
+        data
+            Bytes of a pickle.
+        """
         return self._loads(data)
 
     def dumps_oob(self, obj: Any) -> tuple[bytes, list[buffer]]:
-        """Return the pickle, and the large contiguous buffers outside of it."""
+        """Return the pickle, and the large contiguous buffers outside of it.
+
+        Parameters
+        ----------
+        obj
+            Any object that pickles; the buffers are borrowed from it.
+        """
         stream, views = self._split(obj)
         return stream, [buffer.frombuffer(view, view.readonly) for view in views]
 
@@ -98,7 +116,15 @@ class Pickle:
         return self._dumps(obj, protocol, buffer_callback=keep), buffers
 
     def loads_oob(self, data: Any, buffers: Sequence[Any]) -> Any:
-        """Return the object of a pickle and its buffers."""
+        """Return the object of a pickle and its buffers.
+
+        Parameters
+        ----------
+        data
+            Bytes of a pickle.
+        buffers
+            The buffers outside of it, in the order of `dumps_oob`.
+        """
         return self._loads(data, buffers=buffers)
 
 
@@ -110,6 +136,11 @@ def encode(obj: Any) -> list[memoryview]:
 
     The buffers are borrowed from the object. What pickle, or the object, raises is raised, as in
     mpi4py; nothing has been sent then.
+
+    Parameters
+    ----------
+    obj
+        Any object that pickles.
     """
     if pickle._custom:  # a program's own dumps need not know of buffers
         return [memoryview(pickle.dumps(obj))]
@@ -125,7 +156,13 @@ def encode(obj: Any) -> list[memoryview]:
 
 
 def decode(data: memoryview) -> Any:
-    """Return the object in received bytes, None in no bytes; large arrays are views of them."""
+    """Return the object in received bytes, None in no bytes; large arrays are views of them.
+
+    Parameters
+    ----------
+    data
+        Received bytes; arrays in the object may borrow them.
+    """
     if not data.nbytes:
         return None
     if data[0] != _MARK or pickle._custom:

@@ -66,7 +66,13 @@ class Plan(NamedTuple):
 
 
 def of_objects(op: Callable[[Any, Any], Any]) -> Combine:
-    """Make the combining function of pickled operands."""
+    """Make the combining function of pickled operands.
+
+    Parameters
+    ----------
+    op
+        Function of two objects that returns their combination.
+    """
 
     def combine(a: memoryview, b: memoryview) -> memoryview:
         return whole(encode(op(decode(a), decode(b))))
@@ -75,7 +81,13 @@ def of_objects(op: Callable[[Any, Any], Any]) -> Combine:
 
 
 def nothing(_: Any) -> None:
-    """Finish a call without a result."""
+    """Finish a call without a result.
+
+    Parameters
+    ----------
+    _
+        Result of the operation; not used.
+    """
 
 
 class Plans:

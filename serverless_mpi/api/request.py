@@ -49,7 +49,15 @@ class Pending:
     needs_status = True  # whether `finish` must be given a status
 
     def status_of(self, operation: Operation, status: Status) -> None:
-        """Fill the status of a finished operation whose result is taken later."""
+        """Fill the status of a finished operation whose result is taken later.
+
+        Parameters
+        ----------
+        operation
+            A finished operation.
+        status
+            Filled; empty if the operation has failed or was cancelled.
+        """
         assert self.finish is not None
         if operation.error is None and not operation.cancelled:
             self.finish(operation, status)
@@ -171,29 +179,84 @@ class Request(Handle):
 
     @uninterrupted
     def test(self, status: Status | None = None) -> tuple[bool, Any]:
-        """Return whether the operation is done, and what it received; never waits."""
+        """Return whether the operation is done, and what it received; never waits.
+
+        Parameters
+        ----------
+        status
+            Filled with the status of the operation, if it is done.
+
+        Returns
+        -------
+        bool, object
+            Whether the operation is done, and the received value; (False, None) if it is not done.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.3.
+        """
         if not _test((self,), any_done):
             return False, None
         return True, self._complete(status)
 
     def get_status(self, status: Status | None = None) -> bool:
-        """Return whether the operation is done; the request stays."""
+        """Return whether the operation is done; the request stays.
+
+        Parameters
+        ----------
+        status
+            Filled with the status of the operation, if it is done.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.6.
+        """
         if not _test((self,), any_done):
             return False
         _peek(self, status)
         return True
 
     def Wait(self, status: Status | None = None) -> bool:
-        """Wait until the operation is done; return True."""
+        """Wait until the operation is done; return True.
+
+        Parameters
+        ----------
+        status
+            Filled with the status of the operation.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.3.
+        """
         self._await(status)  # not self.wait: a program's subclass may have its own
         return True
 
     def Test(self, status: Status | None = None) -> bool:
-        """Return whether the operation is done; if so, the request is null now."""
+        """Return whether the operation is done; if so, the request is null now.
+
+        Parameters
+        ----------
+        status
+            Filled with the status of the operation, if it is done.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.3.
+        """
         return Request.test(self, status)[0]
 
     def Get_status(self, status: Status | None = None) -> bool:
-        """Return whether the operation is done; the request stays."""
+        """Return whether the operation is done; the request stays.
+
+        Parameters
+        ----------
+        status
+            Filled with the status of the operation, if it is done.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.6.
+        """
         return Request.get_status(self, status)
 
     def Cancel(self) -> None:
@@ -260,7 +323,24 @@ class Request(Handle):
     def testall(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[bool, list[Any] | None]:
-        """Return whether all operations are done, and what each received (None if not)."""
+        """Return whether all operations are done, and what each received (None if not).
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests count as done.
+        statuses
+            A list, which is filled and extended to one status per request, if all are done.
+
+        Returns
+        -------
+        bool, list or None
+            Whether all are done, and what each request received; (False, None) if not.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         if not _test(requests, _all_done):
             return False, None
         return True, _complete_each(requests, range(len(requests)), statuses)
@@ -268,7 +348,25 @@ class Request(Handle):
     @classmethod
     @uninterrupted
     def waitany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, Any]:
-        """Wait until one operation is done; return its index (or UNDEFINED) and value."""
+        """Wait until one operation is done; return its index (or UNDEFINED) and value.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        status
+            Filled with the status of the operation, if it is done; an empty status if all requests
+            are null or inactive.
+
+        Returns
+        -------
+        int, object
+            MPI.UNDEFINED and None if all requests are null or inactive.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         if not any(request._operation is not None for request in requests):
             if status is not None:
                 fill_empty_status(status)
@@ -282,7 +380,26 @@ class Request(Handle):
     def testany(
         cls, requests: Sequence[Request], status: Status | None = None
     ) -> tuple[int, bool, Any]:
-        """Return the index of a done operation, whether there is one, and its value."""
+        """Return the index of a done operation, whether there is one, and its value.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        status
+            Filled with the status of the operation, if it is done; an empty status if all requests
+            are null or inactive.
+
+        Returns
+        -------
+        int, bool, object
+            MPI.UNDEFINED, True and None if all requests are null or inactive; MPI.UNDEFINED, False
+            and None if no operation is done.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         if not any(request._operation is not None for request in requests):
             if status is not None:
                 fill_empty_status(status)
@@ -297,7 +414,24 @@ class Request(Handle):
     def waitsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
-        """Wait until some operations are done; return their indices and values."""
+        """Wait until some operations are done; return their indices and values.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        statuses
+            A list, which is filled and extended to one status per returned index.
+
+        Returns
+        -------
+        list or None, list or None
+            (None, None) if all requests are null or inactive.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         if not any(request._operation is not None for request in requests):
             return None, None
         _wait(requests, all=False)
@@ -309,7 +443,25 @@ class Request(Handle):
     def testsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
-        """Return the indices and values of the done operations; (None, None) if all are null."""
+        """Return the indices and values of the done operations; (None, None) if all are null.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        statuses
+            A list, which is filled and extended to one status per returned index.
+
+        Returns
+        -------
+        list or None, list or None
+            Two empty lists if no operation is done; (None, None) if all requests are null or
+            inactive.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         if not any(request._operation is not None for request in requests):
             return None, None
         if not _test(requests, any_done):
@@ -319,37 +471,127 @@ class Request(Handle):
 
     @classmethod
     def Waitall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
-        """Wait until all operations are done; return True."""
+        """Wait until all operations are done; return True.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests count as done.
+        statuses
+            A list, which is filled and extended to one status per request.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         Request.waitall(requests, statuses)
         return True
 
     @classmethod
     def Testall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
-        """Return whether all operations are done; if so, the requests are null now."""
+        """Return whether all operations are done; if so, the requests are null now.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests count as done.
+        statuses
+            A list, which is filled and extended to one status per request, if all are done.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         return Request.testall(requests, statuses)[0]
 
     @classmethod
     def Waitany(cls, requests: Sequence[Request], status: Status | None = None) -> int:
-        """Wait until one operation is done; return its index, or UNDEFINED if all are null."""
+        """Wait until one operation is done; return its index, or UNDEFINED if all are null.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        status
+            Filled with the status of the operation, if it is done; an empty status if all requests
+            are null or inactive.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         return Request.waitany(requests, status)[0]
 
     @classmethod
     def Testany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
-        """Return the index of a done operation, and whether there is one."""
+        """Return the index of a done operation, and whether there is one.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        status
+            Filled with the status of the operation, if it is done; an empty status if all requests
+            are null or inactive.
+
+        Returns
+        -------
+        int, bool
+            MPI.UNDEFINED and True if all requests are null or inactive; MPI.UNDEFINED and False if
+            no operation is done.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         return Request.testany(requests, status)[:2]
 
     @classmethod
     def Waitsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[int] | None:
-        """Wait until some operations are done; return their indices."""
+        """Wait until some operations are done; return their indices.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        statuses
+            A list, which is filled and extended to one status per returned index.
+
+        Returns
+        -------
+        list or None
+            None if all requests are null or inactive.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         return Request.waitsome(requests, statuses)[0]
 
     @classmethod
     def Testsome(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[int] | None:
-        """Return the indices of the done operations; None if all requests are null."""
+        """Return the indices of the done operations; None if all requests are null.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        statuses
+            A list, which is filled and extended to one status per returned index.
+
+        Returns
+        -------
+        list or None
+            Empty if no operation is done; None if all requests are null or inactive.
+
+        References
+        ----------
+        MPI 4.1, section 3.7.5.
+        """
         return Request.testsome(requests, statuses)[0]
 
     # --- several, without taking the results ----------------------------------
@@ -358,7 +600,22 @@ class Request(Handle):
     def get_status_any(
         cls, requests: Sequence[Request], status: Status | None = None
     ) -> tuple[int, bool]:
-        """Return the index of a done operation, and whether there is one; the requests stay."""
+        """Return the index of a done operation, and whether there is one; the requests stay.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        status
+            Filled with the status of the operation, if it is done; an empty status if all requests
+            are null or inactive.
+
+        Returns
+        -------
+        int, bool
+            MPI.UNDEFINED and True if all requests are null or inactive; MPI.UNDEFINED and False if
+            no operation is done.
+        """
         if not any(request._operation is not None for request in requests):
             if status is not None:
                 fill_empty_status(status)
@@ -373,7 +630,15 @@ class Request(Handle):
     def get_status_all(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> bool:
-        """Return whether all operations are done; the requests stay."""
+        """Return whether all operations are done; the requests stay.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests count as done.
+        statuses
+            A list, which is filled and extended to one status per request, if all are done.
+        """
         if not _test(requests, _all_done):
             return False
         for request, status in zip(requests, _statuses(statuses, len(requests)), strict=True):
@@ -384,7 +649,20 @@ class Request(Handle):
     def get_status_some(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[int] | None:
-        """Return the indices of the done operations (None if all are null); the requests stay."""
+        """Return the indices of the done operations (None if all are null); the requests stay.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        statuses
+            A list, which is filled and extended to one status per returned index.
+
+        Returns
+        -------
+        list or None
+            Empty if no operation is done; None if all requests are null or inactive.
+        """
         if not any(request._operation is not None for request in requests):
             return None
         _test(requests, any_done)
@@ -397,21 +675,57 @@ class Request(Handle):
     def Get_status_any(
         cls, requests: Sequence[Request], status: Status | None = None
     ) -> tuple[int, bool]:
-        """Return the index of a done operation, and whether there is one; the requests stay."""
+        """Return the index of a done operation, and whether there is one; the requests stay.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        status
+            Filled with the status of the operation, if it is done; an empty status if all requests
+            are null or inactive.
+
+        Returns
+        -------
+        int, bool
+            MPI.UNDEFINED and True if all requests are null or inactive; MPI.UNDEFINED and False if
+            no operation is done.
+        """
         return Request.get_status_any(requests, status)
 
     @classmethod
     def Get_status_all(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> bool:
-        """Return whether all operations are done; the requests stay."""
+        """Return whether all operations are done; the requests stay.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests count as done.
+        statuses
+            A list, which is filled and extended to one status per request, if all are done.
+        """
         return Request.get_status_all(requests, statuses)
 
     @classmethod
     def Get_status_some(
         cls, requests: Sequence[Request], statuses: list[Status] | None = None
     ) -> list[int] | None:
-        """Return the indices of the done operations (None if all are null); the requests stay."""
+        """Return the indices of the done operations (None if all are null); the requests stay.
+
+        Parameters
+        ----------
+        requests
+            Null and inactive requests are ignored.
+        statuses
+            A list, which is filled and extended to one status per returned index.
+
+        Returns
+        -------
+        list or None
+            Empty if no operation is done; None if all requests are null or inactive.
+        """
         return Request.get_status_some(requests, statuses)
 
 

@@ -38,7 +38,15 @@ class Session(Handle, Guarded):
 
     @classmethod
     def Init(cls, info: Info = INFO_NULL, errhandler: Errhandler | None = None) -> Session:
-        """Start a session."""
+        """Start a session.
+
+        Parameters
+        ----------
+        info
+            Not used.
+        errhandler
+            Error handler of the session; MPI.ERRORS_RETURN by default.
+        """
         self = cls._of_state(_State(None))
         self.Set_errhandler(errhandler or ERRORS_RETURN)
         return self  # type: ignore[no-any-return]
@@ -52,12 +60,36 @@ class Session(Handle, Guarded):
     Free = Finalize
 
     def Get_num_psets(self, info: Info = INFO_NULL) -> int:
-        """Return the number of process sets."""
+        """Return the number of process sets.
+
+        Parameters
+        ----------
+        info
+            Not used.
+
+        Raises
+        ------
+        MPIException
+            ERR_SESSION: the session is null or has been finalized.
+        """
         self._check_live()
         return len(_SETS)
 
     def Get_nth_pset(self, n: int, info: Info = INFO_NULL) -> str:
-        """Return the name of the n-th process set."""
+        """Return the name of the n-th process set.
+
+        Parameters
+        ----------
+        n
+            Index of the set, from 0.
+        info
+            Not used.
+
+        Raises
+        ------
+        MPIException
+            ERR_SESSION: the session is null or has been finalized. ERR_ARG: there is no such set.
+        """
         self._check_live()
         if not 0 <= n < len(_SETS):
             raise MPIException(ERR_ARG, f"set number {n} is outside 0..{len(_SETS) - 1}")
@@ -78,15 +110,51 @@ class Session(Handle, Guarded):
         return [runtime.rank] if pset_name.lower().endswith("self") else list(range(runtime.size))
 
     def Get_pset_info(self, pset_name: str) -> Info:
-        """Return facts of a process set: its size, as `mpi_size`."""
+        """Return facts of a process set: its size, as `mpi_size`.
+
+        Parameters
+        ----------
+        pset_name
+            Name of a process set; upper and lower case are equal.
+
+        Raises
+        ------
+        MPIException
+            ERR_SESSION: the session is null or has been finalized. ERR_ARG: there is no such
+            process set.
+        """
         return Info.Create({"mpi_size": str(len(self._ranks(pset_name)))})
 
     def Create_group(self, pset_name: str) -> Group:
-        """Return the group of a process set."""
+        """Return the group of a process set.
+
+        Parameters
+        ----------
+        pset_name
+            Name of a process set; upper and lower case are equal.
+
+        Raises
+        ------
+        MPIException
+            ERR_SESSION: the session is null or has been finalized. ERR_ARG: there is no such
+            process set.
+        """
         return group_of(self._ranks(pset_name), get_runtime().rank, self._ob.attached)
 
     def Attach_buffer(self, buf: Any) -> None:
-        """Attach memory for buffered sends on the session's communicators; None: no limit."""
+        """Attach memory for buffered sends on the session's communicators.
+
+        Parameters
+        ----------
+        buf
+            Memory whose size limits the buffered sends; None: no limit.
+
+        Raises
+        ------
+        MPIException
+            ERR_SESSION: the session is null or has been finalized. ERR_OTHER: a buffer is
+            attached already. ERR_BUFFER: no message fits in the buffer.
+        """
         self._check_live()
         self._ob.attached.attach(buf)
 

@@ -99,7 +99,13 @@ class Status:
 
     @classmethod
     def f2py(cls, arg: list[int]) -> Status:
-        """Make a status of such a list."""
+        """Make a status of a list of integers.
+
+        Parameters
+        ----------
+        arg
+            The fields, as `py2f` returns them; copied.
+        """
         self = cls()
         self._fields[:] = array("q", arg)
         return self
@@ -109,7 +115,13 @@ class Status:
         return self._fields[_SOURCE]
 
     def Set_source(self, source: int) -> None:
-        """Set the sender's rank."""
+        """Set the sender's rank.
+
+        Parameters
+        ----------
+        source
+            Rank of the sender.
+        """
         self._fields[_SOURCE] = source
 
     def Get_tag(self) -> int:
@@ -117,7 +129,13 @@ class Status:
         return self._fields[_TAG]
 
     def Set_tag(self, tag: int) -> None:
-        """Set the message's tag."""
+        """Set the message's tag.
+
+        Parameters
+        ----------
+        tag
+            Tag of the message.
+        """
         self._fields[_TAG] = tag
 
     def Get_error(self) -> int:
@@ -125,11 +143,22 @@ class Status:
         return self._fields[_ERROR]
 
     def Set_error(self, error: int) -> None:
-        """Set the error code."""
+        """Set the error code.
+
+        Parameters
+        ----------
+        error
+            Error code.
+        """
         self._fields[_ERROR] = error
 
     def Get_count(self, datatype: Datatype = BYTE) -> int:
         """Return the received elements of a datatype.
+
+        Parameters
+        ----------
+        datatype
+            Datatype whose elements are counted.
 
         Returns
         -------
@@ -139,11 +168,35 @@ class Status:
         return type_state(datatype).count_of(self._fields[_NBYTES])
 
     def Get_elements(self, datatype: Datatype) -> int:
-        """Return the received basic elements of a datatype; MPI.UNDEFINED if one is not whole."""
+        """Return the received basic elements of a datatype.
+
+        Parameters
+        ----------
+        datatype
+            Datatype whose elements are counted.
+
+        Returns
+        -------
+        int
+            MPI.UNDEFINED if an element is not whole.
+        """
         return type_state(datatype).elements_of(self._fields[_NBYTES])
 
     def Set_elements(self, datatype: Datatype, count: int) -> None:
-        """Set the length to `count` basic elements of a datatype."""
+        """Set the length in basic elements of a datatype.
+
+        Parameters
+        ----------
+        datatype
+            Datatype whose elements are counted.
+        count
+            Number of basic elements.
+
+        Raises
+        ------
+        MPIException
+            ERR_COUNT: the count is negative.
+        """
         if count < 0:
             raise MPIException(ERR_COUNT, f"a count of {count} is negative")
         self._fields[_NBYTES] = type_state(datatype).bytes_of(count)
@@ -153,7 +206,13 @@ class Status:
         return bool(self._fields[_CANCELLED])
 
     def Set_cancelled(self, flag: bool) -> None:
-        """Set whether the request was cancelled."""
+        """Set whether the request was cancelled.
+
+        Parameters
+        ----------
+        flag
+            Whether the request was cancelled.
+        """
         self._fields[_CANCELLED] = bool(flag)
 
     source = property(Get_source, Set_source, doc="The sender's rank.")

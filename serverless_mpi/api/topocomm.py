@@ -129,7 +129,13 @@ class Topocomm(Intracomm):
         )
 
     def neighbor_allgather(self, sendobj: Any) -> list[Any]:
-        """Send an object to all destinations; return those of the sources, None beyond a border."""
+        """Send an object to all destinations; return those of the sources, None beyond a border.
+
+        Parameters
+        ----------
+        sendobj
+            Any object that pickles.
+        """
         arguments = (*self._topology.edges(self._state.rank), encode(sendobj))
         result: list[Any] = self._call(
             Plan("neighbor_allgather", None, lambda: arguments, decode_list)
@@ -137,7 +143,13 @@ class Topocomm(Intracomm):
         return result
 
     def neighbor_alltoall(self, sendobj: list[Any]) -> list[Any]:
-        """Send sendobj[j] to destination j; return the sources' objects, None beyond a border."""
+        """Send sendobj[j] to destination j; return the sources' objects, None beyond a border.
+
+        Parameters
+        ----------
+        sendobj
+            One object for each destination, in the order of the edges.
+        """
         out, into = self._topology.edges(self._state.rank)
         arguments = (out, into, encode_each(sendobj, len(out)))
         result: list[Any] = self._call(
@@ -166,7 +178,15 @@ class Topocomm(Intracomm):
         self._call(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Neighbor_allgatherv(self, sendbuf: BufSpec, recvbuf: BufSpecV) -> None:
-        """Send a block to all destinations; receive blocks of any lengths from the sources."""
+        """Send a block to all destinations; receive blocks of any lengths from the sources.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of the block.
+        recvbuf
+            Specification of a block for each source, in the order of the edges.
+        """
         self._call(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoall(self, sendbuf: BufSpecB, recvbuf: BufSpecB) -> None:
@@ -190,61 +210,172 @@ class Topocomm(Intracomm):
         self._call(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoallv(self, sendbuf: BufSpecV, recvbuf: BufSpecV) -> None:
-        """Exchange blocks of different lengths with the neighbours."""
+        """Exchange blocks of different lengths with the neighbours.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of a block for each destination, with counts and displacements.
+        recvbuf
+            Specification of a block for each source.
+        """
         self._call(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoallw(self, sendbuf: BufSpecW, recvbuf: BufSpecW) -> None:
-        """Exchange blocks of different lengths and datatypes with the neighbours."""
+        """Exchange blocks of different lengths and datatypes with the neighbours.
+
+        Parameters
+        ----------
+        sendbuf
+            Specification of a block for each destination, with a datatype for each.
+        recvbuf
+            Specification of a block for each source, with a datatype for each.
+        """
         self._call(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
 
     def Ineighbor_allgather(self, sendbuf: BufSpec, recvbuf: BufSpecB) -> Request:
-        """Start `Neighbor_allgather`; the buffers are borrowed until the request completes."""
+        """Start `Neighbor_allgather`; the buffers are borrowed until the request completes.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_allgather`.
+        """
         return self._start(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Ineighbor_allgatherv(self, sendbuf: BufSpec, recvbuf: BufSpecV) -> Request:
-        """Start `Neighbor_allgatherv`; the buffers are borrowed until the request completes."""
+        """Start `Neighbor_allgatherv`; the buffers are borrowed until the request completes.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_allgatherv`.
+        """
         return self._start(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Ineighbor_alltoall(self, sendbuf: BufSpecB, recvbuf: BufSpecB) -> Request:
-        """Start `Neighbor_alltoall`; the buffers are borrowed until the request completes."""
+        """Start `Neighbor_alltoall`; the buffers are borrowed until the request completes.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_alltoall`.
+        """
         return self._start(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Ineighbor_alltoallv(self, sendbuf: BufSpecV, recvbuf: BufSpecV) -> Request:
-        """Start `Neighbor_alltoallv`; the buffers are borrowed until the request completes."""
+        """Start `Neighbor_alltoallv`; the buffers are borrowed until the request completes.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_alltoallv`.
+        """
         return self._start(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Ineighbor_alltoallw(self, sendbuf: BufSpecW, recvbuf: BufSpecW) -> Request:
-        """Start `Neighbor_alltoallw`; the buffers are borrowed until the request completes."""
+        """Start `Neighbor_alltoallw`; the buffers are borrowed until the request completes.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_alltoallw`.
+        """
         return self._start(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
 
     def Neighbor_allgather_init(
         self, sendbuf: BufSpec, recvbuf: BufSpecB, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Neighbor_allgather`."""
+        """Make a persistent request of `Neighbor_allgather`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_allgather`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._to_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Neighbor_allgatherv_init(
         self, sendbuf: BufSpec, recvbuf: BufSpecV, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Neighbor_allgatherv`."""
+        """Make a persistent request of `Neighbor_allgatherv`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_allgatherv`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._to_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoall_init(
         self, sendbuf: BufSpecB, recvbuf: BufSpecB, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Neighbor_alltoall`."""
+        """Make a persistent request of `Neighbor_alltoall`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_alltoall`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._between_neighbors(BlockSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoallv_init(
         self, sendbuf: BufSpecV, recvbuf: BufSpecV, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Neighbor_alltoallv`."""
+        """Make a persistent request of `Neighbor_alltoallv`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_alltoallv`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._between_neighbors(VectorSpec, sendbuf, recvbuf))
 
     def Neighbor_alltoallw_init(
         self, sendbuf: BufSpecW, recvbuf: BufSpecW, info: Info = INFO_NULL
     ) -> Prequest:
-        """Make a persistent request of `Neighbor_alltoallw`."""
+        """Make a persistent request of `Neighbor_alltoallw`.
+
+        Parameters
+        ----------
+        sendbuf, recvbuf
+            As in `Neighbor_alltoallw`. The buffers are borrowed until the request is freed.
+        info
+            Not used.
+
+        Returns
+        -------
+        Prequest
+            An inactive request; each `Start` starts the call once.
+        """
         return self._prepare(self._between_neighbors(GeneralSpec, sendbuf, recvbuf))
 
 
@@ -273,15 +404,55 @@ class Cartcomm(Topocomm):
         return list(cart.dims), list(cart.periods), cart.coords(self._state.rank)
 
     def Get_cart_rank(self, coords: Sequence[int]) -> int:
-        """Return the rank at coordinates; in a periodic dimension they wrap around."""
+        """Return the rank at coordinates.
+
+        Parameters
+        ----------
+        coords
+            One integer per dimension; they wrap around in periodic dimensions.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: coordinates are outside a dimension that is not periodic.
+        """
         return self._cart.rank(coords)
 
     def Get_coords(self, rank: int) -> list[int]:
-        """Return the coordinates of a rank."""
+        """Return the coordinates of a rank.
+
+        Parameters
+        ----------
+        rank
+            Rank in the communicator.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the grid.
+        """
         return self._cart.coords(rank)
 
     def Shift(self, direction: int, disp: int) -> tuple[int, int]:
-        """Return source and destination of a shift by `disp`; PROC_NULL beyond a border."""
+        """Return source and destination of a shift.
+
+        Parameters
+        ----------
+        direction
+            Dimension, from 0.
+        disp
+            Distance; a negative one shifts downwards.
+
+        Returns
+        -------
+        int, int
+            MPI.PROC_NULL for a rank beyond a border.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: there is no such dimension.
+        """
         return self._cart.shift(self._state.rank, direction, disp)
 
     def Sub(self, remain_dims: Sequence[bool]) -> Cartcomm:
@@ -337,11 +508,33 @@ class Graphcomm(Topocomm):
         return list(self._graph.index), list(self._graph.links)
 
     def Get_neighbors_count(self, rank: int) -> int:
-        """Return the number of a rank's neighbours."""
+        """Return the number of a rank's neighbours.
+
+        Parameters
+        ----------
+        rank
+            Rank in the communicator.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the graph.
+        """
         return len(self._graph.of(rank))
 
     def Get_neighbors(self, rank: int) -> list[int]:
-        """Return a rank's neighbours."""
+        """Return a rank's neighbours.
+
+        Parameters
+        ----------
+        rank
+            Rank in the communicator.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the graph.
+        """
         return self._graph.of(rank)
 
     dims = property(Get_dims, doc="See Get_dims.")

@@ -88,7 +88,18 @@ class Cart:
         return prod(self.dims)
 
     def coords(self, rank: int) -> list[int]:
-        """Return the coordinates of a rank."""
+        """Return the coordinates of a rank.
+
+        Parameters
+        ----------
+        rank
+            Rank in the grid.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the grid.
+        """
         if not 0 <= rank < self.size:
             raise MPIException(ERR_RANK, f"rank {rank} is not in a grid of shape {list(self.dims)}")
         coords = []
@@ -98,7 +109,18 @@ class Cart:
         return coords[::-1]
 
     def rank(self, coords: Sequence[int]) -> int:
-        """Return the rank at coordinates, which wrap around in periodic dimensions."""
+        """Return the rank at coordinates.
+
+        Parameters
+        ----------
+        coords
+            One integer per dimension; they wrap around in periodic dimensions.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: coordinates are outside a dimension that is not periodic.
+        """
         rank = 0
         for coordinate, dim, ring in zip(
             _integers(coords, "coords", len(self.dims)), self.dims, self.periods, strict=True
@@ -112,7 +134,27 @@ class Cart:
         return rank
 
     def shift(self, rank: int, direction: int, disp: int) -> tuple[int, int]:
-        """Return source and destination of a shift by `disp`; PROC_NULL beyond a border."""
+        """Return source and destination of a shift.
+
+        Parameters
+        ----------
+        rank
+            Rank that shifts.
+        direction
+            Dimension, from 0.
+        disp
+            Distance; a negative one shifts downwards.
+
+        Returns
+        -------
+        int, int
+            MPI.PROC_NULL for a rank beyond a border.
+
+        Raises
+        ------
+        MPIException
+            ERR_ARG: there is no such dimension.
+        """
         if not 0 <= direction < len(self.dims):
             raise MPIException(ERR_ARG, f"direction {direction} is outside 0..{len(self.dims) - 1}")
         return self._moved(rank, direction, -disp), self._moved(rank, direction, disp)
@@ -156,7 +198,18 @@ class Cart:
         return Cart(tuple(dims), tuple(periods)), members, dropped
 
     def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
-        """Return sources and destinations: in each dimension the rank below, then the one above."""
+        """Return sources and destinations: in each dimension the rank below, then the one above.
+
+        Parameters
+        ----------
+        rank
+            Rank in the grid.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the grid.
+        """
         near = [
             self._moved(rank, direction, disp)
             for direction in range(len(self.dims))
@@ -170,6 +223,16 @@ class Cart:
         A block that is sent downwards in a dimension is received from above, also in a ring of one
         or two processes, where both neighbours are the same rank. So the name of an edge is its
         position among the receiver's edges.
+
+        Parameters
+        ----------
+        rank
+            Rank in the grid.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the grid.
         """
         near, _ = self.neighbors(rank)
         out: list[Edge] = [
@@ -236,17 +299,50 @@ class Graph:
         return len(self.index)
 
     def of(self, rank: int) -> list[int]:
-        """Return the neighbours of a node."""
+        """Return the neighbours of a node.
+
+        Parameters
+        ----------
+        rank
+            Rank in the graph.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the graph.
+        """
         if not 0 <= rank < self.size:
             raise MPIException(ERR_RANK, f"rank {rank} is not in a graph of {self.size} nodes")
         return list(self.links[self.index[rank - 1] if rank else 0 : self.index[rank]])
 
     def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
-        """Return sources and destinations, which are the same."""
+        """Return sources and destinations, which are the same.
+
+        Parameters
+        ----------
+        rank
+            Rank in the graph.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the graph.
+        """
         return self.of(rank), self.of(rank)
 
     def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
-        """Return the edges to destinations and from sources."""
+        """Return the edges to destinations and from sources.
+
+        Parameters
+        ----------
+        rank
+            Rank in the graph.
+
+        Raises
+        ------
+        MPIException
+            ERR_RANK: the rank is not in the graph.
+        """
         return _named(rank, self.size, self.of(rank), self.of(rank))
 
 
@@ -307,7 +403,19 @@ class Dist:
     def collected(
         cls, rank: int, size: int, edges: Sequence[tuple[int, int, int]], weighted: bool
     ) -> Dist:
-        """Return the part of a rank, from the edges that all ranks gave."""
+        """Return the part of a rank, from the edges that all ranks gave.
+
+        Parameters
+        ----------
+        rank
+            Rank whose part is returned.
+        size
+            Number of processes.
+        edges
+            Source, destination and weight of each edge.
+        weighted
+            Whether the weights are kept.
+        """
         into = [(start, weight) for start, end, weight in edges if end == rank]
         out = [(end, weight) for start, end, weight in edges if start == rank]
         weights = (
@@ -318,11 +426,23 @@ class Dist:
         )
 
     def neighbors(self, rank: int) -> tuple[list[int], list[int]]:
-        """Return sources and destinations."""
+        """Return sources and destinations.
+
+        Parameters
+        ----------
+        rank
+            Not used: this object is the part of one rank.
+        """
         return list(self.sources), list(self.dests)
 
     def edges(self, rank: int) -> tuple[list[Edge], list[Edge]]:
-        """Return the edges to destinations and from sources."""
+        """Return the edges to destinations and from sources.
+
+        Parameters
+        ----------
+        rank
+            Rank whose part this object is.
+        """
         return _named(rank, self.size, self.sources, self.dests)
 
 
@@ -341,7 +461,18 @@ Shape = Cart | Graph | Dist
 
 
 def shape_of(topology: Shape | None) -> Shape:
-    """Return the topology; ERR_TOPOLOGY for a communicator without one."""
+    """Return the topology of a communicator.
+
+    Parameters
+    ----------
+    topology
+        The topology, or None.
+
+    Raises
+    ------
+    MPIException
+        ERR_TOPOLOGY: the communicator has no topology.
+    """
     if topology is None:
         raise MPIException(ERR_TOPOLOGY, "the communicator has no topology")
     return topology

@@ -30,13 +30,25 @@ def completed() -> Operation:
 
 
 def as_object(operation: Received) -> Any:
-    """Return the received object."""
+    """Return the received object.
+
+    Parameters
+    ----------
+    operation
+        A finished receive.
+    """
     assert operation.data is not None
     return decode(operation.data)
 
 
 def into(buf: BufSpec) -> Callable[[Received], Any]:
-    """Make what unpacks received bytes into a buffer, unless they are there already."""
+    """Make what unpacks received bytes into a buffer, unless they are there already.
+
+    Parameters
+    ----------
+    buf
+        Specification of the receive buffer, borrowed until the receive is done.
+    """
 
     def finish(operation: Received) -> None:
         assert operation.data is not None
@@ -48,7 +60,15 @@ def into(buf: BufSpec) -> Callable[[Received], Any]:
 
 
 def outgoing(buf: BufSpec, rank: int) -> Sequence[memoryview]:
-    """Return the bytes of a buffer, borrowed if it is contiguous; nothing for PROC_NULL."""
+    """Return the bytes of a buffer, borrowed if it is contiguous; nothing for PROC_NULL.
+
+    Parameters
+    ----------
+    buf
+        Buffer specification.
+    rank
+        Destination; nothing is sent to PROC_NULL.
+    """
     if rank == PROC_NULL:
         return ()
     view = contiguous(buf, readonly=True)
@@ -59,6 +79,13 @@ def receive_target(buf: BufSpec, rank: int) -> tuple[Callable[[Received], Any], 
     """Return what to do with received bytes, and memory that can receive them directly (or None).
 
     From PROC_NULL nothing comes, whatever the buffer.
+
+    Parameters
+    ----------
+    buf
+        Specification of writable memory; borrowed until the receive is done.
+    rank
+        Source.
     """
     if rank == PROC_NULL:
         return as_object, None
@@ -96,7 +123,13 @@ def receive_request(
 
 
 def both(receive: Request, send: Request) -> Request:
-    """Return a request that is done when both are, with the status and value of the receive."""
+    """Return a request that is done when both are, with the status and value of the receive.
+
+    Parameters
+    ----------
+    receive, send
+        Active requests.
+    """
     pending, sent = receive._ob, operation_of(send)
     assert pending is not None and sent is not None
     received, finish = pending.operation, pending.finish

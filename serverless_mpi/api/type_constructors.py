@@ -59,7 +59,18 @@ _changing = threading.Lock()
 
 
 def integers(values: Sequence[Any]) -> Numbers:
-    """Return integers, NumPy's included, as Python's; TypeError for anything else."""
+    """Return integers, NumPy's included, as Python's.
+
+    Parameters
+    ----------
+    values
+        Integers, or a one-dimensional array of integers; copied.
+
+    Raises
+    ------
+    TypeError
+        A value is not an integer.
+    """
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and values.ndim == 1:
         return tuple(values.tolist())
     return tuple(map(index, values))
@@ -119,14 +130,33 @@ def _derived(
 
 
 def duplicate(of: Construction) -> Construction:
-    """`Dup`: another type that is laid out and named alike."""
+    """`Dup`: another type that is laid out and named alike.
+
+    Parameters
+    ----------
+    of
+        Construction that is duplicated.
+    """
     made = Construction(of.layout, of.base, COMBINER_DUP, ((of, 1),))
     made.pair, made.typechar, made.typestr, made.code = of.pair, of.typechar, of.typestr, of.code
     return made
 
 
 def contiguous(of: Construction, count: int) -> Construction:
-    """`Create_contiguous`."""
+    """`Create_contiguous`.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    count
+        Number of elements.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: the count is negative.
+    """
     _check_count(count)
     inner = of.layout
     layout = Layout.of_blocks(
@@ -139,13 +169,47 @@ def contiguous(of: Construction, count: int) -> Construction:
 
 
 def vector(of: Construction, count: int, blocklength: int, stride: int) -> Construction:
-    """`Create_vector`: the stride is in elements."""
+    """`Create_vector`: the stride is in elements.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    count
+        Number of blocks.
+    blocklength
+        Number of elements of each block.
+    stride
+        Distance between the beginnings of two blocks, in elements.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a count or a length is negative.
+    """
     step = stride * of.layout.extent
     return _blocks_at_steps(of, COMBINER_VECTOR, count, blocklength, stride, step)
 
 
 def hvector(of: Construction, count: int, blocklength: int, stride: int) -> Construction:
-    """`Create_hvector`: the stride is in bytes."""
+    """`Create_hvector`: the stride is in bytes.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    count
+        Number of blocks.
+    blocklength
+        Number of elements of each block.
+    stride
+        Distance between the beginnings of two blocks, in bytes.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a count or a length is negative.
+    """
     return _blocks_at_steps(of, COMBINER_HVECTOR, count, blocklength, stride, stride)
 
 
@@ -167,7 +231,22 @@ def _blocks_at_steps(
 
 
 def indexed(of: Construction, lengths: Numbers, displacements: Numbers) -> Construction:
-    """`Create_indexed`: displacements are in elements."""
+    """`Create_indexed`: displacements are in elements.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    lengths
+        Number of elements of each block.
+    displacements
+        Displacement of each block, in elements; as many as `lengths`.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
+    """
     extent = of.layout.extent
     return _blocks(
         of,
@@ -180,7 +259,22 @@ def indexed(of: Construction, lengths: Numbers, displacements: Numbers) -> Const
 
 
 def hindexed(of: Construction, lengths: Numbers, displacements: Numbers) -> Construction:
-    """`Create_hindexed`: displacements are in bytes."""
+    """`Create_hindexed`: displacements are in bytes.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    lengths
+        Number of elements of each block.
+    displacements
+        Displacement of each block, in bytes; as many as `lengths`.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
+    """
     return _blocks(
         of,
         COMBINER_HINDEXED,
@@ -192,7 +286,22 @@ def hindexed(of: Construction, lengths: Numbers, displacements: Numbers) -> Cons
 
 
 def indexed_block(of: Construction, length: int, displacements: Numbers) -> Construction:
-    """`Create_indexed_block`: displacements are in elements."""
+    """`Create_indexed_block`: displacements are in elements.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    length
+        Number of elements of each block.
+    displacements
+        Displacement of each block, in elements.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
+    """
     extent = of.layout.extent
     return _blocks(
         of,
@@ -205,7 +314,22 @@ def indexed_block(of: Construction, length: int, displacements: Numbers) -> Cons
 
 
 def hindexed_block(of: Construction, length: int, displacements: Numbers) -> Construction:
-    """`Create_hindexed_block`: displacements are in bytes."""
+    """`Create_hindexed_block`: displacements are in bytes.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    length
+        Number of elements of each block.
+    displacements
+        Displacement of each block, in bytes.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
+    """
     return _blocks(
         of,
         COMBINER_HINDEXED_BLOCK,
@@ -239,7 +363,24 @@ def _blocks(
 def struct(
     of: tuple[Construction, ...], lengths: Numbers, displacements: Numbers, several: bool
 ) -> Construction:
-    """`Create_struct`; `several`: blocks are of more than one type, so the extent is padded."""
+    """`Create_struct`.
+
+    Parameters
+    ----------
+    of
+        Construction of the elements of each block.
+    lengths
+        Number of elements of each block.
+    displacements
+        Displacement of each block, in bytes.
+    several
+        Whether the blocks are of more than one type, so that the extent is padded to the alignment.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length is negative.
+    """
     _check_lengths(lengths)
     every = [(d, c, one.layout) for d, c, one in zip(displacements, lengths, of, strict=True)]
     size = sum(c * layout.size for _, c, layout in every)
@@ -261,7 +402,23 @@ def struct(
 def subarray(
     of: Construction, sizes: Numbers, subsizes: Numbers, starts: Numbers, order: int
 ) -> Construction:
-    """`Create_subarray`."""
+    """`Create_subarray`.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    sizes, subsizes, starts
+        Lengths of the array, lengths of the box, and where the box begins, in elements: one integer
+        per dimension.
+    order
+        MPI.ORDER_C or MPI.ORDER_FORTRAN.
+
+    Raises
+    ------
+    MPIException
+        ERR_COUNT: a length or a start is negative. ERR_ARG: the box is not inside the array.
+    """
     if min((*subsizes, *starts), default=0) < 0:
         raise MPIException(
             ERR_COUNT, f"box {list(subsizes)} at {list(starts)}: a length or a start is negative"
@@ -287,7 +444,27 @@ def darray(
     psizes: Numbers,
     order: int,
 ) -> Construction:
-    """`Create_darray`."""
+    """`Create_darray`.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    size, rank
+        Number of processes, and the process whose part of the array is described.
+    gsizes
+        Lengths of the global array, in elements.
+    distribs, dargs, psizes
+        Kind of distribution, its argument and the number of processes, one per dimension.
+    order
+        MPI.ORDER_C or MPI.ORDER_FORTRAN.
+
+    Raises
+    ------
+    MPIException
+        ERR_RANK: the rank is not in 0..size - 1. ERR_ARG: the grid does not have `size`
+        processes, or a distribution does not fit.
+    """
     if not 0 <= rank < size:
         raise MPIException(ERR_RANK, f"rank {rank} is outside 0..{size - 1}")
     indices = indices_of_rank(size, rank, gsizes, distribs, dargs, psizes)
@@ -306,7 +483,15 @@ def darray(
 
 
 def resized(of: Construction, lb: int, extent: int) -> Construction:
-    """`Create_resized`."""
+    """`Create_resized`.
+
+    Parameters
+    ----------
+    of
+        Construction of the element type.
+    lb, extent
+        New lower bound and extent, in bytes.
+    """
     layout = of.layout.bounded(lb, lb + extent)
     return _derived(of, layout, COMBINER_RESIZED, 1, {"lb": lb, "extent": extent}, (lb, extent))
 

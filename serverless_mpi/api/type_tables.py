@@ -37,7 +37,15 @@ _f90_types: dict[tuple[int, int, int], TypeState] = {}
 
 
 def predefined(name: str, made: Construction) -> TypeState:
-    """Make a predefined type of a construction that nothing else uses."""
+    """Make a predefined type of a construction that nothing else uses.
+
+    Parameters
+    ----------
+    name
+        Name of the datatype.
+    made
+        The construction, which becomes shared; its basic type is the new one.
+    """
     state = TypeState(made)
     made.basic, made.shared = state, True
     state.name = name
@@ -65,6 +73,11 @@ def number(
 def of_code(code: str) -> Any:
     """Return the datatype of a code.
 
+    Parameters
+    ----------
+    code
+        Format of an element, as in the buffer protocol.
+
     Raises
     ------
     KeyError
@@ -83,12 +96,31 @@ def of_code(code: str) -> Any:
 
 
 def pair_of(value: TypeState, index: TypeState) -> Any:
-    """Return the predefined pair of two types, or None."""
+    """Return the predefined pair of two types, or None.
+
+    Parameters
+    ----------
+    value, index
+        Types of the value and of the index.
+    """
     return PAIRS.get((value, index))
 
 
 def of_size(typeclass: int, size: int) -> Any:
-    """Return the Fortran type of a class and a size in bytes; ERR_ARG if there is none."""
+    """Return the Fortran type of a class and a size.
+
+    Parameters
+    ----------
+    typeclass
+        Class of the type.
+    size
+        Size in bytes.
+
+    Raises
+    ------
+    MPIException
+        ERR_ARG: there is no such type.
+    """
     for datatype in BY_CLASS.get(typeclass, ()):
         if datatype.Get_size() == size:
             return datatype
