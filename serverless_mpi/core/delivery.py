@@ -63,6 +63,13 @@ class Assembly:
 
         `wire.decode` has checked each frame by itself. If also all of them have one length of
         pieces, their bodies neither overlap nor leave a gap.
+
+        Parameters
+        ----------
+        frame
+            Header of a frame whose tag was right.
+        nbytes
+            Length of its body in bytes.
         """
         if frame.chunks != self.chunks or frame.total != self.total:
             return False
@@ -75,7 +82,13 @@ class Assembly:
         return piece == self._piece
 
     def attach_buffer(self, into: memoryview) -> None:
-        """Assemble the body in `into` (at least `total` bytes), unless a frame has arrived."""
+        """Assemble the body in `into` (at least `total` bytes), unless a frame has arrived.
+
+        Parameters
+        ----------
+        into
+            At least `total` writable bytes; borrowed until the body is complete.
+        """
         if self.body is None and self.chunks > 1:
             self.body = into[: self.total]
 
@@ -83,6 +96,13 @@ class Assembly:
         """Return memory for the body of a frame that has not been read yet.
 
         It is part of `into` (None: of new memory) if this is the first frame of the message.
+
+        Parameters
+        ----------
+        offset, nbytes
+            Place of the frame's body in the message, in bytes.
+        into
+            Memory of the receive that waits for the message, borrowed; None: new memory.
         """
         if self.body is None:
             self.body = memoryview(bytearray(self.total)) if into is None else into[: self.total]
@@ -123,7 +143,13 @@ class Assembly:
         return True
 
     def has(self, chunk: int) -> bool:
-        """Return whether frame `chunk` has been stored."""
+        """Return whether frame `chunk` has been stored.
+
+        Parameters
+        ----------
+        chunk
+            Number of the frame in the message.
+        """
         return self.complete or (self._seen is not None and chunk in self._seen)
 
     def missing(self) -> int:
@@ -202,7 +228,13 @@ class ReorderBuffer:
         return message, released
 
     def close(self, message: Incoming) -> None:
-        """Drop a message whose body is complete; further frames of it are duplicates."""
+        """Drop a message whose body is complete; further frames of it are duplicates.
+
+        Parameters
+        ----------
+        message
+            A message of this stream that has been delivered.
+        """
         self.open.pop(message.seq, None)
 
     @property
@@ -221,14 +253,26 @@ class CompletedSet:
         self.above: set[int] = set()
 
     def retire(self, seq: int) -> None:
-        """Add `seq`."""
+        """Add `seq`.
+
+        Parameters
+        ----------
+        seq
+            Sequence number of a stream; each is added once or more.
+        """
         self.above.add(seq)
         while self.floor in self.above:
             self.above.remove(self.floor)
             self.floor += 1
 
     def contains(self, seq: int) -> bool:
-        """Return whether `seq` has been retired."""
+        """Return whether `seq` has been retired.
+
+        Parameters
+        ----------
+        seq
+            Sequence number of the stream.
+        """
         return seq < self.floor or seq in self.above
 
 
@@ -245,7 +289,13 @@ class Freed:
         self._contexts = array("Q")
 
     def add(self, context: int) -> None:
-        """Add `context`."""
+        """Add `context`.
+
+        Parameters
+        ----------
+        context
+            Context that has been freed.
+        """
         insort(self._contexts, context)
 
     def __contains__(self, context: int) -> bool:

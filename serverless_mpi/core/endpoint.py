@@ -273,6 +273,15 @@ class Endpoint:
         """Return the frames of a step that every rank in `dests` reads.
 
         `dests` are world ranks without this one; `data` is borrowed by the frames.
+
+        Parameters
+        ----------
+        context, seq, slot
+            Context of the communicator, number of the collective, and number of the step.
+        dests
+            World ranks of the readers, without this one.
+        data
+            C-contiguous byte views that together are the body; borrowed until the frames are put.
         """
         return self._cut(_STEP, 0, context, SHARED, slot, seq, data, tuple(dests))
 
@@ -374,23 +383,49 @@ class Endpoint:
         return receive
 
     def cancel(self, receive: Receive) -> bool:
-        """Withdraw a posted receive; return False if it has been matched."""
+        """Withdraw a posted receive; return False if it has been matched.
+
+        Parameters
+        ----------
+        receive
+            What `post` returned.
+        """
         cancelled = self._matcher.cancel(receive)
         if self._closing:
             self._close_settled(receive.pattern[0])
         return cancelled
 
     def probe(self, context: int, source: int, tag: int) -> Envelope | None:
-        """Return the envelope of the message that a receive would get now, or None."""
+        """Return the envelope of the message that a receive would get now, or None.
+
+        Parameters
+        ----------
+        context, source, tag
+            Context of the communicator, world rank or ANY_SOURCE, and tag or ANY_TAG.
+        """
         message = self._matcher.probe((context, source, tag))
         return None if message is None else message.envelope
 
     def mprobe(self, context: int, source: int, tag: int) -> Incoming | None:
-        """Take the message that a receive would get now, for `post_matched`; or None."""
+        """Take the message that a receive would get now, for `post_matched`; or None.
+
+        Parameters
+        ----------
+        context, source, tag
+            Context of the communicator, world rank or ANY_SOURCE, and tag or ANY_TAG.
+        """
         return self._matcher.take((context, source, tag))
 
     def post_matched(self, message: Incoming, into: memoryview | None = None) -> Receive:
-        """Receive a message that `mprobe` took; `into` as for `post`."""
+        """Receive a message that `mprobe` took; `into` as for `post`.
+
+        Parameters
+        ----------
+        message
+            What `mprobe` returned; it must not be received again.
+        into
+            Memory for the body, borrowed until the receive is done; None: new memory.
+        """
         envelope = message.envelope
         receive = Receive((envelope.context, envelope.source, envelope.tag), into)
         self._match(message, receive)
@@ -425,6 +460,11 @@ class Endpoint:
         """End collective number `seq` of a context, whether it has completed or failed.
 
         Steps that were not received are dropped, and any further frame of it is a duplicate.
+
+        Parameters
+        ----------
+        context, seq
+            Context of the communicator, and number of the collective.
         """
         state = self._contexts.get(context) or self._begin(context)
         if state is None:
@@ -443,6 +483,11 @@ class Endpoint:
 
         Its state is dropped when no operation waits for frames of it any more. Messages that were
         not received are dropped then, and so are further frames.  The predefined contexts stay.
+
+        Parameters
+        ----------
+        context
+            Context of a communicator.
         """
         if context > CONTEXT_SELF and context not in self._freed:
             self._closing.add(context)
@@ -564,7 +609,13 @@ class Endpoint:
         return ReceiveSlot(assembly.reserve(frame.offset, nbytes, into), frame, message, stream)
 
     def landed(self, landing: ReceiveSlot) -> None:
-        """Process a frame whose body has been read into `landing.memory`."""
+        """Process a frame whose body has been read into `landing.memory`.
+
+        Parameters
+        ----------
+        landing
+            What `land` returned for the frame.
+        """
         self._store(landing._frame, landing.memory, landing._message, landing._stream, True)
         if self._closing:
             self._close_settled(landing._frame.context)
@@ -851,6 +902,11 @@ class Endpoint:
 
     def check(self, now: float) -> None:
         """Raise if the channel has lost a frame.
+
+        Parameters
+        ----------
+        now
+            Seconds of the clock by which frames are received.
 
         Raises
         ------

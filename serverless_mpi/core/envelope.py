@@ -48,7 +48,15 @@ class Envelope(NamedTuple):
 
 
 def matches(context: int, source: int, tag: int, envelope: Envelope) -> bool:
-    """Return whether a receive for (context, source, tag), with wildcards, matches `envelope`."""
+    """Return whether a receive for (context, source, tag), with wildcards, matches `envelope`.
+
+    Parameters
+    ----------
+    context, source, tag
+        Context of the communicator, world rank or ANY_SOURCE, and tag or ANY_TAG.
+    envelope
+        Envelope of a message.
+    """
     return (
         context == envelope.context
         and source in (ANY_SOURCE, envelope.source)
@@ -57,7 +65,13 @@ def matches(context: int, source: int, tag: int, envelope: Envelope) -> bool:
 
 
 def patterns(envelope: Envelope) -> tuple[tuple[int, int, int], ...]:
-    """Return the four receives (context, source, tag) that match `envelope`."""
+    """Return the four receives (context, source, tag) that match `envelope`.
+
+    Parameters
+    ----------
+    envelope
+        Envelope of a message.
+    """
     context, source, tag, _ = envelope
     return (
         (context, source, tag),

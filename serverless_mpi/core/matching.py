@@ -59,7 +59,13 @@ class Matcher(Generic[M, R]):
         self._indices: dict[int, dict[Pattern, OrderedDict[int, M]]] = {}
 
     def post(self, receive: R) -> M | None:
-        """Return the oldest unexpected message that `receive` matches; None: it is posted now."""
+        """Return the oldest unexpected message that `receive` matches; None: it is posted now.
+
+        Parameters
+        ----------
+        receive
+            Not posted before; kept until a message matches it, or `cancel`.
+        """
         pattern = receive.pattern
         if self._unexpected:
             message = self.take(pattern)
@@ -76,7 +82,13 @@ class Matcher(Generic[M, R]):
         return None
 
     def claim(self, context: int, source: int, tag: int) -> R | None:
-        """Remove and return the oldest receive that matches a message; None if there is none."""
+        """Remove and return the oldest receive that matches a message; None if there is none.
+
+        Parameters
+        ----------
+        context, source, tag
+            Envelope of the message.
+        """
         pattern = (context, source, tag)
         if self._posted_wild:
             pattern = self._oldest(pattern)
@@ -101,7 +113,13 @@ class Matcher(Generic[M, R]):
         return oldest
 
     def keep(self, message: M) -> None:
-        """File a message that no receive has matched."""
+        """File a message that no receive has matched.
+
+        Parameters
+        ----------
+        message
+            Kept until a receive matches it, or `discard`.
+        """
         self._age = age = self._age + 1
         envelope = message.envelope
         pattern = envelope[:3]
@@ -116,7 +134,13 @@ class Matcher(Generic[M, R]):
                 index.setdefault(keys[kind], OrderedDict())[age] = message
 
     def arrive(self, message: M) -> R | None:
-        """Return the oldest matching receive; None: `message` is kept as unexpected."""
+        """Return the oldest matching receive; None: `message` is kept as unexpected.
+
+        Parameters
+        ----------
+        message
+            Complete or not; its envelope is known.
+        """
         envelope = message.envelope
         receive = self.claim(envelope[0], envelope[1], envelope[2])
         if receive is None:
@@ -124,7 +148,13 @@ class Matcher(Generic[M, R]):
         return receive
 
     def probe(self, pattern: Pattern) -> M | None:
-        """Return the oldest unexpected message for (context, source, tag), and leave it there."""
+        """Return the oldest unexpected message for (context, source, tag), and leave it there.
+
+        Parameters
+        ----------
+        pattern
+            (context, source, tag), the latter two perhaps wildcards.
+        """
         kind = _wildcards(pattern)
         if kind:
             found = self._index(kind).get(pattern)
@@ -133,7 +163,13 @@ class Matcher(Generic[M, R]):
         return queue[0][1] if queue is not None else None
 
     def take(self, pattern: Pattern) -> M | None:
-        """Remove and return the oldest unexpected message for (context, source, tag)."""
+        """Remove and return the oldest unexpected message for (context, source, tag).
+
+        Parameters
+        ----------
+        pattern
+            (context, source, tag), the latter two perhaps wildcards.
+        """
         message = self.probe(pattern)
         if message is not None:
             envelope = message.envelope
@@ -163,7 +199,13 @@ class Matcher(Generic[M, R]):
         return index
 
     def cancel(self, receive: R) -> bool:
-        """Withdraw a posted receive; return False if it has been matched."""
+        """Withdraw a posted receive; return False if it has been matched.
+
+        Parameters
+        ----------
+        receive
+            What `post` was given.
+        """
         pattern = receive.pattern
         queue = self._posted.get(pattern)
         place = next((i for i, entry in enumerate(queue or ()) if entry[1] is receive), None)
@@ -177,7 +219,13 @@ class Matcher(Generic[M, R]):
         return True
 
     def discard(self, context: int) -> list[M]:
-        """Remove and return every unexpected message of a context."""
+        """Remove and return every unexpected message of a context.
+
+        Parameters
+        ----------
+        context
+            Context of a communicator.
+        """
         messages: list[M] = []
         for pattern in [pattern for pattern in self._unexpected if pattern[0] == context]:
             while (message := self.take(pattern)) is not None:

@@ -41,12 +41,32 @@ class Purpose(enum.Enum):
 
 
 def start(key: bytes, purpose: Purpose, nbytes: int = TAG_BYTES) -> blake2b:
-    """Return a keyed hash; feed it what the tag covers, and its digest of `nbytes` is the tag."""
+    """Return a keyed hash; feed it what the tag covers, and its digest of `nbytes` is the tag.
+
+    Parameters
+    ----------
+    key
+        The job's key, 32 bytes.
+    purpose
+        What the tag authenticates.
+    nbytes
+        Length of the tag, at most 64 bytes.
+    """
     return blake2b(key=key, digest_size=nbytes, person=purpose.value)
 
 
 def make(key: bytes, purpose: Purpose, covered: bytes, nbytes: int = TAG_BYTES) -> bytes:
-    """Return the tag of the bytes `covered`, `nbytes` long."""
+    """Return the tag of the bytes `covered`, `nbytes` long.
+
+    Parameters
+    ----------
+    key, purpose
+        As for `start`.
+    covered
+        Bytes that the tag authenticates.
+    nbytes
+        Length of the tag, at most 64 bytes.
+    """
     return blake2b(covered, key=key, digest_size=nbytes, person=purpose.value).digest()
 
 

@@ -181,6 +181,15 @@ def encode_whole(
     """Return the bytes of the only frame of a message; parameters and result as for `encode`.
 
     Most frames are such, and fewer arguments save 0.3 us.
+
+    Parameters
+    ----------
+    kind, flags, context, source, dest, tag, seq, total
+        Fields of the header, as in `Frame`.
+    body
+        C-contiguous byte views, borrowed by the result.
+    job, key
+        Id and key of the job.
     """
     covered = _COVERED.pack(
         _MAGIC, VERSION, kind, flags, job, context, source, dest, tag, seq, 0, 1, 0, total, total

@@ -80,7 +80,13 @@ class CollectiveDriver:
         self._missing = 0  # receives that are not done
 
     def step(self, value: Any = None) -> None:
-        """Resume the generator with `value`, and go on until it waits for a rank or ends."""
+        """Resume the generator with `value`, and go on until it waits for a rank or ends.
+
+        Parameters
+        ----------
+        value
+            What the generator waited for; None to begin.
+        """
         while True:
             try:
                 yielded = self._steps.send(value)
@@ -125,7 +131,13 @@ class CollectiveDriver:
             value = self._received()
 
     def arrived(self, receive: Receive) -> None:
-        """Take note that a receive is done; the last one resumes the generator."""
+        """Take note that a receive is done; the last one resumes the generator.
+
+        Parameters
+        ----------
+        receive
+            One of those that the generator waits for.
+        """
         self._missing -= 1
         if not self._missing:
             self.step(self._received())

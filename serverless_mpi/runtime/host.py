@@ -20,7 +20,13 @@ _forkable: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
 def watch_forks(forkable: Forkable) -> None:
-    """Call `forkable.after_fork()` in every child that this process forks, while it lives."""
+    """Call `forkable.after_fork()` in every child that this process forks, while it lives.
+
+    Parameters
+    ----------
+    forkable
+        Referenced weakly.
+    """
     _forkable.add(forkable)
 
 
@@ -33,7 +39,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def warn(text: str) -> None:
-    """Print a line to standard error, if there is one."""
+    """Print a line to standard error, if there is one.
+
+    Parameters
+    ----------
+    text
+        Without a line break at its end.
+    """
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
         print(text, file=sys.stderr, flush=True)
 
@@ -42,6 +54,13 @@ def end(code: int, reason: str = "") -> NoReturn:
     """Print `reason`, if there is one, and end this process at once.
 
     Closed or missing standard streams do not prevent it.
+
+    Parameters
+    ----------
+    code
+        Exit code of the process, 0 to 255.
+    reason
+        One line for standard error.
     """
     try:
         if reason:

@@ -86,6 +86,11 @@ class Operation:
         """Call `callback(self)` when the operation is done, at once if it is done already.
 
         The callback runs under the runtime's lock, so it must not call the runtime.
+
+        Parameters
+        ----------
+        callback
+            Called once, with this operation.
         """
         if self.done:
             callback(self)
@@ -105,7 +110,13 @@ class Operation:
                 self._call_back()
 
     def received(self, receive: Receive) -> None:
-        """Take over the message of a receive that is done, and give up one hold."""
+        """Take over the message of a receive that is done, and give up one hold.
+
+        Parameters
+        ----------
+        receive
+            Done, with or without an error.
+        """
         self.envelope = receive.envelope
         self.data = receive.data
         self.landed = receive.landed
@@ -121,6 +132,11 @@ class Operation:
         """Mark the operation as done with an error, which the waiting call raises.
 
         Only the first outcome counts: an operation that is done stays as it is.
+
+        Parameters
+        ----------
+        error
+            Raised by the call that waits.
         """
         if not self.done:
             self.error = error
@@ -139,5 +155,11 @@ SENT.release()
 
 
 def any_done(operations: Sequence[Operation]) -> bool:
-    """Return whether one of `operations` is done; True if there are none."""
+    """Return whether one of `operations` is done; True if there are none.
+
+    Parameters
+    ----------
+    operations
+        Of this rank.
+    """
     return not operations or any(operation.done for operation in operations)

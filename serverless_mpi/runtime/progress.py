@@ -115,7 +115,15 @@ class Progress:
     # --- contexts ---------------------------------------------------------------------------------
 
     def own(self, owner: object, context: int) -> None:
-        """Free the state of `context` when `owner`, which every use needs, is collected."""
+        """Free the state of `context` when `owner`, which every use needs, is collected.
+
+        Parameters
+        ----------
+        owner
+            Referenced weakly.
+        context
+            Context that the owner alone uses.
+        """
         reference = self._owners[context] = _Owner(owner, self._lost)
         reference.context = context
         with self._lock:
@@ -172,7 +180,15 @@ class Progress:
         timeout: float | None = None,
         interruptible: Callable[[], bool] | None = None,
     ) -> bool:
-        """Drive the rank until `waited.done`; otherwise as `wait_until`."""
+        """Drive the rank until `waited.done`; otherwise as `wait_until`.
+
+        Parameters
+        ----------
+        waited
+            What has an attribute `done`.
+        timeout, interruptible
+            As for `wait_until`.
+        """
         if self._failure is None and waited.done:
             return True
         with self._inside:

@@ -115,6 +115,11 @@ class Runtime(Progress):
         The recorder gets a span per collective that begins, per `get` of the channel, per `put`
         that runs in the background (another one is most of the call that makes it), per attempt of
         a request to a service, and the two ends of every message.
+
+        Parameters
+        ----------
+        recorder
+            Borrowed until another one, or None, replaces it.
         """
         with self._lock:
             self._recorder = recorder
@@ -195,6 +200,11 @@ class Runtime(Progress):
 
         Parameters and errors are those of `isend`.  Where the caller puts, nothing is left to be
         waited for, so there is no operation.
+
+        Parameters
+        ----------
+        context, dest, tag, data, sync
+            As for `isend`.
         """
         queue = self._send_queue
         if not sync and (
@@ -223,6 +233,11 @@ class Runtime(Progress):
         The exception of a signal handler withdraws the receive, unless it has been matched: then
         the message is received, and the exception is raised after the call.  The caller keeps the
         signal shield until it has taken the message.
+
+        Parameters
+        ----------
+        context, source, tag, into
+            As for `irecv`.
         """
         with self._inside:
             receive = self._endpoint.post(context, source, tag, into)
@@ -260,7 +275,15 @@ class Runtime(Progress):
             return self._receiving(self._endpoint.post(context, source, tag, into))
 
     def irecv_matched(self, message: Incoming, into: memoryview | None = None) -> Operation:
-        """Start receiving a message that `improbe` or `mprobe` took; `into` as for `irecv`."""
+        """Start receiving a message that `improbe` or `mprobe` took; `into` as for `irecv`.
+
+        Parameters
+        ----------
+        message
+            What `improbe` or `mprobe` returned; it must not be received again.
+        into
+            As for `irecv`.
+        """
         with self._inside:
             return self._receiving(self._endpoint.post_matched(message, into))
 
@@ -326,7 +349,13 @@ class Runtime(Progress):
         return operation
 
     def cancel(self, operation: Operation) -> bool:
-        """Withdraw a receive; return False if it has been matched, or is not one."""
+        """Withdraw a receive; return False if it has been matched, or is not one.
+
+        Parameters
+        ----------
+        operation
+            What `irecv` returned; anything else is not withdrawn.
+        """
         with self._inside:
             receive = operation.receive
             if operation.done or receive is None or not self._endpoint.cancel(receive):
@@ -336,7 +365,13 @@ class Runtime(Progress):
             return True
 
     def iprobe(self, context: int, source: int, tag: int) -> Envelope | None:
-        """Return the envelope of the message that a receive would get now, or None."""
+        """Return the envelope of the message that a receive would get now, or None.
+
+        Parameters
+        ----------
+        context, source, tag
+            Context of the communicator, world rank or ANY_SOURCE, and tag or ANY_TAG.
+        """
         envelope = self._look(
             lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=False
         )
@@ -344,7 +379,13 @@ class Runtime(Progress):
         return envelope
 
     def probe(self, context: int, source: int, tag: int) -> Envelope:
-        """Wait for a message, and return the envelope of the one that a receive would get."""
+        """Wait for a message, and return the envelope of the one that a receive would get.
+
+        Parameters
+        ----------
+        context, source, tag
+            Context of the communicator, world rank or ANY_SOURCE, and tag or ANY_TAG.
+        """
         envelope = self._look(
             lambda: self._endpoint.probe(context, source, tag), (context, source, tag), block=True
         )
@@ -352,7 +393,13 @@ class Runtime(Progress):
         return envelope
 
     def improbe(self, context: int, source: int, tag: int) -> Incoming | None:
-        """Take the message that a receive would get now, for `irecv_matched`; or None."""
+        """Take the message that a receive would get now, for `irecv_matched`; or None.
+
+        Parameters
+        ----------
+        context, source, tag
+            Context of the communicator, world rank or ANY_SOURCE, and tag or ANY_TAG.
+        """
         message = self._look(
             lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=False
         )
@@ -360,7 +407,13 @@ class Runtime(Progress):
         return message
 
     def mprobe(self, context: int, source: int, tag: int) -> Incoming:
-        """Wait for a message and take it, for `irecv_matched`."""
+        """Wait for a message and take it, for `irecv_matched`.
+
+        Parameters
+        ----------
+        context, source, tag
+            Context of the communicator, world rank or ANY_SOURCE, and tag or ANY_TAG.
+        """
         message = self._look(
             lambda: self._endpoint.mprobe(context, source, tag), (context, source, tag), block=True
         )
@@ -433,7 +486,13 @@ class Runtime(Progress):
         return operation
 
     def collective(self, context: int, seq: int, steps: Steps, ranks: Sequence[int]) -> Operation:
-        """Start a collective and wait for it; otherwise as `icollective`."""
+        """Start a collective and wait for it; otherwise as `icollective`.
+
+        Parameters
+        ----------
+        context, seq, steps, ranks
+            As for `icollective`.
+        """
         if self._on_span is not None:
             operation = self.icollective(context, seq, steps, ranks)
             self.wait_for(operation)
@@ -492,7 +551,13 @@ class Runtime(Progress):
         return self.wait_until(enough, timeout)
 
     def complete_send(self, operation: Operation) -> None:
-        """Wait for a send to which the caller has no other handle."""
+        """Wait for a send to which the caller has no other handle.
+
+        Parameters
+        ----------
+        operation
+            What `isend` returned.
+        """
         queue = self._send_queue
         self.wait_for(operation, interruptible=lambda: not (queue.queued or queue.putting))
 
@@ -501,6 +566,11 @@ class Runtime(Progress):
 
         The exception of a signal handler withdraws it, unless it has been matched: then the message
         is received, and the exception is raised after the call.
+
+        Parameters
+        ----------
+        operation
+            What `irecv` returned.
         """
         receive = operation.receive
         assert receive is not None
@@ -518,6 +588,13 @@ class Runtime(Progress):
 
         Neither closed standard streams nor a full disk prevent it.  A code that would be 0 after
         truncation to 8 bits becomes 1, unless it is 0.
+
+        Parameters
+        ----------
+        code
+            Exit code; the system keeps its last 8 bits.
+        reason
+            One line for standard error; none if it is empty.
         """
         try:
             folder = self.spec.stats_dir

@@ -58,6 +58,13 @@ class GatherPolicy:
         """Return for how many seconds the sender thread may wait; None: until it is notified.
 
         With an empty queue every pause is twice the one before, up to `LOOK_SELDOM_S`.
+
+        Parameters
+        ----------
+        now
+            Seconds of the clock that `first_at` and `last_at` use.
+        queued
+            Whether frames are queued.
         """
         if queued:
             self._pause_s = LOOK_EVERY_S
@@ -206,6 +213,11 @@ class SendQueue:
 
     def put(self, frames: Sequence[OutgoingFrame]) -> None:
         """Give frames to the channel at once, before anything that is queued.
+
+        Parameters
+        ----------
+        frames
+            Their bytes are borrowed until the channel has them.
 
         Raises
         ------

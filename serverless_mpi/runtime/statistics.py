@@ -43,7 +43,13 @@ class RankStatistics:
     collectives: list[list[Any]]
 
     def write(self, folder: Path) -> None:
-        """Write the file in one step, so that a reader never sees half of it."""
+        """Write the file in one step, so that a reader never sees half of it.
+
+        Parameters
+        ----------
+        folder
+            `JobSpec.stats_dir`; the file is rank-N.json.
+        """
         path = folder / f"rank-{self.rank}.json"
         draft = path.with_suffix(".tmp")
         draft.write_text(json.dumps(dataclasses.asdict(self)))
