@@ -37,7 +37,15 @@ class Use:
     coordinators: int = 0
 
     def of(self, service: str, *operations: str) -> tuple[int, int]:
-        """(requests, bytes) of a service, of all its operations unless some are named."""
+        """(requests, bytes) of a service, of all its operations unless some are named.
+
+        Parameters
+        ----------
+        service
+            Name as the meter counts it, such as "sqs".
+        *operations
+            Names of operations; none for all.
+        """
         requests = nbytes = 0
         for name, row in self.requests.items():
             one, _, operation = name.partition(".")
@@ -72,7 +80,13 @@ class Model(ABC):
 
     @abstractmethod
     def bill(self, use: Use) -> Bill:
-        """Dollars for `use`."""
+        """Dollars for `use`.
+
+        Parameters
+        ----------
+        use
+            What the ranks used.
+        """
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,13 @@ class PaperModel(Model):
     list_usd: float = 5.3e-6
 
     def bill(self, use: Use) -> Bill:
-        """Dollars for `use`."""
+        """Dollars for `use`.
+
+        Parameters
+        ----------
+        use
+            What the ranks used.
+        """
         calls, nbytes = use.of("sns")
         units = ceil(nbytes / calls / self.published_unit_bytes) * calls if calls else 0
         polls, _ = use.of("sqs", "ReceiveMessage")
@@ -118,7 +138,13 @@ class BilledModel(Model):
     arch: str = "x86_64"
 
     def bill(self, use: Use) -> Bill:
-        """Dollars for `use`."""
+        """Dollars for `use`.
+
+        Parameters
+        ----------
+        use
+            What the ranks used.
+        """
         dollars = dict.fromkeys(COMMUNICATION, 0.0)
         for name, row in use.requests.items():
             service = name.partition(".")[0].replace("s3express", "s3")
@@ -140,6 +166,13 @@ def published(metrics: Mapping[str, str], memory_mb: float) -> Use:
 
     Receives are counted as billed units of 64 KB at their mean size, since no more is known of
     them; it published no deletes.
+
+    Parameters
+    ----------
+    metrics
+        A row of the published table: column -> text.
+    memory_mb
+        Memory of each function in MB, which the row does not have.
 
     Raises
     ------

@@ -97,6 +97,11 @@ class Work:
         """Return the work of the challenge's network on images like its own.
 
         It has 32 inputs per neuron, equal weights, and 16 copies of each row.
+
+        Parameters
+        ----------
+        neurons, layers, samples
+            Size of the network, and number of images.
         """
         rows = layers * neurons // COPIES
         return cls(
@@ -114,6 +119,11 @@ class Work:
     def random(cls, neurons: int, layers: int, samples: int) -> Work:
         """Return the work of a random network: distinct weights, and samples that all stay
         active.
+
+        Parameters
+        ----------
+        neurons, layers, samples
+            Size of the network, and number of images.
         """
         rows = layers * neurons
         return cls(
@@ -134,13 +144,24 @@ class Work:
     def columns(self, parts: int) -> float:
         """Return the distinct input rows that one of `parts` reads in a layer, if inputs are
         random.
+
+        Parameters
+        ----------
+        parts
+            Number of parts of the network.
         """
         distinct = self.neurons / self.duplicates
         inputs = self.nonzeros / self.layers / distinct / self.duplicates  # of a row
         return distinct * (1 - exp(-inputs / parts))
 
     def received(self, parts: int) -> float:
-        """Return the rows that a worker receives in a layer, on average."""
+        """Return the rows that a worker receives in a layer, on average.
+
+        Parameters
+        ----------
+        parts
+            Number of parts of the network.
+        """
         if parts in self.rows:
             return self.rows[parts] / parts
         return LOCALITY * self.columns(parts) * (1 - 1 / parts)
@@ -189,11 +210,25 @@ class Platform:
     figures: Figures = limits.AWS
 
     def vcpus(self, memory_mb: float, workers: int) -> float:
-        """Return the vCPUs of one of `workers` workers of that memory."""
+        """Return the vCPUs of one of `workers` workers of that memory.
+
+        Parameters
+        ----------
+        memory_mb
+            Memory of a worker in MiB.
+        workers
+            Workers that share a machine, where the platform has one machine.
+        """
         return memory_mb / self.mb_per_vcpu if self.mb_per_vcpu else min(1.0, self.cores / workers)
 
     def start_of(self, memory_mb: float) -> float:
-        """Return the seconds of a start with that memory, as the nearest measured size had them."""
+        """Return the seconds of a start with that memory, as the nearest measured size had them.
+
+        Parameters
+        ----------
+        memory_mb
+            Memory of a worker in MiB.
+        """
         starts = self.figures.starts
         if not starts or not self.mb_per_vcpu:
             return self.start_s
@@ -318,7 +353,19 @@ class Forecast:
 
 
 def worker_mb(work: Work, parts: int, samples: int, base_mb: float) -> float:
-    """Return the MiB of a worker: its share of the weights, and PANELS panels of `samples`."""
+    """Return the MiB of a worker: its share of the weights, and PANELS panels of `samples`.
+
+    Parameters
+    ----------
+    work
+        The network and the samples.
+    parts
+        Number of parts of the network.
+    samples
+        Samples that are computed at once.
+    base_mb
+        MiB that a worker takes without weights and samples.
+    """
     rows = max(
         work.duplicates * work.columns(parts) if parts > 1 else work.neurons, work.neurons / parts
     )
@@ -326,7 +373,17 @@ def worker_mb(work: Work, parts: int, samples: int, base_mb: float) -> float:
 
 
 def batches(work: Work, way: Deployment, base_mb: float) -> int | None:
-    """Return the least number of batches that fit a worker's memory; None if none does."""
+    """Return the least number of batches that fit a worker's memory; None if none does.
+
+    Parameters
+    ----------
+    work
+        The network and the samples.
+    way
+        Replicas, parts and memory.
+    base_mb
+        MiB that a worker takes without weights and samples.
+    """
     samples = ceil(work.samples / way.replicas)
     fixed = worker_mb(work, way.parts, 0, base_mb)
     a_sample = (worker_mb(work, way.parts, 1000, base_mb) - fixed) / 1000
@@ -337,7 +394,17 @@ def batches(work: Work, way: Deployment, base_mb: float) -> int | None:
 
 
 def least_parts(work: Work, memory_mb: float, base_mb: float = 70.0) -> int | None:
-    """Return the least number of parts that fit workers of that memory; None if none does."""
+    """Return the least number of parts that fit workers of that memory; None if none does.
+
+    Parameters
+    ----------
+    work
+        The network and the samples.
+    memory_mb
+        Memory of a worker in MiB.
+    base_mb
+        MiB that a worker takes without weights and samples.
+    """
     fitting = (
         p
         for p in range(1, min(work.neurons, 4096) + 1)
@@ -348,6 +415,17 @@ def least_parts(work: Work, memory_mb: float, base_mb: float = 70.0) -> int | No
 
 def check_memory(work: Work, parts: int, memory_mb: float, base_mb: float = 70.0) -> None:
     """Check that a part fits a worker.
+
+    Parameters
+    ----------
+    work
+        The network and the samples.
+    parts
+        Number of parts of the network.
+    memory_mb
+        Memory of a worker in MiB.
+    base_mb
+        MiB that a worker takes without weights and samples.
 
     Raises
     ------

@@ -41,7 +41,13 @@ class PlanReport:
         return best, named, bounds
 
     def json(self, every: bool) -> str:
-        """Return one line of JSON; every: with all ways."""
+        """Return one line of JSON; every: with all ways.
+
+        Parameters
+        ----------
+        every
+            Whether to include all forecasts.
+        """
         best, named, bounds = self._named()
         record: dict[str, object] = {
             name: {**advice.as_dict(way), "uncertainty": bounds[name].as_dict()}
@@ -58,7 +64,13 @@ class PlanReport:
         return dumps(record)
 
     def text(self, every: bool) -> str:
-        """Return a table; every: of all ways, not only the best of each kind."""
+        """Return a table; every: of all ways, not only the best of each kind.
+
+        Parameters
+        ----------
+        every
+            Whether to include all forecasts.
+        """
         best, named, bounds = self._named()
         if every:
             others = [(advice.kind(forecast), forecast) for forecast in self.forecasts]

@@ -610,7 +610,13 @@ class Job:
             trace.save(Path(folder), self._plan.trace, say)
 
     def report(self, prices: metering.Prices) -> None:
-        """Write what the job took to the bucket, for `smpi cost`, and print it if asked for."""
+        """Write what the job took to the bucket, for `smpi cost`, and print it if asked for.
+
+        Parameters
+        ----------
+        prices
+            By which the job is billed.
+        """
         ranks, launcher = [rank.facts for rank in self._ranks], self._meter.snapshot()
         facts = {
             "ranks": ranks,

@@ -456,7 +456,17 @@ def _by_wall_clock(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stop_all(s3: S3, spec: JobSpec, reason: str) -> bool:
-    """Ask every rank of a job to stop; return whether this call did it: the first reason counts."""
+    """Ask every rank of a job to stop; return whether this call did it: the first reason counts.
+
+    Parameters
+    ----------
+    s3
+        Client of the stack's bucket.
+    spec
+        The job; its key authenticates the message.
+    reason
+        One line, which every rank prints.
+    """
     key = bucket.job_key(spec.job_id, bucket.STOP)
     message = bucket.stop_message(spec.job_id, spec.key, reason)
     if s3.create(key, message):

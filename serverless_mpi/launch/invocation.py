@@ -94,11 +94,23 @@ class Invocation:
     trace: bool = False
 
     def for_rank(self, rank: int) -> Invocation:
-        """Return the invocation of another rank of the job."""
+        """Return the invocation of another rank of the job.
+
+        Parameters
+        ----------
+        rank
+            In 0..size-1.
+        """
         return replace(self, spec=self.spec.with_rank(rank))
 
     def with_settings(self, settings: Mapping[str, str]) -> Invocation:
-        """Return the invocation with other settings of the job."""
+        """Return the invocation with other settings of the job.
+
+        Parameters
+        ----------
+        settings
+            Name -> text; they replace all settings.
+        """
         return replace(self, spec=replace(self.spec, settings=settings))
 
     @property
@@ -134,6 +146,11 @@ class Invocation:
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> Invocation:
         """Read what `to_event` wrote.
+
+        Parameters
+        ----------
+        event
+            Payload of the invocation as parsed JSON; not trusted.
 
         Raises
         ------

@@ -79,6 +79,11 @@ class Orders:
     def from_json(cls, text: str) -> Orders:
         """Read what `to_json` wrote.
 
+        Parameters
+        ----------
+        text
+            Not trusted.
+
         Raises
         ------
         JobError
@@ -120,6 +125,11 @@ class Times:
     def from_json(cls, text: str) -> Times:
         """Read what `to_json` wrote.
 
+        Parameters
+        ----------
+        text
+            Not trusted.
+
         Raises
         ------
         JobError
@@ -142,7 +152,15 @@ class Times:
 
 
 def requests(orders: Orders, ranks: int) -> dict[str, int]:
-    """Return how many billed units all ranks need at most: "service.operation" -> number."""
+    """Return how many billed units all ranks need at most: "service.operation" -> number.
+
+    Parameters
+    ----------
+    orders
+        What is measured, and how often.
+    ranks
+        Number of ranks.
+    """
     rounds = orders.rounds + 1
     chunks = -(-LARGE_MESSAGE // BILLED_CHUNK_BYTES)
     large = chunks * (LARGE_ROUNDS + 1)
@@ -166,7 +184,17 @@ class Stopwatch:
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
     def time(self, name: str, rounds: int, call: Callable[[int], object]) -> None:
-        """Time `call(number)` for each number; number 0 connects and is not counted."""
+        """Time `call(number)` for each number; number 0 connects and is not counted.
+
+        Parameters
+        ----------
+        name
+            Name of the figure.
+        rounds
+            Number of calls that count.
+        call
+            Called with 0, 1, ... `rounds`.
+        """
         for number in range(rounds + 1):
             begin = time.perf_counter()
             call(number)
@@ -174,7 +202,13 @@ class Stopwatch:
                 self.seconds[name].append(time.perf_counter() - begin)
 
     def typical(self, name: str) -> float:
-        """The median of the times under a name."""
+        """The median of the times under a name.
+
+        Parameters
+        ----------
+        name
+            Name of the figure.
+        """
         return float(np.median(self.seconds[name]))
 
 
@@ -207,7 +241,13 @@ class Queues:
         self._sqs.delete(self._queue, [message.handle for message in received])
 
     def measure(self, rounds: int) -> None:
-        """Time sends, publishes and receives."""
+        """Time sends, publishes and receives.
+
+        Parameters
+        ----------
+        rounds
+            Number of repetitions.
+        """
         watch = self._watch
         for number in range(rounds + 1):  # of a message that is there
             begin = time.perf_counter()
@@ -266,7 +306,19 @@ def _get(s3: S3, key: str, _: int) -> None:
 
 
 def measure_objects(spec: JobSpec, watch: Stopwatch, client: Client, rounds: int) -> None:
-    """Time PUT, GET, ranges and LIST by size, and several large GETs at once."""
+    """Time PUT, GET, ranges and LIST by size, and several large GETs at once.
+
+    Parameters
+    ----------
+    spec
+        The job; its settings name the bucket.
+    watch
+        Gets the times.
+    client
+        Of S3.
+    rounds
+        Number of repetitions.
+    """
     s3 = S3(client, spec.settings["bucket"])
     prefix = f"{frames_prefix(spec.job_id)}calibrate/{spec.rank:06d}/"
     keys = {nbytes: f"{prefix}{nbytes}" for nbytes in OBJECTS}
@@ -286,7 +338,17 @@ def measure_objects(spec: JobSpec, watch: Stopwatch, client: Client, rounds: int
 
 
 def measure_starts(client: Client, watch: Stopwatch, functions: Mapping[int, str]) -> None:
-    """Time asynchronous invocations, and cold and warm starts by memory."""
+    """Time asynchronous invocations, and cold and warm starts by memory.
+
+    Parameters
+    ----------
+    client
+        Of Lambda.
+    watch
+        Gets the times.
+    functions
+        Memory in MB -> name of the function.
+    """
 
     def ping(memory: int, function: str) -> None:
         name, _, alias = function.partition(":")
@@ -315,7 +377,13 @@ def measure_starts(client: Client, watch: Stopwatch, functions: Mapping[int, str
 
 
 def measure_kernel(watch: Stopwatch) -> None:
-    """Measure the sparse kernel, where there is one, with one thread for about KERNEL_S."""
+    """Measure the sparse kernel, where there is one, with one thread for about KERNEL_S.
+
+    Parameters
+    ----------
+    watch
+        Gets the rate.
+    """
     if sparse is None:
         return
     chance = np.random.default_rng(0)
@@ -333,7 +401,17 @@ def measure_kernel(watch: Stopwatch) -> None:
 
 
 def measure(spec: JobSpec, orders: Orders, meter: Meter) -> Times:
-    """Return what a rank measures; `meter` counts its requests."""
+    """Return what a rank measures; `meter` counts its requests.
+
+    Parameters
+    ----------
+    spec
+        The job.
+    orders
+        What to measure.
+    meter
+        Counts the requests.
+    """
     watch = Stopwatch()
     credentials = Credentials(spec.endpoint, fixed=emulator_keys(spec.key))
     clients = {
@@ -353,7 +431,13 @@ def measure(spec: JobSpec, orders: Orders, meter: Meter) -> Times:
 
 
 def main(argument: str) -> None:
-    """Measure what the orders say; print one line."""
+    """Measure what the orders say; print one line.
+
+    Parameters
+    ----------
+    argument
+        The orders as `Orders.to_json` wrote them.
+    """
     orders = Orders.from_json(argument)
     spec = current_spec(os.environ)
     if spec is None:
