@@ -1,8 +1,8 @@
 """Forks ranks from one interpreter that has imported what every rank imports.
 
 A Python process takes 0.1 s of CPU to import NumPy and this package; a fork of one that has them
-takes a few milliseconds. The launcher (launch/fork_server.py) starts such a process with the command
-line and the environment of the ranks. Its sitecustomize calls `serve`, which imports, and forks a
+takes a few milliseconds. The launcher (launch/fork_server.py) starts such a process with the
+command line and the environment of the ranks. Its sitecustomize calls `serve`, which imports, and forks a
 rank for each request. In a rank `serve` returns, so the interpreter goes on with its start and runs
 the program as it would have without this module: `__main__`, `sys.argv`, flags and `sys.path` are
 made by the interpreter itself.
@@ -10,8 +10,8 @@ made by the interpreter itself.
 What must not differ in a rank:
 
 - Its parent is the launcher, which waits for it: ranks are grandchildren, forked by a process that
-  ends at once, and the launcher is the reaper of its orphans. A rank goes on when it has that parent
-  and leads a session.
+  ends at once, and the launcher is the reaper of its orphans. A rank goes on when it has that
+  parent and leads a session.
 - It has the descriptors that the launcher sent, at their numbers, and no others.
 - NumPy is not imported before the program does that (`_Preloaded`): programs set OMP_NUM_THREADS
   and the like first. Random numbers differ between ranks.

@@ -380,7 +380,7 @@ class Dist:
     def edges_given(
         sources: Any, degrees: Any, dests: Any, weights: Any, size: int
     ) -> tuple[list[tuple[int, int, int]], bool]:
-        """Return the (source, destination, weight) that one rank gives, and whether they have weights.
+        """Return (source, destination, weight) of one rank, and whether they have weights.
 
         Parameters
         ----------

@@ -317,7 +317,8 @@ class Credentials:
         parts = urlsplit(url)
         if parts.scheme != "https" and not _near(parts.hostname or ""):
             raise UsageError(
-                f"AWS_CONTAINER_CREDENTIALS_FULL_URI is {url}, which is neither HTTPS nor an address"
+                f"AWS_CONTAINER_CREDENTIALS_FULL_URI is {url}, which is neither HTTPS nor an"
+                " address"
                 " of this machine"
             )
         token_file = environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")

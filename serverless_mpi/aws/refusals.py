@@ -100,12 +100,12 @@ ADVICE_OF: dict[str, dict[str, str]] = {
     },
     "s3": {
         "NoSuchBucket": "the job's bucket is gone: start the job again",
-        "AccessDenied": "the keys lack the permission: `smpi deploy --read-bucket NAME` lets the ranks"
-        " of a stack read a bucket of yours",
+        "AccessDenied": "the keys lack the permission: `smpi deploy --read-bucket NAME` lets the"
+        " ranks of a stack read a bucket of yours",
         "EntityTooSmall": "a part of a multipart upload is below 5 MiB: a fault of this package",
         "PermanentRedirect": _ELSEWHERE,
-        "TemporaryRedirect": "the bucket is in region {region}, and its name is not known everywhere"
-        " yet: try again in an hour",
+        "TemporaryRedirect": "the bucket is in region {region}, and its name is not known"
+        " everywhere yet: try again in an hour",
         "AuthorizationHeaderMalformed": _ELSEWHERE,
         "IllegalLocationConstraintException": "the bucket is in another region than the endpoint:"
         " set AWS_REGION to it",

@@ -80,7 +80,8 @@ def deploy(options: argparse.Namespace, say: Say) -> int:
         proven = probe.prove(Stack.find(options.stack, options.endpoint, region), say)
     except KeyboardInterrupt:
         say(
-            "interrupted; CloudFormation ends what it has begun, and `smpi deploy` goes on from there"
+            "interrupted; CloudFormation ends what it has begun, and `smpi deploy` goes on from"
+            " there"
         )
         raise
     if proven < layout.ranks:

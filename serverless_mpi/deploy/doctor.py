@@ -203,7 +203,8 @@ def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
     sizes = ", ".join(map(str, sorted(stack.functions)))
     yield Finding(
         True,
-        f"stack {name}: functions of {sizes} MB, Python {stack.python} on {stack.arch}; {stack.ranks} queues, {stack.jobs} jobs",
+        f"stack {name}: functions of {sizes} MB, Python {stack.python} on {stack.arch};"
+        f" {stack.ranks} queues, {stack.jobs} jobs",
     )
     if stack.read_buckets or stack.policies:
         more = ", ".join((*stack.read_buckets, *stack.policies))
@@ -227,13 +228,17 @@ def _stack(name: str, endpoint: str | None, region: str) -> Iterator[Finding]:
         said = json.loads(answer["Payload"].read())
         if "FunctionError" in answer:
             raise ServerlessMPIError(
-                f"function {function} failed: {said.get('errorMessage')}; run `smpi deploy` to replace it"
+                f"function {function} failed: {said.get('errorMessage')}; run `smpi deploy` to"
+                " replace it"
             )
         kernel = (
             "with the C kernel"
             if said["kernel"]
             else "WITHOUT the C kernel: no sparse inference (smpi deploy --wheel)"
         )
-        return f"function {function} answers in {time.monotonic() - began:.2f} s: Python {said['python']}, NumPy {said['numpy']}, {kernel}"
+        return (
+            f"function {function} answers in {time.monotonic() - began:.2f} s:"
+            f" Python {said['python']}, NumPy {said['numpy']}, {kernel}"
+        )
 
     yield _tried("the function", endpoint, region, ping)

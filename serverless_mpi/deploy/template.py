@@ -329,7 +329,7 @@ def _roles(layout: Layout) -> dict[str, Resource]:
         allow(["s3:GetObject"], *below(FRAMES, bucket.PROGRAMS, bucket.DATA, *of_ranks)),
         allow(["s3:PutObject"], *below(FRAMES, bucket.DATA, *of_ranks)),
         allow(["s3:DeleteObject", "s3:AbortMultipartUpload"], *below(FRAMES, bucket.DATA)),
-        # of the whole bucket: with a condition on the prefix, a missing object would be 403, not 404
+        # of the whole bucket: with a condition on the prefix, a missing object would be 403
         allow(["s3:ListBucket"], arn),
         allow(["sqs:SendMessage", "sqs:ReceiveMessage", "sqs:DeleteMessage"], queues),
         allow(["sqs:SendMessage"], consoles),

@@ -1,8 +1,8 @@
 """The communicator that inference needs: a protocol that mpi4py's and this package's satisfy.
 
 The engine and the workers run under smpirun, on Lambda and under mpirun, so they get a communicator
-as an argument and call nothing else of MPI. If they need another call, add it here: mypy then checks
-that this package has it.
+as an argument and call nothing else of MPI. If they need another call, add it here: mypy then
+checks that this package has it.
 """
 
 from __future__ import annotations

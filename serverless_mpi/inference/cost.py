@@ -91,7 +91,9 @@ class Model(ABC):
 
 @dataclass(frozen=True)
 class PaperModel(Model):
-    """FSD-Inference's own: lambda = (P + 1) C + T (MB / 128) D;  sns = S C + Z D, with S started units of 64,000 bytes of a
+    """FSD-Inference's own model.
+
+    lambda = (P + 1) C + T (MB / 128) D;  sns = S C + Z D, with S started units of 64,000 bytes of a
     mean publish;  sqs = polls C;  s3 = PUT, GET and LIST.
 
     Dollars of eu-west-1 in 2023.  The P + 1st invocation is `Use.coordinators`.

@@ -537,7 +537,7 @@ def _branching(workers: int, start_s: float, call_s: float) -> int:
 
 
 def _count(meter: Meter, place: Platform, way: Deployment, size: int, times: int) -> None:
-    """Count the requests of `times` exchanges with messages of `size` bytes to and from each peer."""
+    """Count the requests of `times` exchanges of `size` bytes with each peer, both ways."""
     assert way.channel is not None, "workers of several parts exchange rows"
     peers, figures = way.parts - 1, place.channels[way.channel]
     services = channels.load(way.channel).services

@@ -534,7 +534,8 @@ class Job:
             if not rank.up and (above is None or self._ranks[above].up):
                 self._failure = (
                     1,
-                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f} s ago"
+                    f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f}"
+                    " s ago"
                     " and started no function; see `smpi logs` and `smpi doctor`",
                 )
                 return

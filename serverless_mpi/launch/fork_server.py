@@ -1,8 +1,8 @@
 """The launcher's side of `serverless_mpi.forks`: a process of which Python ranks are forks.
 
 A fork server is started as a rank would be: the same command, environment and folder, so whatever
-the interpreter reads there holds for all ranks of a program. It imports while the launcher makes the
-job's resources, and is stopped when its ranks have started.
+the interpreter reads there holds for all ranks of a program. It imports while the launcher makes
+the job's resources, and is stopped when its ranks have started.
 
 `usable` decides where it is used. If the server ends before it is ready, its ranks are started as
 processes of their own, and nothing else changes.

@@ -479,7 +479,9 @@ def stop_all(s3: S3, spec: JobSpec, reason: str) -> bool:
 
 
 def report(event: Mapping[str, Any], context: Any) -> None:
-    """Report an invocation that failed to the launcher and the other ranks; the platform calls this.
+    """Report an invocation that failed to the launcher and the other ranks.
+
+    The platform calls this.
 
     Parameters
     ----------

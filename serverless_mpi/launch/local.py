@@ -144,7 +144,8 @@ def command(program: Program) -> list[str]:
             raise UsageError(f"there is no program {name} in {folder.resolve()}")
         if not os.access(path, os.X_OK) or path.is_dir():
             raise UsageError(
-                f"{name} cannot be executed; the name of a Python program ends with .py; others need `chmod +x`"
+                f"{name} cannot be executed; the name of a Python program ends with .py; others"
+                " need `chmod +x`"
             )
         return [
             os.path.abspath(path),
@@ -154,7 +155,8 @@ def command(program: Program) -> list[str]:
     found = shutil.which(name, path=search)
     if found is None:
         raise UsageError(
-            f"there is no program {name}: neither a .py file in {folder.resolve()} nor a command in PATH"
+            f"there is no program {name}: neither a .py file in {folder.resolve()} nor a"
+            " command in PATH"
         )
     return [found, *arguments]
 
@@ -211,7 +213,8 @@ class LocalLauncher(Launcher):
         commands = [command(program) for program in plan.programs]
         if plan.branching is not None and any(argv[0] != sys.executable for argv in commands):
             raise UsageError(
-                "--branching works with Python programs only: other executables do not start further ranks"
+                "--branching works with Python programs only: other executables do not start"
+                " further ranks"
             )
         prices = metering.Prices.load(plan.prices)
         for name in _channel_options(plan):
@@ -309,7 +312,8 @@ class LocalLauncher(Launcher):
         except (ChannelError, UsageError) as error:
             folder.keep = True
             say(
-                f"job {folder.job_id} could not be removed completely; `smpirun --cleanup` tries again: {error}"
+                f"job {folder.job_id} could not be removed completely; `smpirun --cleanup`"
+                f" tries again: {error}"
             )
 
     def cleanup(self, endpoint: str | None, region: str) -> list[str]:
@@ -325,7 +329,8 @@ class LocalLauncher(Launcher):
             for job_id in control.leftovers(endpoint, region):
                 if not (state_folder() / job_id).exists():
                     said.append(
-                        f"removed job {job_id} from {endpoint}: {control.remove(endpoint, region, job_id)} resources"
+                        f"removed job {job_id} from {endpoint}:"
+                        f" {control.remove(endpoint, region, job_id)} resources"
                     )
         return said
 
@@ -349,7 +354,8 @@ class LocalLauncher(Launcher):
             sys.stderr.write(printable_lines(metering.render(summary)) + "\n")
             if plan.region != prices.region:
                 say(
-                    f"the prices are not those of {plan.region}; name a table of them with --prices FILE"
+                    f"the prices are not those of {plan.region}; name a table of them with"
+                    " --prices FILE"
                 )
 
 
@@ -546,7 +552,8 @@ class Running:
                 cwd=program.folder,
                 env={**_variables(self._plan, program, self._environ), **self._own_variables(spec)},
                 pass_fds=(*self._channel.inherited(spec), *self._begun[1:]),
-                start_new_session=True,  # a terminal's Ctrl-C comes to the launcher, which stops all ranks in order
+                # a terminal's Ctrl-C comes to the launcher, which stops all ranks in order
+                start_new_session=True,
             )
         except OSError as error:
             raise UsageError(f"{argv[0]} cannot be executed: {error.strerror}") from error
@@ -625,7 +632,8 @@ class Running:
                 self._failure = (
                     EXIT_TIMEOUT,
                     (
-                        f"the job ran longer than --timeout {self._plan.timeout_s:g} s; all ranks were stopped",
+                        f"the job ran longer than --timeout {self._plan.timeout_s:g} s; all"
+                        " ranks were stopped",
                     ),
                 )
                 break

@@ -137,7 +137,8 @@ def check_zip(key: str, data: bytes | memoryview) -> None:
     found = f"{PROGRAMS}{hashlib.sha256(data).hexdigest()}.zip"
     if not hmac.compare_digest(found, key):
         raise ServerlessMPIError(
-            f"{key} in the bucket is not what the launcher sent: someone has replaced it, and it was"
+            f"{key} in the bucket is not what the launcher sent: someone has replaced it, and"
+            " it was"
             " not unpacked; the next smpirun sends the program again"
         )
 

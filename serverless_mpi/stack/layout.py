@@ -16,7 +16,8 @@ from serverless_mpi.errors import UsageError
 RANK, REPORT, QUEUE, CONSOLE, TOPIC = "rank", "report", "q", "c", "t"
 NAME = re.compile(r"[a-z][a-z0-9]{0,29}")
 FILTERS_PER_TOPIC = limits.SNS_FILTERS_PER_TOPIC.value
-MAX_RANKS = 220  # a queue and its subscription are two of the 500 resources that a stack may have (CloudFormation quota)
+# A queue and its subscription are two of the 500 resources that a stack may have.
+MAX_RANKS = 220
 MEMORY_MB = (limits.LAMBDA_LEAST_MB.value, limits.LAMBDA_MOST_MB.value)
 # Managed runtimes that can be snapshotted:
 # https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtimes.html

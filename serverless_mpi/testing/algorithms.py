@@ -305,7 +305,7 @@ class _Groups:
         return [(group, rank) for group in (0, 1) for rank in range(self.sizes[group])]
 
     def numbers(self, group: int) -> tuple[range, range]:
-        """Return the numbers of the own ranks and of the remote ones, as an algorithm takes them."""
+        """Return the numbers of the own and of the remote ranks, as an algorithm takes them."""
         low, high = self.sizes
         numbers = (range(low), range(low, low + high))
         return numbers[group], numbers[1 - group]

@@ -298,7 +298,7 @@ class _Job:
 
     @contextlib.contextmanager
     def putting(self, rank: int, frames: Sequence[OutgoingFrame]) -> Iterator[None]:
-        """Put frames in a thread while the block reads: a put may block until its frames are read."""
+        """Put frames in a thread while the block reads: a put may block until they are read."""
         with ThreadPoolExecutor(1) as pool:
             put = pool.submit(self.channels[rank].put, frames)
             yield
