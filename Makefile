@@ -9,8 +9,8 @@ EMULATORS_BOTO = $(BIN)/python -c "from importlib.metadata import requires; \
 	print(next(r.partition('==')[2] for r in requires('ministack') if r.startswith('botocore==')))"
 # A change of one of these files installs the package again.
 SOURCES = pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/*)
-# Two processes, each of which takes the next file of tests, in the order of tests/conftest.py.
-PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes, since many tests wait; each takes the next file, in the order of tests/conftest.py.
+PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
 QUICK = not emulator and not slow and not network and not mpi and not root
 
 demo: $(VENV)/.demo

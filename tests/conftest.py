@@ -9,7 +9,7 @@ Markers are applied here, from what a test uses, so a new test gets them without
 
 Only what cannot be seen that way (a test that takes long by itself) is marked by hand.
 
-`make test` and `make quick` run in two processes (pytest-xdist), because many tests wait for the
+`make test` and `make quick` run in three processes (pytest-xdist), because many tests wait for the
 processes that they start. All tests of a file run in the same one, which makes the fixtures of a module
 once. A test shares nothing with those of another file but the repository, which it only reads: each
 process has its own emulators and its own folder for temporary files (of which the jobs of smpirun are
