@@ -23,12 +23,15 @@ Invariants:
 - One thread at a time sends (`send_lock`), one thread at a time reads (the
   channel's lock). An acknowledgement is due to the peer from the reading thread, which
   must not wait for the other lock: whoever has `send_lock` sends it.
+- A frame is kept before `alive` is looked at for the last time, and a thread that gives up
+  a link sets `alive` before it takes what is kept: so one of the two takes every frame.
 - Nothing here blocks.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import socket
 import struct
 import threading
@@ -335,8 +338,10 @@ class Link:
 
     def unacknowledged(self) -> list[OutgoingFrame]:
         """Return, once, the frames that the peer may not have."""
-        frames = list(self._unacknowledged)
-        self._unacknowledged.clear()
+        frames: list[OutgoingFrame] = []
+        with contextlib.suppress(IndexError):
+            while True:  # one by one: two threads may ask, and a third may add a frame
+                frames.append(self._unacknowledged.popleft())
         return frames
 
     # -- reading
@@ -484,6 +489,9 @@ class Link:
     def _drop_acknowledged(self, count: int) -> None:
         if not self._acknowledged <= count <= self._acknowledged + len(self._unacknowledged):
             raise LinkError(f"acknowledged {count} frames, which is not possible")
-        for _ in range(count - self._acknowledged):
-            self._acknowledged_bytes += self._unacknowledged.popleft().nbytes
+        try:
+            for _ in range(count - self._acknowledged):
+                self._acknowledged_bytes += self._unacknowledged.popleft().nbytes
+        except IndexError as error:  # another thread has given up the link meanwhile
+            raise LinkError("acknowledged frames that have taken another way") from error
         self._acknowledged = count

@@ -387,10 +387,14 @@ class RoutedChannel(Channel):
                 f"rank {link.rank} vanished: its connection to rank {self.spec.rank} {fault}"
             )
         else:
-            frames = [resent(frame) for frame in link.unacknowledged()]
-            self.meter.count("link", "broken", messages=len(frames))
-            self._poller.put(frames)
+            self.meter.count("link", "broken", messages=self._put_again(link))
         self._nudge()
+
+    def _put_again(self, link: Link) -> int:
+        """Have hybrid carry what a dead link has not delivered; return the number of frames."""
+        frames = [resent(frame) for frame in link.unacknowledged()]
+        self._poller.put(frames)
+        return len(frames)
 
     # -- sending
 
@@ -426,8 +430,7 @@ class RoutedChannel(Channel):
             if not link.send_short(frame):
                 return False
             self._write(link)
-        link.acknowledge()
-        self.meter.count("link" if link.retains else "near", "put", nbytes=nbytes, messages=1)
+        self._sent(link, nbytes)
         return True
 
     def _send(self, frame: OutgoingFrame, index: int, dest: int) -> bool:
@@ -444,10 +447,16 @@ class RoutedChannel(Channel):
                 return False
             link.queue(frame, parts, nbytes)
             self._write(link)
-        link.acknowledge()
-        medium = "link" if link.retains else "near"
-        self.meter.count(medium, "put", nbytes=nbytes, messages=1)
+        self._sent(link, nbytes)
         return True
+
+    def _sent(self, link: Link, nbytes: int) -> None:
+        """Count a frame that was given to a link, and see that it has not come too late."""
+        self.meter.count("link" if link.retains else "near", "put", nbytes=nbytes, messages=1)
+        if link.alive:
+            link.acknowledge()
+        else:  # whoever gave up the link may have done so before the frame was kept
+            self._put_again(link)
 
     def _write(self, link: Link, deadline: float = float("inf")) -> None:
         """Write what is queued; read while the socket is full.  With the link's send_lock."""

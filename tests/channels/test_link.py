@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from serverless_mpi.channels.base import Delivery, FrameName, OutgoingFrame
 from serverless_mpi.channels.link import (
+    ACK,
     ACK_FRAMES,
     COUNT,
     FRAME,
@@ -187,6 +189,24 @@ def test_an_acknowledgement_of_more_than_was_sent_ends_the_link() -> None:
     forged = b"".join(pair.ends[1]._records.write(3, (COUNT.pack(2),), COUNT.size))
     pair.give(0, forged, [])
     assert not pair.open[0] and "acknowledged 2 frames" in pair.ends[0].fault
+    pair.close()
+
+
+def test_an_acknowledgement_of_frames_that_took_another_way_ends_the_link() -> None:
+    pair = Pair("sealed")
+    for body in (b"one", b"two"):
+        pair.give(1, pair.send(0, body), [])
+    link = pair.ends[0]
+
+    class Kept(deque[OutgoingFrame]):
+        def __len__(self) -> int:
+            count = super().__len__()
+            self.clear()  # as a thread that gives the link up does right after
+            return count
+
+    link._unacknowledged = Kept(link._unacknowledged)
+    pair.give(0, b"".join(pair.ends[1]._records.write(ACK, (COUNT.pack(2),), COUNT.size)), [])
+    assert not pair.open[0]
     pair.close()
 
 

@@ -122,6 +122,32 @@ def test_a_link_that_breaks_loses_nothing(make: Make, monkeypatch: pytest.Monkey
     close(channels)
 
 
+@pytest.mark.parametrize(("nbytes", "step"), [(9, "full"), (100_000, "queue")])
+def test_a_link_that_breaks_while_a_frame_is_queued_loses_nothing(
+    nbytes: int, step: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = linked(make)
+    link = link_to(channels[0], 1)
+
+    def breaking(method: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            link.sock.shutdown(2)  # as a thread that reads may find at any time
+            channels[0]._break(link, "broke")
+            return method(*arguments)
+
+        return call
+
+    # after the look whether the link lives, and before the frame is kept for the peer
+    if step == "queue":
+        monkeypatch.setattr(link, "queue", breaking(link.queue))
+    else:
+        monkeypatch.setattr(type(link), "full", property(breaking(lambda link: False)))
+    body = b"x" * nbytes
+    channels[0].put([outgoing(0, (1,), 1, body)])
+    assert collect(channels[1], 1) == {body}
+    close(channels)
+
+
 def test_a_frame_for_several_ranks_goes_both_ways(make: Make) -> None:
     channels = linked(make, 3)
     channels[0].put([outgoing(0, (1, 2), 1, b"all")])
