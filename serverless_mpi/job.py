@@ -187,7 +187,8 @@ class JobSpec:
     @property
     def node(self) -> int | None:
         """Number of the rank's node, which its channel has in `settings`; None if there is one."""
-        return self.nodes[self.rank] if self.nodes else None
+        nodes = self.nodes
+        return nodes[self.rank] if nodes else None
 
     @property
     def nodes(self) -> tuple[int, ...]:

@@ -59,6 +59,7 @@ from serverless_mpi.channels.base import (
 from serverless_mpi.channels.buffers import uninitialized
 from serverless_mpi.channels.handshake import Acceptor, authenticate
 from serverless_mpi.channels.ring import MOST_BYTES, RingReader, RingWriter, barrier, usable
+from serverless_mpi.channels.sockets import Waker, write
 from serverless_mpi.core.tags import TAG_BYTES, same
 from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
@@ -67,7 +68,6 @@ from serverless_mpi.job import JobSpec
 MAX_FRAME_BYTES = 16 << 20  # so that verifying one frame overlaps receiving the next
 AHEAD_BYTES = 64 << 10  # of a receive buffer: one recv takes many small frames
 SOCKET_BYTES = 1 << 20  # requested buffer of a Unix socket; net.core.wmem_max limits it
-IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
 CONNECT_S = (
     30.0  # the peer's socket is bound before any rank starts: only a broken network takes long
 )
@@ -332,14 +332,12 @@ class DirectChannel(Channel):
         self._lost: list[_Incoming] = []  # connections that broke
         self._ended: set[int] = set()  # ranks whose connection ended by a farewell
         self._closed = False
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._waker = Waker()
         self._woken = False
         # with fewer cores than ranks, a rank that looks keeps the one it waits for from its core
         self._spins = spec.size <= len(os.sched_getaffinity(0))
         self._poll = select.epoll()
-        self._poll.register(self._wake_read, select.EPOLLIN)
+        self._poll.register(self._waker.fileno(), select.EPOLLIN)
         self._incoming: dict[int, _Incoming] = {}  # by file descriptor
         self._acceptor = Acceptor(spec, listener, self._admit)
         self._acceptor.start()
@@ -419,27 +417,12 @@ class DirectChannel(Channel):
 
     def _write(self, dest: int, views: collections.deque[memoryview]) -> bool:
         """Write what a socket accepts; return whether everything is written."""
-        sock = self._outgoing[dest]
         try:
-            while views:
-                sent = sock.sendmsg(
-                    views if len(views) <= IOV_MAX else [views[i] for i in range(IOV_MAX)]
-                )
-                while sent:
-                    head = views[0]
-                    if sent >= head.nbytes:
-                        sent -= head.nbytes
-                        views.popleft()
-                    else:
-                        views[0] = head[sent:]
-                        sent = 0
-        except BlockingIOError:
-            return False
+            return write(self._outgoing[dest], views)
         except OSError as error:
             raise ChannelError(
                 f"rank {self.spec.rank} cannot send to rank {dest}, which {self._fate(dest)}"
             ) from error
-        return True
 
     def _fate(self, rank: int) -> str:
         """Return what became of a rank, for an error text."""
@@ -519,7 +502,7 @@ class DirectChannel(Channel):
     def _admit(self, sock: socket.socket, rank: int, farewell: bytes) -> None:
         """Take over an authenticated connection; the acceptor's thread calls this."""
         self._fresh.append(_Incoming(sock, rank, farewell, self._may_ring))
-        self._nudge()
+        self._waker.wake()
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:
         self._getting += 1
@@ -618,20 +601,16 @@ class DirectChannel(Channel):
                 ring.sleep(False)
 
     def _notice(self, fd: int) -> None:
-        """Process an event of the wake pipe, or of the bell of a ring."""
-        if fd == self._wake_read:
+        """Process an event of the waker, or of the bell of a ring."""
+        if fd == self._waker.fileno():
             self._settle()
         elif fd in self._bells:  # not hung up meanwhile
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(fd)
 
     def _settle(self) -> None:
-        """Empty the wake pipe, and poll the connections that were just authenticated."""
-        try:
-            while len(os.read(self._wake_read, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
+        """Clear the waker, and poll the connections that were just authenticated."""
+        self._waker.clear()
         while self._fresh:
             connection = self._fresh.popleft()
             self._incoming[connection.sock.fileno()] = connection
@@ -657,14 +636,7 @@ class DirectChannel(Channel):
 
     def wake(self) -> None:
         self._woken = True
-        self._nudge()
-
-    def _nudge(self) -> None:
-        """Make a poll in another thread return."""
-        try:
-            os.write(self._wake_write, b"\0")
-        except BlockingIOError:  # the pipe is full: the reader will wake anyway
-            pass
+        self._waker.wake()
 
     def abandon(self) -> None:
         if self._closed:
@@ -678,8 +650,7 @@ class DirectChannel(Channel):
             connection.sock.close()
         # mapped memory stays until the child ends: the thread that forked may be inside a ring
         self._poll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._waker.abandon()
 
     def close(self) -> None:
         if self._closed:
@@ -712,5 +683,4 @@ class DirectChannel(Channel):
                     connection.ring.close()
             self._ringed.clear()
             self._poll.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._waker.close()

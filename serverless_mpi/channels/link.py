@@ -40,6 +40,7 @@ from typing import Protocol
 
 from serverless_mpi.channels.base import Delivery, OutgoingFrame
 from serverless_mpi.channels.buffers import uninitialized
+from serverless_mpi.channels.sockets import write
 
 try:
     from cryptography.exceptions import InvalidTag
@@ -54,7 +55,6 @@ COUNT = struct.Struct("<Q")
 FRAME, BEGIN, MORE, ACK, GOODBYE = range(5)
 RECORD_BYTES = 64 << 10  # longest sealed payload; encrypting one takes some 20 us
 FIRST_BUFFER_BYTES = 16 << 10
-IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
 TAG_BYTES = 16  # of AES-GCM
 ACK_FRAMES = 64  # an acknowledgement is due after so many frames,
 ACK_BYTES = 256 << 10  # or so many bytes
@@ -155,26 +155,6 @@ class SealedRecords:
             self._open.decrypt_into(nonce, payload, HEADER.pack(payload.nbytes, kind), into)
         except InvalidTag as error:
             raise LinkError("carried a record that was damaged or changed in transit") from error
-
-
-def remove_sent(views: collections.deque[memoryview], sent: int) -> None:
-    """Remove the first bytes of a queue of views, in place.
-
-    Parameters
-    ----------
-    views
-        Views to be sent; one that was sent in part is replaced by its rest.
-    sent
-        Number of bytes to remove; at most the length of all views together.
-    """
-    while sent:
-        head = views[0]
-        if sent >= head.nbytes:
-            sent -= head.nbytes
-            views.popleft()
-        else:
-            views[0] = head[sent:]
-            sent = 0
 
 
 class Link:
@@ -323,18 +303,7 @@ class Link:
         OSError
             The connection is broken.
         """
-        views = self._views
-        if not views:
-            return True
-        try:
-            while views:
-                sent = self.sock.sendmsg(
-                    views if len(views) <= IOV_MAX else [views[i] for i in range(IOV_MAX)]
-                )
-                remove_sent(views, sent)
-        except BlockingIOError:
-            return False
-        return True
+        return not self._views or write(self.sock, self._views)
 
     def unacknowledged(self) -> list[OutgoingFrame]:
         """Return, once, the frames that the peer may not have."""

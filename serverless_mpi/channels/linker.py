@@ -26,11 +26,9 @@ Invariants:
 from __future__ import annotations
 
 import collections
-import contextlib
 import http.client
 import ipaddress
 import json
-import os
 import secrets
 import selectors
 import socket
@@ -43,6 +41,7 @@ from urllib.parse import urlsplit
 
 from serverless_mpi.channels.handshake import HANDSHAKE_S, STRANGERS, same_user
 from serverless_mpi.channels.link import PlainRecords, Records, SealedRecords
+from serverless_mpi.channels.sockets import Waker
 from serverless_mpi.core.tags import PROOF_BYTES, Purpose, make, same
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
@@ -186,15 +185,13 @@ class Linker(threading.Thread):
         Called in this thread as admit(socket, rank, records, near) with a proven connection.
     gave_up
         Called in this thread as gave_up(rank, reason) when an attempt has failed.
-    ready
-        Called in this thread once the rank knows its address.
+    no_address
+        Called in this thread if the echo service did not answer with an address.
 
     Attributes
     ----------
     address
         (address, port) that peers can reach; None until it is known, or without TCP.
-    trouble
-        Why there are no links by TCP; "" if there are.
 
     Raises
     ------
@@ -211,21 +208,19 @@ class Linker(threading.Thread):
         *,
         admit: Callable[[socket.socket, int, Records, bool], None],
         gave_up: Callable[[int, str], None],
-        ready: Callable[[], None],
+        no_address: Callable[[], None],
     ) -> None:
         super().__init__(name="smpi-linker", daemon=True)
         self.address: tuple[str, int] | None = None
-        self.trouble = ""
         self._spec = spec
         self._host, self._echo = host, echo
-        self._admit, self._gave_up, self._ready = admit, gave_up, ready
+        self._admit, self._gave_up, self._no_address = admit, gave_up, no_address
         self._selector = selectors.DefaultSelector()
         self._connections: dict[socket.socket, _Connection] = {}
         self._attempts: list[_Attempt] = []
         self._asked: collections.deque[_Attempt] = collections.deque()  # by other threads
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._waker = Waker()
+        self._selector.register(self._waker, selectors.EVENT_READ)
         self._stopping = False
         self._near, self._far = near, None if host is None else self._listen(host)
         for listener in (self._near, self._far):
@@ -248,26 +243,24 @@ class Linker(threading.Thread):
         """
         patience = NEAR_S if isinstance(address, str) else LINK_S
         self._asked.append(_Attempt(rank, address, time.monotonic() + patience))
-        self._wake()
+        self._waker.wake()
 
     def stop(self) -> None:
         """End the thread and close what is not a link yet."""
         self._stopping = True
-        self._wake()
+        self._waker.wake()
         self.join()
 
     def abandon(self) -> None:
         """Close a forked child's copies of descriptors; the child does not have the thread."""
+        self._close_sockets()
+        self._waker.abandon()
+
+    def _close_sockets(self) -> None:
         for sock in (*self._connections, self._near, self._far):
             if sock is not None:
                 sock.close()
         self._selector.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_write, b"\0")
 
     # -- the thread
 
@@ -278,8 +271,8 @@ class Linker(threading.Thread):
                 events = self._selector.select(self._patience(time.monotonic()))
                 now = time.monotonic()
                 for key, mask in events:
-                    if key.fd == self._wake_read:
-                        os.read(self._wake_read, 4096)
+                    if key.fileobj is self._waker:
+                        self._waker.clear()
                     elif key.fileobj in (self._near, self._far):
                         assert isinstance(key.fileobj, socket.socket)
                         self._accept(key.fileobj, now)
@@ -290,12 +283,8 @@ class Linker(threading.Thread):
                     self._attempts.append(self._asked.popleft())
                 self._tick(now)
         finally:
-            for sock in (*self._connections, self._near, self._far):
-                if sock is not None:
-                    sock.close()
-            self._selector.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._close_sockets()
+            self._waker.close()
 
     def _find_address(self) -> None:
         """Learn the address that peers can reach."""
@@ -307,9 +296,8 @@ class Linker(threading.Thread):
         else:
             try:
                 self.address = (ask_echo(self._echo), port)
-            except ChannelError as error:
-                self.trouble = str(error)
-        self._ready()
+            except ChannelError:
+                self._no_address()
 
     def _listen(self, host: str) -> socket.socket:
         sock = self._bound(host, 0)

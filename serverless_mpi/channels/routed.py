@@ -34,7 +34,6 @@ import contextlib
 import fcntl
 import ipaddress
 import json
-import os
 import select
 import socket
 import struct
@@ -58,6 +57,7 @@ from serverless_mpi.channels.base import (
 from serverless_mpi.channels.hybrid import MAX_FRAME_BYTES, HybridChannel
 from serverless_mpi.channels.link import CAN_SEAL, Link, Records
 from serverless_mpi.channels.linker import Linker
+from serverless_mpi.channels.sockets import Waker
 from serverless_mpi.channels.spin import Spinner
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.tags import TAG_BYTES, Purpose, make, same
@@ -281,11 +281,9 @@ class RoutedChannel(Channel):
         self._getting = 0  # gets that hold or want _read_lock
         self._lost: str | None = None  # a peer of this node that vanished
         self._closed = self._woken = False
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._waker = Waker()
         self._poll = select.epoll()
-        self._poll.register(self._wake_read, select.EPOLLIN)
+        self._poll.register(self._waker.fileno(), select.EPOLLIN)
         self._fresh: collections.deque[Link] = collections.deque()  # admitted, not yet polled
         self._links: dict[int, Link] = {}  # by file descriptor
         self._over: list[Link] = []  # have ended
@@ -298,9 +296,9 @@ class RoutedChannel(Channel):
             spec.settings.get("echo"),
             admit=self._admit,
             gave_up=self._give_up,
-            ready=self._ready,
+            no_address=lambda: meter.count("link", "no_address"),
         )
-        self._poller = _Poller(self._base, self._receive, self._nudge)
+        self._poller = _Poller(self._base, self._receive, self._waker.wake)
         self._linker.start()
         self._poller.start()
 
@@ -330,12 +328,7 @@ class RoutedChannel(Channel):
         self._fresh.append(link)
         if not near:
             self.meter.count("link", "made")
-        self._nudge()
-
-    def _ready(self) -> None:
-        """Count that the rank has no address; the linker's thread calls this."""
-        if self._linker.address is None:
-            self.meter.count("link", "no_address")
+        self._waker.wake()
 
     def _give_up(self, rank: int, reason: str) -> None:
         """Note that an attempt has failed; the linker's thread calls this."""
@@ -344,7 +337,7 @@ class RoutedChannel(Channel):
             self._state.notify_all()
         if self._peers[rank].near:
             self._lost = self._lost or f"rank {rank}, which runs on this machine, {reason}"
-            self._nudge()
+            self._waker.wake()
         else:
             self.meter.count("link", "failed")
 
@@ -388,7 +381,7 @@ class RoutedChannel(Channel):
             )
         else:
             self.meter.count("link", "broken", messages=self._put_again(link))
-        self._nudge()
+        self._waker.wake()
 
     def _put_again(self, link: Link) -> int:
         """Have hybrid carry what a dead link has not delivered; return the number of frames."""
@@ -519,7 +512,7 @@ class RoutedChannel(Channel):
                 self._poller.ack([delivery.receipt])
                 self._accept_offer(*offer)
         if deliveries:
-            self._nudge()
+            self._waker.wake()
 
     def _accept_offer(self, source: int, attempt: int, address: tuple[str, int]) -> None:
         """Answer an offer that is new, and connect."""
@@ -598,10 +591,8 @@ class RoutedChannel(Channel):
                 self._hang_up(fd, link)
 
     def _settle(self) -> None:
-        """Empty the wake pipe, and poll the links that were just made."""
-        with contextlib.suppress(BlockingIOError):
-            while len(os.read(self._wake_read, 4096)) == 4096:
-                pass
+        """Clear the waker, and poll the links that were just made."""
+        self._waker.clear()
         while self._fresh:
             link = self._fresh.popleft()
             self._links[link.sock.fileno()] = link
@@ -634,12 +625,7 @@ class RoutedChannel(Channel):
 
     def wake(self) -> None:
         self._woken = True
-        self._nudge()
-
-    def _nudge(self) -> None:
-        """Make a poll in another thread return."""
-        with contextlib.suppress(BlockingIOError):  # the pipe is full: the reader will wake anyway
-            os.write(self._wake_write, b"\0")
+        self._waker.wake()
 
     # -- the end
 
@@ -651,8 +637,7 @@ class RoutedChannel(Channel):
         for link in (*self._links.values(), *self._over, *self._fresh):
             link.sock.close()
         self._poll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._waker.abandon()
         self._base.abandon()
 
     def close(self) -> None:
@@ -675,8 +660,7 @@ class RoutedChannel(Channel):
             for link in (*self._links.values(), *self._over, *self._fresh):
                 link.sock.close()
             self._poll.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._waker.close()
 
     def _say_goodbye(self, link: Link, deadline: float) -> None:
         """End a link once the peer's system has all that was sent; else hybrid carries the rest."""
