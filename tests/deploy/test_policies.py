@@ -1,11 +1,7 @@
-"""The policies that `smpi policy` prints permit every call of a deploy and of a run, and no other stack's.
-
-The evaluator here knows what these policies use: Allow, lists, and wildcards. It is not IAM.
-"""
+"""What `smpi policy` prints permits every call of a deploy and of a run, on no other stack."""
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Iterator
@@ -20,6 +16,7 @@ from serverless_mpi.launch import cli as launch
 from serverless_mpi.launch.emulator import Emulator
 from serverless_mpi.stack.layout import Layout
 from tests.launch.lambda_stack import SERVICES
+from tests.strict.iam import allows
 
 REGION, ACCOUNT, NAME = "us-east-1", "000000000000", "person"
 Call = tuple[str, str, dict[str, Any]]  # service, operation, parameters
@@ -68,12 +65,8 @@ def resources_of(call: Call) -> list[str]:
 
 
 def permits(policy: policies.Policy, action: str, resource: str) -> bool:
-    return any(
-        any(fnmatch.fnmatchcase(action, pattern) for pattern in statement["Action"])
-        and any(fnmatch.fnmatchcase(resource, pattern) for pattern in statement["Resource"])
-        for statement in policy["Statement"]
-        if isinstance(statement, dict)
-    )
+    statements = [each for each in policy["Statement"] if isinstance(each, dict)]
+    return allows(statements, action, resource)
 
 
 def refused(policy: policies.Policy, calls: list[Call]) -> set[tuple[str, str]]:
