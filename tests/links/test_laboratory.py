@@ -29,7 +29,7 @@ def run(kind: str, ranks: int, *program: object, options: tuple[str, ...] = ()) 
 
 @pytest.mark.parametrize("kind", ["cone", "open"])
 def test_ranks_link(kind: str) -> None:
-    rows = run(kind, 3, EXCHANGE, 60, 200)
+    rows = run(kind, 3, EXCHANGE, 60, 200, 2)
     assert rows["link.made"] == 6
     assert rows["link.put"] > 300  # of 360, and 4 to 6 per collective
     assert "link.failed" not in rows and "link.broken" not in rows
@@ -43,17 +43,17 @@ def test_ports_that_change_leave_all_on_hybrid(kind: str) -> None:
 
 
 def test_two_ranks_behind_one_address_stay_on_hybrid() -> None:
-    rows = run("shared", 3, EXCHANGE, 60, 200)
+    rows = run("shared", 3, EXCHANGE, 60, 200, 1)
     assert rows["link.made"] == 4  # 0 and 2, 1 and 2
     assert rows["sqs.SendMessageBatch"] >= 30
 
 
 def test_lost_packets_are_sent_again() -> None:
-    rows = run("lossy", 2, EXCHANGE, 60, 20_000)
+    rows = run("lossy", 2, EXCHANGE, 60, 20_000, 1)
     assert rows["link.made"] == 2 and "link.broken" not in rows
 
 
 def test_a_link_that_is_cut_in_a_message_loses_nothing() -> None:
-    rows = run("cut", 2, EXCHANGE, 40, 40_000, options=("--cut-after", "2000000"))
+    rows = run("cut", 2, EXCHANGE, 40, 40_000, 1, options=("--cut-after", "2000000"))
     assert rows["link.broken"] == 2
     assert rows["link.put"] < 80 and rows["sqs.SendMessageBatch"] > 20

@@ -22,7 +22,7 @@ def test_one_node_sends_no_request() -> None:
 
 def test_ranks_of_a_node_and_links_mix() -> None:
     options = ("--channel", "routed", "-ppn", 2, "--stats", "json")
-    job = smpirun("-n", 4, *options, EXCHANGE, 40, 3000)
+    job = smpirun("-n", 4, *options, EXCHANGE, 40, 3000, 2)
     assert job.returncode == 0, job.stderr
     rows = json.loads(job.stdout.splitlines()[-1])["operations"]
     assert rows["near.put"]["requests"] >= 160

@@ -1,14 +1,33 @@
-"""Ranks exchange arrays of growing lengths until every pair has talked often; prints a check."""
+"""Ranks exchange arrays of growing lengths; prints a check.
+
+    exchange.py ROUNDS LONGEST [LINKS]
+
+Links are made in the background while messages already flow, so the ranks begin with messages of
+8 B until each has LINKS links (0 by default).
+"""
 
 import sys
 
 import numpy as np
 
 from serverless_mpi import MPI
+from serverless_mpi.runtime import get_runtime
 
 comm = MPI.COMM_WORLD
 rounds, longest = int(sys.argv[1]), int(sys.argv[2])
+links = int(sys.argv[3]) if len(sys.argv) > 3 else 0
 total = 0
+
+
+def missing() -> int:
+    """Return how many links this rank still waits for."""
+    made = get_runtime().meter.snapshot().get("link.made", {"requests": 0})
+    return max(0, links - made["requests"])
+
+
+while comm.allreduce(missing()):
+    for peer in set(range(comm.size)) - {comm.rank}:
+        comm.sendrecv(comm.rank, peer, source=peer)
 for step in range(rounds):
     count = 1 + (longest * step) // rounds
     for shift in range(1, comm.size):
