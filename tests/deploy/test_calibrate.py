@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from serverless_mpi.aws import figures as files
-from serverless_mpi.aws.limits import AWS, Figures
+from serverless_mpi.aws.limits import AWS, Figure, Figures
 from serverless_mpi.channels.hybrid import HybridChannel
 from serverless_mpi.collectives.choose import Facts, select
 from serverless_mpi.deploy import calibrate
@@ -99,14 +99,19 @@ def slow_figures(endpoint: str) -> tuple[Figures, float]:
 
 @pytest.mark.slow
 def test_a_delay_of_40_ms_is_measured_and_changes_what_is_chosen(ministack_endpoint: str) -> None:
-    wrong = set(REQUESTS)
+    right: dict[str, Figure] = {}
     for _ in range(ATTEMPTS):
         figures, seen_s = slow_figures(ministack_endpoint)
-        values = {name: getattr(figures, name).value for name in REQUESTS}
-        wrong = {name for name in wrong if not DELAY_S <= values[name] <= 1.1 * seen_s}
-        if not wrong:
+        measured = {name: getattr(figures, name) for name in REQUESTS}
+        right |= {
+            name: figure
+            for name, figure in measured.items()
+            if DELAY_S <= figure.value <= 1.1 * seen_s
+        }
+        if len(right) == len(REQUESTS):
             break
-    assert not wrong, (values, seen_s)
+    assert right.keys() == set(REQUESTS), (measured, seen_s)
+    figures = figures.changed(right)  # a busy machine may have spoilt one in the last attempt
     assert figures.network_Bps != AWS.network_Bps and figures.kernel_per_s.value > 0
     slower, emulator = HybridChannel.cost_by(figures, PRICES), HybridChannel.emulator_figures
     assert emulator is None
