@@ -379,7 +379,7 @@ def own_zone(environ: Mapping[str, str] = os.environ) -> str | None:
         finally:
             connection.close()
         zone = json.loads(bytes(answer.body))["AvailabilityZoneID"] if answer.status == 200 else ""
-    except (Lost, ValueError, KeyError, TypeError):
+    except (Lost, ValueError, KeyError, TypeError, RecursionError):
         return None
     return str(zone) or None
 

@@ -472,7 +472,14 @@ def ask_echo(url: str) -> str:
         if text.startswith("{"):
             text = json.loads(text)["sourceIp"]
         return str(ipaddress.ip_address(text))
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        http.client.HTTPException,
+    ) as error:
         raise ChannelError(
             f"the echo service {url} did not answer with an address: {error}"
         ) from error

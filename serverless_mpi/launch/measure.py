@@ -93,7 +93,7 @@ class Orders:
             found = json.loads(text)
             functions = {int(size): str(name) for size, name in found["functions"].items()}
             orders = cls(int(found["rounds"]), functions, found["version"])
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise JobError("the argument is not one of `smpi calibrate`") from None
         if orders.version != VERSION:
             raise JobError(f"the argument has version {orders.version}, this program {VERSION}")

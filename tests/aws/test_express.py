@@ -311,6 +311,7 @@ def test_zones() -> None:
         (reply(body=b'{"AvailabilityZoneID": "use1-az4"}'), "use1-az4"),
         (reply(body=b'{"AvailabilityZoneID": ""}'), None),
         (reply(body=b"[]"), None),
+        (reply(body=b"[" * 100_000), None),
         (reply(body=b"{}"), None),
         (reply(body=b"\xff"), None),
         (reply(403), None),

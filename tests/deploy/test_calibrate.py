@@ -149,7 +149,9 @@ def test_figures_are_medians_with_a_range_and_the_packages_where_nothing_was_mea
     assert platform.start_of(512) == 1.5 and platform.start_of(3000) == 1.0
 
 
-@pytest.mark.parametrize("text", ["", "x", "[]", '{"rank": 0}', '{"rank":0,"seconds":{"a":[0]}}'])
+@pytest.mark.parametrize(
+    "text", ["", "x", "[]", '{"rank": 0}', '{"rank":0,"seconds":{"a":[0]}}', "[" * 100_000]
+)
 def test_what_a_rank_did_not_measure_is_refused(text: str) -> None:
     with pytest.raises(JobError):
         measure.Times.from_json(text)
