@@ -4,8 +4,8 @@ A Python process takes 0.1 s of CPU to import NumPy and this package; a fork of 
 takes a few milliseconds. The launcher (launch/fork_server.py) starts such a process with the
 command line and the environment of the ranks. Its sitecustomize calls `serve`, which imports, and
 forks a rank for each request. In a rank `serve` returns, so the interpreter goes on with its start
-and runs the program as it would have without this module: `__main__`, `sys.argv`, flags and `sys.path` are
-made by the interpreter itself.
+and runs the program as it would have without this module: `__main__`, `sys.argv`, flags and
+`sys.path` are made by the interpreter itself.
 
 What must not differ in a rank:
 

@@ -474,7 +474,7 @@ class Datatype(Handle, Attributed, Packing):
             raise ValueError(
                 f"{len(lengths)} block lengths, {len(places)} displacements, {len(of)} datatypes"
             )
-        # the same type in two places is one type; two types that were made alike are two
+        # equal types that were made by two calls count as two
         several = len({state for state, length in zip(of, lengths, strict=True) if length}) > 1
         made = construct(
             type_constructors.struct, tuple([state.made for state in of]), lengths, places, several

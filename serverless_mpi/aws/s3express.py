@@ -12,8 +12,8 @@ The rules that differ from other buckets:
 - Only virtual-hosted requests: at an emulator's endpoint the bucket is in the Host header.
 
 All ranks of a job must use one bucket: a reader computes a frame's key, and finds it only
-where the writer put it.  So rank 0 chooses (`choose`), before it starts the other ranks,
-and they are told.
+where the writer put it.  So rank 0 chooses (`choose`) before it starts the other ranks, and
+names the bucket in their invocations.
 
 Sources: "S3 Express One Zone", Amazon S3 User Guide; CreateSession, ListObjectsV2 and
 DeleteObjects, Amazon S3 API Reference; "Using the Lambda metadata endpoint", AWS Lambda
@@ -285,7 +285,7 @@ class DirectoryBucket(S3):
         seen: set[str] = set()
         while (named := _NEXT.search(body)) is not None:
             token = unescape(named.group(1).decode(errors="replace"))
-            if token in seen:  # the same pages would come again and again
+            if token in seen:  # otherwise the listing would not end
                 raise self._client.garbled(f"list {prefix}", body)
             seen.add(token)
             more, body = self._list(prefix, {"continuation-token": token}, budget_s)

@@ -14,8 +14,8 @@ the end, `WRAP` stands in its place and it begins at the start.
 - `asleep` is 1 while the reader sleeps, or is about to.  The reader stores it, passes a full
   barrier, and looks for records once more before it sleeps; the writer stores `written`, passes a
   full barrier, and looks at `asleep`.  So one of them sees what the other stored, and no record
-  waits for a reader that sleeps.  The writer then wakes it by an eventfd, the bell.  (A write to a
-  socket or a pipe tells the kernel that the writer is about to sleep; it then moves the reader to
+  waits for a reader that sleeps.  The writer then wakes it by an eventfd, the bell.  (After a write
+  to a socket or a pipe the kernel assumes that the writer is about to sleep, and moves the reader to
   the writer's core, where neither can wait for the other without sleeping.)
 
 Pitfall: the order of two stores by one rank, as seen by another, is that of the program on x86-64

@@ -338,7 +338,7 @@ def _in_lanes(
     comms = [comm] + [comm.Dup() for _ in range(lanes - 1)]
 
     def run_lane(number: int) -> list[_Outcome]:
-        # The same batches in the same order on every rank.
+        # Every rank runs these batches in this order.
         return [run_batch(comms[number], batch) for batch in range(number, batches, lanes)]
 
     results = _in_threads(run_lane, lanes)

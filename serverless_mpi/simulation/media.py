@@ -173,9 +173,9 @@ class ChannelModel:
         Parameters
         ----------
         rank
-            Who waits for them.
+            World rank that receives.
         since
-            From which second on.
+            Second from which it waits.
         coming
             Items that `put` returned for this rank, in any order.
         """

@@ -60,8 +60,8 @@ def summary(
     dict
         ranks; heard (that reported); cold (started in a new environment); restored (from a
         snapshot); seconds (the longest rank); gb_seconds; lambda_usd (time), requests_usd,
-        snapstart_usd, storage_usd, transfer_usd, and their sum usd; operations (counts and usd by name); dropped,
-        duplicates (frames); by_rank; prices.
+        snapstart_usd, storage_usd, transfer_usd, and their sum usd; operations (counts and usd by
+        name); dropped, duplicates (frames); by_rank; prices.
     """
     heard = [rank for rank in ranks if "seconds" in rank]
     total = merge([*map(_requests, heard), launcher])

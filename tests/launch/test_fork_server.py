@@ -20,7 +20,7 @@ from tests.harness import smpirun
 
 DIRECT = ("--channel", "direct", "--stats", "none")
 
-# Everything of a process that a program can see; "forked" is what tells the two ways apart.
+# Everything of a process that a program can see; "forked" distinguishes the two.
 FACTS = """
 import sys
 loaded = "numpy" in sys.modules

@@ -118,7 +118,7 @@ def front(strict_endpoint: str) -> Iterator[Front]:
 
 
 def test_an_event_that_became_too_old_ends_the_job(front: Front) -> None:
-    """The report function tells the launcher, with nothing but its own role."""
+    """The report function reports it to the launcher, with only its own role."""
     world = front.world
     usual, (facts,) = world.settings, world.stacks.values()
     ages = dict(facts.ages)

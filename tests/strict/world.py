@@ -34,7 +34,7 @@ class Clock(Protocol):
 
 
 class FakeClock:
-    """Moves when it is told to."""
+    """Moves only when a test moves it."""
 
     def __init__(self) -> None:
         self._now = 1_000_000.0
