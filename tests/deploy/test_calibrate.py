@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from serverless_mpi.aws import figures as files
+from serverless_mpi.aws.credentials import Credentials
+from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.limits import AWS, Figure, Figures
 from serverless_mpi.channels.hybrid import HybridChannel
 from serverless_mpi.collectives.choose import Facts, select
@@ -131,6 +133,29 @@ def test_a_delay_of_40_ms_is_measured_and_changes_what_is_chosen(ministack_endpo
     ]
     assert found[0] is not None and found[1] is not None
     assert found[0].exchange_s != found[1].exchange_s
+
+
+@pytest.mark.slow
+def test_invocations_and_starts_are_measured_behind_the_delay(deployed: Deployed) -> None:
+    stack, right = deployed.stack, set[str]()
+    for _ in range(ATTEMPTS):
+        delay, watch = Delay(), measure.Stopwatch()
+        with Proxy(deployed.endpoint, 0, harm=delay) as proxy:
+            client = Client("lambda", "us-east-1", proxy.url, Credentials(proxy.url), Meter())
+            measure.measure_starts(client, watch, stack.functions)
+            client.close()
+        figures = calibrate.derive(watch.seconds, 1.0)
+        events = delay.seconds[-measure.INVOCATIONS :]  # the last ones are asynchronous
+        pings = delay.seconds[: -measure.INVOCATIONS - 1]
+        seen = {"invoke_s": statistics.median(events), "warm_start_s": statistics.median(pings)}
+        right |= {
+            name
+            for name, seconds in seen.items()
+            if DELAY_S <= getattr(figures, name).value <= 1.1 * seconds
+        }
+        if len(right) == len(seen):
+            break
+    assert right == {"invoke_s", "warm_start_s"}, (figures, seen)
 
 
 def test_figures_are_medians_with_a_range_and_the_packages_where_nothing_was_measured() -> None:
