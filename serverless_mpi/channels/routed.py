@@ -237,9 +237,10 @@ class RoutedChannel(Channel):
         per_node = int(spec.settings.get("ppn", spec.size))
         nodes = [rank // per_node for rank in range(spec.size)]
         settings = {**HybridChannel.provision(spec), "nodes": json.dumps(nodes)}
+        ranks_on = collections.Counter(nodes)
         addresses, fds = [], []
         for rank in range(spec.size):
-            if nodes.count(nodes[rank]) == 1:
+            if ranks_on[nodes[rank]] == 1:
                 addresses.append("")
                 fds.append("-1")
                 continue
