@@ -7,9 +7,10 @@ quota, so a publish that stays throttled is replaced by sends.  A topic's
 subscriptions have filter policies, so each rank receives only messages that name
 it; a topic has 200 of them, so rank r belongs to topic r // 200.
 
-Invariants: a message is deleted only after `ack`, and no later than 15 s after
-it, so it does not reappear (the visibility timeout is 30 s).  A message that
-does reappear is a duplicate, which the core drops.
+Invariants: a message is deleted only after `ack`.  Deletes are gathered for 15 s at
+most; the next `ack` or empty receive starts those that are older, so a message does
+not reappear while its rank communicates (the visibility timeout is 30 s).  A message
+that does reappear is a duplicate, which the core drops.
 
 If you change what becomes of a batch, also change `simulation/media.py` (Queue),
 which counts its requests, and docs/reference/channels.md.
@@ -347,6 +348,8 @@ class QueueChannel(Channel):
             ]
             if len(deliveries) < len(received):  # the others were sent by `wake`
                 self.ack([message.handle for message in received if message.frame is None])
+            if not received:  # a rank that only waits adds no deletions, which would start old ones
+                self._deletions.add(())
             if deliveries or received or left <= wait_s:
                 return deliveries
             if self._woken.wait(0 if wait_s else min(pause, left)):

@@ -46,6 +46,25 @@ def test_a_wait_without_messages_takes_no_short_polls(
     channel.close()
 
 
+def test_a_rank_that_only_waits_deletes_what_it_has_received(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    a, b = ranks("queue", 2)
+    monkeypatch.setattr(b._deletions, "_clock", lambda: now)
+    a.put([OutgoingFrame((1,), FrameName(2, 7, 0, -1, 0, 0, 0), (memoryview(b"x"),))])
+    (delivery,) = b.get(0.0, list)
+    b.ack([delivery.receipt])
+    for now in (110.0, 114.9):
+        assert b.get(0.0, list) == [] and not cloud.deleted
+    now = 115.1
+    assert b.get(0.0, list) == []
+    b._pool.close()  # when its requests are done
+    assert cloud.deleted == 1
+    for channel in (a, b):
+        channel.close()
+
+
 def test_frames_of_a_publish_that_stays_throttled_are_sent(cloud: Cloud) -> None:
     a, b, c = ranks("queue", 3)
     cloud.trouble = lambda action, name: busy(action, name) if action == "publish" else None
