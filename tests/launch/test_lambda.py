@@ -4,8 +4,10 @@ nothing left behind.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pickle
 import secrets
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 
 from serverless_mpi.aws import control
+from serverless_mpi.calls import Cluster, messages
 from serverless_mpi.launch import console
 from serverless_mpi.launch.emulator import Emulator
 from serverless_mpi.stack import pool
@@ -539,6 +542,38 @@ def test_a_requirement_is_fetched_once(deployed: Deployed, script, tmp_path: Pat
         done = deployed.run("-n", 2, "--requirements", tmp_path / "needed.txt", prog, env=env)
         assert done.returncode == 0 and done.stdout == "sample\nsample\n", done.stderr
         assert ("fetching wheels" in done.stderr) is fetched
+
+
+def test_a_function_of_the_working_folder_is_called(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without cloudpickle, which the ranks would install from PyPI."""
+    monkeypatch.setattr(messages, "_dumps", lambda: pickle.dumps)
+    (tmp_path / "on_ranks.py").write_text(
+        "from serverless_mpi import MPI\n"
+        "def total(value):\n"
+        "    comm = MPI.COMM_WORLD\n"
+        "    print('rank', comm.rank)\n"
+        "    return comm.rank, comm.allreduce(value)\n"
+        "def fail(word):\n"
+        "    raise LookupError(word)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("on_ranks")
+    lines: list[tuple[int, str]] = []
+    cluster = Cluster(
+        3,
+        platform="lambda",
+        options=("--endpoint", deployed.endpoint, "--stack", deployed.name),
+        on_output=lambda rank, line: lines.append((rank, line)),
+    )
+    assert cluster.run(module.total, 5).values == ((0, 15), (1, 15), (2, 15))
+    assert sorted(lines) == [(rank, f"rank {rank}") for rank in range(3)]
+    assert cluster.stats is not None and cluster.stats["usd"] > 0
+    with pytest.raises(LookupError, match="not here") as caught:
+        cluster.run(module.fail, "not here")
+    assert "in fail" in str(caught.value.__cause__)
 
 
 # the tests above hold platform lambda to these promises, and to more of each
