@@ -40,7 +40,7 @@ from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Pl
 from serverless_mpi.launch.bundle import Bundle, pack
 from serverless_mpi.launch.emulator import check_endpoint
 from serverless_mpi.launch.invocation import Invocation, Task
-from serverless_mpi.launch.output import LineWriter, printable_lines, say
+from serverless_mpi.launch.output import LineWriter, output_writer, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 from serverless_mpi.stack import bucket, pool, stored_figures
 from serverless_mpi.stack.layout import TIME_LIMIT_S
@@ -70,6 +70,8 @@ class LambdaLauncher(Launcher):
             "region",
             "alias",
             "tag_output",
+            "outfile",
+            "errfile",
             "timeout_s",
             "deadlock_s",
             "stats",
@@ -210,8 +212,8 @@ class Job:
         self._meter = metering.Meter()
         self._ranks = [_RankFacts() for _ in range(plan.size)]
         self._writers = {
-            console.OUT: LineWriter(1, plan.tag_output),
-            console.ERR: LineWriter(2, plan.tag_output),
+            console.OUT: output_writer(1, plan.tag_output, plan.outfile, plan.size),
+            console.ERR: output_writer(2, plan.tag_output, plan.errfile, plan.size),
         }
         self._reader = console.InOrderReader()
         self._waits: dict[int, dict[str, Any]] = {}  # of ranks that have waited long

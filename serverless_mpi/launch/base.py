@@ -78,6 +78,15 @@ class Plan:
         Whether `from mpi4py import MPI` imports this package.
     tag_output
         Each line of output begins with its rank.
+    outfile, errfile
+        Path of a file per rank for its standard output and error, with %r for the rank; None
+        for the launcher's own.
+    torch
+        Whether ranks have the variables by which PyTorch finds its peers.
+    debug
+        The rank that has the terminal, for a debugger; None for none.
+    debugpy
+        Rank r waits for a client of debugpy on port debugpy + r of this machine; None: it does not.
     timeout_s
         The job is stopped after this many seconds; None for never.
     deadlock_s
@@ -118,6 +127,11 @@ class Plan:
     region: str = "us-east-1"
     alias: bool = True
     tag_output: bool = False
+    outfile: str | None = None
+    errfile: str | None = None
+    torch: bool = False
+    debug: int | None = None
+    debugpy: int | None = None
     timeout_s: float | None = None
     deadlock_s: float = 60.0
     stats: str = "none"

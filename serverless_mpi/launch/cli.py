@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from serverless_mpi import __version__, channels, launch, plugins
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Launcher, Plan, Program
+from serverless_mpi.launch.habits import Translation, translate
 from serverless_mpi.launch.output import printable, say
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ exit code:
   125  deadlock: see --deadlock
   130  Ctrl-C
 
+Options of mpiexec (MPICH, Open MPI) are accepted where they have a meaning here; harmless ones are
+ignored with a message. SIGQUIT (Ctrl-\\ in a terminal) and SIGUSR1 print every rank's Python stack.
+
 A local job ignores credentials and endpoints of AWS in the environment. Use --endpoint and -x to
 name those that it needs.
 """
@@ -50,6 +54,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message.removeprefix('argument ')}; see smpirun --help")
 
+    def takes_value(self, option: str) -> bool:
+        """Return whether a value follows an option."""
+        action = self._option_string_actions.get(option)
+        return action is not None and action.nargs is None
+
 
 # -- types of options: text to value, or an error text for argparse
 
@@ -57,6 +66,12 @@ class _Parser(argparse.ArgumentParser):
 def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -100,7 +115,7 @@ def _algorithm(text: str) -> tuple[str, str]:
 # -- the parser
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """Return the parser of one program's part of the command line."""
     parser = _Parser(
         prog="smpirun",
@@ -220,7 +235,24 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         "--timeout",
         metavar="S",
         type=_amount("seconds"),
-        help="stop the job after S seconds, with exit code 124",
+        help="stop the job after S seconds, with exit code 124, and print where each rank was",
+    )
+    group.add_argument(
+        "--torch",
+        action="store_true",
+        help="set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which PyTorch reads",
+    )
+    group.add_argument(
+        "--debug",
+        metavar="RANK",
+        type=_natural,
+        help="give this rank the terminal, for pdb: its input and output are smpirun's own",
+    )
+    group.add_argument(
+        "--debugpy",
+        metavar="PORT",
+        type=_port,
+        help="let rank R wait for a debugger on port PORT + R, by the package debugpy",
     )
     group.add_argument(
         "--deadlock",
@@ -248,6 +280,16 @@ def _add_report_options(group: argparse._ArgumentGroup) -> None:
         "-l",
         action="store_true",
         help="begin each line of output with its rank: [3] ...",
+    )
+    group.add_argument(
+        "--outfile",
+        metavar="PATTERN",
+        help="write the standard output of each rank to a file; %%r in its path is the rank",
+    )
+    group.add_argument(
+        "--errfile",
+        metavar="PATTERN",
+        help="write the standard error of each rank to a file; %%r in its path is the rank",
     )
     group.add_argument(
         "--stats",
@@ -432,6 +474,11 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         region=job.region or launcher.region,
         alias=not job.no_alias,
         tag_output=job.tag_output,
+        outfile=job.outfile,
+        errfile=job.errfile,
+        torch=job.torch,
+        debug=job.debug,
+        debugpy=job.debugpy,
         timeout_s=job.timeout,
         deadlock_s=job.deadlock,
         stats=_stats(job.stats, launcher),
@@ -448,6 +495,22 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     )
     launcher.check(job_plan, job.platform)
     return job_plan, job.platform
+
+
+def _announce(line: Translation, job_plan: Plan, platform: str) -> None:
+    """Print what of mpiexec's options has no effect, and the map of ranks if it was asked for."""
+    if line.ignored and not line.quiet:
+        say(f"without effect here: {', '.join(line.ignored)}")
+    if line.display_map:
+        first = 0
+        lines = []
+        for program in job_plan.programs:
+            last = first + program.ranks - 1
+            ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
+            lines.append(f"{ranks}: {' '.join(program.argv)}")
+            first = last + 1
+        packs = "" if job_plan.ppn is None else f", {job_plan.ppn} per node"
+        say(f"{job_plan.size} ranks on platform {platform}{packs}", *lines)
 
 
 # -- the commands
@@ -498,12 +561,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        line = translate(arguments, build_parser().takes_value)
+        arguments = line.arguments
         options = _parse(arguments)[0]
         if options.cleanup:
             return _cleanup(options)
         if options.simulate:
             return _simulate(options)
         job_plan, platform = plan(arguments, os.environ)
+        _announce(line, job_plan, platform)
         return launch.load(platform)().run(job_plan)
     except (ServerlessMPIError, MPIException) as error:
         say(str(error))

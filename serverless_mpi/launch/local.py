@@ -20,11 +20,13 @@ ranks in fork_server.py.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import selectors
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -62,7 +64,7 @@ from serverless_mpi.launch.base import (
 )
 from serverless_mpi.launch.fork_server import Forked, ForkServer
 from serverless_mpi.launch.jobs import JobFolder, clear_dead_jobs, kill_processes_of, state_folder
-from serverless_mpi.launch.output import LineWriter, printable_lines, say
+from serverless_mpi.launch.output import LineWriter, output_writer, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
@@ -75,7 +77,9 @@ REAP_S = 0.05  # seconds between two polls for ended ranks, without pidfd
 READ_BYTES = 64 << 10
 FORKED_AT_ONCE = 32  # ranks; each has four descriptors of pipes meanwhile
 SHOWN_RANKS = 8  # most ranks that one line of text names
+STACKS_S = 5.0  # longest wait for the stacks of ranks
 LOOKS = 6  # looks for a deadlock within its limit
+MAX_PORT = 65535
 SITE = Path(__file__).with_name("site")
 
 # A rank must not reach an account that its user did not name.  boto3 reads these files and asks
@@ -196,6 +200,11 @@ class LocalLauncher(Launcher):
             "region",
             "alias",
             "tag_output",
+            "outfile",
+            "errfile",
+            "torch",
+            "debug",
+            "debugpy",
             "timeout_s",
             "deadlock_s",
             "stats",
@@ -225,6 +234,7 @@ class LocalLauncher(Launcher):
                     f" it works with {' and '.join(able)}"
                 )
         figures = _figures(plan, self.region)
+        _check_debugger(plan, commands)
         if plan.port is not None and (plan.endpoint is not None or not channel.services):
             raise UsageError(
                 "--port sets the port of the emulator that smpirun starts, and this job starts none"
@@ -411,13 +421,41 @@ def _fork_servers(
     for program, argv in zip(plan.programs, commands, strict=True):
         variables = _variables(plan, program, environ)
         server = None
-        if fork_server.usable(argv, program.ranks, variables):
+        if plan.debugpy is None and fork_server.usable(argv, program.ranks, variables):
             server = ForkServer(
                 argv, program.folder, variables, [channel.__module__], reads=not servers
             )
             undo.callback(server.stop)
         servers.append(server)
     return servers
+
+
+def _check_debugger(plan: Plan, commands: list[list[str]]) -> None:
+    """Raise UsageError if the plan asks for a debugger that cannot work."""
+    if plan.debug is not None and plan.debug >= plan.size:
+        raise UsageError(f"--debug {plan.debug}: the job has ranks 0 to {plan.size - 1}")
+    if plan.debugpy is None:
+        return
+    if any(argv[0] != sys.executable for argv in commands):
+        raise UsageError("--debugpy works with Python programs only")
+    if plan.debugpy + plan.size > MAX_PORT + 1:
+        raise UsageError(
+            f"--debugpy {plan.debugpy}: there is no port for each of {plan.size} ranks"
+        )
+    if importlib.util.find_spec("debugpy") is None:
+        raise UsageError("--debugpy needs the package debugpy: pip install debugpy")
+
+
+def _torch_variables(size: int) -> dict[str, str]:
+    """Return the variables of torch.distributed that all ranks have, with a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+    }
 
 
 _NO_RECORD = {"rank": 0, "seconds": 0.0, "meter": {}, "dropped": 0, "duplicates": 0}
@@ -478,9 +516,11 @@ class Running:
         if self._emulator_fd is not None:  # its end is seen at once
             self._selector.register(self._emulator_fd, selectors.EVENT_READ, ("emulator", None))
         self._writers = {
-            "out": LineWriter(1, plan.tag_output),
-            "err": LineWriter(2, plan.tag_output),
+            "out": output_writer(1, plan.tag_output, plan.outfile, plan.size),
+            "err": output_writer(2, plan.tag_output, plan.errfile, plan.size),
         }
+        self._torch = _torch_variables(spec.size) if plan.torch else {}
+        self._unseen: set[int] = set()  # ranks whose stacks were asked for and have not come
         self._muted = False  # nobody reads the output any longer
         self._living: dict[int, _Rank] = {}
         self._pipes = 0
@@ -495,6 +535,7 @@ class Running:
             self._unstarted += [(first + i, program, argv, server) for i in range(program.ranks)]
             if server is not None:
                 self._selector.register(server.output, selectors.EVENT_READ, ("imports", first))
+        self._python = [argv[0] == sys.executable for _, _, argv, _ in self._unstarted]
         self._servers = [server for server in servers if server is not None]
         self._begun: tuple[
             int, ...
@@ -519,7 +560,7 @@ class Running:
         self._unstarted = [entry for entry in self._unstarted if entry[0] not in numbers]
         by_server: dict[ForkServer, list[tuple[int, Program]]] = {}
         for number, program, argv, server in chosen:
-            if server is not None and server.ready():
+            if server is not None and number != self._plan.debug and server.ready():
                 by_server.setdefault(server, []).append((number, program))
             else:
                 self._start(number, program, argv)
@@ -537,17 +578,25 @@ class Running:
     def _own_variables(self, spec: JobSpec) -> dict[str, str]:
         """What a rank has besides the variables of its program."""
         begun = {ENV_BEGUN: str(self._begun[1])} if self._begun else {}
-        return {**begun, **spec.to_env()}
+        rank = str(spec.rank)
+        torch = {**self._torch, "RANK": rank, "LOCAL_RANK": rank} if self._torch else {}
+        return {**begun, **torch, **spec.to_env()}
 
     def _start(self, number: int, program: Program, argv: list[str]) -> None:
         """Start a rank as a process of its own."""
         spec = self._spec.with_rank(number)
+        if self._plan.debugpy is not None:
+            address = f"127.0.0.1:{self._plan.debugpy + number}"
+            debugger = ["-m", "debugpy", "--listen", address, "--wait-for-client"]
+            argv = [argv[0], *debugger, *argv[1:]]
+        on_terminal = number == self._plan.debug
+        reads = on_terminal if self._plan.debug is not None else number == 0
         try:
             process = subprocess.Popen(
                 argv,
-                stdin=None if number == 0 else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdin=None if reads else subprocess.DEVNULL,
+                stdout=None if on_terminal else subprocess.PIPE,
+                stderr=None if on_terminal else subprocess.PIPE,
                 bufsize=0,
                 cwd=program.folder,
                 env={**_variables(self._plan, program, self._environ), **self._own_variables(spec)},
@@ -557,7 +606,6 @@ class Running:
             )
         except OSError as error:
             raise UsageError(f"{argv[0]} cannot be executed: {error.strerror}") from error
-        assert process.stdout is not None and process.stderr is not None
         self._add(number, program, process, process.stdout, process.stderr)
 
     def _fork(self, server: ForkServer, ranks: Sequence[tuple[int, Program]]) -> None:
@@ -568,7 +616,8 @@ class Running:
         for (number, _), ((_, out), (_, err)) in zip(ranks, pipes, strict=True):
             spec = self._spec.with_rank(number)
             inherited = (*self._channel.inherited(spec), *self._begun[1:])
-            descriptors = {0: null if number else 0, 1: out, 2: err}
+            reads = number == 0 and self._plan.debug is None
+            descriptors = {0: 0 if reads else null, 1: out, 2: err}
             requests.append(
                 (self._own_variables(spec), {**descriptors, **{fd: fd for fd in inherited}})
             )
@@ -590,15 +639,17 @@ class Running:
         number: int,
         program: Program,
         process: subprocess.Popen[bytes] | Forked,
-        out: IO[bytes],
-        err: IO[bytes],
+        out: IO[bytes] | None,
+        err: IO[bytes] | None,
     ) -> None:
-        """Watch a rank that has been started."""
+        """Watch a rank that has been started; without pipes if it has the terminal."""
         rank = _Rank(number, program, process, _pidfd(process.pid))
         self._living[number] = rank
         if rank.pidfd is not None:
             self._selector.register(rank.pidfd, selectors.EVENT_READ, ("end", rank))
         for name, pipe in (("out", out), ("err", err)):
+            if pipe is None:
+                continue
             os.set_blocking(pipe.fileno(), False)
             self._selector.register(pipe, selectors.EVENT_READ, (name, rank))
             self._pipes += 1
@@ -628,6 +679,9 @@ class Running:
             left = None if deadline is None else deadline - time.monotonic()
             if self._without_emulator() or self._deadlocked():
                 break
+            if self._signals.stacks_wanted:
+                self._signals.stacks_wanted = False
+                self._show_stacks()
             if left is not None and left <= 0:
                 self._failure = (
                     EXIT_TIMEOUT,
@@ -636,6 +690,7 @@ class Running:
                         " ranks were stopped",
                     ),
                 )
+                self._show_stacks()
                 break
             tick = self._plan.deadlock_s / LOOKS or None
             self._turn(tick if left is None else left if tick is None else min(left, tick))
@@ -652,6 +707,21 @@ class Running:
             say(str(Interrupted(self._signals.noted[0])))
             return 128 + self._signals.noted[0]
         return 0
+
+    def _show_stacks(self) -> None:
+        """Let every Python rank print the stacks of its threads, with its rank in front."""
+        ranks = [rank for rank in self._living.values() if self._python[rank.number]]
+        if not ranks:
+            return
+        say("the Python stacks of the ranks, most recent call first:")
+        self._writers["err"].tag()
+        self._unseen = {rank.number for rank in ranks if rank.number != self._plan.debug}
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank.process.pid, signal.SIGQUIT)
+        deadline = time.monotonic() + STACKS_S
+        while self._unseen and (left := deadline - time.monotonic()) > 0:
+            self._quiet_turn(left)
 
     def _without_emulator(self) -> bool:
         """Fail the job if the emulator has ended before the ranks; return whether it has."""
@@ -714,6 +784,8 @@ class Running:
         except BlockingIOError:
             return
         writer = self._writers[name]
+        if name == "err":
+            self._unseen.discard(rank.number)
         if not data:
             self._selector.unregister(key.fileobj)
             key.fileobj.close()  # type: ignore[union-attr]  # a file

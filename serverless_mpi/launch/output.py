@@ -6,8 +6,9 @@
   of a communicator or a file, an object in a bucket that another job wrote.  No
   control character of it reaches the terminal.
 
-`LineWriter` only cuts bytes into lines and adds tags.  Where the bytes come from
-is the launcher's, so it is tested without processes.
+`LineWriter` only cuts bytes into lines and adds tags.  `FileWriter` has the same methods
+and writes a file per rank; `output_writer` chooses.  Where the bytes come from is the
+launcher's, so both are tested without processes.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import contextlib
 import os
 import select
 import sys
+from pathlib import Path
+from typing import BinaryIO
 
-from serverless_mpi.errors import JobError
+from serverless_mpi.errors import JobError, UsageError
+from serverless_mpi.launch.habits import RANK
 
 # Bytes of one line that are held until its end comes; a longer line is written in pieces.
 LINE_MAX = 1 << 20
@@ -85,6 +89,10 @@ class LineWriter:
         self._held: dict[int, bytearray] = {}  # rank -> the start of a line without an end
         self._open = -1  # rank whose unfinished line is last in the output
 
+    def tag(self) -> None:
+        """Begin each line with its rank from now on."""
+        self._tagged = True
+
     def feed(self, rank: int, data: bytes) -> None:
         """Take bytes from a rank and write the lines that are complete.
 
@@ -147,3 +155,92 @@ class LineWriter:
             except OSError as error:
                 stream = {1: "standard output", 2: "standard error"}.get(self._fd, "the output")
                 raise JobError(f"{stream} cannot be written: {error.strerror}") from error
+
+
+class FileWriter:
+    """Writes the output of each rank to a file of its own.
+
+    Parameters
+    ----------
+    pattern
+        Path of the files; `%r` in it is the rank.  Folders are made.
+    size
+        Number of ranks, each of which gets a file, also if it prints nothing.
+
+    Raises
+    ------
+    UsageError
+        A file cannot be written.
+    """
+
+    def __init__(self, pattern: str, size: int) -> None:
+        self._files: dict[int, BinaryIO] = {}
+        for rank in range(size):
+            path = Path(pattern.replace(RANK, str(rank)))
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._files[rank] = path.open("wb", buffering=0)
+            except OSError as error:
+                raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+    def tag(self) -> None:
+        """Do nothing: the file names the rank."""
+
+    def feed(self, rank: int, data: bytes) -> None:
+        """Write bytes of a rank.
+
+        Parameters
+        ----------
+        rank
+            The rank that wrote them.
+        data
+            Any bytes.
+
+        Raises
+        ------
+        JobError
+            The file cannot be written, for example to a full disk.
+        """
+        try:
+            self._files[rank].write(data)
+        except OSError as error:
+            name = self._files[rank].name
+            raise JobError(f"{name} cannot be written: {error.strerror}") from error
+
+    def finish(self, rank: int) -> None:
+        """Close the file of a rank.
+
+        Parameters
+        ----------
+        rank
+            A rank from which no more bytes come.
+        """
+        file = self._files.get(rank)
+        if file is not None:
+            file.close()
+
+
+def output_writer(fd: int, tagged: bool, pattern: str | None, size: int) -> LineWriter | FileWriter:
+    """Return what writes one stream of all ranks.
+
+    Parameters
+    ----------
+    fd
+        Descriptor of the stream, for output that stays together.
+    tagged
+        Whether each line begins with its rank.
+    pattern
+        Path of a file per rank, with `%r`; None for the descriptor.
+    size
+        Number of ranks.
+
+    Raises
+    ------
+    UsageError
+        A file cannot be written, or the pattern gives all ranks the same one.
+    """
+    if pattern is None:
+        return LineWriter(fd, tagged)
+    if RANK not in pattern and size > 1:
+        raise UsageError(f"{pattern!r} is one file for all ranks: it needs {RANK} for the rank")
+    return FileWriter(pattern, size)

@@ -348,6 +348,10 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "ppn": ("2",),
     "echo": ("http://127.0.0.1:1/",),
     "region": ("eu-west-1",),
+    "outfile": ("%r.out",),
+    "errfile": ("%r.err",),
+    "debug": ("0",),
+    "debugpy": ("5678",),
     "timeout_s": ("5",),
     "deadlock_s": ("5",),
     "stats": ("json",),
@@ -396,6 +400,28 @@ def _check_tags(case: _Case) -> None:
     _expect_lines(
         job.stdout, [f"[{rank}] {text}" for rank in range(2) for text in ("line", "more")]
     )
+
+
+@_promise("--outfile writes a file per rank", needs="outfile")
+def _check_outfile(case: _Case) -> None:
+    pattern = str(case.workdir / "lines" / "%r.out")
+    job = case.run("-n", 2, "--outfile", pattern, case.program("print('rank', rank)\n"))
+    _expect(job, 0)
+    _expect_lines(job.stdout, [])
+    for rank in range(2):
+        text = (case.workdir / "lines" / f"{rank}.out").read_text()
+        assert text == f"rank {rank}\n", text
+
+
+@_promise("--errfile writes a file per rank", needs="errfile")
+def _check_errfile(case: _Case) -> None:
+    pattern = str(case.workdir / "%r.err")
+    body = "print('rank', rank, file=sys.stderr)\n"
+    job = case.run("-n", 2, "--errfile", pattern, case.program(body))
+    _expect(job, 0)
+    for rank in range(2):
+        text = (case.workdir / f"{rank}.err").read_text()
+        assert text == f"rank {rank}\n", text
 
 
 @_promise("programs that import mpi4py run unless --no-alias is given", needs="alias")

@@ -1,4 +1,5 @@
-"""Prepares every Python interpreter of a job: output by line, and `mpi4py` as this package.
+"""Prepares every Python interpreter of a job: output by line, stacks on SIGQUIT, and `mpi4py`
+as this package.
 
 The launcher puts this folder first in PYTHONPATH, so the interpreter imports this file at its
 start. An interpreter that lacks serverless_mpi is left as it is. The interpreter's own
@@ -9,7 +10,9 @@ of this file remains in the program.
 
 def _begin() -> None:
     """Remove this folder from the path, report the start, set up output and alias."""
+    import faulthandler
     import os
+    import signal
     import sys
 
     here = os.path.dirname(os.path.abspath(__file__))
@@ -28,6 +31,7 @@ def _begin() -> None:
     if begun is not None:  # a rank of a tree: the launcher starts its children while it imports
         os.write(int(begun), int(os.environ["SMPI_RANK"]).to_bytes(4, "little"))
         os.close(int(begun))
+    faulthandler.register(signal.SIGQUIT, 2)  # it also shows the stack of a thread that is in C
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)  # a pipe would be written in blocks
