@@ -81,6 +81,7 @@ MAY: dict[str, set[str]] = {
     "futures": {"MPI", "alias", "env", "errors"},
     # it starts smpirun as a process, and imports nothing of it
     "calls": {"MPI", "errors"},
+    "pytest_plugin": {"env", "job"},
     "launch": {
         "env",
         "plugins",

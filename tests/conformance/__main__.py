@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from serverless_mpi.launch.emulator import Emulator
-from tests.conformance import exceptions, jobs, suite
+from tests.conformance import exceptions, jobs, recorded, suite
 from tests.conformance.jobs import Module, Outcome
 
 # after so many seconds a case hangs: the longest takes 10 s over direct on an idle machine, and makes tens of thousands of requests
@@ -54,7 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cached-mpich",
         action="store_true",
-        help="use the real MPI's outcomes of an earlier run, if there are any",
+        help="use the real MPI's outcomes that are recorded for its version, or of an earlier run",
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="run the real MPI, and write its outcomes to tests/conformance/recorded.json",
     )
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="print what failing cases had to say"
@@ -80,9 +85,9 @@ def _real(
     """The real MPI's outcomes, run now, or with `cached` those of an earlier run."""
     folder = suite.cache() / f"mpich-{version('mpich')}"
     stores = {module: folder / f"{module}.{size}.json" for module in modules}
-    found: dict[str, Module] = {}
+    found = recorded.read(size, modules) if cached else {}
     for module, store in stores.items() if cached else ():
-        if store.exists():
+        if store.exists() and module not in found:
             kinds = json.loads(store.read_text())
             found[module] = Module({case: Outcome(kind) for case, kind in kinds.items()})
     missing = [module for module in modules if module not in found]
@@ -192,6 +197,8 @@ def main(words: Sequence[str] | None = None) -> int:
             real = {}
             if not asked.no_mpich:
                 real = _real(size, modules, limit, asked.cases, asked.cached_mpich)
+            if asked.record and asked.cases == "*":
+                recorded.write(size, real)
             for module in modules:
                 table.add(module, size, here[module], real.get(module))
     return table.end(time.monotonic() - began)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import __main__ as command
-from tests.conformance import exceptions, jobs
+from tests.conformance import exceptions, jobs, recorded
 from tests.conformance.jobs import Module, Outcome
 from tests.harness import mpirun
 
@@ -17,7 +17,7 @@ from tests.harness import mpirun
     mpirun() is None, reason="needs the real MPI to compare with: pip install mpich"
 )
 def test_mpi4pys_suite_passes_on_three_ranks(capsys: pytest.CaptureFixture[str]) -> None:
-    code = command.main(["--np", "3", "--channel", "direct", "-v"])
+    code = command.main(["--np", "3", "--channel", "direct", "--cached-mpich", "-v"])
     assert code == 0, capsys.readouterr().out
 
 
@@ -30,6 +30,21 @@ def test_a_part_of_it_passes_over_queues_and_objects(capsys: pytest.CaptureFixtu
         ["--np", "3", "--channel", "hybrid", "--modules", modules, "--cached-mpich", "-v"]
     )
     assert code == 0, capsys.readouterr().out
+
+
+def test_what_is_recorded_is_of_one_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "recorded.json"
+    outcomes = {"a": Outcome("pass"), "b": Outcome("skip"), "c": Outcome("fail", "why")}
+    broken = Module({"(from case 0 on)": Outcome("fail")})
+    assert recorded.read(3, ["test_m"], path) == {}
+    recorded.write(3, {"test_m": Module(outcomes), "test_n": broken}, path)
+    recorded.write(2, {"test_m": Module({"a": Outcome("fail")})}, path)
+    expected = {"a": Outcome("pass"), "b": Outcome("skip"), "c": Outcome("fail")}
+    assert recorded.read(3, ["test_m", "test_n"], path) == {"test_m": Module(expected)}
+    monkeypatch.setattr(recorded, "version", lambda name: "0.1")
+    assert recorded.read(3, ["test_m"], path) == {}
 
 
 Record = tuple[str, int, str, str]  # module, number, case, outcome
