@@ -82,6 +82,7 @@ MAY: dict[str, set[str]] = {
     # it starts smpirun as a process, and imports nothing of it
     "calls": {"MPI", "errors"},
     "pytest_plugin": {"env", "job"},
+    "bench": {"MPI", "__init__"},
     "launch": {
         "env",
         "plugins",
