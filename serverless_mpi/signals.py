@@ -22,6 +22,10 @@ Pitfalls:
 - `leave` must end with the decrement.  CPython looks for signals after calls of C functions, at the
   start of a Python function and at backward jumps, not when a Python function returns, so no
   handler can run between the decrement and the return of the call.
+- CPython 3.11 also looks for signals after a call with * or ** arguments.  A public call must not
+  return what such a call returns, unless the shield is around it (`tests/test_signals.py`).
+- CPython 3.10 looks for signals after every call, so there an exception can be raised after an MPI
+  call has returned and before the program has assigned its result.
 - `_lock` is never taken by a wrapped handler, and the main thread holds it only with `depth` > 0.
 - A signal is sent again under `_lock` and only while its handler is a wrapped one; otherwise
   SIG_DFL could end the process.

@@ -28,6 +28,7 @@ from serverless_mpi.core.envelope import UNDEFINED, derive_context
 from serverless_mpi.errors import ERR_ARG, ERR_GROUP, MPIException
 from serverless_mpi.runtime import Runtime, never
 from serverless_mpi.runtime.operation import Operation
+from serverless_mpi.signals import uninterrupted
 
 if TYPE_CHECKING:
     from serverless_mpi.api.comm import Comm
@@ -124,10 +125,12 @@ class CommConstructors(Attributed):
             child.errhandler = state.errhandler
         return child
 
+    @uninterrupted
     def Clone(self: C) -> C:
         """Duplicate the communicator with its topology and attributes; sends nothing."""
         return self.Dup()
 
+    @uninterrupted
     def Dup(self: C, info: Info | None = None) -> C:
         """Duplicate the communicator: the same processes and topology in a new context.
 
@@ -157,6 +160,7 @@ class CommConstructors(Attributed):
             self._copy_attributes(new)
         return new
 
+    @uninterrupted
     def Dup_with_info(self: C, info: Info) -> C:
         """Duplicate the communicator with additional hints, as `Dup`.
 
@@ -186,6 +190,7 @@ class CommConstructors(Attributed):
         """
         return self.Dup(info)
 
+    @uninterrupted
     def Idup(self: C, info: Info | None = None) -> tuple[C, Request]:
         """Duplicate the communicator, and return it with a complete request.
 
@@ -215,6 +220,7 @@ class CommConstructors(Attributed):
         """
         return self.Dup(info), self._completed()
 
+    @uninterrupted
     def Idup_with_info(self: C, info: Info) -> tuple[C, Request]:
         """Duplicate the communicator with additional hints, and return it with a complete request.
 
@@ -276,6 +282,7 @@ class CommConstructors(Attributed):
         handle: Comm = KINDS[kind]._of(state)
         return handle
 
+    @uninterrupted
     def Split(self, color: int = 0, key: int = 0) -> Comm:
         """Split the communicator into one for each colour.
 
@@ -307,6 +314,7 @@ class CommConstructors(Attributed):
             )
         return self._like(self._split(None if color == UNDEFINED else color, key))
 
+    @uninterrupted
     def Split_type(self, split_type: int, key: int = 0, info: Info = INFO_NULL) -> Comm:
         """Split the communicator by a property of the processes.
 
@@ -345,6 +353,7 @@ class CommConstructors(Attributed):
                 info.Set("mpi_hw_resource_type", "mpi_shared_memory")
         return self._like(child)
 
+    @uninterrupted
     def Create(self, group: Group) -> Comm:
         """Make a communicator of the processes of a group; every process must call it.
 

@@ -24,6 +24,7 @@ from serverless_mpi.collectives.operations import BETWEEN, OPERATIONS, Layout
 from serverless_mpi.core.envelope import PROC_NULL, ROOT, derive_context
 from serverless_mpi.errors import ERR_ARG, ERR_BUFFER, ERR_GROUP, ERR_ROOT, MPIException
 from serverless_mpi.runtime import get_runtime
+from serverless_mpi.signals import uninterrupted
 
 
 class Intercomm(Comm):
@@ -38,6 +39,7 @@ class Intercomm(Comm):
         return comm._made is not None and comm._made.remote is not None
 
     @classmethod
+    @uninterrupted
     def Create_from_groups(
         cls,
         local_group: Group,
@@ -104,6 +106,7 @@ class Intercomm(Comm):
     remote_group = property(Get_remote_group, doc="The remote group.")
     remote_size = property(Get_remote_size, doc="Number of processes in the remote group.")
 
+    @uninterrupted
     def Merge(self, high: bool = False) -> Intracomm:
         """Make an intracommunicator of both groups.
 

@@ -30,6 +30,7 @@ from serverless_mpi.core.envelope import (
 )
 from serverless_mpi.errors import ERR_COMM, ERR_GROUP, ERR_RANK, ERR_TAG, MPIException, missing
 from serverless_mpi.runtime import Runtime, get_runtime, never
+from serverless_mpi.signals import uninterrupted
 
 
 class Intracomm(Comm):
@@ -43,6 +44,7 @@ class Intracomm(Comm):
     def _takes(cls, comm: Comm) -> bool:
         return comm._made is None or comm._made.remote is None
 
+    @uninterrupted
     def Create_group(self, group: Group, tag: int = 0) -> Intracomm:
         """Make a communicator of the processes of a group; only they call it.
 
@@ -72,6 +74,7 @@ class Intracomm(Comm):
         return Intracomm._of(self._child(ranks, "group", tag, number, ranks))
 
     @classmethod
+    @uninterrupted
     def Create_from_group(
         cls,
         group: Group,
@@ -127,6 +130,7 @@ class Intracomm(Comm):
         child: State = self._child(self._state.ranks[:count], what, number, topology=topology)
         return child
 
+    @uninterrupted
     def Create_cart(
         self, dims: Sequence[int], periods: Sequence[bool] | None = None, reorder: bool = False
     ) -> Any:
@@ -176,6 +180,7 @@ class Intracomm(Comm):
         cart = Cart.made(dims, periods, len(self._state.ranks), mapping=True)
         return self._state.rank if self._state.rank < cart.size else UNDEFINED
 
+    @uninterrupted
     def Create_graph(
         self, index: Sequence[int], edges: Sequence[int], reorder: bool = False
     ) -> Any:
@@ -216,6 +221,7 @@ class Intracomm(Comm):
         graph = Graph.made(index, edges, len(self._state.ranks))
         return self._state.rank if self._state.rank < graph.size else UNDEFINED
 
+    @uninterrupted
     def Create_dist_graph_adjacent(
         self,
         sources: Sequence[int],
@@ -254,6 +260,7 @@ class Intracomm(Comm):
             )
         )
 
+    @uninterrupted
     def Create_dist_graph(
         self,
         sources: Sequence[int],
@@ -300,6 +307,7 @@ class Intracomm(Comm):
 
     # --- two groups ----------------------------------------------------------
 
+    @uninterrupted
     def Create_intercomm(
         self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0
     ) -> Any:

@@ -192,7 +192,8 @@ class Message(Handle):
         ----------
         MPI 4.1, section 3.8.3.
         """
-        return self._start(*receive_target(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0))
+        value, into = receive_target(buf, PROC_NULL if self == MESSAGE_NO_PROC else 0)
+        return self._start(value, into)
 
 
 def matched_message(runtime: Runtime, places: Mapping[int, int], incoming: Incoming) -> Message:

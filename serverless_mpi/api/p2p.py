@@ -759,7 +759,8 @@ class PointToPoint:
         ----------
         MPI 4.1, section 3.2.4.
         """
-        self._recv(source, tag, status, *receive_target(buf, source))
+        value, into = receive_target(buf, source)
+        self._recv(source, tag, status, value, into)
 
     def Irecv(self, buf: BufSpec, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:
         """Start receiving into a buffer, which must not be accessed until the request completes.
@@ -780,7 +781,9 @@ class PointToPoint:
         ----------
         MPI 4.1, section 3.7.2.
         """
-        return self._start_recv(source, tag, *receive_target(buf, source))
+        # No call with * here: CPython 3.11 looks for signals after it, when the request is made.
+        value, into = receive_target(buf, source)
+        return self._start_recv(source, tag, value, into)
 
     @uninterrupted
     def Sendrecv(

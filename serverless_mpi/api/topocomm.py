@@ -40,6 +40,7 @@ from serverless_mpi.api.topologies import (
 )
 from serverless_mpi.collectives.operations import OPERATIONS, Layout
 from serverless_mpi.errors import ERR_TOPOLOGY, MPIException
+from serverless_mpi.signals import uninterrupted
 
 
 def _block(
@@ -455,6 +456,7 @@ class Cartcomm(Topocomm):
         """
         return self._cart.shift(self._state.rank, direction, disp)
 
+    @uninterrupted
     def Sub(self, remain_dims: Sequence[bool]) -> Cartcomm:
         """Return the subgrid of this process.
 
