@@ -264,7 +264,7 @@ def test_the_group_alone_of_two_groups_numbers_its_collectives_on() -> None:
     [
         (lambda comm, group: comm.Create_group(group), 32),
         (lambda comm, group: comm.Dup(), 30),
-        (lambda comm, group: comm.Split(0, comm.rank), 54),
+        (lambda comm, group: comm.Split(0, comm.rank), 55),
     ],
 )
 def test_making_a_communicator_takes_few_python_calls(make: Any, most: int) -> None:
