@@ -83,6 +83,7 @@ MAY: dict[str, set[str]] = {
     "calls": {"MPI", "errors"},
     "pytest_plugin": {"env", "job"},
     "bench": {"MPI", "__init__"},
+    "aio": {"MPI", "api", "runtime", "runtime.operation"},
     "launch": {
         "env",
         "plugins",

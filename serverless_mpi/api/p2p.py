@@ -19,8 +19,9 @@ MPI 4.1, chapter 3.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from threading import get_ident
 from typing import Any
@@ -222,7 +223,7 @@ class PointToPoint:
 
     # --- objects -------------------------------------------------------------
 
-    def send(self, obj: Any, dest: int, tag: int = 0) -> None:
+    def send(self, obj: object, dest: int, tag: int = 0) -> None:
         """Send a Python object; return when it may be changed.
 
         Parameters
@@ -247,7 +248,7 @@ class PointToPoint:
         self._check_send(dest, tag)
         self._send(encode(obj), dest, tag)
 
-    def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
+    def bsend(self, obj: object, dest: int, tag: int = 0) -> None:
         """Send a Python object without waiting for the receiver.
 
         Parameters
@@ -268,7 +269,7 @@ class PointToPoint:
         """
         self.ibsend(obj, dest, tag)
 
-    def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
+    def ssend(self, obj: object, dest: int, tag: int = 0) -> None:
         """Send a Python object; return when a receive has matched it.
 
         Parameters
@@ -286,7 +287,7 @@ class PointToPoint:
         self._check_send(dest, tag)
         self._send(encode(obj), dest, tag, sync=True)
 
-    def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:
+    def isend(self, obj: object, dest: int, tag: int = 0) -> Request:
         """Start sending a Python object, which may be changed at once.
 
         Parameters
@@ -308,7 +309,7 @@ class PointToPoint:
         self._check_send(dest, tag)
         return self._start_send(encode(obj), dest, tag, payload=Payload.TRANSIENT)
 
-    def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:
+    def ibsend(self, obj: object, dest: int, tag: int = 0) -> Request:
         """Start a buffered send of a Python object, which may be changed at once.
 
         Parameters
@@ -331,7 +332,7 @@ class PointToPoint:
         self._check_send(dest, tag)
         return self._start_buffered(encode(obj), dest, tag)
 
-    def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:
+    def issend(self, obj: object, dest: int, tag: int = 0) -> Request:
         """Start sending a Python object; the request completes when a receive has matched it.
 
         Parameters
@@ -408,7 +409,7 @@ class PointToPoint:
     @uninterrupted
     def sendrecv(
         self,
-        sendobj: Any,
+        sendobj: object,
         dest: int,
         sendtag: int = 0,
         recvbuf: Buffer | None = None,
@@ -512,6 +513,22 @@ class PointToPoint:
     def _world_source(self, source: int) -> int:
         """The world rank of a source, or ANY_SOURCE."""
         return source if source == ANY_SOURCE else self._world(source)
+
+    @contextlib.contextmanager
+    def watching(self, source: int, tag: int) -> Iterator[tuple[Runtime, Callable[[], bool]]]:
+        """Look for a message meanwhile; not part of MPI.
+
+        Yields the runtime and a predicate of its `wait_until`: whether there is such a message.
+
+        Parameters
+        ----------
+        source, tag
+            As in `recv`.
+        """
+        self._check_recv(source, tag)
+        state = self._state
+        with state.runtime.watching(state.context, self._world_source(source), tag) as seen:
+            yield state.runtime, seen
 
     def mprobe(
         self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None

@@ -10,7 +10,8 @@ because a program's subclass may override those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
@@ -157,6 +158,13 @@ class Request(Handle):
         if pending is not None and pending.operation is not None and not pending.operation.done:
             _wait((self,), all=True)
         return self._complete(status)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait in an event loop: `await comm.irecv()`; see `serverless_mpi.aio`."""
+        waiting: Generator[Any, None, Any] = (
+            import_module("serverless_mpi.aio").wait(self).__await__()
+        )
+        return waiting
 
     def wait(self, status: Status | None = None) -> Any:
         """Wait until the operation is done.

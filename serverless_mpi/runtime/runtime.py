@@ -21,10 +21,11 @@ its descriptors without a message to the other ranks.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -363,6 +364,37 @@ class Runtime(Progress):
             operation.cancelled = True
             operation.complete()
             return True
+
+    def on_done(self, operation: Operation, callback: Callable[[Operation], None]) -> None:
+        """Call a function when an operation is done, at once if it is.
+
+        Parameters
+        ----------
+        operation
+            Of this runtime.
+        callback
+            Called under the lock, in any thread; must not call the runtime.
+        """
+        with self._inside:
+            operation.add_done_callback(callback)
+
+    @contextlib.contextmanager
+    def watching(self, context: int, source: int, tag: int) -> Iterator[Callable[[], bool]]:
+        """Look for a message meanwhile; yield a predicate of `wait_until`: whether there is one.
+
+        Parameters
+        ----------
+        context, source, tag
+            Context of the communicator, world rank or ANY_SOURCE, and tag or ANY_TAG.
+        """
+        pattern = (context, source, tag)
+        with self._inside:
+            self._endpoint.watched.append(pattern)
+        try:
+            yield lambda: self._endpoint.probe(*pattern) is not None
+        finally:
+            with self._inside:
+                self._endpoint.watched.remove(pattern)
 
     def iprobe(self, context: int, source: int, tag: int) -> Envelope | None:
         """Return the envelope of the message that a receive would get now, or None.
