@@ -11,8 +11,8 @@ Cancelling a task withdraws the receive that it awaits.  One that has been match
 withdrawn: then its request stays active and may be awaited again, so no message is lost.
 
 Under mpirun the real MPI has nothing that a loop could wait for.  There the functions of this
-module test the request in the loop, with pauses that grow to `LONGEST_PAUSE_S`; its requests are not
-awaitable by themselves.
+module test the request in the loop, with pauses that grow to `LONGEST_PAUSE_S`; its requests are
+not awaitable by themselves.
 
 Invariant: a callback of an operation runs under the runtime's lock, so it only schedules.
 """
