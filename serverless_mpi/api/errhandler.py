@@ -82,7 +82,8 @@ ERRORS_ARE_FATAL: Errhandler = name_constant(
 class Guarded:
     """An object with an error handler, which is kept on its state `_ob`.
 
-    `_check_live` raises for a null handle.
+    `_check_live` raises for a null handle. `_guarded` is overridden where a null handle has an
+    error handler, too.
     """
 
     _family: ClassVar[tuple[type[Any], ...]]
@@ -90,6 +91,12 @@ class Guarded:
 
     def _check_live(self) -> None:
         raise NotImplementedError
+
+    @property
+    def _guarded(self) -> Any:
+        """The state with the attribute `errhandler`."""
+        self._check_live()
+        return self._ob
 
     @classmethod
     def Create_errhandler(cls, errhandler_fn: Callable[[Any, int], None]) -> Errhandler:
@@ -121,8 +128,8 @@ class Guarded:
 
     def Get_errhandler(self) -> Errhandler:
         """Return a handle to the object's error handler."""
-        self._check_live()
-        return handle_of(Errhandler, getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob)
+        state = self._guarded
+        return handle_of(Errhandler, getattr(state, "errhandler", None) or ERRORS_RETURN._ob)
 
     def Set_errhandler(self, errhandler: Errhandler) -> None:
         """Set the object's error handler.
@@ -141,10 +148,10 @@ class Guarded:
         ----------
         MPI 4.1, section 9.3.
         """
-        self._check_live()
+        state = self._guarded
         if not errhandler:
             raise MPIException(ERR_ERRHANDLER, "the error handler is null")
-        self._ob.errhandler = errhandler._ob
+        state.errhandler = errhandler._ob
         _arm(self, errhandler._ob)
 
     def Call_errhandler(self, errorcode: int) -> None:
@@ -155,8 +162,8 @@ class Guarded:
         errorcode
             Error code that the handler is called with.
         """
-        self._check_live()
-        _call(getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob, self, errorcode, None)
+        state = self._guarded
+        _call(getattr(state, "errhandler", None) or ERRORS_RETURN._ob, self, errorcode, None)
 
 
 def _call(handler: _State, obj: Any, errorcode: int, error: BaseException | None) -> None:
@@ -166,6 +173,9 @@ def _call(handler: _State, obj: Any, errorcode: int, error: BaseException | None
         get_runtime().abort(errorcode or 1, f"fatal MPI error: {text}")
     if handler.function is not None:
         reported(handler.function, obj, errorcode)
+
+
+call_handler = _call
 
 
 def _arm(obj: Any, handler: _State) -> None:
