@@ -706,7 +706,8 @@ def _mode(amode: int) -> Mode:
 
 def _where(runtime: Any) -> Where:
     spec = runtime.spec
-    return Where(spec.endpoint, spec.region, spec.key, runtime.meter)
+    bucket = spec.settings.get("bucket", "")
+    return Where(spec.endpoint, spec.region, spec.key, bucket, runtime.meter)
 
 
 def _load(filename: str) -> tuple[type[Backend], str]:

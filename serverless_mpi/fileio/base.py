@@ -9,6 +9,7 @@ Rules:
 
 - A method that is marked *collective* is called by all ranks of the file in the same order. It
   raises on all ranks or on none, except where it says otherwise; `agree` does that.
+- `set_size` and `preallocate` are called when all ranks have arrived.
 - Other methods may be called by several threads at the same time.
 - Errors are `MPIException` of the class that MPI has for them, with the name of the file.
 """
@@ -36,6 +37,7 @@ from serverless_mpi.errors import (
     MPIException,
 )
 from serverless_mpi.fileio.pieces import Places
+from serverless_mpi.metering import Meter
 
 T = TypeVar("T")
 
@@ -172,6 +174,8 @@ class Where:
     ----------
     endpoint, region, key
         As in `JobSpec`.
+    bucket
+        Bucket of the job; "" if its channel has none.
     meter
         Counts the requests of the rank.
     """
@@ -179,7 +183,8 @@ class Where:
     endpoint: str | None
     region: str
     key: bytes
-    meter: Any
+    bucket: str
+    meter: Meter
 
 
 class Backend(ABC):

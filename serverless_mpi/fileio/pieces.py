@@ -95,7 +95,7 @@ def covered(among: Places, start: int, end: int) -> int:
     return int(np.maximum(ends - begins, 0).sum())
 
 
-def cut(at: Places, start: int, end: int) -> tuple[Places, Places]:
+def cut(at: Places, start: int, end: int, origin: Places | None = None) -> tuple[Places, Places]:
     """Return the parts of places between two offsets.
 
     Parameters
@@ -104,6 +104,8 @@ def cut(at: Places, start: int, end: int) -> tuple[Places, Places]:
         Places in the order of their data, in any order in the file.
     start, end
         Offsets in the file, in bytes; `end` is exclusive.
+    origin
+        Where each of `at` is in the data; None if the data are one run.
 
     Returns
     -------
@@ -113,10 +115,25 @@ def cut(at: Places, start: int, end: int) -> tuple[Places, Places]:
     begins = np.maximum(at[:, 0], start)
     lengths = np.minimum(at[:, 0] + at[:, 1], end) - begins
     chosen = lengths > 0
-    before = np.cumsum(at[:, 1]) - at[:, 1]
+    before = np.cumsum(at[:, 1]) - at[:, 1] if origin is None else origin[:, 0]
     within = before[chosen] + begins[chosen] - at[chosen, 0]
     lengths = lengths[chosen]
     return np.stack([begins[chosen], lengths], 1), np.stack([within, lengths], 1)
+
+
+def located(at: Places, among: Places) -> Places:
+    """Return where places are in the data of a set that covers each of them.
+
+    Parameters
+    ----------
+    at
+        Places, each within one member of the set.
+    among
+        The set, whose data are one run.
+    """
+    index = np.searchsorted(among[:, 0], at[:, 0], "right") - 1
+    before = np.cumsum(among[:, 1]) - among[:, 1]
+    return np.stack([before[index] + at[:, 0] - among[index, 0], at[:, 1]], axis=1)
 
 
 def _units(size: int, *ats: Places) -> int:

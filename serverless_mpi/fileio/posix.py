@@ -235,7 +235,7 @@ class Posix(Backend):
             )
 
     def _by_first(self, call: Callable[[], object], what: str) -> None:
-        """Have rank 0 do something after all accesses before and before all accesses after."""
+        """Have rank 0 do something before all accesses that follow."""
 
         def named() -> None:
             try:
@@ -243,7 +243,6 @@ class Posix(Backend):
             except OSError as error:
                 raise of_os(error, f"{what} {self.name}") from error
 
-        self._ranks.allgather(None)
         by_first(self._ranks, named)
 
     def set_atomic(self, flag: bool) -> None:
