@@ -37,7 +37,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pickle import PickleBuffer
 from typing import TypeVar
 
 import numpy as np
@@ -64,7 +63,9 @@ from serverless_mpi.fileio import plan
 from serverless_mpi.fileio.base import Backend, Mode, Ranks, Where, agree, by_first
 from serverless_mpi.fileio.pieces import (
     NONE,
+    Bytes,
     Places,
+    as_array,
     covered,
     cut,
     gather,
@@ -110,7 +111,7 @@ _CODES: dict[str, int] = {
     ),
 }
 T = TypeVar("T")
-_Piece = tuple[int, Places, PickleBuffer]  # turn, places in the file, bytes
+_Piece = tuple[int, Places, Bytes]  # turn, places in the file, bytes
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -414,7 +415,7 @@ class Bucket(Backend):
                     own, target = cut(at, domain.start, domain.end)
                     move(data, located(own, everything), into, target)
                 elif len(part):
-                    message: object = PickleBuffer(gather(data, located(part, everything)))
+                    message: object = as_array(gather(data, located(part, everything)))
                     if failed is not None:
                         message = (failed.ob_mpi, failed.message)
                     waits.append(self._ranks.send(message, rank))
@@ -540,7 +541,7 @@ class Bucket(Backend):
         for one in self._written:
             there, source = cut(one.at, cell.start, cell.end)
             if len(there):
-                found.append((one.turn, there, PickleBuffer(gather(one.data, source))))
+                found.append((one.turn, there, as_array(gather(one.data, source))))
         return found
 
     def _assemble(self, cell: plan.Cell, pieces: list[tuple[int, list[_Piece]]]) -> memoryview:
@@ -549,7 +550,7 @@ class Bucket(Backend):
         every = [(turn, rank, there, data) for rank, some in pieces for turn, there, data in some]
         every += [(turn, self._ranks.rank, there, data) for turn, there, data in own]
         if len(every) == 1 and len(every[0][2]) == 1 and every[0][2][0, 1] == cell.end - cell.start:
-            return memoryview(every[0][3])
+            return every[0][3].data
         every.sort(key=lambda one: one[:2])
         whole = memoryview(bytearray(cell.end - cell.start))
         touched = union(np.concatenate([*(there for _, _, there, _ in every), NONE]))
@@ -559,7 +560,7 @@ class Bucket(Backend):
         for _, _, there, data in every:
             target = there.copy()
             target[:, 0] -= cell.start
-            scatter(memoryview(data), whole, target)
+            scatter(data.data, whole, target)
         return whole
 
     def _forget(self, ranges: Sequence[tuple[int, int]]) -> None:

@@ -7,13 +7,21 @@ sends an empty message.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pickle import PickleBuffer
 from typing import Any, Protocol
 
 import numpy as np
 
 from serverless_mpi.fileio.base import Ranks
-from serverless_mpi.fileio.pieces import Places, covered, cut, gather, scatter, union
+from serverless_mpi.fileio.pieces import (
+    Bytes,
+    Places,
+    as_array,
+    covered,
+    cut,
+    gather,
+    scatter,
+    union,
+)
 
 
 class _Part(Protocol):
@@ -109,9 +117,9 @@ def collect(
         Offset and bytes of each run.
     """
 
-    def pieces_of(part: _Part) -> tuple[Places, PickleBuffer]:
+    def pieces_of(part: _Part) -> tuple[Places, Bytes]:
         there, within = cut(at, part.start, part.end)
-        return there, PickleBuffer(gather(data, within))
+        return there, as_array(gather(data, within))
 
     received, waits = send_pieces(ranks, touched, parts, pieces_of)
     runs: list[tuple[int, memoryview]] = []
@@ -125,7 +133,7 @@ def collect(
         for _, (there, some) in pieces:
             moved = there.copy()
             moved[:, 0] -= part.start
-            scatter(memoryview(some), whole, moved)
+            scatter(some.data, whole, moved)
         every = union(np.concatenate([there for _, (there, _) in pieces]))
         for start, length in every.tolist():
             runs.append((start, whole[start - part.start : start - part.start + length]))
