@@ -1,7 +1,7 @@
 """files: 1 GB written and read collectively by 4 ranks, compared with MPICH's ROMIO on a local disk,
 and with one process that uses the bare S3 client on the emulator.
 
-Each turn opens, writes, closes, opens again, reads and closes; rank 0 times each direction between
+Each turn opens, writes over what is there, closes, opens again, reads and closes; rank 0 times each direction between
 barriers, with opening and closing. The disk is that of the temporary folder; nobody calls fsync, so
 it is the system's cache that is measured, for both. The S3 part is smaller, because the emulator is
 one thread, which both sides load fully: its ratio says what sharing the upload costs, and not what
@@ -25,7 +25,8 @@ from benchmarks.table import Row, render, spread
 RANKS = 4
 LOCAL_BYTES = 1 << 30
 S3_BYTES = 1 << 28
-ROUNDS = 3
+ROUNDS = 2  # jobs
+TURNS = 3  # in a job, after one that warms up: the first write of a file waits for the disk
 TIMEOUT_S = 600.0
 LOCAL_TARGET, S3_TARGET = 1.5, 1.5
 BUCKET = "smpi-benchmark"
@@ -40,7 +41,7 @@ name, nbytes = sys.argv[1], int(sys.argv[2]) // comm.size
 data = np.full(nbytes, comm.rank + 1, np.uint8)
 got = np.zeros(nbytes, np.uint8)
 seconds = []
-for write in (True, False):
+for write in (True, False) * int(sys.argv[3]):
     comm.Barrier()
     began = MPI.Wtime()
     mode = MPI.MODE_WRONLY | MPI.MODE_CREATE if write else MPI.MODE_RDONLY
@@ -55,19 +56,24 @@ for write in (True, False):
 assert (got == data).all()
 if comm.rank == 0:
     MPI.File.Delete(name)
-    print(json.dumps(seconds))
+    print(json.dumps(seconds[2:]))
 """
 
 
-def _seconds(command: list[str], environ: dict[str, str]) -> tuple[float, float]:
-    """Seconds of writing and of reading."""
+def _seconds(command: list[str], environ: dict[str, str]) -> list[tuple[float, float]]:
+    """Seconds of writing and of reading, of each turn but the first."""
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT, env=environ
+        [*command, str(TURNS + 1)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=ROOT,
+        env=environ,
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-300:])
-    write, read = json.loads(done.stdout.splitlines()[-1])
-    return write, read
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def _bare(endpoint: str, nbytes: int) -> tuple[float, float]:
@@ -127,12 +133,11 @@ def _local(folder: Path, program: str) -> list[Row]:
         return []
     commands["mpich"].append(sys.executable)
     times: dict[str, list[tuple[float, float]]] = {"direct": [], "mpich": []}
-    for turn in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         for name in times:
             target = str(folder / f"{name}.bin")
-            pair = _seconds([*commands[name], program, target, str(LOCAL_BYTES)], {**os.environ})
-            if turn:  # the first one warms up
-                times[name].append(pair)
+            command = [*commands[name], program, target, str(LOCAL_BYTES)]
+            times[name] += _seconds(command, {**os.environ})
     return _rows(
         "local disk", "direct", "mpich", LOCAL_BYTES, times,
         f"at most {LOCAL_TARGET}", LOCAL_TARGET, "see the spread: both wait for the same disk",
@@ -164,8 +169,8 @@ def _on_s3(folder: Path, program: str) -> list[Row]:
         ]
         times: dict[str, list[tuple[float, float]]] = {"ranks": [], "one process": []}
         for _ in range(ROUNDS):
-            times["ranks"].append(_seconds(command, environ))
-            times["one process"].append(_bare(endpoint, S3_BYTES))
+            times["ranks"] += _seconds(command, environ)
+            times["one process"] += [_bare(endpoint, S3_BYTES) for _ in range(TURNS)]
     finally:
         emulator.stop()
     return _rows(

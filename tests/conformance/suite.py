@@ -27,6 +27,9 @@ PROMISED = tuple(
     ).split()
 )
 
+# promised, but minutes long: test_conformance.py runs a part of it
+LONG = ("test_io",)
+
 
 def cache() -> Path:
     """The folder outside of the repository where downloads are kept."""
