@@ -74,7 +74,7 @@ MAY: dict[str, set[str]] = {
         "trace",
         "signals",
     },
-    "fileio": {"plugins", "aws", "errors", "metering"},
+    "fileio": {"plugins", "aws", "aws.limits", "errors", "metering"},
     "api": {
         "runtime",
         "runtime.operation",

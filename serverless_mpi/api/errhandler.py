@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
@@ -79,6 +79,12 @@ ERRORS_ARE_FATAL: Errhandler = name_constant(
 )
 
 
+class Handled(Protocol):
+    """State with an error handler: the state of one, or None for ERRORS_RETURN."""
+
+    errhandler: Any
+
+
 class Guarded:
     """An object with an error handler, which is kept on its state `_ob`.
 
@@ -93,10 +99,11 @@ class Guarded:
         raise NotImplementedError
 
     @property
-    def _guarded(self) -> Any:
+    def _guarded(self) -> Handled:
         """The state with the attribute `errhandler`."""
         self._check_live()
-        return self._ob
+        state: Handled = self._ob
+        return state
 
     @classmethod
     def Create_errhandler(cls, errhandler_fn: Callable[[Any, int], None]) -> Errhandler:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, AnyStr
 
 from serverless_mpi.api.buffers import BufSpec
 from serverless_mpi.api.datatype import Datatype
 from serverless_mpi.api.environ import MAX_DATAREP_STRING
-from serverless_mpi.api.errhandler import Errhandler, Guarded, call_handler
+from serverless_mpi.api.errhandler import Errhandler, Guarded, Handled, call_handler
 from serverless_mpi.api.file_modes import (
     MODE_CREATE,
     MODE_EXCL,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from serverless_mpi.api.file_state import OpenFile
 
 
-def _engine() -> Any:
+def _engine() -> ModuleType:
     """The module that opens files: not imported by programs without files."""
     return importlib.import_module("serverless_mpi.api.file_state")
 
@@ -112,9 +113,9 @@ class File(Handle, Guarded):
         _ = self._live
 
     @property
-    def _guarded(self) -> Any:
+    def _guarded(self) -> Handled:
         """What has the error handler: the file, or for FILE_NULL the default of later files."""
-        return self._ob if self else _default
+        return self._ob if self and self._ob is not None else _default
 
     def __bool__(self) -> bool:
         return self._ob is not None and not self._ob.closed
@@ -367,8 +368,8 @@ class File(Handle, Guarded):
         Raises
         ------
         MPIException
-            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file system
-            refuses it.
+            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file
+            system refuses it.
 
         References
         ----------
@@ -414,8 +415,8 @@ class File(Handle, Guarded):
         Raises
         ------
         MPIException
-            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file system
-            refuses it.
+            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file
+            system refuses it.
 
         References
         ----------
@@ -555,8 +556,8 @@ class File(Handle, Guarded):
         Raises
         ------
         MPIException
-            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file system
-            refuses it.
+            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file
+            system refuses it.
 
         References
         ----------
@@ -598,8 +599,8 @@ class File(Handle, Guarded):
         Raises
         ------
         MPIException
-            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file system
-            refuses it.
+            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file
+            system refuses it.
 
         References
         ----------
@@ -759,8 +760,8 @@ class File(Handle, Guarded):
         Raises
         ------
         MPIException
-            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file system
-            refuses it.
+            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file
+            system refuses it.
 
         References
         ----------
@@ -844,8 +845,8 @@ class File(Handle, Guarded):
         Raises
         ------
         MPIException
-            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file system
-            refuses it.
+            ERR_READ_ONLY: the file is open for reading. ERR_NO_SPACE, ERR_ACCESS, ...: the file
+            system refuses it.
 
         References
         ----------

@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import Any, TypeVar
 
 from serverless_mpi import fileio
 from serverless_mpi.api.buffers import BufSpec, block
@@ -51,6 +51,7 @@ from serverless_mpi.api.file_modes import (
 )
 from serverless_mpi.api.file_representation import Representation, representation
 from serverless_mpi.api.group import Group, group_of
+from serverless_mpi.api.intracomm import Intracomm
 from serverless_mpi.api.request import Request, request_of
 from serverless_mpi.api.status import Status, fill_status
 from serverless_mpi.api.types import BYTE
@@ -67,24 +68,25 @@ from serverless_mpi.errors import (
 )
 from serverless_mpi.fileio.base import Backend, Mode, Where, agree, by_first
 from serverless_mpi.fileio.views import View
-from serverless_mpi.runtime import never
+from serverless_mpi.runtime import Runtime, never
 from serverless_mpi.runtime.operation import Operation
 
 _state_of = attrgetter("_state")  # of a communicator
 _duplicate = methodcaller("_duplicate")
+T = TypeVar("T")
 _LENGTH = struct.Struct("<Q")
 
 
 class CommRanks:
     """The ranks of a file (`fileio.base.Ranks`) on a communicator of the file's own."""
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Intracomm) -> None:
         state = _state_of(comm)
         self._comm = comm
         self._runtime, self._context, self._ranks = state.runtime, state.context, state.ranks
         self.rank, self.size = state.rank, len(state.ranks)
 
-    def allgather(self, value: Any) -> list[Any]:
+    def allgather(self, value: object) -> list[Any]:
         """Return the value of each rank.
 
         Parameters
@@ -97,7 +99,7 @@ class CommRanks:
         values: list[Any] = methodcaller("_agree", value)(self._comm)
         return values
 
-    def send(self, value: Any, dest: int) -> Callable[[], None]:
+    def send(self, value: object, dest: int) -> Callable[[], None]:
         """Start sending a value.
 
         Parameters
@@ -117,7 +119,7 @@ class CommRanks:
         operation = runtime.isend(self._context, self._ranks[dest], 0, parts)
         return partial(self._finish, operation)
 
-    def recv(self, source: int) -> Any:
+    def recv(self, source: int) -> object:
         """Return the next value that a rank sent.
 
         Parameters
@@ -151,7 +153,7 @@ class CommRanks:
 class _Worker:
     """A thread that makes calls one after the other; started by the first."""
 
-    def __init__(self, runtime: Any) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Operation] | None] | None = None
         self._last: Operation | None = None
@@ -231,7 +233,7 @@ class OpenFile:
     constant: Any = None
     closed = False
 
-    def __init__(self, comm: Any, backend: Backend, ranks: CommRanks, amode: int) -> None:
+    def __init__(self, comm: Intracomm, backend: Backend, ranks: CommRanks, amode: int) -> None:
         self._comm = comm
         self._backend = backend
         self._ranks = ranks
@@ -595,7 +597,7 @@ class OpenFile:
         first = by_first(self._ranks, lambda: self._shared(sum(counts)))
         return int(first + sum(counts[: self._ranks.rank]))
 
-    def _collective(self, call: Callable[[], Any]) -> Any:
+    def _collective(self, call: Callable[[], T]) -> T:
         """Make a collective call after all collectives that were begun before."""
         if not self._collectives.busy:
             return call()
@@ -603,7 +605,8 @@ class OpenFile:
         self._runtime.wait_for(operation, interruptible=never)
         if operation.error is not None:
             raise operation.error
-        return operation.result
+        result: T = operation.result
+        return result
 
     # --- the file as a whole ---
 
@@ -704,7 +707,7 @@ def _mode(amode: int) -> Mode:
     )
 
 
-def _where(runtime: Any) -> Where:
+def _where(runtime: Runtime) -> Where:
     spec = runtime.spec
     bucket = spec.settings.get("bucket", "")
     return Where(spec.endpoint, spec.region, spec.key, bucket, runtime.meter)
@@ -717,7 +720,7 @@ def _load(filename: str) -> tuple[type[Backend], str]:
         raise MPIException(ERR_BAD_FILE, f"{filename}: {error}") from error
 
 
-def open_file(comm: Any, filename: str, amode: int, hints: Mapping[str, str]) -> OpenFile:
+def open_file(comm: Intracomm, filename: str, amode: int, hints: Mapping[str, str]) -> OpenFile:
     """Open a file on the ranks of a communicator. Collective.
 
     Parameters
@@ -746,7 +749,7 @@ def open_file(comm: Any, filename: str, amode: int, hints: Mapping[str, str]) ->
         raise
 
 
-def delete_file(filename: str, runtime: Any) -> None:
+def delete_file(filename: str, runtime: Runtime) -> None:
     """Delete a file.
 
     Parameters

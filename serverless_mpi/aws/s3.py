@@ -391,11 +391,9 @@ class S3:
         Busy
             The service was busy for `budget_s` seconds.
         """
-        headers = {}
+        headers = {"if-match": match} if match else {}
         if length is not None:
             headers["range"] = f"bytes={start}-{start + length - 1}"
-        if match:
-            headers["if-match"] = match
         named = (lambda headers: into(_size(headers))) if callable(into) else into
         answer = self._client.request(
             "GET", "GET", self._path(key), headers=headers, into=named, come=come, budget_s=budget_s

@@ -79,13 +79,13 @@ class Ranks(Protocol):
     rank: int
     size: int
 
-    def allgather(self, value: Any) -> list[Any]:
+    def allgather(self, value: object) -> list[Any]:
         """Return the value of each rank. Collective."""
 
-    def send(self, value: Any, dest: int) -> Callable[[], None]:
+    def send(self, value: object, dest: int) -> Callable[[], None]:
         """Start sending a value, which may be changed once the returned function has returned."""
 
-    def recv(self, source: int) -> Any:
+    def recv(self, source: int) -> object:
         """Return the next value that a rank sent to this one."""
 
     def exchange_is_free(self) -> bool:
@@ -323,7 +323,7 @@ class Backend(ABC):
 
     @abstractmethod
     def sync(self) -> None:
-        """Make what was written visible to others, and what others wrote visible here. Collective."""
+        """Make what was written visible to others, and what they wrote visible here. Collective."""
 
     @abstractmethod
     def close(self, delete: bool) -> None:

@@ -227,19 +227,15 @@ def remaining_cells(
         request copies them; a joined cell has the number of its first.
     """
     count = -(-size // cell)
-    if not count:
-        return []
-    everything = union(np.concatenate([*touched, NONE]))
-    shares = bytes_in_cells(everything, 0, count, cell)
+    shares = bytes_in_cells(union(np.concatenate([*touched, NONE])), 0, count, cell)
     owners = _owners(touched, 0, count, cell)
     found: list[Cell] = []
-    number = 0
-    idle = 0  # deals cells that nobody has touched to all ranks in turn
+    number = idle = 0  # `idle` deals cells that nobody has touched to all ranks in turn
     while number < count:
-        if number + 1 in uploaded:
-            number += 1
-            continue
         last = number + 1
+        if last in uploaded:
+            number = last
+            continue
         if shares[number]:
             found.append(Cell(last, number * cell, min(last * cell, size), owners[number]))
             number = last

@@ -37,7 +37,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -398,8 +398,20 @@ class Bucket(Backend):
         self, wanted: Sequence[Places], domains: Sequence[plan.Domain], at: Places, into: memoryview
     ) -> None:
         """Read this rank's domain for all ranks, and take what it wants of the others'."""
+        failed, waits = self._read_for_all(wanted, domains, at, into)
+        failed = self._take_of_others(wanted, domains, at, into) or failed
+        for wait in waits:
+            wait()
+        if failed is not None:
+            raise failed
+
+    def _read_for_all(
+        self, wanted: Sequence[Places], domains: Sequence[plan.Domain], at: Places, into: memoryview
+    ) -> tuple[MPIException | None, list[Callable[[], None]]]:
+        """Read this rank's domain and send its parts, or the error that reading it gave."""
         me = self._ranks.rank
-        waits, failed = [], None
+        waits: list[Callable[[], None]] = []
+        failed: MPIException | None = None
         for domain in domains:
             if domain.owner != me:
                 continue
@@ -419,6 +431,14 @@ class Bucket(Backend):
                     if failed is not None:
                         message = (failed.ob_mpi, failed.message)
                     waits.append(self._ranks.send(message, rank))
+        return failed, waits
+
+    def _take_of_others(
+        self, wanted: Sequence[Places], domains: Sequence[plan.Domain], at: Places, into: memoryview
+    ) -> MPIException | None:
+        """Receive what this rank wants of the domains of others; the error of one of them."""
+        me = self._ranks.rank
+        failed: MPIException | None = None
         for domain in domains:
             part = cut(wanted[me], domain.start, domain.end)[0]
             if domain.owner == me or not len(part):
@@ -428,11 +448,8 @@ class Bucket(Backend):
                 failed = failed or MPIException(*got)
                 continue
             own, target = cut(at, domain.start, domain.end)
-            move(memoryview(got), located(own, part), into, target)
-        for wait in waits:
-            wait()
-        if failed is not None:
-            raise failed
+            move(cast(Bytes, got).data, located(own, part), into, target)
+        return failed
 
     # --- writing ---
 

@@ -6,8 +6,8 @@ sends an empty message.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -56,7 +56,10 @@ def senders(touched: Sequence[Places], parts: Sequence[_Part], owner: int) -> li
 
 
 def send_pieces(
-    ranks: Ranks, touched: Sequence[Places], parts: Sequence[_Part], pieces_of: Any
+    ranks: Ranks,
+    touched: Sequence[Places],
+    parts: Sequence[_Part],
+    pieces_of: Callable[[Any], object],
 ) -> tuple[list[Any], list[Any]]:
     """Send what others own, and receive what they have of this rank's parts.
 
@@ -91,7 +94,8 @@ def send_pieces(
             waits.append(ranks.send(theirs, owner))
     received = []
     for source in senders(touched, parts, me):
-        received += [(source, index, pieces) for index, pieces in ranks.recv(source)]
+        theirs = cast(list[tuple[int, Any]], ranks.recv(source))
+        received += [(source, index, pieces) for index, pieces in theirs]
     return received, waits
 
 
