@@ -737,7 +737,10 @@ def open_file(comm: Intracomm, filename: str, amode: int, hints: Mapping[str, st
         ranks = CommRanks(own)
         runtime = _state_of(own).runtime
         backend_class, name = agree(
-            ranks, lambda: _load(filename), same="file name", fact=lambda _: (filename, amode)
+            ranks,
+            lambda: _load(filename),
+            same="file name and mode",
+            fact=lambda _: (filename, amode),
         )
         backend = backend_class.open(name, _mode(amode), hints, ranks, _where(runtime))
         file = OpenFile(own, backend, ranks, amode)

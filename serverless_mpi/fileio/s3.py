@@ -261,9 +261,9 @@ class Bucket(Backend):
                 f" {self._failed.message}",
             )
 
-    def _check_uploaded(self, at: Places, what: str) -> None:
-        """Raise if places touch cells that are uploaded and not published."""
-        for number in self._uploaded if len(at) else ():
+    def _check_uploaded(self, at: Places, what: str, cells: frozenset[int] | None = None) -> None:
+        """Raise if places touch cells that are uploaded and not published, or those of `cells`."""
+        for number in self._uploaded if cells is None else cells:
             if covered(at, (number - 1) * self._cell, number * self._cell):
                 raise MPIException(
                     ERR_UNSUPPORTED_OPERATION,
@@ -489,21 +489,24 @@ class Bucket(Backend):
             As for `Backend.write_all`.
         """
         self._turn += 1
+        before = self._size
 
         def keep() -> None:
             self._check()
             self._keep(at, data)
 
-        agree(self._ranks, keep)
-        answers = self._ranks.allgather((self._touched, self._size))
-        touched = [places for places, _ in answers]
+        try:
+            agree(self._ranks, keep)
+            answers = self._ranks.allgather((self._touched, self._size))
+            touched = [places for places, _ in answers]
+            cells = plan.full_cells(touched, self._cell)
+            again = self._uploaded - {cell.number for cell in cells}
+            self._check_uploaded(np.concatenate(touched), "write a part of", again)
+        except MPIException:  # on all ranks: nobody has written anything
+            self._drop_last()
+            self._size = before
+            raise
         self._size = max(size for _, size in answers)
-        cells = plan.full_cells(touched, self._cell)
-        again = self._uploaded - {cell.number for cell in cells}
-        for number in again:
-            if any(covered(one, (number - 1) * self._cell, number * self._cell) for one in touched):
-                self._drop_last(at)
-                self._check_uploaded(np.concatenate(touched), "write a part of")
         if cells:
             self._send(cells, touched)
         with self._lock:  # the program may change its buffer when the call returns
@@ -511,7 +514,7 @@ class Bucket(Backend):
                 if one.turn == self._turn:
                     one.data = memoryview(bytes(one.data))
 
-    def _drop_last(self, at: Places) -> None:
+    def _drop_last(self) -> None:
         """Forget the write of this turn, which is an error on all ranks."""
         with self._lock:
             self._written = [one for one in self._written if one.turn != self._turn]
@@ -544,6 +547,8 @@ class Bucket(Backend):
         tags = self._or_fail(lambda: agree(self._ranks, lambda: self._pool.each(put, mine)))
         for wait in waits:
             wait()
+        for cell in cells:  # another rank may have uploaded an earlier version
+            self._tags.pop(cell.number, None)
         self._tags.update(tags)
         self._uploaded |= {cell.number for cell in cells}
         self._forget([(cell.start, cell.end) for cell in cells])

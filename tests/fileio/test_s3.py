@@ -166,10 +166,12 @@ def test_later_collective_writes_win_and_complete_cells_are_uploaded_at_once() -
         assert set(store.uploads["key"]) == {1}
         file.write_all(places((rank * 8, 8)), memoryview(bytes([48 + rank]) * 8))  # all of it
         file.write_all(places((16 + rank, 1)), memoryview(b"z"))
+        other = places((0, 16)) if rank else places()  # now by the rank that had less of it
+        file.write_all(other, memoryview(b"o" * total(other)))
         assert "key" not in store.objects
 
     _run(store, 2, later)
-    assert store.objects == {"key": b"0" * 8 + b"1" * 8 + b"zzaa"}
+    assert store.objects == {"key": b"o" * 16 + b"zzaa"}
 
 
 @pytest.mark.parametrize("action", ["begin", "put_part", "complete"])
