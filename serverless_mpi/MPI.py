@@ -46,6 +46,8 @@ else:
     from serverless_mpi.api.environ import *
     from serverless_mpi.api.environ import at_exit as _at_exit
     from serverless_mpi.api.errhandler import *
+    from serverless_mpi.api.file import *
+    from serverless_mpi.api.file_modes import *
     from serverless_mpi.api.grequest import *
     from serverless_mpi.api.group import *
     from serverless_mpi.api.handle import *

@@ -317,11 +317,14 @@ class ChannelError(ServerlessMPIError):
         What failed, and what would work.
     retryable
         Whether the same call may succeed later.
+    code
+        The service's own name of the error, as "AccessDenied"; "" if it gave none.
     """
 
-    def __init__(self, message: str, retryable: bool = False) -> None:
+    def __init__(self, message: str, retryable: bool = False, code: str = "") -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.code = code
 
 
 __all__ = ["SUCCESS", *sorted(name for name in globals() if name.startswith("ERR_"))]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from serverless_mpi.api.attributes import reported
 from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
@@ -79,10 +79,17 @@ ERRORS_ARE_FATAL: Errhandler = name_constant(
 )
 
 
+class Handled(Protocol):
+    """State with an error handler: the state of one, or None for ERRORS_RETURN."""
+
+    errhandler: Any
+
+
 class Guarded:
     """An object with an error handler, which is kept on its state `_ob`.
 
-    `_check_live` raises for a null handle.
+    `_check_live` raises for a null handle. `_guarded` is overridden where a null handle has an
+    error handler, too.
     """
 
     _family: ClassVar[tuple[type[Any], ...]]
@@ -90,6 +97,13 @@ class Guarded:
 
     def _check_live(self) -> None:
         raise NotImplementedError
+
+    @property
+    def _guarded(self) -> Handled:
+        """The state with the attribute `errhandler`."""
+        self._check_live()
+        state: Handled = self._ob
+        return state
 
     @classmethod
     def Create_errhandler(cls, errhandler_fn: Callable[[Any, int], None]) -> Errhandler:
@@ -121,8 +135,8 @@ class Guarded:
 
     def Get_errhandler(self) -> Errhandler:
         """Return a handle to the object's error handler."""
-        self._check_live()
-        return handle_of(Errhandler, getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob)
+        state = self._guarded
+        return handle_of(Errhandler, getattr(state, "errhandler", None) or ERRORS_RETURN._ob)
 
     def Set_errhandler(self, errhandler: Errhandler) -> None:
         """Set the object's error handler.
@@ -141,10 +155,10 @@ class Guarded:
         ----------
         MPI 4.1, section 9.3.
         """
-        self._check_live()
+        state = self._guarded
         if not errhandler:
             raise MPIException(ERR_ERRHANDLER, "the error handler is null")
-        self._ob.errhandler = errhandler._ob
+        state.errhandler = errhandler._ob
         _arm(self, errhandler._ob)
 
     def Call_errhandler(self, errorcode: int) -> None:
@@ -155,8 +169,8 @@ class Guarded:
         errorcode
             Error code that the handler is called with.
         """
-        self._check_live()
-        _call(getattr(self._ob, "errhandler", None) or ERRORS_RETURN._ob, self, errorcode, None)
+        state = self._guarded
+        _call(getattr(state, "errhandler", None) or ERRORS_RETURN._ob, self, errorcode, None)
 
 
 def _call(handler: _State, obj: Any, errorcode: int, error: BaseException | None) -> None:
@@ -166,6 +180,9 @@ def _call(handler: _State, obj: Any, errorcode: int, error: BaseException | None
         get_runtime().abort(errorcode or 1, f"fatal MPI error: {text}")
     if handler.function is not None:
         reported(handler.function, obj, errorcode)
+
+
+call_handler = _call
 
 
 def _arm(obj: Any, handler: _State) -> None:

@@ -344,3 +344,38 @@ def _from_binary128(data: memoryview) -> bytes:
     )
     leading = np.where(head & np.uint64(0x7FFF), np.uint64(1 << 63), np.uint64(0))
     return np.stack([fraction | leading, head], axis=1).astype(np.uint64).tobytes()
+
+
+# for data representations of files
+external_width = _width
+
+
+def external_of(state: TypeState, packed: memoryview, count: int) -> bytes:
+    """Return packed elements in external32.
+
+    Parameters
+    ----------
+    state, count
+        Type and number of the elements.
+    packed
+        Their bytes in this machine's representation.
+
+    Raises
+    ------
+    MPIException
+        ERR_CONVERSION: a number is too large for its width in external32.
+    """
+    return _convert(state, packed, count, _encode, native=True)
+
+
+def native_of(state: TypeState, stored: memoryview, count: int) -> bytes:
+    """Return packed elements of this machine.
+
+    Parameters
+    ----------
+    state, count
+        Type and number of the elements.
+    stored
+        Their bytes in external32.
+    """
+    return _convert(state, stored, count, _decode, native=False)

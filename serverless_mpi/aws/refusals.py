@@ -276,5 +276,6 @@ def refused(service: str, what: str, answer: Answer) -> ChannelError:
         advice = advice.format(region=region)
     story = f"HTTP {answer.status} {code} {message}".strip()
     return ChannelError(
-        f"{service.upper()} refused to {what}: {story}" + (f"; {advice}" if advice else "")
+        f"{service.upper()} refused to {what}: {story}" + (f"; {advice}" if advice else ""),
+        code=code or str(answer.status),
     )

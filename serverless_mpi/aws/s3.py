@@ -128,6 +128,32 @@ class S3:
             raise self._refuse(f"create {key}", answer)
         return True
 
+    def replace(self, key: str, body: bytes, match: str) -> bool:
+        """Replace an object if it still has a tag; return whether this call did.
+
+        Parameters
+        ----------
+        key
+            Name of the object.
+        body
+            Must differ from any other caller's, as for `create`.
+        match
+            Tag of the object that is replaced.
+
+        References
+        ----------
+        "Conditional writes", Amazon S3 User Guide.
+        """
+        answer = self._client.request(
+            "PUT", "PUT", self._path(key), headers={"if-match": match}, body=body, nbytes=len(body)
+        )
+        if answer.status in (404, 409, 412):  # another write came first, or was this one
+            there = self.get(key)
+            return there is not None and bytes(there[0]) == body
+        if answer.status != 200:
+            raise self._refuse(f"replace {key}", answer)
+        return True
+
     def put_multipart(
         self, key: str, parts: Sequence[Sequence[memoryview]], parallel: Parallel
     ) -> None:
@@ -146,6 +172,31 @@ class S3:
         -----
         The upload is aborted after any error, since its parts would be billed.
         """
+        upload = self.begin_upload(key)
+        try:
+            tags = parallel(
+                lambda number: self.put_part(key, upload, number + 1, parts[number]),
+                range(len(parts)),
+            )
+            nbytes = sum(piece.nbytes for part in parts for piece in part)
+            self.complete_upload(key, upload, list(enumerate(tags, 1)), nbytes)
+        except BaseException:
+            with contextlib.suppress(ChannelError):  # the first error is the one that matters
+                self.abort_upload(key, upload)
+            raise
+
+    def begin_upload(self, key: str) -> str:
+        """Begin a multipart upload; return its id.
+
+        Parameters
+        ----------
+        key
+            Name of the object.
+
+        Notes
+        -----
+        Its parts are billed until it is completed or aborted.
+        """
         answer = self._client.request(
             "CreateMultipartUpload", "POST", self._path(key), {"uploads": ""}, billed_as="PUT"
         )
@@ -154,45 +205,98 @@ class S3:
         found = re.search(rb"<UploadId>([^<]*)</UploadId>", bytes(answer.body))
         if found is None:
             raise self._client.garbled(f"begin {key}", answer.body)
-        upload = unescape(found.group(1).decode(errors="replace"))
+        return unescape(found.group(1).decode(errors="replace"))
 
-        def send(number: int) -> str:
-            part = parts[number]
-            nbytes = sum(piece.nbytes for piece in part)
-            answer = self._client.request(
-                "PUT",
-                "PUT",
-                self._path(key),
-                {"partNumber": str(number + 1), "uploadId": upload},
-                body=part,
-                nbytes=nbytes,
-            )
-            if answer.status != 200:
-                raise self._refuse(f"put part {number + 1} of {key}", answer)
-            tag = answer.headers.get("etag")
-            if tag is None:
-                raise self._client.garbled(f"put part {number + 1} of {key}", b"no ETag")
-            return tag
+    def put_part(self, key: str, upload: str, number: int, part: Sequence[memoryview]) -> str:
+        """Upload a part; return its tag.
 
-        try:
-            tags = parallel(send, range(len(parts)))
-            self._complete(key, upload, tags, sum(piece.nbytes for part in parts for piece in part))
-        except BaseException:
-            with contextlib.suppress(ChannelError):  # the first error is the one that matters
-                self._client.request(
-                    "DELETE",
-                    "DELETE",
-                    self._path(key),
-                    {"uploadId": upload},
-                    budget_s=DELETE_BUDGET_S,
-                )
-            raise
+        Parameters
+        ----------
+        key, upload
+            Name of the object, and id of its upload.
+        number
+            Of the part, from 1 to 10,000.
+        part
+            Byte views that are sent one after the other; borrowed until the call returns.
+        """
+        nbytes = sum(piece.nbytes for piece in part)
+        answer = self._client.request(
+            "PUT",
+            "PUT",
+            self._path(key),
+            {"partNumber": str(number), "uploadId": upload},
+            body=part,
+            nbytes=nbytes,
+        )
+        if answer.status != 200:
+            raise self._refuse(f"put part {number} of {key}", answer)
+        tag = answer.headers.get("etag")
+        if tag is None:
+            raise self._client.garbled(f"put part {number} of {key}", b"no ETag")
+        return tag
 
-    def _complete(self, key: str, upload: str, tags: Sequence[str], nbytes: int) -> None:
-        """Complete a multipart upload of `nbytes`, although answers may be lost."""
+    def copy_part(
+        self, key: str, upload: str, number: int, start: int, end: int, match: str
+    ) -> str:
+        """Make a part of bytes of the object that the upload will replace; return its tag.
+
+        Parameters
+        ----------
+        key, upload, number
+            As for `put_part`.
+        start, end
+            Bytes of the object; `end` is exclusive.
+        match
+            Tag of the object, which must not have been replaced.
+        """
+        answer = self._client.request(
+            "PUT",
+            "PUT",
+            self._path(key),
+            {"partNumber": str(number), "uploadId": upload},
+            headers={
+                "x-amz-copy-source": quote(f"{self._bucket}/{key}", safe="-_.~/"),
+                "x-amz-copy-source-range": f"bytes={start}-{end - 1}",
+                "x-amz-copy-source-if-match": match,
+            },
+        )
+        body = bytes(answer.body)
+        if answer.status != 200 or b"<Error>" in body:
+            raise self._refuse(f"copy part {number} of {key}", answer)
+        found = re.search(rb"<ETag>([^<]*)</ETag>", body)
+        if found is None:
+            raise self._client.garbled(f"copy part {number} of {key}", answer.body)
+        return unescape(found.group(1).decode(errors="replace"))
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        """Abort a multipart upload, so that its parts are no longer billed.
+
+        Parameters
+        ----------
+        key, upload
+            Name of the object, and id of its upload.
+        """
+        self._client.request(
+            "DELETE", "DELETE", self._path(key), {"uploadId": upload}, budget_s=DELETE_BUDGET_S
+        )
+
+    def complete_upload(
+        self, key: str, upload: str, tags: Sequence[tuple[int, str]], nbytes: int
+    ) -> None:
+        """Complete a multipart upload, although answers may be lost.
+
+        Parameters
+        ----------
+        key, upload
+            Name of the object, and id of its upload.
+        tags
+            (number, tag) of each part, by rising number.
+        nbytes
+            Length of the object.
+        """
         listing = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>"
-            for number, tag in enumerate(tags, 1)
+            for number, tag in tags
         )
         body = f"<CompleteMultipartUpload>{listing}</CompleteMultipartUpload>".encode()
         patience = self._client.patience()
@@ -233,6 +337,21 @@ class S3:
         answer = self._client.request("GET", "HEAD", self._path(key))
         return _size(answer.headers) if answer.status == 200 else None
 
+    def head(self, key: str) -> tuple[int, str] | None:
+        """Return the length of an object in bytes, and its tag; None if it does not exist.
+
+        Parameters
+        ----------
+        key
+            Name of the object.
+        """
+        answer = self._client.request("GET", "HEAD", self._path(key))
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise self._refuse(f"look at {key}", answer)
+        return _size(answer.headers), answer.headers.get("etag", "")
+
     def get(
         self,
         key: str,
@@ -241,6 +360,7 @@ class S3:
         into: memoryview | Callable[[int], memoryview] | None = None,
         come: Callable[[int], None] | None = None,
         budget_s: float = BUDGET_S,
+        match: str = "",
     ) -> tuple[memoryview, int] | None:
         """Read an object or a range of it.
 
@@ -256,6 +376,8 @@ class S3:
             Called with the number of bytes that have arrived, from 0 again in another attempt.
         budget_s
             As for `Client.request`; 0 for a poll.
+        match
+            Tag that the object must have; "" for any.
 
         Returns
         -------
@@ -269,7 +391,7 @@ class S3:
         Busy
             The service was busy for `budget_s` seconds.
         """
-        headers = {}
+        headers = {"if-match": match} if match else {}
         if length is not None:
             headers["range"] = f"bytes={start}-{start + length - 1}"
         named = (lambda headers: into(_size(headers))) if callable(into) else into

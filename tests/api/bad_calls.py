@@ -10,7 +10,9 @@ What MPICH does not see (it takes a message of 100 bytes of a buffer of 8), or d
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from typing import Any
 
 ANSWERS = [
@@ -312,6 +314,69 @@ ANSWERS = [
     ("c.Allgatherv([b8,1,MPI.DOUBLE],[b8,[1],[0],MPI.DOUBLE])", "ERR_BUFFER"),
     ("c.Gatherv([b8,1,MPI.DOUBLE],[b8,[1],[0],MPI.DOUBLE])", "ERR_BUFFER"),
     ("c.Scatterv([b8,[1],[0],MPI.DOUBLE],[b8,1,MPI.DOUBLE])", "ERR_BUFFER"),
+    ("open_file(RDONLY)", "ERR_NO_SUCH_FILE"),
+    ("open_file(RDWR|MPI.MODE_CREATE|MPI.MODE_EXCL,True)", "ERR_FILE_EXISTS"),
+    ("open_file(0)", "ERR_AMODE"),
+    ("open_file(MPI.MODE_CREATE)", "ERR_AMODE"),
+    ("open_file(RDONLY|RDWR)", "ERR_AMODE"),
+    ("open_file(RDONLY|MPI.MODE_CREATE)", "ERR_AMODE"),
+    ("open_file(RDONLY|MPI.MODE_EXCL)", "ERR_AMODE"),
+    ("open_file(RDWR|MPI.MODE_SEQUENTIAL)", "ERR_AMODE"),
+    ('MPI.File.Open(c,"/no/such/folder/file",WRITE)', "ERR_NO_SUCH_FILE"),
+    ('MPI.File.Open(c,"/tmp/"+"a"*300,WRITE)', "ERR_BAD_FILE"),
+    ('MPI.File.Open(c,"/tmp",RDWR)', "ERR_BAD_FILE"),
+    ('MPI.File.Delete("/no/such/folder/file")', "ERR_NO_SUCH_FILE"),
+    ('MPI.File.Delete("/tmp")', "ERR_BAD_FILE"),
+    ("MPI.FILE_NULL.Close()", "ERR_FILE"),
+    ("MPI.FILE_NULL.Get_size()", "ERR_FILE"),
+    ("MPI.FILE_NULL.Read(b8)", "ERR_FILE"),
+    ("MPI.FILE_NULL.Write_at_all(0,b8)", "ERR_FILE"),
+    ("MPI.FILE_NULL.Sync()", "ERR_FILE"),
+    ("MPI.FILE_NULL.Get_view()", "ERR_FILE"),
+    ("MPI.FILE_NULL.Seek(0)", "ERR_FILE"),
+    ("MPI.FILE_NULL.Set_errhandler(MPI.ERRHANDLER_NULL)", "ERR_ERRHANDLER"),
+    ("closed_file().Read(b8)", "ERR_FILE"),
+    ("closed_file().Close()", "ERR_FILE"),
+    ("closed_file().Get_amode()", "ERR_FILE"),
+    ('on_file("Set_size",-1)', "ERR_ARG"),
+    ('on_file("Preallocate",-1)', "ERR_ARG"),
+    ('on_file("Set_view",-1)', "ERR_ARG"),
+    ('on_file("Set_view",MPI.DISPLACEMENT_CURRENT)', "ERR_ARG"),
+    ('on_file("Set_view",0,MPI.DATATYPE_NULL)', "ERR_TYPE"),
+    ('on_file("Set_view",0,MPI.INT,MPI.BYTE)', "ERR_ARG"),
+    ('on_file("Set_view",0,MPI.INT,MPI.INT.Create_contiguous(2))', "ERR_TYPE"),
+    ('on_file("Set_view",0,MPI.INT,MPI.INT.Create_hindexed([1,1],[8,0]).Commit())', "ERR_IO"),
+    ('on_file("Set_view",0,MPI.INT,MPI.INT.Create_hindexed([1],[-4]).Commit())', "ERR_IO"),
+    ('on_file("Set_view",0,MPI.INT,MPI.INT,"nope")', "ERR_UNSUPPORTED_DATAREP"),
+    ('on_file("Read_at",-1,b8)', "ERR_ARG"),
+    ('on_file("Write_at_all",-1,b8)', "ERR_ARG"),
+    ('on_file("Iwrite_at",-1,b8)', "ERR_ARG"),
+    ('on_file("Seek",-1)', "ERR_ARG"),
+    ('on_file("Seek",0,5)', "ERR_ARG"),
+    ('on_file("Seek_shared",-1)', "ERR_ARG"),
+    ('on_file("Seek_shared",0,5)', "ERR_ARG"),
+    ('on_file("Get_byte_offset",-1)', "ERR_ARG"),
+    ('on_file("Get_type_extent",MPI.DATATYPE_NULL)', "ERR_TYPE"),
+    ('on_file("Write",[b8,1,MPI.DATATYPE_NULL])', "ERR_TYPE"),
+    ('on_file("Write",[b8,1,MPI.INT.Create_contiguous(2)])', "ERR_TYPE"),
+    ('on_file("Write_all_end",b8)', "ERR_IO"),
+    ('on_file("Read_ordered_end",b8)', "ERR_IO"),
+    ('on_file("Write",b8,mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Write_at_all",0,b8,mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Set_size",3,mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Sync",mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Read",b8,mode=MPI.MODE_WRONLY)', "ERR_ACCESS"),
+    ('on_file("Read_at_all",0,b8,mode=MPI.MODE_WRONLY)', "ERR_ACCESS"),
+    ('on_file("Write",b8,mode=SEQUENTIAL)', "ERR_UNSUPPORTED_OPERATION"),
+    ('on_file("Write_at",0,b8,mode=SEQUENTIAL)', "ERR_UNSUPPORTED_OPERATION"),
+    ('on_file("Seek",0,mode=SEQUENTIAL)', "ERR_UNSUPPORTED_OPERATION"),
+    ('on_file("Seek_shared",0,mode=SEQUENTIAL)', "ERR_UNSUPPORTED_OPERATION"),
+    ('on_file("Get_position",mode=SEQUENTIAL)', "ERR_UNSUPPORTED_OPERATION"),
+    ('on_file("Get_position_shared",mode=SEQUENTIAL)', "ERR_UNSUPPORTED_OPERATION"),
+    ('on_file("Set_size",3,mode=SEQUENTIAL)', "ERR_UNSUPPORTED_OPERATION"),
+    ('on_file("Set_view",0,mode=SEQUENTIAL)', "ERR_ARG"),
+    ('MPI.Register_datarep("",None,None,len)', "ERR_ARG"),
+    ('MPI.Register_datarep("z"*200,None,None,len)', "ERR_ARG"),
 ]
 
 
@@ -407,7 +472,35 @@ def names(MPI: Any, c: Any) -> dict[str, Any]:
         request.Wait()
         request.Complete()
 
-    return {**locals(), "b4": bytearray(4), "b8": bytearray(8), "o8": bytearray(8)}
+    modes = {
+        "RDONLY": MPI.MODE_RDONLY,
+        "RDWR": MPI.MODE_RDWR,
+        "WRITE": MPI.MODE_RDWR | MPI.MODE_CREATE,
+        "SEQUENTIAL": MPI.MODE_WRONLY | MPI.MODE_SEQUENTIAL,
+    }
+
+    def open_file(mode: int, there: bool = False) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "file")
+            if there:
+                open(path, "x").close()
+            return MPI.File.Open(c, path, mode)
+
+    def on_file(call: str, *arguments: Any, mode: int = MPI.MODE_RDWR) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            opened = MPI.File.Open(c, file.name, mode)
+            try:
+                getattr(opened, call)(*arguments)
+            finally:
+                opened.Close()
+
+    def closed_file() -> Any:
+        with tempfile.NamedTemporaryFile() as file:
+            opened = MPI.File.Open(c, file.name, MPI.MODE_RDWR)
+            opened.Close()
+            return opened
+
+    return {**locals(), **modes, "b4": bytearray(4), "b8": bytearray(8), "o8": bytearray(8)}
 
 
 def answer(MPI: Any, c: Any, call: str) -> str:

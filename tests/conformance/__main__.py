@@ -33,7 +33,10 @@ def _parser() -> argparse.ArgumentParser:
         "--channel", default="direct", help="direct, hybrid, queue or object (default %(default)s)"
     )
     parser.add_argument(
-        "--modules", default="promised", help="names with commas; promised (default) or all"
+        "--modules",
+        default="promised",
+        help="names with commas; promised (default), short (promised, without those that take"
+        " minutes) or all",
     )
     parser.add_argument(
         "--cases",
@@ -70,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 def _modules(text: str) -> list[str]:
     if text in ("promised", "all"):
         return list(suite.PROMISED) if text == "promised" else suite.modules()
+    if text == "short":
+        return [name for name in suite.PROMISED if name not in suite.LONG]
     names = [name if name.startswith("test_") else f"test_{name}" for name in text.split(",")]
     unknown = set(names) - set(suite.modules())
     if unknown:

@@ -17,8 +17,18 @@ from tests.harness import mpirun
     mpirun() is None, reason="needs the real MPI to compare with: pip install mpich"
 )
 def test_mpi4pys_suite_passes_on_three_ranks(capsys: pytest.CaptureFixture[str]) -> None:
-    code = command.main(["--np", "3", "--channel", "direct", "--cached-mpich", "-v"])
+    words = ["--np", "3", "--channel", "direct", "--modules", "short", "--cached-mpich", "-v"]
+    code = command.main(words)
     assert code == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cases", ["*World.test*Ordered*", "*World.testReadWrite*All"])
+def test_a_part_of_the_long_modules_passes(
+    cases: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/dev/shm")  # every case syncs its file hundreds of times
+    words = ["--np", "3", "--channel", "direct", "--modules", "io", "--no-mpich"]
+    assert command.main([*words, "--cases", cases]) == 0, capsys.readouterr().out
 
 
 @pytest.mark.skipif(

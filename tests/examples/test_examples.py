@@ -12,6 +12,7 @@ SMALL = {
     "hello.py": [],
     "pi.py": ["--intervals", "10000"],
     "ring.py": [],
+    "distributed_npy.py": ["--rows", "50"],
     "heat2d.py": ["--size", "24", "--steps", "10"],
     "sample_sort.py": ["--count", "20000"],
     "master_worker.py": ["--limit", "5000"],
@@ -42,6 +43,13 @@ def test_the_same_output_over_every_channel(name: str, channel: str) -> None:
     other = smpirun("-n", 4, "--channel", channel, f"examples/{name}", *SMALL[name])
     assert other.returncode == 0, other.stderr
     assert other.stdout == _on_direct(name) != ""
+
+
+def test_a_distributed_array_is_one_file_in_the_jobs_bucket() -> None:
+    words = ["--file", "s3:///matrix.npy", "--rows", "50"]
+    done = smpirun("-n", 3, "--channel", "hybrid", "examples/distributed_npy.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "50 x 64 doubles are one .npy file, equal to the matrix\n"
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])

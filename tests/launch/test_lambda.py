@@ -162,6 +162,13 @@ def test_collectives(deployed: Deployed, channel: str) -> None:
     assert not pool.held(deployed.stack) and not deployed.job_keys()
 
 
+def test_ranks_write_one_file_in_the_jobs_bucket(deployed: Deployed) -> None:
+    words = ["--file", "s3:///matrix.npy", "--rows", "50"]
+    done = deployed.run("-n", 3, "examples/distributed_npy.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "50 x 64 doubles are one .npy file, equal to the matrix\n"
+
+
 def test_the_sparse_dnn_is_right_to_the_last_bit(deployed: Deployed, tmp_path: Path) -> None:
     shutil.copy(ROOT / "examples" / "sparse_dnn.py", tmp_path)
     rng = np.random.default_rng(7)
