@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,14 @@ class EndedChild:
     def __init__(self, *words: Any) -> None:
         type(self).seen = words
         self.code: int | None = 0
+        self.pid = os.getpid()
+        self._ready = os.eventfd(0)
+
+    def fileno(self) -> int:
+        return self._ready
+
+    def terminate(self) -> None:
+        pass
 
     def turn(self, wait_s: float, take: Any) -> None:
         pass
@@ -90,18 +99,18 @@ class EndedChild:
         pass
 
     def close(self) -> None:
-        pass
+        os.close(self._ready)
 
 
 @pytest.fixture
-def rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[handler.Rank, FakeS3]]:
+def rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[handler.Function, FakeS3]]:
     """Makes a rank whose bucket is in memory, and whose program is not run."""
 
-    def make(**more: Any) -> tuple[handler.Rank, FakeS3]:
+    def make(**more: Any) -> tuple[handler.Function, FakeS3]:
         EndedChild.seen = ()
         monkeypatch.setattr(handler, "Child", EndedChild)
         task = Task("script", ("prog.py",), 1, more.pop("bundle", None))
-        made = handler.Rank(
+        made = handler.Function(
             Invocation(_spec(), (task,), "f", 2, "http://q", **more), Context(), False
         )
         s3 = FakeS3()
@@ -122,18 +131,18 @@ def _spec(**more: Any) -> JobSpec:
 
 @pytest.mark.parametrize("kind", ["bundle", "site"])
 def test_what_replaced_a_zip_in_the_bucket_is_not_run(
-    kind: str, rank: Callable[..., tuple[handler.Rank, FakeS3]], tmp_path: Path
+    kind: str, rank: Callable[..., tuple[handler.Function, FakeS3]], tmp_path: Path
 ) -> None:
     key = bucket.zip_key(zipped({"prog.py": b"print('mine')"}))
     made, s3 = rank(**{kind: key})
     s3.objects[key] = zipped({"prog.py": b"print('theirs')"})
     with pytest.raises(ServerlessMPIError, match="not what the launcher sent"):
-        made._run_program(tmp_path)
+        made._run_programs(tmp_path)
     assert not EndedChild.seen and not list(tmp_path.rglob("*.py"))
 
 
 def test_a_zip_is_not_read_beyond_what_a_function_takes(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
 ) -> None:
     data = zipped({"prog.py": b"pass"}) + bytes(MIB)
     made, s3 = rank()
@@ -143,7 +152,7 @@ def test_a_zip_is_not_read_beyond_what_a_function_takes(
 
 
 def test_requirements_are_unpacked_anew_for_every_rank(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -158,7 +167,7 @@ def test_requirements_are_unpacked_anew_for_every_rank(
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     made, s3 = rank(site=key)
     s3.objects[key] = data
-    assert made._run_program(own)[0] == 0
+    assert made._run_programs(own)[1] == 0
     first = Path(EndedChild.seen[3][0])
     assert own in first.parents and (first / "lib.py").read_text() == "WORD = 'mine'"
 
@@ -262,7 +271,7 @@ def test_an_invalid_stop_message_stops_nothing(data: bytes) -> None:
 
 
 def test_a_stop_message_needs_the_jobs_key(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
 ) -> None:
     made, s3 = rank()
     place = f"jobs/{JOB}/stop"
@@ -287,7 +296,7 @@ def test_a_stop_message_needs_the_jobs_key(
 
 
 def test_the_launchers_stop_replaces_what_others_put_there(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
 ) -> None:
     s3 = FakeBoto()
     job = _job(s3)
@@ -355,6 +364,9 @@ def _put(event: dict[str, Any], path: str, value: Any) -> None:
         ("limit_s", "9"),
         ("alias", 1),
         ("explain", "no"),
+        ("pack", 0),
+        ("pack", True),
+        ("pack", None),
         ("job", []),
         ("job.more", 1),
         ("job.job_id", "../../code"),
@@ -375,7 +387,7 @@ def _put(event: dict[str, Any], path: str, value: Any) -> None:
 )
 def test_an_odd_event_is_one_clear_error(path: str, value: Any) -> None:
     event = _event()
-    assert Invocation.from_event(event).task.argv == ("prog.py", "a")
+    assert Invocation.from_event(event).task(0).argv == ("prog.py", "a")
     _put(event, path, value)
     with pytest.raises(JobError) as caught:
         Invocation.from_event(event)
@@ -421,13 +433,18 @@ def _waits(at: float, since: float) -> dict[str, Any]:
 
 
 def test_a_rank_reports_that_it_waits_and_that_it_continues(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoken: list[tuple[str, dict[str, Any]]] = []
     made, _ = rank()
-    monkeypatch.setattr(made, "_send_message", lambda kind, facts: spoken.append((kind, facts)))
+
+    def send(encoded: list[bytes]) -> None:
+        messages = [console.decode(one, JOB, KEY) for one in encoded]
+        spoken.extend((one.kind, one.facts) for one in messages if one is not None)
+
+    monkeypatch.setattr(made, "_send", send)
     file = tmp_path / "waits-0.json"
     file.write_text(json.dumps(_waits(100.0, 40.0)))
     made._pass_on_waits(tmp_path)
@@ -519,6 +536,7 @@ while b"\\n" not in said or child.code is None:
     child.turn(0.1, lambda stream, data: said.extend(data))
 child.stop(lambda stream, data: None)
 child.close()
+sandbox.end_orphans(())
 try:
     os.kill(int(said), 0)
     print("lives")
@@ -561,7 +579,7 @@ if os.fork() == 0:
     os._exit(0)
 os.close(into)
 os.wait()
-print(os.read(out, 100).decode(), sandbox._children())
+print(os.read(out, 100).decode(), sandbox.children())
 """
 
 
