@@ -33,6 +33,7 @@ from serverless_mpi.aws.figures import setting
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
 from serverless_mpi.aws.limits import LAMBDA_MOST_MB, LAMBDA_VCPU_MB, Figures
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
+from serverless_mpi.channels import echo
 from serverless_mpi.deadlock import deadlock_in
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import EXPRESS_BUCKETS, JobSpec, frames_prefix
@@ -345,6 +346,8 @@ class Job:
         }
         if plan.echo is not None:
             settings["echo"] = plan.echo
+        elif plan.endpoint is None:  # functions of an emulator are processes of its machine
+            settings |= {"echo": self._stack.echo_url, echo.SIGNED: "1"}
         return settings
 
     def _event(self, tasks: tuple[Task, ...], site: str | None) -> bytes:
