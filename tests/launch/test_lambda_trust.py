@@ -589,3 +589,93 @@ def test_a_program_cannot_look_into_the_functions_process() -> None:
         [sys.executable, "-c", SEALED], capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT
     )
     assert done.stdout == "[] set()\n", done.stdout + done.stderr
+
+
+# -- packs
+
+
+class Resident(EndedChild):
+    """A program that runs and has that much memory."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__()
+        self.code = None
+        self.peak_bytes = nbytes
+
+    def resident_bytes(self) -> int:
+        return self.peak_bytes
+
+
+def _pack(pack: int, size: int, first: int = 0) -> handler.Function:
+    spec = JobSpec(
+        JOB, first, size, "routed", KEY, endpoint="http://127.0.0.1:9", settings={"bucket": "b"}
+    )
+    task = Task("script", ("prog.py",), size, None)
+    return handler.Function(
+        Invocation(spec, (task,), "f", 2, "http://q", pack=pack), Context(), False
+    )
+
+
+def test_memory_that_runs_out_is_the_fault_of_the_largest_rank_of_a_pack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    function = _pack(3, 6, 3)
+    for rank, megabytes in zip(function._ranks, (200, 210, 190), strict=True):
+        rank.child = Resident(megabytes * MIB)  # type: ignore[assignment]
+    monkeypatch.setattr(handler, "shared_out_bytes", lambda pids: 300 * MIB)
+    now = time.monotonic()
+    assert function._beyond_a_limit(now) is None  # most of it is shared by the three
+    monkeypatch.setattr(handler, "shared_out_bytes", lambda pids: 500 * MIB)
+    ending = function._beyond_a_limit(now)
+    assert ending is not None and ending[0] is function._ranks[1] and ending[1] == 137
+    assert "210 MB of the function's 512 MB" in ending[2] and "-ppn" in ending[2]
+
+
+def test_a_killed_function_is_reported_for_each_of_its_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[bytes] = []
+    stopped: list[str] = []
+
+    class Sink:
+        def __init__(self, client: Any) -> None:
+            pass
+
+        def send(self, url: str, messages: list[bytes]) -> None:
+            sent.extend(messages)
+
+    monkeypatch.setattr(handler, "Sqs", Sink)
+    monkeypatch.setattr(handler, "stop_all", lambda s3, spec, reason: stopped.append(reason))
+    event = json.loads(_pack(3, 5, 3)._invocation.to_event())
+    record = {"requestPayload": event, "responsePayload": {"errorType": "Runtime.OutOfMemory"}}
+    handler.report(record, None)
+    messages = [console.decode(one, JOB, KEY) for one in sent]
+    assert [(one.rank, one.kind, one.facts["code"]) for one in messages if one] == [
+        (3, console.END, 137),
+        (4, console.END, 137),
+    ]
+    assert len(stopped) == 1 and stopped[0].endswith("; ranks 3 to 4 ran in it")
+
+
+def test_functions_start_each_other_by_their_first_ranks() -> None:
+    """1,000 ranks in 167 functions of 6: each runs once, and the job's text fits a variable."""
+    url = "https://sqs.ap-southeast-2.amazonaws.com/123456789012/" + "x" * 30 + "-q-0000"
+    settings = {
+        "queues": json.dumps([url] * 170),
+        "slots": json.dumps(list(range(170))),
+        "nodes": json.dumps([rank // 6 for rank in range(1000)]),
+        "near": json.dumps([""] * 1000),
+        "fds": "-1 " * 1000,
+    }
+    spec = JobSpec.new(1000, "routed", settings=settings)
+    assert len(spec.to_env()["SMPI_JOB"]) < 64 << 10  # execve takes 128 KiB
+    begun, left = [], [0]
+    while left:
+        invocation = _pack(6, 1000, left.pop())._invocation
+        begun += invocation.ranks
+        left += invocation.children
+    assert sorted(begun) == list(range(1000))
+    event = json.loads(_pack(6, 1000)._invocation.to_event())
+    event["rank"] = 3  # in the middle of a function
+    with pytest.raises(JobError, match="field pack"):
+        Invocation.from_event(event)
