@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
+def handler(event: Mapping[str, Any], context: object) -> dict[str, str]:
     """Answer with the caller's public address; the platform calls this.
 
     Parameters

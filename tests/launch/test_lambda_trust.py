@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serverless_mpi.errors import JobError, ServerlessMPIError
+from serverless_mpi.errors import JobError, ServerlessMPIError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import aws_lambda, console, handler, sandbox
 from serverless_mpi.launch.base import Plan, Program
@@ -679,3 +680,37 @@ def test_functions_start_each_other_by_their_first_ranks() -> None:
     event["rank"] = 3  # in the middle of a function
     with pytest.raises(JobError, match="field pack"):
         Invocation.from_event(event)
+
+
+@pytest.mark.parametrize(
+    "ppn, memory, told",
+    [
+        (
+            2,
+            1769,
+            "has 1 vCPU, and each rank needs one: use -ppn 1, or choose functions of 1770 MB",
+        ),
+        (
+            4,
+            3008,
+            "has 2 vCPUs, and each rank needs one: use -ppn 2, or choose functions of 5308 MB",
+        ),
+        (7, 10240, "the largest function has 10240 MB and 6 vCPUs"),
+        (6, 10240, None),
+        (2, 1770, None),
+        (1, 128, None),
+    ],
+)
+def test_each_rank_of_a_pack_needs_a_vcpu(ppn: int, memory: int, told: str | None) -> None:
+    plan = Plan((Program(("prog.py",), 84),), "routed", ppn=ppn)
+    if told is None:
+        aws_lambda._check_pack(plan, memory)
+    else:
+        with pytest.raises(UsageError, match=f"^-ppn {ppn}: .*{re.escape(told)}"):
+            aws_lambda._check_pack(plan, memory)
+
+
+def test_an_option_of_links_needs_the_channel_of_links() -> None:
+    for more in ({"ppn": 2}, {"echo": "http://127.0.0.1/"}):
+        with pytest.raises(UsageError, match="has no effect on channel hybrid: use --channel"):
+            aws_lambda._check(Plan((Program(("prog.py",), 4),), "hybrid", **more))  # type: ignore[arg-type]
