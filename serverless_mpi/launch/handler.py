@@ -320,7 +320,7 @@ class Function:
         return {
             "TMPDIR": str(home),
             "HOME": str(home),
-            ENV_LOCAL_RANKS: str(len(self._ranks)),
+            **({ENV_LOCAL_RANKS: str(len(self._ranks))} if len(self._ranks) > 1 else {}),
             **{name: "1" for name, on in asked.items() if on},
             **self._invocation.task(rank.number).variables,
             **spec.to_env(),
