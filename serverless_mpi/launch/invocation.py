@@ -29,6 +29,8 @@ from serverless_mpi.stack import bucket
 _FUNCTION = re.compile(r"[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_-]{1,128})?")
 _URL = re.compile(r"https?://[^\s]{1,2000}")
 
+MAX_PACK = 64  # ranks of a function, far more than it has vCPUs
+
 # how a program is started
 SCRIPT, MODULE, ENTRY, EXECUTABLE = "script", "module", "entry", "executable"
 
@@ -213,7 +215,7 @@ class Invocation:
         checked.end()
         if invocation.branching < 1:
             raise _invalid("branching")
-        if invocation.pack < 1 or spec.rank % invocation.pack:
+        if not 1 <= invocation.pack <= MAX_PACK or spec.rank % invocation.pack:
             raise _invalid("pack")
         if sum(task.ranks for task in tasks) != spec.size:
             raise _invalid("tasks")

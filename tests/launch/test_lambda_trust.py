@@ -366,6 +366,7 @@ def _put(event: dict[str, Any], path: str, value: Any) -> None:
         ("alias", 1),
         ("explain", "no"),
         ("pack", 0),
+        ("pack", 10**9),
         ("pack", True),
         ("pack", None),
         ("job", []),
