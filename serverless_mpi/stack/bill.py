@@ -47,7 +47,7 @@ def summary(
     Parameters
     ----------
     ranks
-        Facts of each rank's end (`handler.Function`), in order; empty for one that could not report.
+        Facts of each rank's end (`handler.Function`), in order; empty for a rank without a report.
     launcher
         The launcher's requests.
     memory_mb, arch
