@@ -135,6 +135,7 @@ MAY: dict[str, set[str]] = {
     "launch.handler": {
         "env",
         "launch",
+        "launch.rank",
         "launch.sandbox",
         "deadlock",
         "stack",
@@ -148,6 +149,7 @@ MAY: dict[str, set[str]] = {
         "sparse",
     },
     "launch.function": {"launch", "launch.handler", "launch.sandbox"},
+    "launch.rank": {"launch", "launch.sandbox", "job"},
     "launch.sandbox": {"launch", "alias", "env", "errors", "job", "stack"},
     "launch.hello": {"MPI"},
     # what ranks of `smpi calibrate` run: requests of its own, without MPI

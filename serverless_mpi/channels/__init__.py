@@ -6,6 +6,8 @@ must know of a channel is an attribute of its class (`channels/base.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from serverless_mpi import plugins
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.errors import UsageError
@@ -19,12 +21,28 @@ CHANNELS: dict[str, str] = {
     "memory": "serverless_mpi.channels.memory:MemoryChannel",
 }
 DEFAULT = "hybrid"
+AUTO, LINKED = "auto", "routed"  # the default of smpirun; what it is for options of links
 SINGLE_RANK = "memory"  # of a process that no launcher started
 
 
 def names() -> list[str]:
     """Return the names of all channels, the package's own first."""
     return plugins.names(plugins.CHANNELS, CHANNELS)
+
+
+def chosen(name: str, options: Sequence[object]) -> str:
+    """Return the channel of a job.
+
+    Parameters
+    ----------
+    name
+        What the user asked for: a channel's name, or AUTO.
+    options
+        Values of the options that only LINKED has; None for those that were not given.
+    """
+    if name != AUTO:
+        return name
+    return DEFAULT if all(option is None for option in options) else LINKED
 
 
 def load(name: str) -> type[Channel]:

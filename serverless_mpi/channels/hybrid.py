@@ -225,17 +225,25 @@ def _joined(small: CostParameters, large: CostParameters, limit: int) -> CostPar
 
 
 class HybridChannel(Channel):
-    """Messages for small frames, objects for large ones."""
+    """Messages for small frames, objects for large ones.
+
+    Parameters
+    ----------
+    spec, meter
+        As for every channel.
+    queue
+        Channel of the messages, owned; None for the usual one.
+    """
 
     services = QueueChannel.services | ObjectChannel.services
     contained = True
     model = "serverless_mpi.simulation.media:Hybrid"
     limits = Limits(MAX_FRAME_BYTES, async_put=True)
 
-    def __init__(self, spec: JobSpec, meter: Meter) -> None:
+    def __init__(self, spec: JobSpec, meter: Meter, queue: QueueChannel | None = None) -> None:
         super().__init__(spec, meter)
         self.limits = replace(self.limits, serial=spec.endpoint is not None)
-        self._queue = QueueChannel(spec, meter)
+        self._queue = QueueChannel(spec, meter) if queue is None else queue
         self._store = Store(spec, meter, MAX_FRAME_BYTES)
         self._prices = Prices.load()
         store = self._store.service

@@ -35,10 +35,11 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from serverless_mpi.channels import echo
 from serverless_mpi.channels.handshake import HANDSHAKE_S, STRANGERS, same_user
 from serverless_mpi.channels.link import PlainRecords, Records, SealedRecords
 from serverless_mpi.channels.sockets import Waker
@@ -295,7 +296,7 @@ class Linker(threading.Thread):
             self.address = (self._host, port)
         else:
             try:
-                self.address = (ask_echo(self._echo), port)
+                self.address = (ask_echo(self._echo, echo.headers(self._spec)), port)
             except ChannelError:
                 self._no_address()
 
@@ -444,13 +445,15 @@ class Linker(threading.Thread):
         self._admit(sock, rank, PlainRecords() if near else connection.handshake.sealed(), near)
 
 
-def ask_echo(url: str) -> str:
+def ask_echo(url: str, headers: Mapping[str, str] | None = None) -> str:
     """Return this process's public address, as an echo service sees it.
 
     Parameters
     ----------
     url
         Its answer is an address as text, or JSON with the field `sourceIp`.
+    headers
+        Of the question.
 
     Raises
     ------
@@ -462,7 +465,7 @@ def ask_echo(url: str) -> str:
     try:
         connection = kinds[parts.scheme](parts.hostname or "", parts.port, timeout=ECHO_S)
         try:
-            connection.request("GET", parts.path or "/")
+            connection.request("GET", parts.path or "/", headers=headers or {})
             answer = connection.getresponse()
             text = answer.read(ECHO_BYTES).decode("ascii").strip()
         finally:
@@ -471,7 +474,10 @@ def ask_echo(url: str) -> str:
             raise ValueError(f"status {answer.status}")
         if text.startswith("{"):
             text = json.loads(text)["sourceIp"]
-        return str(ipaddress.ip_address(text))
+        address = ipaddress.ip_address(text)
+        if address.is_unspecified or address.is_multicast:
+            raise ValueError(f"{address} is not the address of a machine")
+        return str(address)
     except (
         OSError,
         ValueError,

@@ -226,7 +226,8 @@ class QueueChannel(Channel):
     """Frames as messages of SQS and SNS.
 
     Settings: `queues` and `topics`, JSON lists of URLs and ARNs; `slots`, the numbers by which the
-    topics of a deployed stack know the queues of ranks.  Without a stack these are the ranks.
+    topics of a deployed stack know the queues of ranks.  Without a stack these are the ranks.  If
+    there are fewer queues than ranks, each belongs to a node.
     """
 
     services = frozenset({"sqs", "sns"})
@@ -253,6 +254,10 @@ class QueueChannel(Channel):
         self._queues: list[str] = json.loads(spec.settings["queues"])
         # a stack's queues exist before the job: its topics know them by their numbers in the stack
         slots: list[int] = json.loads(spec.settings.get("slots", "null")) or list(range(spec.size))
+        if len(self._queues) < spec.size:  # one for each node (shared_queue.py)
+            nodes = spec.nodes or (0,) * spec.size
+            self._queues = [self._queues[node] for node in nodes]
+            slots = [slots[node] for node in nodes]
         self._slots = slots
         self._by_slot = dict(zip(slots, self._queues, strict=True))
         self._topics: list[str] = json.loads(spec.settings["topics"])

@@ -57,7 +57,8 @@ from serverless_mpi.channels.base import (
 from serverless_mpi.channels.hybrid import MAX_FRAME_BYTES, HybridChannel
 from serverless_mpi.channels.link import CAN_SEAL, Link, Records
 from serverless_mpi.channels.linker import Linker
-from serverless_mpi.channels.sockets import Waker
+from serverless_mpi.channels.shared_queue import SharedQueueChannel
+from serverless_mpi.channels.sockets import Waker, listen_near
 from serverless_mpi.channels.spin import Spinner
 from serverless_mpi.core.envelope import ANY_SOURCE
 from serverless_mpi.core.tags import TAG_BYTES, Purpose, make, same
@@ -204,7 +205,7 @@ class RoutedChannel(Channel):
     services = HybridChannel.services
     contained = True
     options = frozenset({"host", "ppn", "echo"})
-    platforms = frozenset({"local"})
+    platforms = frozenset({"local", "lambda"})
     model = "serverless_mpi.simulation.media:Parametric"
     limits = Limits(MAX_FRAME_BYTES, async_put=True)
     figures = LINK_FIGURES
@@ -238,18 +239,9 @@ class RoutedChannel(Channel):
         nodes = [rank // per_node for rank in range(spec.size)]
         settings = {**HybridChannel.provision(spec), "nodes": json.dumps(nodes)}
         ranks_on = collections.Counter(nodes)
-        addresses, fds = [], []
-        for rank in range(spec.size):
-            if ranks_on[nodes[rank]] == 1:
-                addresses.append("")
-                fds.append("-1")
-                continue
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.bind("")  # the kernel picks a free abstract name
-            sock.listen(max(128, spec.size))
-            addresses.append(sock.getsockname()[1:].decode())
-            fds.append(str(sock.detach()))
-        settings["near"], settings["fds"] = json.dumps(addresses), " ".join(fds)
+        settings |= listen_near(
+            [rank for rank in range(spec.size) if ranks_on[nodes[rank]] > 1], spec.size
+        )
         for name in ("host", "echo"):
             if name in spec.settings:
                 settings[name] = spec.settings[name]
@@ -273,7 +265,8 @@ class RoutedChannel(Channel):
             for rank, node in enumerate(nodes)
             if rank != spec.rank
         }
-        self._base = HybridChannel(spec, meter)
+        shared = SharedQueueChannel(spec, meter) if "reader" in spec.settings else None
+        self._base = HybridChannel(spec, meter, shared)
         self.limits = self._base.limits
         self._inbox: collections.deque[Delivery] = collections.deque()
         self._state = threading.Condition()  # guards _peers and what waits for links

@@ -1,12 +1,14 @@
-"""What channels over sockets share: writing without blocking, and waking a poll."""
+"""What channels over sockets share: listening, writing without blocking, and waking a poll."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import socket
 import threading
+from collections.abc import Sequence
 
 IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
 
@@ -43,6 +45,31 @@ def write(sock: socket.socket, views: collections.deque[memoryview]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def listen_near(ranks: Sequence[int], size: int) -> dict[str, str]:
+    """Bind a listening Unix socket for each of some ranks.
+
+    Parameters
+    ----------
+    ranks
+        World ranks, which share this machine with another one.
+    size
+        Number of ranks of the job.
+
+    Returns
+    -------
+    dict[str, str]
+        The settings `near` and `fds`.  The caller owns the descriptors in `fds`.
+    """
+    addresses, fds = [""] * size, ["-1"] * size
+    for rank in ranks:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind("")  # the kernel picks a free abstract name
+        sock.listen(max(128, len(ranks)))
+        addresses[rank] = sock.getsockname()[1:].decode()
+        fds[rank] = str(sock.detach())
+    return {"near": json.dumps(addresses), "fds": " ".join(fds)}
 
 
 class Waker:

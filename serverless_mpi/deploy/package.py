@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -36,6 +37,7 @@ from serverless_mpi.errors import UsageError
 
 UNPACKED_BYTES = limits.LAMBDA_UNPACKED_BYTES.value  # function and layers together
 PACKAGES = ("numpy", "cffi")  # what a rank imports; boto3 is only for the machine that deploys
+LINKS = "cryptography"  # encrypts the links of channel routed, which does without links otherwise
 # Of Amazon Linux 2023, on which the runtimes of Python 3.12 and later are built:
 # https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtimes.html
 GLIBC = (2, 34)
@@ -166,9 +168,19 @@ def build(target: Target, wheel: str | None = None) -> Package:
         if target.here:
             for name in PACKAGES:
                 _copy_installed(name, layer / "python")
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                _copy_installed(LINKS, layer / "python")
         else:
             install([*PACKAGES], target, layer / "python", no_deps=True)
+            with contextlib.suppress(UsageError):  # noted below
+                install([LINKS], target, layer / "python", no_deps=True)
             _check_libraries(layer, target)
+        if not (layer / "python" / LINKS).exists():
+            notes.append(
+                f"no {LINKS} in this package, since there is no wheel of it for Python"
+                f" {target.python} on {target.arch}: functions of channel routed make no links, and"
+                " their messages travel by hybrid"
+            )
         _strip(layer)
         compile_modules(function, target, notes, "/var/task")
         compile_modules(layer, target, notes, "/opt")

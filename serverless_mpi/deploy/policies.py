@@ -125,6 +125,12 @@ OF_RESOURCES: dict[str, tuple[str, ...]] = {
         "lambda:UpdateFunctionCode",
         "lambda:UpdateFunctionConfiguration",
     ),
+    "AWS::Lambda::Url": (
+        "lambda:CreateFunctionUrlConfig",
+        "lambda:DeleteFunctionUrlConfig",
+        "lambda:GetFunctionUrlConfig",
+        "lambda:UpdateFunctionUrlConfig",
+    ),
     "AWS::Lambda::LayerVersion": (
         "lambda:DeleteLayerVersion",
         "lambda:GetLayerVersion",

@@ -32,10 +32,12 @@ from serverless_mpi.stack.layout import Layout
 
 HANDLER = "serverless_mpi.launch.function.handler"
 REPORTER = "serverless_mpi.launch.handler.report"
+ECHOER = "serverless_mpi.launch.echo.handler"
 RETENTION_S = 3600  # what a dead job left in a queue of the pool is deleted after this
 # an event that no function was free for is given up after this
 EVENT_AGE_S = limits.LAMBDA_EVENT_AGE_S.value
 REPORT_MB, REPORT_S = 256, 30
+ECHO_MB, ECHO_S = limits.LAMBDA_LEAST_MB.value, 3
 ALIAS = "live"  # of the version that has a snapshot
 MAX_RESOURCES = limits.STACK_RESOURCES.value
 
@@ -339,6 +341,11 @@ def _roles(layout: Layout) -> dict[str, Resource]:
             _arn("lambda", f"function:{stack}-{names.RANK}-*"),
             _arn("lambda", f"function:{stack}-{names.REPORT}"),
         ),
+        # a URL asks for both: "Control access to Lambda function URLs", Lambda Developer Guide
+        allow(
+            ["lambda:InvokeFunctionUrl", "lambda:InvokeFunction"],
+            _arn("lambda", f"function:{stack}-{names.ECHO}"),
+        ),
         *express.statements(layout.express),
     ]
     if layout.read_buckets:
@@ -352,6 +359,7 @@ def _roles(layout: Layout) -> dict[str, Resource]:
     return {
         "RankRole": _role(layout, f"{names.RANK}-*", ranks, layout.policies),
         "ReportRole": _role(layout, names.REPORT, reports),
+        "EchoRole": _role(layout, names.ECHO, []),
     }
 
 
@@ -386,9 +394,9 @@ def _log(name: str) -> Resource:
 
 
 def _functions(layout: Layout, release: str) -> dict[str, Resource]:
-    """Return a function for each memory size, and the one that reports failed invocations."""
+    """Return a function for each memory size, and those that report failures and addresses."""
     stack = "${AWS::StackName}"
-    report = f"{stack}-{names.REPORT}"
+    report, echo = f"{stack}-{names.REPORT}", f"{stack}-{names.ECHO}"
     resources: dict[str, Resource] = {
         "Layer": {
             "Type": "AWS::Lambda::LayerVersion",
@@ -403,6 +411,13 @@ def _functions(layout: Layout, release: str) -> dict[str, Resource]:
         "Report": _function(
             layout, _sub(report), REPORTER, REPORT_MB, REPORT_S, "ReportRole", "ReportLog"
         ),
+        "EchoLog": _log(echo),
+        "Echo": _function(layout, _sub(echo), ECHOER, ECHO_MB, ECHO_S, "EchoRole", "EchoLog"),
+        # costs nothing while nobody asks; only roles of the account may, by their policies
+        "EchoUrl": {
+            "Type": "AWS::Lambda::Url",
+            "Properties": {"AuthType": "AWS_IAM", "TargetFunctionArn": {"Ref": "Echo"}},
+        },
     }
     for size in layout.memory_mb:
         resources.update(_rank_function(layout, size, release))
@@ -467,6 +482,7 @@ def _outputs(layout: Layout) -> dict[str, Any]:
                 )
             )
         },
+        "EchoUrl": {"Value": {"Fn::GetAtt": ["EchoUrl", "FunctionUrl"]}},
         "QueueUrl": {"Value": {"Ref": "Queue0"}},
         "ConsoleUrl": {"Value": {"Ref": "Console0"}},
         "TopicArn": {"Value": {"Ref": "Topic0"}},

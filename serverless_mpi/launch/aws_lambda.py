@@ -1,7 +1,8 @@
-"""Platform lambda: ranks are invocations of a deployed function.
+"""Platform lambda: ranks run in invocations of a deployed function, one in each or a pack (-ppn).
 
-The launcher uploads the program to the stack's bucket, leases queues, invokes
-rank 0, and reads the console, a queue.  Ranks start the other ranks, as a tree.
+The launcher uploads the program to the stack's bucket, leases a queue for each
+function, invokes the first one, and reads the console, a queue.  Functions start
+the other functions, as a tree.
 
 - The console is how the launcher learns of everything: a rank is up, printed,
   waits, ended.  A rank that cannot report is reported by the platform
@@ -30,13 +31,14 @@ from typing import Any
 from serverless_mpi import __version__, channels, metering, plugins, trace
 from serverless_mpi.aws.figures import setting
 from serverless_mpi.aws.functions import MAX_EVENT_BYTES
-from serverless_mpi.aws.limits import Figures
+from serverless_mpi.aws.limits import LAMBDA_MOST_MB, LAMBDA_VCPU_MB, Figures
 from serverless_mpi.aws.sqs import FRAME, MAX_ENTRIES
+from serverless_mpi.channels import echo
 from serverless_mpi.deadlock import deadlock_in
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import EXPRESS_BUCKETS, JobSpec, frames_prefix
 from serverless_mpi.launch import console, tree
-from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan
+from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, option_of
 from serverless_mpi.launch.bundle import Bundle, pack
 from serverless_mpi.launch.emulator import check_endpoint
 from serverless_mpi.launch.invocation import Invocation, Task
@@ -85,6 +87,8 @@ class LambdaLauncher(Launcher):
             "branching",
             "budget_usd",
             "requirements",
+            "ppn",
+            "echo",
         }
     )
     region = ""  # that of AWS's own settings
@@ -104,10 +108,12 @@ class LambdaLauncher(Launcher):
                 f" {__version__}: update the stack with `smpi deploy`"
             )
         figures = stored_figures.of_job(plan.figures, stack, say)
-        _check_quota(stack, plan.size)
+        _check_pack(plan, memory)
+        functions = -(-plan.size // _pack(plan))
+        _check_quota(stack, functions)
         limit_s = min(plan.timeout_s or TIME_LIMIT_S, TIME_LIMIT_S)
         _check_budget(
-            plan, prices.lambda_usd(limit_s, memory / 1024, stack.arch) * plan.size, limit_s
+            plan, prices.lambda_usd(limit_s, memory / 1024, stack.arch) * functions, limit_s
         )
         with Signals() as signals, contextlib.ExitStack() as undo:
             try:
@@ -135,12 +141,56 @@ class LambdaLauncher(Launcher):
 
 
 def _check(plan: Plan) -> None:
-    channels.load_for(plan.channel, "lambda", plan.size)
+    channel = channels.load_for(plan.channel, "lambda", plan.size)
+    for name in ("ppn", "echo"):
+        if getattr(plan, name) is not None and name not in channel.options:
+            raise UsageError(
+                f"{option_of(name)} has no effect on channel {plan.channel}: use --channel routed"
+            )
     if plan.timeout_s is not None and plan.timeout_s > TIME_LIMIT_S:
         raise UsageError(
             f"--timeout {plan.timeout_s:g}: a function runs for at most {TIME_LIMIT_S} s;"
             " use more ranks, or continue from a checkpoint"
         )
+
+
+def _pack(plan: Plan) -> int:
+    """Return the ranks of each function."""
+    return min(plan.ppn or 1, plan.size)
+
+
+def _check_pack(plan: Plan, memory_mb: int) -> None:
+    """Refuse more ranks in a function than it has vCPUs; state that a function is not full."""
+    pack, vcpus = _pack(plan), vcpus_of(memory_mb)
+    if pack > vcpus:
+        needed = (pack - 1) * LAMBDA_VCPU_MB.value + 1
+        remedy = (
+            f"choose functions of {needed} MB or more with --memory (`smpi deploy --memory` makes"
+            " them)"
+            if needed <= LAMBDA_MOST_MB.value
+            else f"the largest function has {LAMBDA_MOST_MB.value} MB and"
+            f" {vcpus_of(LAMBDA_MOST_MB.value)} vCPUs"
+        )
+        raise UsageError(
+            f"-ppn {plan.ppn}: a function of {memory_mb} MB has {vcpus} vCPU{'s' * (vcpus > 1)},"
+            f" and each rank needs one: use -ppn {vcpus}, or {remedy}"
+        )
+    if plan.size % pack:
+        say(
+            f"{plan.size} ranks by {pack} are {-(-plan.size // pack)} functions; the last one has"
+            f" {plan.size % pack} of {pack} ranks and costs as much as the others"
+        )
+
+
+def vcpus_of(memory_mb: int) -> int:
+    """Return the vCPUs of a function, the last one perhaps in part.
+
+    Parameters
+    ----------
+    memory_mb
+        Its memory in MB.
+    """
+    return -(-memory_mb // LAMBDA_VCPU_MB.value)
 
 
 def _check_quota(stack: Stack, size: int) -> None:
@@ -152,9 +202,9 @@ def _check_quota(stack: Stack, size: int) -> None:
         )
     if size > limit:
         raise UsageError(
-            f"{size} ranks run at the same time, and this account is limited to {limit} concurrent"
-            f" executions in {stack.region}:"
-            " use fewer ranks, or request a higher limit in Service Quotas (L-B99A9384)"
+            f"{size} functions run at the same time, and this account is limited to {limit}"
+            f" concurrent executions in {stack.region}: use fewer ranks, more ranks per function"
+            " (-ppn), or request a higher limit in Service Quotas (L-B99A9384)"
         )
 
 
@@ -200,6 +250,7 @@ class Job:
         figures: Figures | None = None,
     ) -> None:
         self._plan = plan
+        self._pack = _pack(plan)
         self._stack = stack
         self._memory = memory
         self._function = function
@@ -265,9 +316,10 @@ class Job:
         """Lease a console and the queues that the channel needs; the job's settings name them."""
         stack, plan = self._stack, self._plan
         needs_queues = "sqs" in channels.load(plan.channel).services
-        queues = plan.size if needs_queues else 0
+        queues = len(self._functions) if needs_queues else 0
         self._lease = lease = pool.take(stack, self.spec.job_id, queues, self._limit_s)
         settings = {
+            **self._channel_settings(),
             "bucket": stack.bucket,
             "slots": json.dumps(lease.slots),
             "queues": json.dumps([stack.queue(slot) for slot in lease.slots]),
@@ -278,6 +330,27 @@ class Job:
             settings[EXPRESS_BUCKETS] = json.dumps(stack.express)
         self.spec = replace(self.spec, settings=settings)
         self._console = stack.console(lease.console)
+
+    @property
+    def _functions(self) -> range:
+        """First ranks of the functions."""
+        return range(0, self._plan.size, self._pack)
+
+    def _channel_settings(self) -> dict[str, str]:
+        """Return what channel routed must know of functions and their addresses."""
+        plan = self._plan
+        if "ppn" not in channels.load(plan.channel).options:
+            return {}
+        settings = {
+            "nodes": json.dumps([rank // self._pack for rank in range(plan.size)]),
+            "near": json.dumps([""] * plan.size),  # a function makes those of its ranks
+            "host": "127.0.0.1" if plan.endpoint is not None else "0.0.0.0",
+        }
+        if plan.echo is not None:
+            settings["echo"] = plan.echo
+        elif plan.endpoint is None:  # functions of an emulator are processes of its machine
+            settings |= {"echo": self._stack.echo_url, echo.SIGNED: "1"}
+        return settings
 
     def _event(self, tasks: tuple[Task, ...], site: str | None) -> bytes:
         """Return the payload of rank 0's invocation.
@@ -292,13 +365,14 @@ class Job:
             self.spec,
             tasks,
             function=self._function,
-            branching=plan.branching or tree.choose(plan.size),
+            branching=self._branching,
             console=self._console,
             limit_s=plan.timeout_s,
             alias=plan.alias,
             site=site,
             explain=plan.explain,
             trace=plan.trace is not None,
+            pack=self._pack,
         ).to_event()
         if len(event) > MAX_EVENT_BYTES:
             raise UsageError(
@@ -307,6 +381,10 @@ class Job:
                 " use fewer ranks, shorter arguments or variables"
             )
         return event
+
+    @property
+    def _branching(self) -> int:
+        return self._plan.branching or tree.choose(len(self._functions))
 
     def _record_start(self) -> None:
         """Write what `smpi jobs` lists and what `smpi clean` needs to stop the job."""
@@ -475,8 +553,9 @@ class Job:
 
     def _take(self, message: console.ConsoleMessage) -> None:
         rank = self._ranks[message.rank]
-        if message.kind == console.UP:
-            rank.up = True
+        if message.kind == console.UP:  # the function's
+            for other in self._ranks[message.rank : message.rank + self._pack]:
+                other.up = True
             rank.facts.update(message.facts)
         elif message.kind == console.WAITS:
             if message.facts:
@@ -530,10 +609,10 @@ class Job:
             )
         if quiet_s < (APPEAR_S if self._plan.endpoint is None else EMULATOR_APPEAR_S):
             return
-        branching = self._plan.branching or tree.choose(self.spec.size)
-        for number, rank in enumerate(self._ranks):
-            above = tree.parent(number, branching)
-            if not rank.up and (above is None or self._ranks[above].up):
+        for number in self._functions:
+            above = tree.parent(number // self._pack, self._branching)
+            parent_up = above is None or self._ranks[above * self._pack].up
+            if not self._ranks[number].up and parent_up:
                 self._failure = (
                     1,
                     f"rank {number} did not start: Lambda accepted its invocation {quiet_s:.0f}"
@@ -568,8 +647,8 @@ class Job:
         unsure = (
             [
                 slot
-                for slot, rank in zip(self._lease.slots, self._ranks, strict=False)
-                if not rank.ended
+                for slot, first in zip(self._lease.slots, self._functions, strict=False)
+                if not all(rank.ended for rank in self._ranks[first : first + self._pack])
             ]
             if self._invoked
             else []

@@ -174,8 +174,9 @@ def _add_medium_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--channel",
         metavar="NAME",
-        default=channels.DEFAULT,
-        help=f"how messages travel: {', '.join(channels.CHANNELS)} (default {channels.DEFAULT})",
+        default=channels.AUTO,
+        help=f"how messages travel: {', '.join(channels.CHANNELS)}, or {channels.AUTO}:"
+        f" {channels.DEFAULT}, and routed with -ppn or --echo (default {channels.AUTO})",
     )
     group.add_argument(
         "--platform",
@@ -205,8 +206,8 @@ def _add_medium_options(group: argparse._ArgumentGroup) -> None:
         "--ppn",
         metavar="K",
         type=_positive_int,
-        help="channel routed: K ranks per node reach each other by Unix sockets, others by links"
-        " (default: all ranks are on one node)",
+        help="channel routed: K ranks per node, on lambda per function, reach each other by Unix"
+        " sockets, others by links (default: all on one node, on lambda one per function)",
     )
     group.add_argument(
         "--echo",
@@ -461,11 +462,12 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     """
     parsed = _parse(arguments)
     job = parsed[0]
-    channels.load(job.channel)
+    channel = channels.chosen(job.channel, [job.ppn, job.echo])
+    channels.load(channel)
     launcher = launch.load(job.platform)
     job_plan = Plan(
         tuple(_program(options, environ) for options in parsed),
-        job.channel,
+        channel,
         endpoint=job.endpoint,
         port=job.port,
         host=job.host,
@@ -527,7 +529,7 @@ def _simulate(options: argparse.Namespace) -> int:
     for line in explain.simulate(
         options.program,
         options.ranks,
-        options.channel,
+        channels.chosen(options.channel, [options.ppn, options.echo]),
         options.latency,
         region,
         prices,

@@ -1,12 +1,15 @@
-"""The function of platform lambda: runs one rank for one event.
+"""The function of platform lambda: runs one rank, or a pack of ranks, for one event.
 
-An event becomes an `Invocation`.  The rank starts its children in the tree,
-runs its program in a child process, passes its output on to the console, and
-reports how it ended.
+An event becomes an `Invocation`.  The function starts its children in the tree,
+runs the program of each rank in a child process, passes their output on to the
+console, and reports how each rank ended (rank.py).
 
 - A rank is run once.  Lambda may deliver an event twice and retries failed ones,
-  so each invocation first claims its rank by a conditional PUT; one that finds
-  the claim returns.
+  so each invocation first claims its first rank by a conditional PUT; one that
+  finds the claim returns.
+- The ranks of a pack share the function: its memory, its vCPUs, its working
+  directory, its address, and the queue, which this process reads for them
+  (channels/shared_queue.py).  Its threads begin after the last fork.
 - A job ends together.  The first rank that fails puts an object (`bucket.STOP`)
   in the bucket; every rank looks for it.  A rank that starts late and finds it
   must not run: its queue may already belong to another job.
@@ -25,13 +28,15 @@ import json
 import os
 import platform
 import secrets
+import select
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from serverless_mpi import __version__, channels, deadlock
 from serverless_mpi.aws import s3express
@@ -39,14 +44,24 @@ from serverless_mpi.aws.credentials import Credentials
 from serverless_mpi.aws.functions import Functions
 from serverless_mpi.aws.http import Client
 from serverless_mpi.aws.s3 import S3
-from serverless_mpi.aws.sqs import Sqs
-from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_TRACE
+from serverless_mpi.aws.sqs import MAX_ENTRIES, Sqs
+from serverless_mpi.channels.shared_queue import QueueReader
+from serverless_mpi.channels.sockets import listen_near
+from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_LOCAL_RANKS, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import EXPRESS_BUCKETS, FRAMES_BUCKET, JobSpec
-from serverless_mpi.launch import console, tree
+from serverless_mpi.launch import console
 from serverless_mpi.launch.base import EXIT_TIMEOUT
 from serverless_mpi.launch.invocation import Invocation
-from serverless_mpi.launch.sandbox import Child, unpack
+from serverless_mpi.launch.rank import MESSAGE_BYTES, Rank, named, stats_file
+from serverless_mpi.launch.sandbox import (
+    Child,
+    children,
+    end_orphans,
+    private_bytes,
+    shared_out_bytes,
+    unpack,
+)
 from serverless_mpi.metering import Meter
 from serverless_mpi.stack import bucket
 
@@ -55,14 +70,15 @@ LISTEN_S = 2.0  # seconds between two looks for the job's end: one GET, 0.02 cen
 # The first pause between two messages of output; it doubles up to the second figure while the
 # program keeps printing.
 SPEAK_S, SPEAK_MOST_S = 0.25, 4.0
-# Output of one message: two billed chunks, and half of what the emulator's queues accept.
-MESSAGE_BYTES = 128 << 10
-# Output of a rank that also goes to the function's log, which costs 0.50 USD per GB.
-LOGGED_BYTES = 1 << 20
+# Console messages of one request: what the emulator's queues accept.
+REQUEST_BYTES = MESSAGE_BYTES + (16 << 10)
 LAST_S = 4.0  # before the platform's time limit: to stop the program and to report
 REPORTED_WAITS, WAIT_CHARS = 16, 300  # of a report of waits: threads, and characters of each
 MEMORY_SHARE = 0.97  # of the function's memory; above it the platform kills the whole function
 EXIT_MEMORY = 137  # the code of a process that the kernel killed
+
+# The rank that failed (None: none did), exit code, and reason; "" if all ended by themselves.
+_Ending: TypeAlias = "tuple[Rank | None, int, str]"
 
 _cold = True
 _init_s = 0.0  # of this environment, or of the one whose snapshot it was started from
@@ -82,7 +98,7 @@ def preload() -> None:
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
-    """Run a rank, or answer a ping of `smpi doctor` or `calibrate`; the platform calls this.
+    """Run ranks, or answer a ping of `smpi doctor` or `calibrate`; the platform calls this.
 
     Parameters
     ----------
@@ -105,7 +121,7 @@ def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any]:
     cold, _cold = _cold, False
     if isinstance(event, Mapping) and "ping" in event:
         return {**_about(), "cold": cold}
-    return Rank(Invocation.from_event(event), context, cold).run()
+    return Function(Invocation.from_event(event), context, cold).run()
 
 
 def _about() -> dict[str, Any]:
@@ -125,8 +141,8 @@ def _about() -> dict[str, Any]:
     }
 
 
-class Rank:
-    """One rank's invocation."""
+class Function:
+    """One invocation: the ranks that it runs, and what they share."""
 
     def __init__(self, invocation: Invocation, context: Any, cold: bool) -> None:
         spec = invocation.spec
@@ -147,29 +163,25 @@ class Rank:
         self._s3 = S3(self._clients[0], spec.settings["bucket"])
         self._sqs = Sqs(self._clients[1])
         self._functions = Functions(self._clients[2])
-        self._seq = 0
-        self._own_bytes = 0  # memory of the function's process that the program does not share
-        # output that has not been sent to the launcher
-        self._unsent: list[tuple[str, bytearray]] = []
-        self._logged = 0
-        self._last_words = b""
-        self._waits: dict[str, Any] | None = None  # as last sent to the launcher
+        self._ranks = [Rank(spec.with_rank(number)) for number in invocation.ranks]
+        self._own_bytes = 0  # memory of the function's process that no program shares
         self._storage: dict[str, Any] = {}  # where frames lie, if the stack has S3 Express
 
     def run(self) -> dict[str, Any]:
-        """Claim the rank, run it, report how it ended; return facts for the platform."""
+        """Claim the ranks, run them, report how they ended; return facts for the platform."""
         spec = self._invocation.spec
         try:
             if not self._s3.create(self._key(f"{bucket.RANK}{spec.rank}"), self._claim()):
                 return {"rank": spec.rank, "claimed": False}
-            # no TemporaryDirectory: its finalizer would run at the exit of the forked program too
+            # no TemporaryDirectory: its finalizer would run at the exit of a forked program, too
             folder = Path(tempfile.mkdtemp(prefix=f"smpi-{spec.job_id}-{spec.rank}-"))
+            (folder / "stats").mkdir()
             try:
                 try:
-                    code, reason = self._begin(folder)
+                    failed, code, reason = self._begin(folder)
                 except ServerlessMPIError as error:
-                    code, reason = 1, str(error)
-                self._end(code, reason, folder)
+                    failed, code, reason = self._ranks[0], 1, str(error)
+                code = self._end_all(failed, code, reason, folder)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             return {"rank": spec.rank, "claimed": True, "code": code}
@@ -177,14 +189,15 @@ class Rank:
             for client in self._clients:
                 client.close()
 
-    def _begin(self, folder: Path) -> tuple[int, str]:
+    def _begin(self, folder: Path) -> _Ending:
         stopped = self._stopped()
-        if stopped is not None:  # its queue may already belong to another job
-            return 0, f"started after the job had ended: {stopped}"
+        if stopped is not None:  # the queue may already belong to another job
+            return None, 0, f"started after the job had ended: {stopped}"
         self._choose_bucket()
         self._start_children()
-        self._send_message(console.UP, {"cold": self._cold, "init_s": self._init_s})
-        return self._run_program(folder)
+        facts = {"cold": self._cold, "init_s": self._init_s}
+        self._send([self._ranks[0].message(console.UP, facts)])
+        return self._run_programs(folder)
 
     def _key(self, name: str) -> str:
         return bucket.job_key(self._invocation.spec.job_id, name)
@@ -193,7 +206,7 @@ class Rank:
         return json.dumps({"claim": secrets.token_hex(8), "since": time.time()}).encode()
 
     def _choose_bucket(self) -> None:
-        """Decide in which bucket the frames of all ranks lie, if this is rank 0."""
+        """Decide in which bucket the frames of all ranks lie, if this function has rank 0."""
         spec = self._invocation.spec
         settings = dict(spec.settings)
         express = settings.pop(EXPRESS_BUCKETS, None)
@@ -215,59 +228,101 @@ class Rank:
             self._invocation = self._invocation.with_settings(settings)
 
     def _start_children(self) -> None:
-        spec = self._invocation.spec
-        for child in tree.children(spec.rank, spec.size, self._invocation.branching):
+        for first in self._invocation.children:
             self._functions.start(
-                self._invocation.function, self._invocation.for_rank(child).to_event()
+                self._invocation.function, self._invocation.for_rank(first).to_event()
             )
 
-    # -- the program
+    # -- the programs
 
-    def _run_program(self, folder: Path) -> tuple[int, str]:
-        """Return the program's exit code, and the reason if it is not 0."""
-        work = folder / "program"
-        work.mkdir()
-        task = self._invocation.task
-        if task.bundle is not None:
-            unpack(self._fetch(task.bundle, bucket.PROGRAM_BYTES), work, bucket.PROGRAM_BYTES)
+    def _run_programs(self, folder: Path) -> _Ending:
+        """Run the programs until all have ended or one must end the others."""
+        works, paths = self._unpack(folder)
+        channels.load(self._invocation.spec.channel)  # once, and not in every program
+        _reseed()
+        others, numbers = children(), self._invocation.ranks
+        with contextlib.ExitStack() as undo:
+            shared: dict[str, str] = {}
+            reader: QueueReader | None = None
+            if self._invocation.pack > 1:
+                shared = listen_near(numbers if len(numbers) > 1 else (), self._ranks[0].spec.size)
+                undo.callback(_close_all, _descriptors(shared))
+                reader = QueueReader(self._invocation.spec, self._meter, numbers)
+                undo.callback(reader.close)
+            undo.callback(end_orphans, others)
+            undo.callback(self._stop_programs)
+            for rank in self._ranks:
+                self._start_program(rank, folder, works, paths, shared, reader)
+            if reader is not None:
+                reader.start()
+            return self._watch(folder)
+
+    def _unpack(self, folder: Path) -> tuple[dict[str | None, Path], list[str]]:
+        """Unpack the bundles; return their working directories, and folders for `sys.path`."""
+        works: dict[str | None, Path] = {}
+        for number in self._invocation.ranks:
+            bundle = self._invocation.task(number).bundle
+            if bundle in works:
+                continue
+            works[bundle] = work = folder / f"program{len(works) or ''}"
+            work.mkdir()
+            if bundle is not None:
+                unpack(self._fetch(bundle, bucket.PROGRAM_BYTES), work, bucket.PROGRAM_BYTES)
         paths = []
         if self._invocation.site is not None:
-            # anew for every rank: what an earlier program could write to is not imported from
+            # anew for every job: what an earlier program could write to is not imported from
             site = folder / "site"
             site.mkdir()
             unpack(self._fetch(self._invocation.site, bucket.SITE_BYTES), site, bucket.SITE_BYTES)
             paths.append(str(site))
         paths += [
             entry for entry in sys.path if entry and Path(entry).is_dir()
-        ]  # for processes that the program starts
-        (folder / "stats").mkdir()
-        _reseed()
-        child = Child(
+        ]  # for processes that the programs start
+        return works, paths
+
+    def _start_program(
+        self,
+        rank: Rank,
+        folder: Path,
+        works: Mapping[str | None, Path],
+        paths: list[str],
+        shared: Mapping[str, str],
+        reader: QueueReader | None,
+    ) -> None:
+        """Start a rank's program; shared: settings of all ranks of the function."""
+        task = self._invocation.task(rank.number)
+        settings, keep, drop = dict(shared), [], []
+        if reader is not None:
+            settings["reader"] = str(reader.descriptors[rank.number])
+            near = settings["fds"].split()[rank.number]
+            keep = [int(fd) for fd in (settings["reader"], near) if fd != "-1"]
+            drop = [fd for fd in (*reader.open_descriptors(), *_descriptors(shared))]
+        rank.child = Child(
             task.kind,
             task.argv,
-            work,
+            works[task.bundle],
             paths,
-            self._variables(folder),
-            f"{self._invocation.spec.job_id}.{self._invocation.spec.rank}",
+            self._variables(rank, folder, settings),
+            f"{rank.spec.job_id}.{rank.number}",
+            keep,
+            [fd for fd in drop if fd not in keep],
         )
-        try:
-            ending = self._watch(child, folder / "stats")
-        finally:
-            child.stop(self._take)
-            child.close()
-            self._peak = child.peak_bytes
-        return self._ended(child) if ending is None else ending
 
-    def _variables(self, folder: Path) -> dict[str, str]:
-        from dataclasses import replace
-
-        spec = replace(self._invocation.spec, stats_dir=str(folder / "stats"))
+    def _variables(self, rank: Rank, folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
+        home = folder / f"rank-{rank.number}"
+        home.mkdir()
+        spec = replace(
+            self._invocation.spec.with_rank(rank.number),
+            stats_dir=str(folder / "stats"),
+            settings={**self._invocation.spec.settings, **settings},
+        )
         asked = {ENV_EXPLAIN: self._invocation.explain, ENV_TRACE: self._invocation.trace}
         return {
-            "TMPDIR": str(folder),
-            "HOME": str(folder),
+            "TMPDIR": str(home),
+            "HOME": str(home),
+            **({ENV_LOCAL_RANKS: str(len(self._ranks))} if len(self._ranks) > 1 else {}),
             **{name: "1" for name, on in asked.items() if on},
-            **self._invocation.task.variables,
+            **self._invocation.task(rank.number).variables,
             **spec.to_env(),
             ENV_ALIAS: "1" if self._invocation.alias else "0",
         }
@@ -288,54 +343,92 @@ class Rank:
         bucket.check_zip(key, data)
         return data
 
-    def _watch(self, child: Child, stats: Path) -> tuple[int, str] | None:
-        """Watch the program until it ends (None) or must be ended (exit code and reason).
-
-        stats: folder in which the program's MPI reports.
-        """
+    def _watch(self, folder: Path) -> _Ending:
+        """Watch the programs until all have ended, or one has failed, or all must end."""
         listen, pause = time.monotonic() + LISTEN_S, SPEAK_S
-        self._own_bytes = _private_bytes()
+        self._own_bytes = private_bytes()
         speak = time.monotonic() + pause
-        while child.code is None:
-            child.turn(TURN_S, self._take)
-            now = time.monotonic()
-            if now >= speak:
-                pause = min(2 * pause, SPEAK_MOST_S) if self._unsent else SPEAK_S
-                self._flush()
-                speak = now + pause
-            self._pass_on_waits(stats)
-            if now >= listen:
-                if (reason := self._stopped()) is not None:
-                    return 0, f"stopped: {reason}"
-                listen = now + LISTEN_S
-                self._own_bytes = _private_bytes()  # it grows as either process writes
-            if (ending := self._beyond_a_limit(child, now)) is not None:
-                return ending
-        return None
+        with contextlib.closing(_Poll(self._ranks)) as poll:
+            while poll.running:
+                for rank in poll.turn(TURN_S):  # in the order of their ends
+                    code, reason = self._ended(rank)
+                    if code:
+                        return rank, code, reason
+                    if poll.running:  # the function reports with the last one
+                        self._end(rank, 0, "", folder)
+                now = time.monotonic()
+                unsent = sum(rank.unsent_bytes for rank in self._ranks)
+                if now >= speak or unsent >= 4 * MESSAGE_BYTES:
+                    pause = min(2 * pause, SPEAK_MOST_S) if unsent else SPEAK_S
+                    self._flush()
+                    speak = now + pause
+                self._pass_on_waits(folder / "stats")
+                if now >= listen:
+                    if (why := self._stopped()) is not None:
+                        return None, 0, f"stopped: {why}"
+                    listen = now + LISTEN_S
+                    self._own_bytes = private_bytes()  # it grows as any process writes
+                if poll.running and (ending := self._beyond_a_limit(now)) is not None:
+                    return ending
+        return None, 0, ""
 
-    def _beyond_a_limit(self, child: Child, now: float) -> tuple[int, str] | None:
-        """Return exit code and reason if the program has used up memory or time, else None."""
-        used = child.peak_bytes + self._own_bytes
-        if used > MEMORY_SHARE * self._memory and child.code is None:
-            return EXIT_MEMORY, (
-                f"out of memory: the program used {child.peak_bytes >> 20} MB of the function's"
-                f" {self._memory >> 20} MB (the rest is the function's own);"
-                " deploy larger functions with smpi deploy --memory"
-            )
+    def _stop_programs(self) -> None:
+        """Stop what runs: all get the signal before the first one is waited for."""
+        programs = [(rank, rank.child) for rank in self._ranks if rank.child is not None]
+        for _, child in programs:
+            if child.code is None:
+                child.terminate()
+        for rank, child in programs:
+            child.stop(rank.take)
+            child.close()
+
+    def _used_bytes(self) -> int:
+        """Return the memory of the programs and the function's process, in bytes."""
+        if len(self._ranks) == 1:
+            return self._ranks[0].peak_bytes + self._own_bytes
+        programs = [_child(rank) for rank in self._ranks]
+        living = [child for child in programs if child.code is None]
+        most = sum(child.resident_bytes() for child in living) + self._own_bytes
+        if most <= MEMORY_SHARE * self._memory:  # what they share is counted in each
+            return most
+        return shared_out_bytes([os.getpid(), *(child.pid for child in living)]) or most
+
+    def _beyond_a_limit(self, now: float) -> _Ending | None:
+        """Return the rank, exit code and reason if memory or time is used up, else None."""
+        living = [rank for rank in self._ranks if _child(rank).code is None]
+        if living and self._used_bytes() > MEMORY_SHARE * self._memory:
+            largest = max(living, key=lambda rank: _child(rank).resident_bytes())
+            return largest, EXIT_MEMORY, self._out_of_memory(largest)
         limit_s = self._invocation.limit_s
+        rank = next(rank for rank in self._ranks if not rank.ended)
         if limit_s is not None and now - self._began > limit_s:
-            return EXIT_TIMEOUT, f"ran longer than --timeout {limit_s:g} s"
+            return rank, EXIT_TIMEOUT, f"ran longer than --timeout {limit_s:g} s"
         if now > self._limit - LAST_S:
             seconds = self._limit - self._began
-            return EXIT_TIMEOUT, f"time-out: the function reached its limit after {seconds:.0f} s"
+            reason = f"time-out: the function reached its limit after {seconds:.0f} s"
+            return rank, EXIT_TIMEOUT, reason
         return None
 
-    def _ended(self, child: Child) -> tuple[int, str]:
-        """Return exit code and reason of a program that has exited; call it after `child.stop`."""
+    def _out_of_memory(self, rank: Rank) -> str:
+        remedy = "deploy larger functions with smpi deploy --memory"
+        rest = "the rest is the function's own"
+        if len(self._ranks) > 1:
+            rest = f"the rest is that of the other {len(self._ranks) - 1} ranks of the function"
+            remedy += ", or use fewer ranks per function (-ppn)"
+        return (
+            f"out of memory: the program used {rank.peak_bytes >> 20} MB of the function's"
+            f" {self._memory >> 20} MB ({rest}); {remedy}"
+        )
+
+    def _ended(self, rank: Rank) -> tuple[int, str]:
+        """Return exit code and reason of a program that has exited, after its last output."""
+        child = rank.child
+        assert child is not None
+        child.stop(rank.take)
         assert child.code is not None
         if child.code == 0:
             return 0, ""
-        used = child.peak_bytes + self._own_bytes
+        used = sum(one.peak_bytes for one in self._ranks) + self._own_bytes
         if child.code == EXIT_MEMORY and used > self._memory // 2:
             return (
                 EXIT_MEMORY,
@@ -344,7 +437,7 @@ class Rank:
             )
         if child.code > 128:
             return child.code, f"was killed by signal {child.code - 128}"
-        return child.code, f"ended with exit code {child.code}{self._hint()}"
+        return child.code, f"ended with exit code {child.code}{rank.hint()}"
 
     def _stopped(self) -> str | None:
         """Return why the job has ended, or None while it runs."""
@@ -352,86 +445,139 @@ class Rank:
         found = self._s3.get(self._key(bucket.STOP), 0, bucket.STOP_BYTES)
         return None if found is None else bucket.stop_reason(found[0], spec.job_id, spec.key)
 
-    def _hint(self) -> str:
-        """Return a remedy if the program ended at an import."""
-        last = self._last_words.decode(errors="replace").strip().rpartition("\n")[2]
-        if last.startswith(("ModuleNotFoundError", "ImportError")):
-            return (
-                f" ({last}; name the package in a file for --requirements,"
-                " or put it into the program's folder)"
-            )
-        return ""
-
     # -- reporting
 
-    def _take(self, stream: str, data: bytes) -> None:
-        """Keep output for the next message, and write it to the function's log."""
-        if not self._unsent or self._unsent[-1][0] != stream:
-            self._unsent.append((stream, bytearray()))
-        self._unsent[-1][1].extend(data)
-        if stream == "err":
-            self._last_words = (self._last_words + data)[-2000:]
-        spec = self._invocation.spec
-        if self._logged < LOGGED_BYTES:
-            for line in data.decode(errors="replace").splitlines():
-                print(f"smpi {spec.job_id} rank {spec.rank} {stream}: {line}")
-            sys.stdout.flush()
-            self._logged += len(data)
-            if self._logged >= LOGGED_BYTES:
-                print(f"smpi {spec.job_id} rank {spec.rank}: more output is not logged")
-        if sum(len(part) for _, part in self._unsent) >= 4 * MESSAGE_BYTES:
-            self._flush()
-
     def _pass_on_waits(self, stats: Path) -> None:
-        """Pass on what the program reports of a long wait, and that the wait is over."""
+        """Pass on what programs report of long waits, and that a wait is over."""
         if not self._invocation.spec.deadlock_s:
             return
-        record = deadlock.read(stats, self._invocation.spec.rank)
-        if record != self._waits:
-            self._waits = record
-            self._send_message(console.WAITS, {} if record is None else _by_wall_clock(record))
+        messages = []
+        for rank in self._ranks:
+            record = None if rank.ended else deadlock.read(stats, rank.number)
+            if record != rank.waits and not rank.ended:
+                rank.waits = record
+                facts = {} if record is None else _by_wall_clock(record)
+                messages.append(rank.message(console.WAITS, facts))
+        self._send(messages)
 
     def _flush(self) -> None:
-        for stream, data in self._unsent:
-            for start in range(0, len(data), MESSAGE_BYTES):
-                self._send_message(stream, {}, bytes(data[start : start + MESSAGE_BYTES]))
-        self._unsent = []
+        self._send([message for rank in self._ranks for message in rank.drain()])
 
-    def _send_message(self, kind: str, facts: dict[str, Any], data: bytes = b"") -> None:
-        spec = self._invocation.spec
-        message = console.ConsoleMessage(spec.rank, self._seq, kind, data, facts)
-        self._seq += 1
-        self._sqs.send(self._invocation.console, [console.encode(message, spec.job_id, spec.key)])
+    def _send(self, messages: Sequence[bytes]) -> None:
+        """Send console messages in as few requests as their lengths allow."""
+        while messages:
+            count, nbytes = 0, 0
+            while count < min(len(messages), MAX_ENTRIES):
+                nbytes += len(messages[count])
+                if count and nbytes > REQUEST_BYTES:
+                    break
+                count += 1
+            self._sqs.send(self._invocation.console, messages[:count])
+            messages = messages[count:]
 
-    def _end(self, code: int, reason: str, folder: Path) -> None:
-        spec = self._invocation.spec
+    def _end_all(self, failed: Rank | None, code: int, reason: str, folder: Path) -> int:
+        """Report the ranks that have not ended: one with its code, the others as stopped."""
+        left = [rank for rank in self._ranks if not rank.ended]
         if code:
-            stop_all(self._s3, spec, f"rank {spec.rank} {reason}")
-        self._flush()
-        stats = folder / "stats" / f"rank-{spec.rank}.json"
-        traced = folder / "stats" / f"trace-{spec.rank}.json"
+            assert failed is not None
+            stop_all(self._s3, self._invocation.spec, f"rank {failed.number} {reason}")
+            left = [failed, *(rank for rank in left if rank is not failed)]
+        for number, rank in enumerate(left):
+            last = number == len(left) - 1
+            if rank is failed or not code:
+                self._end(rank, code, reason, folder, last)
+            else:
+                assert failed is not None
+                self._end(rank, 0, f"stopped: rank {failed.number} {reason}", folder, last)
+        return code
+
+    def _end(self, rank: Rank, code: int, reason: str, folder: Path, last: bool = False) -> None:
+        """Report a rank's end; with the last one, what the function took."""
+        rank.ended = True
+        stats = folder / "stats"
+        traced = stats_file(stats, "trace", rank.number)
         if traced.exists():
             self._s3.put(
-                self._key(f"{bucket.TRACE}{spec.rank}"), (memoryview(traced.read_bytes()),)
+                self._key(f"{bucket.TRACE}{rank.number}"), (memoryview(traced.read_bytes()),)
             )
-        facts = {
+        seconds = time.monotonic() - self._began + self._init_s
+        facts: dict[str, Any] = {
             "code": code,
             "reason": reason,
             "cold": self._cold,
             "init_s": self._init_s,
             "restored": self._restored,
-            "seconds": time.monotonic() - self._began + self._init_s,
+            "seconds": seconds,
+            # one rank of a function carries what is billed for the function
+            "billed_s": seconds if last else 0.0,
             "memory_mb": self._memory >> 20,
-            "peak_mb": getattr(self, "_peak", 0) >> 20,
-            "mpi": _counters(stats),
+            "peak_mb": rank.peak_bytes >> 20,
+            "mpi": _counters(stats_file(stats, "rank", rank.number)),
+            "platform": {},
         }
         if self._storage:
             facts["storage"] = self._storage
-        facts["platform"] = self._meter.snapshot()
+        if last:
+            facts["platform"] = self._meter.snapshot()
         self._s3.put(
-            self._key(f"{bucket.RANK}{spec.rank}"), (memoryview(json.dumps(facts).encode()),)
+            self._key(f"{bucket.RANK}{rank.number}"), (memoryview(json.dumps(facts).encode()),)
         )
-        self._send_message(console.END, facts)
+        self._send([*rank.drain(), rank.message(console.END, facts)])
+
+
+class _Poll:
+    """Waits for output and ends of programs; ends are seen in their order (pidfd).
+
+    Attributes
+    ----------
+    running
+        Ranks whose end `turn` has not returned.
+    """
+
+    def __init__(self, ranks: Sequence[Rank]) -> None:
+        self.running = list(ranks)
+        self._poll = select.epoll()
+        self._pidfds: dict[int, Rank] = {}
+        for rank in ranks:
+            self._poll.register(_child(rank).fileno(), select.EPOLLIN)
+            with contextlib.suppress(OSError):  # a kernel before 5.3: ends are seen by turns
+                self._pidfds[os.pidfd_open(_child(rank).pid)] = rank
+        for fd in self._pidfds:
+            self._poll.register(fd, select.EPOLLIN)
+
+    def turn(self, wait_s: float) -> list[Rank]:
+        """Take output for a while; return the ranks whose programs have ended, in that order."""
+        ended = []
+        for fd, _ in self._poll.poll(wait_s):
+            if fd in self._pidfds:
+                ended.append(self._pidfds.pop(fd))
+                os.close(fd)
+        for rank in self.running:
+            _child(rank).turn(0.0, rank.take)
+            if _child(rank).code is not None and rank not in ended:
+                ended.append(rank)
+        self.running = [rank for rank in self.running if rank not in ended]
+        return ended
+
+    def close(self) -> None:
+        self._poll.close()
+        for fd in self._pidfds:
+            os.close(fd)
+
+
+def _child(rank: Rank) -> Child:
+    assert rank.child is not None
+    return rank.child
+
+
+def _descriptors(settings: Mapping[str, str]) -> list[int]:
+    """Return the listening sockets among the settings of a function."""
+    return [int(fd) for fd in settings.get("fds", "").split() if fd != "-1"]
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _counters(path: Path) -> Any:
@@ -500,7 +646,7 @@ def report(event: Mapping[str, Any], context: Any) -> None:
     "Retaining records of asynchronous invocations", AWS Lambda Developer Guide.
     """
     invocation = Invocation.from_event(event.get("requestPayload", {}))
-    spec = invocation.spec
+    spec, ranks = invocation.spec, invocation.ranks
     code, reason = _why(event)
     meter = Meter()
     credentials = Credentials(spec.endpoint)
@@ -508,11 +654,18 @@ def report(event: Mapping[str, Any], context: Any) -> None:
         _closing(Client("s3", spec.region, spec.endpoint, credentials, meter)) as to_s3,
         _closing(Client("sqs", spec.region, spec.endpoint, credentials, meter)) as to_sqs,
     ):
+        if len(ranks) > 1:
+            reason += f"; {named(ranks)} ran in it"
         stop_all(S3(to_s3, spec.settings["bucket"]), spec, f"rank {spec.rank} {reason}")
-        message = console.ConsoleMessage(
-            spec.rank, -1, console.END, facts={"code": code, "reason": reason}
-        )
-        Sqs(to_sqs).send(invocation.console, [console.encode(message, spec.job_id, spec.key)])
+        facts = {"code": code, "reason": reason}
+        messages = [
+            console.encode(
+                console.ConsoleMessage(rank, -1, console.END, facts=facts), spec.job_id, spec.key
+            )
+            for rank in ranks
+        ]
+        for first in range(0, len(messages), MAX_ENTRIES):
+            Sqs(to_sqs).send(invocation.console, messages[first : first + MAX_ENTRIES])
 
 
 def _why(event: Mapping[str, Any]) -> tuple[int, str]:
@@ -556,18 +709,6 @@ def _reseed() -> None:
     generator = sys.modules.get("numpy.random")  # NumPy imports it when it is used
     if generator is not None:
         generator.seed()
-
-
-def _private_bytes() -> int:
-    """Return the memory of this process that no other process shares, in bytes.
-
-    The program is a fork: what it shares with this process is counted in the program's memory.
-    """
-    try:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
-    except (OSError, IndexError, ValueError):  # a kernel before 4.14
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _seconds_alive() -> float:

@@ -1,7 +1,8 @@
-"""An invocation: what one rank receives when a function is started for it.
+"""An invocation: what a function receives when it is started for a rank, or a pack of ranks.
 
 `Invocation.to_event` writes the payload, `from_event` checks and reads it: the job
-(`JobSpec.public`), the rank, the key, the programs, and how to start further ranks.
+(`JobSpec.public`), the first rank, the key, the programs, and how to start further functions.
+Function f runs the ranks pack*f to pack*f + pack - 1; functions form the tree of `launch/tree.py`.
 
 The job's key travels here and nowhere else on the platform.  Lambda stores events
 in no queue or bucket of the account; nobody may log one, so errors name a field
@@ -22,10 +23,13 @@ from typing import Any
 
 from serverless_mpi.errors import JobError
 from serverless_mpi.job import JobFieldError, JobSpec
+from serverless_mpi.launch import tree
 from serverless_mpi.stack import bucket
 
 _FUNCTION = re.compile(r"[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_-]{1,128})?")
 _URL = re.compile(r"https?://[^\s]{1,2000}")
+
+MAX_PACK = 64  # ranks of a function, far more than it has vCPUs
 
 # how a program is started
 SCRIPT, MODULE, ENTRY, EXECUTABLE = "script", "module", "entry", "executable"
@@ -58,28 +62,30 @@ class Task:
 
 @dataclass(frozen=True)
 class Invocation:
-    """What a rank needs to start.
+    """What a function needs to start.
 
     spec
-        The job seen from this rank; its settings name the bucket.
+        The job seen from the function's first rank; its settings name the bucket.
     tasks
         Programs; ranks are numbered through them in order.
     function
-        Name (or name:alias) with which this rank starts its children.
+        Name (or name:alias) with which this function starts its children.
     branching
-        How many children each rank starts.
+        How many functions each function starts.
     console
         URL of the queue for console messages.
     limit_s
-        How long the rank may run, in seconds from its own beginning, since clocks differ; None for
-        the platform's limit.
+        How long the ranks may run, in seconds from the function's beginning, since clocks differ;
+        None for the platform's limit.
     alias
         Programs that say `from mpi4py import MPI` get this package.
     site
         Key of the zip of the installed requirements, with its SHA-256 in it; None for none.
     explain, trace
-        Whether the rank notes which algorithms were chosen, and leaves a trace below the job's key
+        Whether each rank notes which algorithms were chosen, and leaves a trace below the job's key
         in the bucket.
+    pack
+        Ranks of each function; the last one may have fewer.
     """
 
     spec: JobSpec
@@ -92,14 +98,27 @@ class Invocation:
     site: str | None = None
     explain: bool = False
     trace: bool = False
+    pack: int = 1
+
+    @property
+    def ranks(self) -> range:
+        """Ranks that this function runs."""
+        return range(self.spec.rank, min(self.spec.rank + self.pack, self.spec.size))
+
+    @property
+    def children(self) -> list[int]:
+        """First ranks of the functions that this function starts."""
+        functions = -(-self.spec.size // self.pack)
+        own = self.spec.rank // self.pack
+        return [self.pack * child for child in tree.children(own, functions, self.branching)]
 
     def for_rank(self, rank: int) -> Invocation:
-        """Return the invocation of another rank of the job.
+        """Return the invocation of another function of the job.
 
         Parameters
         ----------
         rank
-            In 0..size-1.
+            Its first rank, in 0..size-1.
         """
         return replace(self, spec=self.spec.with_rank(rank))
 
@@ -113,15 +132,20 @@ class Invocation:
         """
         return replace(self, spec=replace(self.spec, settings=settings))
 
-    @property
-    def task(self) -> Task:
-        """Return the program of this rank."""
+    def task(self, rank: int) -> Task:
+        """Return the program of a rank.
+
+        Parameters
+        ----------
+        rank
+            In 0..size-1.
+        """
         first = 0
         for task in self.tasks:
             first += task.ranks
-            if self.spec.rank < first:
+            if rank < first:
                 return task
-        raise JobError(f"rank {self.spec.rank} has no program: the tasks have {first} ranks")
+        raise JobError(f"rank {rank} has no program: the tasks have {first} ranks")
 
     def to_event(self) -> bytes:
         """Return the payload of the invocation: JSON, with the key in it."""
@@ -137,6 +161,7 @@ class Invocation:
                 "site",
                 "explain",
                 "trace",
+                "pack",
             )
         }
         tasks = [asdict(task) for task in self.tasks]
@@ -185,10 +210,13 @@ class Invocation:
             site=checked.zip("site"),
             explain=checked.take("explain", bool),
             trace=checked.take("trace", bool),
+            pack=checked.take("pack", int),
         )
         checked.end()
         if invocation.branching < 1:
             raise _invalid("branching")
+        if not 1 <= invocation.pack <= MAX_PACK or spec.rank % invocation.pack:
+            raise _invalid("pack")
         if sum(task.ranks for task in tasks) != spec.size:
             raise _invalid("tasks")
         return invocation

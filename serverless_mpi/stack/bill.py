@@ -47,7 +47,7 @@ def summary(
     Parameters
     ----------
     ranks
-        Facts of each rank's end (`handler.Rank`), in order; empty for a rank that could not report.
+        Facts of each rank's end (`handler.Function`), in order; empty for a rank without a report.
     launcher
         The launcher's requests.
     memory_mb, arch
@@ -58,17 +58,18 @@ def summary(
     Returns
     -------
     dict
-        ranks; heard (that reported); cold (started in a new environment); restored (from a
-        snapshot); seconds (the longest rank); gb_seconds; lambda_usd (time), requests_usd,
-        snapstart_usd, storage_usd, transfer_usd, and their sum usd; operations (counts and usd by
-        name); dropped, duplicates (frames); by_rank; prices.
+        ranks; heard (that reported); functions (whose time was reported), of these cold (started in
+        a new environment) and restored (from a snapshot); seconds (the longest rank); gb_seconds;
+        lambda_usd (time), requests_usd, snapstart_usd, storage_usd, transfer_usd, and their sum
+        usd; operations (counts and usd by name); dropped, duplicates (frames); by_rank; prices.
     """
     heard = [rank for rank in ranks if "seconds" in rank]
     total = merge([*map(_requests, heard), launcher])
     gigabytes = memory_mb / 1024
-    gb_seconds = sum(rank["seconds"] for rank in heard) * gigabytes
+    functions = [rank for rank in heard if _billed_s(rank)]
+    gb_seconds = sum(map(_billed_s, functions)) * gigabytes
     seconds = max((rank["seconds"] for rank in heard), default=0.0)
-    restored = sum(bool(rank.get("restored")) for rank in heard)
+    restored = sum(bool(rank.get("restored")) for rank in functions)
     usd = {
         "lambda_usd": gb_seconds * prices.usd_per_gb_second[arch],
         "requests_usd": prices.requests_usd(total),
@@ -76,12 +77,10 @@ def summary(
     }
     return {
         "ranks": len(ranks),
+        "functions": len(functions),
         "restored": restored,
         **_counts(heard),
-        "seconds": seconds,
-        "memory_mb": memory_mb,
-        "arch": arch,
-        "gb_seconds": gb_seconds,
+        **{"seconds": seconds, "memory_mb": memory_mb, "arch": arch, "gb_seconds": gb_seconds},
         **usd,
         "usd": sum(usd.values()),
         "operations": {
@@ -115,7 +114,7 @@ def _counts(heard: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     counters = [rank.get("mpi") or {} for rank in heard]
     return {
         "heard": len(heard),
-        "cold": sum(bool(rank["cold"]) for rank in heard),
+        "cold": sum(bool(rank["cold"]) for rank in heard if _billed_s(rank)),
         "dropped": sum(found.get("dropped", 0) for found in counters),
         "duplicates": sum(found.get("duplicates", 0) for found in counters),
     }
@@ -142,7 +141,7 @@ def _further_usd(
 def _of_rank(
     rank: Mapping[str, Any], gigabytes: float, arch: str, prices: Prices
 ) -> dict[str, Any]:
-    requests, gb_seconds = _requests(rank), rank["seconds"] * gigabytes
+    requests, gb_seconds = _requests(rank), _billed_s(rank) * gigabytes
     return {
         "seconds": rank["seconds"],
         "gb_seconds": gb_seconds,
@@ -153,6 +152,11 @@ def _of_rank(
         "requests": sum(row["requests"] for row in requests.values()),
         "usd": prices.requests_usd(requests) + gb_seconds * prices.usd_per_gb_second[arch],
     }
+
+
+def _billed_s(rank: Mapping[str, Any]) -> float:
+    """Return the seconds of its function that a rank reports; one rank of each function does."""
+    return float(rank.get("billed_s", rank["seconds"]))
 
 
 def _requests(rank: Mapping[str, Any]) -> Snapshot:
@@ -227,7 +231,7 @@ def render(bill: dict[str, Any]) -> str:
         if bill[key] >= 5e-7 or key == "requests_usd"
     ]
     lines.append(
-        f"{bill['ranks']} ranks of {bill['memory_mb']} MB ({bill['arch']}), {bill['cold']} cold;"
+        f"{_ranks(bill)} of {bill['memory_mb']} MB ({bill['arch']}), {bill['cold']} cold;"
         f" {bill['seconds']:.2f} s, {bill['gb_seconds']:.2f} GB-s; {bill['lambda_usd']:.6f} USD for"
         f" time, {', '.join(parts)}, {bill['usd']:.6f} in all: an estimate by the prices of"
         f" {bill['prices']['region']}, {bill['prices']['dated']}"
@@ -244,3 +248,10 @@ def render(bill: dict[str, Any]) -> str:
     if "cost_explorer" in bill:
         lines.append(f"what AWS charged that day: {bill['cost_explorer']}")
     return "\n".join(lines)
+
+
+def _ranks(bill: dict[str, Any]) -> str:
+    """Return the number of ranks, and of functions if it differs."""
+    functions = bill.get("functions", bill["ranks"])  # not in a bill of an earlier version
+    packed = bill["heard"] == bill["ranks"] != functions
+    return f"{bill['ranks']} ranks" + (f" in {functions} functions" if packed else "")

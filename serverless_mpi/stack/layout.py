@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from serverless_mpi.aws import limits
 from serverless_mpi.errors import UsageError
 
-RANK, REPORT, QUEUE, CONSOLE, TOPIC = "rank", "report", "q", "c", "t"
+RANK, REPORT, ECHO, QUEUE, CONSOLE, TOPIC = "rank", "report", "echo", "q", "c", "t"
 NAME = re.compile(r"[a-z][a-z0-9]{0,29}")
 FILTERS_PER_TOPIC = limits.SNS_FILTERS_PER_TOPIC.value
 # A queue and its subscription are two of the 500 resources that a stack may have.
@@ -46,8 +46,8 @@ class Layout:
     memory_mb
         Memory sizes, ascending: one function for each.
     ranks
-        Queues of the pool: the most ranks that all jobs together have at a time, on channels that
-        use queues.
+        Queues of the pool: the most functions that all jobs together run at a time, on channels
+        that use queues. A function runs one rank, or several with `smpirun -ppn`.
     jobs
         Console queues of the pool: the most jobs at a time.
     python

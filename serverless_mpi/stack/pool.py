@@ -79,8 +79,9 @@ def take(
     """
     if slots > stack.ranks:
         raise UsageError(
-            f"{slots} ranks need {slots} queues, and stack {stack.name} has {stack.ranks}:"
-            f" run `smpi deploy --ranks {slots}`, or use --channel object, which needs none"
+            f"{slots} functions need {slots} queues, and stack {stack.name} has {stack.ranks}:"
+            f" run `smpi deploy --ranks {slots}`, run several ranks in each function (-ppn), or use"
+            " --channel object, which needs none"
         )
     lease: list[Lease] = []
 

@@ -76,6 +76,8 @@ class Stack:
         When it was created or last updated, in seconds of the epoch.
     express
         Zone -> directory bucket of S3 Express.
+    echo_url
+        URL that answers a rank with its address; "" in a stack of an earlier version.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Stack:
     policies: tuple[str, ...] = ()
     changed: float = 0.0
     express: dict[str, str] = field(default_factory=dict)
+    echo_url: str = ""
 
     @classmethod
     def find(cls, name: str, endpoint: str | None, region: str) -> Stack:
@@ -146,6 +149,7 @@ class Stack:
             tuple(json.loads(outputs.get("Policies", "[]"))),
             _changed(description),
             express.of_stack(description),
+            outputs.get("EchoUrl", ""),
         )
 
     def function(self, memory_mb: int | None) -> tuple[int, str]:

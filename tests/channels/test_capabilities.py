@@ -45,7 +45,7 @@ def test_a_platform_that_a_channel_excludes_is_refused(name: str) -> None:
     with pytest.raises(UsageError) as refused:
         channels.load_for(name, "lambda", 1)
     assert str(refused.value) == (
-        f"channel {name} does not work on platform lambda; these do: hybrid, queue, object"
+        f"channel {name} does not work on platform lambda; these do: hybrid, queue, object, routed"
     )
 
 

@@ -78,8 +78,10 @@ def test_the_package_for_aws_is_within_the_limit(tmp_path: Path) -> None:
             pytest.skip(str(error))
         raise
     assert built.unpacked_bytes < package.UNPACKED_BYTES
+    assert not [note for note in built.notes if package.LINKS in note]
     names = zipfile.ZipFile(io.BytesIO(built.layer)).namelist()
     assert [name for name in names if "_multiarray_umath.cpython-313" in name]
+    assert [name for name in names if name.startswith("python/cryptography/hazmat/bindings/_rust")]
     assert package.KERNEL in {
         Path(name).name for name in zipfile.ZipFile(io.BytesIO(built.function)).namelist()
     }

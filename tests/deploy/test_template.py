@@ -15,7 +15,7 @@ import pytest
 from serverless_mpi.deploy import template
 from serverless_mpi.errors import UsageError
 from serverless_mpi.launch import aws_lambda
-from serverless_mpi.stack.layout import MAX_RANKS, Layout
+from serverless_mpi.stack.layout import MAX_RANKS, MEMORY_MB, Layout
 from tests.harness import ROOT
 
 WHOLE = Layout(memory_mb=(512, 1769), ranks=8, jobs=2)
@@ -118,7 +118,7 @@ def _statements(made: dict[str, Any], role: str) -> list[dict[str, Any]]:
     return statements
 
 
-@pytest.mark.parametrize("role", ["RankRole", "ReportRole"])
+@pytest.mark.parametrize("role", ["RankRole", "ReportRole", "EchoRole"])
 def test_a_role_may_touch_the_stack_and_nothing_else(role: str) -> None:
     for statement in _statements(template.build(WHOLE), role):
         assert statement["Effect"] == "Allow" and not any(
@@ -201,7 +201,28 @@ def test_a_rank_does_to_queues_and_functions_what_its_data_path_calls_and_no_mor
         ("sns:Publish", "t"),
         ("lambda:InvokeFunction", "rank"),
         ("lambda:InvokeFunction", "report"),
+        ("lambda:InvokeFunction", "echo"),
+        ("lambda:InvokeFunctionUrl", "echo"),
     }
+
+
+def test_a_functions_address_is_told_to_roles_of_the_account_alone() -> None:
+    resources = template.build(WHOLE)["Resources"]
+    assert resources["EchoUrl"]["Properties"] == {
+        "AuthType": "AWS_IAM",
+        "TargetFunctionArn": {"Ref": "Echo"},
+    }
+    (statement,) = _statements(template.build(WHOLE), "EchoRole")
+    assert statement["Action"] == ["logs:CreateLogStream", "logs:PutLogEvents"]
+    assert not [kind for kind in resources.values() if kind["Type"] == "AWS::Lambda::Permission"]
+
+
+def test_one_stack_serves_1000_ranks_in_170_functions() -> None:
+    """6 ranks, one per vCPU, in each of the largest functions."""
+    most = max(MEMORY_MB)
+    made = template.build(Layout(ranks=170, memory_mb=(most,)))
+    assert len(made["Resources"]) <= template.MAX_RESOURCES
+    assert 170 * aws_lambda.vcpus_of(most) >= 1000
 
 
 def test_the_policy_of_a_topic_names_that_topic_alone() -> None:

@@ -579,7 +579,8 @@ def _from_event(data: bytes) -> object:
         return None
     if not isinstance(event, dict):
         return None
-    return Invocation.from_event(event).task
+    invocation = Invocation.from_event(event)
+    return [invocation.task(rank) for rank in invocation.ranks]
 
 
 _FOLDER = Path(

@@ -69,20 +69,20 @@ def test_the_time_of_a_start_ends_when_the_environment_is_ready() -> None:
 
 
 def test_memory_that_the_program_shares_is_not_the_functions_own() -> None:
-    from serverless_mpi.launch import handler
+    from serverless_mpi.launch import sandbox
 
     size = 64 << 20
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         for start in range(0, size, mmap.PAGESIZE):
             memory[start] = 1
-        alone = handler._private_bytes()
+        alone = sandbox.private_bytes()
         reading, writing = os.pipe()
         child = os.fork()
         if not child:
             os.close(writing)
             os.read(reading, 1)  # until the parent has looked
             os._exit(0)
-        shared = handler._private_bytes()
+        shared = sandbox.private_bytes()
         os.close(writing)
         os.close(reading)
         os.waitpid(child, 0)

@@ -60,7 +60,7 @@ def started(
         settings={"bucket": "general", **settings},
     )
     tasks = (Task("script", ("a.py",), 7, None),)
-    made = handler.Rank(Invocation(spec, tasks, "f", 2, "http://x/console"), Context(), False)
+    made = handler.Function(Invocation(spec, tasks, "f", 2, "http://x/console"), Context(), False)
     events: list[bytes] = []
     made._functions = SimpleNamespace(start=lambda function, event: events.append(event))  # type: ignore[assignment]
     with Server(lambda request: reply(body=json.dumps({"AvailabilityZoneID": zone}).encode())) as s:

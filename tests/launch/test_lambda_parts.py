@@ -84,7 +84,7 @@ def test_an_order_survives_its_event_and_a_broken_one_does_not_tell_the_key() ->
     tasks = (Task("script", ("a.py", "x"), 1, ZIP), Task("module", ("m",), 2, None, {"V": "1"}))
     order = Invocation(spec, tasks, "f:live", 2, "http://q", 4.0, False, ZIP)
     assert Invocation.from_event(json.loads(order.to_event())) == order
-    assert [order.for_rank(rank).task.kind for rank in range(3)] == ["script", "module", "module"]
+    assert [order.task(rank).kind for rank in range(3)] == ["script", "module", "module"]
     broken = json.loads(order.to_event())
     del broken["job"]["size"]
     with pytest.raises(JobError) as caught:
@@ -398,6 +398,14 @@ class LateChild:
 
     def __init__(self, *_: Any) -> None:
         self.code: int | None = None
+        self.pid = os.getpid()
+        self._ready = os.eventfd(0)
+
+    def fileno(self) -> int:
+        return self._ready
+
+    def terminate(self) -> None:
+        pass
 
     def turn(self, wait_s: float, take: Any) -> None:
         self.code = 1
@@ -406,7 +414,7 @@ class LateChild:
         take("err", b"Traceback ...\nModuleNotFoundError: No module named 'nowhere'\n")
 
     def close(self) -> None:
-        pass
+        os.close(self._ready)
 
 
 def test_last_words_that_come_after_the_end_are_heeded(
@@ -422,10 +430,11 @@ def test_last_words_that_come_after_the_end_are_heeded(
     spec = JobSpec(
         JOB, 0, 1, "object", KEY, endpoint="http://127.0.0.1:9", settings={"bucket": "b"}
     )
-    rank = handler.Rank(
+    rank = handler.Function(
         Invocation(spec, (Task("script", ("a.py",), 1, None),), "f", 2, "url"), Context(), False
     )
-    code, reason = rank._run_program(tmp_path)
+    (tmp_path / "stats").mkdir()
+    _, code, reason = rank._run_programs(tmp_path)
     assert (
         code == 1
         and reason.startswith("ended with exit code 1 (ModuleNotFoundError")

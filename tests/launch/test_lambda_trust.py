@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serverless_mpi.errors import JobError, ServerlessMPIError
+from serverless_mpi.errors import JobError, ServerlessMPIError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch import aws_lambda, console, handler, sandbox
 from serverless_mpi.launch.base import Plan, Program
@@ -82,6 +84,14 @@ class EndedChild:
     def __init__(self, *words: Any) -> None:
         type(self).seen = words
         self.code: int | None = 0
+        self.pid = os.getpid()
+        self._ready = os.eventfd(0)
+
+    def fileno(self) -> int:
+        return self._ready
+
+    def terminate(self) -> None:
+        pass
 
     def turn(self, wait_s: float, take: Any) -> None:
         pass
@@ -90,18 +100,18 @@ class EndedChild:
         pass
 
     def close(self) -> None:
-        pass
+        os.close(self._ready)
 
 
 @pytest.fixture
-def rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[handler.Rank, FakeS3]]:
+def rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[handler.Function, FakeS3]]:
     """Makes a rank whose bucket is in memory, and whose program is not run."""
 
-    def make(**more: Any) -> tuple[handler.Rank, FakeS3]:
+    def make(**more: Any) -> tuple[handler.Function, FakeS3]:
         EndedChild.seen = ()
         monkeypatch.setattr(handler, "Child", EndedChild)
         task = Task("script", ("prog.py",), 1, more.pop("bundle", None))
-        made = handler.Rank(
+        made = handler.Function(
             Invocation(_spec(), (task,), "f", 2, "http://q", **more), Context(), False
         )
         s3 = FakeS3()
@@ -122,18 +132,18 @@ def _spec(**more: Any) -> JobSpec:
 
 @pytest.mark.parametrize("kind", ["bundle", "site"])
 def test_what_replaced_a_zip_in_the_bucket_is_not_run(
-    kind: str, rank: Callable[..., tuple[handler.Rank, FakeS3]], tmp_path: Path
+    kind: str, rank: Callable[..., tuple[handler.Function, FakeS3]], tmp_path: Path
 ) -> None:
     key = bucket.zip_key(zipped({"prog.py": b"print('mine')"}))
     made, s3 = rank(**{kind: key})
     s3.objects[key] = zipped({"prog.py": b"print('theirs')"})
     with pytest.raises(ServerlessMPIError, match="not what the launcher sent"):
-        made._run_program(tmp_path)
+        made._run_programs(tmp_path)
     assert not EndedChild.seen and not list(tmp_path.rglob("*.py"))
 
 
 def test_a_zip_is_not_read_beyond_what_a_function_takes(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
 ) -> None:
     data = zipped({"prog.py": b"pass"}) + bytes(MIB)
     made, s3 = rank()
@@ -143,7 +153,7 @@ def test_a_zip_is_not_read_beyond_what_a_function_takes(
 
 
 def test_requirements_are_unpacked_anew_for_every_rank(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -158,7 +168,7 @@ def test_requirements_are_unpacked_anew_for_every_rank(
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     made, s3 = rank(site=key)
     s3.objects[key] = data
-    assert made._run_program(own)[0] == 0
+    assert made._run_programs(own)[1] == 0
     first = Path(EndedChild.seen[3][0])
     assert own in first.parents and (first / "lib.py").read_text() == "WORD = 'mine'"
 
@@ -262,7 +272,7 @@ def test_an_invalid_stop_message_stops_nothing(data: bytes) -> None:
 
 
 def test_a_stop_message_needs_the_jobs_key(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
 ) -> None:
     made, s3 = rank()
     place = f"jobs/{JOB}/stop"
@@ -287,7 +297,7 @@ def test_a_stop_message_needs_the_jobs_key(
 
 
 def test_the_launchers_stop_replaces_what_others_put_there(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
 ) -> None:
     s3 = FakeBoto()
     job = _job(s3)
@@ -355,6 +365,10 @@ def _put(event: dict[str, Any], path: str, value: Any) -> None:
         ("limit_s", "9"),
         ("alias", 1),
         ("explain", "no"),
+        ("pack", 0),
+        ("pack", 10**9),
+        ("pack", True),
+        ("pack", None),
         ("job", []),
         ("job.more", 1),
         ("job.job_id", "../../code"),
@@ -375,7 +389,7 @@ def _put(event: dict[str, Any], path: str, value: Any) -> None:
 )
 def test_an_odd_event_is_one_clear_error(path: str, value: Any) -> None:
     event = _event()
-    assert Invocation.from_event(event).task.argv == ("prog.py", "a")
+    assert Invocation.from_event(event).task(0).argv == ("prog.py", "a")
     _put(event, path, value)
     with pytest.raises(JobError) as caught:
         Invocation.from_event(event)
@@ -421,13 +435,18 @@ def _waits(at: float, since: float) -> dict[str, Any]:
 
 
 def test_a_rank_reports_that_it_waits_and_that_it_continues(
-    rank: Callable[..., tuple[handler.Rank, FakeS3]],
+    rank: Callable[..., tuple[handler.Function, FakeS3]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoken: list[tuple[str, dict[str, Any]]] = []
     made, _ = rank()
-    monkeypatch.setattr(made, "_send_message", lambda kind, facts: spoken.append((kind, facts)))
+
+    def send(encoded: list[bytes]) -> None:
+        messages = [console.decode(one, JOB, KEY) for one in encoded]
+        spoken.extend((one.kind, one.facts) for one in messages if one is not None)
+
+    monkeypatch.setattr(made, "_send", send)
     file = tmp_path / "waits-0.json"
     file.write_text(json.dumps(_waits(100.0, 40.0)))
     made._pass_on_waits(tmp_path)
@@ -519,6 +538,7 @@ while b"\\n" not in said or child.code is None:
     child.turn(0.1, lambda stream, data: said.extend(data))
 child.stop(lambda stream, data: None)
 child.close()
+sandbox.end_orphans(())
 try:
     os.kill(int(said), 0)
     print("lives")
@@ -561,7 +581,7 @@ if os.fork() == 0:
     os._exit(0)
 os.close(into)
 os.wait()
-print(os.read(out, 100).decode(), sandbox._children())
+print(os.read(out, 100).decode(), sandbox.children())
 """
 
 
@@ -571,3 +591,127 @@ def test_a_program_cannot_look_into_the_functions_process() -> None:
         [sys.executable, "-c", SEALED], capture_output=True, text=True, timeout=GIVE_UP_S, cwd=ROOT
     )
     assert done.stdout == "[] set()\n", done.stdout + done.stderr
+
+
+# -- packs
+
+
+class Resident(EndedChild):
+    """A program that runs and has that much memory."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__()
+        self.code = None
+        self.peak_bytes = nbytes
+
+    def resident_bytes(self) -> int:
+        return self.peak_bytes
+
+
+def _pack(pack: int, size: int, first: int = 0) -> handler.Function:
+    spec = JobSpec(
+        JOB, first, size, "routed", KEY, endpoint="http://127.0.0.1:9", settings={"bucket": "b"}
+    )
+    task = Task("script", ("prog.py",), size, None)
+    return handler.Function(
+        Invocation(spec, (task,), "f", 2, "http://q", pack=pack), Context(), False
+    )
+
+
+def test_memory_that_runs_out_is_the_fault_of_the_largest_rank_of_a_pack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    function = _pack(3, 6, 3)
+    for rank, megabytes in zip(function._ranks, (200, 210, 190), strict=True):
+        rank.child = Resident(megabytes * MIB)  # type: ignore[assignment]
+    monkeypatch.setattr(handler, "shared_out_bytes", lambda pids: 300 * MIB)
+    now = time.monotonic()
+    assert function._beyond_a_limit(now) is None  # most of it is shared by the three
+    monkeypatch.setattr(handler, "shared_out_bytes", lambda pids: 500 * MIB)
+    ending = function._beyond_a_limit(now)
+    assert ending is not None and ending[0] is function._ranks[1] and ending[1] == 137
+    assert "210 MB of the function's 512 MB" in ending[2] and "-ppn" in ending[2]
+
+
+def test_a_killed_function_is_reported_for_each_of_its_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[bytes] = []
+    stopped: list[str] = []
+
+    class Sink:
+        def __init__(self, client: Any) -> None:
+            pass
+
+        def send(self, url: str, messages: list[bytes]) -> None:
+            sent.extend(messages)
+
+    monkeypatch.setattr(handler, "Sqs", Sink)
+    monkeypatch.setattr(handler, "stop_all", lambda s3, spec, reason: stopped.append(reason))
+    event = json.loads(_pack(3, 5, 3)._invocation.to_event())
+    record = {"requestPayload": event, "responsePayload": {"errorType": "Runtime.OutOfMemory"}}
+    handler.report(record, None)
+    messages = [console.decode(one, JOB, KEY) for one in sent]
+    assert [(one.rank, one.kind, one.facts["code"]) for one in messages if one] == [
+        (3, console.END, 137),
+        (4, console.END, 137),
+    ]
+    assert len(stopped) == 1 and stopped[0].endswith("; ranks 3 to 4 ran in it")
+
+
+def test_functions_start_each_other_by_their_first_ranks() -> None:
+    """1,000 ranks in 167 functions of 6: each runs once, and the job's text fits a variable."""
+    url = "https://sqs.ap-southeast-2.amazonaws.com/123456789012/" + "x" * 30 + "-q-0000"
+    settings = {
+        "queues": json.dumps([url] * 170),
+        "slots": json.dumps(list(range(170))),
+        "nodes": json.dumps([rank // 6 for rank in range(1000)]),
+        "near": json.dumps([""] * 1000),
+        "fds": "-1 " * 1000,
+    }
+    spec = JobSpec.new(1000, "routed", settings=settings)
+    assert len(spec.to_env()["SMPI_JOB"]) < 64 << 10  # execve takes 128 KiB
+    begun, left = [], [0]
+    while left:
+        invocation = _pack(6, 1000, left.pop())._invocation
+        begun += invocation.ranks
+        left += invocation.children
+    assert sorted(begun) == list(range(1000))
+    event = json.loads(_pack(6, 1000)._invocation.to_event())
+    event["rank"] = 3  # in the middle of a function
+    with pytest.raises(JobError, match="field pack"):
+        Invocation.from_event(event)
+
+
+@pytest.mark.parametrize(
+    "ppn, memory, told",
+    [
+        (
+            2,
+            1769,
+            "has 1 vCPU, and each rank needs one: use -ppn 1, or choose functions of 1770 MB",
+        ),
+        (
+            4,
+            3008,
+            "has 2 vCPUs, and each rank needs one: use -ppn 2, or choose functions of 5308 MB",
+        ),
+        (7, 10240, "the largest function has 10240 MB and 6 vCPUs"),
+        (6, 10240, None),
+        (2, 1770, None),
+        (1, 128, None),
+    ],
+)
+def test_each_rank_of_a_pack_needs_a_vcpu(ppn: int, memory: int, told: str | None) -> None:
+    plan = Plan((Program(("prog.py",), 84),), "routed", ppn=ppn)
+    if told is None:
+        aws_lambda._check_pack(plan, memory)
+    else:
+        with pytest.raises(UsageError, match=f"^-ppn {ppn}: .*{re.escape(told)}"):
+            aws_lambda._check_pack(plan, memory)
+
+
+def test_an_option_of_links_needs_the_channel_of_links() -> None:
+    for more in ({"ppn": 2}, {"echo": "http://127.0.0.1/"}):
+        with pytest.raises(UsageError, match="has no effect on channel hybrid: use --channel"):
+            aws_lambda._check(Plan((Program(("prog.py",), 4),), "hybrid", **more))  # type: ignore[arg-type]
