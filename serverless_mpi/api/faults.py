@@ -14,12 +14,13 @@ those may have failed on some members only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from serverless_mpi.api.comm_state import KINDS, Kind, State
+from serverless_mpi.api.buffers import Buffer
+from serverless_mpi.api.comm_state import Kind, State, null_handle
 from serverless_mpi.api.group import Group, group_of
 from serverless_mpi.api.request import Request, request_of
-from serverless_mpi.api.status import fill_empty_status
+from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.core.agreement import Value
 from serverless_mpi.core.envelope import derive_context
 from serverless_mpi.errors import ERR_PROC_FAILED, ERR_REVOKED, MPIException
@@ -161,7 +162,7 @@ class FaultTolerance:
         _check_acknowledged(value)
         return _signed(value.flag)
 
-    def Iagree(self, flag: Any) -> Request:
+    def Iagree(self, flag: Buffer) -> Request:
         """Start an `Agree`.
 
         Parameters
@@ -174,12 +175,12 @@ class FaultTolerance:
         ValueError
             The buffer has another length.
         """
-        memory = memoryview(flag).cast("B")
+        memory = memoryview(flag).cast("B")  # type: ignore[arg-type]  # TypeError for others
         if memory.nbytes != INT_BYTES:
             raise ValueError(f"message: expecting a buffer of {INT_BYTES} bytes, a C int")
         _, operation = self._iagree(int.from_bytes(memory, "little"))
 
-        def finish(done: Operation, status: Any) -> None:
+        def finish(done: Operation, status: Status) -> None:
             fill_empty_status(status)
             memory[:] = done.result.flag.to_bytes(INT_BYTES, "little")
             _check_acknowledged(done.result)
@@ -228,11 +229,11 @@ class FaultTolerance:
         """
         number, operation = self._iagree(INT_BITS)
         kind = Kind.INTRA if self._state.remote is None else Kind.INTER
-        comm: Comm = KINDS[kind]._of(None)
+        comm: Comm = null_handle(kind)
 
-        def finish(done: Operation, status: Any) -> None:
+        def finish(done: Operation, status: Status) -> None:
             fill_empty_status(status)
-            comm._ob = self._survivors(number, done.result)
+            setattr(comm, "_ob", self._survivors(number, done.result))  # noqa: B010
 
         return comm, request_of(self._state.runtime, operation, finish)
 

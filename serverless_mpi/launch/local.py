@@ -297,11 +297,7 @@ class LocalLauncher(Launcher):
             raise (error if end is None else JobError(end)) from error
         if outlives:
             folder.record(spec)
-        notices = NoticeWriter(folder.stats, plan.size, spec.key) if plan.ft else None
-        if notices is not None:
-            undo.callback(notices.close)
-            spec = replace(spec, settings={**spec.settings, NOTICES: notices.path})
-        job = Running(plan, commands, channel, spec, environ, signals, emulator, servers, notices)
+        job = Running(plan, commands, channel, spec, environ, signals, emulator, servers)
         undo.callback(job.close)
         job.start()
         signals.raising = False
@@ -471,10 +467,12 @@ class Running:
         signals: Signals,
         emulator: Emulator | None,
         servers: Sequence[ForkServer | None],
-        notices: NoticeWriter | None,
     ) -> None:
         self._plan = plan
-        self._notices = notices
+        self._notices: NoticeWriter | None = None  # with --ft
+        if plan.ft and spec.stats_dir is not None:
+            self._notices = NoticeWriter(Path(spec.stats_dir), spec.size, spec.key)
+            spec = replace(spec, settings={**spec.settings, NOTICES: self._notices.path})
         self._survived = False  # with notices: a rank has ended with exit code 0
         # with notices: exit code and text of the first rank that ended with another exit code, and
         # of the first that a signal killed
@@ -852,6 +850,8 @@ class Running:
         for fd in self._begun:
             os.close(fd)
         self._begun = ()
+        if self._notices is not None:
+            self._notices.close()
 
 
 def _pidfd(pid: int) -> int | None:

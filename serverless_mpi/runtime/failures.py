@@ -14,8 +14,8 @@ Rules:
 - A rank that ended with exit code 0 has *ended*, too: it takes no part in agreements. It has not
   failed, because messages that it sent may still be on their way.
 - When a rank fails, `_end_waits` ends what waits for it: receives from it, synchronous sends to it,
-  and every collective of which it is a member. Since all members get the notice, no member waits for
-  another one that has given up. A receive from any source is suspended until the failure is
+  and every collective of which it is a member. All members get the notice, so none of them waits
+  for another one that has given up. A receive from any source is suspended until the failure is
   acknowledged.
 - A call checks before it starts, and again after it has registered what it waits for, because a
   notice may come in between.
@@ -32,7 +32,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -257,7 +257,7 @@ class FaultTolerantRuntime(Runtime):
                     driver.fail(error)
 
     def _unacknowledged(self, context: int) -> int | None:
-        """A failed member of a communicator that was not acknowledged there; None: there is none."""
+        """A failed member of a communicator that was not acknowledged there, or None."""
         reference = self._owners.get(context)
         state = None if reference is None else reference()
         peers = getattr(state, "peers", ())
@@ -435,10 +435,12 @@ class FaultTolerantRuntime(Runtime):
                 self._endpoint.cancel(operation.receive)
                 operation.error = MPIException(ERR_PROC_FAILED, error.message)
 
-    def _look(self, look: Any, pattern: tuple[int, int, int], block: bool) -> Any:
+    def _look(
+        self, look: Callable[[], object], pattern: tuple[int, int, int], block: bool
+    ) -> object:
         context, source, _ = pattern
 
-        def look_or_refuse() -> Any:
+        def look_or_refuse() -> object:
             result = look()
             if result is not None:
                 return result
