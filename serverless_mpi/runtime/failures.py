@@ -19,8 +19,8 @@ Rules:
   acknowledged.
 - A call checks before it starts, and again after it has registered what it waits for, because a
   notice may come in between.
-- Each rank that learns of a revocation passes it on, so it reaches all members although the rank
-  that revoked may die meanwhile.
+- In a job with notices each rank that learns of a revocation passes it on, so it reaches all
+  members although the rank that revoked may die meanwhile.
 
 References
 ----------
@@ -187,7 +187,8 @@ class FaultTolerantRuntime(Runtime):
         assert receive.data is not None
         what, context, *fields = json.loads(bytes(receive.data))
         if what == "revoke":
-            self._revoke(context, fields[0])
+            # without notices no rank dies, and a member may have finalized already
+            self._revoke(context, fields[0] if NOTICES in self.spec.settings else ())
             return
         name, message = (context, fields[0]), Message.from_json(fields[1])
         if name in self._agreements:
