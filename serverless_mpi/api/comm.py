@@ -24,6 +24,7 @@ from serverless_mpi.api.comm_constructors import CommConstructors
 from serverless_mpi.api.comm_state import Kind, State, null_handle
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES
 from serverless_mpi.api.errhandler import Guarded
+from serverless_mpi.api.faults import FaultTolerance
 from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group, group_of
 from serverless_mpi.api.handle import Handle, forget, name_constant
 from serverless_mpi.api.info import Info
@@ -46,7 +47,7 @@ MAX_NAME = 128
 C = TypeVar("C", bound="Comm")
 
 
-class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
+class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Guarded):
     """A communicator: an ordered set of processes with a context of their own.
 
     `rank` and `size` are this process's rank and the number of processes of its group.
@@ -310,7 +311,7 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
             raise MPIException(ERR_COMM, f"{state.name} cannot be freed")
         if state.attributes:
             self._delete_attributes()
-        state.freed = True
+        state.freed = state.unusable = True
         forget(state)
         self._ob = None
 
@@ -396,71 +397,6 @@ class Comm(CommConstructors, Persistent, Partitioned, Handle, Guarded):
             Always.
         """
         raise missing("Comm.Join (dynamic processes)")
-
-    def Revoke(self) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported."""
-        raise missing("Comm.Revoke (fault tolerance)")
-
-    def Is_revoked(self) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported."""
-        raise missing("Comm.Is_revoked (fault tolerance)")
-
-    def Get_failed(self) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported."""
-        raise missing("Comm.Get_failed (fault tolerance)")
-
-    def Ack_failed(self, num_to_ack: int | None = None) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported.
-
-        Parameters
-        ----------
-        num_to_ack
-            Not used.
-
-        Raises
-        ------
-        MissingError
-            Always.
-        """
-        raise missing("Comm.Ack_failed (fault tolerance)")
-
-    def Agree(self, flag: int) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported.
-
-        Parameters
-        ----------
-        flag
-            Not used.
-
-        Raises
-        ------
-        MissingError
-            Always.
-        """
-        raise missing("Comm.Agree (fault tolerance)")
-
-    def Iagree(self, flag: Any) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported.
-
-        Parameters
-        ----------
-        flag
-            Not used.
-
-        Raises
-        ------
-        MissingError
-            Always.
-        """
-        raise missing("Comm.Iagree (fault tolerance)")
-
-    def Shrink(self) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported."""
-        raise missing("Comm.Shrink (fault tolerance)")
-
-    def Ishrink(self) -> NoReturn:
-        """Raise `MissingError`: fault tolerance is not supported."""
-        raise missing("Comm.Ishrink (fault tolerance)")
 
 
 COMM_NULL: Comm = name_constant(Comm(), "COMM_NULL")

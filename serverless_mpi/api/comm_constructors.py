@@ -25,7 +25,7 @@ from serverless_mpi.api.status import fill_empty_status
 from serverless_mpi.collectives.choose import Facts, select
 from serverless_mpi.collectives.steps import whole
 from serverless_mpi.core.envelope import UNDEFINED, derive_context
-from serverless_mpi.errors import ERR_ARG, ERR_GROUP, MPIException
+from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_REVOKED, MPIException
 from serverless_mpi.runtime import Runtime, never
 from serverless_mpi.runtime.operation import Operation
 from serverless_mpi.signals import uninterrupted
@@ -101,6 +101,8 @@ class CommConstructors(Attributed):
     ) -> Any:
         """The state of a communicator of world ranks, in a context derived from `facts`."""
         state = self._state
+        if state.revoked:
+            raise MPIException(ERR_REVOKED, "no communicator can be made from a revoked one")
         child = State(
             state.runtime,
             derive_context(state.context, *facts),

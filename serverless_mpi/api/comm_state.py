@@ -82,6 +82,8 @@ class State:
     """
 
     freed = False
+    revoked = False
+    unusable = False  # freed or revoked: one test for the calls that both prevent
     internal: State | None = None  # see internal() in comm.py
     session: Attached | None = None
     constant: Any = None
@@ -134,6 +136,10 @@ class State:
     def locks(self) -> dict[Any, threading.Lock]:
         """Locks of programs, by key; see _comm_lock in comm.py."""
         return {}
+
+    def revoke(self) -> None:
+        """Have calls that communicate raise ERR_REVOKED; under the runtime's lock."""
+        self.revoked = self.unusable = True
 
     @property
     def kind(self) -> Kind:

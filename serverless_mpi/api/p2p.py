@@ -70,7 +70,8 @@ class PointToPoint:
     _peers: tuple[int, ...]  # rank in the (remote) group -> world rank
     _places: dict[int, int]  # world rank -> rank in the (remote) group
 
-    def _live(self) -> None: ...
+    def _usable(self) -> None:
+        """Raise ERR_COMM if it is null or has been freed, ERR_REVOKED if it has been revoked."""
 
     @cached_property
     def _state(self) -> State:
@@ -86,8 +87,8 @@ class PointToPoint:
     def _check_send(self, dest: int, tag: int) -> None:
         """Raise ERR_TAG or ERR_RANK for an invalid tag or destination."""
         state = self._state
-        if state.freed:
-            self._live()
+        if state.unusable:
+            self._usable()
         if not 0 <= tag <= TAG_UB:
             raise MPIException(ERR_TAG, f"tag {tag} to rank {dest} is outside 0..{TAG_UB}")
         if not 0 <= dest < len(state.peers) and dest != PROC_NULL:
@@ -96,8 +97,8 @@ class PointToPoint:
     def _check_recv(self, source: int, tag: int) -> None:
         """Raise ERR_TAG or ERR_RANK for an invalid tag or source."""
         state = self._state
-        if state.freed:
-            self._live()
+        if state.unusable:
+            self._usable()
         if not 0 <= tag <= TAG_UB and tag != ANY_TAG:
             raise MPIException(
                 ERR_TAG, f"tag {tag} from rank {source} is neither ANY_TAG nor in 0..{TAG_UB}"

@@ -127,6 +127,8 @@ class Request(Handle):
             status = Status()
         operation, finish = pending.operation, pending.finish
         assert finish is not None
+        if operation.error is not None and operation.suspended:
+            raise operation.error  # the request stays as it is
         pending.operation = None
         if not pending.persistent:
             pending.finish = None

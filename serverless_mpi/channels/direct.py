@@ -331,6 +331,9 @@ class DirectChannel(Channel):
         self._getting = 0  # gets that hold or want _get_lock
         self._lost: list[_Incoming] = []  # connections that broke
         self._ended: set[int] = set()  # ranks whose connection ended by a farewell
+        # the launcher reports ranks that die: a broken connection is not an error of this rank
+        self._tolerant = "notices" in spec.settings
+        self._gone: set[int] = set()  # tolerant: ranks to which a connection broke
         self._closed = False
         self._waker = Waker()
         self._woken = False
@@ -404,9 +407,17 @@ class DirectChannel(Channel):
         self, pending: dict[int, collections.deque[memoryview]], deadline: float | None = None
     ) -> None:
         """Write everything until `deadline`; read while a socket is full."""
-        for dest in pending:
-            if dest not in self._outgoing:
-                self._outgoing[dest] = self._connect(dest)
+        for dest in list(pending):
+            if dest in self._gone:
+                del pending[dest]
+            elif dest not in self._outgoing:
+                try:
+                    self._outgoing[dest] = self._connect(dest)
+                except ChannelError:
+                    if not self._tolerant:
+                        raise
+                    self._gone.add(dest)
+                    del pending[dest]
         while True:
             for dest in list(pending):
                 if self._write(dest, pending[dest]):
@@ -420,6 +431,9 @@ class DirectChannel(Channel):
         try:
             return write(self._outgoing[dest], views)
         except OSError as error:
+            if self._tolerant:
+                self._gone.add(dest)
+                return True
             raise ChannelError(
                 f"rank {self.spec.rank} cannot send to rank {dest}, which {self._fate(dest)}"
             ) from error
@@ -631,7 +645,7 @@ class DirectChannel(Channel):
         connection.sock.close()
         if connection.ended:
             self._ended.add(connection.rank)
-        else:
+        elif not self._tolerant:
             self._lost.append(connection)
 
     def wake(self) -> None:

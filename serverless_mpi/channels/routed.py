@@ -274,6 +274,8 @@ class RoutedChannel(Channel):
         self._silent_s = 0.0  # waited for since the last frame, or the last look at hybrid
         self._getting = 0  # gets that hold or want _read_lock
         self._lost: str | None = None  # a peer of this node that vanished
+        # the launcher reports ranks that die: a broken connection is not an error of this rank
+        self._tolerant = "notices" in spec.settings
         self._closed = self._woken = False
         self._waker = Waker()
         self._poll = select.epoll()
@@ -328,8 +330,11 @@ class RoutedChannel(Channel):
         """Note that an attempt has failed; the linker's thread calls this."""
         with self._state:
             self._peers[rank].trying_until = 0.0
+            self._peers[rank].broken |= self._tolerant
             self._state.notify_all()
-        if self._peers[rank].near:
+        if self._peers[rank].near and self._tolerant:
+            self._waker.wake()
+        elif self._peers[rank].near:
             self._lost = self._lost or f"rank {rank}, which runs on this machine, {reason}"
             self._waker.wake()
         else:
@@ -369,7 +374,9 @@ class RoutedChannel(Channel):
             peer = self._peers[link.rank]
             peer.broken = True
             self._state.notify_all()
-        if peer.near:
+        if peer.near and self._tolerant:
+            pass
+        elif peer.near:
             self._lost = self._lost or (
                 f"rank {link.rank} vanished: its connection to rank {self.spec.rank} {fault}"
             )

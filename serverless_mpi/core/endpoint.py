@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from serverless_mpi.core.delivery import Assembly, CompletedSet, Freed, Incoming, ReorderBuffer
-from serverless_mpi.core.envelope import ANY_SOURCE, CONTEXT_SELF, Envelope
+from serverless_mpi.core.envelope import ANY_SOURCE, CONTEXT_FAULTS, Envelope
 from serverless_mpi.core.frames import (
     SCATTERED,
     SHARED,
@@ -81,9 +81,21 @@ class Receive:
         Whether the payload is in `into`.
     on_done : callable or None
         Called once, when the receive is done after it was posted.
+    error : Exception or None
+        Why the message will never come; then the receive is done without a payload.
     """
 
-    __slots__ = ("pattern", "into", "dest", "envelope", "data", "done", "landed", "on_done")
+    __slots__ = (
+        "pattern",
+        "into",
+        "dest",
+        "envelope",
+        "data",
+        "done",
+        "landed",
+        "on_done",
+        "error",
+    )
 
     def __init__(
         self, pattern: Pattern, into: memoryview | None = None, dest: int = SHARED
@@ -96,6 +108,21 @@ class Receive:
         self.done = False
         self.landed = False
         self.on_done: Callable[[Receive], None] | None = None
+        self.error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """End the receive without a payload; the caller has withdrawn it.
+
+        Parameters
+        ----------
+        error
+            Kept in `error`.
+        """
+        self.error = error
+        self.done = True
+        on_done, self.on_done = self.on_done, None
+        if on_done is not None:
+            on_done(self)
 
     def unmatched(self) -> bool:
         """Return whether no message has matched the receive."""
@@ -203,6 +230,8 @@ class Endpoint:
         self.on_send: Callable[[int, int, int, int, tuple[int, ...]], None] | None = None
         self.on_match: Callable[[Envelope, int], None] | None = None
         self.on_step: Callable[[StepName], None] | None = None
+        # called before the first message in CONTEXT_FAULTS is sent or matched
+        self.on_faults: Callable[[], None] | None = None
         self.outbox: list[OutgoingFrame] = []
 
     # --- sending ----------------------------------------------------------------------------------
@@ -489,7 +518,7 @@ class Endpoint:
         context
             Context of a communicator.
         """
-        if context > CONTEXT_SELF and context not in self._freed:
+        if context > CONTEXT_FAULTS and context not in self._freed:
             self._closing.add(context)
             self._close_settled(context)
 
@@ -498,6 +527,8 @@ class Endpoint:
         if context in self._freed:
             return None
         state = self._contexts[context] = _Context()
+        if context == CONTEXT_FAULTS and self.on_faults is not None:
+            self.on_faults()
         return state
 
     def _close_settled(self, context: int) -> None:
@@ -843,6 +874,72 @@ class Endpoint:
             )
         self.held_bytes = held
 
+    # --- what will never come ---------------------------------------------------------------------
+
+    def posted(self) -> list[Receive]:
+        """Return the posted receives that no message has matched."""
+        return self._matcher.receives()
+
+    def expected(self) -> list[tuple[int, Receive]]:
+        """Return (context, receive) of each awaited step of a collective."""
+        return [(name[0], receive) for name, receive in self._expected.items()]
+
+    def drop_steps(self, context: int, seq: int) -> None:
+        """Await no further step of a collective, and retire its number.
+
+        Parameters
+        ----------
+        context, seq
+            Context of the communicator, and number of the collective.
+        """
+        for name in [name for name in self._expected if name[0] == context and name[2] == seq]:
+            del self._expected[name]
+        self.retire(context, seq)
+
+    def drop_synchronous(
+        self, lost: Callable[[int, int], bool]
+    ) -> list[tuple[int, int, Callable[[], None]]]:
+        """Withdraw synchronous sends whose acknowledgement will never come.
+
+        Parameters
+        ----------
+        lost
+            lost(context, dest) is whether it will not.
+
+        Returns
+        -------
+        list of tuple
+            (context, dest, `on_matched`) of each.
+        """
+        names = [name for name in self._unacked if lost(name[0], name[1])]
+        return [(name[0], name[1], self._unacked.pop(name)) for name in names]
+
+    def drop_incomplete(self, source: int) -> list[Receive]:
+        """Drop the messages of a rank of which a part has not arrived.
+
+        Parameters
+        ----------
+        source
+            World rank that sends no further frame.
+
+        Returns
+        -------
+        list of Receive
+            Those that one of the messages had matched; the caller ends them.
+        """
+        receives = []
+        for name in [name for name in self._unsettled if name[1] == source]:
+            stream = self._unsettled.pop(name)
+            for message in (*stream.open.values(), *stream.waiting.values()):
+                if isinstance(message.receive, Receive):
+                    receives.append(message.receive)
+                else:
+                    self._matcher.remove(message)
+                    self.held_bytes -= message.assembly.held
+            stream.open.clear()
+            stream.waiting.clear()
+        return receives
+
     # --- what is awaited --------------------------------------------------------------------------
 
     def awaits(self) -> bool:
@@ -886,6 +983,8 @@ class Endpoint:
         """Return what is awaited, for reports: (what, context, world rank or any, tag or None)."""
         awaited: list[tuple[str, int, int, int | None]] = []
         for context, source, tag in [*self._matcher.posted(), *self.watched]:
+            if context == CONTEXT_FAULTS:
+                continue  # always awaited
             awaited.append(("a message from", context, source, tag))
         for context, source in self._unsettled:
             awaited.append(("the rest of a message from", context, source, None))

@@ -24,6 +24,7 @@ TAG_UB = 0x3FFFFFFF  # largest tag a program may use
 
 CONTEXT_WORLD = 1
 CONTEXT_SELF = 2
+CONTEXT_FAULTS = 3  # messages of the fault tolerance itself, see runtime/failures.py
 
 
 class Envelope(NamedTuple):
@@ -100,4 +101,4 @@ def derive_context(parent: int, *parts: object) -> int:
     """
     digest = hashlib.blake2b(repr((parent, *parts)).encode(), digest_size=8).digest()
     context = int.from_bytes(digest, "little")
-    return context if context > CONTEXT_SELF else context + CONTEXT_SELF + 1
+    return context if context > CONTEXT_FAULTS else context + CONTEXT_FAULTS + 1

@@ -232,6 +232,32 @@ class Matcher(Generic[M, R]):
                 messages.append(message)
         return messages
 
+    def remove(self, message: M) -> None:
+        """Remove one unexpected message; no effect if it is not filed.
+
+        Parameters
+        ----------
+        message
+            What `keep` or `arrive` was given.
+        """
+        own = message.envelope[:3]
+        queue = self._unexpected.get(own)
+        entry = next((entry for entry in queue or () if entry[1] is message), None)
+        if queue is None or entry is None:
+            return
+        queue.remove(entry)
+        if not queue:
+            del self._unexpected[own]
+        keys = patterns(message.envelope)
+        for kind, index in self._indices.items():
+            del index[keys[kind]][entry[0]]
+            if not index[keys[kind]]:
+                del index[keys[kind]]
+
+    def receives(self) -> list[R]:
+        """Return the posted receives."""
+        return [receive for queue in self._posted.values() for _, receive in queue]
+
     @property
     def waiting(self) -> bool:
         """Whether a receive is posted."""

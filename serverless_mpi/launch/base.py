@@ -91,6 +91,8 @@ class Plan:
         The job is stopped after this many seconds; None for never.
     deadlock_s
         The job is stopped when every rank has waited for this many seconds; 0 for never.
+    ft
+        A rank that dies does not end the job: the others are notified of it.
     stats
         "text", "json" or "none": how requests and dollars are printed at the end.
     prices
@@ -134,6 +136,7 @@ class Plan:
     debugpy: int | None = None
     timeout_s: float | None = None
     deadlock_s: float = 60.0
+    ft: bool = False
     stats: str = "none"
     prices: str | None = None
     explain: bool = False

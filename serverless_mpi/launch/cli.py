@@ -264,6 +264,12 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         " message is in flight, and print where each waits (default 60; 0: never)",
     )
     group.add_argument(
+        "--ft",
+        action="store_true",
+        help="go on when a rank dies: the other ranks get MPI errors instead (Comm.Shrink, Agree,"
+        " Revoke)",
+    )
+    group.add_argument(
         "--algorithm",
         dest="algorithms",
         metavar="OP=NAME",
@@ -483,6 +489,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         debugpy=job.debugpy,
         timeout_s=job.timeout,
         deadlock_s=job.deadlock,
+        ft=job.ft,
         stats=_stats(job.stats, launcher),
         prices=job.prices,
         explain=job.explain,

@@ -43,6 +43,7 @@ from serverless_mpi.aws.figures import setting
 from serverless_mpi.aws.limits import Figures
 from serverless_mpi.channels.base import Channel
 from serverless_mpi.deadlock import detect_deadlock
+from serverless_mpi.deaths import NOTICES, NoticeWriter, aborted
 from serverless_mpi.env import (
     ENV_ALIAS,
     ENV_BEGUN,
@@ -207,6 +208,7 @@ class LocalLauncher(Launcher):
             "debugpy",
             "timeout_s",
             "deadlock_s",
+            "ft",
             "stats",
             "prices",
             "algorithms",
@@ -505,6 +507,15 @@ class Running:
         servers: Sequence[ForkServer | None],
     ) -> None:
         self._plan = plan
+        self._notices: NoticeWriter | None = None  # with --ft
+        if plan.ft and spec.stats_dir is not None:
+            self._notices = NoticeWriter(Path(spec.stats_dir), spec.size, spec.key)
+            spec = replace(spec, settings={**spec.settings, NOTICES: self._notices.path})
+        self._survived = False  # with notices: a rank has ended with exit code 0
+        # with notices: exit code and text of the first rank that ended with another exit code, and
+        # of the first that a signal killed
+        self._exited: tuple[int, tuple[str, ...]] | None = None
+        self._killed: tuple[int, tuple[str, ...]] | None = None
         self._channel = channel
         self._spec = spec
         self._environ = environ
@@ -822,10 +833,35 @@ class Running:
             return
         if code == 0:
             self._grow(rank.number)  # its number may still be in the pipe
+        failure = None
         if code < 0:
-            self._failure = (128 - code, (f"{rank.title} was killed by {_signal_name(-code)}",))
+            failure = (128 - code, (f"{rank.title} was killed by {_signal_name(-code)}",))
         elif code > 0:
-            self._failure = (code, (f"{rank.title} ended with exit code {code}",))
+            failure = (code, (f"{rank.title} ended with exit code {code}",))
+        if self._notices is None or aborted(Path(self._spec.stats_dir or "."), rank.number):
+            self._failure = failure
+        else:
+            self._lose(self._notices, rank.number, code, failure)
+
+    def _lose(
+        self,
+        notices: NoticeWriter,
+        number: int,
+        code: int,
+        failure: tuple[int, tuple[str, ...]] | None,
+    ) -> None:
+        """Notify the others of a rank's end; the last end decides how the job has ended."""
+        notices.tell(number, died=failure is not None)
+        if failure is None:
+            self._survived = True
+        else:
+            say(f"{failure[1][0]}; the other ranks go on")
+            if code > 0:
+                self._exited = self._exited or failure
+            else:
+                self._killed = self._killed or failure
+        if not self._living and not self._unstarted:
+            self._failure = self._exited or (None if self._survived else self._killed)
 
     # -- ending
 
@@ -886,6 +922,8 @@ class Running:
         for fd in self._begun:
             os.close(fd)
         self._begun = ()
+        if self._notices is not None:
+            self._notices.close()
 
 
 def _pidfd(pid: int) -> int | None:

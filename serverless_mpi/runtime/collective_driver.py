@@ -142,6 +142,24 @@ class CollectiveDriver:
         if not self._missing:
             self.step(self._received())
 
+    @property
+    def ranks(self) -> Sequence[int]:
+        """World rank of each member."""
+        return self._ranks
+
+    def fail(self, error: Exception) -> None:
+        """End the collective with an error, whatever it waits for.
+
+        Parameters
+        ----------
+        error
+            Raised by the call that waits.
+        """
+        if not self._operation.done:
+            self._endpoint.drop_steps(self._context, self._seq)
+            self._operation.fail(error)
+            self._steps.close()
+
     def _scatter(self, step: Scatter) -> None:
         """Send each reader its own blob."""
         blobs = [(self._ranks[dest], data) for dest, data in step.blobs]

@@ -18,6 +18,7 @@ from typing import Any
 
 from serverless_mpi.core.endpoint import Receive
 from serverless_mpi.core.envelope import Envelope
+from serverless_mpi.errors import ERR_PROC_FAILED_PENDING, MPIException
 
 
 class Payload(enum.Enum):
@@ -117,10 +118,40 @@ class Operation:
         receive
             Done, with or without an error.
         """
+        if self.error is not None:
+            self.resume()
+        if receive.error is not None:
+            self.fail(receive.error)
+            return
         self.envelope = receive.envelope
         self.data = receive.data
         self.landed = receive.landed
         self.release()
+
+    def suspend(self, error: BaseException) -> None:
+        """Have calls that wait raise `error` until `resume`; the operation goes on meanwhile.
+
+        Parameters
+        ----------
+        error
+            The class of it is ERR_PROC_FAILED_PENDING.
+        """
+        if not self.done:
+            self.error, self.done = error, True
+
+    @property
+    def suspended(self) -> bool:
+        """Whether `suspend` has an effect: the operation is done, but its holds remain."""
+        return (
+            self.holds > 0
+            and isinstance(self.error, MPIException)
+            and self.error.ob_mpi == ERR_PROC_FAILED_PENDING
+        )
+
+    def resume(self) -> None:
+        """End the effect of `suspend`, if it has one."""
+        if self.suspended:
+            self.error, self.done = None, False
 
     def complete(self) -> None:
         """Mark the operation as done, whatever its holds; no effect on one that is done."""

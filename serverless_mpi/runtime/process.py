@@ -7,6 +7,7 @@ import threading
 
 from serverless_mpi import channels
 from serverless_mpi.job import JobSpec, take_spec
+from serverless_mpi.runtime.failures import start
 from serverless_mpi.runtime.runtime import Runtime
 
 current: Runtime | None = None  # what `get_runtime` returns, once it has been called
@@ -26,7 +27,7 @@ def get_runtime() -> Runtime:
     if current is None:
         with _creation_lock:
             if current is None:
-                current = Runtime(take_spec(os.environ) or JobSpec.new(1, channels.SINGLE_RANK))
+                current = start(take_spec(os.environ) or JobSpec.new(1, channels.SINGLE_RANK))
     return current
 
 

@@ -42,7 +42,7 @@ from serverless_mpi.metering import Meter
 from serverless_mpi.runtime import host
 from serverless_mpi.runtime.collective_driver import CollectiveDriver, Steps
 from serverless_mpi.runtime.operation import SENT, Operation, Payload, any_done
-from serverless_mpi.runtime.progress import Progress, Until, never
+from serverless_mpi.runtime.progress import Entry, Progress, Until, never
 from serverless_mpi.runtime.statistics import RankStatistics
 from serverless_mpi.signals import shield
 
@@ -131,6 +131,20 @@ class Runtime(Progress):
             endpoint.on_send = None if recorder is None else recorder.sent
             endpoint.on_match = None if recorder is None else recorder.matched
             endpoint.on_step = None if recorder is None else recorder.step
+
+    def entered(self) -> Entry:
+        """Return a context manager that holds the lock, as in every call of the runtime."""
+        return self._inside
+
+    def when_faults(self, call: Callable[[], None]) -> None:
+        """Call `call`, under the lock, before the first message of a fault-tolerant rank.
+
+        Parameters
+        ----------
+        call
+            See failures.py.
+        """
+        self._endpoint.on_faults = call
 
     # --- point-to-point ---------------------------------------------------------------------------
 
@@ -253,6 +267,8 @@ class Runtime(Progress):
                     ):
                         raise
                     self._wait(receive, None, never)
+                if receive.error is not None:
+                    raise receive.error
         return receive
 
     def irecv(
@@ -316,6 +332,9 @@ class Runtime(Progress):
         operation = Operation()
 
         def each(receive: Receive) -> None:
+            if receive.error is not None:
+                operation.fail(receive.error)
+                return
             assert receive.data is not None
             try:
                 if receive.pattern[2] > 0:

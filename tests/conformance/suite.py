@@ -23,7 +23,7 @@ PROMISED = tuple(
         "cco_pr_vec cco_vec comm comm_topo datatype doc environ errhandler errorcode exceptions grequest group info mpimem "
         "msgspec msgzero objmodel op p2p_buf p2p_buf_matched p2p_buf_part p2p_obj p2p_obj_matched pack pickle request status "
         "subclass threads toplevel util_dtlib util_pkl5 util_pool "
-        "comm_inter cco_buf_inter cco_obj_inter cco_vec_inter session file io"
+        "comm_inter cco_buf_inter cco_obj_inter cco_vec_inter session file io ulfm"
     ).split()
 )
 

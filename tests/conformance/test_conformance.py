@@ -35,7 +35,7 @@ def test_a_part_of_the_long_modules_passes(
     mpirun() is None, reason="needs the real MPI to compare with: pip install mpich"
 )
 def test_a_part_of_it_passes_over_queues_and_objects(capsys: pytest.CaptureFixture[str]) -> None:
-    modules = "cco_obj,cco_obj_inter,cco_ngh_obj,comm,comm_inter,comm_topo,p2p_obj,p2p_obj_matched,request,status"
+    modules = "cco_obj,cco_obj_inter,cco_ngh_obj,comm,comm_inter,comm_topo,p2p_obj,p2p_obj_matched,request,status,ulfm"
     code = command.main(
         ["--np", "3", "--channel", "hybrid", "--modules", modules, "--cached-mpich", "-v"]
     )
