@@ -14,18 +14,17 @@ import contextlib
 import os
 import struct
 from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
 
+from serverless_mpi.core import tags
+
 NOTICES = "notices"  # setting of a job: path of the pipes, with a field {rank}
-_TAG_BYTES = 16
-_RECORD = struct.Struct(f"<IB{_TAG_BYTES}s")  # shorter than PIPE_BUF, so it is written whole
+_RECORD = struct.Struct(f"<IB{tags.TAG_BYTES}s")  # shorter than PIPE_BUF, so it is written whole
 
 
 def _record(rank: int, died: bool, key: bytes) -> bytes:
     fields = f"{rank} {int(died)}".encode()
-    tag = blake2b(fields, key=key, digest_size=_TAG_BYTES, person=b"smpi notice").digest()
-    return _RECORD.pack(rank, died, tag)
+    return _RECORD.pack(rank, died, tags.make(key, tags.Purpose.NOTICE, fields))
 
 
 def _abort_mark(folder: Path, rank: int) -> Path:
@@ -120,5 +119,5 @@ def read_notices(path: str, key: bytes) -> Iterator[tuple[int, bool]]:
         while data := pipe.read(_RECORD.size):
             if len(data) == _RECORD.size:
                 rank, died, _ = _RECORD.unpack(data)
-                if data == _record(rank, bool(died), key):
+                if tags.same(data, _record(rank, bool(died), key)):
                     yield rank, bool(died)

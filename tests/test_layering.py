@@ -39,7 +39,7 @@ MAY: dict[str, set[str]] = {
         "errors",
     },
     "deadlock": set(),
-    "deaths": set(),
+    "deaths": {"core"},
     "signals": set(),
     "trace": {"core", "signals"},
     "simulation": {

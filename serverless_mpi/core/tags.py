@@ -37,6 +37,7 @@ class Purpose(enum.Enum):
     LINK_HIGHER = b"smpi link higher"
     LINK_KEY_LOWER = b"smpi key lower"  # makes the key of what the lower rank encrypts
     LINK_KEY_HIGHER = b"smpi key higher"
+    NOTICE = b"smpi notice"  # that a rank has ended
     EMULATOR = b"smpi emulator"  # secret access key at the job's own emulator
 
 

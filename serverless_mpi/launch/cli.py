@@ -130,6 +130,7 @@ def build_parser() -> _Parser:
     job = parser.add_argument_group("options of the job (before the first program)")
     _add_medium_options(job)
     _add_run_options(job)
+    _add_debug_options(job)
     _add_report_options(parser.add_argument_group("reports (before the first program)"))
     _add_lambda_options(
         parser.add_argument_group("options of --platform lambda (`smpi deploy` makes the stack)")
@@ -239,23 +240,6 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         help="stop the job after S seconds, with exit code 124, and print where each rank was",
     )
     group.add_argument(
-        "--torch",
-        action="store_true",
-        help="set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which PyTorch reads",
-    )
-    group.add_argument(
-        "--debug",
-        metavar="RANK",
-        type=_natural,
-        help="give this rank the terminal, for pdb: its input and output are smpirun's own",
-    )
-    group.add_argument(
-        "--debugpy",
-        metavar="PORT",
-        type=_port,
-        help="let rank R wait for a debugger on port PORT + R, by the package debugpy",
-    )
-    group.add_argument(
         "--deadlock",
         metavar="S",
         type=_amount("seconds", zero=True),
@@ -278,6 +262,27 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         help="use this algorithm for a collective wherever it can serve the call, as in"
         " bcast=binomial",
+    )
+
+
+def _add_debug_options(group: argparse._ArgumentGroup) -> None:
+    """Add what debuggers and other libraries need of a rank."""
+    group.add_argument(
+        "--torch",
+        action="store_true",
+        help="set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which PyTorch reads",
+    )
+    group.add_argument(
+        "--debug",
+        metavar="RANK",
+        type=_natural,
+        help="give this rank the terminal, for pdb: its input and output are smpirun's own",
+    )
+    group.add_argument(
+        "--debugpy",
+        metavar="PORT",
+        type=_port,
+        help="let rank R wait for a debugger on port PORT + R, by the package debugpy",
     )
 
 
