@@ -1,4 +1,4 @@
-"""Parts of MPI that are not implemented: one-sided communication, files, dynamic processes.
+"""Parts of MPI that are not implemented: files, dynamic processes.
 
 The names exist, so that programs that only mention them run. A call raises `MissingError`, which is
 an `MPI.Exception` and a `NotImplementedError`, with the name of the missing part. Constants have
@@ -13,18 +13,6 @@ from typing import Any, NoReturn
 from serverless_mpi.api.handle import Handle, name_constant
 from serverless_mpi.errors import missing
 
-WIN_BASE, WIN_SIZE, WIN_DISP_UNIT, WIN_CREATE_FLAVOR, WIN_MODEL = 11, 12, 13, 14, 15
-WIN_FLAVOR = WIN_CREATE_FLAVOR
-WIN_FLAVOR_CREATE, WIN_FLAVOR_ALLOCATE, WIN_FLAVOR_DYNAMIC, WIN_FLAVOR_SHARED = 1, 2, 3, 4
-WIN_SEPARATE, WIN_UNIFIED = 1, 2
-MODE_NOCHECK, MODE_NOSTORE, MODE_NOPUT, MODE_NOPRECEDE, MODE_NOSUCCEED = (
-    1024,
-    2048,
-    4096,
-    8192,
-    16384,
-)
-LOCK_EXCLUSIVE, LOCK_SHARED = 234, 235
 MODE_CREATE, MODE_RDONLY, MODE_WRONLY, MODE_RDWR, MODE_DELETE_ON_CLOSE = 1, 2, 4, 8, 16
 MODE_UNIQUE_OPEN, MODE_EXCL, MODE_APPEND, MODE_SEQUENTIAL = 32, 64, 128, 256
 SEEK_SET, SEEK_CUR, SEEK_END = 600, 602, 604
@@ -42,18 +30,8 @@ def _absent(name: str, what: str) -> Callable[..., NoReturn]:
     return absent
 
 
-_WINDOWS = "one-sided communication"
 _FILES = "file input and output"
 _PROCESSES = "dynamic processes"
-
-
-class Win(Handle):
-    """A window of one-sided communication: missing."""
-
-    __module__ = "serverless_mpi.MPI"
-
-    def __new__(cls, win: Win | None = None) -> Win:
-        return cls._copy(win)  # type: ignore[no-any-return]
 
 
 class File(Handle):
@@ -77,17 +55,6 @@ def _fill(kind: type[Handle], what: str, methods: str, classmethods: str, proper
 
 
 _fill(
-    Win,
-    _WINDOWS,
-    "Accumulate Attach Call_errhandler Compare_and_swap Complete Delete_attr Detach Fence "
-    "Fetch_and_op Flush Flush_all Flush_local Flush_local_all Free Get Get_accumulate "
-    "Get_attr Get_errhandler Get_group Get_info Get_name Lock Lock_all Post Put Raccumulate "
-    "Rget Rget_accumulate Rput Set_attr Set_errhandler Set_info Set_name Shared_query Start "
-    "Sync Test Unlock Unlock_all Wait tomemory",
-    "Allocate Allocate_shared Create Create_dynamic Create_errhandler Create_keyval Free_keyval",
-    "attrs flavor group group_rank group_size info model name",
-)
-_fill(
     File,
     _FILES,
     "Call_errhandler Close Get_amode Get_atomicity Get_byte_offset Get_errhandler Get_group "
@@ -103,7 +70,6 @@ _fill(
     "amode atomicity group group_rank group_size info size",
 )
 
-WIN_NULL: Win = name_constant(Win(), "WIN_NULL")
 FILE_NULL: File = name_constant(File(), "FILE_NULL")
 
 Open_port = _absent("Open_port", _PROCESSES)
@@ -122,7 +88,6 @@ __all__ = [
     "Publish_name",
     "Register_datarep",
     "Unpublish_name",
-    "Win",
     *(
         name
         for name, value in list(globals().items())
