@@ -34,13 +34,7 @@ from types import FrameType
 from typing import Any
 
 # Threads of this package that never start a communication, whatever they wait for.
-OWN_THREADS = (
-    "smpi-agent",
-    "smpi-direct-accept",
-    "smpi-sender",
-    "smpi-worker",
-    "smpi-signals",
-)
+OWN_THREADS = ("smpi-agent", "smpi-direct-accept", "smpi-sender", "smpi-worker", "smpi-signals")
 FUTEX = {"x86_64": 202, "aarch64": 98}  # number of the system call; source: asm/unistd.h
 FUTEX_COMMANDS = 0x7F  # of its second argument; source: futex(2)
 FUTEX_PRIVATE = 0x80

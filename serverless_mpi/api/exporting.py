@@ -8,7 +8,9 @@ behaviour is taken back.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+E = TypeVar("E", bound="Exporting")
 
 if TYPE_CHECKING or sys.version_info >= (3, 12):
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING or sys.version_info >= (3, 12):
         """A handle with memory; `_exported` returns it."""
 
         @classmethod
-        def _bare(cls, memory: memoryview) -> Any:
+        def _bare(cls: type[E], memory: memoryview) -> E:
             """Make an instance without calling a constructor."""
             return object.__new__(cls)
 
@@ -33,17 +35,17 @@ else:
         """A handle with memory: an array of its bytes that does not behave as one."""
 
         @classmethod
-        def _bare(cls, memory: memoryview) -> Any:
+        def _bare(cls: type[E], memory: memoryview) -> E:
             """Make an instance over memory."""
             return np.ndarray.__new__(cls, (memory.nbytes,), np.uint8, memory)
 
-        def __reduce_ex__(self, protocol: int, /) -> Any:
+        def __reduce_ex__(self, protocol: int, /) -> object:
             return self.__reduce__()
 
-        def __copy__(self) -> Any:
+        def __copy__(self) -> object:
             return type(self)(self)
 
-        def __deepcopy__(self, memo: Any, /) -> Any:
+        def __deepcopy__(self, memo: object, /) -> object:
             return self.__reduce__()
 
         def __len__(self) -> NoReturn:
@@ -52,10 +54,10 @@ else:
         def __iter__(self) -> NoReturn:
             raise TypeError(f"{type(self).__name__!r} object is not iterable")
 
-        def __getitem__(self, item: Any) -> NoReturn:
+        def __getitem__(self, item: object) -> NoReturn:
             raise TypeError(f"{type(self).__name__!r} object is not subscriptable")
 
-        def __setitem__(self, item: Any, value: Any) -> NoReturn:
+        def __setitem__(self, item: object, value: object) -> NoReturn:
             raise TypeError(f"{type(self).__name__!r} object does not support item assignment")
 
         def __repr__(self) -> str:

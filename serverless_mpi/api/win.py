@@ -1,4 +1,4 @@
-"""Windows of one-sided communication: making them, their facts, and their end (MPI 4.1, chapter 12).
+"""Windows of one-sided communication: making them, their facts, their end (MPI 4.1, chapter 12).
 
 `Win` is put together from the modules that hold its calls: win_calls.py (operations) and
 win_sync.py (epochs). win_state.py has the state and the messages, win_memory.py performs
@@ -20,14 +20,15 @@ import numpy as np
 from serverless_mpi.api.attributes import Attributed
 from serverless_mpi.api.buffers import Buffer
 from serverless_mpi.api.comm import MAX_NAME
+from serverless_mpi.api.comm_constructors import agree, hidden_duplicate
 from serverless_mpi.api.environ import Get_processor_name
-from serverless_mpi.api.errhandler import Errhandler, Guarded
+from serverless_mpi.api.errhandler import Guarded
 from serverless_mpi.api.exporting import Exporting
 from serverless_mpi.api.group import Group, group_of
-from serverless_mpi.api.handle import Handle, forget, name_constant
+from serverless_mpi.api.handle import Handle, forget, name_constant, state_of
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import COMM_SELF, Intracomm
-from serverless_mpi.api.memory import BottomType, as_bytes, buffer
+from serverless_mpi.api.memory import BottomType, buffer
 from serverless_mpi.api.win_calls import Calls
 from serverless_mpi.api.win_memory import Exposed
 from serverless_mpi.api.win_shared import SharedFile, identity
@@ -36,10 +37,7 @@ from serverless_mpi.api.win_sync import Synchronization
 from serverless_mpi.core.envelope import PROC_NULL
 from serverless_mpi.errors import (
     ERR_ARG,
-    ERR_BASE,
-    ERR_COMM,
     ERR_DISP,
-    ERR_KEYVAL,
     ERR_NO_MEM,
     ERR_RANK,
     ERR_RMA_ATTACH,
@@ -77,10 +75,10 @@ class Win(Handle, Calls, Synchronization, Attributed, Guarded, Exporting):
     def __new__(cls, win: Win | None = None) -> Win:
         if win is not None and not isinstance(win, Win):
             raise TypeError(f"expecting a Win, not {type(win).__name__}")
-        return cls._of_state(None if win is None else win._ob)  # type: ignore[no-any-return]
+        return cls._of_state(None if win is None else state_of(win))
 
     @classmethod
-    def _of_state(cls, state: WinState | None) -> Any:
+    def _of_state(cls: type[W], state: WinState | None) -> W:
         self = cls._bare(_NO_BYTES if state is None else state.memory.data)
         self._ob = state
         return self
@@ -214,8 +212,8 @@ class Win(Handle, Calls, Synchronization, Attributed, Guarded, Exporting):
         MPI 4.1, section 12.2.3.
         """
         _check_new(size, disp_unit, comm)
-        child = _hidden(comm)
-        facts = child._agree((size, disp_unit, identity(Get_processor_name())))
+        child = hidden_duplicate(comm)
+        facts = agree(child, (size, disp_unit, identity(Get_processor_name())))
         sizes, units, places = map(list, zip(*facts, strict=True))
         if any(place != places[0] for place in places):
             other = next(rank for rank, place in enumerate(places) if place != places[0])
@@ -226,22 +224,16 @@ class Win(Handle, Calls, Synchronization, Attributed, Guarded, Exporting):
             )
         whole = _share(child, sum(sizes))
         bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        segments = [
-            whole[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        segments = [whole[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
         own = buffer.frombuffer(segments[child.rank]) if size else buffer()
         state = WinState(child, WIN_FLAVOR_SHARED, own, sizes, units, _hints(info), segments)
         state.reachable |= {
-            rank: Exposed(segment)
-            for rank, segment in enumerate(segments)
-            if rank != state.rank
+            rank: Exposed(segment) for rank, segment in enumerate(segments) if rank != state.rank
         }
-        return cls._of_state(state)  # type: ignore[no-any-return]
+        return cls._of_state(state)
 
     @classmethod
-    def Create_dynamic(
-        cls: type[W], info: Info = INFO_NULL, comm: Intracomm = COMM_SELF
-    ) -> W:
+    def Create_dynamic(cls: type[W], info: Info = INFO_NULL, comm: Intracomm = COMM_SELF) -> W:
         """Make a window without memory, to which `Attach` adds some; collective.
 
         Parameters
@@ -419,7 +411,7 @@ class Win(Handle, Calls, Synchronization, Attributed, Guarded, Exporting):
         """Return a copy of the hints."""
         return Info.Create(self._window.info)
 
-    def Get_attr(self, keyval: int) -> int | Any | None:
+    def Get_attr(self, keyval: int) -> object:
         """Return the value cached under a key, or None.
 
         Parameters
@@ -462,9 +454,7 @@ class Win(Handle, Calls, Synchronization, Attributed, Guarded, Exporting):
         return self._window.memory
 
     attrs = property(
-        lambda self: tuple(
-            self.Get_attr(key) for key in (WIN_BASE, WIN_SIZE, WIN_DISP_UNIT)
-        ),
+        lambda self: tuple(self.Get_attr(key) for key in (WIN_BASE, WIN_SIZE, WIN_DISP_UNIT)),
         doc="Address, bytes, and displacement unit of this process's memory.",
     )
     flavor = property(
@@ -495,11 +485,6 @@ def _check_new(size: int, disp_unit: int, comm: Intracomm) -> None:
         raise MPIException(ERR_DISP, f"a displacement unit of {disp_unit} is not positive")
 
 
-def _hidden(comm: Intracomm) -> Intracomm:
-    """The communicator of a window's messages: a duplicate that programs do not see."""
-    return Intracomm(Intracomm._of(comm._duplicate()))
-
-
 def _make(
     cls: type[W],
     flavor: int,
@@ -512,24 +497,24 @@ def _make(
     """Make a window of one of the flavors without shared memory."""
     _check_new(size, disp_unit, comm)
     own = memory()
-    child = _hidden(comm)
-    facts = child._agree((size, disp_unit)) if child.size > 1 else [(size, disp_unit)]
+    child = hidden_duplicate(comm)
+    facts = agree(child, (size, disp_unit)) if child.size > 1 else [(size, disp_unit)]
     sizes, units = map(list, zip(*facts, strict=True))
     state = WinState(child, flavor, own, sizes, units, _hints(info))
     if flavor == WIN_FLAVOR_DYNAMIC:
         state.exposed.regions = {}
-    return cls._of_state(state)  # type: ignore[no-any-return]
+    return cls._of_state(state)
 
 
 def _share(comm: Intracomm, nbytes: int) -> memoryview:
-    """Map memory that all processes of a communicator share; ERR_RMA_SHARED if one of them cannot."""
+    """Map memory that all processes of a communicator share; ERR_RMA_SHARED if one cannot."""
     file, fault, origin = None, "", None
     try:
         if comm.rank == 0:
             file, origin = SharedFile.create(nbytes)
     except OSError as error:
         fault = f"rank 0 cannot make {nbytes} bytes of shared memory ({error.strerror})"
-    origin = comm._agree(origin)[0]
+    origin = agree(comm, origin)[0]
     view = memoryview(b"")
     try:
         if origin is not None:
@@ -537,7 +522,7 @@ def _share(comm: Intracomm, nbytes: int) -> memoryview:
             view = file.map()
     except (OSError, ValueError) as error:
         fault = f"rank {comm.rank} cannot map the memory of rank 0 ({error})"
-    faults = [text for text in comm._agree(fault) if text]
+    faults = [text for text in agree(comm, fault) if text]
     if file is not None:
         file.close()
     if faults:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from operator import index
 from typing import Any
 
-from serverless_mpi.api.buffers import BufSpec, block
-from serverless_mpi.api.datatype import Datatype
+from serverless_mpi.api.buffers import BlockSpec, BufSpec, ContiguousSpec, block
+from serverless_mpi.api.datatype import Datatype, type_state
 from serverless_mpi.api.layout import too_long
 from serverless_mpi.api.op import NO_OP, SUM, Op
 from serverless_mpi.api.request import Request, request_of
@@ -27,13 +27,7 @@ from serverless_mpi.api.win_state import Batch, WinState
 from serverless_mpi.core.envelope import PROC_NULL
 from serverless_mpi.core.epochs import Access, Sink
 from serverless_mpi.core.window import ACCUMULATE, FETCH, GET, PUT, SWAP, Command
-from serverless_mpi.errors import (
-    ERR_DISP,
-    ERR_RANK,
-    ERR_RMA_RANGE,
-    ERR_TYPE,
-    MPIException,
-)
+from serverless_mpi.errors import ERR_DISP, ERR_RANK, ERR_RMA_RANGE, ERR_TYPE, MPIException
 from serverless_mpi.runtime.operation import Operation
 
 TargetSpec = Any  # as mpi4py.typing has it: a displacement, or [displacement, count, datatype]
@@ -72,7 +66,7 @@ class _Place:
     ) -> None:
         """Check the place, and describe it."""
         datatype.check_committed()
-        layout = datatype._ob.layout
+        layout = type_state(datatype).layout
         self.datatype = datatype
         self.nbytes = count * layout.size
         dynamic = state.exposed.regions is not None
@@ -101,7 +95,9 @@ class Calls:
         """Check rank and epoch; None for MPI.PROC_NULL."""
         state = self._window
         if rank != PROC_NULL and not 0 <= rank < state.size:
-            raise MPIException(ERR_RANK, f"the window has no rank {rank}, only 0 to {state.size - 1}")
+            raise MPIException(
+                ERR_RANK, f"the window has no rank {rank}, only 0 to {state.size - 1}"
+            )
         with state.lock:
             state.epochs.check(None if rank == PROC_NULL else rank, call)
         return None if rank == PROC_NULL else state
@@ -173,7 +169,7 @@ class Calls:
             return None
         spec = block(origin, readonly=True)
         place = _Place(state, rank, target, spec.count, spec.datatype)
-        number, basic = numbers_of(op, place.datatype)
+        number, basic = numbers_of(op, place.datatype, place.nbytes)
         _same_length(spec.nbytes, place.nbytes)
         command = Command(
             ACCUMULATE, number, basic, place.offset, place.nbytes, place.layout, spec.pack()
@@ -181,13 +177,7 @@ class Calls:
         return self._issue(state, rank, command, None, now)
 
     def _fetch(
-        self,
-        origin: BufSpec,
-        result: BufSpec,
-        rank: int,
-        target: TargetSpec,
-        op: Op,
-        now: bool,
+        self, origin: BufSpec, result: BufSpec, rank: int, target: TargetSpec, op: Op, now: bool
     ) -> Batch | None:
         state = self._begin(rank, "Get_accumulate")
         if state is None:
@@ -195,7 +185,7 @@ class Calls:
         into = block(result, readonly=False)
         spec = block(origin, readonly=True)
         place = _Place(state, rank, target, spec.count, spec.datatype)
-        number, basic = numbers_of(op, place.datatype)
+        number, basic = numbers_of(op, place.datatype, place.nbytes)
         _same_length(spec.nbytes, place.nbytes)
         _same_length(place.nbytes, into.nbytes)
         data = _NOTHING if op == NO_OP else spec.pack()
@@ -313,12 +303,7 @@ class Calls:
         self._fetch(origin, result, target_rank, target, op, False)
 
     def Fetch_and_op(
-        self,
-        origin: BufSpec,
-        result: BufSpec,
-        target_rank: int,
-        target_disp: int = 0,
-        op: Op = SUM,
+        self, origin: BufSpec, result: BufSpec, target_rank: int, target_disp: int = 0, op: Op = SUM
     ) -> None:
         """Combine one element as `Accumulate` does, and return what it was before.
 
@@ -389,9 +374,7 @@ class Calls:
         _predefined(new.datatype)
         base = basic_of(new.datatype).base
         if base is None or base.kind not in _SWAPPED + "S":
-            raise MPIException(
-                ERR_TYPE, "Compare_and_swap takes an integer, logical or byte type"
-            )
+            raise MPIException(ERR_TYPE, "Compare_and_swap takes an integer, logical or byte type")
         place = _Place(state, target_rank, target_disp, 1, new.datatype)
         data = memoryview(bytes(compared.pack()) + bytes(new.pack()))
         command = Command(SWAP, 0, 0, place.offset, place.nbytes, place.layout, data)
@@ -479,7 +462,7 @@ class Calls:
         return request_of(state.runtime, operation, finish)
 
 
-def _single(name: str, spec: Any, datatype: Datatype | None = None) -> None:
+def _single(name: str, spec: BlockSpec | ContiguousSpec, datatype: Datatype | None = None) -> None:
     """ValueError unless a specification is of one element, of a datatype."""
     if spec.count != 1:
         raise ValueError(f"{name}: expecting a single element, got {spec.count}")
@@ -502,5 +485,3 @@ def _same_length(nbytes: int, capacity: int) -> None:
             ERR_TYPE,
             f"the origin has {nbytes} bytes and the target {capacity}; both need equal elements",
         )
-
-

@@ -24,6 +24,7 @@ from serverless_mpi.api import types
 from serverless_mpi.api.addresses import at_address
 from serverless_mpi.api.datatype import Datatype, type_state
 from serverless_mpi.api.datatype_state import TypeState
+from serverless_mpi.api.handle import state_of
 from serverless_mpi.api.layout import Layout
 from serverless_mpi.api.op import Op
 from serverless_mpi.core.window import ACCUMULATE, FETCH, GET, PUT, SWAP, Command
@@ -37,16 +38,16 @@ _OPS: list[Op] = [getattr(ops, name) for name in ops.__all__ if name not in ("Op
 _TYPES: list[Datatype] = [
     value
     for value in {
-        id(value._ob): value
+        id(state_of(value)): value
         for name, value in vars(types).items()
-        if name in types.__all__ and isinstance(value, Datatype) and value._ob is not None
+        if name in types.__all__ and isinstance(value, Datatype) and value
     }.values()
 ]
-_OP_NUMBERS = {op._ob: number for number, op in enumerate(_OPS)}
-_TYPE_NUMBERS = {datatype._ob: number for number, datatype in enumerate(_TYPES)}
-_MOVES = frozenset((ops.REPLACE._ob, ops.NO_OP._ob))  # take every predefined type
-_NO_OP = _OP_NUMBERS[ops.NO_OP._ob]
-_REPLACE = _OP_NUMBERS[ops.REPLACE._ob]
+_OP_NUMBERS = {state_of(op): number for number, op in enumerate(_OPS)}
+_TYPE_NUMBERS = {state_of(datatype): number for number, datatype in enumerate(_TYPES)}
+_MOVES = frozenset(map(state_of, (ops.REPLACE, ops.NO_OP)))  # take every predefined type
+_NO_OP = _OP_NUMBERS[state_of(ops.NO_OP)]
+_REPLACE = _OP_NUMBERS[state_of(ops.REPLACE)]
 
 
 def basic_of(datatype: Datatype) -> TypeState:
@@ -70,7 +71,7 @@ def basic_of(datatype: Datatype) -> TypeState:
     return runs[0][0] if runs else type_state(types.BYTE)
 
 
-def numbers_of(op: Op, datatype: Datatype) -> tuple[int, int]:
+def numbers_of(op: Op, datatype: Datatype, nbytes: int) -> tuple[int, int]:
     """Return the numbers that stand for an operation and a basic type in a command.
 
     Parameters
@@ -79,6 +80,8 @@ def numbers_of(op: Op, datatype: Datatype) -> tuple[int, int]:
         A predefined operation.
     datatype
         Datatype of the elements.
+    nbytes
+        Their packed bytes; without an element, every predefined operation takes every type.
 
     Raises
     ------
@@ -86,15 +89,16 @@ def numbers_of(op: Op, datatype: Datatype) -> tuple[int, int]:
         ERR_OP: the operation is null, a program's own, or does not take the type. ERR_TYPE: the
         datatype is made of several types.
     """
-    if op._ob is None or op._ob not in _OP_NUMBERS:
+    of = state_of(op)
+    if of not in _OP_NUMBERS:
         raise MPIException(ERR_OP, "an accumulate needs a predefined operation")
     basic = basic_of(datatype)
     number = _TYPE_NUMBERS.get(basic)
     if number is None:  # of a Fortran precision
         raise MPIException(ERR_TYPE, f"an accumulate does not take {basic.name or 'this type'}")
-    if op._ob not in _MOVES:
+    if nbytes and of not in _MOVES:
         op.check(_TYPES[number])
-    return _OP_NUMBERS[op._ob], number
+    return _OP_NUMBERS[of], number
 
 
 def describe(layout: Layout, count: int) -> bytes:

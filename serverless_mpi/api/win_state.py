@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from serverless_mpi.api.comm import Comm
+from serverless_mpi.api.handle import state_of
 from serverless_mpi.api.memory import buffer
 from serverless_mpi.api.win_memory import Exposed
 from serverless_mpi.core.epochs import Epochs, Sink, Waiting
@@ -122,8 +123,7 @@ class WinState:
         info: dict[str, str],
         segments: Sequence[memoryview] = (),
     ) -> None:
-        state = comm._ob
-        assert state is not None
+        state = state_of(comm)
         self.comm = comm
         self.runtime: Runtime = state.runtime
         self.context: int = state.context

@@ -3,8 +3,8 @@
 | call | messages |
 |---|---|
 | Fence | per target with operations a request and an answer; then a barrier |
-| Post, Start, Complete, Wait | per pair a message of Post, and a request of Complete; an answer if the origin reads |
-| Lock, Unlock | per target with operations a request and an answer, which take and release the lock |
+| Post, Complete | per pair of processes one each; an answer to Complete if the origin reads |
+| Lock, Unlock | per target with operations a request that takes and releases it, and an answer |
 | Flush | per target with operations a request and an answer |
 
 A lock of this process on itself, and in a shared window every lock, is taken by the call that asks
@@ -27,21 +27,10 @@ from serverless_mpi.api.group import Group, group_ranks
 from serverless_mpi.api.win_state import REQUEST, WinState
 from serverless_mpi.core.envelope import PROC_NULL
 from serverless_mpi.core.epochs import Epochs
-from serverless_mpi.core.window import (
-    LOCK_EXCLUSIVE as LOCK_COMMAND,
-    LOCK_SHARED as LOCK_SHARED_COMMAND,
-    POST,
-    Answer,
-    Command,
-    encode_request,
-)
-from serverless_mpi.errors import (
-    ERR_ASSERT,
-    ERR_GROUP,
-    ERR_LOCKTYPE,
-    ERR_RANK,
-    MPIException,
-)
+from serverless_mpi.core.window import LOCK_EXCLUSIVE as LOCK_COMMAND
+from serverless_mpi.core.window import LOCK_SHARED as LOCK_SHARED_COMMAND
+from serverless_mpi.core.window import POST, Answer, Command, encode_request
+from serverless_mpi.errors import ERR_ASSERT, ERR_GROUP, ERR_LOCKTYPE, ERR_RANK, MPIException
 
 MODE_NOCHECK, MODE_NOSTORE, MODE_NOPUT, MODE_NOPRECEDE, MODE_NOSUCCEED = (
     1024,
@@ -72,7 +61,7 @@ class Synchronization:
     # --- fences -----------------------------------------------------------------------------------
 
     def Fence(self, assertion: int = 0) -> None:
-        """Complete all operations of the epoch on every process, and begin the next one; collective.
+        """Complete all operations of the epoch everywhere, and begin the next one; collective.
 
         Parameters
         ----------

@@ -24,13 +24,7 @@ import enum
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from serverless_mpi.core.window import (
-    COMPLETE,
-    LOCK_EXCLUSIVE,
-    LOCK_SHARED,
-    UNLOCK,
-    Command,
-)
+from serverless_mpi.core.window import COMPLETE, LOCK_EXCLUSIVE, LOCK_SHARED, UNLOCK, Command
 from serverless_mpi.errors import ERR_RMA_SYNC, MPIException
 
 # a request is sent when so much waits for it; a put of that length needs no company

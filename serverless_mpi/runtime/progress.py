@@ -60,10 +60,14 @@ class Waited(Protocol):
         """Whether the wait is over."""
 
 
-class Yielding(Waited, Protocol):
-    """What the agent thread waits for; see serving.py."""
+class Agent:
+    """State of the agent thread, and what it waits for while it receives; see serving.py."""
 
-    yields: bool
+    def __init__(self, lock: threading.Lock) -> None:
+        self.done = False  # no service is left
+        self.yields = False  # a thread of the program wants to receive
+        self.idle = threading.Condition(lock)
+        self.thread: threading.Thread | None = None
 
 
 class Until:
@@ -116,7 +120,7 @@ class Progress:
         # (context, tag) -> the receive of a service, and the thread that receives for them;
         # see serving.py
         self._services: dict[tuple[int, int | None], Receive] = {}
-        self._agent: Yielding | None = None
+        self._agent: Agent | None = None
         self._owners: dict[int, _Owner] = {}  # by context
         # contexts that have lost their owners and are to be freed
         self._unowned: collections.deque[int] = collections.deque()

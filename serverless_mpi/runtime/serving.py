@@ -23,22 +23,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from serverless_mpi.core.endpoint import Receive
 from serverless_mpi.core.envelope import ANY_SOURCE
-from serverless_mpi.runtime.progress import LONG_POLL_S, Progress
+from serverless_mpi.runtime.progress import LONG_POLL_S, Agent, Progress
 
 REST_S = 0.001  # before the agent receives after a call of the program
 LONGEST_REST_S = 0.008  # at most, while a thread of the program receives
 
 Message = tuple[int, int, Sequence[memoryview]]  # world rank, tag, payload
-
-
-class _Agent:
-    """The state of the agent thread; what it waits for while it receives."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.done = False  # no service is left
-        self.yields = False  # a thread of the program wants to receive
-        self.idle = threading.Condition(lock)
-        self.thread: threading.Thread | None = None
 
 
 class Serving(Progress):
@@ -79,7 +69,7 @@ class Serving(Progress):
             else:
                 receive.on_done = each
             if self._agent is None:
-                agent = self._agent = _Agent(self._lock)
+                agent = self._agent = Agent(self._lock)
                 agent.thread = threading.Thread(
                     target=self._receive_for_services, args=(agent,), name="smpi-agent", daemon=True
                 )
@@ -128,7 +118,7 @@ class Serving(Progress):
                 context, dest, tag, parts, None, time.monotonic()
             )
 
-    def _receive_for_services(self, agent: _Agent) -> None:
+    def _receive_for_services(self, agent: Agent) -> None:
         """The agent thread: receive while no thread of the program does."""
         seen, rest = -1, REST_S
         with self._lock:
