@@ -64,6 +64,8 @@ else:
     from serverless_mpi.api.status import *
     from serverless_mpi.api.topocomm import *
     from serverless_mpi.api.types import *
+    from serverless_mpi.api.win import *
+    from serverless_mpi.api.win_sync import *
     from serverless_mpi.core.envelope import ANY_SOURCE as ANY_SOURCE
     from serverless_mpi.core.envelope import ANY_TAG as ANY_TAG
     from serverless_mpi.core.envelope import PROC_NULL, ROOT, UNDEFINED
@@ -75,7 +77,7 @@ else:
         from serverless_mpi.api.observe import observe
         from serverless_mpi.trace import RECORDER
 
-        communicating = (Comm, Message, Request)
+        communicating = (Comm, Message, Request, Win)
         classes = [cls for cls in list(globals().values()) if isinstance(cls, type)]
         observe((cls for cls in classes if issubclass(cls, communicating)), RECORDER.span)
 

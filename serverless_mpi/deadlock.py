@@ -34,14 +34,24 @@ from types import FrameType
 from typing import Any
 
 # Threads of this package that never start a communication, whatever they wait for.
-OWN_THREADS = ("smpi-direct-accept", "smpi-sender", "smpi-worker", "smpi-signals", "smpi-deaths")
+OWN_THREADS = (
+    "smpi-agent",
+    "smpi-deaths",
+    "smpi-direct-accept",
+    "smpi-sender",
+    "smpi-signals",
+    "smpi-worker",
+)
 FUTEX = {"x86_64": 202, "aarch64": 98}  # number of the system call; source: asm/unistd.h
 FUTEX_COMMANDS = 0x7F  # of its second argument; source: futex(2)
 FUTEX_PRIVATE = 0x80
 FUTEX_WAITS = (0, 9)  # FUTEX_WAIT, FUTEX_WAIT_BITSET
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-_SHOWN = ("dest", "source", "root", "tag", "sendtag", "recvtag", "local_leader", "remote_leader")
+_SHOWN = (
+    *("dest", "source", "root", "rank", "target_rank"),
+    *("tag", "sendtag", "recvtag", "local_leader", "remote_leader"),
+)
 
 
 def _path(folder: Path, rank: int) -> Path:

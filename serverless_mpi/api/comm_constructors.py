@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from operator import index
+from operator import attrgetter, index
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from serverless_mpi.api.attributes import Attributed
@@ -399,6 +399,36 @@ class CommConstructors(Attributed):
                 ERR_GROUP, "the group has processes that are not in the communicator"
             )
         return ranks
+
+
+# For the modules that make other objects of a communicator, such as windows.
+
+
+def agree(comm: CommConstructors, value: object) -> list[Any]:
+    """Gather a value of every process of a communicator, in the order of ranks.
+
+    Parameters
+    ----------
+    comm
+        The communicator; every process calls this.
+    value
+        A small picklable object.
+    """
+    gathered: list[Any] = attrgetter("_agree")(comm)(value)
+    return gathered
+
+
+def hidden_duplicate(comm: CommConstructors) -> Comm:
+    """Return a duplicate without attributes, for the messages of another object; sends nothing.
+
+    Parameters
+    ----------
+    comm
+        The communicator; every process calls this.
+    """
+    duplicate: State = attrgetter("_duplicate")(comm)()
+    handle: Comm = duplicate.handle()
+    return handle
 
 
 __all__ = [

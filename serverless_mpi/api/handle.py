@@ -13,6 +13,8 @@ visible to programs, and error handlers wrap them, so they are mpi4py's alone.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
 
 _numbers = itertools.count(1)
@@ -197,6 +199,10 @@ def handle_of(cls: type[H], state: Any) -> H:
     """
     handle: H = cls._of_state(state)
     return handle
+
+
+# State of a handle; None for a null one.
+state_of: Callable[[Handle], Any] = attrgetter("_ob")
 
 
 def name_constant(handle: H, label: str) -> H:

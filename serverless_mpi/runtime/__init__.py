@@ -5,6 +5,7 @@
 | `operation` | a communication in progress, with a producer and a consumer side |
 | `send_queue` | gathers outgoing frames and gives them to the channel |
 | `progress` | the lock, receiving frames, and waiting |
+| `serving` | answers requests of other ranks while the program computes: the agent thread |
 | `collective_driver` | runs the generator of a collective |
 | `statistics` | the counters that a rank leaves for the launcher |
 | `runtime` | `Runtime`: what `api/` calls |

@@ -33,7 +33,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from serverless_mpi.channels.base import Channel
-from serverless_mpi.core.endpoint import Endpoint, ReceiveSlot
+from serverless_mpi.core.endpoint import Endpoint, Receive, ReceiveSlot
 from serverless_mpi.core.envelope import ANY_SOURCE, ANY_TAG
 from serverless_mpi.core.frames import ExpectedFrame
 from serverless_mpi.deadlock import WaitReporter
@@ -58,6 +58,16 @@ class Waited(Protocol):
     @property
     def done(self) -> bool:
         """Whether the wait is over."""
+
+
+class Agent:
+    """State of the agent thread, and what it waits for while it receives; see serving.py."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.done = False  # no service is left
+        self.yields = False  # a thread of the program wants to receive
+        self.idle = threading.Condition(lock)
+        self.thread: threading.Thread | None = None
 
 
 class Until:
@@ -107,6 +117,10 @@ class Progress:
         self.finalized = False
         self._received = 0  # frames
         self._on_span: Callable[[str, int], None] | None = None  # see Runtime.record
+        # (context, tag) -> the receive of a service, and the thread that receives for them;
+        # see serving.py
+        self._services: dict[tuple[int, int | None], Receive] = {}
+        self._agent: Agent | None = None
         self._owners: dict[int, _Owner] = {}  # by context
         # contexts that have lost their owners and are to be freed
         self._unowned: collections.deque[int] = collections.deque()
@@ -262,7 +276,10 @@ class Progress:
     def _awaited(self) -> list[str]:
         """Under the lock: descriptions of what the rank waits for, at most `MAX_REPORTED`."""
         descriptions = []
-        for what, context, source, tag in self._endpoint.awaited()[:MAX_REPORTED]:
+        awaited = [
+            each for each in self._endpoint.awaited() if (each[1], each[3]) not in self._services
+        ]
+        for what, context, source, tag in awaited[:MAX_REPORTED]:
             reference = self._owners.get(context)
             communicator = None if reference is None else reference()
             if not hasattr(communicator, "places"):  # a request that has a context of its own
@@ -283,6 +300,11 @@ class Progress:
         if self._unowned:
             self._free_contexts()
         if self._pumping:
+            agent = self._agent
+            if agent is not None and self._pump_waited is agent:
+                self._pump_waited = None
+                agent.yields = True
+                self._channel.wake()
             if max_wait_s > 0:
                 self._sleep(max_wait_s)
             return
@@ -313,6 +335,8 @@ class Progress:
     def _receive(self, max_wait_s: float) -> list[object]:
         """Under the lock: give the endpoint what the channel has; return the receipts."""
         on_span = self._on_span
+        if on_span is not None and self._agent is not None and self._pump_waited is self._agent:
+            on_span = None  # the program does not wait
         begin = 0 if on_span is None else time.perf_counter_ns()
         self._lock.release()
         try:

@@ -42,7 +42,8 @@ from serverless_mpi.metering import Meter
 from serverless_mpi.runtime import host
 from serverless_mpi.runtime.collective_driver import CollectiveDriver, Steps
 from serverless_mpi.runtime.operation import SENT, Operation, Payload, any_done
-from serverless_mpi.runtime.progress import Entry, Progress, Until, never
+from serverless_mpi.runtime.progress import Entry, Until, never
+from serverless_mpi.runtime.serving import Serving
 from serverless_mpi.runtime.statistics import RankStatistics
 from serverless_mpi.signals import shield
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from serverless_mpi.trace import Recorder
 
 
-class Runtime(Progress):
+class Runtime(Serving):
     """One rank of a job.  Safe to call from any number of threads.
 
     After an error of the channel every later call raises that error: a rank that has lost its
@@ -701,7 +702,7 @@ class Runtime(Progress):
         self._forked = True
         self._lock = threading.Lock()  # a thread of the parent may have held it
         self._changed = threading.Condition(self._lock)
-        self._sleepers, self._pumping, self._pump_waited = 0, False, None
+        self._sleepers, self._pumping, self._pump_waited, self._agent = 0, False, None, None
         self._failure = JobError(
             f"this process was forked from rank {self.rank} and is not a rank itself: it cannot"
             " communicate; communicate in the parent, or start the child as a program of its own"

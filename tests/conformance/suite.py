@@ -23,12 +23,13 @@ PROMISED = tuple(
         "cco_pr_vec cco_vec comm comm_topo datatype doc environ errhandler errorcode exceptions grequest group info mpimem "
         "msgspec msgzero objmodel op p2p_buf p2p_buf_matched p2p_buf_part p2p_obj p2p_obj_matched pack pickle request status "
         "subclass threads toplevel util_dtlib util_pkl5 util_pool "
-        "comm_inter cco_buf_inter cco_obj_inter cco_vec_inter session file io ulfm"
+        "comm_inter cco_buf_inter cco_obj_inter cco_vec_inter session file io ulfm "
+        "rma rma_nb win util_sync"
     ).split()
 )
 
 # promised, but minutes long: test_conformance.py runs a part of it
-LONG = ("test_io",)
+LONG = ("test_io", "test_rma", "test_rma_nb")
 
 
 def cache() -> Path:

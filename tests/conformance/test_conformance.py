@@ -22,12 +22,21 @@ def test_mpi4pys_suite_passes_on_three_ranks(capsys: pytest.CaptureFixture[str])
     assert code == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cases", ["*World.test*Ordered*", "*World.testReadWrite*All"])
+@pytest.mark.parametrize(
+    "module, cases",
+    [
+        ("io", "*World.test*Ordered*"),
+        ("io", "*World.testReadWrite*All"),
+        ("rma", "*World.test*ProcNull*"),
+        ("rma", "*World.test*Complete*"),
+        ("rma_nb", "*World.test*ProcNull*"),
+    ],
+)
 def test_a_part_of_the_long_modules_passes(
-    cases: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    module: str, cases: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", "/dev/shm")  # every case syncs its file hundreds of times
-    words = ["--np", "3", "--channel", "direct", "--modules", "io", "--no-mpich"]
+    words = ["--np", "3", "--channel", "direct", "--modules", module, "--no-mpich"]
     assert command.main([*words, "--cases", cases]) == 0, capsys.readouterr().out
 
 

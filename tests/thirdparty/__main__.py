@@ -101,6 +101,18 @@ def jobs() -> list[Job]:
             tuple(f"I am process {rank} of 3" for rank in range(3)),
         ),
         Job(
+            "compute-pi-rma",
+            4,
+            ("cpi-rma.py",),
+            demo / "compute-pi",
+            ("pi is approximately 3.14", "error is 0.0000083333"),
+            "100\n",
+        ),
+        *(
+            Job(f"nxtval-{kind}", 4, (f"nxtval-{kind}.py",), demo / "nxtval")
+            for kind in ("mpi3", "onesided", "scalable")
+        ),
+        Job(
             "compute-pi",
             4,
             ("cpi-cco.py",),
