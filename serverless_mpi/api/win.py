@@ -67,7 +67,7 @@ _FACTS: dict[int, Callable[[WinState], int]] = {
 W = TypeVar("W", bound="Win")
 
 
-class Win(Handle, Calls, Synchronization, Attributed, Guarded, Exporting):
+class Win(Handle, Synchronization, Calls, Attributed, Guarded, Exporting):
     """A window: memory of each process of a group that the others can access."""
 
     __module__ = "serverless_mpi.MPI"

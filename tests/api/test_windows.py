@@ -87,6 +87,41 @@ def test_a_target_that_computes_is_reached(channel: str, tmp_path: Path) -> None
     assert _run(tmp_path, 2, channel, PASSIVE) == ["put", "seen [0.0, 1.0, 2.0, 3.0]"]
 
 
+GROUPS = """\
+memory = np.zeros(2)
+win = MPI.Win.Create(memory, 8, comm=comm)
+everyone = win.Get_group()
+for turn in range(5):
+    if rank == 0:
+        others = everyone.Excl([0])
+        win.Start(others)
+        for target in range(1, size):
+            win.Put(np.full(1, turn + target, "f8"), target, target=0)
+        win.Complete()
+        win.Post(others)
+        win.Wait()
+        assert memory[1] == turn * (size - 1)
+        memory[1] = 0
+    else:
+        first = everyone.Incl([0])
+        win.Post(first)
+        while not win.Test():
+            pass
+        assert memory[0] == turn + rank
+        win.Start(first)
+        win.Accumulate(np.full(1, turn, "f8"), 0, target=1)
+        win.Complete()
+comm.Barrier()
+win.Free()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("channel", ["direct", "hybrid"])
+def test_epochs_of_groups(channel: str, tmp_path: Path) -> None:
+    assert _run(tmp_path, 3, channel, GROUPS) == ["done"] * 3
+
+
 SHARED = """\
 win = MPI.Win.Allocate_shared(8, 8, comm=comm)
 memory, unit = win.Shared_query(0)
