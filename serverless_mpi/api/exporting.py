@@ -43,10 +43,20 @@ else:
             return self.__reduce__()
 
         def __copy__(self) -> object:
-            return type(self)(self)
+            reduced: object = self.__reduce__()
+            if isinstance(reduced, str):
+                return self  # a constant, by its name
+            assert isinstance(reduced, tuple)
+            kind, arguments = reduced
+            return kind(*arguments)
 
         def __deepcopy__(self, memo: object, /) -> object:
-            return self.__reduce__()
+            return self.__copy__()
+
+        def _unordered(self, other: object, /) -> bool:
+            return NotImplemented
+
+        __lt__ = __le__ = __gt__ = __ge__ = _unordered  # type: ignore[assignment]
 
         def __len__(self) -> NoReturn:
             raise TypeError(f"object of type {type(self).__name__!r} has no len()")

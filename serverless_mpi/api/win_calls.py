@@ -112,6 +112,7 @@ class Calls:
         length: int = 0,
     ) -> Batch | None:
         """Start an operation; `now`: send it at once, and return its batch."""
+        state.epochs.used = True  # not before: an operation with wrong arguments is none
         if not command.nbytes:
             return None
         reached = state.reachable.get(rank)

@@ -178,6 +178,9 @@ class Channel(ABC):
         Platforms on which it works, by the names of launchers; None for every platform.
     one_process
         It connects threads of one process, so a launcher refuses it for more than one rank.
+    predictable
+        Whether its figures hold before a job has begun.  A planner considers another channel only
+        if it is named.
     limits
         What the medium can carry.  An instance may narrow what the class states.
     figures
@@ -201,6 +204,7 @@ class Channel(ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     platforms: ClassVar[frozenset[str] | None] = None
     one_process: ClassVar[bool] = False
+    predictable: ClassVar[bool] = True
     limits: Limits
     figures: CostParameters
     emulator_figures: ClassVar[CostParameters | None] = None

@@ -209,6 +209,7 @@ class RoutedChannel(Channel):
     model = "serverless_mpi.simulation.media:Parametric"
     limits = Limits(MAX_FRAME_BYTES, async_put=True)
     figures = LINK_FIGURES
+    predictable = False  # which pairs can be linked is found out by the job
 
     @classmethod
     def cost(cls, *, aws: bool, prices: Prices, store: str = "s3") -> CostParameters:

@@ -287,11 +287,9 @@ class Epochs:
         """
         if self.access is Access.NONE:
             raise _wrong(f"{call} outside of an epoch; call Fence, Start, Lock or Lock_all first")
-        if self.access is Access.FENCE:
-            self.used = True
-        elif target is None:
+        if self.access is Access.FENCE or target is None:
             return
-        elif self.access is Access.START:
+        if self.access is Access.START:
             if target not in self.targets:
                 raise _wrong(f"{call} to rank {target}, which Start was not given")
         elif target not in self.locks:

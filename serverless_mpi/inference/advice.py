@@ -38,7 +38,7 @@ def survey(
     work, platform, model
         As in `plan.predict`.
     channels
-        Names of the channels to consider; None for all of the platform.
+        Names of the channels to consider; None for all of the platform that are predictable.
     memory_sizes
         Memory sizes of a worker to consider, in MiB; None for all of the platform.
     memory_limit_mb
@@ -56,7 +56,7 @@ def survey(
     UsageError
         No deployment fits; the message names the number of parts that would.
     """
-    known = list(channels or platform.channels)
+    known = list(channels or filter(plan.predictable, platform.channels))
     for name in known:
         if name not in platform.channels:
             raise UsageError(

@@ -236,6 +236,17 @@ class Platform:
         return self.start_s * starts[nearest][0] / starts[min(starts)][0]
 
 
+def predictable(channel: str) -> bool:
+    """Return whether the figures of a channel hold before a job has begun.
+
+    Parameters
+    ----------
+    channel
+        Its name.
+    """
+    return channels.load(channel).predictable
+
+
 def place(name: str, figures: Figures = limits.AWS) -> Platform:
     """Return a platform: lambda, with AWS's figures; or local, this machine with the emulator's.
 

@@ -347,7 +347,7 @@ CALLS = {
     "unlock all": lambda epochs: (epochs.locked_all(), [epochs.unlocked(n) for n in range(2)]),
     "flush": lambda epochs: epochs.locked(1, "Flush"),
     "flush all": lambda epochs: epochs.passive("Flush_all"),
-    "put": lambda epochs: epochs.check(1, "Put"),
+    "put": lambda epochs: (epochs.check(1, "Put"), setattr(epochs, "used", True)),
     "free": lambda epochs: epochs.freeable(),
 }
 

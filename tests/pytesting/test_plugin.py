@@ -66,7 +66,8 @@ def test_a_test_is_reported_once_with_the_ranks_on_which_it_fails(tmp_path: Path
     done = _run(tmp_path, [*SMPIRUN, *PYTEST, "test_it.py"])
     assert done.returncode == 1
     assert _counts(done) == {"failed": 1, "passed": 4, "skipped": 3, "xfailed": 1}
-    assert done.stdout.count("assert 1 != 1") == 3  # the line, the summary of ranks, pytest's own
+    # the line, the summary of ranks, pytest's own summary, which is longer where CI is set
+    assert done.stdout.count("assert 1 != 1") in (3, 4)
     assert "---- rank 1 ----" in done.stdout and "---- ranks 0, 2: no failure ----" in done.stdout
     assert "Captured stdout call, rank 1" in done.stdout and "printed by 1" in done.stdout
     assert "printed by 0" not in done.stdout

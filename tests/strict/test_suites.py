@@ -6,6 +6,7 @@ may lose, change or repeat a message.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from serverless_mpi.metering import Meter
 from serverless_mpi.testing import check_channel
 from serverless_mpi.testing.channels import CHECKS
 from tests.channels.test_contract import on_a_directory_bucket
+from tests.harness import GIVE_UP_S
 from tests.launch.lambda_stack import Deployed, smpi
 from tests.strict.call import Request
 from tests.strict.express import Express
@@ -131,6 +133,9 @@ def test_an_event_that_became_too_old_ends_the_job(front: Front) -> None:
         world.settings = usual
         facts.ages.update(ages)
     assert done.returncode == 1 and "was throttled" in done.stderr, done.stderr
+    deadline = time.monotonic() + GIVE_UP_S  # the function goes on after the launcher has heard it
+    while "s3.PutObject" not in world.calls["smpi-report"] and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert world.calls["smpi-report"] >= {"s3.PutObject", "sqs.SendMessageBatch"}
 
 
