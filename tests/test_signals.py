@@ -220,6 +220,7 @@ _STAR_CALLS = {
     "Group.Intersection",
     "Group.Difference",
     "Info.pop",
+    "Exporting.__copy__",
 }
 
 

@@ -160,12 +160,13 @@ for number in range(110):
     if number == 10:  # also a shared one, whose object still exists
         before = state()
 after = state()
-print(before == after, after[2])
+more = [later - earlier for earlier, later in zip(before, after) if later > earlier]
+print(more, after[2])  # fewer: of two connections to a rank, one was closed in between
 """
 
 
 def test_windows_leave_no_thread_no_descriptor_and_no_service(tmp_path: Path) -> None:
-    assert _run(tmp_path, 2, "direct", LEAKS) == ["True 0"] * 2
+    assert _run(tmp_path, 2, "direct", LEAKS) == ["[] 0"] * 2
 
 
 DEADLOCK = """\

@@ -113,8 +113,8 @@ def test_a_delay_of_40_ms_is_measured_and_changes_what_is_chosen(ministack_endpo
         if len(right) == len(REQUESTS):
             break
     assert right.keys() == set(REQUESTS), (measured, seen_s)
-    figures = figures.changed(right)  # a busy machine may have spoilt one in the last attempt
     assert figures.network_Bps != AWS.network_Bps and figures.kernel_per_s.value > 0
+    figures = AWS.changed(right)  # bandwidths of a busy machine are not what is tested
     slower, emulator = HybridChannel.cost_by(figures, PRICES), HybridChannel.emulator_figures
     assert emulator is None
     costs = (slower, *(HybridChannel.cost(aws=aws, prices=PRICES) for aws in (True, False)))
