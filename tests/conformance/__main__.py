@@ -35,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--modules",
         default="promised",
-        help="names with commas; promised (default), short (promised, without those that take"
-        " minutes) or all",
+        help="names with commas; promised (default), short (promised, without the modules and"
+        " cases that take minutes) or all",
     )
     parser.add_argument(
         "--cases",
@@ -74,7 +74,7 @@ def _modules(text: str) -> list[str]:
     if text in ("promised", "all"):
         return list(suite.PROMISED) if text == "promised" else suite.modules()
     if text == "short":
-        return [name for name in suite.PROMISED if name not in suite.LONG]
+        return [name for name in suite.PROMISED if f"{name}.*" not in suite.LONG]
     names = [name if name.startswith("test_") else f"test_{name}" for name in text.split(",")]
     unknown = set(names) - set(suite.modules())
     if unknown:
@@ -85,7 +85,7 @@ def _modules(text: str) -> list[str]:
 
 
 def _real(
-    size: int, modules: Sequence[str], limit: float, pattern: str, cached: bool
+    size: int, modules: Sequence[str], limit: float, cases: suite.Cases, cached: bool
 ) -> dict[str, Module]:
     """The real MPI's outcomes, run now, or with `cached` those of an earlier run."""
     folder = suite.cache() / f"mpich-{version('mpich')}"
@@ -96,13 +96,19 @@ def _real(
             kinds = json.loads(store.read_text())
             found[module] = Module({case: Outcome(kind) for case, kind in kinds.items()})
     missing = [module for module in modules if module not in found]
-    run = jobs.run(jobs.mpiexec(), size, missing, limit, pattern)
-    for module, now in run.items() if pattern == "*" else ():
+    run = jobs.run(jobs.mpiexec(), size, missing, limit, cases)
+    for module, now in run.items() if cases == suite.Cases() else ():
         folder.mkdir(parents=True, exist_ok=True)
         kinds = {case: outcome.kind for case, outcome in now.outcomes.items()}
         draft = stores[module].with_suffix(f".{os.getpid()}")  # another run may read it now
         draft.write_text(json.dumps(kinds))
         draft.replace(stores[module])
+    for module in found.values():
+        module.outcomes = {
+            case: outcome
+            for case, outcome in module.outcomes.items()
+            if case.startswith("(") or cases.cover(case)
+        }
     return found | run
 
 
@@ -187,6 +193,7 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(words)
     limit = asked.limit or CASE_LIMIT_S.get(asked.channel, CASE_LIMIT_REQUESTS_S)
     modules = _modules(asked.modules)
+    cases = suite.Cases(asked.cases, suite.LONG if asked.modules == "short" else ())
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         endpoint = None
@@ -198,11 +205,11 @@ def main(words: Sequence[str] | None = None) -> int:
         table = Table(launcher.name, asked.verbose)
         for size in map(int, asked.np.split(",")):
             excused = [line.pattern for line in table.listed if line.at(size)]
-            here = jobs.run(launcher, size, modules, limit, asked.cases, excused)
+            here = jobs.run(launcher, size, modules, limit, cases, excused)
             real = {}
             if not asked.no_mpich:
-                real = _real(size, modules, limit, asked.cases, asked.cached_mpich)
-            if asked.record and asked.cases == "*":
+                real = _real(size, modules, limit, cases, asked.cached_mpich)
+            if asked.record and cases == suite.Cases():
                 recorded.write(size, real)
             for module in modules:
                 table.add(module, size, here[module], real.get(module))

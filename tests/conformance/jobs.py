@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conformance import suite
+from tests.conformance.suite import Cases
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parent.parent.parent
@@ -76,7 +77,7 @@ def run(
     size: int,
     modules: Sequence[str],
     limit: float,
-    pattern: str = "*",
+    cases: Cases = Cases(),
     excused: Sequence[str] = (),
 ) -> dict[str, Module]:
     """What each module's cases on `size` ranks came to.
@@ -85,6 +86,7 @@ def run(
     """
     found = {module: Module() for module in modules}
     left, first = list(modules), 0
+    chosen = (cases.pattern, ",".join(cases.without))
     environ = {
         **{
             name: os.environ[name]
@@ -98,7 +100,7 @@ def run(
         with tempfile.TemporaryDirectory() as out:
             words = [str(WORKER), str(suite.folder()), out, ",".join(left), str(first), str(limit)]
             done = subprocess.run(
-                [*launcher.command(size), *words, pattern, *excused],
+                [*launcher.command(size), *words, *chosen, *excused],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import __main__ as command
-from tests.conformance import exceptions, jobs, recorded
+from tests.conformance import exceptions, jobs, recorded, suite
 from tests.conformance.jobs import Module, Outcome
 from tests.harness import mpirun
 
@@ -49,6 +49,14 @@ def test_a_part_of_it_passes_over_queues_and_objects(capsys: pytest.CaptureFixtu
         ["--np", "3", "--channel", "hybrid", "--modules", modules, "--cached-mpich", "-v"]
     )
     assert code == 0, capsys.readouterr().out
+
+
+def test_short_leaves_out_whole_modules_and_single_cases() -> None:
+    cases = suite.Cases("test_[ac]*", ("test_a.*", "test_c.*Dup.*"))
+    named = ("test_a.A.one", "test_b.B.one", "test_c.C.one", "test_c.CDup.one")
+    assert [case for case in named if cases.cover(case)] == ["test_c.C.one"]
+    short = command._modules("short")
+    assert "test_io" not in short and "test_cco_buf" in short
 
 
 def test_what_is_recorded_is_of_one_version(

@@ -1,8 +1,9 @@
 """One rank of a run: the cases of test modules one after the other, each outcome a line of JSON in this rank's file.
 
-Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULES FIRST LIMIT PATTERN [EXCUSED ...]`: TESTS is the suite's
+Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULES FIRST LIMIT PATTERN WITHOUT [EXCUSED ...]`: TESTS is the suite's
 folder, MODULES names with commas, FIRST the number of the case of the first module to begin with, LIMIT the seconds after which a
-case counts as hanging and this process ends; of those that a pattern in EXCUSED matches, a tenth of that is enough.
+case counts as hanging and this process ends; of those that a pattern in EXCUSED matches, a tenth of that is enough. Cases
+that PATTERN matches run, except for those that one of WITHOUT, patterns with commas, matches.
 """
 
 from __future__ import annotations
@@ -107,7 +108,14 @@ def cases(suite: Any) -> list[unittest.TestCase]:
 
 
 def main(
-    tests: str, out: str, modules: str, first: str, limit: str, pattern: str, *excused: str
+    tests: str,
+    out: str,
+    modules: str,
+    first: str,
+    limit: str,
+    pattern: str,
+    without: str,
+    *excused: str,
 ) -> None:
     sys.path.insert(0, tests)
     sys.dont_write_bytecode = True
@@ -120,7 +128,12 @@ def main(
     for module in modules.split(","):
         recorder.module(module, begin)
         every = cases(unittest.defaultTestLoader.loadTestsFromName(module))
-        chosen = [case for case in every if fnmatch.fnmatchcase(case.id(), pattern)]
+        chosen = [
+            case
+            for case in every
+            if fnmatch.fnmatchcase(case.id(), pattern)
+            and not any(fnmatch.fnmatchcase(case.id(), left) for left in without.split(","))
+        ]
         recorder.numbers = {case.id(): number for number, case in enumerate(chosen)}
         suite = unittest.TestSuite()
         suite.addTests(chosen[begin:])
