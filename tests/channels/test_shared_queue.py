@@ -80,7 +80,7 @@ def test_each_rank_gets_its_own_frames_and_a_function_one_message_of_each(cloud:
         assert _read(d, 2) == [b"all", b"for d"]
         assert _read(c, 1) == [b"all"] and _read(e, 2) == [b"all", b"x" * 150_000]
         e.put([_frame(b"back", 0, 1, 2)])  # a publish: to two queues
-        assert list(cloud.queues) and _read(sender, 1) == [b"back"]
+        assert list(cloud.queues) and _read(sender, 1) == [b"back"] == _read(c, 1)
     assert not any(cloud.queues.values())
 
 

@@ -1,8 +1,10 @@
-"""A job of 8 ranks: the engine on 1, 2, 3, 5 and 8 of them in every mode, against the serial
-kernel.
+"""A job of 8 ranks: the engine on 1, 2, 3, 5 and 8 of them, or on numbers given as arguments, in
+every mode, against the serial kernel.
 """
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 
@@ -21,11 +23,11 @@ def main() -> None:
     x[:, ::9] = 0
     whole = serial_forward(list(network), x, BIAS)
     living = np.flatnonzero((whole != 0).any(axis=0))
-    for size, method in METHODS.items():
+    for size in map(int, sys.argv[1:] or METHODS):
         comm = world.Split(0 if world.rank < size else MPI.UNDEFINED, world.rank)
         if world.rank >= size:
             continue
-        owners = partition.make(network, size, method)
+        owners = partition.make(network, size, METHODS[size])
         parts = partition.build(network, owners, comm.rank)
         share = x[owners.rows(0, comm.rank)]
         for batches, accumulate in ((1, False), (3, False), (1, True)):

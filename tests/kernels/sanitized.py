@@ -57,7 +57,7 @@ def build(folder: str | Path) -> Path:
     assert command is not None
     words = [
         *(command, "-S", str(ROOT), "-B", str(folder)),
-        *("-DSPDNN_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_C_FLAGS=-O1"),
+        *("-DSPDNN_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_C_FLAGS=-O0"),
         *("-DSPDNN_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}"),
     ]
     for one in (words, [command, "--build", str(folder), "--parallel", "2"]):

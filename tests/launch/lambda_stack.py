@@ -13,7 +13,7 @@ from serverless_mpi.launch.invocation import Invocation, Task
 from serverless_mpi.stack.stack import Stack
 from tests.harness import GIVE_UP_S, ROOT, smpirun
 
-RANKS = 16
+RANKS = 8
 SIZES = (512, 1024)
 
 

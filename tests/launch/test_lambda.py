@@ -84,7 +84,7 @@ def script(tmp_path: Path):  # type: ignore[no-untyped-def]
     return write
 
 
-def test_hello_on_16_ranks_with_its_bill(deployed: Deployed) -> None:
+def test_hello_on_8_ranks_with_its_bill(deployed: Deployed) -> None:
     done = deployed.run("-n", RANKS, "--stats", "json", "examples/hello.py")
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
