@@ -35,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--modules",
         default="promised",
-        help="names with commas; promised (default), short (promised, without the modules and"
-        " cases that take minutes) or all",
+        help="names with commas; promised (default), short (promised, without the modules,"
+        " cases and kinds of arrays that take minutes) or all",
     )
     parser.add_argument(
         "--cases",
@@ -193,7 +193,9 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(words)
     limit = asked.limit or CASE_LIMIT_S.get(asked.channel, CASE_LIMIT_REQUESTS_S)
     modules = _modules(asked.modules)
-    cases = suite.Cases(asked.cases, suite.LONG if asked.modules == "short" else ())
+    cases = suite.Cases(asked.cases)
+    if asked.modules == "short":
+        cases = suite.Cases(asked.cases, suite.LONG, suite.SHORT_ARRAYS)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         endpoint = None

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def run(
     """
     found = {module: Module() for module in modules}
     left, first = list(modules), 0
-    chosen = (cases.pattern, ",".join(cases.without))
+    chosen = json.dumps(asdict(cases))
     environ = {
         **{
             name: os.environ[name]
@@ -100,7 +100,7 @@ def run(
         with tempfile.TemporaryDirectory() as out:
             words = [str(WORKER), str(suite.folder()), out, ",".join(left), str(first), str(limit)]
             done = subprocess.run(
-                [*launcher.command(size), *words, *chosen, *excused],
+                [*launcher.command(size), *words, chosen, *excused],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

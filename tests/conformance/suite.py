@@ -46,6 +46,9 @@ LONG = (
 )
 
 
+SHORT_ARRAYS = ("numpy",)
+
+
 @dataclass(frozen=True)
 class Cases:
     """Which cases run, by patterns of their full names (module.class.method).
@@ -56,10 +59,14 @@ class Cases:
         Only those that it matches.
     without
         Except for those that one of these matches.
+    arrays
+        Kinds of arrays whose buffers are sent where a case sends one of each ("numpy", "array"), all
+        if it is empty; as `--no-array` of the suite's own command.
     """
 
     pattern: str = "*"
     without: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
 
     def cover(self, case: str) -> bool:
         """Whether a case runs."""

@@ -1,9 +1,9 @@
 """One rank of a run: the cases of test modules one after the other, each outcome a line of JSON in this rank's file.
 
-Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULES FIRST LIMIT PATTERN WITHOUT [EXCUSED ...]`: TESTS is the suite's
+Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULES FIRST LIMIT CASES [EXCUSED ...]`: TESTS is the suite's
 folder, MODULES names with commas, FIRST the number of the case of the first module to begin with, LIMIT the seconds after which a
-case counts as hanging and this process ends; of those that a pattern in EXCUSED matches, a tenth of that is enough. Cases
-that PATTERN matches run, except for those that one of WITHOUT, patterns with commas, matches.
+case counts as hanging and this process ends; of those that a pattern in EXCUSED matches, a tenth of that is enough. CASES is
+a `Cases` of suite.py as JSON.
 """
 
 from __future__ import annotations
@@ -98,24 +98,17 @@ class Recorder(unittest.TestResult):
         self._worse("fail", "unexpected success")
 
 
-def cases(suite: Any) -> list[unittest.TestCase]:
+def cases_of(suite: Any) -> list[unittest.TestCase]:
     """The cases of a suite, in the order they run in."""
     return (
         [suite]
         if isinstance(suite, unittest.TestCase)
-        else [case for part in suite for case in cases(part)]
+        else [case for part in suite for case in cases_of(part)]
     )
 
 
 def main(
-    tests: str,
-    out: str,
-    modules: str,
-    first: str,
-    limit: str,
-    pattern: str,
-    without: str,
-    *excused: str,
+    tests: str, out: str, modules: str, first: str, limit: str, cases: str, *excused: str
 ) -> None:
     sys.path.insert(0, tests)
     sys.dont_write_bytecode = True
@@ -124,15 +117,18 @@ def main(
     recorder = Recorder(Path(out), float(limit), excused)
     faulthandler.dump_traceback_later(60 + float(limit), exit=True, file=recorder._traces)
     importlib.import_module("mpi4py.MPI")
+    choice = json.loads(cases)
+    backends = importlib.import_module("arrayimpl").ArrayBackends
+    backends[:] = [one for one in backends if one.backend in (choice["arrays"] or [one.backend])]
     begin = int(first)
     for module in modules.split(","):
         recorder.module(module, begin)
-        every = cases(unittest.defaultTestLoader.loadTestsFromName(module))
+        every = cases_of(unittest.defaultTestLoader.loadTestsFromName(module))
         chosen = [
             case
             for case in every
-            if fnmatch.fnmatchcase(case.id(), pattern)
-            and not any(fnmatch.fnmatchcase(case.id(), left) for left in without.split(","))
+            if fnmatch.fnmatchcase(case.id(), choice["pattern"])
+            and not any(fnmatch.fnmatchcase(case.id(), left) for left in choice["without"])
         ]
         recorder.numbers = {case.id(): number for number, case in enumerate(chosen)}
         suite = unittest.TestSuite()
