@@ -23,12 +23,11 @@ that mostly sleep on one core, and moves one of two that run.
 
 Invariants:
 
-- On TCP nothing protects lengths from an attacker between two machines.  A frame
-  longer than MAX_FRAME_BYTES, or a wrong farewell, breaks the connection before any
-  memory is allocated for it.
-- Only the user's own processes can connect to a Unix socket, so the transport is
-  trusted (see `Limits`): the body of a long frame is received into the memory of
-  the receive that waits for it.
+- Only the user's own processes can connect to a Unix socket, and what goes by TCP is
+  encrypted and authenticated (`sealing.py`), so the transport is trusted (see `Limits`):
+  the body of a long frame is received into the memory of the receive that waits for it.
+- A frame longer than MAX_FRAME_BYTES, or a wrong farewell, breaks the connection before
+  any memory is allocated for it.
 - What a rank wrote into a ring before it said goodbye, or died, is taken before that is noticed.
 - A put whose socket is full reads meanwhile, unless a get does, so two ranks that
   send to each other do not deadlock.
@@ -38,6 +37,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import importlib.util
 import os
 import select
 import socket
@@ -46,7 +46,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serverless_mpi.channels.base import (
     Channel,
@@ -57,13 +57,17 @@ from serverless_mpi.channels.base import (
     OutgoingFrame,
 )
 from serverless_mpi.channels.buffers import uninitialized
-from serverless_mpi.channels.handshake import Acceptor, authenticate
+from serverless_mpi.channels.handshake import Acceptor, Secrets, authenticate
 from serverless_mpi.channels.ring import MOST_BYTES, RingReader, RingWriter, barrier, usable
-from serverless_mpi.channels.sockets import Waker, write
+from serverless_mpi.channels.sockets import StreamError, Waker, write
 from serverless_mpi.core.tags import TAG_BYTES, same
 from serverless_mpi.core.wire import HEADER_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
+from serverless_mpi.plugins import resolve
+
+if TYPE_CHECKING:
+    from serverless_mpi.channels.sealing import SealedStream, Sealer
 
 MAX_FRAME_BYTES = 16 << 20  # so that verifying one frame overlaps receiving the next
 AHEAD_BYTES = 64 << 10  # of a receive buffer: one recv takes many small frames
@@ -87,6 +91,8 @@ FIGURES = CostParameters(
 )
 SLICE_S = 0.02  # a put that waits checks this often whether a get reads
 
+INSTALL = 'pip install "serverless-mpi[links]"'
+SEALING = "serverless_mpi.channels.sealing"
 LENGTH = struct.Struct("<Q")
 GOODBYE = (1 << 64) - 1
 RING = (1 << 64) - 2  # first on a connection: the memory of a ring comes with it
@@ -112,7 +118,12 @@ class _Incoming:
     """An authenticated connection from `rank`: bytes in, frames out."""
 
     def __init__(
-        self, sock: socket.socket, rank: int, farewell: bytes, may_ring: bool = False
+        self,
+        sock: socket.socket,
+        rank: int,
+        farewell: bytes,
+        may_ring: bool = False,
+        stream: SealedStream | None = None,
     ) -> None:
         self.sock = sock
         self.ring: RingReader | None = None
@@ -122,7 +133,8 @@ class _Incoming:
         self.fault = "broke without a goodbye"  # otherwise, in an error text
         self._farewell = farewell
         self._ahead = memoryview(bytearray(AHEAD_BYTES))
-        self._recv_into = sock.recv_into
+        self._sealed = stream is not None
+        self._recv_into: Callable[[memoryview], int] = (stream or sock).recv_into
         self._have = 0  # bytes in _ahead that are not part of a frame yet
         self._long: Delivery | None = None  # a frame that is too long for _ahead,
         self._body = _NOTHING  # the memory that receives it,
@@ -141,7 +153,9 @@ class _Incoming:
                 got = self._recv_into(free)
             except BlockingIOError:
                 return True
-            except OSError:
+            except OSError as error:
+                if isinstance(error, StreamError):
+                    self.fault = str(error)
                 return False
             if got == 0:
                 return False
@@ -149,14 +163,17 @@ class _Incoming:
                 self._have += got
                 if not self._cut(inbox, land):
                     return False
-                if self._long is None and got < len(free):
-                    return True  # the socket is drained: no need to ask again
+                more = self._long is not None or got == len(free)
             else:
                 self._filled += got
-                if self._filled == len(self._body):
+                more = self._filled < len(self._body)
+                if not more:
                     inbox.append(self._long)
                     self._long, self._body = None, _NOTHING
-                    return True
+            # A socket that is drained need not be asked again, and the poll reports one that is
+            # not.  It does not know of what a stream has decrypted.
+            if not (more or self._sealed):
+                return True
 
     def _open(self, land: Land) -> bool:
         """Receive the first bytes of a connection, which may bring a ring."""
@@ -237,7 +254,7 @@ class DirectChannel(Channel):
     by TCP; Unix sockets without it.
     """
 
-    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False)
+    limits = Limits(max_frame_bytes=MAX_FRAME_BYTES, async_put=False, trusted_transport=True)
     figures = FIGURES
     options = frozenset({"host"})
     platforms = frozenset({"local"})  # a function of Lambda accepts no connections
@@ -260,9 +277,11 @@ class DirectChannel(Channel):
         Raises
         ------
         ChannelError
-            The host is not an address of this machine.
+            The host is not an address of this machine, or the package that encrypts is missing.
         """
         host = spec.settings.get("host")
+        if host is not None and importlib.util.find_spec("cryptography") is None:
+            raise ChannelError(f"--host needs the package cryptography, which encrypts: {INSTALL}")
         bound: list[socket.socket] = []
         addresses = []
         try:
@@ -304,7 +323,7 @@ class DirectChannel(Channel):
         self._addresses = [_address(text) for text in spec.settings["addresses"].split()]
         self.figures = replace(FIGURES, parallelism=int(spec.settings.get("lanes", "0")))
         unix = all(isinstance(address, str) for address in self._addresses)
-        self.limits = replace(self.limits, trusted_transport=unix)
+        self._seals = not unix
         (fd,) = self.inherited(spec)
         try:
             listener = socket.socket(fileno=fd)
@@ -325,6 +344,7 @@ class DirectChannel(Channel):
         self._turn = 0  # of reading, see SOCKETS_EVERY
         self._outgoing: dict[int, socket.socket] = {}
         self._farewells: dict[int, bytes] = {}  # of the outgoing connections
+        self._sealers: dict[int, Sealer] = {}  # of those by TCP
         self._put_lock = threading.Lock()
         self._counts: list[int] | None = None  # of puts, in the meter
         self._get_lock = threading.Lock()  # held while reading: by a get, or a put that waits
@@ -368,7 +388,7 @@ class DirectChannel(Channel):
     def _write_short(self, dest: int, data: bytes) -> None:
         """Under the put lock: write a short frame to a socket."""
         try:
-            sent = self._outgoing[dest].send(data)
+            sent = 0 if self._seals else self._outgoing[dest].send(data)
         except (KeyError, OSError):  # not connected, full or broken: `_send` finds out
             sent = 0
         if sent < len(data):
@@ -418,6 +438,8 @@ class DirectChannel(Channel):
                         raise
                     self._gone.add(dest)
                     del pending[dest]
+        for dest in pending if self._seals else ():
+            pending[dest] = self._sealers[dest].seal(pending[dest])
         while True:
             for dest in list(pending):
                 if self._write(dest, pending[dest]):
@@ -483,7 +505,7 @@ class DirectChannel(Channel):
             ) from error
         try:
             sock.setblocking(False)
-            self._farewells[dest] = authenticate(
+            secrets = authenticate(
                 sock, spec, dest, lambda: self._wait({sock.fileno(): select.POLLIN})
             )
         except OSError as error:
@@ -494,7 +516,10 @@ class DirectChannel(Channel):
         except BaseException:
             sock.close()
             raise
-        if self._may_ring:
+        self._farewells[dest] = secrets.farewell
+        if self._seals:
+            self._sealers[dest] = resolve(f"{SEALING}:Sealer")(secrets.key)
+        elif self._may_ring:
             self._pass_ring(sock, dest)
         return sock
 
@@ -513,9 +538,10 @@ class DirectChannel(Channel):
 
     # -- receiving
 
-    def _admit(self, sock: socket.socket, rank: int, farewell: bytes) -> None:
+    def _admit(self, sock: socket.socket, rank: int, secrets: Secrets) -> None:
         """Take over an authenticated connection; the acceptor's thread calls this."""
-        self._fresh.append(_Incoming(sock, rank, farewell, self._may_ring))
+        stream = resolve(f"{SEALING}:SealedStream")(sock, secrets.key) if self._seals else None
+        self._fresh.append(_Incoming(sock, rank, secrets.farewell, self._may_ring, stream))
         self._waker.wake()
 
     def get(self, max_wait_s: float, wanted: Callable[[], list[ExpectedFrame]]) -> list[Delivery]:

@@ -3,9 +3,10 @@
 The connector sends HELLO (magic, job, its rank, the rank that it wants, nonce); the
 acceptor answers with a nonce and a proof; the connector answers with a proof.  Both
 proofs are tags made with the job's key (`core.tags`) over HELLO and the acceptor's
-nonce, so neither can be replayed.  A third tag over them, the farewell, ends the
-connection: only the connector can state that nothing follows.  On a Unix socket the
-kernel also names the peer's user, which must be this one.
+nonce, so neither can be replayed.  Two more tags over them are the connection's secrets:
+the farewell, which ends it, so that only the connector can state that nothing follows,
+and the key by which TCP is encrypted.  On a Unix socket the kernel also names the
+peer's user, which must be this one.
 
 Invariants:
 
@@ -28,6 +29,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from serverless_mpi.core.tags import PROOF_BYTES, Purpose, make, same
 from serverless_mpi.errors import ChannelError
@@ -47,19 +49,27 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 _GONE = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
 
 
-def farewell(key: bytes, hello: bytes, nonce: bytes) -> bytes:
-    """Return the tag that ends the connection of this handshake.
+class Secrets(NamedTuple):
+    """What the two ends of one connection know, and nobody else."""
 
-    Parameters
-    ----------
-    key
-        The job's key.
-    hello
-        The HELLO of the connecting rank, as it was sent.
-    nonce
-        The nonce of the answering rank.
-    """
-    return make(key, Purpose.GOODBYE, hello + nonce)
+    farewell: bytes  # ends the connection
+    key: bytes  # 32 bytes, for encryption
+
+    @classmethod
+    def of(cls, key: bytes, hello: bytes, nonce: bytes) -> Secrets:
+        """Return the secrets of the connection of a handshake.
+
+        Parameters
+        ----------
+        key
+            The job's key.
+        hello
+            The HELLO of the connecting rank, as it was sent.
+        nonce
+            The nonce of the answering rank.
+        """
+        covered = hello + nonce
+        return cls(make(key, Purpose.GOODBYE, covered), make(key, Purpose.STREAM_KEY, covered, 32))
 
 
 def same_user(sock: socket.socket) -> bool:
@@ -78,7 +88,9 @@ def same_user(sock: socket.socket) -> bool:
     return bool(uid == os.geteuid())
 
 
-def authenticate(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], None]) -> bytes:
+def authenticate(
+    sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[], None]
+) -> Secrets:
     """Do the handshake as the connector.
 
     Parameters
@@ -94,7 +106,7 @@ def authenticate(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[
 
     Returns
     -------
-    The farewell of the connection.
+    The secrets of the connection.
 
     Raises
     ------
@@ -125,7 +137,7 @@ def authenticate(sock: socket.socket, spec: JobSpec, dest: int, wait: Callable[[
             f"the process that answers for rank {dest} does not know the key of this job"
         )
     sock.send(make(spec.key, Purpose.CONNECT, hello + nonce, PROOF_BYTES))
-    return farewell(spec.key, hello, nonce)
+    return Secrets.of(spec.key, hello, nonce)
 
 
 class _PendingConnection:
@@ -136,7 +148,7 @@ class _PendingConnection:
         self.deadline = deadline
         self.received = b""
         self.expected = b""  # the peer's proof; empty until HELLO is answered
-        self.farewell = b""
+        self.secrets = Secrets(b"", b"")
         self.rank = -1
 
 
@@ -150,14 +162,14 @@ class Acceptor(threading.Thread):
     listener
         The rank's listening socket; the thread closes it.
     admit
-        Called as admit(socket, rank, farewell) in the thread; takes over the connection.
+        Called as admit(socket, rank, secrets) in the thread; takes over the connection.
     """
 
     def __init__(
         self,
         spec: JobSpec,
         listener: socket.socket,
-        admit: Callable[[socket.socket, int, bytes], None],
+        admit: Callable[[socket.socket, int, Secrets], None],
     ) -> None:
         super().__init__(name="smpi-direct-accept", daemon=True)
         self._spec = spec
@@ -288,7 +300,7 @@ class Acceptor(threading.Thread):
         reply = nonce + make(spec.key, Purpose.ACCEPT, hello + nonce, PROOF_BYTES)
         pending.rank = source
         pending.expected = make(spec.key, Purpose.CONNECT, hello + nonce, PROOF_BYTES)
-        pending.farewell = farewell(spec.key, hello, nonce)
+        pending.secrets = Secrets.of(spec.key, hello, nonce)
         try:
             sent = pending.sock.send(reply)
         except OSError:
@@ -301,6 +313,6 @@ class Acceptor(threading.Thread):
         """Admit a connection whose peer has sent the expected proof."""
         if same(proof, pending.expected):
             self._release(pending)
-            self._admit(pending.sock, pending.rank, pending.farewell)
+            self._admit(pending.sock, pending.rank, pending.secrets)
         else:
             self._drop(pending)

@@ -13,6 +13,10 @@ from collections.abc import Sequence
 IOV_MAX = 512  # pieces per sendmsg; Linux allows 1024
 
 
+class StreamError(OSError):
+    """A connection carried what no honest peer sends; the text continues a sentence about it."""
+
+
 def write(sock: socket.socket, views: collections.deque[memoryview]) -> bool:
     """Write what a nonblocking socket accepts; return whether nothing is left.
 

@@ -30,6 +30,7 @@ class Purpose(enum.Enum):
     ACCEPT = b"smpi accept"  # the acceptor's proof in a handshake
     CONNECT = b"smpi connect"  # the connecting side's proof
     GOODBYE = b"smpi goodbye"  # the proper end of a connection
+    STREAM_KEY = b"smpi stream key"  # makes the key of what a connection of `direct` encrypts
     READ_REPORT = b"smpi read report"  # which shared objects a rank has read
     STOP = b"smpi stop"  # the object that ends a job
     LINK_OFFER = b"smpi link offer"  # where a rank accepts a link

@@ -199,8 +199,8 @@ def _add_medium_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--host",
         metavar="ADDR",
-        help="channels direct and routed: listen on this address by TCP (default of direct: Unix"
-        " sockets)",
+        help="channels direct and routed: listen on this address by TCP, encrypted (default of"
+        " direct: Unix sockets)",
     )
     group.add_argument(
         "-ppn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import socket
 import threading
@@ -22,6 +23,7 @@ from serverless_mpi.channels.direct import (
     DirectChannel,
     _Incoming,
 )
+from serverless_mpi.channels.sealing import Sealer
 from serverless_mpi.core.tags import PROOF_BYTES, TAG_BYTES
 from serverless_mpi.errors import ChannelError
 from serverless_mpi.job import JobSpec
@@ -66,12 +68,51 @@ def hears_nothing(sock: socket.socket) -> bool:
         return True
 
 
-@pytest.mark.parametrize("host", [None, "127.0.0.1"])
-def test_only_tcp_needs_tags_over_bodies(job: Make, host: str | None) -> None:
-    a, b = job(**({} if host is None else {"host": host}))
-    assert a.limits.trusted_transport == (host is None)
-    a.put([frame(b"frame")])
-    assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"frame"]
+def test_what_goes_by_tcp_is_encrypted(job: Make) -> None:
+    a, b = job(host="127.0.0.1")
+    written: list[bytes] = []
+    a.put([frame(b"first")])  # connects
+    sock = a._outgoing[1]
+
+    class Tapped:
+        fileno = sock.fileno
+        close = sock.close
+
+        def sendmsg(self, views: list[memoryview]) -> int:
+            written.extend(map(bytes, views))
+            return sock.sendmsg(views)
+
+    a._outgoing[1] = Tapped()  # type: ignore[assignment]
+    bodies = [b"a short secret", b"a long secret " * 20_000]
+    for body in bodies:
+        a.put([frame(body)])
+    got: list[bytes] = []
+    while len(got) < 3:
+        got += [bytes(one.data) for one in b.get(GIVE_UP_S, list)]
+    assert got == [b"first", *bodies]
+    assert len(b"".join(written)) > sum(map(len, bodies)) and b"secret" not in b"".join(written)
+
+
+def test_a_record_that_was_changed_in_transit_is_not_delivered(job: Make) -> None:
+    _, b = job(host="127.0.0.1")
+    peer = Proven(b)
+    with peer.sock:
+        peer.send(LENGTH.pack(4) + b"true")
+        assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"true"]
+        header, payload = peer._sealer.seal([memoryview(LENGTH.pack(4) + b"evil")])
+        changed = bytearray(payload)
+        changed[9] ^= 1
+        peer.sock.sendall(bytes(header) + changed)
+        with pytest.raises(ChannelError, match="rank 0 vanished: .* damaged or changed in transit"):
+            b.get(GIVE_UP_S, list)
+
+
+def test_without_the_package_for_encryption_nothing_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ChannelError, match="--host needs the package cryptography"):
+        DirectChannel.provision(JobSpec.new(1, "direct", settings={"host": "127.0.0.1"}))
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
@@ -184,20 +225,26 @@ def test_a_body_is_received_into_the_users_array(nbytes: int) -> None:
         thread.join(GIVE_UP_S)
 
 
-def proven(channel: DirectChannel, rank: int = 0) -> tuple[socket.socket, bytes]:
-    """A connection to `channel` that rank `rank` has proven, and what ends it."""
-    sock = connect(channel._addresses[channel.spec.rank])
-    return sock, handshake.authenticate(
-        sock, channel.spec.with_rank(rank), channel.spec.rank, lambda: None
-    )
+class Proven:
+    """A connection by TCP to `channel` that rank 0 has proven."""
+
+    def __init__(self, channel: DirectChannel) -> None:
+        self.sock = connect(channel._addresses[channel.spec.rank])
+        spec = channel.spec.with_rank(0)
+        secrets = handshake.authenticate(self.sock, spec, channel.spec.rank, lambda: None)
+        self.farewell = secrets.farewell
+        self._sealer = Sealer(secrets.key)
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(b"".join(self._sealer.seal([memoryview(data)])))
 
 
 @pytest.mark.parametrize("nbytes", [MAX_FRAME_BYTES + 1, 1 << 33, 1 << 36, 1 << 63, GOODBYE - 1])
 def test_a_length_that_no_rank_sends_breaks_the_connection(job: Make, nbytes: int) -> None:
     _, b = job(host="127.0.0.1")
-    sock, _ = proven(b)
-    with sock:
-        sock.sendall(LENGTH.pack(4) + b"true" + LENGTH.pack(nbytes) + bytes(100))
+    peer = Proven(b)
+    with peer.sock:
+        peer.send(LENGTH.pack(4) + b"true" + LENGTH.pack(nbytes) + bytes(100))
         assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"true"]
         tracemalloc.start()
         try:
@@ -212,16 +259,16 @@ def test_a_length_that_no_rank_sends_breaks_the_connection(job: Make, nbytes: in
 
 def test_only_the_rank_itself_says_goodbye(job: Make) -> None:
     _, b = job(host="127.0.0.1")
-    (sock, farewell), (other, _) = proven(b), proven(b)
-    with sock, other:
-        sock.sendall(LENGTH.pack(4) + b"true" + LENGTH.pack(GOODBYE) + farewell[:5])
+    peer, other = Proven(b), Proven(b)
+    with peer.sock, other.sock:
+        peer.send(LENGTH.pack(4) + b"true" + LENGTH.pack(GOODBYE) + peer.farewell[:5])
         assert [bytes(one.data) for one in b.get(GIVE_UP_S, list)] == [b"true"]
-        sock.sendall(farewell[5:])
+        peer.send(peer.farewell[5:])
         while not b._ended:
             assert b.get(0.01, list) == []
-        assert hears_nothing(sock)  # b has closed it
+        assert hears_nothing(peer.sock)  # b has closed it
         assert b._ended == {0} and not b._lost
-        other.sendall(LENGTH.pack(GOODBYE) + farewell)  # another connection's
+        other.send(LENGTH.pack(GOODBYE) + peer.farewell)  # another connection's
         with pytest.raises(ChannelError, match="rank 0 .* carried a goodbye that the rank did not"):
             b.get(GIVE_UP_S, list)
 
