@@ -59,6 +59,8 @@ ENV_LOCAL_RANKS = "SMPI_LOCAL_RANKS"
 ENV_LINEAGE = "SMPI_LINEAGE"
 ENV_BEGUN = "SMPI_BEGUN"
 ENV_FORK = "SMPI_FORK"
+ENV_PARENT = "SMPI_PARENT"
+ENV_APPNUM = "SMPI_APPNUM"
 ENV_EXPLAIN = "SMPI_EXPLAIN"
 ENV_TRACE = "SMPI_TRACE"
 ENV_TERMINAL = "SMPI_INFER_TERMINAL"
@@ -124,6 +126,12 @@ VARIABLES = (
     Variable(
         ENV_FORK, LAUNCHER, "makes a Python process fork ranks: its socket to the launcher, as JSON"
     ),
+    Variable(
+        ENV_PARENT,
+        LAUNCHER,
+        "of a spawned rank: its link to the processes that spawned it, as JSON with the link's key",
+    ),
+    Variable(ENV_APPNUM, LAUNCHER, "number of the rank's program among those of the job"),
     Variable(ENV_EXPLAIN, LAUNCHER, "set if ranks note which algorithms were chosen (`--explain`)"),
     Variable(ENV_TRACE, LAUNCHER, "set if ranks write a trace (`--trace`)"),
     Variable(

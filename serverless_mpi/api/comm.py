@@ -30,10 +30,13 @@ from serverless_mpi.api.handle import Handle, forget, name_constant
 from serverless_mpi.api.info import Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
+from serverless_mpi.api.ports import engine
 from serverless_mpi.api.request import Request
 from serverless_mpi.core.envelope import TAG_UB, UNDEFINED
-from serverless_mpi.errors import ERR_COMM, MPIException, missing
+from serverless_mpi.errors import ERR_COMM, MPIException
+from serverless_mpi.job import parent_spec
 from serverless_mpi.runtime import Runtime
+from serverless_mpi.runtime.process import links, release
 
 # results of Get_topology, as well as UNDEFINED
 GRAPH = 1
@@ -154,7 +157,7 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
     def Get_group(self) -> Group:
         """Return this process's group."""
         self._live()
-        return group_of(self._state.ranks, self._runtime.rank, self._state.session)
+        return group_of(self._runtime, self._state.ranks, self._state.session)
 
     def Get_name(self) -> str:
         """Return the name of the communicator."""
@@ -283,7 +286,7 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
         if (a.remote is None) != (b.remote is None):
             return UNEQUAL
         results = [
-            Group.Compare(group_of(x, -1), group_of(y, -1))
+            Group.Compare(group_of(a.runtime, x), group_of(b.runtime, y))
             for x, y in ((a.ranks, b.ranks), (a.peers, b.peers))
         ]
         for result in (UNEQUAL, SIMILAR):
@@ -312,12 +315,30 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
         if state.attributes:
             self._delete_attributes()
         state.freed = state.unusable = True
+        for hidden in (state.internal, state.local):
+            if hidden is not None:
+                hidden.freed = True
         forget(state)
         self._ob = None
 
     def Disconnect(self) -> None:
-        """Free the communicator, as `Free` does; pending communication must be complete."""
-        self.Free()
+        """Free the communicator; all its processes call it, and return when all have called it.
+
+        A link to another job (Spawn, Accept) ends when all communicators that use it have been
+        disconnected. Pending communication must be complete.
+
+        References
+        ----------
+        MPI 4.1, section 11.5.3.
+        """
+        self._live()
+        runtime = self._runtime
+        try:
+            if runtime in links and not self._state.unusable:
+                self._agree(None)
+        finally:
+            self.Free()
+            release(runtime)
 
     # --- buffered sends ------------------------------------------------------
 
@@ -375,28 +396,48 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
         runtime: Runtime = self._runtime
         runtime.abort(errorcode or 1, f"rank {runtime.rank} called MPI.Comm.Abort({errorcode})")
 
-    # --- what is missing -----------------------------------------------------
+    # --- dynamic processes ---------------------------------------------------
 
     @classmethod
     def Get_parent(cls) -> Any:
-        """Return a null intercommunicator: this job was not spawned."""
-        return null_handle(Kind.INTER)
+        """Return the intercommunicator to the ranks that spawned this one.
+
+        Returns
+        -------
+        Intercomm
+            A null handle if this rank was not spawned, or has disconnected from them.
+
+        References
+        ----------
+        MPI 4.1, section 11.3.2.
+        """
+        return engine().parent() if parent_spec() is not None else null_handle(Kind.INTER)
 
     @classmethod
-    def Join(cls, fd: int) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported.
+    def Join(cls, fd: int) -> Any:
+        """Return the intercommunicator to the process at the other end of a socket.
 
         Parameters
         ----------
         fd
-            Not used.
+            Descriptor of a connected stream socket, on which nothing is under way; borrowed. The
+            other process calls this, too.
+
+        Returns
+        -------
+        Intercomm
+            A null handle if the other process is not one of this user on this machine.
 
         Raises
         ------
-        MissingError
-            Always.
+        MPIException
+            ERR_ARG: something else than Join is at the other end.
+
+        References
+        ----------
+        MPI 4.1, section 11.5.4.
         """
-        raise missing("Comm.Join (dynamic processes)")
+        return engine().join(fd)
 
 
 COMM_NULL: Comm = name_constant(Comm(), "COMM_NULL")

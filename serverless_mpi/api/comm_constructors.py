@@ -393,7 +393,7 @@ class CommConstructors(Attributed):
 
     def _check_group(self, group: Group) -> tuple[int, ...]:
         """The ranks of a group; ERR_GROUP if some are not in the communicator."""
-        ranks = group_ranks(group)
+        ranks = group_ranks(group, self._state.runtime)
         if not set(ranks) <= set(self._state.ranks):
             raise MPIException(
                 ERR_GROUP, "the group has processes that are not in the communicator"

@@ -21,9 +21,13 @@ from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
 from serverless_mpi.runtime import Runtime
 from serverless_mpi.runtime.operation import Operation, any_done
+from serverless_mpi.runtime.process import links
 from serverless_mpi.signals import uninterrupted
 
 Finish = Callable[[Operation, Status], Any]
+
+# how often a thread looks at requests of several jobs for which it waits
+LEAST_PAUSE_S, LONGEST_PAUSE_S = 0.0005, 0.008
 
 
 class Pending:
@@ -763,7 +767,10 @@ def _statuses(statuses: Sequence[Status] | None, count: int) -> list[Status]:
 
 
 def _operations(requests: Sequence[Request]) -> tuple[Runtime | None, list[Operation]]:
-    """The runtime and the active operations of requests."""
+    """The runtime and the active operations of requests.
+
+    They may have several runtimes, those of links (runtime/process.py): the first one is returned.
+    """
     operations, runtime = [], None
     for request in requests:
         pending = request._ob
@@ -776,8 +783,15 @@ def _operations(requests: Sequence[Request]) -> tuple[Runtime | None, list[Opera
 def _wait(requests: Sequence[Request], all: bool) -> None:
     """Wait until all, or any, of the operations are done."""
     runtime, operations = _operations(requests)
-    if runtime is not None:
+    if runtime is None:
+        return
+    if not links or len(requests) == 1:
         runtime.wait(operations, all=all)
+        return
+    # Agents complete the operations of the other runtimes, but do not wake this thread.
+    pause = LEAST_PAUSE_S
+    while not runtime.wait(operations, all=all, timeout=pause):
+        pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def _test(requests: Sequence[Request], over: Callable[[Sequence[Operation]], bool]) -> bool:
@@ -786,6 +800,10 @@ def _test(requests: Sequence[Request], over: Callable[[Sequence[Operation]], boo
     if runtime is None or over(operations):
         return True
     runtime.progress()
+    if links:
+        for other in {request._ob.runtime for request in requests if request._ob is not None}:
+            if other is not None and other is not runtime:
+                other.progress()
     return over(operations)
 
 

@@ -25,7 +25,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -103,6 +103,7 @@ class Runtime(Serving):
         self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = (
             {} if ENV_EXPLAIN in os.environ else None
         )
+        self._names: tuple[Hashable, ...] = ()  # of a link: what its ranks are called outside of it
         self._forked = False  # this process is a child, and its parent is the rank
         host.watch_forks(self)
         self._recorder: Recorder | None = None
@@ -132,6 +133,45 @@ class Runtime(Serving):
             endpoint.on_send = None if recorder is None else recorder.sent
             endpoint.on_match = None if recorder is None else recorder.matched
             endpoint.on_step = None if recorder is None else recorder.step
+
+    def name_processes(self, names: Sequence[Hashable]) -> None:
+        """Give the processes of a link the names by which groups are compared.
+
+        Parameters
+        ----------
+        names
+            Of each rank of the link: its rank in this process's own job, or something else that is
+            not an integer.
+        """
+        self._names = tuple(names)
+
+    def names(self, ranks: Sequence[int]) -> Sequence[Any]:
+        """Return the names of ranks: the ranks themselves, except in a link.
+
+        Parameters
+        ----------
+        ranks
+            World ranks of this runtime.
+        """
+        return [self._names[rank] for rank in ranks] if self._names else ranks
+
+    def ranks(self, names: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the world ranks of processes, the reverse of `names`; -1 for unknown ones.
+
+        Parameters
+        ----------
+        names
+            Of processes, which need not be of this job or link.
+        """
+        if self._names:
+            ranks = {name: rank for rank, name in enumerate(self._names)}
+            return tuple(ranks.get(name, -1) for name in names)
+        return tuple(name if isinstance(name, int) else -1 for name in names)
+
+    def in_use(self) -> bool:
+        """Return whether a communicator that has not been freed, or a request, uses the runtime."""
+        owners = [reference() for reference in list(self._owners.values())]
+        return any(owner is not None and not getattr(owner, "freed", False) for owner in owners)
 
     def entered(self) -> Entry:
         """Return a context manager that holds the lock, as in every call of the runtime."""
