@@ -294,7 +294,6 @@ class JobSpec:
                 " start programs with smpirun"
             ) from error
 
-
     def to_json(self) -> str:
         """Return the spec as one text, key included, from which `from_json` rebuilds it."""
         return json.dumps({"job": self.public(), "rank": self.rank, "key": self.key.hex()})

@@ -173,9 +173,7 @@ def _check_platform() -> None:
 # --- Spawn ----------------------------------------------------------------------------------------
 
 
-def commands_of(
-    command: Any, args: Any, maxprocs: Any, info: Any
-) -> list[Command]:
+def commands_of(command: Any, args: Any, maxprocs: Any, info: Any) -> list[Command]:
     """Check the arguments of Spawn_multiple, and return the programs.
 
     Parameters
@@ -249,9 +247,7 @@ def spawn(
     def start(members: tuple[Member, ...]) -> _Meeting:
         programs = tuple(commands())
         link_id = secrets.token_hex(8)
-        key = make(
-            state.runtime.spec.key, Purpose.SPAWN, bytes.fromhex(link_id), KEY_BYTES
-        )
+        key = make(state.runtime.spec.key, Purpose.SPAWN, bytes.fromhex(link_id), KEY_BYTES)
         request = SpawnRequest(link_id, key, members, programs, _options())
         reply = spawner.spawn(request, get_runtime().abort)
         counts = [program.procs for program in programs]

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-
 from os import environ as _environ
 
 from serverless_mpi import __version__

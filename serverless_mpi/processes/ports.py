@@ -112,9 +112,7 @@ def accepting(
     transcript = hello + nonce
     proof = make(key, Purpose.PORT_ACCEPT, transcript, PROOF_BYTES)
     received = yield nonce + proof, PROOF_BYTES + LENGTH.size
-    if not same(
-        received[:PROOF_BYTES], make(key, Purpose.PORT_CONNECT, transcript, PROOF_BYTES)
-    ):
+    if not same(received[:PROOF_BYTES], make(key, Purpose.PORT_CONNECT, transcript, PROOF_BYTES)):
         raise JobError("the peer does not know the key of this port")
     body = yield b"", _length(received[PROOF_BYTES:])
     remote = _members(body)
@@ -152,9 +150,7 @@ def connecting(port_id: bytes, key: bytes, members: Sequence[Member], nonce: byt
     hello = HELLO.pack(MAGIC, port_id, nonce)
     received = yield hello, NONCE_BYTES + PROOF_BYTES
     transcript = hello + received[:NONCE_BYTES]
-    if not same(
-        received[NONCE_BYTES:], make(key, Purpose.PORT_ACCEPT, transcript, PROOF_BYTES)
-    ):
+    if not same(received[NONCE_BYTES:], make(key, Purpose.PORT_ACCEPT, transcript, PROOF_BYTES)):
         raise JobError("the peer does not know the key of this port")
     proof = make(key, Purpose.PORT_CONNECT, transcript, PROOF_BYTES)
     received = yield proof + _frame(members), ID_BYTES + LENGTH.size
@@ -194,7 +190,8 @@ def _drive(sock: socket.socket, steps: Steps) -> Met:
     """Do a handshake on a connected socket."""
     out, needed = next(steps)
     while True:
-        sock.sendall(out)
+        if out:  # the peer may have closed the connection after its last bytes
+            sock.sendall(out)
         try:
             out, needed = steps.send(receive(sock, needed))
         except StopIteration as end:

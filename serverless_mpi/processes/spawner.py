@@ -79,7 +79,9 @@ def spawn(request: SpawnRequest, on_failure: Callable[[int, str], None]) -> Spaw
 
 
 def _watch(
-    launcher: subprocess.Popen[bytes], lifeline: socket.socket, on_failure: Callable[[int, str], None]
+    launcher: subprocess.Popen[bytes],
+    lifeline: socket.socket,
+    on_failure: Callable[[int, str], None],
 ) -> None:
     """Wait for the end of a launcher; the lifeline stays open until then."""
     code = launcher.wait()
