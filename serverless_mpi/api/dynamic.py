@@ -359,7 +359,11 @@ def join(fd: int) -> Any:
     Intercomm
         A null handle if the two processes cannot reach each other.
     """
-    with socket.socket(fileno=os.dup(fd)) as sock:
+    try:
+        sock = socket.socket(fileno=os.dup(fd))
+    except OSError as error:
+        raise MPIException(ERR_ARG, f"{fd} is not the descriptor of a socket") from error
+    with sock:
         own = secrets.token_bytes(16)
         _send(sock, _JOIN + own)
         answer = _receive(sock, len(_JOIN) + len(own))

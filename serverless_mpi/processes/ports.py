@@ -14,9 +14,10 @@ their groups. `accepting` and `connecting` are the two sides, as generators with
     connecting root    proof over both, members of its group
     accepting root     id of the link, members of its group
 
-The key of the link is made from the port's key, both nonces and the id, so whoever reads the file
-later, or meets at the port another time, does not know it. Nothing that a peer sends is interpreted
-before its proof, and then it is JSON of a bounded length.
+The key of the link is made from the port's key and everything that was sent, so whoever meets at
+the port another time does not know it, and if the two sides have received something else, their
+keys differ and the link stays empty. Nothing that a peer sends is interpreted before its proof, and
+then it is JSON of a bounded length.
 """
 
 from __future__ import annotations
@@ -116,8 +117,9 @@ def accepting(
         raise JobError("the peer does not know the key of this port")
     body = yield b"", _length(received[PROOF_BYTES:])
     remote = _members(body)
-    yield link_id + _frame(members), 0
-    return _met(key, transcript, link_id, remote)
+    answer = _frame(members)
+    yield link_id + answer, 0
+    return _met(key, transcript + body + answer[LENGTH.size :], link_id, remote)
 
 
 def connecting(port_id: bytes, key: bytes, members: Sequence[Member], nonce: bytes) -> Steps:
@@ -153,10 +155,11 @@ def connecting(port_id: bytes, key: bytes, members: Sequence[Member], nonce: byt
     if not same(received[NONCE_BYTES:], make(key, Purpose.PORT_ACCEPT, transcript, PROOF_BYTES)):
         raise JobError("the peer does not know the key of this port")
     proof = make(key, Purpose.PORT_CONNECT, transcript, PROOF_BYTES)
-    received = yield proof + _frame(members), ID_BYTES + LENGTH.size
+    own = _frame(members)
+    received = yield proof + own, ID_BYTES + LENGTH.size
     link_id = received[:ID_BYTES]
     body = yield b"", _length(received[ID_BYTES:])
-    return _met(key, transcript, link_id, _members(body))
+    return _met(key, transcript + own[LENGTH.size :] + body, link_id, _members(body))
 
 
 def _met(key: bytes, transcript: bytes, link_id: bytes, remote: tuple[Member, ...]) -> Met:
