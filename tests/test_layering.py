@@ -89,6 +89,7 @@ MAY: dict[str, set[str]] = {
         "fileio",
         # dynamic processes
         "processes",
+        "deaths",
         "env",
         "job",
     },

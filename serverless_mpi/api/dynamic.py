@@ -26,6 +26,7 @@ from serverless_mpi.api.info import Info
 from serverless_mpi.api.intracomm import COMM_SELF
 from serverless_mpi.core.envelope import derive_context
 from serverless_mpi.core.tags import Purpose, make
+from serverless_mpi.deaths import NOTICES
 from serverless_mpi.env import ENV_ALIAS
 from serverless_mpi.errors import (
     ERR_ARG,
@@ -249,7 +250,7 @@ def spawn(
         link_id = secrets.token_hex(8)
         key = make(state.runtime.spec.key, Purpose.SPAWN, bytes.fromhex(link_id), KEY_BYTES)
         request = SpawnRequest(link_id, key, members, programs, _options())
-        reply = spawner.spawn(request, get_runtime().abort)
+        reply = spawner.spawn(request, _ignore if _tolerant() else get_runtime().abort)
         counts = [program.procs for program in programs]
         if reply.error:
             raise SpawnError(reply.error, counts)
@@ -279,10 +280,19 @@ class SpawnError(MPIException):
         self.errcodes = [[ERR_SPAWN] * count for count in counts]
 
 
+def _tolerant() -> bool:
+    """Whether the ranks of this job go on when others die."""
+    return NOTICES in get_runtime().spec.settings
+
+
+def _ignore(code: int, reason: str) -> None:
+    """A spawned job has failed, which its launcher has reported."""
+
+
 def _options() -> dict[str, Any]:
     """The options of this rank's launcher that a job that it spawns has, too."""
     spec = get_runtime().spec
-    options: dict[str, Any] = {"alias": os.environ.get(ENV_ALIAS) != "0"}
+    options: dict[str, Any] = {"alias": os.environ.get(ENV_ALIAS) != "0", "ft": _tolerant()}
     if spec.stats_dir is not None:  # it has a launcher
         options["deadlock_s"] = spec.deadlock_s
     return options

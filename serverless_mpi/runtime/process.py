@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from serverless_mpi import channels
+from serverless_mpi.deaths import BY_CONNECTIONS, NOTICES
 from serverless_mpi.job import JobSpec, parent_spec, take_spec
 from serverless_mpi.runtime.failures import start
 from serverless_mpi.runtime.runtime import Runtime
@@ -61,6 +63,8 @@ def join_link(spec: JobSpec) -> Runtime:
         The link, as this process sees it.
     """
     own = get_runtime()
+    if NOTICES in own.spec.settings:
+        spec = replace(spec, settings={**spec.settings, NOTICES: BY_CONNECTIONS})
     runtime = start(spec)
     runtime.name_processes(
         [rank if job == own.spec.job_id else (job, rank) for job, rank in spec.members]

@@ -28,6 +28,11 @@ EXCUSED = {
     "ProcessPoolSubmitTest.test_mpi_serialized_support": "looks at the lock that mpi4py takes where MPI knows no threads",
     "ThenTest": "tests mpi4py.futures.aplus, which mpi4py does not document and this package does not have",
 }
+if pool.shared is None:  # with workers that Spawn starts; the cases of one job take 2 to 3 minutes
+    EXCUSED["ProcessPoolInitTest.test_use_pkl5_environ"] = (
+        "wants to be warned of a word for how pickles travel, which has no effect here"
+    )
+
 
 def _split(comm: MPI.Intracomm, root: int) -> tuple[Any, Any]:
     """(root and the others as two groups, this process's group)."""

@@ -124,13 +124,7 @@ def jobs() -> list[Job]:
             ("computed pi is:  3.14", "computing units: 2 processes"),
         ),
         Job("nxtval-dynproc", 4, ("nxtval-dynproc.py",), demo / "nxtval"),
-        Job(
-            "spawning",
-            1,
-            ("cpi-master.py", "cpi-worker.py"),
-            demo / "spawning",
-            ("pi: 3.14160",),
-        ),
+        Job("spawning", 1, ("cpi-master.py", "cpi-worker.py"), demo / "spawning", ("pi: 3.14160",)),
         Job(
             "mandelbrot-spawn",
             1,

@@ -7,7 +7,6 @@ The program runs as it is, beside an executable of the name that it spawns: this
 
 from __future__ import annotations
 
-
 import runpy
 import shutil
 import sys
@@ -60,4 +59,3 @@ if parent == MPI.COMM_NULL:
     main(Path(sys.argv[1]))
 else:
     work(parent)
-
