@@ -26,7 +26,7 @@ FRAMES = "f/"
 # Settings: where frames lie, if not in the setting "bucket"; and, until rank 0 has chosen it, the
 # directory buckets that it can be, by zone in JSON.
 FRAMES_BUCKET, EXPRESS_BUCKETS = "frames_bucket", "express_buckets"
-# Setting of a link between two groups: [job id, rank in that job] of each of its processes, as JSON.
+# Setting of a link between two groups: [job id, rank there] of each of its processes, as JSON.
 MEMBERS = "members"
 KEY_BYTES = 32
 # Set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun) and Open MPI's mpirun.

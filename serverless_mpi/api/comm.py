@@ -17,16 +17,16 @@ import threading
 from collections.abc import Callable
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from serverless_mpi.api.bsend import OF_PROCESS, Attached
 from serverless_mpi.api.comm_constructors import CommConstructors
-from serverless_mpi.api.comm_state import Kind, State, null_handle
+from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES
 from serverless_mpi.api.errhandler import Guarded
 from serverless_mpi.api.faults import FaultTolerance
 from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group, group_of
-from serverless_mpi.api.handle import Handle, forget, name_constant
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.api.info import Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
@@ -37,6 +37,9 @@ from serverless_mpi.errors import ERR_COMM, MPIException
 from serverless_mpi.job import parent_spec
 from serverless_mpi.runtime import Runtime
 from serverless_mpi.runtime.process import links, release
+
+if TYPE_CHECKING:
+    from serverless_mpi.api.intercomm import Intercomm
 
 # results of Get_topology, as well as UNDEFINED
 GRAPH = 1
@@ -399,7 +402,7 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
     # --- dynamic processes ---------------------------------------------------
 
     @classmethod
-    def Get_parent(cls) -> Any:
+    def Get_parent(cls) -> Intercomm:
         """Return the intercommunicator to the ranks that spawned this one.
 
         Returns
@@ -411,10 +414,12 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
         ----------
         MPI 4.1, section 11.3.2.
         """
-        return engine().parent() if parent_spec() is not None else null_handle(Kind.INTER)
+        state = engine().parent() if parent_spec() is not None else None
+        parent: Intercomm = handle_of(KINDS[Kind.INTER], state)
+        return parent
 
     @classmethod
-    def Join(cls, fd: int) -> Any:
+    def Join(cls, fd: int) -> Intercomm:
         """Return the intercommunicator to the process at the other end of a socket.
 
         Parameters
@@ -437,7 +442,8 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
         ----------
         MPI 4.1, section 11.5.4.
         """
-        return engine().join(fd)
+        joined: Intercomm = handle_of(KINDS[Kind.INTER], engine().join(fd))
+        return joined
 
 
 COMM_NULL: Comm = name_constant(Comm(), "COMM_NULL")

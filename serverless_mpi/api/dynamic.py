@@ -21,7 +21,7 @@ from operator import attrgetter, index
 from typing import Any
 
 from serverless_mpi.api.comm_constructors import CommConstructors, agree
-from serverless_mpi.api.comm_state import Kind, State, null_handle
+from serverless_mpi.api.comm_state import State
 from serverless_mpi.api.info import Info
 from serverless_mpi.api.intracomm import COMM_SELF
 from serverless_mpi.core.envelope import derive_context
@@ -41,7 +41,7 @@ from serverless_mpi.job import KEY_BYTES
 from serverless_mpi.processes import ports, spawner
 from serverless_mpi.processes.link import Member, link_spec, listen
 from serverless_mpi.processes.request import Command, SpawnRequest
-from serverless_mpi.runtime import get_runtime, process
+from serverless_mpi.runtime import Runtime, get_runtime, process
 
 _state_of: Callable[[CommConstructors], State] = attrgetter("_state")
 
@@ -147,22 +147,24 @@ def _meet(
     return _between(process.join_link(spec), own_ranks, remote_ranks), outcome.more
 
 
-def _between(runtime: Any, ranks: Sequence[int], remote: Sequence[int], name: str = "") -> State:
+def _between(
+    runtime: Runtime, ranks: Sequence[int], remote: Sequence[int], name: str = ""
+) -> State:
     return State(runtime, derive_context(0, "link"), ranks, name, remote=remote)
 
 
-def parent() -> Any:
+def parent() -> State | None:
     """Return the intercommunicator to the ranks that spawned this one; see `Comm.Get_parent`."""
     global _parent
     runtime = process.parent_link()
     if runtime is None:
-        return null_handle(Kind.INTER)
+        return None
     if _parent is None:
         own = runtime.spec.members[runtime.rank][0]
         mine = [rank for rank, (job, _) in enumerate(runtime.spec.members) if job == own]
         others = range(mine[0])
         _parent = _between(runtime, mine, others, "MPI_COMM_PARENT")
-    return null_handle(Kind.INTER) if _parent.freed else _parent.handle()
+    return None if _parent.freed else _parent
 
 
 def _check_platform() -> None:
@@ -174,7 +176,12 @@ def _check_platform() -> None:
 # --- Spawn ----------------------------------------------------------------------------------------
 
 
-def commands_of(command: Any, args: Any, maxprocs: Any, info: Any) -> list[Command]:
+def commands_of(
+    command: Sequence[str],
+    args: Sequence[Sequence[str]] | None,
+    maxprocs: Sequence[int] | int | None,
+    info: Sequence[Info] | Info,
+) -> list[Command]:
     """Check the arguments of Spawn_multiple, and return the programs.
 
     Parameters
@@ -198,7 +205,7 @@ def commands_of(command: Any, args: Any, maxprocs: Any, info: Any) -> list[Comma
     return list(map(command_of, names, arguments, procs, infos))
 
 
-def command_of(command: Any, args: Any, maxprocs: int, info: Info) -> Command:
+def command_of(command: str, args: Sequence[str] | None, maxprocs: int, info: Info) -> Command:
     """Check the arguments of Spawn, and return the program.
 
     Parameters
@@ -221,7 +228,7 @@ def command_of(command: Any, args: Any, maxprocs: int, info: Info) -> Command:
 
 def spawn(
     comm: CommConstructors, root: int, commands: Callable[[], list[Command]]
-) -> tuple[Any, list[list[int]]]:
+) -> tuple[State, list[list[int]]]:
     """Start a job; all processes of the communicator call it.
 
     Parameters
@@ -235,8 +242,9 @@ def spawn(
 
     Returns
     -------
-    Intercomm, list of list of int
-        The children are the remote group; and the error code of each process of each command.
+    State, list of list of int
+        Of the intercommunicator, whose remote group are the children; and the error code of each
+        process of each command.
 
     Raises
     ------
@@ -260,7 +268,7 @@ def spawn(
         return _Meeting(link_id, sealed, reply.children, first=True, more=counts)
 
     made, counts = _meet(comm, root, start)
-    return made.handle(), [[SUCCESS] * count for count in counts]
+    return made, [[SUCCESS] * count for count in counts]
 
 
 class SpawnError(MPIException):
@@ -301,7 +309,7 @@ def _options() -> dict[str, Any]:
 # --- Accept and Connect ---------------------------------------------------------------------------
 
 
-def accept(comm: CommConstructors, port: str, root: int) -> Any:
+def accept(comm: CommConstructors, port: str, root: int) -> State:
     """Accept a group at a port; see `Intracomm.Accept`.
 
     Parameters
@@ -312,7 +320,7 @@ def accept(comm: CommConstructors, port: str, root: int) -> Any:
     return _at_port(comm, port, root, ports.accept, first=True)
 
 
-def connect(comm: CommConstructors, port: str, root: int) -> Any:
+def connect(comm: CommConstructors, port: str, root: int) -> State:
     """Connect to the group that accepts at a port; see `Intracomm.Connect`.
 
     Parameters
@@ -329,7 +337,7 @@ def _at_port(
     root: int,
     meet: Callable[[str, tuple[Member, ...]], ports.Met],
     first: bool,
-) -> Any:
+) -> State:
     of_group = _state_of(comm).runtime.spec.key
     get_runtime().receive_always()  # the root waits outside of it
 
@@ -344,7 +352,7 @@ def _at_port(
         sealed = _seal(met.key, of_group, met.link_id)
         return _Meeting(met.link_id, sealed, met.remote, first)
 
-    return _meet(comm, root, at_port)[0].handle()
+    return _meet(comm, root, at_port)[0]
 
 
 # --- Join -----------------------------------------------------------------------------------------
@@ -353,7 +361,7 @@ _JOIN = b"SMPIJOIN"
 _PORT_BYTES = 64  # of the name of a port, padded with spaces
 
 
-def join(fd: int) -> Any:
+def join(fd: int) -> State | None:
     """Join the process at the other end of a socket; see `Comm.Join`.
 
     The two send a nonce each. The one with the lower opens a port, sends its name, and accepts; so
@@ -366,8 +374,8 @@ def join(fd: int) -> Any:
 
     Returns
     -------
-    Intercomm
-        A null handle if the two processes cannot reach each other.
+    State or None
+        None if the two processes cannot reach each other.
     """
     try:
         sock = socket.socket(fileno=os.dup(fd))
@@ -384,13 +392,13 @@ def join(fd: int) -> Any:
             try:
                 _send(sock, port.encode().ljust(_PORT_BYTES))
                 known = _receive(sock, 1) == b"y"
-                return accept(COMM_SELF, port, 0) if known else null_handle(Kind.INTER)
+                return accept(COMM_SELF, port, 0) if known else None
             finally:
                 close_port(port)
         port = _receive(sock, _PORT_BYTES).decode("ascii", "replace").strip()
         known = ports.is_open(port)
         _send(sock, b"y" if known else b"n")
-        return connect(COMM_SELF, port, 0) if known else null_handle(Kind.INTER)
+        return connect(COMM_SELF, port, 0) if known else None
 
 
 def _send(sock: socket.socket, data: bytes) -> None:

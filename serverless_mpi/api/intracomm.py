@@ -12,12 +12,13 @@ import operator
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serverless_mpi.api.comm import Comm, internal
 from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
 from serverless_mpi.api.group import Group, check_own, group_ranks
+from serverless_mpi.api.handle import handle_of
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
 from serverless_mpi.api.ports import engine
@@ -32,6 +33,9 @@ from serverless_mpi.core.envelope import (
 from serverless_mpi.errors import ERR_COMM, ERR_GROUP, ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.runtime import Runtime, get_runtime, never
 from serverless_mpi.signals import uninterrupted
+
+if TYPE_CHECKING:
+    from serverless_mpi.api.intercomm import Intercomm
 
 
 class Intracomm(Comm):
@@ -312,7 +316,7 @@ class Intracomm(Comm):
     @uninterrupted
     def Create_intercomm(
         self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0
-    ) -> Any:
+    ) -> Intercomm:
         """Make an intercommunicator of this group and another one; both call it.
 
         Parameters
@@ -365,7 +369,7 @@ class Intracomm(Comm):
             raise MPIException(
                 ERR_COMM, "the two groups of an intercommunicator must have no process in common"
             )
-        return self._between(tag, local, remote_facts).handle()
+        return _intercomm(self._between(tag, local, remote_facts))
 
     def _between(self, tag: int, local: tuple[Any, ...], remote_facts: tuple[Any, ...]) -> State:
         """The state of the intercommunicator of two groups, each described by its leader."""
@@ -403,7 +407,7 @@ class Intracomm(Comm):
         info: Info = INFO_NULL,
         root: int = 0,
         errcodes: list[int] | None = None,
-    ) -> Any:
+    ) -> Intercomm:
         """Start a job of `maxprocs` ranks, and return the intercommunicator to them.
 
         Parameters
@@ -448,7 +452,7 @@ class Intracomm(Comm):
             raise
         if errcodes is not None:
             errcodes[:] = codes[0]
-        return children
+        return _intercomm(children)
 
     @uninterrupted
     def Spawn_multiple(
@@ -459,7 +463,7 @@ class Intracomm(Comm):
         info: Info | Sequence[Info] = INFO_NULL,
         root: int = 0,
         errcodes: list[list[int]] | None = None,
-    ) -> Any:
+    ) -> Intercomm:
         """Start a job whose ranks run several programs; otherwise as `Spawn`.
 
         Parameters
@@ -496,9 +500,9 @@ class Intracomm(Comm):
             raise
         if errcodes is not None:
             errcodes[:] = codes
-        return children
+        return _intercomm(children)
 
-    def Accept(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> Any:
+    def Accept(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> Intercomm:
         """Wait for another group at a port, and return the intercommunicator to it.
 
         Parameters
@@ -524,9 +528,9 @@ class Intracomm(Comm):
         MPI 4.1, section 11.4.2.
         """
         self._live()
-        return engine().accept(self, port_name, root)
+        return _intercomm(engine().accept(self, port_name, root))
 
-    def Connect(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> Any:
+    def Connect(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> Intercomm:
         """Connect to the group that accepts at a port, and return the intercommunicator to it.
 
         Parameters
@@ -553,7 +557,13 @@ class Intracomm(Comm):
         MPI 4.1, section 11.4.3.
         """
         self._live()
-        return engine().connect(self, port_name, root)
+        return _intercomm(engine().connect(self, port_name, root))
+
+
+def _intercomm(state: State) -> Intercomm:
+    """The handle of the communicator of two groups."""
+    made: Intercomm = handle_of(KINDS[Kind.INTER], state)
+    return made
 
 
 KINDS[Kind.INTRA] = Intracomm

@@ -1,4 +1,4 @@
-"""Ports and service names: where groups of processes that have no communicator meet (MPI 4.1, 11.4).
+"""Ports and service names: where groups of processes without a communicator meet (MPI 4.1, 11.4).
 
 The work is done in dynamic.py, which programs without dynamic processes do not import.
 """

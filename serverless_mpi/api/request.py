@@ -15,7 +15,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
-from serverless_mpi.api.handle import Handle, forget, name_constant
+from serverless_mpi.api.handle import Handle, forget, name_constant, state_of
 from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
@@ -801,9 +801,9 @@ def _test(requests: Sequence[Request], over: Callable[[Sequence[Operation]], boo
         return True
     runtime.progress()
     if links:
-        for other in {request._ob.runtime for request in requests if request._ob is not None}:
-            if other is not None and other is not runtime:
-                other.progress()
+        for pending in map(state_of, requests):
+            if pending is not None and pending.runtime not in (None, runtime):
+                pending.runtime.progress()
     return over(operations)
 
 

@@ -220,13 +220,17 @@ class LocalLauncher(Launcher):
         }
     )
 
+    @property
+    def _running(self) -> type[Running]:
+        """The class of the processes of a job."""
+        return Running
+
     def _prepare(self, spec: JobSpec) -> JobSpec:
         """The job with what a subclass adds to it, before its channel is provisioned."""
         return spec
 
-    def _running(self, *parts: Any) -> Running:
-        """The processes of a job that has been prepared; parameters are those of `Running`."""
-        return Running(*parts)
+    def _adopt(self, job: Running) -> None:
+        """Give the processes of a job, none of which has been started, what a subclass adds."""
 
     def run(self, plan: Plan) -> int:
         channel = channels.load_for(plan.channel, "local", plan.size)
@@ -285,21 +289,18 @@ class LocalLauncher(Launcher):
         undo.callback(kill_processes_of, folder.job_id)
         environ[ENV_LINEAGE] = "/".join(filter(None, (environ.get(ENV_LINEAGE), folder.job_id)))
         servers = _fork_servers(plan, commands, channel, environ, undo)
-        spec = replace(
-            JobSpec.new(
-                plan.size,
-                plan.channel,
-                region=plan.region,
-                endpoint=plan.endpoint,
-                plugins=plugins.algorithm_modules(),
-                algorithms=plan.algorithms,
-            ),
-            job_id=folder.job_id,
+        made = JobSpec.new(
+            plan.size,
+            plan.channel,
+            region=plan.region,
+            endpoint=plan.endpoint,
+            plugins=plugins.algorithm_modules(),
+            algorithms=plan.algorithms,
             settings=_channel_options(plan),
             stats_dir=str(folder.stats),
             deadlock_s=plan.deadlock_s,
         )
-        spec = self._prepare(spec)
+        spec = self._prepare(replace(made, job_id=folder.job_id))
         emulator: Emulator | None = None
         if plan.endpoint is not None or channel.services:
             emulator = _emulator(plan, channel, folder, spec)
@@ -319,6 +320,7 @@ class LocalLauncher(Launcher):
             folder.record(spec)
         job = self._running(plan, commands, channel, spec, environ, signals, emulator, servers)
         undo.callback(job.close)
+        self._adopt(job)
         job.start()
         signals.raising = False
         code = job.watch()

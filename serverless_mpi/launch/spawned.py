@@ -18,7 +18,6 @@ import selectors
 import socket
 import sys
 from dataclasses import replace
-from typing import Any
 
 from serverless_mpi import channels
 from serverless_mpi.core.tags import Purpose, make
@@ -64,8 +63,13 @@ class SpawnedLauncher(LocalLauncher):
         covered = bytes.fromhex(spec.job_id)
         return replace(spec, key=make(self._request.link_key, Purpose.CHILD, covered, KEY_BYTES))
 
-    def _running(self, *parts: Any) -> Running:
-        return _RunningChild(self, self._request, self._parent, *parts)
+    @property
+    def _running(self) -> type[Running]:
+        return _RunningChild
+
+    def _adopt(self, job: Running) -> None:
+        assert isinstance(job, _RunningChild)
+        job.link(self, self._request, self._parent)
 
     def reply(self, reply: SpawnReply) -> None:
         """Send the reply to the parent.
@@ -82,17 +86,20 @@ class SpawnedLauncher(LocalLauncher):
 class _RunningChild(Running):
     """The processes of a spawned job."""
 
-    def __init__(
-        self,
-        launcher: SpawnedLauncher,
-        request: SpawnRequest,
-        parent: socket.socket,
-        plan: Plan,
-        *parts: Any,
-    ) -> None:
-        super().__init__(plan, *parts)
+    def link(self, launcher: SpawnedLauncher, request: SpawnRequest, parent: socket.socket) -> None:
+        """Make what each rank has of the link; before any is started.
+
+        Parameters
+        ----------
+        launcher
+            Sends the reply when the ranks have been started.
+        request
+            The job.
+        parent
+            Socket to the rank that spawns it; borrowed.
+        """
         self._launcher, self._request = launcher, request
-        seats = [listen(self._spec.job_id, rank) for rank in range(plan.size)]
+        seats = [listen(self._spec.job_id, rank) for rank in range(self._plan.size)]
         self._children = tuple(member for member, _ in seats)
         self._link_sockets = [descriptor for _, descriptor in seats]
         self._inherited += self._link_sockets
