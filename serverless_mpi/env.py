@@ -87,7 +87,10 @@ VARIABLES = (
         "the best that the machine has",
     ),
     Variable(
-        ENV_MAX_WORKERS, USER, "workers (threads) of an MPIPoolExecutor in a job of one rank", "1"
+        ENV_MAX_WORKERS,
+        USER,
+        "workers that an MPIPoolExecutor spawns, if it does not say how many",
+        "one fewer than the job has ranks, at least 1",
     ),
     Variable(
         ENV_CONFORMANCE_CACHE,

@@ -35,7 +35,7 @@ from serverless_mpi.api.request import Request
 from serverless_mpi.core.envelope import TAG_UB, UNDEFINED
 from serverless_mpi.errors import ERR_COMM, MPIException
 from serverless_mpi.job import parent_spec
-from serverless_mpi.runtime import Runtime
+from serverless_mpi.runtime import Runtime, get_runtime
 from serverless_mpi.runtime.process import links, release
 
 if TYPE_CHECKING:
@@ -397,6 +397,8 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
             Exit code of this process; 0 becomes 1.
         """
         runtime: Runtime = self._runtime
+        if runtime in links:  # this process's job ends, not only the link
+            runtime = get_runtime()
         runtime.abort(errorcode or 1, f"rank {runtime.rank} called MPI.Comm.Abort({errorcode})")
 
     # --- dynamic processes ---------------------------------------------------

@@ -18,13 +18,29 @@ import sys
 import threading
 from collections.abc import Callable
 
-from serverless_mpi.env import ENV_EXPLAIN, ENV_LOCAL_RANKS, ENV_TRACE
+from serverless_mpi.env import (
+    ENV_APPNUM,
+    ENV_BEGUN,
+    ENV_EXPLAIN,
+    ENV_FORK,
+    ENV_LOCAL_RANKS,
+    ENV_RANK,
+    ENV_TRACE,
+)
 from serverless_mpi.errors import JobError
 from serverless_mpi.processes.request import SpawnReply, SpawnRequest
 
 MODULE = "serverless_mpi.launch.spawned"
 # of this rank alone: the new job counts its own ranks, and is neither traced nor explained
-_OWN_VARIABLES = (ENV_LOCAL_RANKS, ENV_TRACE, ENV_EXPLAIN)
+_OWN_VARIABLES = (
+    ENV_RANK,
+    ENV_APPNUM,
+    ENV_LOCAL_RANKS,
+    ENV_BEGUN,
+    ENV_FORK,
+    ENV_TRACE,
+    ENV_EXPLAIN,
+)
 _SIGNALED = 128  # exit codes from here on are those of a launcher that was stopped
 
 _watchers: list[threading.Thread] = []

@@ -80,11 +80,10 @@ class Serving(Progress):
     def receive_always(self) -> None:
         """Have the agent receive from now on, as if there were a service.
 
-        Where a rank puts its frames itself, the put of a long message may last until its reader
-        receives, and the reader may be waiting in another runtime of its process. Elsewhere this
-        does nothing.
+        The put of a long message, or a synchronous send, may last until its reader receives, and
+        the reader may be waiting in another runtime of its process.
         """
-        if not self._channel.limits.async_put and (_RECEIVING, 0) not in self._services:
+        if (_RECEIVING, 0) not in self._services:
             self.serve(_RECEIVING, 0, lambda source, payload: ())
 
     def end_service(self, context: int, tag: int) -> None:

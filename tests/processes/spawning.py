@@ -84,6 +84,11 @@ def several_parent() -> None:
 def several_child(parent: MPI.Intercomm) -> None:
     world = MPI.COMM_WORLD
     number = world.Get_attr(MPI.APPNUM)
+    # the keys were in the environment, and are not any more; the launcher got them by its socket
+    assert not {"SMPI_KEY", "SMPI_PARENT"} & set(os.environ)
+    for pid in ("self", os.getppid()):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        assert not any(len(word) >= 64 and b"/" not in word for word in words), words
     parent.send(((number, world.Get_attr(MPI.UNIVERSE_SIZE)), os.getcwd()), 0)
     parent.Disconnect()
 
