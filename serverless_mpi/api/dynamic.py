@@ -52,6 +52,7 @@ close_port, unpublish_name, lookup_name = ports.close_port, ports.unpublish, por
 
 def open_port() -> str:
     """Open a port, which is closed at the latest when the interpreter ends."""
+    _check_platform()
     _close_at_end()
     return ports.open_port()
 

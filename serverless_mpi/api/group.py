@@ -1,7 +1,7 @@
 """Groups: ordered sets of processes, named by their world ranks. No call communicates.
 
 A process of another job, which a communicator of a link may have, is named by its job and its rank
-there (`Runtime.names`), so groups of different communicators can be compared.
+there (`Runtime.process_names`), so groups of different communicators can be compared.
 
 References
 ----------
@@ -326,12 +326,14 @@ def group_of(runtime: Runtime, ranks: Sequence[int], session: Attached | None = 
     session
         Whose buffer communicators made from the group use.
     """
-    (own,) = runtime.names((runtime.rank,))
-    return make_group(runtime.names(ranks), own, session)
+    names = runtime.process_names
+    if not names:
+        return make_group(ranks, runtime.rank, session)
+    return make_group([names[rank] for rank in ranks], names[runtime.rank], session)
 
 
-def group_ranks(group: Group, runtime: Runtime) -> tuple[int, ...]:
-    """Return the world ranks of a group in a runtime, -1 for processes that it does not have.
+def group_ranks(group: Group, runtime: Runtime) -> tuple[Any, ...]:
+    """Return the world ranks of a group in a runtime; see `Runtime.ranks`.
 
     Parameters
     ----------
@@ -340,7 +342,8 @@ def group_ranks(group: Group, runtime: Runtime) -> tuple[int, ...]:
     runtime
         Of the calling rank.
     """
-    return runtime.ranks(names_in(group))
+    ranks = names_in(group)
+    return tuple(runtime.ranks(ranks)) if runtime.process_names else ranks
 
 
 def check_own(ranks: Sequence[int]) -> None:
@@ -351,7 +354,7 @@ def check_own(ranks: Sequence[int]) -> None:
     ranks
         What it returned.
     """
-    if -1 in ranks:
+    if not all(isinstance(rank, int) for rank in ranks):
         raise MPIException(
             ERR_GROUP,
             "the group has processes of another job; make the communicator from one that has them",

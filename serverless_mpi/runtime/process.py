@@ -1,8 +1,8 @@
 """The runtimes of this process: that of its rank, made at first use, and one for each link.
 
-A link is the job that this process's group and another one form (processes/). Once a process has had
-a link, an agent thread receives in each of its runtimes, because a call that waits in one of them
-receives in that one only.
+A link is the job that this process's group and another one form (processes/). Once a process has
+had a link, an agent thread receives in each of its runtimes, because a call that waits in one of
+them receives in that one only.
 """
 
 from __future__ import annotations

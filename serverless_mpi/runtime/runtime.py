@@ -74,6 +74,8 @@ class Runtime(Serving):
         Of the channel, by which algorithms are chosen.
     algorithms : mapping
         Algorithms that the user forced, by operation.
+    process_names : tuple
+        In a link, the name of each of its processes outside of it (`name_processes`); else empty.
     chosen : dict or None
         With `--explain`: kind of a collective call -> (calls, blobs given, bytes of them).
     """
@@ -103,7 +105,8 @@ class Runtime(Serving):
         self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = (
             {} if ENV_EXPLAIN in os.environ else None
         )
-        self._names: tuple[Hashable, ...] = ()  # of a link: what its ranks are called outside of it
+        # of a link: what its ranks are called outside of it
+        self.process_names: tuple[Any, ...] = ()
         self._forked = False  # this process is a child, and its parent is the rank
         host.watch_forks(self)
         self._recorder: Recorder | None = None
@@ -143,30 +146,21 @@ class Runtime(Serving):
             Of each rank of the link: its rank in this process's own job, or something else that is
             not an integer.
         """
-        self._names = tuple(names)
+        self.process_names = tuple(names)
 
-    def names(self, ranks: Sequence[int]) -> Sequence[Any]:
-        """Return the names of ranks: the ranks themselves, except in a link.
-
-        Parameters
-        ----------
-        ranks
-            World ranks of this runtime.
-        """
-        return [self._names[rank] for rank in ranks] if self._names else ranks
-
-    def ranks(self, names: Sequence[Any]) -> tuple[Any, ...]:
-        """Return the world ranks of processes, the reverse of `names`; -1 for unknown ones.
+    def ranks(self, names: Sequence[Any]) -> Sequence[Any]:
+        """Return the world ranks of processes of a group.
 
         Parameters
         ----------
         names
-            Of processes, which need not be of this job or link.
+            In a link one of `process_names` each, otherwise world ranks; or of processes that this
+            runtime does not have, which stay as they are, or become -1.
         """
-        if self._names:
-            ranks = {name: rank for rank, name in enumerate(self._names)}
-            return tuple(ranks.get(name, -1) for name in names)
-        return tuple(name if isinstance(name, int) else -1 for name in names)
+        if not self.process_names:
+            return names
+        ranks = {name: rank for rank, name in enumerate(self.process_names)}
+        return tuple(ranks.get(name, -1) for name in names)
 
     def in_use(self) -> bool:
         """Return whether a communicator that has not been freed, or a request, uses the runtime."""
