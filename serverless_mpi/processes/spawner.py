@@ -41,6 +41,7 @@ _OWN_VARIABLES = (
     ENV_TRACE,
     ENV_EXPLAIN,
 )
+NOTICE_S = 10.0  # after so long a program that only waits for spawned jobs says so
 _SIGNALED = 128  # exit codes from here on are those of a launcher that was stopped
 
 _watchers: list[threading.Thread] = []
@@ -89,6 +90,7 @@ def spawn(request: SpawnRequest, on_failure: Callable[[int, str], None]) -> Spaw
     watcher = threading.Thread(
         target=_watch, args=(launcher, ours, on_failure), name="smpi-spawned", daemon=True
     )
+    _watchers[:] = [other for other in _watchers if other.is_alive()]
     _watchers.append(watcher)
     watcher.start()
     return reply
@@ -111,9 +113,18 @@ def _watch(
 
 
 def wait_for_jobs() -> None:
-    """Return when all spawned jobs have ended."""
-    while _watchers:
-        _watchers.pop().join()
+    """Return when all spawned jobs have ended, or at once after an exception of the program.
+
+    The launchers then stop their jobs, since nobody sends them what they may wait for.
+    """
+    if getattr(sys, "last_value", None) is not None:  # the interpreter has printed its traceback
+        return
+    for watcher in _watchers:
+        watcher.join(NOTICE_S)
+        if watcher.is_alive():
+            text = "this program has ended and waits for a job that it has spawned"
+            print(text, file=sys.stderr, flush=True)
+            watcher.join()
 
 
 def forked() -> None:

@@ -47,6 +47,16 @@ time.sleep(600)
 """
 
 
+def test_a_program_that_raises_does_not_wait_for_what_it_has_spawned() -> None:
+    child = "from serverless_mpi import MPI; MPI.Comm.Get_parent().recv()"
+    program = (
+        f"import sys; from serverless_mpi import MPI;"
+        f"MPI.COMM_SELF.Spawn(sys.executable, ['-c', {child!r}]); raise KeyError('mine')"
+    )
+    job = _python("-c", program)
+    assert job.returncode == 1 and "KeyError: 'mine'" in job.stderr
+
+
 @pytest.mark.parametrize("launched", [True, False])
 def test_a_spawned_rank_that_fails_ends_all_with_its_exit_code(launched: bool) -> None:
     words = (sys.executable, "-c", FAILING)
