@@ -132,7 +132,8 @@ VARIABLES = (
     Variable(
         ENV_PARENT,
         LAUNCHER,
-        "of a spawned rank: its link to the processes that spawned it, as JSON with the link's key",
+        "of a spawned rank: its bridge to the processes that spawned it, as JSON with the bridge's"
+        " key",
     ),
     Variable(ENV_APPNUM, LAUNCHER, "number of the rank's program among those of the job"),
     Variable(ENV_EXPLAIN, LAUNCHER, "set if ranks note which algorithms were chosen (`--explain`)"),

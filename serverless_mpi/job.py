@@ -26,7 +26,7 @@ FRAMES = "f/"
 # Settings: where frames lie, if not in the setting "bucket"; and, until rank 0 has chosen it, the
 # directory buckets that it can be, by zone in JSON.
 FRAMES_BUCKET, EXPRESS_BUCKETS = "frames_bucket", "express_buckets"
-# Setting of a link between two groups: [job id, rank there] of each of its processes, as JSON.
+# Setting of a bridge between two groups: [job id, rank there] of each of its processes, as JSON.
 MEMBERS = "members"
 KEY_BYTES = 32
 # Set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun) and Open MPI's mpirun.
@@ -200,7 +200,7 @@ class JobSpec:
 
     @property
     def members(self) -> list[tuple[str, int]]:
-        """Of a link between two groups: the job of each of its processes, and the rank there."""
+        """Of a bridge between two groups: the job of each of its processes, and the rank there."""
         return [(str(job), int(rank)) for job, rank in json.loads(self.settings[MEMBERS])]
 
     def with_rank(self, rank: int) -> JobSpec:
@@ -320,7 +320,7 @@ class JobSpec:
 
 
 _taken: JobSpec | None = None  # the spec that this process took out of its environment
-_taken_parent: JobSpec | None = None  # and of the link to the processes that spawned it
+_taken_parent: JobSpec | None = None  # and of the bridge to the processes that spawned it
 
 
 def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
@@ -351,7 +351,7 @@ def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
 
 
 def parent_spec() -> JobSpec | None:
-    """Return the link to the processes that spawned this rank, as `take_spec` found it.
+    """Return the bridge to the processes that spawned this rank, as `take_spec` found it.
 
     Returns
     -------

@@ -36,7 +36,7 @@ from serverless_mpi.core.envelope import TAG_UB, UNDEFINED
 from serverless_mpi.errors import ERR_COMM, MPIException
 from serverless_mpi.job import parent_spec
 from serverless_mpi.runtime import Runtime, get_runtime
-from serverless_mpi.runtime.process import links, release
+from serverless_mpi.runtime.process import bridges, release
 
 if TYPE_CHECKING:
     from serverless_mpi.api.intercomm import Intercomm
@@ -327,7 +327,7 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
     def Disconnect(self) -> None:
         """Free the communicator; all its processes call it, and return when all have called it.
 
-        A link to another job (Spawn, Accept) ends when all communicators that use it have been
+        A bridge to another job (Spawn, Accept) ends when all communicators that use it have been
         disconnected. Pending communication must be complete.
 
         References
@@ -337,7 +337,7 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
         self._live()
         runtime = self._runtime
         try:
-            if runtime in links and not self._state.unusable:
+            if runtime in bridges and not self._state.unusable:
                 self._agree(None)
         finally:
             self.Free()
@@ -397,7 +397,7 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
             Exit code of this process; 0 becomes 1.
         """
         runtime: Runtime = self._runtime
-        if runtime in links:  # this process's job ends, not only the link
+        if runtime in bridges:  # this process's job ends, not only the bridge
             runtime = get_runtime()
         runtime.abort(errorcode or 1, f"rank {runtime.rank} called MPI.Comm.Abort({errorcode})")
 

@@ -1,9 +1,9 @@
 """What the calls of dynamic processes do: Spawn, ports, Accept, Connect and Join.
 
 Every call that makes an intercommunicator has the same form. Each process of the group binds a
-socket for the link; the group shares these members; the root meets the other group, by a launcher
+socket for the bridge; the group shares these members; the root meets the other group, by a launcher
 that it starts or at a port; the group shares the outcome, which may be an error; and each process
-joins the link. The root shares an error before it raises it, so no process waits for another.
+joins the bridge. The root shares an error before it raises it, so no process waits for another.
 
 The public methods are in comm.py, intracomm.py and ports.py; they import this module at their first
 call.
@@ -39,7 +39,7 @@ from serverless_mpi.errors import (
 )
 from serverless_mpi.job import KEY_BYTES
 from serverless_mpi.processes import ports, spawner
-from serverless_mpi.processes.link import Member, link_spec, listen
+from serverless_mpi.processes.bridge import Member, bridge_spec, listen
 from serverless_mpi.processes.request import Command, SpawnRequest
 from serverless_mpi.runtime import Runtime, get_runtime, process
 
@@ -74,7 +74,7 @@ def _close_at_end() -> None:
         process.ending.append(ports.close_all)
 
 
-# --- links ----------------------------------------------------------------------------------------
+# --- bridges --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ class _Meeting:
     The key is sealed with a key of the group, because messages are authenticated, not encrypted.
     """
 
-    link_id: str
+    bridge_id: str
     sealed: bytes
     remote: tuple[Member, ...]
-    first: bool  # whether this group is the first in the link
+    first: bool  # whether this group is the first in the bridge
     more: Any = None
 
 
-def _seal(key: bytes, of_group: bytes, link_id: str) -> bytes:
-    """Encrypt the key of a link, or decrypt it; the pad is used once, since ids are random."""
-    pad = make(of_group, Purpose.PORT_SEAL, bytes.fromhex(link_id), KEY_BYTES)
+def _seal(key: bytes, of_group: bytes, bridge_id: str) -> bytes:
+    """Encrypt the key of a bridge, or decrypt it; the pad is used once, since ids are random."""
+    pad = make(of_group, Purpose.PORT_SEAL, bytes.fromhex(bridge_id), KEY_BYTES)
     return bytes(a ^ b for a, b in zip(key, pad, strict=True))
 
 
@@ -137,27 +137,27 @@ def _meet(
     except BaseException:
         os.close(descriptor)
         raise
-    key = _seal(outcome.sealed, state.runtime.spec.key, outcome.link_id)
+    key = _seal(outcome.sealed, state.runtime.spec.key, outcome.bridge_id)
     groups = (members, outcome.remote) if outcome.first else (outcome.remote, members)
     before = 0 if outcome.first else len(outcome.remote)
-    spec = link_spec(
-        outcome.link_id, key, [*groups[0], *groups[1]], before + state.rank, descriptor
+    spec = bridge_spec(
+        outcome.bridge_id, key, [*groups[0], *groups[1]], before + state.rank, descriptor
     )
     own_ranks = range(before, before + len(members))
     remote_ranks = [rank for rank in range(spec.size) if rank not in own_ranks]
-    return _between(process.join_link(spec), own_ranks, remote_ranks), outcome.more
+    return _between(process.join_bridge(spec), own_ranks, remote_ranks), outcome.more
 
 
 def _between(
     runtime: Runtime, ranks: Sequence[int], remote: Sequence[int], name: str = ""
 ) -> State:
-    return State(runtime, derive_context(0, "link"), ranks, name, remote=remote)
+    return State(runtime, derive_context(0, "bridge"), ranks, name, remote=remote)
 
 
 def parent() -> State | None:
     """Return the intercommunicator to the ranks that spawned this one; see `Comm.Get_parent`."""
     global _parent
-    runtime = process.parent_link()
+    runtime = process.parent_bridge()
     if runtime is None:
         return None
     if _parent is None:
@@ -256,17 +256,17 @@ def spawn(
 
     def start(members: tuple[Member, ...]) -> _Meeting:
         programs = tuple(commands())
-        link_id = secrets.token_hex(8)
-        key = make(state.runtime.spec.key, Purpose.SPAWN, bytes.fromhex(link_id), KEY_BYTES)
-        request = SpawnRequest(link_id, key, members, programs, _options())
+        bridge_id = secrets.token_hex(8)
+        key = make(state.runtime.spec.key, Purpose.SPAWN, bytes.fromhex(bridge_id), KEY_BYTES)
+        request = SpawnRequest(bridge_id, key, members, programs, _options())
         reply = spawner.spawn(request, _ignore if _tolerant() else get_runtime().abort)
         counts = [program.procs for program in programs]
         if reply.error:
             raise SpawnError(reply.error, counts)
         if spawner.wait_for_jobs not in process.ending:
             process.ending.append(spawner.wait_for_jobs)
-        sealed = _seal(key, state.runtime.spec.key, link_id)
-        return _Meeting(link_id, sealed, reply.children, first=True, more=counts)
+        sealed = _seal(key, state.runtime.spec.key, bridge_id)
+        return _Meeting(bridge_id, sealed, reply.children, first=True, more=counts)
 
     made, counts = _meet(comm, root, start)
     return made, [[SUCCESS] * count for count in counts]
@@ -350,8 +350,8 @@ def _at_port(
             raise MPIException(
                 ERR_COMM, "the groups that meet at a port must have no process in common"
             )
-        sealed = _seal(met.key, of_group, met.link_id)
-        return _Meeting(met.link_id, sealed, met.remote, first)
+        sealed = _seal(met.key, of_group, met.bridge_id)
+        return _Meeting(met.bridge_id, sealed, met.remote, first)
 
     return _meet(comm, root, at_port)[0]
 

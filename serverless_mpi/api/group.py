@@ -1,7 +1,7 @@
 """Groups: ordered sets of processes, named by their world ranks. No call communicates.
 
-A process of another job, which a communicator of a link may have, is named by its job and its rank
-there (`Runtime.process_names`), so groups of different communicators can be compared.
+A process of another job, which a communicator of a bridge may have, is named by its job and its
+rank there (`Runtime.process_names`), so groups of different communicators can be compared.
 
 References
 ----------

@@ -21,7 +21,7 @@ from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
 from serverless_mpi.runtime import Runtime
 from serverless_mpi.runtime.operation import Operation, any_done
-from serverless_mpi.runtime.process import links
+from serverless_mpi.runtime.process import bridges
 from serverless_mpi.signals import uninterrupted
 
 Finish = Callable[[Operation, Status], Any]
@@ -769,7 +769,7 @@ def _statuses(statuses: Sequence[Status] | None, count: int) -> list[Status]:
 def _operations(requests: Sequence[Request]) -> tuple[Runtime | None, list[Operation]]:
     """The runtime and the active operations of requests.
 
-    They may have several runtimes, those of links (runtime/process.py): the first one is returned.
+    They may have several runtimes, those of bridges (runtime/process.py); the first is returned.
     """
     operations, runtime = [], None
     for request in requests:
@@ -785,7 +785,7 @@ def _wait(requests: Sequence[Request], all: bool) -> None:
     runtime, operations = _operations(requests)
     if runtime is None:
         return
-    if not links or len(requests) == 1:
+    if not bridges or len(requests) == 1:
         runtime.wait(operations, all=all)
         return
     # Agents complete the operations of the other runtimes, but do not wake this thread.
@@ -800,7 +800,7 @@ def _test(requests: Sequence[Request], over: Callable[[Sequence[Operation]], boo
     if runtime is None or over(operations):
         return True
     runtime.progress()
-    if links:
+    if bridges:
         for pending in map(state_of, requests):
             if pending is not None and pending.runtime not in (None, runtime):
                 pending.runtime.progress()

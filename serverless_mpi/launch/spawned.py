@@ -4,8 +4,8 @@ The root of a Spawn starts it (processes/spawner.py), with a socket on which it 
 and writes one reply. From then on it is `smpirun` for a job over `direct`: output, exit codes,
 signals, time limits and the guard are those of local.py. It adds
 
-- to the job: a key that is made from the key of the link to the ranks that spawn;
-- to each rank: a listening socket in that link, and its description in the environment;
+- to the job: a key that is made from the key of the bridge to the ranks that spawn;
+- to each rank: a listening socket in that bridge, and its description in the environment;
 - the end: when the rank that spawned the job ends, its socket closes, and the ranks are stopped,
   unless the job is fault tolerant.
 """
@@ -27,7 +27,7 @@ from serverless_mpi.job import KEY_BYTES, JobSpec
 from serverless_mpi.launch.base import Plan, Program
 from serverless_mpi.launch.local import LocalLauncher, Running
 from serverless_mpi.launch.output import printable
-from serverless_mpi.processes.link import Member, link_spec, listen
+from serverless_mpi.processes.bridge import Member, bridge_spec, listen
 from serverless_mpi.processes.request import Command, SpawnReply, SpawnRequest
 
 EXIT_ORPHAN = 1  # exit code of a job whose parent ended
@@ -61,7 +61,7 @@ class SpawnedLauncher(LocalLauncher):
 
     def _prepare(self, spec: JobSpec) -> JobSpec:
         covered = bytes.fromhex(spec.job_id)
-        return replace(spec, key=make(self._request.link_key, Purpose.CHILD, covered, KEY_BYTES))
+        return replace(spec, key=make(self._request.bridge_key, Purpose.CHILD, covered, KEY_BYTES))
 
     @property
     def _running(self) -> type[Running]:
@@ -69,7 +69,7 @@ class SpawnedLauncher(LocalLauncher):
 
     def _adopt(self, job: Running) -> None:
         assert isinstance(job, _RunningChild)
-        job.link(self, self._request, self._parent)
+        job.bridge(self, self._request, self._parent)
 
     def reply(self, reply: SpawnReply) -> None:
         """Send the reply to the parent.
@@ -86,8 +86,10 @@ class SpawnedLauncher(LocalLauncher):
 class _RunningChild(Running):
     """The processes of a spawned job."""
 
-    def link(self, launcher: SpawnedLauncher, request: SpawnRequest, parent: socket.socket) -> None:
-        """Make what each rank has of the link; before any is started.
+    def bridge(
+        self, launcher: SpawnedLauncher, request: SpawnRequest, parent: socket.socket
+    ) -> None:
+        """Make what each rank has of the bridge; before any is started.
 
         Parameters
         ----------
@@ -101,8 +103,8 @@ class _RunningChild(Running):
         self._launcher, self._request = launcher, request
         seats = [listen(self._spec.job_id, rank) for rank in range(self._plan.size)]
         self._children = tuple(member for member, _ in seats)
-        self._link_sockets = [descriptor for _, descriptor in seats]
-        self._inherited += self._link_sockets
+        self._bridge_sockets = [descriptor for _, descriptor in seats]
+        self._inherited += self._bridge_sockets
         self._members: tuple[Member, ...] = (*request.parents, *self._children)
         self._parent = parent
         self._selector.register(parent, selectors.EVENT_READ, ("parent", self._orphaned))
@@ -112,17 +114,17 @@ class _RunningChild(Running):
         self._launcher.reply(SpawnReply(self._spec.job_id, self._children))
 
     def _own_variables(self, spec: JobSpec) -> dict[str, str]:
-        link = link_spec(
-            self._request.link_id,
-            self._request.link_key,
+        bridge = bridge_spec(
+            self._request.bridge_id,
+            self._request.bridge_key,
             self._members,
             len(self._request.parents) + spec.rank,
-            self._link_sockets[spec.rank],
+            self._bridge_sockets[spec.rank],
         )
-        return {**super()._own_variables(spec), ENV_PARENT: link.to_json()}
+        return {**super()._own_variables(spec), ENV_PARENT: bridge.to_json()}
 
     def _descriptors(self, spec: JobSpec) -> tuple[int, ...]:
-        return (*super()._descriptors(spec), self._link_sockets[spec.rank])
+        return (*super()._descriptors(spec), self._bridge_sockets[spec.rank])
 
     def close(self) -> None:
         with contextlib.suppress(KeyError):  # it has ended

@@ -12,12 +12,12 @@ their groups. `accepting` and `connecting` are the two sides, as generators with
     connecting root    HELLO: magic, id of the port, nonce
     accepting root     nonce, proof over HELLO and the nonce
     connecting root    proof over both, members of its group
-    accepting root     id of the link, members of its group
+    accepting root     id of the bridge, members of its group
 
-The key of the link is made from the port's key and everything that was sent, so whoever meets at
+The key of the bridge is made from the port's key and everything that was sent, so whoever meets at
 the port another time does not know it, and if the two sides have received something else, their
-keys differ and the link stays empty. Nothing that a peer sends is interpreted before its proof, and
-then it is JSON of a bounded length.
+keys differ and no connection of the bridge succeeds. Nothing that a peer sends is interpreted
+before its proof, and then it is JSON of a bounded length.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from serverless_mpi.channels.handshake import same_user
 from serverless_mpi.core.tags import PROOF_BYTES, Purpose, make, same
 from serverless_mpi.errors import ERR_NAME, ERR_PORT, ERR_SERVICE, JobError, MPIException
 from serverless_mpi.job import KEY_BYTES
-from serverless_mpi.processes.link import Member
+from serverless_mpi.processes.bridge import Member
 
 MAGIC = b"SMPIPORT"
 NONCE_BYTES = 16
@@ -65,21 +65,21 @@ class Met:
 
     Attributes
     ----------
-    link_id
-        Of the link that the groups form, 16 hexadecimal digits.
+    bridge_id
+        Of the bridge that the groups form, 16 hexadecimal digits.
     key
-        Of the link.
+        Of the bridge.
     remote
         Members of the other group.
     """
 
-    link_id: str
+    bridge_id: str
     key: bytes
     remote: tuple[Member, ...]
 
 
 def accepting(
-    port_id: bytes, key: bytes, members: Sequence[Member], link_id: bytes, nonce: bytes
+    port_id: bytes, key: bytes, members: Sequence[Member], bridge_id: bytes, nonce: bytes
 ) -> Steps:
     """Do the handshake as the accepting root.
 
@@ -89,7 +89,7 @@ def accepting(
         Of the port.
     members
         Of the accepting group.
-    link_id, nonce
+    bridge_id, nonce
         8 and 16 random bytes.
 
     Yields
@@ -118,8 +118,8 @@ def accepting(
     body = yield b"", _length(received[PROOF_BYTES:])
     remote = _members(body)
     answer = _frame(members)
-    yield link_id + answer, 0
-    return _met(key, transcript + body + answer[LENGTH.size :], link_id, remote)
+    yield bridge_id + answer, 0
+    return _met(key, transcript + body + answer[LENGTH.size :], bridge_id, remote)
 
 
 def connecting(port_id: bytes, key: bytes, members: Sequence[Member], nonce: bytes) -> Steps:
@@ -157,14 +157,14 @@ def connecting(port_id: bytes, key: bytes, members: Sequence[Member], nonce: byt
     proof = make(key, Purpose.PORT_CONNECT, transcript, PROOF_BYTES)
     own = _frame(members)
     received = yield proof + own, ID_BYTES + LENGTH.size
-    link_id = received[:ID_BYTES]
+    bridge_id = received[:ID_BYTES]
     body = yield b"", _length(received[ID_BYTES:])
-    return _met(key, transcript + own[LENGTH.size :] + body, link_id, _members(body))
+    return _met(key, transcript + own[LENGTH.size :] + body, bridge_id, _members(body))
 
 
-def _met(key: bytes, transcript: bytes, link_id: bytes, remote: tuple[Member, ...]) -> Met:
-    link_key = make(key, Purpose.PORT_LINK, transcript + link_id, KEY_BYTES)
-    return Met(link_id.hex(), link_key, remote)
+def _met(key: bytes, transcript: bytes, bridge_id: bytes, remote: tuple[Member, ...]) -> Met:
+    bridge_key = make(key, Purpose.PORT_BRIDGE, transcript + bridge_id, KEY_BYTES)
+    return Met(bridge_id.hex(), bridge_key, remote)
 
 
 def _frame(members: Sequence[Member]) -> bytes:
@@ -391,9 +391,9 @@ def accept(name: str, members: Sequence[Member]) -> Met:
             if not same_user(sock):
                 continue
             sock.settimeout(STRANGER_S)
-            link_id, nonce = secrets.token_bytes(ID_BYTES), secrets.token_bytes(NONCE_BYTES)
+            bridge_id, nonce = secrets.token_bytes(ID_BYTES), secrets.token_bytes(NONCE_BYTES)
             try:
-                return _drive(sock, accepting(port.port_id, port.key, members, link_id, nonce))
+                return _drive(sock, accepting(port.port_id, port.key, members, bridge_id, nonce))
             except (JobError, OSError):
                 continue  # a stranger, or a process that has ended meanwhile
 

@@ -1,8 +1,8 @@
 """What a rank asks of the launcher of the job that it spawns, and what the launcher replies.
 
-Both are one line of JSON on a socket pair that only the two processes have, so the key of the link
-may be in it. If you change a field, also change `VERSION`: the launcher may be another version of
-this package, if the environment of the rank was changed.
+Both are one line of JSON on a socket pair that only the two processes have, so the key of the
+bridge may be in it. If you change a field, also change `VERSION`: the launcher may be another
+version of this package, if the environment of the rank was changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from serverless_mpi.errors import JobError
-from serverless_mpi.processes.link import Member
+from serverless_mpi.processes.bridge import Member
 
 VERSION = 1
 
@@ -46,18 +46,18 @@ class SpawnRequest:
 
     Attributes
     ----------
-    link_id, link_key
-        Of the link between the ranks that spawn and the spawned ones.
+    bridge_id, bridge_key
+        Of the bridge between the ranks that spawn and the spawned ones.
     parents
-        The ranks that spawn, which are the first of the link.
+        The ranks that spawn, which are the first of the bridge.
     commands
         The programs, in the order of ranks.
     options
         Options of the launcher that the new job has from the old one: fields of its plan.
     """
 
-    link_id: str
-    link_key: bytes = field(repr=False)
+    bridge_id: str
+    bridge_key: bytes = field(repr=False)
     parents: tuple[Member, ...]
     commands: tuple[Command, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -67,8 +67,8 @@ class SpawnRequest:
         return json.dumps(
             {
                 "version": VERSION,
-                "link_id": self.link_id,
-                "link_key": self.link_key.hex(),
+                "bridge_id": self.bridge_id,
+                "bridge_key": self.bridge_key.hex(),
                 "parents": [member.to_json() for member in self.parents],
                 "commands": [asdict(command) for command in self.commands],
                 "options": dict(self.options),
@@ -95,7 +95,7 @@ class SpawnRequest:
                 raise JobError("a request of another version of serverless_mpi")
             commands = fields.pop("commands")
             return cls(
-                link_key=bytes.fromhex(fields.pop("link_key")),
+                bridge_key=bytes.fromhex(fields.pop("bridge_key")),
                 parents=tuple(map(Member.from_json, fields.pop("parents"))),
                 commands=tuple(
                     Command(**{**command, "argv": tuple(command["argv"])}) for command in commands
@@ -115,7 +115,7 @@ class SpawnReply:
     job_id
         Of the new job; "" if it was not started.
     children
-        Its ranks, which follow the parents in the link.
+        Its ranks, which follow the parents in the bridge.
     error
         Why it was not started, in one line; "" if it was.
     """

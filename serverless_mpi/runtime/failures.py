@@ -11,7 +11,7 @@ per source is always posted; they are handled in whichever call of the rank rece
 Rules:
 
 - Only a failure notice (deaths.py) makes a rank *failed*. A broken connection alone does not,
-  except in a link between two jobs.
+  except in a bridge between two jobs.
 - A rank that ended with exit code 0 has *ended*, too: it takes no part in agreements. It has not
   failed, because messages that it sent may still be on their way.
 - When a rank fails, `_end_waits` ends what waits for it: receives from it, synchronous sends to it,
@@ -167,7 +167,7 @@ class FaultTolerantRuntime(Runtime):
         threading.Thread(target=run, name="smpi-deaths", daemon=True).start()
 
     def watch_connections(self) -> None:
-        """Process the ends of connections in a thread: those of a link are notices."""
+        """Process the ends of connections in a thread: those of a bridge are notices."""
         ends: SimpleQueue[tuple[int, bool]] = SimpleQueue()
 
         def connect() -> None:

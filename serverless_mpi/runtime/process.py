@@ -1,7 +1,7 @@
-"""The runtimes of this process: that of its rank, made at first use, and one for each link.
+"""The runtimes of this process: that of its rank, made at first use, and one for each bridge.
 
-A link is the job that this process's group and another one form (processes/). Once a process has
-had a link, an agent thread receives in each of its runtimes, because a call that waits in one of
+A bridge is the job that this process's group and another one form (processes/). Once a process has
+had a bridge, an agent thread receives in each of its runtimes, because a call that waits in one of
 them receives in that one only.
 """
 
@@ -19,7 +19,7 @@ from serverless_mpi.runtime.failures import start
 from serverless_mpi.runtime.runtime import Runtime
 
 current: Runtime | None = None  # what `get_runtime` returns, once it has been called
-links: list[Runtime] = []  # runtimes of links that have not been released
+bridges: list[Runtime] = []  # runtimes of bridges that have not been released
 _parent: Runtime | None = None
 ending: list[Callable[[], None]] = []  # called when the interpreter ends, after `finalize`
 _creation_lock = threading.Lock()
@@ -41,12 +41,12 @@ def get_runtime() -> Runtime:
                 current = start(take_spec(os.environ) or JobSpec.new(1, channels.SINGLE_RANK))
                 spec = parent_spec()
                 if spec is not None:  # at once: the ranks that spawned this one may send already
-                    _parent = join_link(spec)
+                    _parent = join_bridge(spec)
     return current
 
 
-def parent_link() -> Runtime | None:
-    """Return the runtime of the link to the ranks that spawned this one; None without any."""
+def parent_bridge() -> Runtime | None:
+    """Return the runtime of the bridge to the ranks that spawned this one; None without any."""
     if parent_spec() is None:
         return None
     get_runtime()
@@ -54,13 +54,13 @@ def parent_link() -> Runtime | None:
         return _parent
 
 
-def join_link(spec: JobSpec) -> Runtime:
-    """Return the runtime of a link, which this process begins to take part in.
+def join_bridge(spec: JobSpec) -> Runtime:
+    """Return the runtime of a bridge, which this process begins to take part in.
 
     Parameters
     ----------
     spec
-        The link, as this process sees it.
+        The bridge, as this process sees it.
     """
     own = get_runtime()
     if NOTICES in own.spec.settings:
@@ -71,29 +71,29 @@ def join_link(spec: JobSpec) -> Runtime:
     )
     own.receive_always()
     runtime.receive_always()
-    links.append(runtime)
+    bridges.append(runtime)
     return runtime
 
 
 def release(runtime: Runtime) -> None:
-    """Leave a link whose communicators have all been freed; no effect on other runtimes.
+    """Leave a bridge whose communicators have all been freed; no effect on other runtimes.
 
     Parameters
     ----------
     runtime
         Of this process.
     """
-    if runtime in links and not runtime.in_use():
-        links.remove(runtime)
+    if runtime in bridges and not runtime.in_use():
+        bridges.remove(runtime)
         runtime.finalize()
 
 
 def finalize() -> None:
-    """Leave all links, and then the job."""
+    """Leave all bridges, and then the job."""
     error: BaseException | None = None
-    while links:
+    while bridges:
         try:
-            links.pop().finalize()
+            bridges.pop().finalize()
         except Exception as failed:
             error = error or failed
     if current is not None:
@@ -105,7 +105,7 @@ def finalize() -> None:
 def _after_fork() -> None:
     global _creation_lock
     _creation_lock = threading.Lock()  # a thread of the parent may have held it
-    links.clear()
+    bridges.clear()
     ending.clear()
 
 

@@ -75,7 +75,7 @@ class Runtime(Serving):
     algorithms : mapping
         Algorithms that the user forced, by operation.
     process_names : tuple
-        In a link, the name of each of its processes outside of it (`name_processes`); else empty.
+        In a bridge, the name of each of its processes outside of it (`name_processes`); else empty.
     chosen : dict or None
         With `--explain`: kind of a collective call -> (calls, blobs given, bytes of them).
     """
@@ -105,7 +105,7 @@ class Runtime(Serving):
         self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = (
             {} if ENV_EXPLAIN in os.environ else None
         )
-        # of a link: what its ranks are called outside of it
+        # of a bridge: what its ranks are called outside of it
         self.process_names: tuple[Any, ...] = ()
         self._forked = False  # this process is a child, and its parent is the rank
         host.watch_forks(self)
@@ -138,13 +138,13 @@ class Runtime(Serving):
             endpoint.on_step = None if recorder is None else recorder.step
 
     def name_processes(self, names: Sequence[Hashable]) -> None:
-        """Give the processes of a link the names by which groups are compared.
+        """Give the processes of a bridge the names by which groups are compared.
 
         Parameters
         ----------
         names
-            Of each rank of the link: its rank in this process's own job, or something else that is
-            not an integer.
+            Of each rank of the bridge: its rank in this process's own job, or something else that
+            is not an integer.
         """
         self.process_names = tuple(names)
 
@@ -154,8 +154,8 @@ class Runtime(Serving):
         Parameters
         ----------
         names
-            In a link one of `process_names` each, otherwise world ranks; or of processes that this
-            runtime does not have, which stay as they are, or become -1.
+            In a bridge one of `process_names` each, otherwise world ranks. Those of processes that
+            this runtime does not have stay as they are, or become -1.
         """
         if not self.process_names:
             return names

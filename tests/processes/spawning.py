@@ -120,7 +120,7 @@ def progress_parent() -> None:
 def progress_child(parent: MPI.Intercomm) -> None:
     parent.Send(np.ones(LARGE, "b"), 0)
     parent.send("the child's message has been sent", 1)
-    parent.send("of the link", 0, tag=6)
+    parent.send("of the bridge", 0, tag=6)
     assert parent.recv(source=0) == "end"
     parent.Disconnect()
 

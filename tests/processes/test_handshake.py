@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serverless_mpi.errors import JobError
-from serverless_mpi.processes.link import Member
+from serverless_mpi.processes.bridge import Member
 from serverless_mpi.processes.ports import Met, Steps, accepting, connecting
 
-PORT, KEY, LINK = b"portport", bytes(range(32)), b"linklink"
+PORT, KEY, BRIDGE = b"portport", bytes(range(32)), b"linklink"
 GROUPS = st.lists(
     st.builds(
         Member,
@@ -64,18 +64,21 @@ def both(
 ) -> tuple[Side, Side]:
     return (
         Side(connecting(PORT, key, one, b"c" * 16)),
-        Side(accepting(PORT, KEY, other, LINK, b"a" * 16)),
+        Side(accepting(PORT, KEY, other, BRIDGE, b"a" * 16)),
     )
 
 
 @given(GROUPS, GROUPS)
-def test_both_sides_agree_on_the_link_and_know_the_other_group(
+def test_both_sides_agree_on_the_bridge_and_know_the_other_group(
     one: list[Member], other: list[Member]
 ) -> None:
     connector, acceptor = both(one, other)
     meet(connector, acceptor)
     assert connector.met and acceptor.met
-    assert (connector.met.link_id, connector.met.key) == (acceptor.met.link_id, acceptor.met.key)
+    assert (connector.met.bridge_id, connector.met.key) == (
+        acceptor.met.bridge_id,
+        acceptor.met.key,
+    )
     assert connector.met.remote == tuple(other) and acceptor.met.remote == tuple(one)
     assert connector.met.key != KEY
 
@@ -84,7 +87,7 @@ WIRE_BITS = 8 * len(meet(*both()))
 
 
 @given(st.integers(0, WIRE_BITS - 1))
-def test_what_was_changed_on_the_way_makes_no_link(flip: int) -> None:
+def test_what_was_changed_on_the_way_makes_no_bridge(flip: int) -> None:
     connector, acceptor = both()
     try:
         meet(connector, acceptor, flip)
@@ -99,7 +102,7 @@ def test_another_key_is_refused_before_any_member_is_read() -> None:
     with pytest.raises(JobError, match="key of this port"):
         meet(connector, acceptor)
     stranger = Side(connecting(PORT, KEY, ONE, b"c" * 16))
-    acceptor = Side(accepting(b"another ", KEY, OTHER, LINK, b"a" * 16))
+    acceptor = Side(accepting(b"another ", KEY, OTHER, BRIDGE, b"a" * 16))
     with pytest.raises(JobError, match="this port"):
         meet(stranger, acceptor)
 
@@ -111,7 +114,7 @@ def test_a_recorded_connection_cannot_be_replayed() -> None:
         sent.append(connector.run())
         acceptor.inbox += sent[-1]
         connector.inbox += acceptor.run()
-    again = Side(accepting(PORT, KEY, OTHER, LINK, b"b" * 16))
+    again = Side(accepting(PORT, KEY, OTHER, BRIDGE, b"b" * 16))
     again.inbox = b"".join(sent)
     with pytest.raises(JobError, match="key of this port"):
         again.run()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from serverless_mpi import MPI
 from serverless_mpi.processes import ports
-from serverless_mpi.processes.link import Member
+from serverless_mpi.processes.bridge import Member
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +117,9 @@ def test_each_accept_meets_one_group_whatever_strangers_do(callers: list[str]) -
     for thread in threads:
         thread.join(60)
     ports.close_port(port)
-    assert len({one.link_id for one in accepted}) == groups == len(met)
+    assert len({one.bridge_id for one in accepted}) == groups == len(met)
     for at, one in enumerate(accepted):
         (caller,) = (member.rank for member in one.remote)
         other = met[caller]
-        assert (other.link_id, other.key) == (one.link_id, one.key)
+        assert (other.bridge_id, other.key) == (one.bridge_id, one.key)
         assert [member.rank for member in other.remote] == [at]

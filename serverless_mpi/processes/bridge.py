@@ -1,12 +1,12 @@
-"""Links: the job that two groups of processes form, whose ranks are the processes of both.
+"""Bridges: the job that two groups of processes form, whose ranks are the processes of both.
 
 Every process binds a listening socket of its own (`listen`) and describes itself by a `Member`. The
-groups exchange their members, and each process makes the same `JobSpec` of them (`link_spec`), as
-its own rank sees it. So addresses are known before any runtime of the link exists, and an early
+groups exchange their members, and each process makes the same `JobSpec` of them (`bridge_spec`), as
+its own rank sees it. So addresses are known before any runtime of the bridge exists, and an early
 connection waits in the backlog, as in any job over `direct`.
 
 A process is named by its own job's id and its rank there (`JobSpec.members`): the numbers within a
-link mean nothing outside of it.
+bridge mean nothing outside of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_OURS = -1  # in the place of another rank's descriptor
 
 @dataclass(frozen=True)
 class Member:
-    """A process of a link, as the others see it.
+    """A process of a bridge, as the others see it.
 
     Attributes
     ----------
@@ -61,11 +61,11 @@ class Member:
         match value:
             case [str(job_id), int(rank), str(address)] if address and " " not in address:
                 return cls(job_id, rank, address)
-        raise JobError("not the description of a process of a link")
+        raise JobError("not the description of a process of a bridge")
 
 
 def listen(job_id: str, rank: int) -> tuple[Member, int]:
-    """Bind a listening socket for a process of a link.
+    """Bind a listening socket for a process of a bridge.
 
     Parameters
     ----------
@@ -87,28 +87,28 @@ def listen(job_id: str, rank: int) -> tuple[Member, int]:
     return Member(job_id, rank, settings["addresses"]), int(settings["fds"])
 
 
-def link_spec(
-    link_id: str, key: bytes, members: Sequence[Member], number: int, descriptor: int
+def bridge_spec(
+    bridge_id: str, key: bytes, members: Sequence[Member], number: int, descriptor: int
 ) -> JobSpec:
-    """Return a link, as one of its processes sees it.
+    """Return a bridge, as one of its processes sees it.
 
     Parameters
     ----------
-    link_id
-        Id of the link, 16 hexadecimal digits.
+    bridge_id
+        Id of the bridge, 16 hexadecimal digits.
     key
-        32 secret bytes that only the processes of the link, and who starts them, know.
+        32 secret bytes that only the processes of the bridge, and who starts them, know.
     members
-        All processes of the link, in the order of their ranks in it.
+        All processes of the bridge, in the order of their ranks in it.
     number
-        Rank of this process in the link.
+        Rank of this process in the bridge.
     descriptor
-        Of this process's listening socket; the runtime of the link takes it over.
+        Of this process's listening socket; the runtime of the bridge takes it over.
     """
     descriptors = [_NOT_OURS] * len(members)
     descriptors[number] = descriptor
     return JobSpec(
-        link_id,
+        bridge_id,
         number,
         len(members),
         channels.ONE_MACHINE,
