@@ -51,6 +51,7 @@ from serverless_mpi.env import (
     ENV_EXPLAIN,
     ENV_LINEAGE,
     ENV_LOCAL_RANKS,
+    ENV_PARENT,
     ENV_TRACE,
 )
 from serverless_mpi.errors import ChannelError, JobError, UsageError
@@ -110,11 +111,14 @@ class _Rank:
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without names of an AWS account or a proxy for this machine."""
+    """Return the environment without names of an AWS account or a proxy for this machine.
+
+    Nor does it have those of the job in which this launcher may run, as far as it does not set them.
+    """
     clean = {
         name: value
         for name, value in environ.items()
-        if not name.startswith("AWS_") and name != "BOTO_CONFIG"
+        if not name.startswith("AWS_") and name not in ("BOTO_CONFIG", ENV_PARENT, ENV_APPNUM)
     }
     for name in ("no_proxy", "NO_PROXY"):
         clean[name] = ",".join(filter(None, (clean.get(name), LOOPBACK)))

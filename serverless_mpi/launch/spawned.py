@@ -100,13 +100,12 @@ class _RunningChild(Running):
         parent
             Socket to the rank that spawns it; borrowed.
         """
-        self._launcher, self._request = launcher, request
+        self._launcher, self._request, self._parent = launcher, request, parent
         seats = [listen(self._spec.job_id, rank) for rank in range(self._plan.size)]
         self._children = tuple(member for member, _ in seats)
         self._bridge_sockets = [descriptor for _, descriptor in seats]
         self._inherited += self._bridge_sockets
         self._members: tuple[Member, ...] = (*request.parents, *self._children)
-        self._parent = parent
         self._selector.register(parent, selectors.EVENT_READ, ("parent", self._orphaned))
 
     def start(self) -> None:

@@ -57,10 +57,8 @@ def test_a_program_that_raises_does_not_wait_for_what_it_has_spawned() -> None:
     assert job.returncode == 1 and "KeyError: 'mine'" in job.stderr
 
 
-@pytest.mark.parametrize("launched", [True, False])
-def test_a_spawned_rank_that_fails_ends_all_with_its_exit_code(launched: bool) -> None:
-    words = (sys.executable, "-c", FAILING)
-    job = smpirun("-n", 1, "--channel", "direct", *words) if launched else _python(*words[1:])
+def test_a_spawned_rank_that_fails_ends_all_with_its_exit_code() -> None:
+    job = smpirun("-n", 1, "--channel", "direct", sys.executable, "-c", FAILING)
     assert job.returncode == 7
     assert "rank 1" in job.stderr and "exit code 7" in job.stderr
 
