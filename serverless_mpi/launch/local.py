@@ -113,7 +113,7 @@ class _Rank:
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without names of an AWS account or a proxy for this machine.
 
-    Nor does it have those of the job in which this launcher may run, as far as it does not set them.
+    Nor does it have those of a job in which this launcher runs, as far as it does not set them.
     """
     clean = {
         name: value
