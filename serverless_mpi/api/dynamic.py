@@ -340,10 +340,12 @@ def _at_port(
     first: bool,
 ) -> State:
     of_group = _state_of(comm).runtime.spec.key
-    get_runtime().receive_always()  # the root waits outside of it
 
     def at_port(members: tuple[Member, ...]) -> _Meeting:
-        met = meet(str(port), members)
+        name = str(port)
+        if ports.is_own(name) if first else ports.is_open(name):
+            get_runtime().receive_always()  # the root waits outside of it
+        met = meet(name, members)
         if {(member.job_id, member.rank) for member in members} & {
             (member.job_id, member.rank) for member in met.remote
         }:

@@ -398,6 +398,17 @@ def accept(name: str, members: Sequence[Member]) -> Met:
                 continue  # a stranger, or a process that has ended meanwhile
 
 
+def is_own(name: str) -> bool:
+    """Return whether this process has opened a port.
+
+    Parameters
+    ----------
+    name
+        Of the port.
+    """
+    return name in _ports
+
+
 def is_open(name: str) -> bool:
     """Return whether a process of this user has a port open.
 
