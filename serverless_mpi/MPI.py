@@ -35,7 +35,6 @@ if under_mpirun():
     sys.modules[__name__] = _real
 else:
     _take_spec(os.environ)
-    from serverless_mpi.api.absent import *
     from serverless_mpi.api.arrays import *
     from serverless_mpi.api.attributes import *
     from serverless_mpi.api.bsend import *
@@ -59,6 +58,7 @@ else:
     from serverless_mpi.api.op import *
     from serverless_mpi.api.persistent import *
     from serverless_mpi.api.pickling import *
+    from serverless_mpi.api.ports import *
     from serverless_mpi.api.request import *
     from serverless_mpi.api.session import *
     from serverless_mpi.api.status import *

@@ -4,6 +4,10 @@ Every rank has a named pipe in the job's folder. The launcher writes a record to
 has ended, and keeps the pipes open, so a rank that starts late finds all records in its pipe. This
 way is the same on every channel, and a broken connection is not taken for a death.
 
+A bridge between two jobs (processes/) has no launcher of its own. It is on one machine, where a
+socket of the kernel breaks only if its process ends, so there each rank connects to all others, and
+a connection that breaks is a notice.
+
 A record has a rank, whether it has failed, and a tag keyed with the job's key; a record with
 another tag is skipped.
 """
@@ -19,6 +23,8 @@ from pathlib import Path
 from serverless_mpi.core import tags
 
 NOTICES = "notices"  # setting of a job: path of the pipes, with a field {rank}
+# Instead of a path, in a bridge: a rank whose connection breaks has died.
+BY_CONNECTIONS = "connections"
 _RECORD = struct.Struct(f"<IB{tags.TAG_BYTES}s")  # shorter than PIPE_BUF, so it is written whole
 
 

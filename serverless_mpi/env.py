@@ -59,6 +59,8 @@ ENV_LOCAL_RANKS = "SMPI_LOCAL_RANKS"
 ENV_LINEAGE = "SMPI_LINEAGE"
 ENV_BEGUN = "SMPI_BEGUN"
 ENV_FORK = "SMPI_FORK"
+ENV_PARENT = "SMPI_PARENT"
+ENV_APPNUM = "SMPI_APPNUM"
 ENV_EXPLAIN = "SMPI_EXPLAIN"
 ENV_TRACE = "SMPI_TRACE"
 ENV_TERMINAL = "SMPI_INFER_TERMINAL"
@@ -85,7 +87,10 @@ VARIABLES = (
         "the best that the machine has",
     ),
     Variable(
-        ENV_MAX_WORKERS, USER, "workers (threads) of an MPIPoolExecutor in a job of one rank", "1"
+        ENV_MAX_WORKERS,
+        USER,
+        "workers that an MPIPoolExecutor spawns, if it does not say how many",
+        "one fewer than the job has ranks, at least 1",
     ),
     Variable(
         ENV_CONFORMANCE_CACHE,
@@ -124,6 +129,13 @@ VARIABLES = (
     Variable(
         ENV_FORK, LAUNCHER, "makes a Python process fork ranks: its socket to the launcher, as JSON"
     ),
+    Variable(
+        ENV_PARENT,
+        LAUNCHER,
+        "of a spawned rank: its bridge to the processes that spawned it, as JSON with the bridge's"
+        " key",
+    ),
+    Variable(ENV_APPNUM, LAUNCHER, "number of the rank's program among those of the job"),
     Variable(ENV_EXPLAIN, LAUNCHER, "set if ranks note which algorithms were chosen (`--explain`)"),
     Variable(ENV_TRACE, LAUNCHER, "set if ranks write a trace (`--trace`)"),
     Variable(

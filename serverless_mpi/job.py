@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_RANK
+from serverless_mpi.env import ENV_JOB, ENV_KEY, ENV_PARENT, ENV_RANK
 from serverless_mpi.errors import JobError
 
 # Prefix of frames in a bucket; the role of a stack's functions may use this prefix only.
@@ -26,6 +26,8 @@ FRAMES = "f/"
 # Settings: where frames lie, if not in the setting "bucket"; and, until rank 0 has chosen it, the
 # directory buckets that it can be, by zone in JSON.
 FRAMES_BUCKET, EXPRESS_BUCKETS = "frames_bucket", "express_buckets"
+# Setting of a bridge between two groups: [job id, rank there] of each of its processes, as JSON.
+MEMBERS = "members"
 KEY_BYTES = 32
 # Set for each rank by Hydra and other PMI managers, PMIx (PRRTE, srun) and Open MPI's mpirun.
 MPI_LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
@@ -196,6 +198,11 @@ class JobSpec:
         nodes = json.loads(self.settings.get("nodes", "[0]"))
         return tuple(nodes) if len(set(nodes)) > 1 else ()
 
+    @property
+    def members(self) -> list[tuple[str, int]]:
+        """Of a bridge between two groups: the job of each of its processes, and the rank there."""
+        return [(str(job), int(rank)) for job, rank in json.loads(self.settings[MEMBERS])]
+
     def with_rank(self, rank: int) -> JobSpec:
         """Return the job as another rank sees it.
 
@@ -287,8 +294,33 @@ class JobSpec:
                 " start programs with smpirun"
             ) from error
 
+    def to_json(self) -> str:
+        """Return the spec as one text, key included, from which `from_json` rebuilds it."""
+        return json.dumps({"job": self.public(), "rank": self.rank, "key": self.key.hex()})
+
+    @classmethod
+    def from_json(cls, text: str) -> JobSpec:
+        """Rebuild a spec from what `to_json` returned.
+
+        Parameters
+        ----------
+        text
+            From a source that is trusted with the key.
+
+        Raises
+        ------
+        JobError
+            It is not such a text; the error does not quote it.
+        """
+        try:
+            fields = json.loads(text)
+            return cls.from_public(fields["job"], int(fields["rank"]), bytes.fromhex(fields["key"]))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise JobError("not the description of a rank and its job") from error
+
 
 _taken: JobSpec | None = None  # the spec that this process took out of its environment
+_taken_parent: JobSpec | None = None  # and of the bridge to the processes that spawned it
 
 
 def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
@@ -308,12 +340,25 @@ def take_spec(environ: MutableMapping[str, str]) -> JobSpec | None:
     JobSpec or None
         None if no launcher started the process.
     """
-    global _taken
+    global _taken, _taken_parent
     if _taken is None:
         _taken = JobSpec.from_env(environ)
         if _taken is not None:
             del environ[ENV_JOB], environ[ENV_KEY]
+            if ENV_PARENT in environ:
+                _taken_parent = JobSpec.from_json(environ.pop(ENV_PARENT))
     return _taken
+
+
+def parent_spec() -> JobSpec | None:
+    """Return the bridge to the processes that spawned this rank, as `take_spec` found it.
+
+    Returns
+    -------
+    JobSpec or None
+        None if the rank was not spawned.
+    """
+    return _taken_parent
 
 
 def current_spec(environ: Mapping[str, str]) -> JobSpec | None:

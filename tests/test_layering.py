@@ -76,6 +76,7 @@ MAY: dict[str, set[str]] = {
         "trace",
         "signals",
     },
+    "processes": {"channels", "core", "env", "errors", "job"},
     "fileio": {"plugins", "aws", "aws.limits", "errors", "metering"},
     "api": {
         "runtime",
@@ -86,6 +87,11 @@ MAY: dict[str, set[str]] = {
         "__init__",
         "signals",
         "fileio",
+        # dynamic processes
+        "processes",
+        "deaths",
+        "env",
+        "job",
     },
     "MPI": {"api", "core", "env", "errors", "job", "trace"},
     "alias": {"__init__"},
@@ -117,6 +123,7 @@ MAY: dict[str, set[str]] = {
         "stack",
         "launch.handler",
         "launch.aws_lambda",
+        "processes",
     },
     # It packs what a program requires as `smpi deploy` packs what the function requires.
     "launch.aws_lambda": {

@@ -17,23 +17,29 @@ import threading
 from collections.abc import Callable
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from serverless_mpi.api.bsend import OF_PROCESS, Attached
 from serverless_mpi.api.comm_constructors import CommConstructors
-from serverless_mpi.api.comm_state import Kind, State, null_handle
+from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.environ import PREDEFINED_ATTRIBUTES
 from serverless_mpi.api.errhandler import Guarded
 from serverless_mpi.api.faults import FaultTolerance
 from serverless_mpi.api.group import CONGRUENT, IDENT, SIMILAR, UNEQUAL, Group, group_of
-from serverless_mpi.api.handle import Handle, forget, name_constant
+from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.api.info import Info
 from serverless_mpi.api.partitioned import Partitioned
 from serverless_mpi.api.persistent import Persistent
+from serverless_mpi.api.ports import engine
 from serverless_mpi.api.request import Request
 from serverless_mpi.core.envelope import TAG_UB, UNDEFINED
-from serverless_mpi.errors import ERR_COMM, MPIException, missing
-from serverless_mpi.runtime import Runtime
+from serverless_mpi.errors import ERR_COMM, MPIException
+from serverless_mpi.job import parent_spec
+from serverless_mpi.runtime import Runtime, get_runtime
+from serverless_mpi.runtime.process import bridges, release
+
+if TYPE_CHECKING:
+    from serverless_mpi.api.intercomm import Intercomm
 
 # results of Get_topology, as well as UNDEFINED
 GRAPH = 1
@@ -154,7 +160,7 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
     def Get_group(self) -> Group:
         """Return this process's group."""
         self._live()
-        return group_of(self._state.ranks, self._runtime.rank, self._state.session)
+        return group_of(self._runtime, self._state.ranks, self._state.session)
 
     def Get_name(self) -> str:
         """Return the name of the communicator."""
@@ -283,7 +289,7 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
         if (a.remote is None) != (b.remote is None):
             return UNEQUAL
         results = [
-            Group.Compare(group_of(x, -1), group_of(y, -1))
+            Group.Compare(group_of(a.runtime, x), group_of(b.runtime, y))
             for x, y in ((a.ranks, b.ranks), (a.peers, b.peers))
         ]
         for result in (UNEQUAL, SIMILAR):
@@ -312,12 +318,30 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
         if state.attributes:
             self._delete_attributes()
         state.freed = state.unusable = True
+        for hidden in (state.internal, state.local):
+            if hidden is not None:
+                hidden.freed = True
         forget(state)
         self._ob = None
 
     def Disconnect(self) -> None:
-        """Free the communicator, as `Free` does; pending communication must be complete."""
-        self.Free()
+        """Free the communicator; all its processes call it, and return when all have called it.
+
+        A bridge to another job (Spawn, Accept) ends when all communicators that use it have been
+        disconnected. Pending communication must be complete.
+
+        References
+        ----------
+        MPI 4.1, section 11.5.3.
+        """
+        self._live()
+        runtime = self._runtime
+        try:
+            if runtime in bridges and not self._state.unusable:
+                self._agree(None)
+        finally:
+            self.Free()
+            release(runtime)
 
     # --- buffered sends ------------------------------------------------------
 
@@ -373,30 +397,55 @@ class Comm(CommConstructors, FaultTolerance, Persistent, Partitioned, Handle, Gu
             Exit code of this process; 0 becomes 1.
         """
         runtime: Runtime = self._runtime
+        if runtime in bridges:  # this process's job ends, not only the bridge
+            runtime = get_runtime()
         runtime.abort(errorcode or 1, f"rank {runtime.rank} called MPI.Comm.Abort({errorcode})")
 
-    # --- what is missing -----------------------------------------------------
+    # --- dynamic processes ---------------------------------------------------
 
     @classmethod
-    def Get_parent(cls) -> Any:
-        """Return a null intercommunicator: this job was not spawned."""
-        return null_handle(Kind.INTER)
+    def Get_parent(cls) -> Intercomm:
+        """Return the intercommunicator to the ranks that spawned this one.
+
+        Returns
+        -------
+        Intercomm
+            A null handle if this rank was not spawned, or has disconnected from them.
+
+        References
+        ----------
+        MPI 4.1, section 11.3.2.
+        """
+        state = engine().parent() if parent_spec() is not None else None
+        parent: Intercomm = handle_of(KINDS[Kind.INTER], state)
+        return parent
 
     @classmethod
-    def Join(cls, fd: int) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported.
+    def Join(cls, fd: int) -> Intercomm:
+        """Return the intercommunicator to the process at the other end of a socket.
 
         Parameters
         ----------
         fd
-            Not used.
+            Descriptor of a connected stream socket, on which nothing is under way; borrowed. The
+            other process calls this, too.
+
+        Returns
+        -------
+        Intercomm
+            A null handle if the other process is not one of this user on this machine.
 
         Raises
         ------
-        MissingError
-            Always.
+        MPIException
+            ERR_ARG: something else than Join is at the other end.
+
+        References
+        ----------
+        MPI 4.1, section 11.5.4.
         """
-        raise missing("Comm.Join (dynamic processes)")
+        joined: Intercomm = handle_of(KINDS[Kind.INTER], engine().join(fd))
+        return joined
 
 
 COMM_NULL: Comm = name_constant(Comm(), "COMM_NULL")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from serverless_mpi.api.attributes import Attributed
 from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.environ import Get_processor_name
-from serverless_mpi.api.group import Group, group_ranks
+from serverless_mpi.api.group import Group, group_ranks, names_in
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.request import Request, request_of
 from serverless_mpi.api.status import fill_empty_status
@@ -393,7 +393,9 @@ class CommConstructors(Attributed):
 
     def _check_group(self, group: Group) -> tuple[int, ...]:
         """The ranks of a group; ERR_GROUP if some are not in the communicator."""
-        ranks = group_ranks(group)
+        ranks = names_in(group)
+        if self._state.runtime.process_names:
+            ranks = group_ranks(group, self._state.runtime)
         if not set(ranks) <= set(self._state.ranks):
             raise MPIException(
                 ERR_GROUP, "the group has processes that are not in the communicator"

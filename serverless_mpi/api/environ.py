@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from os import environ as _environ
 
 from serverless_mpi import __version__
 from serverless_mpi.api.errhandler import last_used_code as _last_used_code
 from serverless_mpi.api.info import Info as _Info
 from serverless_mpi.core.envelope import ANY_SOURCE, PROC_NULL
 from serverless_mpi.core.envelope import TAG_UB as _LARGEST_TAG
+from serverless_mpi.env import ENV_APPNUM as _ENV_APPNUM
 from serverless_mpi.errors import ERR_ARG, ERR_DIMS, ERR_OTHER, MPIException
 from serverless_mpi.runtime import end as _end
 from serverless_mpi.runtime import process as _process
@@ -48,7 +50,7 @@ PREDEFINED_ATTRIBUTES: dict[int, Callable[[int], int]] = {
     IO: lambda _: ANY_SOURCE,
     WTIME_IS_GLOBAL: lambda _: 0,
     UNIVERSE_SIZE: lambda size: size,
-    APPNUM: lambda _: 0,
+    APPNUM: lambda _: int(_environ.get(_ENV_APPNUM, "0")),
     LASTUSEDCODE: lambda _: _last_used_code(),
 }
 
@@ -83,8 +85,7 @@ def Finalize() -> None:
     """Flush queued messages and leave the job."""
     global _finalized
     _finalized = True
-    if _process.current is not None:
-        _process.current.finalize()
+    _process.finalize()
 
 
 def Is_initialized() -> bool:
@@ -230,6 +231,8 @@ def _finalize_at_exit() -> None:
     """Finalize; if messages may be lost, report it and exit with 1 instead of 0."""
     try:
         Finalize()
+        while _process.ending:
+            _process.ending.pop()()
     except Exception as error:
         raised = getattr(sys, "last_value", None)
         while raised is not None and raised is not error:

@@ -99,7 +99,7 @@ class FaultTolerance:
         differ between ranks.
         """
         failed = self._failed()
-        return group_of(failed, self._state.runtime.rank, self._state.session)
+        return group_of(self._state.runtime, failed, self._state.session)
 
     def Ack_failed(self, num_to_ack: int | None = None) -> int:
         """Acknowledge failures; receives from MPI.ANY_SOURCE then go on without those ranks.

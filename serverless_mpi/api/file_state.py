@@ -356,7 +356,7 @@ class OpenFile:
     def group(self) -> Group:
         """Return the group of the ranks that opened the file."""
         state = _state_of(self._comm)
-        return group_of(state.ranks, self._runtime.rank, state.session)
+        return group_of(self._runtime, state.ranks, state.session)
 
     def size(self) -> int:
         """Return the size in bytes."""

@@ -1,5 +1,8 @@
 """Groups: ordered sets of processes, named by their world ranks. No call communicates.
 
+A process of another job, which a communicator of a bridge may have, is named by its job and its
+rank there (`Runtime.process_names`), so groups of different communicators can be compared.
+
 References
 ----------
 MPI 4.1, section 7.3.
@@ -15,6 +18,7 @@ from serverless_mpi.api.bsend import Attached
 from serverless_mpi.api.handle import Handle, forget, handle_of, name_constant
 from serverless_mpi.core.envelope import PROC_NULL, UNDEFINED
 from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_OTHER, ERR_RANK, MPIException
+from serverless_mpi.runtime import Runtime
 
 IDENT = 0
 CONGRUENT = 1
@@ -308,8 +312,57 @@ def _seen(group1: Group, group2: Group) -> tuple[int, Attached | None]:
 
 
 # For the modules of communicators. Functions, because mpi4py's Group has no such methods.
-group_of = Group._of
-group_ranks = Group._live
+
+
+def group_of(runtime: Runtime, ranks: Sequence[int], session: Attached | None = None) -> Group:
+    """Return the group of world ranks of a runtime.
+
+    Parameters
+    ----------
+    runtime
+        Of the calling rank.
+    ranks
+        World ranks in this runtime.
+    session
+        Whose buffer communicators made from the group use.
+    """
+    names = runtime.process_names
+    if not names:
+        return make_group(ranks, runtime.rank, session)
+    return make_group([names[rank] for rank in ranks], names[runtime.rank], session)
+
+
+def group_ranks(group: Group, runtime: Runtime) -> tuple[Any, ...]:
+    """Return the world ranks of a group in a runtime; see `Runtime.ranks`.
+
+    Parameters
+    ----------
+    group
+        Any group.
+    runtime
+        Of the calling rank.
+    """
+    ranks = names_in(group)
+    return tuple(runtime.ranks(ranks)) if runtime.process_names else ranks
+
+
+def check_own(ranks: Sequence[int]) -> None:
+    """Raise ERR_GROUP if `group_ranks` has found processes of another job.
+
+    Parameters
+    ----------
+    ranks
+        What it returned.
+    """
+    if not all(isinstance(rank, int) for rank in ranks):
+        raise MPIException(
+            ERR_GROUP,
+            "the group has processes of another job; make the communicator from one that has them",
+        )
+
+
+make_group = Group._of
+names_in = Group._live
 
 GROUP_NULL: Group = name_constant(Group(), "GROUP_NULL")
 GROUP_EMPTY: Group = name_constant(handle_of(Group, _State((), -1)), "GROUP_EMPTY")

@@ -17,7 +17,7 @@ from serverless_mpi.api.buffers import InPlaceType
 from serverless_mpi.api.comm import Comm, internal
 from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
-from serverless_mpi.api.group import Group, group_of, group_ranks
+from serverless_mpi.api.group import Group, check_own, group_of, group_ranks
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.intracomm import Intracomm, from_nothing
 from serverless_mpi.collectives.operations import BETWEEN, OPERATIONS, Layout
@@ -73,8 +73,9 @@ class Intercomm(Comm):
         ----------
         MPI 4.1, section 7.6.2.
         """
-        local, remote = group_ranks(local_group), group_ranks(remote_group)
         runtime = get_runtime()
+        local, remote = group_ranks(local_group, runtime), group_ranks(remote_group, runtime)
+        check_own(local + remote)
         if runtime.rank not in local:
             raise MPIException(ERR_GROUP, f"rank {runtime.rank} is not in the local group")
         if not remote or set(local) & set(remote):
@@ -96,7 +97,7 @@ class Intercomm(Comm):
     def Get_remote_group(self) -> Group:
         """Return the remote group."""
         self._live()
-        return group_of(self._peers, self._runtime.rank, self._state.session)
+        return group_of(self._runtime, self._peers, self._state.session)
 
     def Get_remote_size(self) -> int:
         """Return the number of processes in the remote group."""

@@ -12,14 +12,16 @@ import operator
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from serverless_mpi.api.comm import Comm, internal
 from serverless_mpi.api.comm_state import KINDS, Kind, State
 from serverless_mpi.api.errhandler import Errhandler
-from serverless_mpi.api.group import Group, group_ranks
+from serverless_mpi.api.group import Group, check_own, group_ranks
+from serverless_mpi.api.handle import handle_of
 from serverless_mpi.api.info import INFO_NULL, Info
 from serverless_mpi.api.pickling import decode, encode
+from serverless_mpi.api.ports import engine
 from serverless_mpi.api.topologies import Cart, Dist, Graph
 from serverless_mpi.core.envelope import (
     CONTEXT_SELF,
@@ -28,9 +30,12 @@ from serverless_mpi.core.envelope import (
     UNDEFINED,
     derive_context,
 )
-from serverless_mpi.errors import ERR_COMM, ERR_GROUP, ERR_RANK, ERR_TAG, MPIException, missing
+from serverless_mpi.errors import ERR_COMM, ERR_GROUP, ERR_RANK, ERR_TAG, MPIException
 from serverless_mpi.runtime import Runtime, get_runtime, never
 from serverless_mpi.signals import uninterrupted
+
+if TYPE_CHECKING:
+    from serverless_mpi.api.intercomm import Intercomm
 
 
 class Intracomm(Comm):
@@ -103,10 +108,11 @@ class Intracomm(Comm):
         ----------
         MPI 4.1, section 7.4.2.
         """
-        ranks = group_ranks(group)
+        runtime = get_runtime()
+        ranks = group_ranks(group, runtime)
         if not ranks:
             return Intracomm()
-        runtime = get_runtime()
+        check_own(ranks)
         if runtime.rank not in ranks:
             raise MPIException(
                 ERR_GROUP,
@@ -310,7 +316,7 @@ class Intracomm(Comm):
     @uninterrupted
     def Create_intercomm(
         self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0
-    ) -> Any:
+    ) -> Intercomm:
         """Make an intercommunicator of this group and another one; both call it.
 
         Parameters
@@ -363,7 +369,7 @@ class Intracomm(Comm):
             raise MPIException(
                 ERR_COMM, "the two groups of an intercommunicator must have no process in common"
             )
-        return self._between(tag, local, remote_facts).handle()
+        return _intercomm(self._between(tag, local, remote_facts))
 
     def _between(self, tag: int, local: tuple[Any, ...], remote_facts: tuple[Any, ...]) -> State:
         """The state of the intercommunicator of two groups, each described by its leader."""
@@ -390,8 +396,9 @@ class Intracomm(Comm):
         assert receive.data is not None
         return decode(receive.data)
 
-    # --- what is missing -----------------------------------------------------
+    # --- dynamic processes ---------------------------------------------------
 
+    @uninterrupted
     def Spawn(
         self,
         command: str,
@@ -400,73 +407,163 @@ class Intracomm(Comm):
         info: Info = INFO_NULL,
         root: int = 0,
         errcodes: list[int] | None = None,
-    ) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported.
+    ) -> Intercomm:
+        """Start a job of `maxprocs` ranks, and return the intercommunicator to them.
 
         Parameters
         ----------
-        command, args, maxprocs, info, root, errcodes
-            Not used.
+        command
+            Program, as `smpirun` takes it: a `.py` file, or an executable.
+        args
+            Its arguments.
+        maxprocs
+            Number of ranks; either all are started or none.
+        info
+            `wdir` is the working folder of the ranks, `path` has folders in which the program is
+            looked for first; other keys have no effect.
+        root
+            Rank on which the arguments before it are significant, and that starts the job.
+        errcodes
+            A list, which is filled with an error code for each rank of the job.
 
         Raises
         ------
-        MissingError
-            Always.
-        """
-        raise missing("Intracomm.Spawn (dynamic processes)")
+        MPIException
+            ERR_SPAWN: the job cannot be started. ERR_ARG: `maxprocs` is not positive. ERR_ROOT:
+            no such root.
 
+        Notes
+        -----
+        Two allgathers, and the start of a launcher. The ranks have `Comm.Get_parent`.
+
+        References
+        ----------
+        MPI 4.1, section 11.3.2.
+        """
+        self._live()
+        dynamic = engine()
+        try:
+            children, codes = dynamic.spawn(
+                self, root, lambda: [dynamic.command_of(command, args, maxprocs, info)]
+            )
+        except dynamic.SpawnError as error:
+            if errcodes is not None:
+                errcodes[:] = error.errcodes[0]
+            raise
+        if errcodes is not None:
+            errcodes[:] = codes[0]
+        return _intercomm(children)
+
+    @uninterrupted
     def Spawn_multiple(
         self,
         command: Sequence[str],
         args: Sequence[Sequence[str]] | None = None,
         maxprocs: Sequence[int] | None = None,
-        info: Info = INFO_NULL,
+        info: Info | Sequence[Info] = INFO_NULL,
         root: int = 0,
         errcodes: list[list[int]] | None = None,
-    ) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported.
+    ) -> Intercomm:
+        """Start a job whose ranks run several programs; otherwise as `Spawn`.
 
         Parameters
         ----------
-        command, args, maxprocs, info, root, errcodes
-            Not used.
+        command, args, maxprocs, info
+            Of each program; one number or one info is that of every program.
+        root
+            As for `Spawn`.
+        errcodes
+            A list, which is filled with a list for each program.
 
         Raises
         ------
-        MissingError
-            Always.
-        """
-        raise missing("Intracomm.Spawn_multiple (dynamic processes)")
+        ValueError
+            The sequences have different lengths.
 
-    def Accept(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported.
+        Notes
+        -----
+        The attribute MPI.APPNUM is the number of a rank's program.
+
+        References
+        ----------
+        MPI 4.1, section 11.3.3.
+        """
+        self._live()
+        dynamic = engine()
+        try:
+            children, codes = dynamic.spawn(
+                self, root, lambda: dynamic.commands_of(command, args, maxprocs, info)
+            )
+        except dynamic.SpawnError as error:
+            if errcodes is not None:
+                errcodes[:] = error.errcodes
+            raise
+        if errcodes is not None:
+            errcodes[:] = codes
+        return _intercomm(children)
+
+    def Accept(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> Intercomm:
+        """Wait for another group at a port, and return the intercommunicator to it.
 
         Parameters
         ----------
-        port_name, info, root
+        port_name
+            Name of a port that the root has opened; significant on the root.
+        info
             Not used.
+        root
+            Rank that waits at the port.
 
         Raises
         ------
-        MissingError
-            Always.
-        """
-        raise missing("Intracomm.Accept (dynamic processes)")
+        MPIException
+            ERR_PORT: the root has no such open port. ERR_ROOT: no such root.
 
-    def Connect(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> NoReturn:
-        """Raise `MissingError`: dynamic processes are not supported.
+        Notes
+        -----
+        Two allgathers.
+
+        References
+        ----------
+        MPI 4.1, section 11.4.2.
+        """
+        self._live()
+        return _intercomm(engine().accept(self, port_name, root))
+
+    def Connect(self, port_name: str, info: Info = INFO_NULL, root: int = 0) -> Intercomm:
+        """Connect to the group that accepts at a port, and return the intercommunicator to it.
 
         Parameters
         ----------
-        port_name, info, root
+        port_name
+            Name of a port that a process of this user has opened on this machine, in this job or
+            in another one; significant on the root.
+        info
             Not used.
+        root
+            Rank that connects to the port.
 
         Raises
         ------
-        MissingError
-            Always.
+        MPIException
+            ERR_PORT: the port is not open. ERR_ROOT: no such root.
+
+        Notes
+        -----
+        Two allgathers.
+
+        References
+        ----------
+        MPI 4.1, section 11.4.3.
         """
-        raise missing("Intracomm.Connect (dynamic processes)")
+        self._live()
+        return _intercomm(engine().connect(self, port_name, root))
+
+
+def _intercomm(state: State) -> Intercomm:
+    """The handle of the communicator of two groups."""
+    made: Intercomm = handle_of(KINDS[Kind.INTER], state)
+    return made
 
 
 KINDS[Kind.INTRA] = Intracomm

@@ -15,15 +15,19 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
-from serverless_mpi.api.handle import Handle, forget, name_constant
+from serverless_mpi.api.handle import Handle, forget, name_constant, state_of
 from serverless_mpi.api.status import Status, fill_empty_status
 from serverless_mpi.core.envelope import UNDEFINED
 from serverless_mpi.errors import ERR_IN_STATUS, ERR_REQUEST, MPIException
 from serverless_mpi.runtime import Runtime
 from serverless_mpi.runtime.operation import Operation, any_done
+from serverless_mpi.runtime.process import bridges
 from serverless_mpi.signals import uninterrupted
 
 Finish = Callable[[Operation, Status], Any]
+
+# how often a thread looks at requests of several jobs for which it waits
+LEAST_PAUSE_S, LONGEST_PAUSE_S = 0.0005, 0.008
 
 
 class Pending:
@@ -763,7 +767,10 @@ def _statuses(statuses: Sequence[Status] | None, count: int) -> list[Status]:
 
 
 def _operations(requests: Sequence[Request]) -> tuple[Runtime | None, list[Operation]]:
-    """The runtime and the active operations of requests."""
+    """The runtime and the active operations of requests.
+
+    They may have several runtimes, those of bridges (runtime/process.py); the first is returned.
+    """
     operations, runtime = [], None
     for request in requests:
         pending = request._ob
@@ -776,8 +783,15 @@ def _operations(requests: Sequence[Request]) -> tuple[Runtime | None, list[Opera
 def _wait(requests: Sequence[Request], all: bool) -> None:
     """Wait until all, or any, of the operations are done."""
     runtime, operations = _operations(requests)
-    if runtime is not None:
+    if runtime is None:
+        return
+    if not bridges or len(requests) == 1:
         runtime.wait(operations, all=all)
+        return
+    # Agents complete the operations of the other runtimes, but do not wake this thread.
+    pause = LEAST_PAUSE_S
+    while not runtime.wait(operations, all=all, timeout=pause):
+        pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def _test(requests: Sequence[Request], over: Callable[[Sequence[Operation]], bool]) -> bool:
@@ -786,6 +800,10 @@ def _test(requests: Sequence[Request], over: Callable[[Sequence[Operation]], boo
     if runtime is None or over(operations):
         return True
     runtime.progress()
+    if bridges:
+        for pending in map(state_of, requests):
+            if pending is not None and pending.runtime not in (None, runtime):
+                pending.runtime.progress()
     return over(operations)
 
 

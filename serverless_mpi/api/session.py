@@ -139,7 +139,7 @@ class Session(Handle, Guarded):
             ERR_SESSION: the session is null or has been finalized. ERR_ARG: there is no such
             process set.
         """
-        return group_of(self._ranks(pset_name), get_runtime().rank, self._ob.attached)
+        return group_of(get_runtime(), self._ranks(pset_name), self._ob.attached)
 
     def Attach_buffer(self, buf: Any) -> None:
         """Attach memory for buffered sends on the session's communicators.

@@ -388,7 +388,7 @@ class Win(Handle, Synchronization, Calls, Attributed, Guarded, Exporting):
     def Get_group(self) -> Group:
         """Return the group of the window's processes."""
         state = self._window
-        return group_of(state.ranks, state.runtime.rank)
+        return group_of(state.runtime, state.ranks)
 
     def Set_info(self, info: Info) -> None:
         """Set hints, which are kept and have no effect.

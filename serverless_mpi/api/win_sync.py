@@ -534,7 +534,7 @@ def _is_rank(state: WinState, rank: int) -> bool:
 
 def _places(state: WinState, group: Group) -> tuple[int, ...]:
     """The ranks in the window of a group's processes; ERR_GROUP if it does not have them."""
-    places = tuple(state.places.get(rank, -1) for rank in group_ranks(group))
+    places = tuple(state.places.get(rank, -1) for rank in group_ranks(group, state.runtime))
     if -1 in places:
         raise MPIException(ERR_GROUP, "the group has a process that the window does not have")
     return places

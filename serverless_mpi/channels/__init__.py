@@ -23,6 +23,7 @@ CHANNELS: dict[str, str] = {
 DEFAULT = "hybrid"
 AUTO, LINKED = "auto", "routed"  # the default of smpirun; what it is for options of links
 SINGLE_RANK = "memory"  # of a process that no launcher started
+ONE_MACHINE = "direct"  # of bridges between jobs, and of spawned jobs, on one machine
 
 
 def names() -> list[str]:

@@ -355,6 +355,19 @@ class Channel(ABC):
             The medium failed, or a peer is lost.
         """
 
+    def watch_peers(self, ended: Callable[[int, bool], None]) -> None:
+        """Connect to every other rank, and report each one that ends, until the channel closes.
+
+        Only for channels whose connections break if and only if a process ends.
+
+        Parameters
+        ----------
+        ended
+            Called as ended(rank, died) in any thread, perhaps inside of a call of the channel, so
+            it must not call the channel.  `died` is False if the rank closed its channel.
+        """
+        raise NotImplementedError
+
     def at_once(self, dests: Sequence[int]) -> bool:
         """Return whether a put of a frame for these ranks takes no round trip.
 

@@ -354,6 +354,7 @@ class DirectChannel(Channel):
         # the launcher reports ranks that die: a broken connection is not an error of this rank
         self._tolerant = "notices" in spec.settings
         self._gone: set[int] = set()  # tolerant: ranks to which a connection broke
+        self._peer_ended: Callable[[int, bool], None] | None = None  # see watch_peers
         self._closed = False
         self._waker = Waker()
         self._woken = False
@@ -673,6 +674,22 @@ class DirectChannel(Channel):
             self._ended.add(connection.rank)
         elif not self._tolerant:
             self._lost.append(connection)
+        if self._peer_ended is not None:
+            self._peer_ended(connection.rank, not connection.ended)
+
+    def watch_peers(self, ended: Callable[[int, bool], None]) -> None:
+        self._peer_ended = ended
+        for dest in range(self.spec.size):
+            if dest == self.spec.rank:
+                continue
+            try:
+                with self._put_lock:
+                    if dest not in self._outgoing and not self._closed:
+                        self._outgoing[dest] = self._connect(dest)
+            except ChannelError:
+                if not self._closed:
+                    self._gone.add(dest)
+                    ended(dest, dest not in self._ended)
 
     def wake(self) -> None:
         self._woken = True

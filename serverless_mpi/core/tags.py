@@ -39,6 +39,12 @@ class Purpose(enum.Enum):
     LINK_KEY_LOWER = b"smpi key lower"  # makes the key of what the lower rank encrypts
     LINK_KEY_HIGHER = b"smpi key higher"
     NOTICE = b"smpi notice"  # that a rank has ended
+    SPAWN = b"smpi spawn"  # makes the key of the bridge between a job and one that it spawns
+    CHILD = b"smpi child job"  # makes the key of a spawned job from that of the bridge
+    PORT_ACCEPT = b"smpi port accept"  # the proof of the group that accepts at a port
+    PORT_CONNECT = b"smpi port asks"  # the proof of the group that connects to a port
+    PORT_BRIDGE = b"smpi port bridge"  # makes the key of the bridge that a port has made
+    PORT_SEAL = b"smpi port seal"  # makes the pad under which a group shares that key
     EMULATOR = b"smpi emulator"  # secret access key at the job's own emulator
 
 

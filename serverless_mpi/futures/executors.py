@@ -15,11 +15,15 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures as cf
 from concurrent.futures import BrokenExecutor, Executor, as_completed
+from functools import partial
+from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 from serverless_mpi.env import ENV_MAX_WORKERS
@@ -48,8 +52,9 @@ class MPIPoolExecutor(Executor):
     """Runs tasks on ranks, as concurrent.futures.ProcessPoolExecutor does in processes.
 
     In a job started with `-m serverless_mpi.futures` the workers are ranks 1 and up, shared by all
-    executors. In a job of one rank they are `max_workers` threads (default 1, or the environment's
-    MPI4PY_FUTURES_MAX_WORKERS).
+    executors. Otherwise the executor spawns `max_workers` ranks (default: the environment's
+    MPI4PY_FUTURES_MAX_WORKERS, or one fewer than the job has, at least 1), which end with it. On
+    AWS Lambda, where nothing can be spawned, the workers of a job of one rank are threads.
 
     Parameters
     ----------
@@ -63,14 +68,15 @@ class MPIPoolExecutor(Executor):
         variables, the working folder, and names of the main module.
     main
         Whether workers import the program's main module.
-    python_exe, python_args, mpi_info, backoff, use_pkl5
-        Accepted as in mpi4py, without effect: no process is started, and nothing is polled.
+    python_exe, python_args, mpi_info
+        Interpreter of spawned workers, its options, and hints for `Spawn`.
+    backoff, use_pkl5
+        Accepted as in mpi4py, without effect: nothing is polled.
 
     Raises
     ------
     MissingError
-        The job has several ranks and none of them serves: start it with `-m
-        serverless_mpi.futures`.
+        Nothing can be spawned on this platform: start the job with `-m serverless_mpi.futures`.
     """
 
     Future = cf.Future
@@ -101,6 +107,8 @@ class MPIPoolExecutor(Executor):
             raise TypeError("initializer must be a callable")
         self._own: pools.Pool | None = None  # a pool that ends with this executor
         self._closed = False
+        python = [python_exe or sys.executable, *_python_flags(), *(python_args or ())]
+        self._spawn = partial(pools.SpawnedPool, python=python, info=dict(mpi_info or {}))
         self._pool = self._find_pool(max_workers)
         has_threads = isinstance(self._pool, pools.ThreadPool)
         rest = (
@@ -121,12 +129,18 @@ class MPIPoolExecutor(Executor):
         """Return the pool whose workers run the tasks."""
         if pools.shared is not None:
             return pools.shared
-        if COMM_WORLD.size > 1:
+        usual = max(COMM_WORLD.size - 1, 1)
+        size = max_workers or int(os.environ.get(ENV_MAX_WORKERS) or usual)
+        try:
+            self._own = self._spawn(size)
+        except NotImplementedError:
+            if COMM_WORLD.size == 1:
+                return self._threads(size)
             raise missing(
-                "spawning of workers for an MPIPoolExecutor; start the job with"
+                "spawning of workers for an MPIPoolExecutor here; start the job with"
                 " `smpirun -n N -m serverless_mpi.futures prog.py`, or use MPICommExecutor"
-            )
-        return self._threads(max_workers or int(os.environ.get(ENV_MAX_WORKERS) or 1))
+            ) from None
+        return self._own
 
     def _threads(self, size: int) -> pools.Pool:
         self._own = pools.ThreadPool(size)
@@ -314,6 +328,10 @@ class MPIPoolExecutor(Executor):
             pool, self._own = self._own, None
             if pool is not None:
                 pool.close()
+        elif isinstance(self._own, pools.SpawnedPool):
+            # its workers end after its tasks; the interpreter waits for the thread
+            pool, self._own = self._own, None
+            threading.Thread(target=pool.close, name="smpi-futures-close").start()
 
 
 class ThreadPoolExecutor(MPIPoolExecutor):
@@ -324,19 +342,17 @@ class ThreadPoolExecutor(MPIPoolExecutor):
 
 
 class ProcessPoolExecutor(MPIPoolExecutor):
-    """An executor of processes that it starts, which is not supported.
+    """An MPIPoolExecutor that spawns its workers, also in a job that has workers; by default 1.
 
     Raises
     ------
     MissingError
-        Always.
+        Nothing can be spawned on this platform.
     """
 
     def _find_pool(self, max_workers: int | None) -> pools.Pool:
-        raise missing(
-            "spawning of workers for a ProcessPoolExecutor; an MPIPoolExecutor uses those that the"
-            " job was started with"
-        )
+        self._own = self._spawn(max_workers or int(os.environ.get(ENV_MAX_WORKERS) or 1))
+        return self._own
 
 
 class MPICommExecutor:
@@ -416,6 +432,12 @@ def _of_pool(pool: pools.Pool, options: dict[str, Any]) -> MPIPoolExecutor:
 
     Bound.__name__ = Bound.__qualname__ = "MPIPoolExecutor"
     return Bound(**options)
+
+
+def _python_flags() -> list[str]:
+    """The options of this interpreter that a worker's needs, too."""
+    flags: list[str] = attrgetter("_args_from_interpreter_flags")(import_module("subprocess"))()
+    return flags
 
 
 def _chunk(fn: Callable[..., Any], items: list[Any]) -> list[Any]:

@@ -9,16 +9,18 @@ future is completed without that lock, because its callbacks may submit tasks.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import dataclass
 from typing import Any
 
 from serverless_mpi.futures import worker
-from serverless_mpi.MPI import ANY_SOURCE, COMM_SELF, Intracomm, Status, pickle
+from serverless_mpi.MPI import ANY_SOURCE, COMM_SELF, Info, Intracomm, Status, pickle
 
 
 @dataclass(eq=False)
@@ -241,6 +243,35 @@ class RankPool(Pool):
             self._comm.send(None, rank, worker.STOP)
 
 
+class SpawnedPool(RankPool):
+    """A pool whose workers are ranks that this process spawns.
+
+    Parameters
+    ----------
+    size
+        Number of workers.
+    python
+        Command line of an interpreter, with its options.
+    info
+        Hints for Spawn.
+    """
+
+    def __init__(self, size: int, python: Sequence[str], info: Mapping[str, str]) -> None:
+        executable, *options = python
+        words = [*options, "-m", "serverless_mpi.futures.spawned"]
+        hints = Info.Create(info)
+        self._children = COMM_SELF.Spawn(executable, words, size, hints)
+        hints.Free()
+        super().__init__(self._children.Merge(high=False))
+        _spawned.append(self)
+
+    def close(self) -> None:
+        _spawned.remove(self)
+        super().close()
+        self._comm.Disconnect()
+        self._children.Disconnect()
+
+
 class ThreadPool(Pool):
     """A pool whose workers are threads of this process.
 
@@ -279,6 +310,16 @@ class ThreadPool(Pool):
             tasks.put(None)
         for thread in self._threads:
             thread.join()
+
+
+_spawned: list[SpawnedPool] = []
+
+
+@atexit.register  # before MPI ends, since that was imported first
+def _close_spawned() -> None:
+    """Dismiss the workers of executors that were not shut down."""
+    for pool in list(_spawned):
+        pool.close()
 
 
 shared: Pool | None = None  # the pool of a job that was started with `-m serverless_mpi.futures`

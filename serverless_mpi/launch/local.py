@@ -46,10 +46,12 @@ from serverless_mpi.deadlock import detect_deadlock
 from serverless_mpi.deaths import NOTICES, NoticeWriter, aborted
 from serverless_mpi.env import (
     ENV_ALIAS,
+    ENV_APPNUM,
     ENV_BEGUN,
     ENV_EXPLAIN,
     ENV_LINEAGE,
     ENV_LOCAL_RANKS,
+    ENV_PARENT,
     ENV_TRACE,
 )
 from serverless_mpi.errors import ChannelError, JobError, UsageError
@@ -109,11 +111,14 @@ class _Rank:
 
 
 def _clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without names of an AWS account or a proxy for this machine."""
+    """Return the environment without names of an AWS account or a proxy for this machine.
+
+    Nor does it have those of a job in which this launcher runs, as far as it does not set them.
+    """
     clean = {
         name: value
         for name, value in environ.items()
-        if not name.startswith("AWS_") and name != "BOTO_CONFIG"
+        if not name.startswith("AWS_") and name not in ("BOTO_CONFIG", ENV_PARENT, ENV_APPNUM)
     }
     for name in ("no_proxy", "NO_PROXY"):
         clean[name] = ",".join(filter(None, (clean.get(name), LOOPBACK)))
@@ -219,6 +224,18 @@ class LocalLauncher(Launcher):
         }
     )
 
+    @property
+    def _running(self) -> type[Running]:
+        """The class of the processes of a job."""
+        return Running
+
+    def _prepare(self, spec: JobSpec) -> JobSpec:
+        """The job with what a subclass adds to it, before its channel is provisioned."""
+        return spec
+
+    def _adopt(self, job: Running) -> None:
+        """Give the processes of a job, none of which has been started, what a subclass adds."""
+
     def run(self, plan: Plan) -> int:
         channel = channels.load_for(plan.channel, "local", plan.size)
         commands = [command(program) for program in plan.programs]
@@ -276,20 +293,18 @@ class LocalLauncher(Launcher):
         undo.callback(kill_processes_of, folder.job_id)
         environ[ENV_LINEAGE] = "/".join(filter(None, (environ.get(ENV_LINEAGE), folder.job_id)))
         servers = _fork_servers(plan, commands, channel, environ, undo)
-        spec = replace(
-            JobSpec.new(
-                plan.size,
-                plan.channel,
-                region=plan.region,
-                endpoint=plan.endpoint,
-                plugins=plugins.algorithm_modules(),
-                algorithms=plan.algorithms,
-            ),
-            job_id=folder.job_id,
+        made = JobSpec.new(
+            plan.size,
+            plan.channel,
+            region=plan.region,
+            endpoint=plan.endpoint,
+            plugins=plugins.algorithm_modules(),
+            algorithms=plan.algorithms,
             settings=_channel_options(plan),
             stats_dir=str(folder.stats),
             deadlock_s=plan.deadlock_s,
         )
+        spec = self._prepare(replace(made, job_id=folder.job_id))
         emulator: Emulator | None = None
         if plan.endpoint is not None or channel.services:
             emulator = _emulator(plan, channel, folder, spec)
@@ -307,8 +322,9 @@ class LocalLauncher(Launcher):
             raise (error if end is None else JobError(end)) from error
         if outlives:
             folder.record(spec)
-        job = Running(plan, commands, channel, spec, environ, signals, emulator, servers)
+        job = self._running(plan, commands, channel, spec, environ, signals, emulator, servers)
         undo.callback(job.close)
+        self._adopt(job)
         job.start()
         signals.raising = False
         code = job.watch()
@@ -547,6 +563,9 @@ class Running:
             if server is not None:
                 self._selector.register(server.output, selectors.EVENT_READ, ("imports", first))
         self._python = [argv[0] == sys.executable for _, _, argv, _ in self._unstarted]
+        self._program_numbers = [
+            number for number, program in enumerate(plan.programs) for _ in range(program.ranks)
+        ]
         self._servers = [server for server in servers if server is not None]
         self._begun: tuple[
             int, ...
@@ -589,9 +608,15 @@ class Running:
     def _own_variables(self, spec: JobSpec) -> dict[str, str]:
         """What a rank has besides the variables of its program."""
         begun = {ENV_BEGUN: str(self._begun[1])} if self._begun else {}
+        if len(self._plan.programs) > 1:
+            begun[ENV_APPNUM] = str(self._program_numbers[spec.rank])
         rank = str(spec.rank)
         torch = {**self._torch, "RANK": rank, "LOCAL_RANK": rank} if self._torch else {}
         return {**begun, **torch, **spec.to_env()}
+
+    def _descriptors(self, spec: JobSpec) -> tuple[int, ...]:
+        """What a rank inherits besides its standard streams."""
+        return (*self._channel.inherited(spec), *self._begun[1:])
 
     def _start(self, number: int, program: Program, argv: list[str]) -> None:
         """Start a rank as a process of its own."""
@@ -611,7 +636,7 @@ class Running:
                 bufsize=0,
                 cwd=program.folder,
                 env={**_variables(self._plan, program, self._environ), **self._own_variables(spec)},
-                pass_fds=(*self._channel.inherited(spec), *self._begun[1:]),
+                pass_fds=self._descriptors(spec),
                 # a terminal's Ctrl-C comes to the launcher, which stops all ranks in order
                 start_new_session=True,
             )
@@ -626,7 +651,7 @@ class Running:
         requests = []
         for (number, _), ((_, out), (_, err)) in zip(ranks, pipes, strict=True):
             spec = self._spec.with_rank(number)
-            inherited = (*self._channel.inherited(spec), *self._begun[1:])
+            inherited = self._descriptors(spec)
             reads = number == 0 and self._plan.debug is None
             descriptors = {0: 0 if reads else null, 1: out, 2: err}
             requests.append(
@@ -783,6 +808,8 @@ class Running:
                 self._selector.unregister(key.fd)  # `watch` looks at it after each turn
             elif name == "end":
                 self._reap(rank)
+            elif name == "parent":
+                rank()  # of a spawned job: see spawned.py
             else:
                 self._take(key, name, rank)
         if blind:

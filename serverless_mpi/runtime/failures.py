@@ -10,7 +10,8 @@ per source is always posted; they are handled in whichever call of the rank rece
 
 Rules:
 
-- Only a failure notice (deaths.py) makes a rank *failed*. A broken connection alone does not.
+- Only a failure notice (deaths.py) makes a rank *failed*. A broken connection alone does not,
+  except in a bridge between two jobs.
 - A rank that ended with exit code 0 has *ended*, too: it takes no part in agreements. It has not
   failed, because messages that it sent may still be on their way.
 - When a rank fails, `_end_waits` ends what waits for it: receives from it, synchronous sends to it,
@@ -35,13 +36,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NoReturn, cast
 
 from serverless_mpi.core.agreement import Agreement, Message, Value
 from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.endpoint import Receive
 from serverless_mpi.core.envelope import ANY_SOURCE, CONTEXT_FAULTS
-from serverless_mpi.deaths import NOTICES, mark_abort, read_notices
+from serverless_mpi.deaths import BY_CONNECTIONS, NOTICES, mark_abort, read_notices
 from serverless_mpi.errors import (
     ERR_PROC_FAILED,
     ERR_PROC_FAILED_PENDING,
@@ -163,6 +165,24 @@ class FaultTolerantRuntime(Runtime):
                 pass
 
         threading.Thread(target=run, name="smpi-deaths", daemon=True).start()
+
+    def watch_connections(self) -> None:
+        """Process the ends of connections in a thread: those of a bridge are notices."""
+        ends: SimpleQueue[tuple[int, bool]] = SimpleQueue()
+
+        def connect() -> None:
+            self._channel.watch_peers(lambda rank, died: ends.put((rank, died)))
+
+        def run() -> None:
+            try:
+                while True:
+                    rank, died = ends.get()
+                    self.rank_ended(rank, died=died)
+            except ServerlessMPIError:  # finalized, or the channel has failed
+                pass
+
+        for target in (run, connect):
+            threading.Thread(target=target, name="smpi-deaths", daemon=True).start()
 
     def abort(self, code: int, reason: str = "") -> NoReturn:
         if self.spec.stats_dir is not None and not self._forked:
@@ -508,5 +528,8 @@ def start(spec: JobSpec) -> Runtime:
         return runtime
     tolerant = FaultTolerantRuntime(spec)
     tolerant.begin()
-    tolerant.watch(path.format(rank=spec.rank))
+    if path == BY_CONNECTIONS:
+        tolerant.watch_connections()
+    else:
+        tolerant.watch(path.format(rank=spec.rank))
     return tolerant

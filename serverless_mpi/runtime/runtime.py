@@ -25,7 +25,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -74,6 +74,8 @@ class Runtime(Serving):
         Of the channel, by which algorithms are chosen.
     algorithms : mapping
         Algorithms that the user forced, by operation.
+    process_names : tuple
+        In a bridge, the name of each of its processes outside of it (`name_processes`); else empty.
     chosen : dict or None
         With `--explain`: kind of a collective call -> (calls, blobs given, bytes of them).
     """
@@ -103,6 +105,8 @@ class Runtime(Serving):
         self.chosen: dict[tuple[Any, ...], tuple[int, int, int]] | None = (
             {} if ENV_EXPLAIN in os.environ else None
         )
+        # of a bridge: what its ranks are called outside of it
+        self.process_names: tuple[Any, ...] = ()
         self._forked = False  # this process is a child, and its parent is the rank
         host.watch_forks(self)
         self._recorder: Recorder | None = None
@@ -132,6 +136,36 @@ class Runtime(Serving):
             endpoint.on_send = None if recorder is None else recorder.sent
             endpoint.on_match = None if recorder is None else recorder.matched
             endpoint.on_step = None if recorder is None else recorder.step
+
+    def name_processes(self, names: Sequence[Hashable]) -> None:
+        """Give the processes of a bridge the names by which groups are compared.
+
+        Parameters
+        ----------
+        names
+            Of each rank of the bridge: its rank in this process's own job, or something else that
+            is not an integer.
+        """
+        self.process_names = tuple(names)
+
+    def ranks(self, names: Sequence[Any]) -> Sequence[Any]:
+        """Return the world ranks of processes of a group.
+
+        Parameters
+        ----------
+        names
+            In a bridge one of `process_names` each, otherwise world ranks. Those of processes that
+            this runtime does not have stay as they are, or become -1.
+        """
+        if not self.process_names:
+            return names
+        ranks = {name: rank for rank, name in enumerate(self.process_names)}
+        return tuple(ranks.get(name, -1) for name in names)
+
+    def in_use(self) -> bool:
+        """Return whether a communicator that has not been freed, or a request, uses the runtime."""
+        owners = [reference() for reference in list(self._owners.values())]
+        return any(owner is not None and not getattr(owner, "freed", False) for owner in owners)
 
     def entered(self) -> Entry:
         """Return a context manager that holds the lock, as in every call of the runtime."""

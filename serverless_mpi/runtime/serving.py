@@ -22,11 +22,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from serverless_mpi.core.endpoint import Receive
-from serverless_mpi.core.envelope import ANY_SOURCE
+from serverless_mpi.core.envelope import ANY_SOURCE, derive_context
 from serverless_mpi.runtime.progress import LONG_POLL_S, Agent, Progress
 
 REST_S = 0.001  # before the agent receives after a call of the program
 LONGEST_REST_S = 0.008  # at most, while a thread of the program receives
+
+_RECEIVING = derive_context(0, "receive always")  # nobody sends there
 
 Message = tuple[int, int, Sequence[memoryview]]  # world rank, tag, payload
 
@@ -74,6 +76,15 @@ class Serving(Progress):
                     target=self._receive_for_services, args=(agent,), name="smpi-agent", daemon=True
                 )
                 agent.thread.start()
+
+    def receive_always(self) -> None:
+        """Have the agent receive from now on, as if there were a service.
+
+        The put of a long message, or a synchronous send, may last until its reader receives, and
+        the reader may be waiting in another runtime of its process.
+        """
+        if (_RECEIVING, 0) not in self._services:
+            self.serve(_RECEIVING, 0, lambda source, payload: ())
 
     def end_service(self, context: int, tag: int) -> None:
         """End a service; the agent ends with the last one.

@@ -380,6 +380,31 @@ ANSWERS = [
 ]
 
 
+# dynamic processes: of a port that does not exist MPICH answers ERR_OTHER, and its process manager ends the job of a program that
+# cannot be spawned, or of a service that is not published; these are the standard's classes
+OF_THE_STANDARD = [
+    ('c.Connect("nowhere")', "ERR_PORT"),
+    ('c.Connect("smpi-port:0123456789abcdef")', "ERR_PORT"),
+    ('c.Accept("nowhere")', "ERR_PORT"),
+    ('MPI.Close_port("nowhere")', "ERR_PORT"),
+    ('MPI.Publish_name("service","")', "ERR_PORT"),
+    ('MPI.Lookup_name("no service")', "ERR_NAME"),
+    ('MPI.Unpublish_name("no service","nowhere")', "ERR_SERVICE"),
+    ('c.Spawn("/no/such/program")', "ERR_SPAWN"),
+    ('c.Spawn("no-such-program.py")', "ERR_SPAWN"),
+    ('c.Spawn("")', "ERR_ARG"),
+    ('c.Spawn("x",maxprocs=0)', "ERR_ARG"),
+    ('c.Spawn_multiple(["x"],maxprocs=[-1])', "ERR_ARG"),
+    ('c.Spawn("x",root=1)', "ERR_ROOT"),
+    ('c.Spawn_multiple(["x"],root=-1)', "ERR_ROOT"),
+    ('c.Accept("nowhere",root=1)', "ERR_ROOT"),
+    ('c.Connect("nowhere",root=-1)', "ERR_ROOT"),
+    ("MPI.Comm.Join(-1)", "ERR_ARG"),
+    ("MPI.Intracomm().Spawn('x')", "ERR_COMM"),
+    ("MPI.Intercomm().Disconnect()", "ERR_COMM"),
+]
+
+
 NONE = "no error"
 # the calls of rank 0 and of rank 1, and what each ends with
 PAIRS = [

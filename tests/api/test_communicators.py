@@ -230,7 +230,6 @@ def refuse(call: Callable[[Any], Any], code: int) -> Callable[[Any], None]:
         (lambda comm: comm.Precv_init(np.zeros(4), 2, MPI.ANY_SOURCE, 0), MPI.ERR_RANK),
         (lambda comm: comm.Precv_init(np.zeros(4), 2, 0, MPI.ANY_TAG), MPI.ERR_TAG),
         (lambda comm: comm.Psend_init(np.zeros(4), 2, 0).Pready(0), MPI.ERR_REQUEST),
-        (lambda comm: comm.Spawn("program"), MPI.ERR_UNSUPPORTED_OPERATION),
     ],
 )
 def test_bad_input_gets_the_class_that_mpich_gives(call: Callable[[Any], Any], code: int) -> None:

@@ -12,7 +12,7 @@ from tests.api import bad_calls
 from tests.harness import mpirun, run, under_mpirun
 
 
-@pytest.mark.parametrize("call, error", bad_calls.ANSWERS)
+@pytest.mark.parametrize("call, error", [*bad_calls.ANSWERS, *bad_calls.OF_THE_STANDARD])
 def test_the_error_class_is_mpichs(call: str, error: str) -> None:
     def body(c: Any) -> None:
         assert bad_calls.answer(MPI, c, call) == error

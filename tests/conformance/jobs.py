@@ -95,6 +95,10 @@ def run(
         },
         # MPICH's ranks poll: with more of them than cores each takes its whole time slice from the others
         "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
+        # workers that a case spawns import the case's module
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(suite.folder()), os.environ.get("PYTHONPATH")))
+        ),
     }
     while left:
         with tempfile.TemporaryDirectory() as out:

@@ -30,6 +30,8 @@ def test_mpi4pys_suite_passes_on_three_ranks(capsys: pytest.CaptureFixture[str])
         ("rma", "*World.test*ProcNull*"),
         ("rma", "*World.test*Complete*"),
         ("rma_nb", "*World.test*ProcNull*"),
+        ("dynproc", "*"),
+        ("spawn", "*SpawnSingleWorld.testErrcodes"),
     ],
 )
 def test_a_part_of_the_long_modules_passes(

@@ -28,17 +28,10 @@ EXCUSED = {
     "ProcessPoolSubmitTest.test_mpi_serialized_support": "looks at the lock that mpi4py takes where MPI knows no threads",
     "ThenTest": "tests mpi4py.futures.aplus, which mpi4py does not document and this package does not have",
 }
-if pool.shared is None:  # mpi4py spawns workers; here they are threads of the program
-    EXCUSED |= {
-        "ProcessPoolInitTest.test_init_sys_flags": "needs workers that Spawn starts with Python's flags",
-        "ProcessPoolInitTest.test_run_name": "needs workers that Spawn starts, which import the program under another name",
-        "ProcessPoolInitTest.test_use_pkl5_environ": "wants to be warned of a word for how pickles travel; nothing travels",
-        "ProcessPoolPickleTest.test_good_pickle": "needs workers that Spawn starts; a thread gets the object itself",
-        "ProcessPoolPickleTest.test_bad_pickle": "needs workers that Spawn starts; a thread gets the object itself",
-        "ProcessPoolPickleTest.test_bad_unpickle": "needs workers that Spawn starts; a thread gets the object itself",
-        "ProcessPoolPickleTest.test_exc_pickle": "needs workers that Spawn starts; a thread gets the object itself",
-        "ProcessPoolPickleTest.test_exc_unpickle": "needs workers that Spawn starts; a thread gets the object itself",
-    }
+if pool.shared is None:  # with workers that Spawn starts; the cases of one job take 2 to 3 minutes
+    EXCUSED["ProcessPoolInitTest.test_use_pkl5_environ"] = (
+        "wants to be warned of a word for how pickles travel, which has no effect here"
+    )
 
 
 def _split(comm: MPI.Intracomm, root: int) -> tuple[Any, Any]:

@@ -1,15 +1,17 @@
-"""Executors on real ranks, and on threads in a job of one rank."""
+"""Executors on real ranks, on spawned ones, and on threads."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from serverless_mpi.futures import CancelledError, Future, collect, compose
 from tests.conformance import suite
-from tests.harness import smpirun
+from tests.harness import ROOT, smpirun
 
 PROGRAM = Path(__file__).with_name("program.py")
 
@@ -28,8 +30,29 @@ def test_a_communicator_of_ranks_that_all_run_the_program(size: int) -> None:
     assert (job.returncode, job.stdout) == (0, "held\n"), job.stderr
 
 
-def test_an_executor_without_workers_names_the_remedy() -> None:
-    job = smpirun("-n", 2, "--channel", "direct", PROGRAM, 1, "pool")
+def test_an_executor_spawns_its_workers() -> None:
+    command = [sys.executable, str(PROGRAM), "2", "spawn"]
+    job = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (job.returncode, job.stdout) == (0, "held\n"), job.stderr
+
+
+def test_workers_end_although_executors_are_not_shut_down(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from serverless_mpi.futures import MPIPoolExecutor, ProcessPoolExecutor\n"
+        "if __name__ == '__main__':\n"
+        "    first, second = MPIPoolExecutor(1), ProcessPoolExecutor(1)\n"
+        "    print(first.submit(pow, 2, 3).result(), second.submit(pow, 3, 2).result())\n"
+        "    first.shutdown(wait=False)\n"
+    )
+    command = [sys.executable, str(program)]
+    job = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (job.returncode, job.stdout) == (0, "8 9\n"), job.stderr
+
+
+def test_without_spawn_an_executor_names_the_remedy() -> None:
+    words = ("-x", "AWS_LAMBDA_FUNCTION_NAME=f", "-n", 2, "--channel", "direct", PROGRAM, 1, "pool")
+    job = smpirun(*words)
     assert job.returncode == 1 and "-m serverless_mpi.futures" in job.stderr
 
 

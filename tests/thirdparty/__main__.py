@@ -108,6 +108,30 @@ def jobs() -> list[Job]:
             ("pi is approximately 3.14", "error is 0.0000083333"),
             "100\n",
         ),
+        Job(
+            "compute-pi-dpm",
+            1,
+            ("cpi-dpm.py", "5"),
+            demo / "compute-pi",
+            ("computed pi is:  3.14", "error:  0.0000083333", "computing units: 5 processes"),
+            "100\n",
+        ),
+        Job(
+            "compute-pi-dpm-ports",
+            1,
+            ("dpm_pair.py", str(demo / "compute-pi")),
+            OWN,
+            ("computed pi is:  3.14", "computing units: 2 processes"),
+        ),
+        Job("nxtval-dynproc", 4, ("nxtval-dynproc.py",), demo / "nxtval"),
+        Job("spawning", 1, ("cpi-master.py", "cpi-worker.py"), demo / "spawning", ("pi: 3.14160",)),
+        Job(
+            "mandelbrot-spawn",
+            1,
+            ("mandelbrot_spawn.py", str(demo / "mandelbrot")),
+            OWN,
+            ("(400, 600) points from 7 workers", "the area is right"),
+        ),
         *(
             Job(f"nxtval-{kind}", 4, (f"nxtval-{kind}.py",), demo / "nxtval")
             for kind in ("mpi3", "onesided", "scalable")
