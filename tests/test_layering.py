@@ -89,6 +89,8 @@ MAY: dict[str, set[str]] = {
     },
     "MPI": {"api", "core", "env", "errors", "job", "trace"},
     "alias": {"__init__"},
+    # `places` knows nothing of logs, and `s3` is one of them
+    "checkpoint": {"MPI", "core", "env", "errors", "job", "metering", "aws"},
     "forks": set(),
     "futures": {"MPI", "alias", "env", "errors"},
     # it starts smpirun as a process, and imports nothing of it

@@ -38,6 +38,8 @@ class Purpose(enum.Enum):
     LINK_KEY_LOWER = b"smpi key lower"  # makes the key of what the lower rank encrypts
     LINK_KEY_HIGHER = b"smpi key higher"
     NOTICE = b"smpi notice"  # that a rank has ended
+    INCARNATION = b"smpi incarnation"  # makes the key of a job that was started again
+    CHECKPOINT = b"smpi checkpoint"  # records and parts of a checkpoint
     EMULATOR = b"smpi emulator"  # secret access key at the job's own emulator
 
 
