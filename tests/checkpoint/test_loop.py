@@ -281,7 +281,9 @@ for step in checkpoint.steps(comm, 400, state, "1 step", sys.argv[1]):
     state["u"] += state["generator"].random(4) + comm.allreduce(state["u"][0]) / 1e3
     if step == int(sys.argv[2]):
         sys.exit()
-print(comm.gather(state["u"].tobytes().hex()))
+bits = comm.gather(state["u"].tobytes().hex())
+if comm.rank == 0:
+    print(bits)
 """
 
 
