@@ -9,6 +9,11 @@
 - The job ends when every rank has ended, one has failed, the time is over, or a
   signal came.  The exit code is that of the rank that failed first, so ends are
   seen in their order (pidfd).
+- With --restarts a job has *incarnations*. When a rank is lost (killed by a signal), or the
+  emulator, everything of the incarnation is stopped and removed but the job's folder, where
+  checkpoints are, and the next one begins with another key. So nothing that is left of an earlier
+  incarnation can enter: its frames, connections and requests have a wrong tag, proof or signature.
+  A rank that ends by itself with an exit code is not started again: it would do the same.
 - Neither the launcher nor the ranks get credentials of an AWS account, except those that the user
   exports with -x: the environment is cleaned first.
 
@@ -42,18 +47,20 @@ from serverless_mpi.aws import figures as files
 from serverless_mpi.aws.figures import setting
 from serverless_mpi.aws.limits import Figures
 from serverless_mpi.channels.base import Channel
+from serverless_mpi.core import tags
 from serverless_mpi.deadlock import detect_deadlock
 from serverless_mpi.deaths import NOTICES, NoticeWriter, aborted
 from serverless_mpi.env import (
     ENV_ALIAS,
     ENV_BEGUN,
+    ENV_CHECKPOINTS,
     ENV_EXPLAIN,
     ENV_LINEAGE,
     ENV_LOCAL_RANKS,
     ENV_TRACE,
 )
 from serverless_mpi.errors import ChannelError, JobError, UsageError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import KEY_BYTES, JobSpec
 from serverless_mpi.launch import fork_server, tree
 from serverless_mpi.launch.base import (
     EXIT_DEADLOCK,
@@ -172,6 +179,12 @@ def _channel_options(plan: Plan) -> dict[str, str]:
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
+def _key_of(spec: JobSpec, incarnation: int) -> bytes:
+    """Return the key of an incarnation, which that of another one does not reveal."""
+    number = str(incarnation).encode()
+    return tags.make(spec.key, tags.Purpose.INCARNATION, number, KEY_BYTES)
+
+
 def _restore(environ: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environ)
@@ -209,6 +222,7 @@ class LocalLauncher(Launcher):
             "timeout_s",
             "deadlock_s",
             "ft",
+            "restarts",
             "stats",
             "prices",
             "algorithms",
@@ -237,6 +251,11 @@ class LocalLauncher(Launcher):
                 )
         figures = _figures(plan, self.region)
         _check_debugger(plan, commands)
+        if plan.restarts and plan.ft:
+            raise UsageError(
+                "--restarts and --ft exclude each other: the job either starts again or goes on"
+                " when a rank dies"
+            )
         if plan.port is not None and (plan.endpoint is not None or not channel.services):
             raise UsageError(
                 "--port sets the port of the emulator that smpirun starts, and this job starts none"
@@ -275,7 +294,9 @@ class LocalLauncher(Launcher):
         _restore(environ)
         undo.callback(kill_processes_of, folder.job_id)
         environ[ENV_LINEAGE] = "/".join(filter(None, (environ.get(ENV_LINEAGE), folder.job_id)))
-        servers = _fork_servers(plan, commands, channel, environ, undo)
+        environ.pop(ENV_CHECKPOINTS, None)
+        if plan.restarts:
+            environ[ENV_CHECKPOINTS] = str(folder.path / "checkpoints")
         spec = replace(
             JobSpec.new(
                 plan.size,
@@ -287,9 +308,41 @@ class LocalLauncher(Launcher):
             ),
             job_id=folder.job_id,
             settings=_channel_options(plan),
-            stats_dir=str(folder.stats),
             deadlock_s=plan.deadlock_s,
         )
+        deadline = None
+        for incarnation in range(plan.restarts + 1):
+            stats = folder.stats(incarnation)
+            own = replace(spec, key=_key_of(spec, incarnation), stats_dir=str(stats))
+            signals.raise_now()
+            with contextlib.ExitStack() as of_incarnation:
+                job = self._incarnation(
+                    plan, commands, channel, own, environ, figures, signals, folder, of_incarnation
+                )
+                if plan.timeout_s is not None and deadline is None:
+                    deadline = time.monotonic() + plan.timeout_s
+                code = job.watch(deadline, plan.restarts - incarnation)
+            if not job.lost:
+                break
+        if plan.trace is not None:
+            trace.save(stats, plan.trace, say)
+        self._report(plan, stats, prices, figures)
+        return code
+
+    def _incarnation(
+        self,
+        plan: Plan,
+        commands: list[list[str]],
+        channel: type[Channel],
+        spec: JobSpec,
+        environ: Mapping[str, str],
+        figures: Figures | None,
+        signals: Signals,
+        folder: JobFolder,
+        undo: contextlib.ExitStack,
+    ) -> Running:
+        """Make everything that the ranks need, and start them; `undo` removes it."""
+        servers = _fork_servers(plan, commands, channel, environ, undo)
         emulator: Emulator | None = None
         if plan.endpoint is not None or channel.services:
             emulator = _emulator(plan, channel, folder, spec)
@@ -311,11 +364,7 @@ class LocalLauncher(Launcher):
         undo.callback(job.close)
         job.start()
         signals.raising = False
-        code = job.watch()
-        if plan.trace is not None:
-            trace.save(folder.stats, plan.trace, say)
-        self._report(plan, folder.stats, prices, figures)
-        return code
+        return job
 
     @staticmethod
     def _destroy(channel: type[Channel], folder: JobFolder) -> None:
@@ -540,6 +589,7 @@ class Running:
         ]
         # exit code and text (a line, and lines below it) of the first failure
         self._failure: tuple[int, tuple[str, ...]] | None = None
+        self.lost = False  # a rank or the emulator was lost: the job may start again
         self._unstarted: list[tuple[int, Program, list[str], ForkServer | None]] = []
         for program, argv, server in zip(plan.programs, commands, servers, strict=True):
             first = len(self._unstarted)
@@ -677,15 +727,21 @@ class Running:
 
     # -- watching
 
-    def watch(self) -> int:
+    def watch(self, deadline: float | None, restarts: int) -> int:
         """Write output until the job ends (see the head of the file), then stop all ranks.
+
+        Parameters
+        ----------
+        deadline
+            When the job is stopped, by the monotonic clock; None for never.
+        restarts
+            How often the job may start again.
 
         Returns
         -------
         int
             Exit code of the job.
         """
-        deadline = None if self._plan.timeout_s is None else time.monotonic() + self._plan.timeout_s
         while self._living and self._failure is None and not self._signals.noted:
             left = None if deadline is None else deadline - time.monotonic()
             if self._without_emulator() or self._deadlocked():
@@ -712,6 +768,11 @@ class Running:
             code, (first, *more) = self._failure
             if running and code not in (EXIT_TIMEOUT, EXIT_DEADLOCK):
                 first += "; the other ranks were stopped"
+            self.lost = self.lost and not self._signals.noted
+            if self.lost and restarts:
+                first += (
+                    f"; the job starts again ({restarts} of {self._plan.restarts} restarts left)"
+                )
             say(first, *more)
             return code
         if self._signals.noted:
@@ -740,6 +801,7 @@ class Running:
         if end is None or not (self._living or self._failure) or self._signals.noted:
             return False
         self._failure = (EXIT_EMULATOR, (end,))
+        self.lost = True
         return True
 
     def _deadlocked(self) -> bool:
@@ -840,6 +902,7 @@ class Running:
             failure = (code, (f"{rank.title} ended with exit code {code}",))
         if self._notices is None or aborted(Path(self._spec.stats_dir or "."), rank.number):
             self._failure = failure
+            self.lost = code < 0
         else:
             self._lose(self._notices, rank.number, code, failure)
 
