@@ -277,6 +277,18 @@ def _recorded(path: Path) -> JobSpec:
     return JobSpec.from_public(public, rank=0, key=bytes(KEY_BYTES))
 
 
+def recorded_ids() -> set[str]:
+    """Return the ids under which the jobs of this user have made something elsewhere.
+
+    A job that was started again has another id than its folder.
+    """
+    found = set()
+    for path in state_folder().glob("*/spec.json"):
+        with contextlib.suppress(JobError):
+            found.add(_recorded(path).job_id)
+    return found
+
+
 def clear(path: Path) -> None:
     """Remove everything of a dead job: processes, what its channel made, its folder.
 

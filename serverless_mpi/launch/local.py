@@ -11,9 +11,10 @@
   seen in their order (pidfd).
 - With --restarts a job has *incarnations*. When a rank is lost (killed by a signal), or the
   emulator, everything of the incarnation is stopped and removed but the job's folder, where
-  checkpoints are, and the next one begins with another key. So nothing that is left of an earlier
-  incarnation can enter: its frames, connections and requests have a wrong tag, proof or signature.
-  A rank that ends by itself with an exit code is not started again: it would do the same.
+  checkpoints are, and the next one begins with other names and another key. So nothing that is left
+  of an earlier incarnation can enter: its frames, connections and requests have a wrong tag, proof
+  or signature. A rank that ends by itself with an exit code does not start the job again: it would
+  do the same.
 - Neither the launcher nor the ranks get credentials of an AWS account, except those that the user
   exports with -x: the environment is cleaned first.
 
@@ -25,6 +26,7 @@ ranks in fork_server.py.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -71,7 +73,13 @@ from serverless_mpi.launch.base import (
     option_of,
 )
 from serverless_mpi.launch.fork_server import Forked, ForkServer
-from serverless_mpi.launch.jobs import JobFolder, clear_dead_jobs, kill_processes_of, state_folder
+from serverless_mpi.launch.jobs import (
+    JobFolder,
+    clear_dead_jobs,
+    kill_processes_of,
+    recorded_ids,
+    state_folder,
+)
 from serverless_mpi.launch.output import LineWriter, output_writer, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 
@@ -179,10 +187,15 @@ def _channel_options(plan: Plan) -> dict[str, str]:
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
-def _key_of(spec: JobSpec, incarnation: int) -> bytes:
-    """Return the key of an incarnation, which that of another one does not reveal."""
+def _incarnated(spec: JobSpec, incarnation: int) -> JobSpec:
+    """Return an incarnation of a job: later ones have names and keys of their own.
+
+    The key of one does not reveal that of another, since ranks know neither the job's own.
+    """
     number = str(incarnation).encode()
-    return tags.make(spec.key, tags.Purpose.INCARNATION, number, KEY_BYTES)
+    key = tags.make(spec.key, tags.Purpose.INCARNATION, number, KEY_BYTES)
+    job_id = hashlib.sha256(f"{spec.job_id} {incarnation}".encode()).hexdigest()[:16]
+    return replace(spec, key=key, job_id=job_id if incarnation else spec.job_id)
 
 
 def _restore(environ: Mapping[str, str]) -> None:
@@ -313,7 +326,7 @@ class LocalLauncher(Launcher):
         deadline = None
         for incarnation in range(plan.restarts + 1):
             stats = folder.stats(incarnation)
-            own = replace(spec, key=_key_of(spec, incarnation), stats_dir=str(stats))
+            own = replace(_incarnated(spec, incarnation), stats_dir=str(stats))
             signals.raise_now()
             with contextlib.ExitStack() as of_incarnation:
                 job = self._incarnation(
@@ -387,8 +400,9 @@ class LocalLauncher(Launcher):
         if (
             endpoint is not None
         ):  # jobs that no folder here tells of: another machine's, or after a reboot
+            running = recorded_ids()
             for job_id in control.leftovers(endpoint, region):
-                if not (state_folder() / job_id).exists():
+                if not (state_folder() / job_id).exists() and job_id not in running:
                     said.append(
                         f"removed job {job_id} from {endpoint}:"
                         f" {control.remove(endpoint, region, job_id)} resources"
@@ -948,7 +962,8 @@ class Running:
         self._signal(signal.SIGKILL)
         while self._living:
             self._quiet_turn(None)
-        kill_processes_of(self._spec.job_id)  # also those that left their process group
+        lineage = self._environ[ENV_LINEAGE]
+        kill_processes_of(lineage.rpartition("/")[2])  # also those that left their process group
         deadline = time.monotonic() + DRAIN_S
         while self._pipes and (left := deadline - time.monotonic()) > 0:
             self._quiet_turn(left)

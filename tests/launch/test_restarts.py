@@ -31,6 +31,7 @@ if comm.rank == 0:
     print(state["u"].tobytes().hex(), loop.resumed_at is not None)
 comm.barrier()
 """
+FENCED = "tests/restarts/fenced.py"
 
 
 def program(folder: Path, text: str) -> str:
@@ -70,6 +71,32 @@ def test_after_the_last_restart_the_job_fails_with_the_last_reason(tmp_path: Pat
         "",
     ]
     assert "was killed by SIGSEGV" in said[2]
+
+
+@pytest.mark.parametrize("channel", ["direct", "hybrid"])
+def test_a_killed_rank_that_comes_back_changes_nothing(
+    channel: str, ministack_endpoint: str, tmp_path: Path
+) -> None:
+    """It has the old key; on hybrid it sends to the queues of the next incarnation as well."""
+    folder, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    folder.mkdir()
+    undisturbed.mkdir()
+    words = ["-n", 2, "--restarts", 1, "--stats", "json", "--channel"]
+    expected = smpirun(*words, "direct", FENCED, undisturbed)
+    words += [channel] if channel == "direct" else [channel, "--endpoint", ministack_endpoint]
+    done = smpirun(*words, FENCED, folder)
+    assert done.returncode == 0, done.stderr + (folder / "err").read_text()
+    (bits, report), stats = map(json.loads, done.stdout.splitlines())
+    assert bits == json.loads(expected.stdout.splitlines()[0])[0]
+    assert "the job starts again" in done.stderr
+    # what it publishes has no effect, which the program checks
+    assert "taken over" in report["publish"] or report["publish"] == "published"
+    if channel == "direct":
+        # either end may be the first to find that the other has another key
+        assert report["old way"].startswith("ChannelError")
+        assert report["new addresses"].startswith("ChannelError")
+    else:
+        assert report["new addresses"] == "sent" and stats["dropped"] > 0
 
 
 @pytest.mark.parametrize(
