@@ -93,6 +93,7 @@ REAP_S = 0.05  # seconds between two polls for ended ranks, without pidfd
 READ_BYTES = 64 << 10
 FORKED_AT_ONCE = 32  # ranks; each has four descriptors of pipes meanwhile
 SHOWN_RANKS = 8  # most ranks that one line of text names
+LOST_S = 1.0  # longest wait for the end of a rank whose death may be why another has failed
 STACKS_S = 5.0  # longest wait for the stacks of ranks
 LOOKS = 6  # looks for a deadlock within its limit
 MAX_PORT = 65535
@@ -777,6 +778,7 @@ class Running:
             self._turn(tick if left is None else left if tick is None else min(left, tick))
         running = len(self._living)
         self._without_emulator()  # a rank may have failed because of it
+        self._find_lost()
         self.stop()
         if self._failure is not None:
             code, (first, *more) = self._failure
@@ -793,6 +795,26 @@ class Running:
             say(str(Interrupted(self._signals.noted[0])))
             return 128 + self._signals.noted[0]
         return 0
+
+    def _find_lost(self) -> None:
+        """Let a rank that was killed be the failure, if another has failed because of it.
+
+        The kernel closes a killed process's connections before it reports the end, so a peer may
+        come to its own end first.
+        """
+        deadline = time.monotonic() + LOST_S
+        while self._living and self._undecided and (left := deadline - time.monotonic()) > 0:
+            self._quiet_turn(left)
+
+    @property
+    def _undecided(self) -> bool:
+        """Whether a rank has failed, and the end of a killed one may still show why."""
+        return (
+            self._plan.restarts > 0
+            and self._failure is not None
+            and self._failure[0] not in (EXIT_TIMEOUT, EXIT_DEADLOCK)
+            and not (self.lost or self._stopping)
+        )
 
     def _show_stacks(self) -> None:
         """Let every Python rank print the stacks of its threads, with its rank in front."""
@@ -905,7 +927,9 @@ class Running:
         if rank.pidfd is not None:
             self._selector.unregister(rank.pidfd)
             os.close(rank.pidfd)
-        if self._failure is not None or self._signals.noted:
+        if self._signals.noted:
+            return
+        if self._failure is not None and not (code < 0 and self._undecided):
             return
         if code == 0:
             self._grow(rank.number)  # its number may still be in the pipe
