@@ -30,9 +30,9 @@ from serverless_mpi.env import ENV_CHECKPOINT_KEY
 from serverless_mpi.errors import ChannelError, CheckpointError, UsageError
 from serverless_mpi.job import KEY_BYTES, current_spec
 from serverless_mpi.metering import Meter
+from serverless_mpi.runtime import process
 
 SCHEME = "s3://"
-DATA = "data/"  # of the job's bucket, which ranks may write: as in stack/bucket.py
 MOST_BYTES = 5 << 30  # of one PUT
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -98,26 +98,18 @@ class Prefix(Place):
     Parameters
     ----------
     title
-        s3://bucket/prefix, or s3:///prefix of the job's own bucket, below data/.
+        s3://bucket/prefix.
 
     Raises
     ------
     CheckpointError
-        The name is not of that form, or the job has no bucket.
+        The name is not of that form.
     """
 
     def __init__(self, title: str) -> None:
         self.title = title
         bucket, _, prefix = title.removeprefix(SCHEME).partition("/")
         spec = current_spec(os.environ)
-        if not bucket:
-            bucket = "" if spec is None else spec.settings.get("bucket", "")
-            prefix = DATA + prefix
-            if not bucket:
-                raise CheckpointError(
-                    f"{title}: the channel of this job has no bucket; name one, as"
-                    " s3://bucket/prefix"
-                )
         if not _BUCKET.fullmatch(bucket):
             raise CheckpointError(f"{title} is not of the form s3://bucket/prefix")
         self._prefix = f"{prefix.strip('/')}/"
@@ -126,7 +118,8 @@ class Prefix(Place):
         else:
             endpoint, region = spec.endpoint, spec.region
             credentials = Credentials(endpoint, fixed=emulator_keys(spec.key))
-        self._client = Client("s3", region, endpoint, credentials, Meter())
+        meter = Meter() if process.current is None else process.current.meter
+        self._client = Client("s3", region, endpoint, credentials, meter)
         self._s3 = S3(self._client, bucket)
 
     @contextlib.contextmanager
