@@ -83,7 +83,7 @@ class Vote:
     elapsed
         Seconds since the last save, or since the loop began.
     busy
-        Whether something that was started is not finished: writing the part, publishing.
+        Whether something that was started is not finished: preparing, writing, publishing.
     failed
         1 + the highest rank that failed; 0 for none.
     """
@@ -156,8 +156,8 @@ class Cadence:
                 self._phase, action = _Phase.PUBLISHING, Action.PUBLISH
             elif self._phase is _Phase.PUBLISHING:
                 self._phase = _Phase.IDLE
-        if self._phase is _Phase.IDLE and self._due(step, tally):
-            self._phase, action = _Phase.WRITING, Action.SAVE
+            if self._phase is _Phase.IDLE and self._due(step, tally):
+                self._phase, action = _Phase.WRITING, Action.SAVE
         self._schedule(step, tally, action)
         if action is Action.SAVE:
             self.saved_at = step

@@ -30,7 +30,7 @@ from serverless_mpi import MPI
 from serverless_mpi.checkpoint import s3
 from serverless_mpi.checkpoint.cadence import FIELDS, Action, Cadence, Period, Vote
 from serverless_mpi.checkpoint.log import Record, Saved, claim, perform
-from serverless_mpi.checkpoint.part import decode, pickled
+from serverless_mpi.checkpoint.part import decode, pickled, size_of
 from serverless_mpi.checkpoint.places import Folder, Place
 from serverless_mpi.checkpoint.saver import Saver
 from serverless_mpi.env import ENV_CHECKPOINTS
@@ -143,6 +143,7 @@ class Steps(Iterator[int]):
         self._next = first
         self._opened = opened
         self._saver = Saver(opened.place, comm.rank, opened.key, opened.record)
+        self._saver.prepare(size_of(state))
         self._cadence = Cadence(period, first)
         self._saved_time = time.monotonic()
         self._request: Request | None = None

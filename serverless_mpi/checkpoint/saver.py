@@ -60,6 +60,17 @@ class Saver:
         """Whether there is a save that `publish` has not been called for."""
         return self._saved is not None
 
+    def prepare(self, nbytes: int) -> None:
+        """Have memory for a snapshot, in the background.
+
+        Parameters
+        ----------
+        nbytes
+            Bytes that it needs.
+        """
+        if nbytes:
+            self._start(lambda: self._staging.reserve(nbytes))
+
     def save(self, state: Mapping[str, Any], size: int, step: int) -> None:
         """Copy the state, and write this rank's part in the background.
 
@@ -74,6 +85,7 @@ class Saver:
         """
         saved = Saved(self._record.number + 1, self._record.owner, size, step)
         self._saved, identity = saved, saved.part(self._rank)
+        self.wait()  # the first save may be due before the memory is there
         try:
             regions = self._staging.take(state)
         except CheckpointError as error:

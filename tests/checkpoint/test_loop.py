@@ -24,6 +24,7 @@ def walk(comm: Any, n: int, to: Path | str, stop: int | None = None, **more: Any
     state = {"u": np.zeros(50), "generator": generator, "trace": []}
     own = state["u"]
     loop = checkpoint.steps(comm, n, state, EVERY, to, **more)
+    loop._saver.wait()  # for memory, as a step that takes a while does
     for step in loop:
         if step == stop:
             # what was begun is published, as if the disk had been faster than the steps
