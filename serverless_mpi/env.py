@@ -50,6 +50,7 @@ ENV_KERNEL = "SMPI_KERNEL"
 ENV_MAX_WORKERS = "MPI4PY_FUTURES_MAX_WORKERS"
 ENV_CONFORMANCE_CACHE = "SMPI_CONFORMANCE_CACHE"
 ENV_FORKS = "SMPI_FORKS"
+ENV_CHECKPOINT_KEY = "SMPI_CHECKPOINT_KEY"
 
 ENV_JOB = "SMPI_JOB"
 ENV_RANK = "SMPI_RANK"
@@ -64,6 +65,7 @@ ENV_APPNUM = "SMPI_APPNUM"
 ENV_EXPLAIN = "SMPI_EXPLAIN"
 ENV_TRACE = "SMPI_TRACE"
 ENV_TERMINAL = "SMPI_INFER_TERMINAL"
+ENV_CHECKPOINTS = "SMPI_CHECKPOINTS"
 
 VARIABLES = (
     Variable(
@@ -105,6 +107,12 @@ VARIABLES = (
         " has imported NumPy",
         "1",
     ),
+    Variable(
+        ENV_CHECKPOINT_KEY,
+        USER,
+        "key that authenticates checkpoints in buckets, 64 hexadecimal digits",
+        "`serverless_mpi/checkpoint.key` in the user's configuration folder, made at first use",
+    ),
     Variable(ENV_JOB, LAUNCHER, "the job as JSON, without the rank and the key"),
     Variable(ENV_RANK, LAUNCHER, "rank of the process"),
     Variable(
@@ -140,5 +148,10 @@ VARIABLES = (
     Variable(ENV_TRACE, LAUNCHER, "set if ranks write a trace (`--trace`)"),
     Variable(
         ENV_TERMINAL, LAUNCHER, "device on which rank 0 of `smpi-infer run` draws its progress"
+    ),
+    Variable(
+        ENV_CHECKPOINTS,
+        LAUNCHER,
+        "folder for the checkpoints of loops that name no place (`--restarts`)",
     ),
 )

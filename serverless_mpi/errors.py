@@ -297,6 +297,10 @@ class StoreError(ServerlessMPIError):
     """
 
 
+class CheckpointError(ServerlessMPIError):
+    """A checkpoint cannot be written or used; the text names the place, the rank and a remedy."""
+
+
 class JobError(ServerlessMPIError):
     """The job as a whole cannot go on: its description is missing, or a rank of it has died."""
 

@@ -95,6 +95,8 @@ MAY: dict[str, set[str]] = {
     },
     "MPI": {"api", "core", "env", "errors", "job", "trace"},
     "alias": {"__init__"},
+    # of the runtime only the meter, for requests to S3
+    "checkpoint": {"MPI", "core", "env", "errors", "job", "metering", "aws", "runtime"},
     "forks": set(),
     "futures": {"MPI", "alias", "env", "errors"},
     # it starts smpirun as a process, and imports nothing of it

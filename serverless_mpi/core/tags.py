@@ -45,6 +45,8 @@ class Purpose(enum.Enum):
     PORT_CONNECT = b"smpi port asks"  # the proof of the group that connects to a port
     PORT_BRIDGE = b"smpi port bridge"  # makes the key of the bridge that a port has made
     PORT_SEAL = b"smpi port seal"  # makes the pad under which a group shares that key
+    INCARNATION = b"smpi incarnation"  # makes the key of a job that was started again
+    CHECKPOINT = b"smpi checkpoint"  # records and parts of a checkpoint
     EMULATOR = b"smpi emulator"  # secret access key at the job's own emulator
 
 

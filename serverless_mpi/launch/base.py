@@ -93,6 +93,8 @@ class Plan:
         The job is stopped when every rank has waited for this many seconds; 0 for never.
     ft
         A rank that dies does not end the job: the others are notified of it.
+    restarts
+        How often the job starts again when a rank dies or is lost.
     stats
         "text", "json" or "none": how requests and dollars are printed at the end.
     prices
@@ -137,6 +139,7 @@ class Plan:
     timeout_s: float | None = None
     deadlock_s: float = 60.0
     ft: bool = False
+    restarts: int = 0
     stats: str = "none"
     prices: str | None = None
     explain: bool = False

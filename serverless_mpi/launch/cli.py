@@ -254,6 +254,14 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         " Revoke)",
     )
     group.add_argument(
+        "--restarts",
+        metavar="N",
+        type=_natural,
+        default=0,
+        help="when a signal kills a rank, or the emulator ends, start the job again from its last"
+        " checkpoint (serverless_mpi.checkpoint), at most N times (default 0)",
+    )
+    group.add_argument(
         "--algorithm",
         dest="algorithms",
         metavar="OP=NAME",
@@ -461,10 +469,8 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
 
     Returns
     -------
-    Plan
-        The job.
-    str
-        Name of its platform.
+    tuple of Plan and str
+        The job, and the name of its platform.
 
     Raises
     ------
@@ -495,6 +501,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         timeout_s=job.timeout,
         deadlock_s=job.deadlock,
         ft=job.ft,
+        restarts=job.restarts,
         stats=_stats(job.stats, launcher),
         prices=job.prices,
         explain=job.explain,

@@ -187,16 +187,22 @@ class JobFolder:
                 path.mkdir(mode=0o700)
                 lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        with _writing(path):
-            (path / "stats").mkdir()
         folder = cls(path, job_id, lock)
         folder._start_guard()
         return folder
 
-    @property
-    def stats(self) -> Path:
-        """Folder for the counters of ranks."""
-        return self.path / "stats"
+    def stats(self, incarnation: int) -> Path:
+        """Make and return the folder for the counters of an incarnation's ranks.
+
+        Parameters
+        ----------
+        incarnation
+            How often the job has started before.
+        """
+        path = self.path / f"stats-{incarnation}"
+        with _writing(path):
+            path.mkdir()
+        return path
 
     def record(self, spec: JobSpec) -> None:
         """Write down the job, so that `clear` can remove what its channel makes elsewhere.
@@ -269,6 +275,18 @@ def _recorded(path: Path) -> JobSpec:
     except (OSError, ValueError, RecursionError) as error:
         raise JobError(f"the job's record cannot be read: {error}") from error
     return JobSpec.from_public(public, rank=0, key=bytes(KEY_BYTES))
+
+
+def recorded_ids() -> set[str]:
+    """Return the ids under which the jobs of this user have made something elsewhere.
+
+    A job that was started again has another id than its folder.
+    """
+    found = set()
+    for path in state_folder().glob("*/spec.json"):
+        with contextlib.suppress(JobError):
+            found.add(_recorded(path).job_id)
+    return found
 
 
 def clear(path: Path) -> None:

@@ -9,6 +9,12 @@
 - The job ends when every rank has ended, one has failed, the time is over, or a
   signal came.  The exit code is that of the rank that failed first, so ends are
   seen in their order (pidfd).
+- With --restarts a job has *incarnations*. When a rank is lost (killed by a signal), or the
+  emulator, everything of the incarnation is stopped and removed but the job's folder, where
+  checkpoints are, and the next one begins with other names and another key. So nothing that is left
+  of an earlier incarnation can enter: its frames, connections and requests have a wrong tag, proof
+  or signature. A rank that ends by itself with an exit code does not start the job again: it would
+  do the same.
 - Neither the launcher nor the ranks get credentials of an AWS account, except those that the user
   exports with -x: the environment is cleaned first.
 
@@ -20,6 +26,7 @@ ranks in fork_server.py.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -42,12 +49,14 @@ from serverless_mpi.aws import figures as files
 from serverless_mpi.aws.figures import setting
 from serverless_mpi.aws.limits import Figures
 from serverless_mpi.channels.base import Channel
+from serverless_mpi.core import tags
 from serverless_mpi.deadlock import detect_deadlock
 from serverless_mpi.deaths import NOTICES, NoticeWriter, aborted
 from serverless_mpi.env import (
     ENV_ALIAS,
     ENV_APPNUM,
     ENV_BEGUN,
+    ENV_CHECKPOINTS,
     ENV_EXPLAIN,
     ENV_LINEAGE,
     ENV_LOCAL_RANKS,
@@ -55,7 +64,7 @@ from serverless_mpi.env import (
     ENV_TRACE,
 )
 from serverless_mpi.errors import ChannelError, JobError, UsageError
-from serverless_mpi.job import JobSpec
+from serverless_mpi.job import KEY_BYTES, JobSpec
 from serverless_mpi.launch import fork_server, tree
 from serverless_mpi.launch.base import (
     EXIT_DEADLOCK,
@@ -66,7 +75,13 @@ from serverless_mpi.launch.base import (
     option_of,
 )
 from serverless_mpi.launch.fork_server import Forked, ForkServer
-from serverless_mpi.launch.jobs import JobFolder, clear_dead_jobs, kill_processes_of, state_folder
+from serverless_mpi.launch.jobs import (
+    JobFolder,
+    clear_dead_jobs,
+    kill_processes_of,
+    recorded_ids,
+    state_folder,
+)
 from serverless_mpi.launch.output import LineWriter, output_writer, printable_lines, say
 from serverless_mpi.launch.signals import Interrupted, Signals
 
@@ -80,6 +95,7 @@ REAP_S = 0.05  # seconds between two polls for ended ranks, without pidfd
 READ_BYTES = 64 << 10
 FORKED_AT_ONCE = 32  # ranks; each has four descriptors of pipes meanwhile
 SHOWN_RANKS = 8  # most ranks that one line of text names
+LOST_S = 1.0  # longest wait for the end of a rank whose death may be why another has failed
 STACKS_S = 5.0  # longest wait for the stacks of ranks
 LOOKS = 6  # looks for a deadlock within its limit
 MAX_PORT = 65535
@@ -177,6 +193,17 @@ def _channel_options(plan: Plan) -> dict[str, str]:
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
+def _incarnated(spec: JobSpec, incarnation: int) -> JobSpec:
+    """Return an incarnation of a job: later ones have names and keys of their own.
+
+    The key of one does not reveal that of another, since ranks know neither the job's own.
+    """
+    number = str(incarnation).encode()
+    key = tags.make(spec.key, tags.Purpose.INCARNATION, number, KEY_BYTES)
+    job_id = hashlib.sha256(f"{spec.job_id} {incarnation}".encode()).hexdigest()[:16]
+    return replace(spec, key=key, job_id=job_id if incarnation else spec.job_id)
+
+
 def _restore(environ: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environ)
@@ -191,6 +218,21 @@ def _figures(plan: Plan, usual_region: str) -> Figures | None:
     if reason is not None:
         raise UsageError(f"--figures {plan.figures}: {reason}")
     return figures
+
+
+def _new_spec(plan: Plan, folder: JobFolder) -> JobSpec:
+    """Return the job of a plan, without what its channel adds."""
+    made = JobSpec.new(
+        plan.size,
+        plan.channel,
+        region=plan.region,
+        endpoint=plan.endpoint,
+        plugins=plugins.algorithm_modules(),
+        algorithms=plan.algorithms,
+        settings=_channel_options(plan),
+        deadlock_s=plan.deadlock_s,
+    )
+    return replace(made, job_id=folder.job_id)
 
 
 class LocalLauncher(Launcher):
@@ -214,6 +256,7 @@ class LocalLauncher(Launcher):
             "timeout_s",
             "deadlock_s",
             "ft",
+            "restarts",
             "stats",
             "prices",
             "algorithms",
@@ -254,6 +297,11 @@ class LocalLauncher(Launcher):
                 )
         figures = _figures(plan, self.region)
         _check_debugger(plan, commands)
+        if plan.restarts and plan.ft:
+            raise UsageError(
+                "--restarts and --ft exclude each other: the job either starts again or goes on"
+                " when a rank dies"
+            )
         if plan.port is not None and (plan.endpoint is not None or not channel.services):
             raise UsageError(
                 "--port sets the port of the emulator that smpirun starts, and this job starts none"
@@ -292,19 +340,43 @@ class LocalLauncher(Launcher):
         _restore(environ)
         undo.callback(kill_processes_of, folder.job_id)
         environ[ENV_LINEAGE] = "/".join(filter(None, (environ.get(ENV_LINEAGE), folder.job_id)))
+        environ.pop(ENV_CHECKPOINTS, None)
+        if plan.restarts:
+            environ[ENV_CHECKPOINTS] = str(folder.path / "checkpoints")
+        spec = self._prepare(_new_spec(plan, folder))
+        deadline = None
+        for incarnation in range(plan.restarts + 1):
+            stats = folder.stats(incarnation)
+            own = replace(_incarnated(spec, incarnation), stats_dir=str(stats))
+            signals.raise_now()
+            with contextlib.ExitStack() as of_incarnation:
+                job = self._incarnation(
+                    plan, commands, channel, own, environ, figures, signals, folder, of_incarnation
+                )
+                if plan.timeout_s is not None and deadline is None:
+                    deadline = time.monotonic() + plan.timeout_s
+                code = job.watch(deadline, plan.restarts - incarnation)
+            if not job.lost:
+                break
+        if plan.trace is not None:
+            trace.save(stats, plan.trace, say)
+        self._report(plan, stats, prices, figures)
+        return code
+
+    def _incarnation(
+        self,
+        plan: Plan,
+        commands: list[list[str]],
+        channel: type[Channel],
+        spec: JobSpec,
+        environ: Mapping[str, str],
+        figures: Figures | None,
+        signals: Signals,
+        folder: JobFolder,
+        undo: contextlib.ExitStack,
+    ) -> Running:
+        """Make everything that the ranks need, and start them; `undo` removes it."""
         servers = _fork_servers(plan, commands, channel, environ, undo)
-        made = JobSpec.new(
-            plan.size,
-            plan.channel,
-            region=plan.region,
-            endpoint=plan.endpoint,
-            plugins=plugins.algorithm_modules(),
-            algorithms=plan.algorithms,
-            settings=_channel_options(plan),
-            stats_dir=str(folder.stats),
-            deadlock_s=plan.deadlock_s,
-        )
-        spec = self._prepare(replace(made, job_id=folder.job_id))
         emulator: Emulator | None = None
         if plan.endpoint is not None or channel.services:
             emulator = _emulator(plan, channel, folder, spec)
@@ -327,11 +399,7 @@ class LocalLauncher(Launcher):
         self._adopt(job)
         job.start()
         signals.raising = False
-        code = job.watch()
-        if plan.trace is not None:
-            trace.save(folder.stats, plan.trace, say)
-        self._report(plan, folder.stats, prices, figures)
-        return code
+        return job
 
     @staticmethod
     def _destroy(channel: type[Channel], folder: JobFolder) -> None:
@@ -354,8 +422,9 @@ class LocalLauncher(Launcher):
         if (
             endpoint is not None
         ):  # jobs that no folder here tells of: another machine's, or after a reboot
+            running = recorded_ids()
             for job_id in control.leftovers(endpoint, region):
-                if not (state_folder() / job_id).exists():
+                if not (state_folder() / job_id).exists() and job_id not in running:
                     said.append(
                         f"removed job {job_id} from {endpoint}:"
                         f" {control.remove(endpoint, region, job_id)} resources"
@@ -556,6 +625,7 @@ class Running:
         ]
         # exit code and text (a line, and lines below it) of the first failure
         self._failure: tuple[int, tuple[str, ...]] | None = None
+        self.lost = False  # a rank or the emulator was lost: the job may start again
         self._unstarted: list[tuple[int, Program, list[str], ForkServer | None]] = []
         for program, argv, server in zip(plan.programs, commands, servers, strict=True):
             first = len(self._unstarted)
@@ -702,15 +772,21 @@ class Running:
 
     # -- watching
 
-    def watch(self) -> int:
+    def watch(self, deadline: float | None, restarts: int) -> int:
         """Write output until the job ends (see the head of the file), then stop all ranks.
+
+        Parameters
+        ----------
+        deadline
+            When the job is stopped, by the monotonic clock; None for never.
+        restarts
+            How often the job may start again.
 
         Returns
         -------
         int
             Exit code of the job.
         """
-        deadline = None if self._plan.timeout_s is None else time.monotonic() + self._plan.timeout_s
         while self._living and self._failure is None and not self._signals.noted:
             left = None if deadline is None else deadline - time.monotonic()
             if self._without_emulator() or self._deadlocked():
@@ -732,17 +808,43 @@ class Running:
             self._turn(tick if left is None else left if tick is None else min(left, tick))
         running = len(self._living)
         self._without_emulator()  # a rank may have failed because of it
+        self._find_lost()
         self.stop()
         if self._failure is not None:
             code, (first, *more) = self._failure
             if running and code not in (EXIT_TIMEOUT, EXIT_DEADLOCK):
                 first += "; the other ranks were stopped"
+            self.lost = self.lost and not self._signals.noted
+            if self.lost and restarts:
+                first += (
+                    f"; the job starts again ({restarts} of {self._plan.restarts} restarts left)"
+                )
             say(first, *more)
             return code
         if self._signals.noted:
             say(str(Interrupted(self._signals.noted[0])))
             return 128 + self._signals.noted[0]
         return 0
+
+    def _find_lost(self) -> None:
+        """Let a rank that was killed be the failure, if another has failed because of it.
+
+        The kernel closes a killed process's connections before it reports the end, so a peer may
+        come to its own end first.
+        """
+        deadline = time.monotonic() + LOST_S
+        while self._living and self._undecided and (left := deadline - time.monotonic()) > 0:
+            self._quiet_turn(left)
+
+    @property
+    def _undecided(self) -> bool:
+        """Whether a rank has failed, and the end of a killed one may still show why."""
+        return (
+            self._plan.restarts > 0
+            and self._failure is not None
+            and self._failure[0] not in (EXIT_TIMEOUT, EXIT_DEADLOCK)
+            and not (self.lost or self._stopping)
+        )
 
     def _show_stacks(self) -> None:
         """Let every Python rank print the stacks of its threads, with its rank in front."""
@@ -765,6 +867,7 @@ class Running:
         if end is None or not (self._living or self._failure) or self._signals.noted:
             return False
         self._failure = (EXIT_EMULATOR, (end,))
+        self.lost = True
         return True
 
     def _deadlocked(self) -> bool:
@@ -856,7 +959,9 @@ class Running:
         if rank.pidfd is not None:
             self._selector.unregister(rank.pidfd)
             os.close(rank.pidfd)
-        if self._failure is not None or self._signals.noted:
+        if self._signals.noted:
+            return
+        if self._failure is not None and not (code < 0 and self._undecided):
             return
         if code == 0:
             self._grow(rank.number)  # its number may still be in the pipe
@@ -867,6 +972,7 @@ class Running:
             failure = (code, (f"{rank.title} ended with exit code {code}",))
         if self._notices is None or aborted(Path(self._spec.stats_dir or "."), rank.number):
             self._failure = failure
+            self.lost = code < 0
         else:
             self._lose(self._notices, rank.number, code, failure)
 
@@ -912,7 +1018,8 @@ class Running:
         self._signal(signal.SIGKILL)
         while self._living:
             self._quiet_turn(None)
-        kill_processes_of(self._spec.job_id)  # also those that left their process group
+        lineage = self._environ[ENV_LINEAGE]
+        kill_processes_of(lineage.rpartition("/")[2])  # also those that left their process group
         deadline = time.monotonic() + DRAIN_S
         while self._pipes and (left := deadline - time.monotonic()) > 0:
             self._quiet_turn(left)

@@ -68,6 +68,12 @@ class Signals:
         os.close(self.fd)
         os.close(self._write)
 
+    def raise_now(self) -> None:
+        """Let the next signal raise; raise if one has been noted."""
+        self.raising = True
+        if self.noted:
+            raise Interrupted(self.noted[0])
+
     def _on_question(self, number: int, _: FrameType | None) -> None:
         self.stacks_wanted = True
 

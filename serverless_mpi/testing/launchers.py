@@ -354,6 +354,7 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "debugpy": ("5678",),
     "timeout_s": ("5",),
     "deadlock_s": ("5",),
+    "restarts": ("2",),
     "stats": ("json",),
     "prices": ("prices.json",),
     "figures": ("figures.json",),
@@ -376,6 +377,24 @@ def _check_timeout(case: _Case) -> None:
     job = case.run("-n", 2, "--timeout", case.patience_s / 10, case.program(body))
     _expect(job, EXIT_TIMEOUT)
     assert "--timeout" in job.stderr, f"no line names --timeout: {job.stderr!r}"
+
+
+@_promise("--restarts starts the job again when a rank is killed", needs="restarts")
+def _check_restarts(case: _Case) -> None:
+    """Kill a rank in each incarnation but the third; then in each of two."""
+    mark = case.workdir / "incarnations"
+    body = (
+        f"path = {str(mark)!r}\n"
+        "if rank == 1:\n"
+        "    with open(path, 'a') as file: file.write('x')\n"
+        "    if os.path.getsize(path) % 3: os.kill(os.getpid(), 9)\n"
+        "print(comm.allreduce(rank))\n"
+    )
+    job = case.run("-n", 2, "--restarts", 2, case.program(body))
+    _expect(job, 0)
+    _expect_lines(job.stdout, ["1", "1"])
+    _expect(case.run("-n", 2, "--restarts", 1, case.program(body)), 128 + signal.SIGKILL)
+    assert mark.read_text() == "x" * 5, f"the job began {len(mark.read_text())} times, expected 5"
 
 
 @_promise("--deadlock ends the job with exit code 125", needs="deadlock_s")

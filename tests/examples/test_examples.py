@@ -14,6 +14,7 @@ SMALL = {
     "ring.py": [],
     "distributed_npy.py": ["--rows", "50"],
     "heat2d.py": ["--size", "24", "--steps", "10"],
+    "heat2d_long.py": ["--size", "24", "--steps", "10"],
     "sample_sort.py": ["--count", "20000"],
     "master_worker.py": ["--limit", "5000"],
     "sparse_dnn.py": ["--layers", "12", "--samples", "200"],
@@ -43,6 +44,16 @@ def test_the_same_output_over_every_channel(name: str, channel: str) -> None:
     other = smpirun("-n", 4, "--channel", channel, f"examples/{name}", *SMALL[name])
     assert other.returncode == 0, other.stderr
     assert other.stdout == _on_direct(name) != ""
+
+
+def test_a_plate_goes_on_after_a_rank_was_killed() -> None:
+    size = ["--size", "24", "--steps", "400"]
+    plain = smpirun("-n", 2, "--channel", "direct", "examples/heat2d.py", *size)
+    words = ["--restarts", 1, "examples/heat2d_long.py", *size, "--every", "5 steps"]
+    done = smpirun("-n", 2, "--channel", "direct", *words, "--die", 390)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines(keepends=True)
+    assert first.startswith("goes on at step ") and second == plain.stdout
 
 
 def test_a_distributed_array_is_one_file_in_the_jobs_bucket() -> None:

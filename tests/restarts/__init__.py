@@ -1,0 +1,1 @@
+"""Jobs whose ranks, launchers and emulators are killed: `python -m tests.restarts`."""
