@@ -637,9 +637,8 @@ class Running:
             number for number, program in enumerate(plan.programs) for _ in range(program.ranks)
         ]
         self._servers = [server for server in servers if server is not None]
-        self._begun: tuple[
-            int, ...
-        ] = ()  # a pipe: ranks of a tree write their numbers when they begin
+        # a pipe: ranks of a tree write their numbers when they begin
+        self._begun: tuple[int, ...] = ()
         self._stopping = self._stopped = False
 
     # -- beginning
