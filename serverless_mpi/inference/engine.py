@@ -10,7 +10,8 @@ bits are those of the serial kernel, on any number of ranks and with any partiti
 `accumulate` gives this up: a rank then multiplies its own rows while others are in transit and adds
 the products of received rows in the order of senders, so the bits depend on the partition too.
 
-Samples whose activations are all zero are pruned after each layer: no later layer can change them.
+Samples whose activations are all zero are pruned after each layer. A layer that makes other numbers of
+zeros, by a bias or a sigmoid, first gets all samples back.
 The ranks of a batch may have different active samples, so a message begins with the set of its own.
 
 Several batches are in flight, each with a thread and a communicator of its own: one computes while
@@ -34,7 +35,17 @@ from numpy.typing import NDArray
 
 from serverless_mpi.inference import codec
 from serverless_mpi.inference.communicator import Communicator
-from serverless_mpi.sparse import CAP, Panels, SparseRows, layer, multiply
+from serverless_mpi.sparse import (
+    CAP,
+    Activation,
+    Ending,
+    Panels,
+    SparseRows,
+    ended_layer,
+    layer,
+    multiply,
+)
+from serverless_mpi.sparse.endings import highest_of, softmax, softmax_sums
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -90,6 +101,9 @@ class Part:
         (ranks + 1,): the received rows of sender q are `recv_offsets[q]` to `recv_offsets[q + 1]`.
     recv_counts
         (ranks,): rows in the message of each sender, needed or not.
+    ending
+        Bias and activation of the rank's distinct rows; None for the challenge's, with the bias and
+        the cap of the run.
     """
 
     indptr: Indices
@@ -103,6 +117,12 @@ class Part:
     recv_index: NDArray[np.uint32]
     recv_offsets: Indices
     recv_counts: Indices
+    ending: Ending | None = None
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether inputs that are all 0 have outputs that are all 0."""
+        return self.ending is None or self.ending.keeps_zero
 
     @property
     def rows(self) -> int:
@@ -164,6 +184,8 @@ class Part:
             raise ValueError("values of wrong number or type")
         if not np.isfinite(self.values).all():
             raise ValueError("values have NaN or infinity")
+        if self.ending is not None:
+            self.ending.check(self.rows)
 
     @cached_property
     def weights(self) -> SparseRows:
@@ -283,7 +305,8 @@ def infer(
     x
         (own rows, samples) float32, C-contiguous: the rank's neurons of boundary 0. Borrowed.
     bias, cap
-        Every layer is y = min(max(W x + bias, 0), cap), with the bias only where W x is not 0.
+        A layer whose part has no ending is y = min(max(W x + bias, 0), cap), with the bias only
+        where W x is not 0.
     batches
         Number of equal shares of the samples; the same on all ranks. IN_FLIGHT of them are run
         concurrently, if MPI allows several threads.
@@ -455,7 +478,19 @@ class _Batch:
         active = np.logical_or.reduce(sets)
         y = np.zeros((len(part.row_of_neuron), np.count_nonzero(active)), np.float32)
         y[:, self.active[active]] = self.own().take(part.row_of_neuron.astype(np.int64))
+        if part.ending is not None and part.ending.activation == Activation.SOFTMAX:
+            self.softmax(y)
         return y, np.flatnonzero(active), statistics
+
+    def softmax(self, y: Floats) -> None:
+        """Replace the last layer's numbers by their softmax over the neurons of all ranks.
+
+        Both collective calls combine numbers whose order does not matter: maxima, and sums in fixed
+        point. So the bits are those of one rank.
+        """
+        highest = np.max(self.comm.allgather(highest_of(y)), axis=0)
+        sums = np.sum(self.comm.allgather(softmax_sums(y, highest)), axis=0)
+        softmax(y, highest, sums)
 
     def step(self, part: Part) -> LayerStatistics:
         """Run one layer: exchange, multiply, prune."""
@@ -468,13 +503,25 @@ class _Batch:
         else:
             # y is replaced at once: its old rows are freed before the layer's output exists.
             panel = self.y = self.panel(part, self.exchange(part, messages, statistics))
-            self.y, still_active = layer(part.weights, panel, self.bias, self.cap)
+            self.y, still_active = self.finished(part, part.weights, panel)
             del panel
         if not still_active.all():
             self.active[self.active] = still_active
             self.own().keep(still_active)
         statistics.compute_s = time.perf_counter() - began - statistics.send_s - statistics.wait_s
         return statistics
+
+    def finished(
+        self, part: Part, weights: SparseRows, x: Panels, sums: Panels | None = None
+    ) -> tuple[Panels, Flags]:
+        """Return the layer's output, and for each sample whether it has a nonzero.
+
+        `sums` are those of earlier entries of the rows, which are continued.
+        """
+        more = sums is not None
+        if part.ending is None:
+            return layer(weights, x, self.bias, self.cap, sums, accumulate=more)
+        return ended_layer(weights, x, part.ending, sums, accumulate=more)
 
     def messages(self, part: Part, statistics: LayerStatistics) -> list[bytes]:
         """Return one message for all peers, or one for each: active samples, and rows over them."""
@@ -536,6 +583,8 @@ class _Batch:
             messages.append((peer, active, memoryview(message)[_HEAD.size + length :]))
         for _, active, _ in messages:
             self.active |= active
+        if not part.keeps_zero:
+            self.active[:] = True
         return messages
 
     def rows(self, part: Part, peer: int, active: Flags, body: memoryview) -> Floats:
@@ -562,10 +611,18 @@ class _Batch:
             self.y = self.y.panels()
         return self.y
 
+    def own_for(self, part: Part) -> Panels:
+        """Return y as panels, over all samples if the layer needs those of zeros."""
+        if part.keeps_zero or self.active.all():
+            return self.own()
+        before = self.active.copy()
+        self.active[:] = True
+        return Panels.of(self.spread(self.own().take(), before))
+
     def panel(self, part: Part, received: Sequence[bytes]) -> Panels:
         """Return the layer's input over the samples that are active in one of its rows."""
         if not part.recv_offsets[-1]:
-            return self.own()
+            return self.own_for(part)
         # Samples that are active on a sender only become active here; own rows are 0 for them.
         before = self.active.copy()
         messages_in = self.arrived(part, received)
@@ -588,7 +645,7 @@ class _Batch:
         """
         if not part.recv_offsets[-1]:
             self.exchange(part, messages, statistics)
-            self.y, still_active = layer(part.weights, self.own(), self.bias, self.cap)
+            self.y, still_active = self.finished(part, part.weights, self.own_for(part))
             return still_active
         # The exchange blocks, so a thread makes it while this one multiplies the own rows.
         pending = (
@@ -613,9 +670,7 @@ class _Batch:
         # Only the last block adds the bias and the limits: they apply to the complete sums.
         peer, active, body = messages_in[-1]
         last = Panels.of(self.rows(part, peer, active, body))
-        self.y, still_active = layer(
-            part.blocks[peer], last, self.bias, self.cap, total, accumulate=total is not None
-        )
+        self.y, still_active = self.finished(part, part.blocks[peer], last, total)
         return still_active
 
 
