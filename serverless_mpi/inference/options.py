@@ -126,6 +126,8 @@ class RunOptions(WorkerOptions):
         Files for the answer and for reports.
     categories, check
         Compare the answer with a file, or with the serial kernel.
+    top
+        How many of the largest activations of each image the answer has.
     """
 
     replicas: int = 1
@@ -136,6 +138,12 @@ class RunOptions(WorkerOptions):
     report: Sequence[str] = ()
     categories: str | None = None
     check: bool = False
+    top: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the output of every neuron is written."""
+        return self.output is not None and self.output.endswith(".npy")
 
 
 @dataclass(frozen=True)
@@ -150,11 +158,14 @@ class ServeOptions(WorkerOptions):
         Number of queries that are computed concurrently.
     queue
         Number of queries that may wait.
+    top
+        How many of the largest activations of each active image an answer has.
     """
 
     socket: str = ""
     lanes: int = 2
     queue: int = 16
+    top: int = 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -252,7 +263,16 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output",
         metavar="FILE",
-        help="write the answer: categories and scores to a .json file, else one category per line",
+        help="write the answer: categories and scores to .json, the --top activations of every "
+        "image to .csv, all outputs to .npy, else one category per line",
+    )
+    command.add_argument(
+        "--top",
+        type=_at_least(1),
+        default=RunOptions.top,
+        metavar="K",
+        help="also print and write the K largest outputs of each image, with their neurons, counted "
+        "from 0",
     )
     command.add_argument(
         "--report",
@@ -363,6 +383,13 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         default=ServeOptions.queue,
         help="queries that may wait; further ones are refused (default %(default)s)",
     )
+    command.add_argument(
+        "--top",
+        type=_at_least(1),
+        default=ServeOptions.top,
+        metavar="K",
+        help="answers also have the K largest outputs of each active image",
+    )
 
 
 def _add_query(command: argparse.ArgumentParser) -> None:
@@ -408,7 +435,8 @@ def _add_network(command: argparse.ArgumentParser) -> None:
         default=SourceOptions.net,
         metavar="NET",
         help="radix: the Graph Challenge's network; random: random weights that do not saturate; "
-        "or a folder of layer files as in the challenge: TSV, npz or MatrixMarket "
+        "a folder of layer files as in the challenge: TSV, npz or MatrixMarket; or a folder with "
+        "model.json, which names a matrix, bias and activation for each layer "
         "(default %(default)s)",
     )
     group.add_argument(
