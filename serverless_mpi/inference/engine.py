@@ -12,6 +12,11 @@ the products of received rows in the order of senders, so the bits depend on the
 
 Samples whose activations are all zero are pruned after each layer. A layer that makes other numbers of
 zeros, by a bias or a sigmoid, first gets all samples back.
+Equal samples: samples that are equal in all rows of all ranks stay equal, so one of them stands for
+the others from there on (`merge`). Every rank sends which of its samples are equal in its own rows, and
+all combine these in the same way, so they merge the same samples at the same layers; a hash only finds
+candidates. At the end each sample gets the output of the one that stands for it.
+
 The ranks of a batch may have different active samples, so a message begins with the set of its own.
 
 Several batches are in flight, each with a thread and a communicator of its own: one computes while
@@ -22,6 +27,7 @@ from __future__ import annotations
 
 import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,6 +51,7 @@ from serverless_mpi.sparse import (
     layer,
     multiply,
 )
+from serverless_mpi.sparse.equal import Schedule, originals, resolved
 from serverless_mpi.sparse.endings import highest_of, softmax, softmax_sums
 
 Floats = NDArray[np.float32]
@@ -268,9 +275,12 @@ class Statistics:
     ----------
     layers
         Statistics of each layer.
+    merged
+        Number of samples for which an equal one was computed, in all batches.
     """
 
     layers: list[LayerStatistics] = field(default_factory=list)
+    merged: int = 0
 
     def total(self) -> LayerStatistics:
         """Return the sum over the layers."""
@@ -280,7 +290,7 @@ class Statistics:
         return total
 
 
-_Outcome = tuple[Floats, Indices, list[LayerStatistics]]  # of a batch: y, samples, statistics
+_Outcome = tuple[Floats, Indices, Statistics]  # of a batch
 
 
 def infer(
@@ -292,6 +302,7 @@ def infer(
     *,
     batches: int = 1,
     accumulate: bool = False,
+    merge: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> tuple[Floats, Indices, Statistics]:
     """Run samples through the network; collective over the communicator.
@@ -312,6 +323,9 @@ def infer(
         concurrently, if MPI allows several threads.
     accumulate
         Add the products of received rows to those of own rows; equal on all ranks.
+    merge
+        Compute equal samples once, where searching for them pays; equal on all ranks. The output
+        is the same.
     watch
         Called with (batch, layer) when a batch reaches a layer, and with the number of layers at
         its end; from several threads.
@@ -333,7 +347,8 @@ def infer(
 
     Notes
     -----
-    A batch takes one collective call per layer (or a message per pair of ranks) and one at the end.
+    A batch takes one collective call per layer (or a message per pair of ranks) and one at the end;
+    with `merge` one more for each search.
     """
     _check(parts, x)
     bounds = _bounds(x.shape[1], batches)
@@ -341,7 +356,7 @@ def infer(
     def run_batch(lane: Communicator, batch: int) -> _Outcome:
         share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
         on_layer = partial(watch, batch) if watch else lambda layer: None
-        return _Batch(lane, share, bias, cap, accumulate).run(parts, on_layer)
+        return _Batch(lane, share, bias, cap, accumulate, merge).run(parts, on_layer)
 
     return _joined(_in_lanes(comm, run_batch, len(bounds) - 1), bounds, len(parts))
 
@@ -375,8 +390,9 @@ def _joined(
 ) -> tuple[Floats, Indices, Statistics]:
     """Join the outcomes of batches; batch b has the samples from `bounds[b]` on."""
     statistics = Statistics([LayerStatistics() for _ in range(layers)])
-    for _, _, by_layer in outcomes:
-        for total, layer_statistics in zip(statistics.layers, by_layer, strict=True):
+    for _, _, of_batch in outcomes:
+        statistics.merged += of_batch.merged
+        for total, layer_statistics in zip(statistics.layers, of_batch.layers, strict=True):
             total.add(layer_statistics)
     outputs = [y for y, _, _ in outcomes]
     whole = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
@@ -445,12 +461,14 @@ def _row_blocks(rows: int) -> list[Indices]:
 class _Batch:
     """A rank's state of one batch.
 
-    Invariant: `y` has the rank's distinct rows at the current boundary, over the samples that
-    `active` flags. After each layer these are the samples with a nonzero in one of these rows.
+    Invariants: `y` has the rank's distinct rows at the current boundary, over the samples that
+    `active` flags. After each layer these are the samples with a nonzero in one of these rows, of
+    those that `computed` flags; sample s of the others is equal to sample `of[s]`. `computed` and
+    `of` are equal on all ranks.
     """
 
     def __init__(
-        self, comm: Communicator, x: Floats, bias: float, cap: float, accumulate: bool
+        self, comm: Communicator, x: Floats, bias: float, cap: float, accumulate: bool, merge: bool
     ) -> None:
         self.comm, self.rank = comm, comm.rank
         self.bias, self.cap = bias, cap
@@ -460,15 +478,20 @@ class _Batch:
         )
         self.samples = x.shape[1]
         self.active: Flags = np.asarray(np.any(x, axis=0))
+        self.computed: Flags = np.ones(self.samples, np.bool_)
+        self.of: Indices = np.arange(self.samples)
+        self.schedule = Schedule(exchanged=comm.size > 1) if merge else None
         self.y: Panels | _Input = _Input(x, self.active)
 
     def run(self, parts: Sequence[Part], watch: Callable[[int], None]) -> _Outcome:
         """Run all layers; return (y, samples, statistics by layer) as `infer` does."""
-        statistics = []
+        statistics = Statistics()
         for number, part in enumerate(parts):
             watch(number)
-            statistics.append(self.step(part))
-        watch(len(statistics))
+            statistics.layers.append(self.step(part))
+            if self.schedule and self.schedule.due(number + 1) and number + 1 < len(parts):
+                self.merge(number + 1, statistics.layers[-1])
+        watch(len(parts))
         if self.caller:
             self.caller.shutdown()
         sets = [
@@ -480,7 +503,77 @@ class _Batch:
         y[:, self.active[active]] = self.own().take(part.row_of_neuron.astype(np.int64))
         if part.ending is not None and part.ending.activation == Activation.SOFTMAX:
             self.softmax(y)
+        statistics.merged = int(np.count_nonzero(~self.computed))
+        if statistics.merged:
+            of = resolved(self.of)
+            place = np.cumsum(active) - 1
+            y = np.ascontiguousarray(y[:, place[of[active[of]]]])
+            active = active[of]
         return y, np.flatnonzero(active), statistics
+
+    def merge(self, layers: int, statistics: LayerStatistics) -> None:
+        """Keep one of all samples that are equal in the rows of all ranks.
+
+        Each rank sends its active samples, and for each of these how far before it the first one is
+        that equals it in the rank's rows. Samples that have equal ones on every rank are equal.
+        """
+        assert self.schedule is not None
+        began = time.perf_counter()
+        own, active = self.own(), np.flatnonzero(self.active)
+        first = np.arange(self.samples)
+        first[active] = active[originals(own)]
+        messages = [b""] * self.comm.size
+        if self.comm.size > 1:
+            flags = codec.encode_set(self.active)
+            distances = (active - first[active]).astype("<u4").tobytes()
+            message = _HEAD.pack(len(flags)) + flags + zlib.compress(distances, 1)
+            statistics.messages += 1
+            statistics.nbytes += len(message)
+            waited = time.perf_counter()
+            messages = self.comm.allgather(message)
+            statistics.wait_s += time.perf_counter() - waited
+            began += time.perf_counter() - waited
+        classes = np.zeros(self.samples, np.int64)
+        somewhere = np.zeros(self.samples, np.bool_)
+        for peer, message in enumerate(messages):
+            there, firsts = (
+                (self.active, first) if peer == self.rank else self.equal_on(peer, message)
+            )
+            somewhere |= there
+            # Samples that are all 0 on a rank are equal there.
+            labels = np.where(there, firsts + 1, 0)
+            classes = np.unique(classes * (self.samples + 1) + labels, return_inverse=True)[1]
+        computed = np.flatnonzero(self.computed)
+        _, heads, which = np.unique(classes[computed], return_index=True, return_inverse=True)
+        self.of[computed] = computed[heads[which]]
+        self.computed = np.zeros(self.samples, np.bool_)
+        self.computed[computed[heads]] = True
+        distinct = int(np.count_nonzero(somewhere & self.computed))
+        self.schedule.searched(layers, int(np.count_nonzero(somewhere)), distinct)
+        kept = self.computed[active]
+        if not kept.all():
+            self.own().keep(kept)
+            self.active &= self.computed
+        statistics.compute_s += time.perf_counter() - began
+
+    def equal_on(self, peer: int, message: bytes) -> tuple[Flags, Indices]:
+        """Return a peer's active samples, and the first sample that equals each one there."""
+        with _blamed(peer):
+            (length,) = _HEAD.unpack_from(message)
+            body = memoryview(message)[_HEAD.size :]
+            there = codec.decode_set(body[:length], self.samples)
+            inflate = zlib.decompressobj()
+            try:
+                data = inflate.decompress(body[length:], 4 * np.count_nonzero(there) + 1)
+            except zlib.error as error:
+                raise ValueError("its equal samples are damaged") from error
+            if len(data) != 4 * np.count_nonzero(there):
+                raise ValueError("its equal samples are not those of its active ones")
+            firsts = np.arange(self.samples)
+            firsts[there] -= np.frombuffer(data, "<u4")
+            if (firsts < 0).any() or (there & ~self.computed).any():
+                raise ValueError("its equal samples do not exist")
+        return there, firsts
 
     def softmax(self, y: Floats) -> None:
         """Replace the last layer's numbers by their softmax over the neurons of all ranks.
@@ -584,7 +677,7 @@ class _Batch:
         for _, active, _ in messages:
             self.active |= active
         if not part.keeps_zero:
-            self.active[:] = True
+            self.active |= self.computed
         return messages
 
     def rows(self, part: Part, peer: int, active: Flags, body: memoryview) -> Floats:
@@ -613,10 +706,10 @@ class _Batch:
 
     def own_for(self, part: Part) -> Panels:
         """Return y as panels, over all samples if the layer needs those of zeros."""
-        if part.keeps_zero or self.active.all():
+        if part.keeps_zero or (self.active == self.computed).all():
             return self.own()
         before = self.active.copy()
-        self.active[:] = True
+        self.active |= self.computed
         return Panels.of(self.spread(self.own().take(), before))
 
     def panel(self, part: Part, received: Sequence[bytes]) -> Panels:

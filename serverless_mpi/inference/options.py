@@ -128,6 +128,8 @@ class RunOptions(WorkerOptions):
         Compare the answer with a file, or with the serial kernel.
     top
         How many of the largest activations of each image the answer has.
+    merge
+        "auto" to compute equal samples once, where a search finds some; or "off".
     """
 
     replicas: int = 1
@@ -139,6 +141,7 @@ class RunOptions(WorkerOptions):
     categories: str | None = None
     check: bool = False
     top: int = 0
+    merge: str = "auto"
 
     @property
     def whole(self) -> bool:
@@ -291,6 +294,13 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare the answer with the serial kernel's to the last bit; "
         "exit with code 1 if it differs",
+    )
+    command.add_argument(
+        "--merge",
+        choices=("auto", "off"),
+        default=RunOptions.merge,
+        help="auto: samples whose activations have become equal are computed once, with the same "
+        "bits (default %(default)s)",
     )
     command.add_argument(
         "--plan",

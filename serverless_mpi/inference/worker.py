@@ -434,12 +434,20 @@ def _compute(
         model.cap,
         batches=batches,
         accumulate=options.accumulate,
+        merge=options.merge == "auto",
         watch=watch,
     )
     own_answer = answer(group, model, y, samples, task.part, options.top)
     seconds = time.perf_counter() - started
     counts = _difference(before, requests())
     bar.close()
+    if comm.rank == 0 and taken.merged:
+        print(
+            f"{taken.merged:,} of {task.x.shape[1]:,} samples became equal to others and were "
+            "merged (--merge off computes each)",
+            file=sys.stderr,
+            flush=True,
+        )
     record = records.WorkerRecord(
         rank=comm.rank,
         load_s=task.load_s,

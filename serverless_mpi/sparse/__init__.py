@@ -14,6 +14,7 @@ remaining entries of the row, has the bits of one that was computed in one call.
 
 from serverless_mpi.sparse.cpus import default_threads
 from serverless_mpi.sparse.endings import Activation, Ending, ended_layer, finish, serial_run
+from serverless_mpi.sparse.equal import forward_distinct
 from serverless_mpi.sparse.layers import CAP, forward, layer, multiply, path, serial_forward
 from serverless_mpi.sparse.panels import WIDTH, Panels
 from serverless_mpi.sparse.prepare import merged, relabelled
@@ -31,6 +32,7 @@ __all__ = [
     "ended_layer",
     "finish",
     "forward",
+    "forward_distinct",
     "frozen",
     "layer",
     "merged",
