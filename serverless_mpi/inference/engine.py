@@ -51,8 +51,8 @@ from serverless_mpi.sparse import (
     layer,
     multiply,
 )
-from serverless_mpi.sparse.equal import Schedule, originals, resolved
 from serverless_mpi.sparse.endings import highest_of, softmax, softmax_sums
+from serverless_mpi.sparse.equal import Schedule, originals, resolved
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]

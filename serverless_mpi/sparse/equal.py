@@ -18,6 +18,9 @@ from serverless_mpi.sparse.panels import WIDTH, Panels
 from serverless_mpi.sparse.rows import Floats, SparseRows
 
 Indices = NDArray[np.int64]
+# The probe of `forward_distinct`: one sample in PROBE_STEP, at least a panel of them, in the first
+# PROBE_LAYERS layers, at most a PROBE_SHARE-th of all.
+PROBE_STEP, PROBE_LAYERS, PROBE_SHARE = 64, 24, 5
 
 
 def originals(panels: Panels) -> Indices:
@@ -66,13 +69,13 @@ class Schedule:
         Whether a search takes a collective call: then the distances are larger.
     """
 
-    FIRST = 4  # layers before the probe: inputs are rarely equal
     GAIN = 0.03  # share of the samples that must be merged for the next search to follow at once
     FEW = WIDTH  # samples that take as long as one
 
     def __init__(self, *, exchanged: bool = False) -> None:
-        self._next = self.FIRST
-        self._near, self._growth = (2, 8) if exchanged else (4, 2)
+        # Layers before the first search, for inputs are rarely equal; then between two searches.
+        self._next, self._near = (4, 2) if exchanged else (8, 4)
+        self._growth = 8
         self._distance = self._near
         self._exchanged = exchanged
         self.complete = False  # whether further searches cannot gain anything
@@ -139,6 +142,8 @@ def forward_distinct(
     ValueError, MemoryError
         As in `layers.forward`.
     """
+    if not _pays(layers, x, bias, cap, threads):
+        return forward(layers, x, bias, cap, threads)
     numbers = np.arange(x.shape[1])  # of the samples in x
     of = numbers.copy()  # the sample that stands for each one
     schedule, done = Schedule(), 0
@@ -156,6 +161,18 @@ def forward_distinct(
         if not kept.all():
             of[numbers] = numbers[original]
             x, numbers = np.ascontiguousarray(x[:, kept]), numbers[kept]
+
+
+def _pays(
+    layers: Sequence[SparseRows], x: Floats, bias: float, cap: float, threads: int | None
+) -> bool:
+    """Return whether some of a few samples become equal in the first layers."""
+    depth = min(PROBE_LAYERS, len(layers) // PROBE_SHARE)
+    few = np.ascontiguousarray(x[:, :: max(1, min(x.shape[1] // WIDTH, PROBE_STEP))])
+    if not depth or x.shape[1] <= WIDTH:
+        return False
+    y, _ = forward(layers[:depth], few, bias, cap, threads)
+    return bool((originals(Panels.of(y)) != np.arange(y.shape[1])).any())
 
 
 def _expanded(y: Floats, numbers: Indices, of: Indices) -> tuple[Floats, Indices]:
