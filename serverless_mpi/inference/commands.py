@@ -198,8 +198,8 @@ def _check_run(options: RunOptions) -> None:
         raise UsageError(
             "--output FILE.csv has the largest outputs of each image: give --top K too"
         )
-    for path in (options.output, *options.report):
-        files.check_folder(path)
+    for written in (options.output, *options.report):
+        files.check_folder(written)
     if options.check and options.accumulate:
         raise UsageError(
             "--check compares the last bits, which --accumulate changes: omit one of them"

@@ -10,12 +10,12 @@ bits are those of the serial kernel, on any number of ranks and with any partiti
 `accumulate` gives this up: a rank then multiplies its own rows while others are in transit and adds
 the products of received rows in the order of senders, so the bits depend on the partition too.
 
-Samples whose activations are all zero are pruned after each layer. A layer that makes other numbers of
-zeros, by a bias or a sigmoid, first gets all samples back.
-Equal samples: samples that are equal in all rows of all ranks stay equal, so one of them stands for
-the others from there on (`merge`). Every rank sends which of its samples are equal in its own rows, and
-all combine these in the same way, so they merge the same samples at the same layers; a hash only finds
-candidates. At the end each sample gets the output of the one that stands for it.
+Samples whose activations are all zero are pruned after each layer. A layer that makes other numbers
+of zeros, by a bias or a sigmoid, first gets all samples back.
+Equal samples: samples that are equal in all rows of all ranks stay equal, so one of them stands
+for the others from there on (`merge`). Every rank sends which of its samples are equal in its own
+rows, and all combine these in the same way, so they merge the same samples at the same layers; a
+hash only finds candidates. At the end each sample gets the output of the one that stands for it.
 
 The ranks of a batch may have different active samples, so a message begins with the set of its own.
 
@@ -319,16 +319,13 @@ def infer(
         A layer whose part has no ending is y = min(max(W x + bias, 0), cap), with the bias only
         where W x is not 0.
     batches
-        Number of equal shares of the samples; the same on all ranks. IN_FLIGHT of them are run
-        concurrently, if MPI allows several threads.
+        Number of equal shares of the samples; the same on all ranks. IN_FLIGHT run concurrently.
     accumulate
         Add the products of received rows to those of own rows; equal on all ranks.
     merge
-        Compute equal samples once, where searching for them pays; equal on all ranks. The output
-        is the same.
+        Compute equal samples once, where searching pays; equal on all ranks. Same output.
     watch
-        Called with (batch, layer) when a batch reaches a layer, and with the number of layers at
-        its end; from several threads.
+        Called with (batch, layer), at the end with the number of layers; from several threads.
 
     Returns
     -------
@@ -337,18 +334,15 @@ def infer(
     samples : ndarray
         Numbers of the samples that are active at the end on some rank, ascending; int64.
     statistics : Statistics
-        What the run took on this rank.
 
     Raises
     ------
     ValueError
-        There are no layers, x is not as above or has NaN or infinity, or a peer's message does not
-        fit: it runs another network or partition.
+        There are no layers, x is not as above or not finite, or a peer's message does not fit.
 
     Notes
     -----
-    A batch takes one collective call per layer (or a message per pair of ranks) and one at the end;
-    with `merge` one more for each search.
+    A batch takes a collective call per layer (or messages), one at the end, and one per search.
     """
     _check(parts, x)
     bounds = _bounds(x.shape[1], batches)

@@ -7,12 +7,12 @@ model.json is an object with a list `layers`. A layer has
     transposed   true if the file has a row per input, as the Graph Challenge has them
     bias         a number, a list with a number per output, or a .npy file; none if it is absent
     bias_on      "all" (the default), or "nonzeros": only where the sum is not 0
-    activation   none (the default), relu, leaky-relu, sigmoid, tanh, gelu; softmax in the last layer
+    activation   none (the default), relu, leaky-relu, sigmoid, tanh, gelu; last also softmax
     limit        largest activation of relu
     slope        factor of negative sums of leaky-relu; 0.01 if it is absent
 
-Everything is checked before a layer runs: a key that is not listed is refused, and so is a layer that
-does not fit the one before. If you add a key, add it to `_KEYS`.
+Everything is checked before a layer runs: a key that is not listed is refused, and so is a layer
+that does not fit the one before. If you add a key, add it to `_KEYS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -110,8 +109,8 @@ def read_model(folder: str | Path) -> Network:
     Raises
     ------
     ValueError
-        model.json is not valid, or a file is missing; in an iteration, a matrix is not valid or does
-        not fit the layer before. The text names the layer, counted from 1.
+        model.json is not valid, or a file is missing; in an iteration, a matrix is not valid or
+        does not fit the layer before. The text names the layer, counted from 1.
     """
     folder = Path(folder)
     layers = read_layers(folder)
@@ -124,8 +123,8 @@ def read_model(folder: str | Path) -> Network:
             if outputs not in (None, matrix.n_cols):
                 raise ValueError(
                     f"{folder / MODEL}: layer {number} ({layer.path.name}) takes {matrix.n_cols} "
-                    f"inputs, but layer {number - 1} ({layers[number - 2].path.name}) has {outputs} "
-                    "outputs"
+                    f"inputs, but layer {number - 1} ({layers[number - 2].path.name}) has "
+                    f"{outputs} outputs"
                 )
             try:
                 layer.ending.check(matrix.n_rows)
@@ -179,7 +178,7 @@ def read_layers(folder: Path) -> list[Layer]:
     return layers
 
 
-def _layer(folder: Path, row: Any) -> Layer:
+def _layer(folder: Path, row: object) -> Layer:
     """Return a layer of model.json; the text of a ValueError does not name the layer."""
     if not isinstance(row, dict):
         raise ValueError("not an object")
@@ -211,13 +210,14 @@ def _layer(folder: Path, row: Any) -> Layer:
     return Layer(_inside(folder, row["weights"], SUFFIXES), row.get("transposed", False), ending)
 
 
-def _bias(folder: Path, given: Any) -> Any:
+def _bias(folder: Path, given: object) -> Floats:
     """Return the bias of a layer as an array or a number."""
     if isinstance(given, str):
         return _dense(_inside(folder, given, (".npy",)), 1)
     if isinstance(given, list) and not all(type(number) in (int, float) for number in given):
         raise ValueError("bias must be a list of numbers")
-    return np.asarray(given, float)
+    with np.errstate(over="ignore"):  # `Ending` refuses infinity
+        return np.asarray(given, np.float32)
 
 
 def _inside(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:

@@ -263,20 +263,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     )
     _add_source(command)
     _add_images(command, stored=True)
-    command.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write the answer: categories and scores to .json, the --top activations of every "
-        "image to .csv, all outputs to .npy, else one category per line",
-    )
-    command.add_argument(
-        "--top",
-        type=_at_least(1),
-        default=RunOptions.top,
-        metavar="K",
-        help="also print and write the K largest outputs of each image, with their neurons, counted "
-        "from 0",
-    )
+    _add_answer(command)
     command.add_argument(
         "--report",
         metavar="FILE",
@@ -318,6 +305,23 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="multiply own rows while others are in transit; "
         "the last bits of the sums then depend on the partition",
+    )
+
+
+def _add_answer(command: argparse.ArgumentParser) -> None:
+    """Add what the answer of a run has, and its file."""
+    command.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the answer: categories and scores to .json, the --top activations of every "
+        "image to .csv, all outputs to .npy, else one category per line",
+    )
+    command.add_argument(
+        "--top",
+        type=_at_least(1),
+        default=RunOptions.top,
+        metavar="K",
+        help="also print and write the K largest outputs of each image; neurons count from 0",
     )
 
 

@@ -91,12 +91,12 @@ def check_effect(options: SourceOptions) -> None:
         An option has a value other than its default, and another option replaces it.
     """
     defaults = SourceOptions()
+    given: tuple[str, ...] = ()
+    by = ""
     if options.store:
         given, by = _OF_NETWORK, f"--store {options.store}"
     elif models.is_model(options.net):
         given, by = ("neurons", "layers", "bias"), f"--net {options.net}, which has a model.json"
-    else:
-        given, by = (), ""
     if not options.store and options.method and options.partition:
         given, by = ("method",), f"--partition {options.partition}"
     for name in given:

@@ -1,9 +1,9 @@
 """What follows the sums of a layer: its bias and its activation.
 
-The challenge's layers need none of this: `layers.layer` adds one bias to nonzero sums and caps a ReLU
-in the loop that computes them. Any other layer is `multiply`, then `finish`. Both have the same bits
-on every machine: exponentials are computed in double precision from additions, multiplications and
-divisions, and rounded once (`kernels/finish.c`).
+The challenge's layers need none of this: `layers.layer` adds one bias to nonzero sums and caps a
+ReLU in the loop that computes them. Any other layer is `multiply`, then `finish`. Both have the
+same bits on every machine: exponentials are computed in double precision from additions,
+multiplications and divisions, and rounded once (`kernels/finish.c`).
 
 Invariant: -0 becomes 0, so a number that is not stored, sent or computed because it is 0 has the
 bits of one that is.
@@ -275,7 +275,8 @@ def softmax_sums(z: Floats, highest: Floats) -> NDArray[np.int64]:
         (samples,) int64, in units of 2^-40: their sum does not depend on the order.
     """
     sums = np.zeros(z.shape[1], np.int64)
-    lib.spdnn_softmax_sums(*_matrix(z), *_per_sample(z, highest), _of(sums, "int64_t[]"))
+    numbers = ffi.from_buffer("int64_t[]", sums)
+    lib.spdnn_softmax_sums(*_matrix(z), *_per_sample(z, highest), numbers)
     return sums
 
 
@@ -289,23 +290,20 @@ def softmax(z: Floats, highest: Floats, sums: NDArray[np.int64]) -> None:
     highest, sums
         (samples,) of all rows.
     """
-    lib.spdnn_softmax(*_matrix(z), *_per_sample(z, highest), _of(sums, "int64_t[]"))
-
-
-def _of(array: NDArray[Any], kind: str) -> Any:
-    return ffi.from_buffer(kind, array)
+    numbers = ffi.from_buffer("int64_t[]", sums)
+    lib.spdnn_softmax(*_matrix(z), *_per_sample(z, highest), numbers)
 
 
 def _matrix(z: Floats) -> tuple[Any, int, int]:
     if z.dtype != np.float32 or z.ndim != 2 or not z.flags.c_contiguous:
         raise ValueError("a softmax needs a C-contiguous float32 matrix")
-    return _of(z, "float[]"), z.shape[0], z.shape[1]
+    return ffi.from_buffer("float[]", z), z.shape[0], z.shape[1]
 
 
 def _per_sample(z: Floats, highest: Floats) -> tuple[Any]:
     if highest.dtype != np.float32 or highest.shape != z.shape[1:]:
         raise ValueError("highest must have a float32 number per sample")
-    return (_of(highest, "float[]"),)
+    return (ffi.from_buffer("float[]", highest),)
 
 
 # --- the serial reference -------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Equal samples: samples whose activations are equal in all rows stay equal, so one of them is computed.
+"""Equal samples: samples whose activations are equal in all rows stay equal, so one is computed.
 
 Hashes find candidates, and a comparison of all bits confirms them: no result depends on a hash.
-`Schedule` decides from the numbers that earlier searches found when the next one pays, so ranks that
-see the same numbers search at the same layers.
+`Schedule` decides from the numbers that earlier searches found when the next one pays, so ranks
+that see the same numbers search at the same layers.
 """
 
 from __future__ import annotations
