@@ -13,6 +13,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -289,4 +290,21 @@ void NAMED(spdnn_move_, SPDNN_PATH)(const float *from, const int *lane, int coun
         for (int i = 0; i < count; i++)
             to[i] = from[lane[i]];
 #endif
+}
+
+/* Two streams of 32 bits per sample, which the compiler computes with vectors. */
+void NAMED(spdnn_hashes_, SPDNN_PATH)(const float *panel, int64_t rows, uint64_t *hashes)
+{
+    uint32_t low[P] = {0}, high[P] = {0};
+    for (int64_t row = 0; row < rows; row++, panel += P) {
+        uint32_t bits[P];
+        memcpy(bits, panel, sizeof bits);
+        for (int s = 0; s < P; s++) {
+            low[s] = (low[s] ^ bits[s]) * 0x9e3779b1u;
+            high[s] = (high[s] + bits[s]) * 0x85ebca6bu;
+            high[s] ^= high[s] >> 15;
+        }
+    }
+    for (int s = 0; s < P; s++)
+        hashes[s] = (uint64_t)high[s] << 32 | low[s];
 }

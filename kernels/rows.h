@@ -18,7 +18,11 @@ typedef void spdnn_rows(const spdnn_matrix *w, int64_t first, int64_t stop, cons
  * a position in a row of another panel that has at least `count` samples after it. */
 typedef void spdnn_move(const float *from, const int *lane, int count, float *to, int64_t rows);
 
+/* Write a hash of each sample of `rows` rows of a panel to hashes[0] to hashes[P - 1]. */
+typedef void spdnn_hashes(const float *panel, int64_t rows, uint64_t *hashes);
+
 spdnn_rows spdnn_rows_plain, spdnn_rows_avx2, spdnn_rows_avx512, spdnn_rows_neon;
 spdnn_move spdnn_move_plain, spdnn_move_avx2, spdnn_move_avx512, spdnn_move_neon;
+spdnn_hashes spdnn_hashes_plain, spdnn_hashes_avx2, spdnn_hashes_avx512, spdnn_hashes_neon;
 
 #endif

@@ -24,6 +24,7 @@ typedef struct {
     const char *name;
     spdnn_rows *rows;
     spdnn_move *move;
+    spdnn_hashes *hashes;
     int here;
 } path;
 
@@ -32,12 +33,12 @@ static path choose(void)
 {
     const path paths[] = {
 #if defined(__x86_64__)
-        {"avx512", spdnn_rows_avx512, spdnn_move_avx512, __builtin_cpu_supports("avx512f") != 0},
-        {"avx2", spdnn_rows_avx2, spdnn_move_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+        {"avx512", spdnn_rows_avx512, spdnn_move_avx512, spdnn_hashes_avx512, __builtin_cpu_supports("avx512f") != 0},
+        {"avx2", spdnn_rows_avx2, spdnn_move_avx2, spdnn_hashes_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #elif defined(__aarch64__)
-        {"neon", spdnn_rows_neon, spdnn_move_neon, 1}, /* every aarch64 has it */
+        {"neon", spdnn_rows_neon, spdnn_move_neon, spdnn_hashes_neon, 1}, /* every aarch64 has it */
 #endif
-        {"plain", spdnn_rows_plain, spdnn_move_plain, 1},
+        {"plain", spdnn_rows_plain, spdnn_move_plain, spdnn_hashes_plain, 1},
     };
     const char *forced = getenv("SMPI_KERNEL");
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
@@ -153,6 +154,30 @@ void spdnn_keep(float *panels, int64_t n, const int64_t *keep, int64_t kept)
                 moved[s] = from[s][row * P];
             memcpy(panels + (panel * n + row) * P, moved, sizeof moved);
         }
+    }
+}
+
+/* -- equal samples */
+
+void spdnn_hash(const float *panels, int64_t rows, int64_t samples, uint64_t *hashes)
+{
+    const path how = choose();
+    for (int64_t panel = 0; how.hashes && panel < panels_of(samples); panel++) {
+        uint64_t each[P];
+        how.hashes(panels + panel * rows * P, rows, each);
+        memcpy(hashes + panel * P, each, (size_t)width(samples, panel) * sizeof *each);
+    }
+}
+
+void spdnn_same(const float *panels, int64_t rows, int64_t samples, const int64_t *other, uint8_t *same)
+{
+    for (int64_t s = 0; s < samples; s++) {
+        const float *one = panels + s / P * rows * P + s % P;
+        const float *two = panels + other[s] / P * rows * P + other[s] % P;
+        int equal = 1;
+        for (int64_t row = 0; equal && one != two && row < rows; row++)
+            equal = !memcmp(one + row * P, two + row * P, sizeof *one);
+        same[s] = (uint8_t)equal;
     }
 }
 

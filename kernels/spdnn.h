@@ -70,6 +70,29 @@ void spdnn_gather(const float *panels, int64_t n, const int64_t *which, int64_t 
 /* Keeps samples keep[0] < keep[1] < ... of n rows in panel form, in place. */
 void spdnn_keep(float *panels, int64_t n, const int64_t *keep, int64_t kept);
 
+/* What follows the sums of a layer: y = activation(z + bias), with the bias on all sums or on nonzero ones. */
+enum { SPDNN_LINEAR, SPDNN_RELU, SPDNN_LEAKY, SPDNN_SIGMOID, SPDNN_TANH, SPDNN_GELU };
+typedef struct {
+    int activation, on_nonzeros;
+    float limit, slope; /* of SPDNN_RELU: the largest value; of SPDNN_LEAKY: the factor of negative sums */
+    const float *bias;
+    int64_t biases; /* 0; 1, for all rows; or one for each row */
+} spdnn_ending;
+
+/* Finishes sums in panel form, in place. active[s]: whether sample s has a number that is not 0. -0 becomes 0. */
+void spdnn_finish(const spdnn_ending *ending, float *y, int64_t rows, int64_t samples, uint8_t *active, int threads);
+
+/* A softmax of each sample over rows in C order, which may be some of the rows: sums of e^(z - highest) in units of
+ * 2^-40, to be added to those of the other rows; then z in place, with the highest number and the sums of all rows. */
+void spdnn_softmax_sums(const float *z, int64_t rows, int64_t samples, const float *highest, int64_t *sums);
+void spdnn_softmax(float *z, int64_t rows, int64_t samples, const float *highest, const int64_t *sums);
+
+/* A hash of each sample over rows in panel form: equal samples have equal hashes. */
+void spdnn_hash(const float *panels, int64_t rows, int64_t samples, uint64_t *hashes);
+
+/* For each sample s whether it equals sample other[s], bit for bit. */
+void spdnn_same(const float *panels, int64_t rows, int64_t samples, const int64_t *other, uint8_t *same);
+
 /* The instruction set in use: "avx512", "avx2", "neon" or "plain"; NULL if the one that SMPI_KERNEL
  * names is not supported by this machine. */
 const char *spdnn_path(void);

@@ -193,6 +193,13 @@ def _check_run(options: RunOptions) -> None:
 
     for path in options.report:
         report.check_path(path)
+    sources.check_effect(options)
+    if options.output and options.output.endswith(".csv") and not options.top:
+        raise UsageError(
+            "--output FILE.csv has the largest outputs of each image: give --top K too"
+        )
+    for written in (options.output, *options.report):
+        files.check_folder(written)
     if options.check and options.accumulate:
         raise UsageError(
             "--check compares the last bits, which --accumulate changes: omit one of them"
@@ -299,6 +306,7 @@ def _serve(namespace: argparse.Namespace, arguments: Sequence[str]) -> int:
             "use `smpi-infer run --platform lambda`"
         )
     if not is_rank(os.environ):
+        sources.check_effect(options)
         work, stored_parts = sources.describe(options, 1)
         ranks = options.ranks or stored_parts or 1
         if stored_parts and ranks != stored_parts:
@@ -353,6 +361,7 @@ def _launch(
 
 def _plan(options: argparse.Namespace) -> int:
     source = SourceOptions.of(options)
+    sources.check_effect(source)
     # A forecast needs no images: their number is counted only if --samples does not give it.
     count_images = source.images or source.input or not source.samples
     samples = sources.samples(source) if count_images else source.samples

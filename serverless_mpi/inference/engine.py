@@ -10,7 +10,13 @@ bits are those of the serial kernel, on any number of ranks and with any partiti
 `accumulate` gives this up: a rank then multiplies its own rows while others are in transit and adds
 the products of received rows in the order of senders, so the bits depend on the partition too.
 
-Samples whose activations are all zero are pruned after each layer: no later layer can change them.
+Samples whose activations are all zero are pruned after each layer. A layer that makes other numbers
+of zeros, by a bias or a sigmoid, first gets all samples back.
+Equal samples: samples that are equal in all rows of all ranks stay equal, so one of them stands
+for the others from there on (`merge`). Every rank sends which of its samples are equal in its own
+rows, and all combine these in the same way, so they merge the same samples at the same layers; a
+hash only finds candidates. At the end each sample gets the output of the one that stands for it.
+
 The ranks of a batch may have different active samples, so a message begins with the set of its own.
 
 Several batches are in flight, each with a thread and a communicator of its own: one computes while
@@ -21,6 +27,7 @@ from __future__ import annotations
 
 import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,7 +41,18 @@ from numpy.typing import NDArray
 
 from serverless_mpi.inference import codec
 from serverless_mpi.inference.communicator import Communicator
-from serverless_mpi.sparse import CAP, Panels, SparseRows, layer, multiply
+from serverless_mpi.sparse import (
+    CAP,
+    Activation,
+    Ending,
+    Panels,
+    SparseRows,
+    ended_layer,
+    layer,
+    multiply,
+)
+from serverless_mpi.sparse.endings import highest_of, softmax, softmax_sums
+from serverless_mpi.sparse.equal import Schedule, originals, resolved
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -90,6 +108,9 @@ class Part:
         (ranks + 1,): the received rows of sender q are `recv_offsets[q]` to `recv_offsets[q + 1]`.
     recv_counts
         (ranks,): rows in the message of each sender, needed or not.
+    ending
+        Bias and activation of the rank's distinct rows; None for the challenge's, with the bias and
+        the cap of the run.
     """
 
     indptr: Indices
@@ -103,6 +124,12 @@ class Part:
     recv_index: NDArray[np.uint32]
     recv_offsets: Indices
     recv_counts: Indices
+    ending: Ending | None = None
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether inputs that are all 0 have outputs that are all 0."""
+        return self.ending is None or self.ending.keeps_zero
 
     @property
     def rows(self) -> int:
@@ -164,6 +191,8 @@ class Part:
             raise ValueError("values of wrong number or type")
         if not np.isfinite(self.values).all():
             raise ValueError("values have NaN or infinity")
+        if self.ending is not None:
+            self.ending.check(self.rows)
 
     @cached_property
     def weights(self) -> SparseRows:
@@ -246,9 +275,12 @@ class Statistics:
     ----------
     layers
         Statistics of each layer.
+    merged
+        Number of samples for which an equal one was computed, in all batches.
     """
 
     layers: list[LayerStatistics] = field(default_factory=list)
+    merged: int = 0
 
     def total(self) -> LayerStatistics:
         """Return the sum over the layers."""
@@ -258,7 +290,7 @@ class Statistics:
         return total
 
 
-_Outcome = tuple[Floats, Indices, list[LayerStatistics]]  # of a batch: y, samples, statistics
+_Outcome = tuple[Floats, Indices, Statistics]  # of a batch
 
 
 def infer(
@@ -270,6 +302,7 @@ def infer(
     *,
     batches: int = 1,
     accumulate: bool = False,
+    merge: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> tuple[Floats, Indices, Statistics]:
     """Run samples through the network; collective over the communicator.
@@ -283,15 +316,16 @@ def infer(
     x
         (own rows, samples) float32, C-contiguous: the rank's neurons of boundary 0. Borrowed.
     bias, cap
-        Every layer is y = min(max(W x + bias, 0), cap), with the bias only where W x is not 0.
+        A layer whose part has no ending is y = min(max(W x + bias, 0), cap), with the bias only
+        where W x is not 0.
     batches
-        Number of equal shares of the samples; the same on all ranks. IN_FLIGHT of them are run
-        concurrently, if MPI allows several threads.
+        Number of equal shares of the samples; the same on all ranks. IN_FLIGHT run concurrently.
     accumulate
         Add the products of received rows to those of own rows; equal on all ranks.
+    merge
+        Compute equal samples once, where searching pays; equal on all ranks. Same output.
     watch
-        Called with (batch, layer) when a batch reaches a layer, and with the number of layers at
-        its end; from several threads.
+        Called with (batch, layer), at the end with the number of layers; from several threads.
 
     Returns
     -------
@@ -300,17 +334,15 @@ def infer(
     samples : ndarray
         Numbers of the samples that are active at the end on some rank, ascending; int64.
     statistics : Statistics
-        What the run took on this rank.
 
     Raises
     ------
     ValueError
-        There are no layers, x is not as above or has NaN or infinity, or a peer's message does not
-        fit: it runs another network or partition.
+        There are no layers, x is not as above or not finite, or a peer's message does not fit.
 
     Notes
     -----
-    A batch takes one collective call per layer (or a message per pair of ranks) and one at the end.
+    A batch takes a collective call per layer (or messages), one at the end, and one per search.
     """
     _check(parts, x)
     bounds = _bounds(x.shape[1], batches)
@@ -318,7 +350,7 @@ def infer(
     def run_batch(lane: Communicator, batch: int) -> _Outcome:
         share = np.ascontiguousarray(x[:, bounds[batch] : bounds[batch + 1]])
         on_layer = partial(watch, batch) if watch else lambda layer: None
-        return _Batch(lane, share, bias, cap, accumulate).run(parts, on_layer)
+        return _Batch(lane, share, bias, cap, accumulate, merge).run(parts, on_layer)
 
     return _joined(_in_lanes(comm, run_batch, len(bounds) - 1), bounds, len(parts))
 
@@ -352,8 +384,9 @@ def _joined(
 ) -> tuple[Floats, Indices, Statistics]:
     """Join the outcomes of batches; batch b has the samples from `bounds[b]` on."""
     statistics = Statistics([LayerStatistics() for _ in range(layers)])
-    for _, _, by_layer in outcomes:
-        for total, layer_statistics in zip(statistics.layers, by_layer, strict=True):
+    for _, _, of_batch in outcomes:
+        statistics.merged += of_batch.merged
+        for total, layer_statistics in zip(statistics.layers, of_batch.layers, strict=True):
             total.add(layer_statistics)
     outputs = [y for y, _, _ in outcomes]
     whole = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
@@ -422,12 +455,14 @@ def _row_blocks(rows: int) -> list[Indices]:
 class _Batch:
     """A rank's state of one batch.
 
-    Invariant: `y` has the rank's distinct rows at the current boundary, over the samples that
-    `active` flags. After each layer these are the samples with a nonzero in one of these rows.
+    Invariants: `y` has the rank's distinct rows at the current boundary, over the samples that
+    `active` flags. After each layer these are the samples with a nonzero in one of these rows, of
+    those that `computed` flags; sample s of the others is equal to sample `of[s]`. `computed` and
+    `of` are equal on all ranks.
     """
 
     def __init__(
-        self, comm: Communicator, x: Floats, bias: float, cap: float, accumulate: bool
+        self, comm: Communicator, x: Floats, bias: float, cap: float, accumulate: bool, merge: bool
     ) -> None:
         self.comm, self.rank = comm, comm.rank
         self.bias, self.cap = bias, cap
@@ -437,15 +472,20 @@ class _Batch:
         )
         self.samples = x.shape[1]
         self.active: Flags = np.asarray(np.any(x, axis=0))
+        self.computed: Flags = np.ones(self.samples, np.bool_)
+        self.of: Indices = np.arange(self.samples)
+        self.schedule = Schedule(exchanged=comm.size > 1) if merge else None
         self.y: Panels | _Input = _Input(x, self.active)
 
     def run(self, parts: Sequence[Part], watch: Callable[[int], None]) -> _Outcome:
         """Run all layers; return (y, samples, statistics by layer) as `infer` does."""
-        statistics = []
+        statistics = Statistics()
         for number, part in enumerate(parts):
             watch(number)
-            statistics.append(self.step(part))
-        watch(len(statistics))
+            statistics.layers.append(self.step(part))
+            if self.schedule and self.schedule.due(number + 1) and number + 1 < len(parts):
+                self.merge(number + 1, statistics.layers[-1])
+        watch(len(parts))
         if self.caller:
             self.caller.shutdown()
         sets = [
@@ -455,7 +495,89 @@ class _Batch:
         active = np.logical_or.reduce(sets)
         y = np.zeros((len(part.row_of_neuron), np.count_nonzero(active)), np.float32)
         y[:, self.active[active]] = self.own().take(part.row_of_neuron.astype(np.int64))
+        if part.ending is not None and part.ending.activation == Activation.SOFTMAX:
+            self.softmax(y)
+        statistics.merged = int(np.count_nonzero(~self.computed))
+        if statistics.merged:
+            of = resolved(self.of)
+            place = np.cumsum(active) - 1
+            y = np.ascontiguousarray(y[:, place[of[active[of]]]])
+            active = active[of]
         return y, np.flatnonzero(active), statistics
+
+    def merge(self, layers: int, statistics: LayerStatistics) -> None:
+        """Keep one of all samples that are equal in the rows of all ranks.
+
+        Each rank sends its active samples, and for each of these how far before it the first one is
+        that equals it in the rank's rows. Samples that have equal ones on every rank are equal.
+        """
+        assert self.schedule is not None
+        began = time.perf_counter()
+        own, active = self.own(), np.flatnonzero(self.active)
+        first = np.arange(self.samples)
+        first[active] = active[originals(own)]
+        messages = [b""] * self.comm.size
+        if self.comm.size > 1:
+            flags = codec.encode_set(self.active)
+            distances = (active - first[active]).astype("<u4").tobytes()
+            message = _HEAD.pack(len(flags)) + flags + zlib.compress(distances, 1)
+            statistics.messages += 1
+            statistics.nbytes += len(message)
+            waited = time.perf_counter()
+            messages = self.comm.allgather(message)
+            statistics.wait_s += time.perf_counter() - waited
+            began += time.perf_counter() - waited
+        classes = np.zeros(self.samples, np.int64)
+        somewhere = np.zeros(self.samples, np.bool_)
+        for peer, message in enumerate(messages):
+            there, firsts = (
+                (self.active, first) if peer == self.rank else self.equal_on(peer, message)
+            )
+            somewhere |= there
+            # Samples that are all 0 on a rank are equal there.
+            labels = np.where(there, firsts + 1, 0)
+            classes = np.unique(classes * (self.samples + 1) + labels, return_inverse=True)[1]
+        computed = np.flatnonzero(self.computed)
+        _, heads, which = np.unique(classes[computed], return_index=True, return_inverse=True)
+        self.of[computed] = computed[heads[which]]
+        self.computed = np.zeros(self.samples, np.bool_)
+        self.computed[computed[heads]] = True
+        distinct = int(np.count_nonzero(somewhere & self.computed))
+        self.schedule.searched(layers, int(np.count_nonzero(somewhere)), distinct)
+        kept = self.computed[active]
+        if not kept.all():
+            self.own().keep(kept)
+            self.active &= self.computed
+        statistics.compute_s += time.perf_counter() - began
+
+    def equal_on(self, peer: int, message: bytes) -> tuple[Flags, Indices]:
+        """Return a peer's active samples, and the first sample that equals each one there."""
+        with _blamed(peer):
+            (length,) = _HEAD.unpack_from(message)
+            body = memoryview(message)[_HEAD.size :]
+            there = codec.decode_set(body[:length], self.samples)
+            inflate = zlib.decompressobj()
+            try:
+                data = inflate.decompress(body[length:], 4 * np.count_nonzero(there) + 1)
+            except zlib.error as error:
+                raise ValueError("its equal samples are damaged") from error
+            if len(data) != 4 * np.count_nonzero(there):
+                raise ValueError("its equal samples are not those of its active ones")
+            firsts = np.arange(self.samples)
+            firsts[there] -= np.frombuffer(data, "<u4")
+            if (firsts < 0).any() or (there & ~self.computed).any():
+                raise ValueError("its equal samples do not exist")
+        return there, firsts
+
+    def softmax(self, y: Floats) -> None:
+        """Replace the last layer's numbers by their softmax over the neurons of all ranks.
+
+        Both collective calls combine numbers whose order does not matter: maxima, and sums in fixed
+        point. So the bits are those of one rank.
+        """
+        highest = np.max(self.comm.allgather(highest_of(y)), axis=0)
+        sums = np.sum(self.comm.allgather(softmax_sums(y, highest)), axis=0)
+        softmax(y, highest, sums)
 
     def step(self, part: Part) -> LayerStatistics:
         """Run one layer: exchange, multiply, prune."""
@@ -468,13 +590,25 @@ class _Batch:
         else:
             # y is replaced at once: its old rows are freed before the layer's output exists.
             panel = self.y = self.panel(part, self.exchange(part, messages, statistics))
-            self.y, still_active = layer(part.weights, panel, self.bias, self.cap)
+            self.y, still_active = self.finished(part, part.weights, panel)
             del panel
         if not still_active.all():
             self.active[self.active] = still_active
             self.own().keep(still_active)
         statistics.compute_s = time.perf_counter() - began - statistics.send_s - statistics.wait_s
         return statistics
+
+    def finished(
+        self, part: Part, weights: SparseRows, x: Panels, sums: Panels | None = None
+    ) -> tuple[Panels, Flags]:
+        """Return the layer's output, and for each sample whether it has a nonzero.
+
+        `sums` are those of earlier entries of the rows, which are continued.
+        """
+        more = sums is not None
+        if part.ending is None:
+            return layer(weights, x, self.bias, self.cap, sums, accumulate=more)
+        return ended_layer(weights, x, part.ending, sums, accumulate=more)
 
     def messages(self, part: Part, statistics: LayerStatistics) -> list[bytes]:
         """Return one message for all peers, or one for each: active samples, and rows over them."""
@@ -536,6 +670,8 @@ class _Batch:
             messages.append((peer, active, memoryview(message)[_HEAD.size + length :]))
         for _, active, _ in messages:
             self.active |= active
+        if not part.keeps_zero:
+            self.active |= self.computed
         return messages
 
     def rows(self, part: Part, peer: int, active: Flags, body: memoryview) -> Floats:
@@ -562,10 +698,18 @@ class _Batch:
             self.y = self.y.panels()
         return self.y
 
+    def own_for(self, part: Part) -> Panels:
+        """Return y as panels, over all samples if the layer needs those of zeros."""
+        if part.keeps_zero or (self.active == self.computed).all():
+            return self.own()
+        before = self.active.copy()
+        self.active |= self.computed
+        return Panels.of(self.spread(self.own().take(), before))
+
     def panel(self, part: Part, received: Sequence[bytes]) -> Panels:
         """Return the layer's input over the samples that are active in one of its rows."""
         if not part.recv_offsets[-1]:
-            return self.own()
+            return self.own_for(part)
         # Samples that are active on a sender only become active here; own rows are 0 for them.
         before = self.active.copy()
         messages_in = self.arrived(part, received)
@@ -588,7 +732,7 @@ class _Batch:
         """
         if not part.recv_offsets[-1]:
             self.exchange(part, messages, statistics)
-            self.y, still_active = layer(part.weights, self.own(), self.bias, self.cap)
+            self.y, still_active = self.finished(part, part.weights, self.own_for(part))
             return still_active
         # The exchange blocks, so a thread makes it while this one multiplies the own rows.
         pending = (
@@ -613,9 +757,7 @@ class _Batch:
         # Only the last block adds the bias and the limits: they apply to the complete sums.
         peer, active, body = messages_in[-1]
         last = Panels.of(self.rows(part, peer, active, body))
-        self.y, still_active = layer(
-            part.blocks[peer], last, self.bias, self.cap, total, accumulate=total is not None
-        )
+        self.y, still_active = self.finished(part, part.blocks[peer], last, total)
         return still_active
 
 

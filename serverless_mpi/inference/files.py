@@ -411,6 +411,37 @@ def _read_npy(file: IO[bytes], size: int, kinds: str, ndim: int) -> Array:
     return array.reshape(shape, order="F" if fortran else "C")
 
 
+def npy(source: Source, kinds: str, ndim: int) -> Array:
+    """Read an array from a file in NumPy's format.
+
+    Parameters
+    ----------
+    source
+        The file.
+    kinds, ndim
+        As in `Npz.array`.
+
+    Returns
+    -------
+    ndarray
+        Read-only.
+
+    Raises
+    ------
+    ValueError
+        The file is not of that kind, or claims another number of bytes than it has.
+    """
+    try:
+        return _read_npy(source.file, source.size, kinds, ndim)
+    except _Refused as error:
+        raise ValueError(f"{source.name} {error}") from None
+    except Exception as error:  # errors of struct and NumPy: no common base
+        _raise_system_error(error)
+        raise ValueError(
+            f"{source.name} is not a file in NumPy's format ({_reason(error)})"
+        ) from error
+
+
 def _reason(error: Exception) -> str:
     """Describe an error without the library's text, which may quote bytes of the file."""
     known = {
@@ -430,6 +461,30 @@ def _raise_system_error(error: Exception) -> None:
 
 
 # --- writing --------------------------------------------------------------------------------------
+
+
+def check_folder(path: str | None) -> None:
+    """Check before a run that a file can be written after it.
+
+    Parameters
+    ----------
+    path
+        The file; None and an s3:// URL are not checked.
+
+    Raises
+    ------
+    ValueError
+        Its folder does not exist, or the file is a folder.
+    """
+    if path is None or path.startswith("s3://"):
+        return
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise ValueError(f"{path}: the folder {folder} does not exist")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, not a file")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{path}: the folder {folder} cannot be written to")
 
 
 @contextlib.contextmanager

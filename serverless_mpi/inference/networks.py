@@ -11,7 +11,7 @@ MIT/IEEE/Amazon Sparse DNN Graph Challenge, https://graphchallenge.mit.edu.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import log2
 from typing import Protocol
@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serverless_mpi.sparse import SparseRows
+from serverless_mpi.sparse import Ending, SparseRows
 
 BIAS = {1024: -0.3, 4096: -0.35, 16384: -0.4, 65536: -0.45}  # neurons -> the challenge's bias
 COPIES = 16  # neurons of a class, which have the same inputs
@@ -28,7 +28,10 @@ _CHUNK = 1 << 22  # random numbers that a random network draws together
 
 
 class Layers(Protocol):
-    """Interface of a network to its readers: a list of layers, or a `Network`."""
+    """Interface of a network to its readers: a list of layers, or a `Network`.
+
+    A layer's shape is that of its matrix; a network's `endings` say what follows the sums.
+    """
 
     def __iter__(self) -> Iterator[SparseRows]: ...
 
@@ -42,11 +45,13 @@ class Network:
     Attributes
     ----------
     neurons, layers, bias
-        Neurons per layer; number of layers; bias of every layer.
+        Inputs of the first layer; number of layers; bias of every layer without an ending.
     make
         Returns an iterator over the layers.
     name
         For messages.
+    endings
+        Bias and activation of each layer; None if all are the challenge's.
     """
 
     neurons: int
@@ -54,12 +59,25 @@ class Network:
     bias: float
     make: Callable[[], Iterator[SparseRows]]
     name: str = "network"
+    endings: Sequence[Ending] | None = None
 
     def __iter__(self) -> Iterator[SparseRows]:
         return self.make()
 
     def __len__(self) -> int:
         return self.layers
+
+
+def endings_of(network: Layers) -> Sequence[Ending] | None:
+    """Return the endings of a network's layers; None if all are the challenge's.
+
+    Parameters
+    ----------
+    network
+        The network.
+    """
+    endings: Sequence[Ending] | None = getattr(network, "endings", None)
+    return endings
 
 
 def check_size(neurons: int, layers: int) -> None:

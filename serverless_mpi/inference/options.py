@@ -126,6 +126,10 @@ class RunOptions(WorkerOptions):
         Files for the answer and for reports.
     categories, check
         Compare the answer with a file, or with the serial kernel.
+    top
+        How many of the largest activations of each image the answer has.
+    merge
+        "auto" to compute equal samples once, where a search finds some; or "off".
     """
 
     replicas: int = 1
@@ -136,6 +140,13 @@ class RunOptions(WorkerOptions):
     report: Sequence[str] = ()
     categories: str | None = None
     check: bool = False
+    top: int = 0
+    merge: str = "auto"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the output of every neuron is written."""
+        return self.output is not None and self.output.endswith(".npy")
 
 
 @dataclass(frozen=True)
@@ -150,11 +161,14 @@ class ServeOptions(WorkerOptions):
         Number of queries that are computed concurrently.
     queue
         Number of queries that may wait.
+    top
+        How many of the largest activations of each active image an answer has.
     """
 
     socket: str = ""
     lanes: int = 2
     queue: int = 16
+    top: int = 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -249,11 +263,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     )
     _add_source(command)
     _add_images(command, stored=True)
-    command.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write the answer: categories and scores to a .json file, else one category per line",
-    )
+    _add_answer(command)
     command.add_argument(
         "--report",
         metavar="FILE",
@@ -273,6 +283,13 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         "exit with code 1 if it differs",
     )
     command.add_argument(
+        "--merge",
+        choices=("auto", "off"),
+        default=RunOptions.merge,
+        help="auto: samples whose activations have become equal are computed once, with the same "
+        "bits (default %(default)s)",
+    )
+    command.add_argument(
         "--plan",
         choices=("auto",),
         help="let the planner choose the number of workers and whatever else is not given",
@@ -288,6 +305,23 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="multiply own rows while others are in transit; "
         "the last bits of the sums then depend on the partition",
+    )
+
+
+def _add_answer(command: argparse.ArgumentParser) -> None:
+    """Add what the answer of a run has, and its file."""
+    command.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the answer: categories and scores to .json, the --top activations of every "
+        "image to .csv, all outputs to .npy, else one category per line",
+    )
+    command.add_argument(
+        "--top",
+        type=_at_least(1),
+        default=RunOptions.top,
+        metavar="K",
+        help="also print and write the K largest outputs of each image; neurons count from 0",
     )
 
 
@@ -363,6 +397,13 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         default=ServeOptions.queue,
         help="queries that may wait; further ones are refused (default %(default)s)",
     )
+    command.add_argument(
+        "--top",
+        type=_at_least(1),
+        default=ServeOptions.top,
+        metavar="K",
+        help="answers also have the K largest outputs of each active image",
+    )
 
 
 def _add_query(command: argparse.ArgumentParser) -> None:
@@ -408,7 +449,8 @@ def _add_network(command: argparse.ArgumentParser) -> None:
         default=SourceOptions.net,
         metavar="NET",
         help="radix: the Graph Challenge's network; random: random weights that do not saturate; "
-        "or a folder of layer files as in the challenge: TSV, npz or MatrixMarket "
+        "a folder of layer files as in the challenge: TSV, npz or MatrixMarket; or a folder with "
+        "model.json, which names a matrix, bias and activation for each layer "
         "(default %(default)s)",
     )
     group.add_argument(

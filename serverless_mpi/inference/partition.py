@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from serverless_mpi.inference import partitioners
 from serverless_mpi.inference.engine import Exchange, Part
-from serverless_mpi.inference.networks import Layers
+from serverless_mpi.inference.networks import Layers, endings_of
 from serverless_mpi.inference.partitioners import duplicate_rows, spread, starts
-from serverless_mpi.sparse import SparseRows
+from serverless_mpi.sparse import Ending, SparseRows
 
 Owners = NDArray[np.uint16]
 Indices = NDArray[np.int64]
@@ -44,14 +44,14 @@ class Partition:
     Attributes
     ----------
     neurons
-        Neurons of a layer.
+        Neurons of boundary 0.
     parts
         Number of ranks.
     method
         Name in METHODS of the method that chose the owners.
     owners
-        For each boundary the rank of each neuron: (neurons,) uint16, read-only. Boundaries may
-        share an array.
+        For each boundary the rank of each of its neurons: uint16, read-only. Boundaries may share
+        an array.
     """
 
     neurons: int
@@ -63,6 +63,11 @@ class Partition:
     def layers(self) -> int:
         """Number of layers of its network."""
         return len(self.owners) - 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Neurons of each boundary."""
+        return tuple(len(owners) for owners in self.owners)
 
     def rows(self, boundary: int, part: int) -> Indices:
         """Return the neurons that a part owns at a boundary.
@@ -99,6 +104,26 @@ class Partition:
                 f"the partition is for {self.layers} layers; the network has {len(network)}"
             )
 
+    def check_layer(self, layer: int, matrix: SparseRows) -> None:
+        """Check that a layer has as many inputs and outputs as the partition has owners.
+
+        Parameters
+        ----------
+        layer, matrix
+            Number of the layer, counted from 0, and the layer.
+
+        Raises
+        ------
+        ValueError
+            It has not.
+        """
+        inputs, outputs = len(self.owners[layer]), len(self.owners[layer + 1])
+        if (matrix.n_cols, matrix.n_rows) != (inputs, outputs):
+            raise ValueError(
+                f"layer {layer + 1} has {matrix.n_cols} inputs and {matrix.n_rows} outputs; "
+                f"the partition is for {inputs} and {outputs}"
+            )
+
     def report(self, network: Layers) -> Report:
         """Compute load and communication of every layer.
 
@@ -115,15 +140,11 @@ class Partition:
         self.check(network)
         rows, pairs, load, nnz = [], [], [], []
         for layer, matrix in enumerate(network):
-            needs = _needs(
-                matrix,
-                self.owners[layer],
-                self.owners[layer + 1],
-                np.arange(self.neurons),
-                self.parts,
-            )
+            self.check_layer(layer, matrix)
+            inputs = np.arange(matrix.n_cols)
+            needs = _needs(matrix, self.owners[layer], self.owners[layer + 1], inputs, self.parts)
             # A rank does not send to itself.
-            needs[self.owners[layer], np.arange(self.neurons)] = False
+            needs[self.owners[layer], inputs] = False
             rows.append(int(needs.sum()))
             pairs.append(_pairs(needs, self.owners[layer]))
             work = np.bincount(self.owners[layer + 1], np.diff(matrix.indptr), self.parts)
@@ -165,7 +186,7 @@ def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> 
     Parameters
     ----------
     network
-        Square layers; read once, one layer at a time.
+        Layers that fit each other; read once, one layer at a time.
     parts
         Number of ranks.
     method
@@ -181,8 +202,8 @@ def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> 
     Raises
     ------
     ValueError
-        The method does not exist, there are more parts than neurons, or layers are not square; for
-        `hypergraph` also if the partitioner is not installed.
+        The method does not exist, there are more parts than inputs, or a layer does not fit the
+        one before; for `hypergraph` also if the partitioner is not installed.
     """
     if method not in METHODS:
         raise ValueError(f"no partition method {method!r}; known methods: {', '.join(METHODS)}")
@@ -201,20 +222,23 @@ def make(network: Layers, parts: int, method: str = "greedy", seed: int = 0) -> 
 
 def _checked(network: Layers, parts: int) -> Iterator[SparseRows]:
     """Yield the layers; raise ValueError for one that cannot be partitioned."""
-    neurons = None
-    for number, matrix in enumerate(network):
-        neurons = matrix.n_cols if neurons is None else neurons
-        if matrix.n_rows != neurons or matrix.n_cols != neurons:
+    outputs = None  # of the layer before
+    for number, matrix in enumerate(network, 1):
+        if outputs is None and parts > matrix.n_cols:
             raise ValueError(
-                f"layer {number} has {matrix.n_rows} rows and {matrix.n_cols} columns, "
-                f"not {neurons} of both"
+                f"{matrix.n_cols} neurons cannot be divided among {parts} ranks; "
+                f"start at most {matrix.n_cols}"
             )
-        if parts > neurons:
+        if outputs not in (None, matrix.n_cols):
             raise ValueError(
-                f"{neurons} neurons cannot be divided among {parts} ranks; start at most {neurons}"
+                f"layer {number} takes {matrix.n_cols} inputs, but layer {number - 1} has {outputs}"
+                " outputs"
             )
+        if not matrix.n_rows or not matrix.n_cols:
+            raise ValueError(f"layer {number} has no {'inputs' if matrix.n_rows else 'outputs'}")
+        outputs = matrix.n_rows
         yield matrix
-    if neurons is None:
+    if outputs is None:
         raise ValueError("a network needs at least 1 layer")
 
 
@@ -223,17 +247,26 @@ Method = Callable[[Iterator[SparseRows], int, int, int], Iterator[Owners]]
 
 def _block(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
     """Give consecutive neurons to each part; the sizes of parts differ by at most one row."""
-    neurons = next(network).n_cols
+    owners = np.zeros(0, np.uint16)
+    for number, matrix in enumerate(network):
+        if not number:
+            owners = _blocks(matrix.n_cols, parts)
+            yield owners
+        # Boundaries of one size share an array.
+        owners = owners if len(owners) == matrix.n_rows else _blocks(matrix.n_rows, parts)
+        yield owners
+
+
+def _blocks(neurons: int, parts: int) -> Owners:
+    """Return the owners of one boundary in blocks."""
     bounds = np.arange(parts + 1) * neurons // parts
-    owners = np.repeat(np.arange(parts), np.diff(bounds)).astype(np.uint16)
-    yield from [owners] * (layers + 1)
+    return np.repeat(np.arange(parts), np.diff(bounds)).astype(np.uint16)
 
 
 def _random(network: Iterator[SparseRows], layers: int, parts: int, seed: int) -> Iterator[Owners]:
     """Assign neurons at random at each boundary; sizes are those of block."""
-    (block, *_) = _block(network, 0, parts, seed)
     rng = np.random.default_rng(seed)
-    for _ in range(layers + 1):
+    for block in _block(network, layers, parts, seed):
         yield rng.permutation(block)
 
 
@@ -288,7 +321,7 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
     Parameters
     ----------
     network
-        Square layers, as many as `partition` is for.
+        Layers, as many as `partition` is for, and their endings if it has some.
     partition
         Owners of the neurons.
     ranks
@@ -306,22 +339,22 @@ def stream(network: Layers, partition: Partition, ranks: Sequence[int]) -> Itera
     """
     partition.check(network)
     before = _Boundary.of_all(partition.owners[0], partition.parts)
+    endings = endings_of(network)
     for layer, matrix in enumerate(network):
-        if matrix.n_rows != partition.neurons or matrix.n_cols != partition.neurons:
-            raise ValueError(
-                f"layer {layer} has {matrix.n_rows} rows and {matrix.n_cols} columns; "
-                f"the partition is for {partition.neurons} neurons"
-            )
+        partition.check_layer(layer, matrix)
+        ending = endings[layer] if endings is not None else None
         owners = partition.owners[layer + 1]
         needs = _needs(matrix, before.owners, owners, before.rows, partition.parts)
         needs[before.senders, np.arange(before.total)] = False  # no rank sends to itself
         # Rows are compared by distinct inputs, so that duplicates of duplicates are found as well.
         inputs = before.rows[matrix.indices]
         weight_bits = matrix.all_values().view(np.int32).astype(np.int64)
-        originals = duplicate_rows(matrix.indptr, inputs, weight_bits, kind=owners)
+        originals = duplicate_rows(
+            matrix.indptr, inputs, weight_bits, kind=_kinds(owners, ending, partition.parts)
+        )
         after = _Boundary.of_distinct(owners, originals, partition.parts)
         exchange = _exchange(needs, before.senders)
-        step = _Step(matrix, inputs, originals, needs, exchange, before, after)
+        step = _Step(matrix, inputs, originals, needs, exchange, before, after, ending)
         yield [step.part(rank) for rank in ranks]
         before = after
 
@@ -388,6 +421,7 @@ class _Step:
     exchange: Exchange
     before: _Boundary
     after: _Boundary
+    ending: Ending | None
 
     @cached_property
     def sent(self) -> Indices:
@@ -403,7 +437,8 @@ class _Step:
         column = np.zeros(before.total, np.int64)
         column[before.of_rank(rank)] = np.arange(own)
         column[wanted] = own + np.arange(len(wanted))
-        weights = self._weights(rank, column, own + len(wanted))
+        rows = self._rows(rank)
+        weights = self._weights(rows, column, own + len(wanted))
         senders = before.senders[wanted]
         shared = self.exchange == Exchange.ALLGATHER
         send_rows, send_offsets = self._sent_to_all(rank) if shared else self._sent_to_each(rank)
@@ -427,16 +462,20 @@ class _Step:
                 np.int64
             ),
             recv_counts=recv_counts.astype(np.int64),
+            ending=self.ending and self.ending.of_rows(rows),
         )
 
-    def _weights(self, rank: int, column: Indices, columns: int) -> SparseRows:
-        """Return the rank's distinct rows over its panel.
+    def _rows(self, rank: int) -> Indices:
+        """Return the rank's distinct rows, ascending."""
+        distinct = self.originals == np.arange(len(self.originals))
+        return np.flatnonzero((self.after.owners == rank) & distinct)
+
+    def _weights(self, rows: Indices, column: Indices, columns: int) -> SparseRows:
+        """Return some rows over a rank's panel.
 
         Entries keep their order, so sums keep their bits.
         """
         matrix = self.matrix
-        distinct = self.originals == np.arange(len(self.originals))
-        rows = np.flatnonzero((self.after.owners == rank) & distinct)
         lengths = np.diff(matrix.indptr)[rows]
         entries = spread(matrix.indptr[rows], lengths)
         values = matrix.constant if matrix.values is None else matrix.values[entries]
@@ -460,6 +499,17 @@ class _Step:
         sent_starts = np.searchsorted(self.sent, self.before.starts)
         index = np.searchsorted(self.sent, wanted) - sent_starts[senders]
         return index, np.diff(sent_starts)
+
+
+def _kinds(owners: Owners, ending: Ending | None, parts: int) -> Indices:
+    """Return numbers of rows, which may be duplicates only if their numbers are equal.
+
+    They are of one owner, and have the same bias.
+    """
+    kinds = owners.astype(np.int64)
+    if ending is not None and len(ending.bias) > 1:
+        kinds = kinds + parts * ending.bias.view(np.int32).astype(np.int64)
+    return kinds
 
 
 def _pairs(needs: NDArray[np.bool_], sender: NDArray[Any]) -> int:

@@ -399,7 +399,7 @@ class Service:
         for start in range(0, x.shape[1], self._batch_size):
             batch = np.ascontiguousarray(x[:, start : start + self._batch_size])
             y, samples, _ = engine.infer(lane, model.own, batch, model.bias, model.cap)
-            share = worker.answer(lane, model, y, samples, lane.rank)
+            share = worker.answer(lane, model, y, samples, lane.rank, self._options.top)
             if share is not None:
                 answers.append((start, share))
         return (worker.joined(answers) if answers else None), x.shape[1]

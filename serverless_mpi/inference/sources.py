@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from serverless_mpi import job
 from serverless_mpi.errors import StoreError, UsageError
-from serverless_mpi.inference import backends, dataset, files, networks, partition, plan, store
+from serverless_mpi.inference import (
+    backends,
+    dataset,
+    files,
+    models,
+    networks,
+    partition,
+    plan,
+    store,
+)
 from serverless_mpi.inference.engine import Part
 from serverless_mpi.inference.options import RunOptions, SourceOptions
 from serverless_mpi.sparse import CAP
@@ -41,7 +50,7 @@ class Model:
     nonzeros, nbytes
         Number of weights of all layers, and bytes of all parts together.
     first, last
-        (neurons,) owner of each neuron before the first and after the last layer.
+        Owner of each neuron before the first and after the last layer.
     own
         The rank's part of each layer.
     """
@@ -57,6 +66,42 @@ class Model:
     first: NDArray[np.uint16]
     last: NDArray[np.uint16]
     own: Sequence[Part]
+
+    @property
+    def outputs(self) -> int:
+        """Neurons of the last layer."""
+        return len(self.last)
+
+
+# Options that another option replaces, so that a value of theirs has no effect.
+_OF_NETWORK = ("net", "neurons", "layers", "bias", "method", "partition")
+
+
+def check_effect(options: SourceOptions) -> None:
+    """Check that no option of the model is without effect.
+
+    Parameters
+    ----------
+    options
+        The model's options.
+
+    Raises
+    ------
+    UsageError
+        An option has a value other than its default, and another option replaces it.
+    """
+    defaults = SourceOptions()
+    given: tuple[str, ...] = ()
+    by = ""
+    if options.store:
+        given, by = _OF_NETWORK, f"--store {options.store}"
+    elif models.is_model(options.net):
+        given, by = ("neurons", "layers", "bias"), f"--net {options.net}, which has a model.json"
+    if not options.store and options.method and options.partition:
+        given, by = ("method",), f"--partition {options.partition}"
+    for name in given:
+        if getattr(options, name) != getattr(defaults, name):
+            raise UsageError(f"--{name} has no effect with {by}: omit one of them")
 
 
 def network(options: SourceOptions) -> networks.Network:
@@ -77,6 +122,8 @@ def network(options: SourceOptions) -> networks.Network:
     ValueError
         The network does not exist in that size, or the folder does not hold it.
     """
+    if models.is_model(options.net):
+        return models.read_model(options.net)
     if options.net not in GENERATED:
         return dataset.read_network(options.net, options.neurons, options.layers, options.bias)
     make = networks.radix if options.net == "radix" else networks.random
@@ -151,7 +198,7 @@ def describe(options: SourceOptions, samples: int) -> tuple[plan.Work, int | Non
         return work, index.parts
     source = network(options)
     make = plan.Work.radix if options.net == "radix" else plan.Work.random
-    work = make(options.neurons, options.layers, samples)
+    work = make(source.neurons, source.layers, samples)
     if options.net not in GENERATED:
         sizes = [(matrix.nnz, matrix.nbytes) for matrix in source]
         work = replace(
@@ -276,6 +323,8 @@ def images(options: SourceOptions, neurons: int) -> Floats:
     """
     if options.images:
         return read_images(options, options.images, neurons, options.samples)
+    if models.is_model(options.net):
+        raise UsageError(f"give --images FILE: inputs of {neurons} numbers for {options.net}")
     return np.ascontiguousarray(dataset.digits(neurons)[:, : options.samples], np.float32)
 
 
@@ -356,7 +405,8 @@ def _store_of_input(options: SourceOptions) -> str:
 
 def _neurons(options: SourceOptions) -> int:
     if not options.store:
-        return int(options.neurons)
+        general = models.is_model(options.net)
+        return network(options).neurons if general else int(options.neurons)
     backend = opened(options, options.store)
     neurons = store.read_index(backend).neurons
     backend.close()

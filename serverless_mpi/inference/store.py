@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from serverless_mpi.inference import partition as partitions
 from serverless_mpi.inference.backends import Backend, Folder
 from serverless_mpi.inference.container import DIGEST_BYTES, Array, pack, unpack
 from serverless_mpi.inference.engine import Exchange, Part
-from serverless_mpi.inference.networks import Layers
+from serverless_mpi.inference.networks import Layers, endings_of
 from serverless_mpi.inference.partition import Partition
-from serverless_mpi.sparse import CAP
+from serverless_mpi.sparse import CAP, Activation, Ending
 
 Floats = NDArray[np.float32]
 INDEX = "index.smpi"
@@ -77,7 +77,9 @@ class Index:
     model, layout
         Fingerprints of network and partition.
     first, last
-        (neurons,) uint16: owner of each neuron before the first and after the last layer.
+        uint16: owner of each neuron before the first and after the last layer.
+    general
+        Whether the parts have endings of their own, so that `bias` and `cap` are not used.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Index:
     layout: str
     first: NDArray[np.uint16]
     last: NDArray[np.uint16]
+    general: bool = False
 
 
 _INDEX_FACTS: dict[str, type] = {
@@ -113,6 +116,9 @@ def fingerprint(network: Layers) -> str:
         The network; read once.
     """
     digest = blake2b(digest_size=DIGEST_BYTES)
+    for ending in endings_of(network) or ():
+        digest.update(f"{ending.describe()} {ending.limit} {ending.slope}".encode())
+        digest.update(ending.bias.view(np.uint8).data)
     for matrix in network:
         digest.update(f"{matrix.n_rows} {matrix.n_cols} {matrix.constant}".encode())
         for array in (matrix.indptr, matrix.indices, matrix.values):
@@ -130,6 +136,8 @@ def layout(partition: Partition) -> str:
         The partition; its method does not matter.
     """
     digest = blake2b(f"{partition.neurons} {partition.parts}".encode(), digest_size=DIGEST_BYTES)
+    if len(set(partition.sizes)) > 1:
+        digest.update(repr(partition.sizes).encode())
     for owners in partition.owners:
         digest.update(np.ascontiguousarray(owners, np.uint16).view(np.uint8).data)
     return digest.hexdigest()
@@ -173,7 +181,8 @@ def write_partition(path: str | Path, partition: Partition, network: Layers) -> 
             },
             {
                 "which": np.array([numbers[id(owners)] for owners in partition.owners], np.int64),
-                "owners": np.stack([arrays[key] for key in numbers]).astype(np.uint16),
+                "sizes": np.array([len(arrays[key]) for key in numbers], np.int64),
+                "owners": np.concatenate([arrays[key] for key in numbers]).astype(np.uint16),
             },
         ),
     )
@@ -202,20 +211,36 @@ def read_partition(path: str | Path, network: Layers) -> Partition:
             "`smpi-infer partition`"
         )
     checked = _checked_facts(str(path), facts, {"method": str, "neurons": int, "parts": int})
-    owners, which = arrays.get("owners"), arrays.get("which")
+    owners, which = _boundaries(arrays), arrays.get("which")
     if (
-        owners is None
+        not owners
         or which is None
-        or owners.dtype != np.uint16
-        or (owners.ndim, which.ndim) != (2, 1)
-        or owners.shape[1] != checked["neurons"]
         or which.dtype.kind not in "iu"
+        or which.ndim != 1
+        or not len(which)
         or not ((which >= 0) & (which < len(owners))).all()
-        or not (owners < checked["parts"]).all()
+        or len(owners[which[0]]) != checked["neurons"]
+        or not all((array < checked["parts"]).all() for array in owners)
     ):
         raise StoreError(f"{path} is damaged: it does not hold a partition; write it again")
     boundaries = tuple(owners[number] for number in which)
     return Partition(checked["neurons"], checked["parts"], checked["method"], boundaries)
+
+
+def _boundaries(arrays: dict[str, Array]) -> list[Array]:
+    """Return the arrays of owners in a partition's file; [] if it has none that are valid.
+
+    A file of an earlier version has a row per array, and no sizes.
+    """
+    owners, sizes = arrays.get("owners"), arrays.get("sizes")
+    if owners is None or owners.dtype != np.uint16:
+        return []
+    if sizes is None:
+        return list(owners) if owners.ndim == 2 else []
+    good = owners.ndim == 1 and sizes.ndim == 1 and sizes.dtype.kind in "iu"
+    if not good or not ((sizes >= 0) & (sizes <= len(owners))).all() or sizes.sum() != len(owners):
+        return []
+    return list(np.split(owners, np.cumsum(sizes)[:-1]))
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -280,6 +305,7 @@ def write_model(
         **dict.fromkeys(("stored", "nbytes", "rows"), 0),  # summed up below
         "model": fingerprint(network),
         "layout": layout(partition),
+        "general": endings_of(network) is not None,
     }
     for number, layers in _parts(network, partition):
         pieces = _packed_part(facts, number, layers)
@@ -302,7 +328,12 @@ def _packed_part(facts: dict[str, Any], number: int, layers: list[Part]) -> list
         "parts": facts["parts"],
         "layers": len(layers),
     }
-    return pack("a part of a model", part_facts, _flat(layers))
+    return pack(_kind(facts["general"]), part_facts, _flat(layers))
+
+
+def _kind(general: bool) -> str:
+    """Return what a part's file holds: versions that know no endings must refuse those."""
+    return "a part of a general model" if general else "a part of a model"
 
 
 def _parts(network: Layers, partition: Partition) -> Iterator[tuple[int, list[Part]]]:
@@ -337,16 +368,18 @@ def read_index(backend: Backend) -> Index:
     name = f"{backend.url}/{INDEX}"
     facts, arrays = unpack(name, data, "a model's index")
     checked = _checked_facts(name, facts, _INDEX_FACTS)
+    general = facts.get("general", False) is True
     first, last = arrays.get("first"), arrays.get("last")
     for owners in (first, last):
         if (
             owners is None
             or owners.dtype != np.uint16
-            or owners.shape != (checked["neurons"],)
+            or owners.ndim != 1
+            or ((owners is first or not general) and len(owners) != checked["neurons"])
             or not (owners < checked["parts"]).all()
         ):
             raise StoreError(f"{name} is damaged: its owners are not those of its neurons")
-    return Index(**checked, first=first, last=last)  # type: ignore[arg-type]
+    return Index(**checked, first=first, last=last, general=general)  # type: ignore[arg-type]
 
 
 def _checked_facts(name: str, facts: dict[str, Any], wanted: dict[str, type]) -> dict[str, Any]:
@@ -387,10 +420,12 @@ def load_part(backend: Backend, index: Index, part: int) -> list[Part]:
     StoreError
         The file is missing, damaged, or of another model or partition than the index.
     """
-    facts, arrays = _read_of_part(backend, index, part_name(part), "a part of a model", part)
+    facts, arrays = _read_of_part(backend, index, part_name(part), _kind(index.general), part)
     name = f"{backend.url}/{part_name(part)}"
     count = _checked_facts(name, facts, {"layers": int})["layers"]
     layers = list(_layers(name, arrays, count))
+    if index.general:
+        layers = _with_endings(name, arrays, layers)
     own = int(np.count_nonzero(index.first == part))
     for number, layer in enumerate(layers):
         try:
@@ -436,7 +471,48 @@ def _flat(layers: list[Part]) -> dict[str, Array]:
             sections[section] = np.concatenate(values)
         else:
             sections[section] = np.array(values)
+    endings = [layer.ending for layer in layers if layer.ending is not None]
+    if endings:
+        sections["activation"] = np.array([int(ending.activation) for ending in endings], np.uint8)
+        sections["on_nonzeros"] = np.array([ending.on_nonzeros for ending in endings], np.uint8)
+        for field in ("limit", "slope"):
+            numbers = [getattr(ending, field) for ending in endings]
+            sections[field] = np.array(numbers, np.float64)
+        sections["bias" + _LENGTH] = np.array([len(ending.bias) for ending in endings], np.int64)
+        sections["bias"] = np.concatenate([ending.bias for ending in endings])
     return sections
+
+
+def _with_endings(file: str, sections: dict[str, Array], layers: list[Part]) -> list[Part]:
+    """Return the layers with the endings in the sections of a file."""
+    names = ("activation", "on_nonzeros", "limit", "slope", "bias", "bias" + _LENGTH)
+    damaged = StoreError(f"{file} is damaged: its endings are not those of {len(layers)} layers")
+    if any(name not in sections for name in names):
+        raise damaged
+    *numbers, bias, lengths = (sections[name] for name in names)
+    if any(array.shape != (len(layers),) for array in numbers) or not _fits(
+        bias, lengths, len(layers)
+    ):
+        raise damaged
+    ends = np.cumsum(lengths)
+    try:
+        return [
+            replace(
+                layer,
+                ending=Ending(
+                    Activation(int(activation)),
+                    bias[end - length : end],
+                    limit=float(limit),
+                    slope=float(slope),
+                    on_nonzeros=bool(on_nonzeros),
+                ),
+            )
+            for layer, activation, on_nonzeros, limit, slope, end, length in zip(
+                layers, *numbers, ends.tolist(), lengths.tolist(), strict=True
+            )
+        ]
+    except ValueError:
+        raise damaged from None
 
 
 def _layers(file: str, sections: dict[str, Array], count: int) -> Iterator[Part]:

@@ -13,6 +13,7 @@ Lambda and under mpirun. Only the counts of requests are specific to this packag
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import resource
@@ -33,7 +34,7 @@ from serverless_mpi.inference import dataset, engine, files, page, records, repo
 from serverless_mpi.inference.communicator import Communicator
 from serverless_mpi.inference.options import RunOptions, SourceOptions
 from serverless_mpi.launch.base import EXIT_USAGE
-from serverless_mpi.sparse import serial_forward
+from serverless_mpi.sparse import serial_forward, serial_run
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -55,14 +56,19 @@ class Answer:
         Largest activation of each of them in the last layer.
     neurons
         Neuron with that activation; the first of several.
+    top_scores, top_neurons
+        (K, images of `categories`): the K largest activations and their neurons, descending, the
+        first neuron of equal ones; (0, images) if they were not asked for.
     """
 
     categories: Indices
     scores: Floats
     neurons: Indices
+    top_scores: Floats
+    top_neurons: Indices
 
     def checksum(self) -> str:
-        """Return 16 hexadecimal digits over all three arrays."""
+        """Return 16 hexadecimal digits over categories, scores and neurons."""
         digest = hashlib.sha256()
         for array in (
             self.categories.astype("<i8"),
@@ -74,12 +80,38 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the answer and its checksum as JSON values."""
-        return {
+        facts = {
             "categories": self.categories.tolist(),
             "scores": self.scores.tolist(),
             "neurons": self.neurons.tolist(),
             "checksum": self.checksum(),
         }
+        if len(self.top_scores):
+            facts["top"] = {
+                "neurons": self.top_neurons.T.tolist(),
+                "scores": self.top_scores.T.tolist(),
+            }
+        return facts
+
+    def of_all(self, images: int) -> tuple[Floats, Indices]:
+        """Return the largest activations of every image, whose outputs may all be 0.
+
+        Parameters
+        ----------
+        images
+            Number of images.
+
+        Returns
+        -------
+        scores, neurons : ndarray
+            (images, K) float32 and int64.
+        """
+        most = len(self.top_scores)
+        scores = np.zeros((images, most), np.float32)
+        neurons = np.tile(np.arange(most), (images, 1))
+        scores[self.categories - 1] = self.top_scores.T
+        neurons[self.categories - 1] = self.top_neurons.T
+        return scores, neurons
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -188,7 +220,7 @@ def agree(comm: Communicator, problem: str) -> None:
 
 
 def answer(
-    group: Communicator, model: sources.Model, y: Floats, samples: Indices, part: int
+    group: Communicator, model: sources.Model, y: Floats, samples: Indices, part: int, top: int = 0
 ) -> Answer | None:
     """Combine what the parts of a replica have computed; collective over `group`.
 
@@ -204,6 +236,8 @@ def answer(
         Numbers of those samples, counted from 0, equal on all ranks.
     part
         This rank's part.
+    top
+        How many of the largest activations of each sample the answer has.
 
     Returns
     -------
@@ -214,15 +248,58 @@ def answer(
     # Largest activation of each sample among this part's neurons, and its neuron; a part without
     # neurons has -inf, so that it never wins.
     best = y.argmax(axis=0) if y.size else np.zeros(len(samples), np.int64)
-    top = y[best, np.arange(len(samples))] if y.size else np.full(len(samples), -np.inf, np.float32)
-    gathered = group.gather((top, rows[best] if len(rows) else best))
+    high = (
+        y[best, np.arange(len(samples))] if y.size else np.full(len(samples), -np.inf, np.float32)
+    )
+    gathered = group.gather((high, rows[best] if len(rows) else best, largest(y, rows, top)))
     if gathered is None:
         return None
-    scores, neurons = (np.stack(arrays) for arrays in zip(*gathered, strict=True))
+    scores, neurons = (np.stack([share[item] for share in gathered]) for item in (0, 1))
+    tops = [share[2] for share in gathered]
+    top_scores, top_neurons = largest(
+        np.concatenate([values for values, _ in tops]),
+        np.concatenate([numbers for _, numbers in tops]),
+        top,
+    )
     highest = scores.max(axis=0)
     # Of equal scores, the neuron with the lowest number: the result does not depend on the cut.
     first = np.where(scores == highest, neurons, np.iinfo(np.int64).max).min(axis=0)
-    return Answer(samples + 1, highest.astype(np.float32), first.astype(np.int64))
+    return Answer(
+        samples + 1, highest.astype(np.float32), first.astype(np.int64), top_scores, top_neurons
+    )
+
+
+def largest(y: Floats, neurons: Indices, most: int) -> tuple[Floats, Indices]:
+    """Return the largest activations of each sample and their neurons.
+
+    Of equal ones those of the lowest neurons, so the result does not depend on the cut.
+
+    Parameters
+    ----------
+    y
+        (rows, samples) float32.
+    neurons
+        Neuron of each row: (rows,), ascending, or (rows, samples).
+    most
+        How many; fewer if there are fewer rows.
+
+    Returns
+    -------
+    scores, neurons : ndarray
+        (at most `most`, samples) float32 and int64, descending.
+    """
+    samples = y.shape[1]
+    most = min(most, len(y))
+    scores, numbers = np.zeros((most, samples), np.float32), np.zeros((most, samples), np.int64)
+    if not most or not samples:
+        return scores, numbers
+    least = np.partition(y, len(y) - most, axis=0)[len(y) - most]
+    for sample in range(samples):
+        rows = np.flatnonzero(y[:, sample] >= least[sample])
+        of_rows = neurons[rows] if neurons.ndim == 1 else neurons[rows, sample]
+        order = np.lexsort((of_rows, -y[rows, sample]))[:most]
+        scores[:, sample], numbers[:, sample] = y[rows[order], sample], of_rows[order]
+    return scores, numbers
 
 
 def joined(answers: Sequence[tuple[int, Answer]]) -> Answer:
@@ -237,6 +314,8 @@ def joined(answers: Sequence[tuple[int, Answer]]) -> Answer:
         np.concatenate([share.categories + start for start, share in answers]),
         np.concatenate([share.scores for _, share in answers]),
         np.concatenate([share.neurons for _, share in answers]),
+        np.concatenate([share.top_scores for _, share in answers], axis=1),
+        np.concatenate([share.top_neurons for _, share in answers], axis=1),
     )
 
 
@@ -295,7 +374,7 @@ def run(comm: Communicator, options: RunOptions) -> int:
     start, stop = sources.share(task.total, options.replicas, task.replica)
     answers = comm.gather(None if result.answer is None else (start, result.answer))
     outputs = None
-    if options.check:
+    if options.check or options.whole:
         output = np.zeros((result.y.shape[0], stop - start), np.float32)
         output[:, result.samples] = result.y
         outputs = comm.gather(output)
@@ -304,9 +383,10 @@ def run(comm: Communicator, options: RunOptions) -> int:
         whole = joined([given for given in answers if given is not None])
         model, facts = _facts(comm, task, options, batches)
         record = report.priced(model, facts, workers, len(whole.categories), options.prices)
-        code = _publish(options, whole, record, task.expected)
-        if outputs is not None and not _matches_serial(options, task, outputs):
-            code = 1
+        complete = None if outputs is None else _complete(options, task, outputs)
+        code = _publish(options, whole, record, task.expected, complete)
+        if options.check and complete is not None:
+            code = code if _matches_serial(options, task, complete) else 1
     return int(comm.bcast(code))
 
 
@@ -354,12 +434,20 @@ def _compute(
         model.cap,
         batches=batches,
         accumulate=options.accumulate,
+        merge=options.merge == "auto",
         watch=watch,
     )
-    own_answer = answer(group, model, y, samples, task.part)
+    own_answer = answer(group, model, y, samples, task.part, options.top)
     seconds = time.perf_counter() - started
     counts = _difference(before, requests())
     bar.close()
+    if comm.rank == 0 and taken.merged:
+        print(
+            f"{taken.merged:,} of {task.x.shape[1]:,} samples became equal to others and were "
+            "merged (--merge off computes each)",
+            file=sys.stderr,
+            flush=True,
+        )
     record = records.WorkerRecord(
         rank=comm.rank,
         load_s=task.load_s,
@@ -401,7 +489,11 @@ def _facts(
 
 
 def _publish(
-    options: RunOptions, result: Answer, record: records.RunRecord, expected: Indices | None
+    options: RunOptions,
+    result: Answer,
+    record: records.RunRecord,
+    expected: Indices | None,
+    complete: Floats | None,
 ) -> int:
     """Print the answer and the summary, and write the files; return the exit code."""
     model, facts = record.model, record.job
@@ -409,6 +501,8 @@ def _publish(
         f"{model.name} network of {model.neurons} neurons, {model.layers} layers; "
         f"{facts.samples} images"
     )
+    if options.top:
+        _print_top(result, facts.samples)
     first = " ".join(map(str, result.categories[:SHOWN_CATEGORIES].tolist()))
     more = " ..." if len(result.categories) > SHOWN_CATEGORIES else ""
     print(f"{len(result.categories)} images have an active output: {first}{more}")
@@ -424,7 +518,8 @@ def _publish(
     print(report.summary(record), file=sys.stderr, flush=True)
     try:
         if options.output:
-            deliver(options, options.output, rendered(options.output, result))
+            images = record.job.samples
+            deliver(options, options.output, rendered(options.output, result, images, complete))
         for path in options.report:
             deliver(options, path, page.rendered(path, record))
     except FAULTS as error:
@@ -433,33 +528,73 @@ def _publish(
     return code
 
 
-def _matches_serial(options: RunOptions, task: _Task, outputs: list[Floats]) -> bool:
-    """Return whether the serial kernel computes the same bits, and print the result."""
+def _print_top(result: Answer, images: int) -> None:
+    """Print the largest activations of the first images."""
+    scores, neurons = result.of_all(images)
+    for image in range(min(images, SHOWN_CATEGORIES)):
+        pairs = zip(neurons[image].tolist(), scores[image].tolist())
+        print(
+            f"image {image + 1}: " + ", ".join(f"{neuron} ({score:g})" for neuron, score in pairs)
+        )
+    if images > SHOWN_CATEGORIES:
+        print("...")
+
+
+def _complete(options: RunOptions, task: _Task, outputs: list[Floats]) -> Floats:
+    """Return the output of all ranks together: (outputs, samples) float32."""
     model, parts = task.model, len(outputs) // options.replicas
-    whole = np.zeros((model.neurons, task.total), np.float32)
+    whole = np.zeros((model.outputs, task.total), np.float32)
     for rank, output in enumerate(outputs):
         replica, part = divmod(rank, parts)
         start, stop = sources.share(task.total, options.replicas, replica)
         whole[model.last == part, start:stop] = output
+    return whole
+
+
+def _matches_serial(options: RunOptions, task: _Task, whole: Floats) -> bool:
+    """Return whether the serial kernel computes the same bits, and print the result."""
+    model = task.model
     images = sources.images(options, model.neurons)
-    expected = serial_forward(list(sources.network(options)), images, model.bias, model.cap)
+    network = sources.network(options)
+    if network.endings is None:
+        expected = serial_forward(list(network), images, model.bias, model.cap)
+    else:
+        expected = serial_run(list(network), network.endings, images)
     same = bool(np.array_equal(whole, expected))
     print(f"serial kernel: {'the same to the last bit' if same else 'DIFFERENT'}", flush=True)
     return same
 
 
-def rendered(path: str, result: Answer) -> bytes:
+def rendered(path: str, result: Answer, images: int, complete: Floats | None = None) -> bytes:
     """Return the contents of an answer's file.
 
     Parameters
     ----------
     path
-        Its name; the suffix .json stands for JSON, any other for one category per line.
+        Its name. Its suffix stands for the format: .json; .csv for a line per image and rank of the
+        largest activations; .npy for all outputs, (images, outputs) float32; any other for one
+        category per line.
     result
         The answer.
+    images
+        Number of images.
+    complete
+        (outputs, images) float32, for .npy.
     """
     if path.endswith(".json"):
         return json.dumps(result.as_dict()).encode() + b"\n"
+    if path.endswith(".csv"):
+        scores, neurons = result.of_all(images)
+        lines = ["image,rank,neuron,score"]
+        for image in range(images):
+            for rank, (neuron, score) in enumerate(zip(neurons[image], scores[image]), 1):
+                lines.append(f"{image + 1},{rank},{neuron},{score!s}")
+        return "\n".join([*lines, ""]).encode()
+    if path.endswith(".npy"):
+        assert complete is not None
+        file = io.BytesIO()
+        np.save(file, np.ascontiguousarray(complete.T))
+        return file.getvalue()
     return "".join(f"{category}\n" for category in result.categories).encode()
 
 

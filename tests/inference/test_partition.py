@@ -75,10 +75,12 @@ def test_what_does_not_fit_is_named() -> None:
         partition.make(network, 2, "best")
     with pytest.raises(ValueError, match="for 1 layers; the network has 2"):
         partition.build(network, partition.make(network[:1], 2, "block"), 0)
-    with pytest.raises(ValueError, match="partition is for 96 neurons"):
+    with pytest.raises(
+        ValueError, match="has 64 inputs and 64 outputs; the partition is for 96 and 96"
+    ):
         partition.build(network, partition.make(networks.random(96, 2), 2, "block"), 0)
-    with pytest.raises(ValueError, match="layer 1 has 3 rows and 64 columns"):
-        partition.make([network[0], network[1].rows(0, 3)], 2)
+    with pytest.raises(ValueError, match="layer 2 takes 64 inputs, but layer 1 has 3 outputs"):
+        partition.make([network[0].rows(0, 3), network[1]], 2)
 
 
 def test_the_partitioner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
