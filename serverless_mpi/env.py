@@ -61,6 +61,7 @@ ENV_BEGUN = "SMPI_BEGUN"
 ENV_FORK = "SMPI_FORK"
 ENV_EXPLAIN = "SMPI_EXPLAIN"
 ENV_TRACE = "SMPI_TRACE"
+ENV_PROFILE = "SMPI_PROFILE"
 ENV_TERMINAL = "SMPI_INFER_TERMINAL"
 
 VARIABLES = (
@@ -126,6 +127,7 @@ VARIABLES = (
     ),
     Variable(ENV_EXPLAIN, LAUNCHER, "set if ranks note which algorithms were chosen (`--explain`)"),
     Variable(ENV_TRACE, LAUNCHER, "set if ranks write a trace (`--trace`)"),
+    Variable(ENV_PROFILE, LAUNCHER, "set if ranks write a profile (`--profile`)"),
     Variable(
         ENV_TERMINAL, LAUNCHER, "device on which rank 0 of `smpi-infer run` draws its progress"
     ),

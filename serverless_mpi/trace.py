@@ -97,7 +97,9 @@ class Recorder:
         """
         self.span(f"{service}.{_ACTIONS.get(action, action.lower())}", begin)
 
-    def sent(self, kind: int, context: int, tag: int, seq: int, dests: tuple[int, ...]) -> None:
+    def sent(
+        self, kind: int, context: int, tag: int, seq: int, dests: tuple[int, ...], nbytes: int
+    ) -> None:
         """Record that the calling thread sends a message.
 
         Parameters
@@ -111,7 +113,9 @@ class Recorder:
         seq
             Sequence number of the message, or number of the collective.
         dests
-            Ranks in the communicator that receive it.
+            Ranks that receive it.
+        nbytes
+            Its length; not recorded.
         """
         self.events.append((SENT, kind, context, tag, seq, dests, _ident(), _clock()))
 

@@ -47,7 +47,7 @@ from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sqs import MAX_ENTRIES, Sqs
 from serverless_mpi.channels.shared_queue import QueueReader
 from serverless_mpi.channels.sockets import listen_near
-from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_LOCAL_RANKS, ENV_TRACE
+from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_LOCAL_RANKS, ENV_PROFILE, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import EXPRESS_BUCKETS, FRAMES_BUCKET, JobSpec
 from serverless_mpi.launch import console
@@ -316,7 +316,11 @@ class Function:
             stats_dir=str(folder / "stats"),
             settings={**self._invocation.spec.settings, **settings},
         )
-        asked = {ENV_EXPLAIN: self._invocation.explain, ENV_TRACE: self._invocation.trace}
+        asked = {
+            ENV_EXPLAIN: self._invocation.explain,
+            ENV_TRACE: self._invocation.trace,
+            ENV_PROFILE: self._invocation.profile,
+        }
         return {
             "TMPDIR": str(home),
             "HOME": str(home),
@@ -495,11 +499,10 @@ class Function:
         """Report a rank's end; with the last one, what the function took."""
         rank.ended = True
         stats = folder / "stats"
-        traced = stats_file(stats, "trace", rank.number)
-        if traced.exists():
-            self._s3.put(
-                self._key(f"{bucket.TRACE}{rank.number}"), (memoryview(traced.read_bytes()),)
-            )
+        for kind, name in (("trace", bucket.trace), ("profile", bucket.profile)):
+            left = stats_file(stats, kind, rank.number)
+            if left.exists():
+                self._s3.put(self._key(name(rank.number)), (memoryview(left.read_bytes()),))
         seconds = time.monotonic() - self._began + self._init_s
         facts: dict[str, Any] = {
             "code": code,

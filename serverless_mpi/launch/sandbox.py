@@ -43,7 +43,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import NoReturn
 
-from serverless_mpi.env import ENV_ALIAS, ENV_LINEAGE, ENV_TRACE
+from serverless_mpi.env import ENV_ALIAS, ENV_LINEAGE, ENV_PROFILE, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.launch import invocation as kinds
 from serverless_mpi.launch.jobs import kill_processes_of
@@ -388,8 +388,9 @@ def _run(kind: str, argv: list[str], folder: Path) -> int:
         from serverless_mpi import alias
 
         alias.install()
-    if ENV_TRACE in os.environ and (loaded := sys.modules.get("serverless_mpi.MPI")) is not None:
-        loaded._trace_calls()
+    observed = ENV_TRACE in os.environ or ENV_PROFILE in os.environ
+    if observed and (loaded := sys.modules.get("serverless_mpi.MPI")) is not None:
+        loaded._observe_calls()
     sys.argv = list(argv)
     try:
         if kind == kinds.SCRIPT:
