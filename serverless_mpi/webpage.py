@@ -19,17 +19,21 @@ Numbers = NDArray[np.float64]
 Unit = Callable[[float], str]  # formats a number with its unit
 WIDTH, HEIGHT = 920, 240  # inside of a plot, in pixels
 LEFT, BOTTOM, TOP = 76, 34, 8
+LETTER = 8  # width of a character, in pixels
 MOST_COLUMNS = 240  # more columns than this are added up in groups, so that a bar stays visible
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --ink: #1a1c20; --soft: #6b7280; --line: #e2e5ea;
-  --compute: #2f6fb5; --send: #e0912f; --wait: #b9c0ca; --extra: #4f9d69; --heat: 47, 111, 181; }
+  --compute: #2f6fb5; --send: #e0912f; --wait: #b9c0ca; --extra: #4f9d69; --rose: #c2477f;
+  --teal: #1f8f8f; --violet: #7b57c2; --heat: 47, 111, 181; }
 @media (prefers-color-scheme: dark) { :root {
   --back: #15171b; --ink: #e6e8eb; --soft: #9aa2ae; --line: #2e333b;
-  --compute: #6aa5e3; --send: #f0b05e; --wait: #555e6b; --extra: #7cc795; --heat: 106, 165, 227; } }
+  --compute: #6aa5e3; --send: #f0b05e; --wait: #555e6b; --extra: #7cc795; --rose: #f08cb4;
+  --teal: #5fc9c9; --violet: #b59af0; --heat: 106, 165, 227; } }
 body { background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
-  margin: 2rem auto; max-width: 1040px; padding: 0 1rem; }
-h1 { font-size: 1.35rem; margin-bottom: .2rem } h2 { font-size: 1.05rem; margin: 2rem 0 .4rem }
+  margin: 2rem auto; max-width: 1180px; padding: 0 1rem; }
+h1 { font-size: 1.35rem; margin-bottom: .2rem; overflow-wrap: anywhere }
+h2 { font-size: 1.05rem; margin: 2rem 0 .4rem }
 p { color: var(--soft); margin: .2rem 0 } svg { width: 100%; height: auto; display: block }
 text { fill: var(--soft); font-size: 12px }
 .facts { display: flex; flex-wrap: wrap; gap: .4rem 2.2rem; margin: 1rem 0 }
@@ -40,7 +44,7 @@ text { fill: var(--soft); font-size: 12px }
 @media (max-width: 640px) { .wide svg { width: 720px } }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px;
   width: 100% }
-th, td { text-align: right; padding: .15rem .6rem; border-bottom: 1px solid var(--line) }
+th, td { text-align: right; padding: .15rem .4rem; border-bottom: 1px solid var(--line) }
 th { color: var(--soft); font-weight: 600 }
 .text { text-align: left }
 details summary { cursor: pointer; margin-top: 1.6rem; font-weight: 600 }
@@ -223,11 +227,15 @@ def axis(count: int, y: float, of: str, labels: Sequence[str] = ()) -> str:
     labels
         Name of each column; their numbers by default.
     """
-    apart = -(-count // 24) if labels else max(1, int(step(max(count, 2))))
+    longest = LETTER * max(map(len, labels), default=0)  # in pixels
+    apart = max(1, int(step(max(count, 2))))
+    if labels:
+        apart = -int(-count * (longest + LETTER) // WIDTH)
     texts = "".join(
         f'<text x="{LEFT + (column + 0.5) * WIDTH / count:.1f}" y="{y + 15:.0f}"'
         f' text-anchor="middle">{escape(labels[column]) if labels else column}</text>'
         for column in range(0, count, apart)
+        if (column + 0.5) * WIDTH / count + longest / 2 <= WIDTH
     )
     return texts + f'<text x="{LEFT + WIDTH / 2}" y="{y + 31:.0f}" text-anchor="middle">{of}</text>'
 
@@ -360,7 +368,64 @@ def nbytes(value: float) -> str:
     value
         Bytes.
     """
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.0f} B"
+
+
+Line = tuple[str, str, Sequence[tuple[float, float]]]
+
+
+def lines(series: Sequence[Line], unit: Unit, of: str) -> str:
+    """Return a plot of lines, with logarithmic axes.
+
+    Parameters
+    ----------
+    series
+        Name, colour, and points (x, y) of each; x and y above 0.
+    unit
+        Formats a y.
+    of
+        What x is.
+    """
+    points = [point for _, _, line in series for point in line if point[0] > 0 and point[1] > 0]
+    across = sorted({x for x, _ in points}) or [1.0]
+    low = 10.0 ** np.floor(np.log10(min((y for _, y in points), default=1.0)))
+    high = 10.0 ** np.ceil(np.log10(max((y for _, y in points), default=1.0)))
+    high = max(high, 10 * low)
+    left, right = np.log(across[0]), np.log(across[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        part = (np.log(x) - left) / (right - left) if right > left else 0.5
+        up = np.log(y / low) / np.log(high / low)
+        return float(LEFT + 12 + part * (WIDTH - 24)), float(TOP + HEIGHT * (1 - up))
+
+    parts = [svg(HEIGHT)]
+    mark = low
+    while mark <= high * 1.001:
+        _, y = place(across[0], mark)
+        parts.append(
+            f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}"'
+            ' stroke="var(--line)"/>'
+        )
+        parts.append(label(min(y + 4, TOP + HEIGHT), escape(unit(mark))))
+        mark *= 10
+    for name, colour, line in series:
+        placed = [(*place(x, y), x, y) for x, y in line if x > 0 and y > 0]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in placed)
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="var({colour})" stroke-width="2"/>'
+        )
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var({colour})">'
+            f"<title>{escape(f'{name}, {of} {rank:g}: {unit(value)}')}</title></circle>"
+            for x, y, rank, value in placed
+        ]
+    for x in across:
+        at, _ = place(x, low)
+        parts.append(
+            f'<text x="{at:.1f}" y="{TOP + HEIGHT + 15}" text-anchor="middle">{x:g}</text>'
+        )
+    middle = f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 31}" text-anchor="middle">'
+    return "".join(parts) + f"{middle}{escape(of)}</text>" + END

@@ -172,12 +172,16 @@ MAY: dict[str, set[str]] = {
     "deploy.cli": {
         "deploy",
         "deploy.calibrate",
+        "compare",
         "launch",
         "metering",
         "errors",
         "stack",
         "__init__",
     },
+    # it starts smpirun as a process, and replays traces on the model of AWS
+    "compare.rank": set(),
+    "compare": {"simulation", "channels", "launch", "metering", "errors", "webpage"},
     "sparse": {"_spdnn", "env"},
     "inference": {
         "env",
@@ -210,6 +214,7 @@ for _package in (
     "deploy",
     "deploy.calibrate",
     "deploy.cli",
+    "compare",
     "sparse",
     "inference",
 ):

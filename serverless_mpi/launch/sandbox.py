@@ -25,6 +25,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import io
 import logging
@@ -213,6 +214,11 @@ class Child:
         while self._open and time.monotonic() < deadline:
             self.turn(0.05, take)
 
+    def show_stacks(self) -> None:
+        """Let a Python program print the stacks of its threads to its standard error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGQUIT)
+
     def terminate(self) -> None:
         """Send SIGTERM to the program; `stop` follows."""
         self._signal(signal.SIGTERM)
@@ -384,6 +390,7 @@ def _run(kind: str, argv: list[str], folder: Path) -> int:
     if kind == kinds.EXECUTABLE:
         path = folder / argv[0]
         os.execvp(str(path) if path.exists() else argv[0], argv)
+    faulthandler.register(signal.SIGQUIT, 2)  # see `Child.show_stacks`
     if os.environ.get(ENV_ALIAS) == "1":
         from serverless_mpi import alias
 

@@ -95,15 +95,15 @@ def _sites(profile: Profile) -> list[str]:
     rows = []
     for number, site in enumerate(profile.sites[:MOST_SITES]):
         row = [str(number + 1), site.call, site.place, f"{site.count:,}"]
-        row += [f"{site.seconds:.4f}", f"{100 * site.seconds / total:.1f}"]
-        row += [f"{site.longest_s:.4f}", f"{site.late_sender_s:.4f}"]
-        row += [f"{site.late_receiver_s:.4f}", *_traffic(site)]
+        row += [f"{site.seconds:,.3f}", f"{100 * site.seconds / total:.1f}"]
+        row += [f"{site.longest_s:,.3f}", f"{site.late_sender_s:,.3f}"]
+        row += [f"{site.late_receiver_s:,.3f}", *_traffic(site)]
         if profile.rank_usd_per_s:
-            row.append(f"{profile.time_usd(site.seconds):.8f}")
+            row.append(f"{profile.time_usd(site.seconds):.7f}")
         rows.append(row)
     calls = [
-        [site.call, f"{site.count:,}", f"{site.seconds:.4f}", f"{site.late_sender_s:.4f}"]
-        + [f"{site.late_receiver_s:.4f}", *_traffic(site)]
+        [site.call, f"{site.count:,}", f"{site.seconds:,.3f}", f"{site.late_sender_s:,.3f}"]
+        + [f"{site.late_receiver_s:,.3f}", *_traffic(site)]
         for site in profile.by_call()
     ]
     call_heads = ["call", "calls", "seconds", "late sender", "late receiver", "messages"]
@@ -118,8 +118,8 @@ def _sites(profile: Profile) -> list[str]:
 
 
 def _traffic(site: SiteSums) -> list[str]:
-    counts = [site.sent, site.sent_bytes, site.requests]
-    return [*(f"{count:,}" for count in counts), f"{site.usd:.8f}"]
+    sent = [f"{site.sent:,}", webpage.nbytes(site.sent_bytes)]
+    return [*sent, f"{site.requests:,}", f"{site.usd:.7f}"]
 
 
 def _messages(profile: Profile) -> list[str]:

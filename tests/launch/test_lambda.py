@@ -362,6 +362,9 @@ def test_a_time_out_of_the_job(deployed: Deployed, script) -> None:  # type: ign
     prog = script(HELLO + "print('up', c.rank)\nc.recv(source=c.rank)\n")
     done = deployed.run("-n", 2, "--timeout", 3, prog)
     assert done.returncode == 124 and "longer than --timeout 3 s" in done.stderr
+    for rank in range(2):
+        assert f"the Python stacks of rank {rank}, most recent call first" in done.stderr
+    assert done.stderr.count('prog.py", line') >= 2
     assert sorted(done.stdout.splitlines()) == ["up 0", "up 1"]
 
 
