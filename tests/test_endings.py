@@ -242,3 +242,28 @@ def test_what_a_rank_starts_is_a_job_of_its_own(tmp_path: Path) -> None:
     words = f"{sys.executable} {program}; exit $?"
     job = smpirun("-n", 2, "--channel", "direct", "--stats", "none", "bash", "-c", words)
     assert (job.returncode, job.stdout, job.stderr) == (0, "good\ngood\n", "")
+
+
+LATE = """
+from mpi4py import MPI
+import os, time
+comm = MPI.COMM_WORLD
+if comm.rank:
+    counters = os.path.join({folder!r}, "go")
+    while not os.path.exists(counters):
+        time.sleep(0.01)
+    comm.send("nobody receives this", 0)
+    comm.Send(bytearray(1 << 20), 0)
+    print("sent")
+else:
+    MPI.Finalize()
+    open(os.path.join({folder!r}, "go"), "w").close()
+"""
+
+
+@pytest.mark.parametrize("channel", ["direct", "hybrid"])
+def test_a_send_may_outlast_a_rank_that_does_not_receive_it(channel: str, tmp_path: Path) -> None:
+    program = tmp_path / "late.py"
+    program.write_text(LATE.format(folder=str(tmp_path)))
+    job = smpirun("-n", 2, "--channel", channel, "--stats", "none", program)
+    assert (job.returncode, job.stdout, job.stderr) == (0, "sent\n", "")

@@ -438,10 +438,14 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
             )
         array = array.T
     if char in CASTABLE and dtype.isnative:
-        return array.data.cast("B"), code
+        return memoryview(array).cast("B"), code  # `data` of a masked array is an array
     if dtype.hasobject:
         raise BufferError(
             "an array of Python objects has no bytes to send; use the lower-case call"
+        )
+    if dtype.kind in "mM":
+        raise BufferError(
+            f"an array of {dtype} is not sent; send array.view('i8'), and say what it means"
         )
     return np.asarray(array).reshape(-1).view(np.uint8).data, code
 
