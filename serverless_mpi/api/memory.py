@@ -438,7 +438,8 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
             )
         array = array.T
     if char in CASTABLE and dtype.isnative:
-        return memoryview(array).cast("B"), code  # `data` of a masked array is an array
+        # not `array.data`, which is an array if this one is masked
+        return memoryview(array).cast("B"), code  # type: ignore[arg-type]
     if dtype.hasobject:
         raise BufferError(
             "an array of Python objects has no bytes to send; use the lower-case call"
