@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +232,10 @@ class Run:
 def run(job: Job, channel: str | None, path: Path) -> Run:
     """Run a job, on a channel or under MPICH (None)."""
     demo = suite.folder().parent / "demo" / "futures" / "test_futures.py"
-    environ = {**os.environ, "PYTHONPATH": str(path), "SMPI_TEST_FUTURES": str(demo)}
+    # under MPICH the mpi4py of this environment, and not one that a package requires
+    own = [sysconfig.get_path("purelib")] if channel is None else []
+    search = os.pathsep.join([*own, str(path)])
+    environ = {**os.environ, "PYTHONPATH": search, "SMPI_TEST_FUTURES": str(demo)}
     mpiexec = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(job.ranks), sys.executable]
     smpirun = [
         sys.executable,
