@@ -4,8 +4,7 @@ The packages are installed by pip into a cache folder, mpi4py's demo programs
 come from its source distribution; nothing of them enters the repository. With
 words only programs are run whose name has one of them. Exit code 0: each ended
 with 0, printed no traceback, and said what it has to say. With --mpi each is run
-under MPICH, too, and the ratio of the times is printed. Suites of packages are
-run by pytest on every rank; their cases are counted.
+under MPICH, too, and the ratio of the times is printed.
 """
 
 from __future__ import annotations
@@ -28,12 +27,7 @@ PACKAGES = (
     "mpipartition==1.5.0",
     "mpipool==2.2.1",
     "distwq==1.3.3",
-    # pylops-mpi with its own tests, which its wheel has in a folder of the top level
-    "pylops==2.5.0",
-    "pylops-mpi==0.3.0",
-    "matplotlib==3.10.0",
 )
-PYLOPS = ("derivative", "blockdiag", "distributedarray", "stack")  # of its test files
 OWN = Path(__file__).with_name("programs")
 LIMIT_S = 180.0
 FUTURES = Path(__file__).resolve().parent.parent / "futures" / "mpi4pys.py"
@@ -97,18 +91,7 @@ def packages() -> Path:
 def jobs() -> list[Job]:
     """All of them."""
     demo = suite.folder().parent / "demo"
-    pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
     found = [
-        *(
-            Job(
-                f"pylops-mpi-{name}",
-                2,
-                (*pytest, f"test_{name}.py"),
-                packages() / "tests",
-                ("passed",),
-            )
-            for name in PYLOPS
-        ),
         Job("schwimmbad", 4, ("schwimmbad_pool.py",), OWN, ("held",)),
         Job("emcee", 4, ("emcee_pool.py",), OWN, ("held",)),
         Job("mpipartition", 4, ("mpipartition_square.py",), OWN, ("held",)),
