@@ -5,6 +5,7 @@ page docs/benchmarks-comparisons.md.  It takes about ten minutes on a quiet mach
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,13 @@ those that AWS would bill. *Lambda (forecast)* replays the job's trace on the mo
 of the functions is not in its seconds; its dollars have the functions' time.
 
 The examples are small: most take less time than a function needs to start.
+{busy}"""
+
+BUSY = """
+**The machine was busy when this was recorded**: the load average was {load:.0f} at the end. So the
+seconds of what ran here are longer than on a quiet machine, and the forecast, which counts CPU time,
+looks better beside them than it is. Outputs, requests, dollars, memory and CPU time do not depend on
+that.
 """
 
 
@@ -45,7 +53,9 @@ def main(wanted: list[str]) -> int:
             processors = json.loads(results.read_text())["processors"]
         sections.append(f"## {path}\n\n{done.stdout}")
         print(f"{path}: {done.stdout.rstrip().splitlines()[-1]}", flush=True)
-        head = HEAD.format(ranks=RANKS, date=date.today(), processors=processors)
+        load = os.getloadavg()[2]
+        busy = BUSY.format(load=load) if load > processors + 1 else ""
+        head = HEAD.format(ranks=RANKS, date=date.today(), processors=processors, busy=busy)
         PAGE.write_text("\n".join([head, *sections]))
     return 0
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from serverless_mpi.compare.measure import LAMBDA, MPI, Comparison, Result
 
+BUSY_SHARE = 0.7  # of its time for which the only rank of a quiet machine has a processor
 HEADS = ("ranks", "system", "seconds", "spread", "speed-up", "CPU s", "peak MB", "requests", "USD")
 
 
@@ -77,7 +78,9 @@ def verdict(comparison: Comparison) -> str:
         f" {fastest.median_s:.3g} s with {_ranks(fastest)}"
     )
     if best.wall_s < fastest.median_s:
-        return f"worth it: {facts}, {fastest.median_s / best.wall_s:.2g} times as long"
+        return (
+            f"worth it: {facts}, {fastest.median_s / best.wall_s:.2g} times as long{_busy(fastest)}"
+        )
     if fastest.median_s < start_s:
         return f"not for speed: {facts}, less than the start of a function"
     if best.median_s > 2 * best.cpu_s / best.ranks:
@@ -85,6 +88,17 @@ def verdict(comparison: Comparison) -> str:
     return (
         f"not for speed: {facts}; with more ranks than {best.ranks} it may be, or where there is no"
         " machine like this one"
+    )
+
+
+def _busy(result: Result) -> str:
+    """Return a warning if the ranks did not have the processors for most of the time."""
+    share = result.cpu_s / (result.ranks * result.median_s)
+    if result.ranks > 1 or share > BUSY_SHARE:
+        return ""
+    return (
+        f"; but the rank here had a processor for {share:.0%} of that time only: if this machine is"
+        " busy, repeat it on a quiet one"
     )
 
 

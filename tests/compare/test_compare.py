@@ -146,7 +146,13 @@ def comparison(
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (comparison(10.0, 1.5), "worth it: Lambda takes 2 s with 8 ranks"),
+        (comparison(10.0, 1.5), "direct here takes 10 s with 1 rank, 5 times as long"),
+        (
+            Comparison(
+                "p", 2, 1769, [Result("mpi", 1, [9.0], cpu_s=3.0), Result("lambda", 1, [1.0], 1.5)]
+            ),
+            "had a processor for 33% of that time only",
+        ),
         (comparison(0.1, 1.0), "less than the start of a function"),
         (comparison(2.0, 5.0), "most of the time is spent on messages"),
         (comparison(2.0, 5.0, cpu_s=36.0), "with more ranks than 8"),
