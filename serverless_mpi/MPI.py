@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
+from serverless_mpi.env import ENV_PROFILE as _ENV_PROFILE
 from serverless_mpi.env import ENV_TRACE as _ENV_TRACE
 from serverless_mpi.job import current_spec as _current_spec
 from serverless_mpi.job import is_rank as _is_rank
@@ -72,16 +73,15 @@ else:
     from serverless_mpi.errors import *
     from serverless_mpi.errors import MPIException as Exception
 
-    def _trace_calls() -> None:
-        """Record every call; launch/sandbox.py calls it if MPI was imported before the fork."""
-        from serverless_mpi.api.observe import observe
-        from serverless_mpi.trace import RECORDER
+    def _observe_calls() -> None:
+        """Report every call; launch/sandbox.py calls it if MPI was imported before the fork."""
+        from serverless_mpi.observers import wrap
 
-        communicating = (Comm, Message, Request, Win)
+        communicating = (Comm, File, Message, Request, Win)
         classes = [cls for cls in list(globals().values()) if isinstance(cls, type)]
-        observe((cls for cls in classes if issubclass(cls, communicating)), RECORDER.span)
+        wrap(cls for cls in classes if issubclass(cls, communicating))
 
-    if _ENV_TRACE in os.environ:
-        _trace_calls()
+    if _ENV_TRACE in os.environ or _ENV_PROFILE in os.environ:
+        _observe_calls()
     _at_exit()
     del os, sys, annotations  # no names of MPI

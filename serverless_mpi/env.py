@@ -64,6 +64,7 @@ ENV_PARENT = "SMPI_PARENT"
 ENV_APPNUM = "SMPI_APPNUM"
 ENV_EXPLAIN = "SMPI_EXPLAIN"
 ENV_TRACE = "SMPI_TRACE"
+ENV_PROFILE = "SMPI_PROFILE"
 ENV_TERMINAL = "SMPI_INFER_TERMINAL"
 ENV_CHECKPOINTS = "SMPI_CHECKPOINTS"
 
@@ -146,6 +147,7 @@ VARIABLES = (
     Variable(ENV_APPNUM, LAUNCHER, "number of the rank's program among those of the job"),
     Variable(ENV_EXPLAIN, LAUNCHER, "set if ranks note which algorithms were chosen (`--explain`)"),
     Variable(ENV_TRACE, LAUNCHER, "set if ranks write a trace (`--trace`)"),
+    Variable(ENV_PROFILE, LAUNCHER, "set if ranks write a profile (`--profile`)"),
     Variable(
         ENV_TERMINAL, LAUNCHER, "device on which rank 0 of `smpi-infer run` draws its progress"
     ),

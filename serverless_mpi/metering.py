@@ -30,6 +30,23 @@ _FIELDS = ("requests", "billed", "nbytes", "messages")
 Snapshot = dict[str, dict[str, int]]  # "service.operation" -> counts
 
 
+def billed_units(service: str, requests: int, nbytes: int) -> int:
+    """Return the units on the bill of requests with a payload.
+
+    Parameters
+    ----------
+    service
+        Name of boto3's client.
+    requests, nbytes
+        Number of requests, and the bytes of all of them.
+    """
+    if service in CHUNKED_SERVICES and requests:
+        return max(requests, -(-nbytes // BILLED_CHUNK_BYTES))
+    if service == "lambda" and nbytes > INVOCATION_BYTES:
+        return requests + -(-(nbytes - INVOCATION_BYTES) // BILLED_CHUNK_BYTES)
+    return requests
+
+
 class Meter:
     """Counters of one rank, by service and operation. Thread-safe.
 
@@ -71,11 +88,7 @@ class Meter:
             beyond 256 KB), and for the number of requests for others.
         """
         if billed is None:
-            billed = requests
-            if service in CHUNKED_SERVICES and requests:
-                billed = max(requests, -(-nbytes // BILLED_CHUNK_BYTES))
-            elif service == "lambda" and nbytes > INVOCATION_BYTES:
-                billed += -(-(nbytes - INVOCATION_BYTES) // BILLED_CHUNK_BYTES)
+            billed = billed_units(service, requests, nbytes)
         with self._lock:
             row = self._rows.get((service, operation))
             if row is None:

@@ -49,7 +49,7 @@ class Recorder:
     Each event is a tuple that begins with its kind; times are ns of `time.perf_counter_ns`:
 
     - SPAN, name, thread, begin, end;
-    - SENT, kind, context, tag or slot, seq, destinations, thread, time;
+    - SENT, kind, context, tag or slot, seq, destinations, bytes, thread, time;
     - TAKEN, envelope, seq, thread, time;
     - WHOLE, (context, source, seq, slot) of a step, thread, time.
 
@@ -97,7 +97,9 @@ class Recorder:
         """
         self.span(f"{service}.{_ACTIONS.get(action, action.lower())}", begin)
 
-    def sent(self, kind: int, context: int, tag: int, seq: int, dests: tuple[int, ...]) -> None:
+    def sent(
+        self, kind: int, context: int, tag: int, seq: int, dests: tuple[int, ...], nbytes: int
+    ) -> None:
         """Record that the calling thread sends a message.
 
         Parameters
@@ -111,9 +113,11 @@ class Recorder:
         seq
             Sequence number of the message, or number of the collective.
         dests
-            Ranks in the communicator that receive it.
+            Ranks that receive it.
+        nbytes
+            Its length.
         """
-        self.events.append((SENT, kind, context, tag, seq, dests, _ident(), _clock()))
+        self.events.append((SENT, kind, context, tag, seq, dests, nbytes, _ident(), _clock()))
 
     def matched(self, envelope: Envelope, seq: int) -> None:
         """Record that a receive has matched a message.
@@ -173,7 +177,7 @@ def _ends(rank: int, event: Sequence[Any]) -> Iterator[tuple[bool, tuple[int, ..
     point-to-point).
     """
     if event[0] == SENT:
-        _, kind, context, tag, seq, dests, _, _ = event
+        _, kind, context, tag, seq, dests, _, _, _ = event
         for dest in dests:
             yield True, (kind, context, rank, dest, seq, tag if kind == Kind.STEP else 0)
     elif event[0] == TAKEN:
@@ -290,7 +294,7 @@ def _track(record: dict[str, Any], arrows: _Arrows, begin: int) -> Iterator[dict
             drawn.add((leaves, name))
             left_at = arrows.left_at[name]
             yield {
-                **({"ph": "s"} if leaves else {"ph": "f", "bp": "e"}),
+                **({"ph": "s", "args": {"bytes": event[6]}} if leaves else {"ph": "f", "bp": "e"}),
                 "name": "message",
                 "cat": "message",
                 "id": arrows.numbers[name],

@@ -20,7 +20,7 @@ from serverless_mpi.errors import ChannelError, JobError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.launch.emulator import Emulator
 from serverless_mpi.runtime import Runtime
-from tests.harness import ROOT, smpirun
+from tests.harness import ROOT, mpirun, smpirun
 from tests.test_runtime import TIMEOUT_S, runtimes, view
 
 
@@ -242,3 +242,49 @@ def test_what_a_rank_starts_is_a_job_of_its_own(tmp_path: Path) -> None:
     words = f"{sys.executable} {program}; exit $?"
     job = smpirun("-n", 2, "--channel", "direct", "--stats", "none", "bash", "-c", words)
     assert (job.returncode, job.stdout, job.stderr) == (0, "good\ngood\n", "")
+
+
+LATE = """
+from mpi4py import MPI
+import os, time
+comm = MPI.COMM_WORLD
+if comm.rank:
+    counters = os.path.join({folder!r}, "go")
+    while not os.path.exists(counters):
+        time.sleep(0.01)
+    comm.send("nobody receives this", 0)
+    comm.Send(bytearray(1 << 20), 0)
+    print("sent")
+else:
+    MPI.Finalize()
+    open(os.path.join({folder!r}, "go"), "w").close()
+"""
+
+
+@pytest.mark.parametrize("channel", ["direct", "hybrid"])
+def test_a_send_may_outlast_a_rank_that_does_not_receive_it(channel: str, tmp_path: Path) -> None:
+    program = tmp_path / "late.py"
+    program.write_text(LATE.format(folder=str(tmp_path)))
+    job = smpirun("-n", 2, "--channel", channel, "--stats", "none", program)
+    assert (job.returncode, job.stdout, job.stderr) == (0, "sent\n", "")
+
+
+INNER = """
+import subprocess, sys
+from mpi4py import MPI
+words = "from mpi4py import MPI; comm = MPI.COMM_WORLD; print(comm.rank, comm.allreduce(1))"
+if MPI.COMM_WORLD.rank == 0:
+    job = subprocess.run(
+        [{mpiexec!r}, "-n", "2", sys.executable, "-c", words], capture_output=True, text=True
+    )
+    print(sorted(job.stdout.split()), job.stderr)
+MPI.COMM_WORLD.barrier()
+"""
+
+
+@pytest.mark.skipif(mpirun() is None, reason="needs mpiexec")
+def test_a_rank_may_start_a_job_of_a_real_mpi(tmp_path: Path) -> None:
+    program = tmp_path / "inner.py"
+    program.write_text(INNER.format(mpiexec=str(mpirun())))
+    job = smpirun("-n", 2, "--channel", "direct", "--stats", "none", program)
+    assert (job.returncode, job.stdout) == (0, "['0', '1', '2', '2'] \n"), job.stderr

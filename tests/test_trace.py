@@ -121,7 +121,7 @@ def arrow(folder: Path) -> tuple[float, float]:
     ],
 )
 def test_clocks_of_ranks(apart_ns: int, takes_us: float, tmp_path: Path) -> None:
-    leave(tmp_path, 0, 10**18, [(trace.SENT, 0, 7, 3, 0, (1,), 5, 1000)])
+    leave(tmp_path, 0, 10**18, [(trace.SENT, 0, 7, 3, 0, (1,), 8, 5, 1000)])
     leave(tmp_path, 1, 10**18 + apart_ns, [(trace.TAKEN, (7, 0, 3, 8), 0, 5, 3000)])
     left, arrived = arrow(tmp_path)
     assert arrived - left == pytest.approx(takes_us)

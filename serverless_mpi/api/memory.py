@@ -438,10 +438,15 @@ def _of_array(array: np.ndarray[Any, Any]) -> tuple[memoryview, str | None]:
             )
         array = array.T
     if char in CASTABLE and dtype.isnative:
-        return array.data.cast("B"), code
+        # not `array.data`, which is an array if this one is masked
+        return memoryview(array).cast("B"), code  # type: ignore[arg-type]
     if dtype.hasobject:
         raise BufferError(
             "an array of Python objects has no bytes to send; use the lower-case call"
+        )
+    if dtype.kind in "mM":
+        raise BufferError(
+            f"an array of {dtype} is not sent; send array.view('i8'), and say what it means"
         )
     return np.asarray(array).reshape(-1).view(np.uint8).data, code
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from serverless_mpi.signals import shield
 
@@ -30,6 +29,21 @@ def observe(classes: Iterable[type], on_call: Callable[[str, int], None]) -> Non
         Called in the calling thread when a method has returned or raised, with the method's name
         and the time at which it was called, in ns of `time.perf_counter_ns`.
     """
+    wrap(classes, lambda name, method: _observed(name, method, on_call))
+
+
+def wrap(
+    classes: Iterable[type], wrapped: Callable[[str, Callable[..., object]], Callable[..., object]]
+) -> None:
+    """Replace every public, communicating method of `classes` and their bases.
+
+    Parameters
+    ----------
+    classes
+        Classes of the API; bases outside the package are left alone.
+    wrapped
+        Given the name of a method and its function, returns what replaces the function.
+    """
     bases = {base: None for cls in classes for base in cls.__mro__}
     for base in bases:
         if not base.__module__.startswith(_PACKAGE):
@@ -38,18 +52,18 @@ def observe(classes: Iterable[type], on_call: Callable[[str, int], None]) -> Non
             if name.startswith(_LOCAL):
                 continue
             if isinstance(member, (classmethod, staticmethod)):
-                setattr(base, name, type(member)(_observed(name, member.__func__, on_call)))
+                setattr(base, name, type(member)(wrapped(name, member.__func__)))
             elif callable(member) and not isinstance(member, type):
-                setattr(base, name, _observed(name, member, on_call))
+                setattr(base, name, wrapped(name, member))
 
 
 def _observed(
-    name: str, method: Callable[..., Any], on_call: Callable[[str, int], None]
-) -> Callable[..., Any]:
+    name: str, method: Callable[..., object], on_call: Callable[[str, int], None]
+) -> Callable[..., object]:
     """`method`, reported.  No signal handler runs between its return and the caller's."""
 
     @functools.wraps(method)
-    def observed(*arguments: Any, **keywords: Any) -> Any:
+    def observed(*arguments: object, **keywords: object) -> object:
         begin = time.perf_counter_ns()
         shield.enter()
         try:

@@ -29,6 +29,8 @@ Invariants:
 - A frame longer than MAX_FRAME_BYTES, or a wrong farewell, breaks the connection before
   any memory is allocated for it.
 - What a rank wrote into a ring before it said goodbye, or died, is taken before that is noticed.
+- What is sent to a rank that has finalized MPI is discarded, as if the rank took it: a send may
+  outlast the rank that does not receive it.
 - A put whose socket is full reads meanwhile, unless a get does, so two ranks that
   send to each other do not deadlock.
 """
@@ -46,6 +48,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serverless_mpi.channels.base import (
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
 MAX_FRAME_BYTES = 16 << 20  # so that verifying one frame overlaps receiving the next
 AHEAD_BYTES = 64 << 10  # of a receive buffer: one recv takes many small frames
 SOCKET_BYTES = 1 << 20  # requested buffer of a Unix socket; net.core.wmem_max limits it
+COUNTERS_S = 1.0  # within which a rank that closes its channel leaves its counters
 CONNECT_S = (
     30.0  # the peer's socket is bound before any rank starts: only a broken network takes long
 )
@@ -435,7 +439,7 @@ class DirectChannel(Channel):
                 try:
                     self._outgoing[dest] = self._connect(dest)
                 except ChannelError:
-                    if not self._tolerant:
+                    if not self._tolerant and not self._finalized(dest):
                         raise
                     self._gone.add(dest)
                     del pending[dest]
@@ -454,12 +458,29 @@ class DirectChannel(Channel):
         try:
             return write(self._outgoing[dest], views)
         except OSError as error:
-            if self._tolerant:
+            if self._tolerant or self._finalized(dest):
                 self._gone.add(dest)
                 return True
             raise ChannelError(
                 f"rank {self.spec.rank} cannot send to rank {dest}, which {self._fate(dest)}"
             ) from error
+
+    def _finalized(self, rank: int) -> bool:
+        """Return whether a rank has finalized MPI: it said goodbye, or has left its counters.
+
+        It leaves them just after its channel has been closed, so they are waited for.
+        """
+        if rank in self._ended:
+            return True
+        if self.spec.stats_dir is None:
+            return False
+        counters = Path(self.spec.stats_dir, f"rank-{rank}.json")
+        deadline = time.monotonic() + COUNTERS_S
+        while not counters.exists():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(COUNTERS_S / 100)
+        return True
 
     def _fate(self, rank: int) -> str:
         """Return what became of a rank, for an error text."""

@@ -192,9 +192,10 @@ class Endpoint:
 
     Notes
     -----
-    An observer may set `on_send(kind, context, tag or slot, seq, dests)`, called before a message
-    is cut into frames, `on_match(envelope, seq)`, called before a receive takes a message, and
-    `on_step((context, source, seq, slot))`, called when a step of a collective has been received.
+    An observer may set `on_send(kind, context, tag or slot, seq, dests, nbytes)`, called before a
+    message is cut into frames, `on_match(envelope, seq)`, called before a receive takes a message,
+    and `on_step((context, source, seq, slot))`, called when a step of a collective has been
+    received.
     They run under the caller's lock and must not call the endpoint.
     """
 
@@ -227,7 +228,7 @@ class Endpoint:
         self._expected: dict[StepName, Receive] = {}
         self.watched: list[Pattern] = []  # patterns of waiting probes
         # hooks of an observer; None costs one attribute test per message
-        self.on_send: Callable[[int, int, int, int, tuple[int, ...]], None] | None = None
+        self.on_send: Callable[[int, int, int, int, tuple[int, ...], int], None] | None = None
         self.on_match: Callable[[Envelope, int], None] | None = None
         self.on_step: Callable[[StepName], None] | None = None
         # called before the first message in CONTEXT_FAULTS is sent or matched
@@ -355,11 +356,11 @@ class Endpoint:
         dests: tuple[int, ...],
     ) -> list[OutgoingFrame]:
         """Cut a message or step into authenticated frames."""
-        if self.on_send is not None:
-            self.on_send(kind, context, tag, seq, dests)
         total = 0
         for part in data:
             total += part.nbytes
+        if self.on_send is not None:
+            self.on_send(kind, context, tag, seq, dests, total)
         most, source, flags = self._max_body, self.rank, flags | self._flags
         if total <= most:
             # tuple.__new__ is C; the constructor of a NamedTuple is a Python function

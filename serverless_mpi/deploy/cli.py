@@ -48,15 +48,18 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--region", metavar="R", default="", help="AWS region (default: that of your AWS settings)"
     )
-    where.add_argument(
-        "--endpoint", metavar="URL", help="use a running AWS emulator instead of AWS"
-    )
+    emulator = "use a running AWS emulator instead of AWS"
+    where.add_argument("--endpoint", metavar="URL", help=emulator)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, *parents: _Parser) -> _Parser:
+        parts = parents or (where,)
         return commands.add_parser(
-            name, parents=[where], help=text, description=text, allow_abbrev=False
+            name, parents=parts, help=text, description=text, allow_abbrev=False
         )
+
+    text = "run a program under a real MPI and on each channel, and forecast it for Lambda"
+    command("compare", text, _compare_options())
 
     _add_deploy_options(command("deploy", "create the stack, or update it"))
     destroy = command("destroy", "remove the stack and everything in it")
@@ -92,13 +95,44 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument(
         "--prices", metavar="FILE", help="price table in the format of the package's prices.json"
     )
-    clean = command(
-        "clean",
-        "remove the records of jobs from the bucket; with JOB or --all, also stop running jobs",
-    )
+    text = "remove the records of jobs from the bucket; with JOB or --all, also stop running jobs"
+    clean = command("clean", text)
     clean.add_argument("job", metavar="JOB", nargs="*")
     clean.add_argument("--all", action="store_true", help="stop every running job")
     return parser
+
+
+def _compare_options() -> _Parser:
+    compare = _Parser(add_help=False, allow_abbrev=False)
+    compare.add_argument(
+        "-n", dest="ranks", metavar="N,N", default="1,2,4", help="numbers of ranks (default 1,2,4)"
+    )
+    compare.add_argument(
+        "--with",
+        dest="systems",
+        metavar="LIST",
+        help="of mpi, direct, hybrid, queue, object, routed and lambda (default: all)",
+    )
+    compare.add_argument(
+        "--repeat", metavar="R", default="3", help="runs of each, of which the median counts"
+    )
+    compare.add_argument(
+        "--timeout", metavar="S", default="300", help="end a run after S seconds (default 300)"
+    )
+    compare.add_argument(
+        "--memory", metavar="MB", default="1769", help="memory of a function in the forecast"
+    )
+    compare.add_argument("--json", metavar="FILE", help="write the results as JSON; - prints them")
+    compare.add_argument("--html", metavar="FILE", help="write a page with plots")
+    compare.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    compare.add_argument("--prices", metavar="FILE", help="price table like prices.json")
+    compare.add_argument(
+        "--figures", metavar="FILE", help="forecast by figures that `smpi calibrate` wrote"
+    )
+    compare.add_argument(
+        "program", metavar="PROGRAM", nargs=argparse.REMAINDER, help="Python program, arguments"
+    )
+    return compare
 
 
 def _add_deploy_options(deploy: argparse.ArgumentParser) -> None:
@@ -212,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = build_parser().parse_args(arguments)
-        if options.endpoint is not None:
+        if getattr(options, "endpoint", None) is not None:
             from serverless_mpi.launch.emulator import check_endpoint
 
             check_endpoint(options.endpoint)
@@ -259,12 +293,9 @@ def _destroy(options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> History:
-    from serverless_mpi.deploy.history import History
-    from serverless_mpi.stack.stack import Stack, own_region
+    from serverless_mpi.deploy import history
 
-    return History(
-        Stack.find(options.stack, options.endpoint, own_region(options.region, options.endpoint))
-    )
+    return history.of_stack(options.stack, options.endpoint, options.region)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -367,6 +398,12 @@ def _cost(options: argparse.Namespace) -> int:
     found = _history(options).bill(options.job, Prices.load(options.prices))
     print(json.dumps(found) if options.json else printable_lines(bill.render(found)))
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from serverless_mpi.compare import command
+
+    return command.run(options)
 
 
 def _clean(options: argparse.Namespace) -> int:

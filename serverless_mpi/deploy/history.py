@@ -20,7 +20,7 @@ from serverless_mpi.errors import UsageError
 from serverless_mpi.job import frames_prefix
 from serverless_mpi.metering import Prices
 from serverless_mpi.stack import bill, bucket, pool
-from serverless_mpi.stack.stack import Stack, empty, explained
+from serverless_mpi.stack.stack import Stack, empty, explained, own_region
 
 FOLLOW_S = 2.0
 OBJECT_BYTES = 16 << 20  # the most that is read of an object about a job
@@ -65,6 +65,19 @@ class Job:
         return f"{over} of {self.start['size']} ranks ended" + (
             "; its time is over" if late else "; it runs"
         )
+
+
+def of_stack(name: str, endpoint: str | None, region: str) -> History:
+    """Return the jobs of a deployed stack.
+
+    Parameters
+    ----------
+    name, endpoint
+        Of the stack.
+    region
+        "" for that of AWS's own settings.
+    """
+    return History(Stack.find(name, endpoint, own_region(region, endpoint)))
 
 
 class History:

@@ -24,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from serverless_mpi.channels import echo
 from serverless_mpi.deadlock import deadlock_in
 from serverless_mpi.errors import ChannelError, UsageError
 from serverless_mpi.job import EXPRESS_BUCKETS, JobSpec, frames_prefix
-from serverless_mpi.launch import console, tree
+from serverless_mpi.launch import console, profiling, tree
 from serverless_mpi.launch.base import EXIT_DEADLOCK, EXIT_TIMEOUT, Launcher, Plan, option_of
 from serverless_mpi.launch.bundle import Bundle, pack
 from serverless_mpi.launch.emulator import check_endpoint
@@ -82,6 +83,7 @@ class LambdaLauncher(Launcher):
             "explain",
             "figures",
             "trace",
+            "profile",
             "stack",
             "memory_mb",
             "branching",
@@ -99,6 +101,7 @@ class LambdaLauncher(Launcher):
             check_endpoint(plan.endpoint)
         plan = replace(plan, region=own_region(plan.region, plan.endpoint))
         prices = metering.Prices.load(plan.prices)
+        profiling.check(plan)
         bundles = [pack(program, plan.requirements is not None) for program in plan.programs]
         stack = Stack.find(plan.stack, plan.endpoint, plan.region)
         memory, function = stack.function(plan.memory_mb)
@@ -123,6 +126,7 @@ class LambdaLauncher(Launcher):
                 signals.raising = False
                 code = job.watch()
                 job.save_trace()
+                job.save_profile(prices)
                 job.report(prices)
                 return code
             except Interrupted as stop:
@@ -372,6 +376,7 @@ class Job:
             site=site,
             explain=plan.explain,
             trace=plan.trace is not None,
+            profile=plan.profile is not None,
             pack=self._pack,
         ).to_event()
         if len(event) > MAX_EVENT_BYTES:
@@ -678,18 +683,36 @@ class Job:
         if self._plan.trace is None:
             return
         with tempfile.TemporaryDirectory(prefix="smpirun-") as folder:
-            with explained("fetch the trace", self._stack.endpoint, self._stack.region):
-                for number in range(self.spec.size):
-                    with contextlib.suppress(
-                        self._s3.exceptions.NoSuchKey
-                    ):  # a rank that did not finalize left none
-                        found = self._s3.get_object(
-                            Bucket=self._stack.bucket, Key=self._key(f"{bucket.TRACE}{number}")
-                        )
-                        with open(f"{folder}/trace-{number}.json", "wb") as out:
-                            out.writelines(found["Body"].iter_chunks())
-                empty(self._s3, self._stack.bucket, self._key(bucket.TRACE))
+            self._fetch_left(folder, "trace", bucket.trace)
             trace.save(Path(folder), self._plan.trace, say)
+
+    def save_profile(self, prices: metering.Prices) -> None:
+        """Print the profile, with the price of the ranks' time.
+
+        Parameters
+        ----------
+        prices
+            By which the job is billed.
+        """
+        if self._plan.profile is None:
+            return
+        per_s = prices.usd_per_gb_second[self._stack.arch] * self._memory / 1024 / self._pack
+        with tempfile.TemporaryDirectory(prefix="smpirun-") as folder:
+            self._fetch_left(folder, "profile", bucket.profile)
+            profiling.save(self._plan, "lambda", Path(folder), prices, per_s)
+
+    def _fetch_left(self, folder: str, kind: str, name: Callable[[int], str]) -> None:
+        """Fetch a file of each rank that left one, and remove them from the bucket."""
+        with explained(f"fetch the {kind}", self._stack.endpoint, self._stack.region):
+            for number in range(self.spec.size):
+                key = self._key(name(number))
+                with contextlib.suppress(
+                    self._s3.exceptions.NoSuchKey
+                ):  # a rank that did not finalize left none
+                    found = self._s3.get_object(Bucket=self._stack.bucket, Key=key)
+                    with open(f"{folder}/{kind}-{number}.json", "wb") as out:
+                        out.writelines(found["Body"].iter_chunks())
+                    self._s3.delete_object(Bucket=self._stack.bucket, Key=key)
 
     def report(self, prices: metering.Prices) -> None:
         """Write what the job took to the bucket, for `smpi cost`, and print it if asked for.

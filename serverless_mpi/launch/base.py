@@ -108,6 +108,9 @@ class Plan:
         Operation -> name of the algorithm that its calls use if it can serve them.
     trace
         File for a trace of what each rank did when; None for none.
+    profile
+        File for a profile, besides its text on standard error; "" for the text alone, None for no
+        profile.
     stack
         Platform lambda: the deployed stack.
     memory_mb
@@ -146,6 +149,7 @@ class Plan:
     figures: str | None = None
     algorithms: Mapping[str, str] = field(default_factory=dict)
     trace: str | None = None
+    profile: str | None = None
     stack: str = "smpi"
     memory_mb: int | None = None
     branching: int | None = None

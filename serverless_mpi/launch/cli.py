@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 from serverless_mpi import __version__, channels, launch, plugins
 from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Launcher, Plan, Program
-from serverless_mpi.launch.habits import Translation, translate
+from serverless_mpi.launch.habits import Translation, translate, with_value
 from serverless_mpi.launch.output import printable, say
+from serverless_mpi.profile import save
 
 if TYPE_CHECKING:
     from serverless_mpi.collectives.choose import Algorithm
@@ -335,6 +336,13 @@ def _add_report_options(group: argparse._ArgumentGroup) -> None:
         " lambda the stack's if it has some, else the package's)",
     )
     group.add_argument(
+        "--profile",
+        metavar="FILE",
+        nargs="?",
+        help="print at the end where time, messages and dollars went, by line of the program; FILE"
+        " (.html, .json or .txt) gets it too",
+    )
+    group.add_argument(
         "--trace",
         metavar="FILE",
         help="write what each rank did when, for Perfetto or chrome://tracing",
@@ -390,6 +398,11 @@ def _add_other_commands(group: argparse._ArgumentGroup) -> None:
 _PROGRAM_OPTIONS = {"ranks", "variables", "folder", "module", "program"}
 
 
+def _with_profile(arguments: Sequence[str], parser: _Parser) -> list[str]:
+    """Give --profile its value, which may be omitted."""
+    return with_value(arguments, parser.takes_value, "--profile", save.SUFFIXES)
+
+
 def _parse(arguments: Sequence[str]) -> list[argparse.Namespace]:
     """Return the options of each program; the first has those of the job.
 
@@ -398,15 +411,15 @@ def _parse(arguments: Sequence[str]) -> list[argparse.Namespace]:
     UsageError
         An option is not valid, or one of the job comes after the first program.
     """
+    parser = build_parser()
     segments: list[list[str]] = [[]]
-    for argument in arguments:
+    for argument in _with_profile(arguments, parser):
         if argument == ":":
             segments.append([])
         else:
             segments[-1].append(argument)
     # Every program has the whole parser, so that an option of the job after the first program is
     # reported as misplaced and not as unknown.
-    parser = build_parser()
     parsed = [parser.parse_args(segment) for segment in segments]
     for later in parsed[1:]:
         for name, value in vars(later).items():
@@ -477,8 +490,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
     UsageError
         The command line is not valid, or asks for something that has no effect on the platform.
     """
-    parsed = _parse(arguments)
-    job = parsed[0]
+    job, *_ = parsed = _parse(arguments)
     channel = channels.chosen(job.channel, [job.ppn, job.echo])
     channels.load(channel)
     launcher = launch.load(job.platform)
@@ -508,6 +520,7 @@ def plan(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[Plan, st
         figures=job.figures,
         algorithms=_algorithms(job.algorithms),
         trace=job.trace,
+        profile=job.profile,
         stack=job.stack,
         memory_mb=job.memory,
         branching=job.branching,
@@ -582,7 +595,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        line = translate(arguments, build_parser().takes_value)
+        parser = build_parser()
+        line = translate(_with_profile(arguments, parser), parser.takes_value)
         arguments = line.arguments
         options = _parse(arguments)[0]
         if options.cleanup:

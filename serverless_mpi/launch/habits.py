@@ -273,6 +273,37 @@ def _options(
         index += 1 + count
 
 
+def with_value(
+    arguments: Sequence[str],
+    takes_value: Callable[[str], bool],
+    option: str,
+    suffixes: tuple[str, ...],
+) -> list[str]:
+    """Give an option whose value may be omitted its value, or an empty one, behind "=".
+
+    Only a word with one of the suffixes is the value; any other word is the program, or another
+    option.
+
+    Parameters
+    ----------
+    arguments
+        The command line, without the name of the command.
+    takes_value
+        Whether an option of smpirun has a value; False for this one.
+    option, suffixes
+        The option, and the ends of its values.
+    """
+    words = list(arguments)
+    first = words.index(":") if ":" in words else len(words)
+    for index, _, word in _options(words[:first], takes_value):
+        if word == option:
+            value = words[index + 1 : index + 2]
+            if value and value[0].endswith(suffixes) and not value[0].startswith("-"):
+                return [*words[:index], f"{option}={value[0]}", *words[index + 2 :]]
+            return [*words[:index], f"{option}=", *words[index + 1 :]]
+    return words
+
+
 def translate(arguments: Sequence[str], takes_value: Callable[[str], bool]) -> Translation:
     """Rewrite a command line in smpirun's own options.
 

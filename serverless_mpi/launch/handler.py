@@ -47,12 +47,12 @@ from serverless_mpi.aws.s3 import S3
 from serverless_mpi.aws.sqs import MAX_ENTRIES, Sqs
 from serverless_mpi.channels.shared_queue import QueueReader
 from serverless_mpi.channels.sockets import listen_near
-from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_LOCAL_RANKS, ENV_TRACE
+from serverless_mpi.env import ENV_ALIAS, ENV_EXPLAIN, ENV_LOCAL_RANKS, ENV_PROFILE, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.job import EXPRESS_BUCKETS, FRAMES_BUCKET, JobSpec
 from serverless_mpi.launch import console
 from serverless_mpi.launch.base import EXIT_TIMEOUT
-from serverless_mpi.launch.invocation import Invocation
+from serverless_mpi.launch.invocation import EXECUTABLE, Invocation
 from serverless_mpi.launch.rank import MESSAGE_BYTES, Rank, named, stats_file
 from serverless_mpi.launch.sandbox import (
     Child,
@@ -66,6 +66,8 @@ from serverless_mpi.metering import Meter
 from serverless_mpi.stack import bucket
 
 TURN_S = 0.1  # seconds between two looks at the program's memory
+TOO_LONG = "ran longer than --timeout"  # in the reason for which ranks are stopped
+STACKS_S = 0.5  # for programs to print their stacks
 LISTEN_S = 2.0  # seconds between two looks for the job's end: one GET, 0.02 cents per rank and hour
 # The first pause between two messages of output; it doubles up to the second figure while the
 # program keeps printing.
@@ -316,7 +318,11 @@ class Function:
             stats_dir=str(folder / "stats"),
             settings={**self._invocation.spec.settings, **settings},
         )
-        asked = {ENV_EXPLAIN: self._invocation.explain, ENV_TRACE: self._invocation.trace}
+        asked = {
+            ENV_EXPLAIN: self._invocation.explain,
+            ENV_TRACE: self._invocation.trace,
+            ENV_PROFILE: self._invocation.profile,
+        }
         return {
             "TMPDIR": str(home),
             "HOME": str(home),
@@ -365,12 +371,27 @@ class Function:
                 self._pass_on_waits(folder / "stats")
                 if now >= listen:
                     if (why := self._stopped()) is not None:
+                        if TOO_LONG in why:
+                            self._show_stacks(poll)
                         return None, 0, f"stopped: {why}"
                     listen = now + LISTEN_S
                     self._own_bytes = private_bytes()  # it grows as any process writes
                 if poll.running and (ending := self._beyond_a_limit(now)) is not None:
+                    if ending[1] == EXIT_TIMEOUT:
+                        self._show_stacks(poll)
                     return ending
         return None, 0, ""
+
+    def _show_stacks(self, poll: _Poll) -> None:
+        """Let every Python program print its stacks, with its rank in front."""
+        for rank in poll.running:
+            if self._invocation.task(rank.number).kind != EXECUTABLE:
+                title = f"the Python stacks of rank {rank.number}, most recent call first:\n"
+                rank.take(console.ERR, title.encode())
+                _child(rank).show_stacks()
+        deadline = time.monotonic() + STACKS_S
+        while poll.running and time.monotonic() < deadline:
+            poll.turn(TURN_S)
 
     def _stop_programs(self) -> None:
         """Stop what runs: all get the signal before the first one is waited for."""
@@ -402,7 +423,7 @@ class Function:
         limit_s = self._invocation.limit_s
         rank = next(rank for rank in self._ranks if not rank.ended)
         if limit_s is not None and now - self._began > limit_s:
-            return rank, EXIT_TIMEOUT, f"ran longer than --timeout {limit_s:g} s"
+            return rank, EXIT_TIMEOUT, f"{TOO_LONG} {limit_s:g} s"
         if now > self._limit - LAST_S:
             seconds = self._limit - self._began
             reason = f"time-out: the function reached its limit after {seconds:.0f} s"
@@ -495,11 +516,10 @@ class Function:
         """Report a rank's end; with the last one, what the function took."""
         rank.ended = True
         stats = folder / "stats"
-        traced = stats_file(stats, "trace", rank.number)
-        if traced.exists():
-            self._s3.put(
-                self._key(f"{bucket.TRACE}{rank.number}"), (memoryview(traced.read_bytes()),)
-            )
+        for kind, name in (("trace", bucket.trace), ("profile", bucket.profile)):
+            left = stats_file(stats, kind, rank.number)
+            if left.exists():
+                self._s3.put(self._key(name(rank.number)), (memoryview(left.read_bytes()),))
         seconds = time.monotonic() - self._began + self._init_s
         facts: dict[str, Any] = {
             "code": code,

@@ -81,9 +81,9 @@ class Invocation:
         Programs that say `from mpi4py import MPI` get this package.
     site
         Key of the zip of the installed requirements, with its SHA-256 in it; None for none.
-    explain, trace
-        Whether each rank notes which algorithms were chosen, and leaves a trace below the job's key
-        in the bucket.
+    explain, trace, profile
+        Whether each rank notes which algorithms were chosen, and leaves a trace and a profile below
+        the job's key in the bucket.
     pack
         Ranks of each function; the last one may have fewer.
     """
@@ -98,6 +98,7 @@ class Invocation:
     site: str | None = None
     explain: bool = False
     trace: bool = False
+    profile: bool = False
     pack: int = 1
 
     @property
@@ -161,6 +162,7 @@ class Invocation:
                 "site",
                 "explain",
                 "trace",
+                "profile",
                 "pack",
             )
         }
@@ -210,6 +212,7 @@ class Invocation:
             site=checked.zip("site"),
             explain=checked.take("explain", bool),
             trace=checked.take("trace", bool),
+            profile=checked.take("profile", bool),
             pack=checked.take("pack", int),
         )
         checked.end()

@@ -61,11 +61,12 @@ from serverless_mpi.env import (
     ENV_LINEAGE,
     ENV_LOCAL_RANKS,
     ENV_PARENT,
+    ENV_PROFILE,
     ENV_TRACE,
 )
 from serverless_mpi.errors import ChannelError, JobError, UsageError
 from serverless_mpi.job import KEY_BYTES, JobSpec
-from serverless_mpi.launch import fork_server, tree
+from serverless_mpi.launch import fork_server, profiling, tree
 from serverless_mpi.launch.base import (
     EXIT_DEADLOCK,
     EXIT_TIMEOUT,
@@ -263,6 +264,7 @@ class LocalLauncher(Launcher):
             "explain",
             "figures",
             "trace",
+            "profile",
             "branching",
         }
     )
@@ -288,6 +290,7 @@ class LocalLauncher(Launcher):
                 " further ranks"
             )
         prices = metering.Prices.load(plan.prices)
+        profiling.check(plan)
         for name in _channel_options(plan):
             if name not in channel.options:
                 able = [one for one in channels.CHANNELS if name in channels.load(one).options]
@@ -358,8 +361,6 @@ class LocalLauncher(Launcher):
                 code = job.watch(deadline, plan.restarts - incarnation)
             if not job.lost:
                 break
-        if plan.trace is not None:
-            trace.save(stats, plan.trace, say)
         self._report(plan, stats, prices, figures)
         return code
 
@@ -433,6 +434,10 @@ class LocalLauncher(Launcher):
 
     @staticmethod
     def _report(plan: Plan, stats: Path, prices: metering.Prices, figures: Figures | None) -> None:
+        if plan.trace is not None:
+            trace.save(stats, plan.trace, say)
+        if plan.profile is not None:
+            profiling.save(plan, "local", stats, prices)
         if plan.stats == "none" and not plan.explain:
             return
         records = _records(stats, plan.size, prices)
@@ -492,6 +497,8 @@ def _variables(plan: Plan, program: Program, environ: Mapping[str, str]) -> dict
         variables[ENV_EXPLAIN] = "1"
     if plan.trace is not None:
         variables[ENV_TRACE] = "1"
+    if plan.profile is not None:
+        variables[ENV_PROFILE] = "1"
     variables.setdefault(ENV_LOCAL_RANKS, str(plan.size))
     return variables
 

@@ -135,5 +135,5 @@ def named(ranks: Sequence[int]) -> str:
 
 
 def stats_file(folder: Path, kind: str, rank: int) -> Path:
-    """Return the file in which a rank's MPI leaves its counters ("rank") or its trace ("trace")."""
+    """Return the file in which a rank's MPI leaves its counters ("rank"), "trace" or "profile"."""
     return folder / f"{kind}-{rank}.json"

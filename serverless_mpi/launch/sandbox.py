@@ -25,6 +25,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import io
 import logging
@@ -43,7 +44,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import NoReturn
 
-from serverless_mpi.env import ENV_ALIAS, ENV_LINEAGE, ENV_TRACE
+from serverless_mpi.env import ENV_ALIAS, ENV_LINEAGE, ENV_PROFILE, ENV_TRACE
 from serverless_mpi.errors import ServerlessMPIError
 from serverless_mpi.launch import invocation as kinds
 from serverless_mpi.launch.jobs import kill_processes_of
@@ -212,6 +213,11 @@ class Child:
         deadline = time.monotonic() + DRAIN_S
         while self._open and time.monotonic() < deadline:
             self.turn(0.05, take)
+
+    def show_stacks(self) -> None:
+        """Let a Python program print the stacks of its threads to its standard error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGQUIT)
 
     def terminate(self) -> None:
         """Send SIGTERM to the program; `stop` follows."""
@@ -384,12 +390,14 @@ def _run(kind: str, argv: list[str], folder: Path) -> int:
     if kind == kinds.EXECUTABLE:
         path = folder / argv[0]
         os.execvp(str(path) if path.exists() else argv[0], argv)
+    faulthandler.register(signal.SIGQUIT, 2)  # see `Child.show_stacks`
     if os.environ.get(ENV_ALIAS) == "1":
         from serverless_mpi import alias
 
         alias.install()
-    if ENV_TRACE in os.environ and (loaded := sys.modules.get("serverless_mpi.MPI")) is not None:
-        loaded._trace_calls()
+    observed = ENV_TRACE in os.environ or ENV_PROFILE in os.environ
+    if observed and (loaded := sys.modules.get("serverless_mpi.MPI")) is not None:
+        loaded._observe_calls()
     sys.argv = list(argv)
     try:
         if kind == kinds.SCRIPT:

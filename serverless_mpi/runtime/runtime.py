@@ -35,7 +35,7 @@ from serverless_mpi.core.delivery import Incoming
 from serverless_mpi.core.endpoint import Endpoint, Receive
 from serverless_mpi.core.envelope import Envelope
 from serverless_mpi.deadlock import WaitReporter
-from serverless_mpi.env import ENV_EXPLAIN, ENV_MAX_HELD, ENV_TRACE
+from serverless_mpi.env import ENV_EXPLAIN, ENV_MAX_HELD, ENV_PROFILE, ENV_TRACE
 from serverless_mpi.errors import JobError, UsageError
 from serverless_mpi.job import JobSpec
 from serverless_mpi.metering import Meter
@@ -48,7 +48,7 @@ from serverless_mpi.runtime.statistics import RankStatistics
 from serverless_mpi.signals import shield
 
 if TYPE_CHECKING:
-    from serverless_mpi.trace import Recorder
+    from serverless_mpi.observers import Observer
 
 
 class Runtime(Serving):
@@ -85,7 +85,13 @@ class Runtime(Serving):
         self.size = spec.size
         plugins.import_algorithms(spec.plugins)
         self.algorithms = choose.forced(spec.algorithms)
-        self.meter = Meter()
+        observer: Observer | None = None
+        if ENV_TRACE in os.environ or ENV_PROFILE in os.environ:
+            from serverless_mpi import observers  # only here: otherwise it is not imported
+
+            observer, self.meter = observers.asked_for(), observers.meter()
+        else:
+            self.meter = Meter()
         self._started = time.monotonic()
         channel = channels.load(spec.channel)(spec, self.meter)
         self.figures = channel.figures
@@ -109,18 +115,17 @@ class Runtime(Serving):
         self.process_names: tuple[Any, ...] = ()
         self._forked = False  # this process is a child, and its parent is the rank
         host.watch_forks(self)
-        self._recorder: Recorder | None = None
-        if ENV_TRACE in os.environ:
-            from serverless_mpi import trace  # only here: without tracing it is not imported
+        self._recorder: Observer | None = None
+        if observer is not None:
+            self.record(observer)
 
-            self.record(trace.RECORDER)
-
-    def record(self, recorder: Recorder | None) -> None:
+    def record(self, recorder: Observer | None) -> None:
         """Report what this rank does to `recorder`; None ends that.
 
-        The recorder gets a span per collective that begins, per `get` of the channel, per `put`
-        that runs in the background (another one is most of the call that makes it), per attempt of
-        a request to a service, and the two ends of every message.
+        The recorder gets the two ends of every message.  If it has `span` and `request`, it also
+        gets a span per collective that begins, per `get` of the channel, per `put` that runs in the
+        background (another one is most of the call that makes it), and per attempt of a request to
+        a service.
 
         Parameters
         ----------

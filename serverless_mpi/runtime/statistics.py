@@ -1,7 +1,8 @@
 """The counters that a rank leaves for the launcher when it finalizes.
 
 The launcher reads `rank-<number>.json` in the job's folder (launch/local.py); on Lambda the handler
-sends the file.  If you add a field, also add it to their reader.
+sends the file.  Channel `direct` takes it for a sign that the rank has finalized MPI.  If you add a
+field, also add it to their reader.
 """
 
 from __future__ import annotations

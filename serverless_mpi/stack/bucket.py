@@ -12,7 +12,7 @@ prefix                 what                                   a rank may
 =====================  =====================================  =====================
 ``f/<job>/``           frames                                 read, write, delete
 ``jobs/<job>/rank/``   claim of a rank, then how it ended     read, write
-``jobs/<job>/trace/``  traces                                 write
+``jobs/<job>/trace/``  traces and profiles                    write
 ``jobs/<job>/stop``    stop message                           read, write
 ``jobs/<job>/``        else: what the launcher writes         (nothing)
 ``programs/``          zips of programs and requirements      read
@@ -52,6 +52,28 @@ STOP_BYTES = 8 << 10  # the most that a stop message has
 REASON_CHARS = 1000
 
 _ZIP = re.compile(re.escape(PROGRAMS) + r"[0-9a-f]{64}\.zip")
+
+
+def trace(rank: int) -> str:
+    """Return where a rank leaves its trace, below the job's own prefix.
+
+    Parameters
+    ----------
+    rank
+        World rank.
+    """
+    return f"{TRACE}{rank}"
+
+
+def profile(rank: int) -> str:
+    """Return where a rank leaves its profile, below the job's own prefix.
+
+    Parameters
+    ----------
+    rank
+        World rank.
+    """
+    return f"{TRACE}profile-{rank}"
 
 
 def job_key(job_id: str, name: str) -> str:

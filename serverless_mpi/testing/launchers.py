@@ -493,6 +493,15 @@ def _check_trace(case: _Case) -> None:
     assert {event["pid"] for event in events if "pid" in event} == {0, 1}
 
 
+@_promise("--profile prints the lines of the program and writes a page", needs="profile")
+def _check_profile(case: _Case) -> None:
+    path = case.workdir / "profile.json"
+    job = case.run("-n", 2, f"--profile={path}", case.program("comm.barrier()\n"))
+    _expect(job, 0)
+    assert "barrier" in job.stderr, f"no line names barrier: {job.stderr!r}"
+    assert [rank["rank"] for rank in json.loads(path.read_text())["ranks"]] == [0, 1]
+
+
 @_promise("--branching starts every rank", needs="branching")
 def _check_branching(case: _Case) -> None:
     job = case.run("-n", 4, "--branching", 1, case.program("print(comm.allreduce(1))\n"))

@@ -187,8 +187,7 @@ def test_a_peer_that_vanishes_is_named_and_one_that_ends_is_not(job: Make) -> No
     del a._outgoing[1]
     a.close()
     assert c.get(0.0, list) == [] and c.get(0.0, list) == []
-    with pytest.raises(ChannelError, match="rank 0 .*already finalized"):
-        c.put([frame(b"late", 0)])
+    c.put([frame(b"late", 0)])  # discarded: a send may outlast the rank that does not receive it
 
 
 def test_an_address_that_is_not_here() -> None:

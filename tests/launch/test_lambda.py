@@ -114,7 +114,8 @@ def test_the_report_describes_and_draws_the_ranks_work(
         + "c.sendrecv(c.rank, (c.rank + 1) % c.size, source=(c.rank - 1) % c.size)\nc.allreduce(1)\n"
     )
     file = tmp_path / "trace.json"
-    done = deployed.run("-n", 3, "--explain", "--trace", file, program)
+    profile = tmp_path / "profile.json"
+    done = deployed.run("-n", 3, "--explain", "--trace", file, f"--profile={profile}", program)
     assert done.returncode == 0 and "a trace of 3 ranks" in done.stderr, done.stderr
     (row,) = [line.split() for line in done.stderr.splitlines() if "allreduce:" in line]
     assert row[0] == "1" and row[2:4] == ["3", "allreduce_fan"] and float(row[-1]) > 0
@@ -130,6 +131,11 @@ def test_the_report_describes_and_draws_the_ranks_work(
         Bucket=deployed.stack.bucket, Prefix="jobs/"
     )["Contents"]
     assert not [one["Key"] for one in found if "/trace/" in one["Key"]]
+    (site,) = [
+        site for site in json.loads(profile.read_text())["sites"] if site["call"] == "sendrecv"
+    ]
+    assert (site["file"].endswith("prog.py"), site["count"], site["ranks"]) == (True, 3, 3)
+    assert site["usd"] > 0 and "for the ranks' time" in done.stderr
     failing = script(HELLO + "import os\nos._exit(3 if c.rank else 0)\n", "failing.py")
     done = deployed.run("-n", 2, "--trace", file, failing)  # whose ranks leave none
     assert done.returncode == 3 and "a trace of 0 ranks" in done.stderr, done.stderr
@@ -356,6 +362,9 @@ def test_a_time_out_of_the_job(deployed: Deployed, script) -> None:  # type: ign
     prog = script(HELLO + "print('up', c.rank)\nc.recv(source=c.rank)\n")
     done = deployed.run("-n", 2, "--timeout", 3, prog)
     assert done.returncode == 124 and "longer than --timeout 3 s" in done.stderr
+    for rank in range(2):
+        assert f"the Python stacks of rank {rank}, most recent call first" in done.stderr
+    assert done.stderr.count('prog.py", line') >= 2
     assert sorted(done.stdout.splitlines()) == ["up 0", "up 1"]
 
 

@@ -1,16 +1,20 @@
-"""Runs third-party mpi4py programs unchanged under smpirun: python -m tests.thirdparty [--channel NAME] [WORD ...]
+"""Runs third-party mpi4py programs unchanged under smpirun: python -m tests.thirdparty [--channel NAME] [--mpi] [WORD ...]
 
 The packages are installed by pip into a cache folder, mpi4py's demo programs
 come from its source distribution; nothing of them enters the repository. With
 words only programs are run whose name has one of them. Exit code 0: each ended
-with 0 and said what it has to say.
+with 0, printed no traceback, and said what it has to say. With --mpi each is run
+under MPICH, too, and the ratio of the times is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,9 +227,23 @@ def jobs() -> list[Job]:
     return found
 
 
-def run(job: Job, channel: str, path: Path) -> tuple[str, float]:
-    """(what went wrong or "", seconds)."""
+@dataclass
+class Run:
+    """What became of a job: what went wrong, or ""; seconds, and the number of cases that pytest passed."""
+
+    wrong: str
+    seconds: float
+    cases: int
+
+
+def run(job: Job, channel: str | None, path: Path) -> Run:
+    """Run a job, on a channel or under MPICH (None)."""
     demo = suite.folder().parent / "demo" / "futures" / "test_futures.py"
+    # under MPICH the mpi4py of this environment, and not one that a package requires
+    own = [sysconfig.get_path("purelib")] if channel is None else []
+    search = os.pathsep.join([*own, str(path)])
+    environ = {**os.environ, "PYTHONPATH": search, "SMPI_TEST_FUTURES": str(demo)}
+    mpiexec = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(job.ranks), sys.executable]
     smpirun = [
         sys.executable,
         "-m",
@@ -233,21 +251,35 @@ def run(job: Job, channel: str, path: Path) -> tuple[str, float]:
         "-n",
         str(job.ranks),
         "--channel",
-        channel,
+        channel or "",
         "--timeout",
         str(LIMIT_S),
+        *("-x", "PYTHONPATH", "-x", "SMPI_TEST_FUTURES"),
     ]
-    words = [*smpirun, "-x", f"PYTHONPATH={path}", "-x", f"SMPI_TEST_FUTURES={demo}", *job.words]
+    words = [*(mpiexec if channel is None else smpirun), *job.words]
     began = time.monotonic()
-    done = subprocess.run(
-        words, cwd=job.folder, input=job.stdin, capture_output=True, text=True, timeout=2 * LIMIT_S
-    )
+    try:
+        done = subprocess.run(
+            words,
+            cwd=job.folder,
+            input=job.stdin,
+            capture_output=True,
+            text=True,
+            timeout=2 * LIMIT_S,
+            env=environ,
+        )
+    except subprocess.TimeoutExpired:
+        return Run(f"longer than {2 * LIMIT_S:g} s", 2 * LIMIT_S, 0)
+    seconds = time.monotonic() - began
     wrong = ""
     if done.returncode:
         wrong = f"exit code {done.returncode}"
+    elif "Traceback (most recent call last)" in done.stderr:
+        wrong = "a traceback"
     elif silent := [words for words in job.says if words not in done.stdout + done.stderr]:
         wrong = f"did not say {silent}"
-    return wrong and f"{wrong}\n{done.stdout}{done.stderr}", time.monotonic() - began
+    cases = max(map(int, re.findall(r"(\d+) passed", done.stdout)), default=0)
+    return Run(wrong and f"{wrong}\n{done.stdout}{done.stderr}", seconds, cases)
 
 
 def main() -> int:
@@ -256,6 +288,7 @@ def main() -> int:
         prog="python -m tests.thirdparty", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--channel", default="direct")
+    parser.add_argument("--mpi", action="store_true", help="compare with MPICH")
     parser.add_argument(
         "words", nargs="*", help="run only programs whose name has one of these in it"
     )
@@ -265,14 +298,22 @@ def main() -> int:
     for job in jobs():
         if options.words and not any(word in job.name for word in options.words):
             continue
-        wrong, seconds = run(job, options.channel, path)
+        made = run(job, options.channel, path)
+        beside = ""
+        if options.mpi:
+            real = run(job, None, path)
+            ratio = "" if real.wrong else f", {made.seconds / real.seconds:.2f} times"
+            beside = f"; MPICH {real.seconds:.1f} s {real.wrong.split(chr(10))[0] or 'ok'}{ratio}"
+            if real.cases != made.cases and not made.wrong:
+                made.wrong = f"{made.cases} cases passed, and {real.cases} under MPICH"
         print(
-            f"{job.name:24} {job.ranks} ranks {seconds:6.1f} s  {'ok' if not wrong else wrong.splitlines()[0]}",
+            f"{job.name:24} {job.ranks} ranks {made.seconds:6.1f} s  {made.wrong.split(chr(10))[0] or 'ok'}"
+            f"{f' ({made.cases} cases)' if made.cases else ''}{beside}",
             flush=True,
         )
-        if wrong:
+        if made.wrong:
             failed.append(job.name)
-            print("    " + "\n    ".join(wrong.splitlines()[-12:]), flush=True)
+            print("    " + "\n    ".join(made.wrong.splitlines()[-12:]), flush=True)
     print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "all held")
     return 1 if failed else 0
 

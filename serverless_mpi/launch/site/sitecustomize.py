@@ -35,7 +35,10 @@ def _begin() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)  # a pipe would be written in blocks
-    if os.environ.get("SMPI_ALIAS") == "1":
+    # the names of job.MPI_LAUNCHER_VARIABLES: a rank of a real MPI that a rank of this job started
+    launchers = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+    foreign = "SMPI_JOB" not in os.environ and any(name in os.environ for name in launchers)
+    if os.environ.get("SMPI_ALIAS") == "1" and not foreign:
         try:
             from serverless_mpi import alias
         except ImportError as error:
