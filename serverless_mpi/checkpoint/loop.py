@@ -35,6 +35,7 @@ from serverless_mpi.checkpoint.places import Folder, Place
 from serverless_mpi.checkpoint.saver import Saver
 from serverless_mpi.env import ENV_CHECKPOINTS
 from serverless_mpi.errors import CheckpointError, ServerlessMPIError, UsageError
+from serverless_mpi.job import current_spec
 
 T = TypeVar("T")
 
@@ -386,7 +387,8 @@ def _program() -> str:
 def _default_place() -> tuple[str, bool]:
     """Return the folder for a loop that names none, and whether it is removed at its end."""
     given = os.environ.get(ENV_CHECKPOINTS)
-    if given is not None:
+    # a process that a rank has started is a job of its own
+    if given is not None and current_spec(os.environ) is not None:
         return given, False
     stem = _program().removesuffix(".py")
     if len(sys.argv) > 1:  # other arguments are another job

@@ -85,11 +85,14 @@ class Saver:
         """
         saved = Saved(self._record.number + 1, self._record.owner, size, step)
         self._saved, identity = saved, saved.part(self._rank)
-        self.wait()  # the first save may be due before the memory is there
+        self.wait()  # ranks save only when none is busy, so this is for safety
         try:
             regions = self._staging.take(state)
         except CheckpointError as error:
             self.error = str(error)
+            return
+        except MemoryError:
+            self.error = "there is no memory for a copy of the state; use more ranks"
             return
         self._start(lambda: self._place.write(identity.name, encode(regions, identity, self._key)))
 

@@ -12,6 +12,7 @@ import pytest
 from serverless_mpi import checkpoint
 from serverless_mpi.aws import control
 from serverless_mpi.checkpoint import SavedStates, places, s3
+from serverless_mpi.checkpoint.loop import _program
 from serverless_mpi.errors import CheckpointError, UsageError
 from tests.harness import mpirun, run, under_mpirun
 
@@ -208,12 +209,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_without_a_place_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["walk.py"])
+    # a process that a rank has started has this variable, and is not the rank
+    monkeypatch.setenv("SMPI_CHECKPOINTS", str(tmp_path / "of the rank"))
 
     def body(comm: Any) -> bool:
-        there = []
+        there, folder = [], f"{_program().removesuffix('.py')}.checkpoints"
         for _ in range(2):
             for _step in checkpoint.steps(comm, 10, {"u": np.zeros(5)}, EVERY):
-                there.append(bool(list(tmp_path.iterdir())))
+                there.append([path.name for path in tmp_path.iterdir()] == [folder])
         return all(there)
 
     assert all(run(2, body))
