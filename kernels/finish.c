@@ -138,8 +138,10 @@ void spdnn_softmax_sums(const float *z, int64_t rows, int64_t samples, const flo
 {
     memset(sums, 0, (size_t)samples * sizeof *sums);
     for (int64_t row = 0; row < rows; row++, z += samples)
-        for (int64_t s = 0; s < samples; s++)
-            sums[s] += (int64_t)(exponential((double)z[s] - (double)highest[s]) * FIXED + 0.5);
+        for (int64_t s = 0; s < samples; s++) {
+            const double e = exponential((double)z[s] - (double)highest[s]);
+            sums[s] += e == e ? (int64_t)(e * FIXED + 0.5) : 0; /* NaN has no integer */
+        }
 }
 
 void spdnn_softmax(float *z, int64_t rows, int64_t samples, const float *highest, const int64_t *sums)

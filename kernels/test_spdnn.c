@@ -233,6 +233,54 @@ static void forward_case(int64_t count, int64_t samples, int threads)
     free(x), free(now), free(next), free(y), free(ids);
 }
 
+/* Endings, hashes and a softmax whose rows are divided among two calls. */
+static void finish_case(int64_t rows, int64_t samples, int activation)
+{
+    float *x = numbers(rows * samples), *panels = memory(rows * padded(samples), sizeof *panels);
+    float *bias = numbers(rows), *highest = memory(samples, sizeof *highest);
+    uint8_t *active = memory(samples, 1), *same = memory(samples, 1);
+    uint64_t *hashes = memory(samples, sizeof *hashes);
+    int64_t *other = memory(samples, sizeof *other), *sums = memory(samples, sizeof *sums);
+    int64_t *more = memory(samples, sizeof *more);
+    for (int64_t i = 0; i < rows * samples; i++)
+        x[i] = fmaxf(fminf(x[i], 50), -50);
+    for (int64_t r = 0; r < rows; r++)
+        bias[r] = fmaxf(fminf(bias[r], 1), -1);
+    spdnn_to_panels(x, rows, samples, NULL, panels, rows);
+    const spdnn_ending ending = {activation, 0, 3.0f, 0.125f, bias, rows};
+    spdnn_finish(&ending, panels, rows, samples, active, 2);
+    spdnn_hash(panels, rows, samples, hashes);
+    for (int64_t s = 0; s < samples; s++)
+        other[s] = s / 2;
+    spdnn_same(panels, rows, samples, other, same);
+    spdnn_from_panels(panels, rows, samples, NULL, x, rows);
+    for (int64_t s = 0; s < samples; s++) {
+        int live = 0, equal = 1;
+        highest[s] = -INFINITY;
+        for (int64_t r = 0; r < rows; r++) {
+            live |= x[r * samples + s] != 0;
+            equal &= !memcmp(&x[r * samples + s], &x[r * samples + s / 2], sizeof *x);
+            highest[s] = fmaxf(highest[s], x[r * samples + s]);
+        }
+        expect(active[s] == live, "which samples an ending leaves active");
+        expect(same[s] == equal && (!equal || hashes[s] == hashes[s / 2]), "equal samples");
+    }
+    const int64_t half = rows / 2;
+    spdnn_softmax_sums(x, half, samples, highest, sums);
+    spdnn_softmax_sums(x + half * samples, rows - half, samples, highest, more);
+    for (int64_t s = 0; s < samples; s++)
+        sums[s] += more[s];
+    spdnn_softmax(x, rows, samples, highest, sums);
+    for (int64_t s = 0; s < samples; s++) {
+        double total = 0;
+        for (int64_t r = 0; r < rows; r++)
+            total += (double)x[r * samples + s];
+        expect(fabs(total - 1) < 1e-5, "a softmax adds up to 1");
+    }
+    free(x), free(panels), free(bias), free(highest), free(active), free(same), free(hashes), free(other), free(sums);
+    free(more);
+}
+
 int main(void)
 {
     static const int64_t sizes[] = {1, 2, 3, 31, 32, 33, 70, 129};
@@ -245,6 +293,8 @@ int main(void)
         panels_case(1 + (int64_t)(chance() % 9), (int64_t)(chance() % 200));
     for (int i = 0; i < 24; i++)
         forward_case(1 + (int64_t)(chance() % 40), sizes[chance() % 8] + i * 40, 1 + i % 3);
+    for (int i = 0; i < 36; i++)
+        finish_case(sizes[chance() % 8], sizes[chance() % 8], i % 6);
     expect(shared_groups > 100 && repeated_groups > 20 && pruning > 2, "the cases are too easy");
     printf("ok: path %s\n", spdnn_path());
     return 0;

@@ -372,6 +372,8 @@ def _plan(options: argparse.Namespace) -> int:
         if source.store:
             raise UsageError("--measure needs the network itself, not a store: omit --store")
         network = sources.network(source)
+        if network.endings is not None:
+            raise UsageError("--measure knows the challenge's layers only: give --rate instead")
         images = sources.images(source, network.neurons)
         work, rate = measure.measured(work, network, images, network.bias)
         figures = figures.exactly(kernel_per_s=rate)

@@ -20,7 +20,7 @@ from serverless_mpi.sparse.rows import Floats, SparseRows
 Indices = NDArray[np.int64]
 # The probe of `forward_distinct`: one sample in PROBE_STEP, at least a panel of them, in the first
 # PROBE_LAYERS layers, at most a PROBE_SHARE-th of all.
-PROBE_STEP, PROBE_LAYERS, PROBE_SHARE = 64, 24, 5
+PROBE_STEP, PROBE_LAYERS, PROBE_SHARE = 64, 16, 5
 
 
 def originals(panels: Panels) -> Indices:
