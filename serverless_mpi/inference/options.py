@@ -141,7 +141,7 @@ class RunOptions(WorkerOptions):
     categories: str | None = None
     check: bool = False
     top: int = 0
-    merge: str = "auto"
+    merge: str = "off"
 
     @property
     def whole(self) -> bool:
@@ -286,8 +286,8 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         "--merge",
         choices=("auto", "off"),
         default=RunOptions.merge,
-        help="auto: samples whose activations have become equal are computed once, with the same "
-        "bits (default %(default)s)",
+        help="auto: search for samples whose activations have become equal, and compute them once, "
+        "with the same bits; pays in deep networks that saturate (default %(default)s)",
     )
     command.add_argument(
         "--plan",

@@ -444,7 +444,7 @@ def _compute(
     if comm.rank == 0 and taken.merged:
         print(
             f"{taken.merged:,} of {task.x.shape[1]:,} samples became equal to others and were "
-            "merged (--merge off computes each)",
+            "merged",
             file=sys.stderr,
             flush=True,
         )

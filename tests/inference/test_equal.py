@@ -118,7 +118,7 @@ def test_a_peers_damaged_message_names_it() -> None:
 def test_run_merges_and_says_so(capfd: Any) -> None:
     arguments = ["run", "--layers", "20", "--samples", "200"]
     texts = []
-    for more in (["-n", "2", "--channel", "direct"], ["--merge", "off"]):
+    for more in (["-n", "2", "--channel", "direct", "--merge", "auto"], []):
         assert main([*arguments, "--check", *more]) == 0
         texts.append(capfd.readouterr())
     assert "the same to the last bit" in texts[0].out and texts[0].out == texts[1].out
