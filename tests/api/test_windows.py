@@ -1,7 +1,7 @@
 """Windows between processes: progress without the target, atomicity, shared memory, and no leaks.
 
 The protocol is tested without processes in tests/core/test_window.py, all calls and datatypes by
-mpi4py's own suite (tests/conformance).
+mpi4py's own suite (tests/conformance), wrong calls in tests/api/bad_calls.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.api import contention
 from tests.harness import smpirun
 
 HEAD = """\
@@ -30,7 +31,7 @@ def _run(folder: Path, ranks: int, channel: str, body: str) -> list[str]:
 
 
 COUNTER = """\
-times = int(os.environ.get("TIMES", "20"))
+times = 3
 win = MPI.Win.Allocate(8 if rank == 0 else 0, 8, comm=comm)
 if rank == 0:
     np.frombuffer(win, "i8")[:] = 0
@@ -58,10 +59,13 @@ win.Free()
 """
 
 
-@pytest.mark.parametrize("channel, ranks", [("direct", 8), ("hybrid", 2)])
-def test_a_counter_that_all_ranks_raise(channel: str, ranks: int, tmp_path: Path) -> None:
-    body = COUNTER.replace('"20"', '"20"' if channel == "direct" else '"3"')
-    assert _run(tmp_path, ranks, channel, body) == ["total True"]
+def test_a_counter_that_all_ranks_raise(tmp_path: Path) -> None:
+    assert _run(tmp_path, 2, "hybrid", COUNTER) == ["total True"]
+
+
+def test_16_ranks_contend_for_locks_and_counters() -> None:
+    # `python -m tests.api.contention` is the long form
+    assert contention.job("direct", 16, rounds=40, seed=1, give_up_s=90) == ""
 
 
 PASSIVE = """\
