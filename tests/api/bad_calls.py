@@ -1,10 +1,10 @@
-"""Wrong calls, and the error class that MPICH 5 returns for each. As a program under the real MPI
-it
-prints what that MPI returns.
+"""Wrong calls, and the error class that MPICH 5 returns for each.
 
-In a call, `c` is a communicator of one rank, `b8` and `o8` are buffers of 8 bytes, and the functions below make what is wrong.
-PAIRS are of two ranks that do not agree.
-What MPICH does not see (it takes a message of 100 bytes of a buffer of 8), or dies of, is not in the table.
+As a program under the real MPI it prints what that MPI returns.
+
+In a call, `c` is a communicator of one rank, `b8` and `o8` are buffers of 8 bytes, and the functions
+below make what is wrong. PAIRS are of two ranks. What MPICH does not detect, or dies of, is in the
+tables OF_THE_STANDARD, of which MPICH is not asked.
 """
 
 from __future__ import annotations
