@@ -27,7 +27,15 @@ from serverless_mpi.api.win_state import Batch, WinState
 from serverless_mpi.core.envelope import PROC_NULL
 from serverless_mpi.core.epochs import Access, Sink
 from serverless_mpi.core.window import ACCUMULATE, FETCH, GET, PUT, SWAP, Command
-from serverless_mpi.errors import ERR_DISP, ERR_RANK, ERR_RMA_RANGE, ERR_TYPE, MPIException
+from serverless_mpi.errors import (
+    ERR_COUNT,
+    ERR_DISP,
+    ERR_OP,
+    ERR_RANK,
+    ERR_RMA_RANGE,
+    ERR_TYPE,
+    MPIException,
+)
 from serverless_mpi.runtime.operation import Operation
 
 TargetSpec = Any  # as mpi4py.typing has it: a displacement, or [displacement, count, datatype]
@@ -66,6 +74,8 @@ class _Place:
     ) -> None:
         """Check the place, and describe it."""
         datatype.check_committed()
+        if count < 0:
+            raise MPIException(ERR_COUNT, f"a count of {count} elements at the target is negative")
         layout = type_state(datatype).layout
         self.datatype = datatype
         self.nbytes = count * layout.size
@@ -168,6 +178,8 @@ class Calls:
         state = self._begin(rank, "Accumulate")
         if state is None:
             return None
+        if op == NO_OP:
+            raise MPIException(ERR_OP, "Accumulate does not take MPI.NO_OP; Get_accumulate does")
         spec = block(origin, readonly=True)
         place = _Place(state, rank, target, spec.count, spec.datatype)
         number, basic = numbers_of(op, place.datatype, place.nbytes)

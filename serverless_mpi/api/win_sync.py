@@ -30,7 +30,7 @@ from serverless_mpi.core.epochs import Epochs
 from serverless_mpi.core.window import LOCK_EXCLUSIVE as LOCK_COMMAND
 from serverless_mpi.core.window import LOCK_SHARED as LOCK_SHARED_COMMAND
 from serverless_mpi.core.window import POST, Answer, Command, encode_request
-from serverless_mpi.errors import ERR_ASSERT, ERR_GROUP, ERR_LOCKTYPE, ERR_RANK, MPIException
+from serverless_mpi.errors import ERR_ARG, ERR_GROUP, ERR_RANK, MPIException
 
 MODE_NOCHECK, MODE_NOSTORE, MODE_NOPUT, MODE_NOPRECEDE, MODE_NOSUCCEED = (
     1024,
@@ -46,9 +46,9 @@ _OF_POST = MODE_NOCHECK | MODE_NOSTORE | MODE_NOPUT
 
 
 def _asserted(assertion: int, allowed: int, call: str) -> None:
-    """ERR_ASSERT unless an assertion consists of modes that a call takes."""
+    """ERR_ARG, as of MPICH, unless an assertion consists of modes that a call takes."""
     if assertion & ~allowed:
-        raise MPIException(ERR_ASSERT, f"{call} does not take the assertion {assertion}")
+        raise MPIException(ERR_ARG, f"{call} does not take the assertion {assertion}")
 
 
 class Synchronization:
@@ -72,7 +72,7 @@ class Synchronization:
         Raises
         ------
         MPIException
-            ERR_RMA_SYNC: an epoch of another kind is open. ERR_ASSERT: another assertion.
+            ERR_RMA_SYNC: an epoch of another kind is open. ERR_ARG: another assertion.
 
         References
         ----------
@@ -110,7 +110,7 @@ class Synchronization:
         ------
         MPIException
             ERR_RMA_SYNC: an epoch is open. ERR_GROUP: the group is null, or has processes that the
-            window does not have. ERR_ASSERT: another assertion.
+            window does not have. ERR_ARG: another assertion.
 
         References
         ----------
@@ -167,7 +167,7 @@ class Synchronization:
         Raises
         ------
         MPIException
-            ERR_RMA_SYNC: an exposure epoch is open. ERR_GROUP, ERR_ASSERT: as for `Start`.
+            ERR_RMA_SYNC: an exposure epoch is open. ERR_GROUP, ERR_ARG: as for `Start`.
 
         References
         ----------
@@ -280,8 +280,8 @@ class Synchronization:
         Raises
         ------
         MPIException
-            ERR_RMA_SYNC: an epoch is open that permits no lock. ERR_LOCKTYPE, ERR_RANK,
-            ERR_ASSERT: an argument is not valid.
+            ERR_RMA_SYNC: an epoch is open that permits no lock. ERR_RANK: the window has no such
+            rank. ERR_ARG: another lock type or assertion.
 
         Notes
         -----
@@ -294,7 +294,7 @@ class Synchronization:
         """
         state = self._window
         if lock_type not in (LOCK_EXCLUSIVE, LOCK_SHARED):
-            raise MPIException(ERR_LOCKTYPE, f"{lock_type} is not a lock type")
+            raise MPIException(ERR_ARG, f"{lock_type} is not a lock type")
         _asserted(assertion, MODE_NOCHECK, "Lock")
         if not _is_rank(state, rank):
             return
@@ -337,7 +337,7 @@ class Synchronization:
         Raises
         ------
         MPIException
-            ERR_RMA_SYNC: an epoch is open. ERR_ASSERT: another assertion.
+            ERR_RMA_SYNC: an epoch is open. ERR_ARG: another assertion.
 
         References
         ----------

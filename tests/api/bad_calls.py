@@ -1,10 +1,10 @@
-"""Wrong calls, and the error class that MPICH 5 returns for each. As a program under the real MPI
-it
-prints what that MPI returns.
+"""Wrong calls, and the error class that MPICH 5 returns for each.
 
-In a call, `c` is a communicator of one rank, `b8` and `o8` are buffers of 8 bytes, and the functions below make what is wrong.
-PAIRS are of two ranks that do not agree.
-What MPICH does not see (it takes a message of 100 bytes of a buffer of 8), or dies of, is not in the table.
+As a program under the real MPI it prints what that MPI returns.
+
+In a call, `c` is a communicator of one rank, `b8` and `o8` are buffers of 8 bytes, and the functions
+below make what is wrong. PAIRS are of two ranks. What MPICH does not detect, or dies of, is in the
+tables OF_THE_STANDARD, of which MPICH is not asked.
 """
 
 from __future__ import annotations
@@ -377,10 +377,154 @@ ANSWERS = [
     ('on_file("Set_view",0,mode=SEQUENTIAL)', "ERR_ARG"),
     ('MPI.Register_datarep("",None,None,len)', "ERR_ARG"),
     ('MPI.Register_datarep("z"*200,None,None,len)', "ERR_ARG"),
+    ('on_win("Put",b8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Get",b8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Accumulate",d8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Get_accumulate",d8,e8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Fetch_and_op",d8,e8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Compare_and_swap",i8,i8,j8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Rput",b8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Rget",b8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Raccumulate",d8,0)', "ERR_RMA_SYNC"),
+    ('on_win("Unlock",0)', "ERR_RMA_SYNC"),
+    ('on_win("Unlock_all")', "ERR_RMA_SYNC"),
+    ('on_win("Unlock",0,within="Lock_all")', "ERR_RMA_SYNC"),
+    ('on_win("Unlock_all",within="Lock")', "ERR_RMA_SYNC"),
+    ('on_win("Complete")', "ERR_RMA_SYNC"),
+    ('on_win("Complete",within="Lock")', "ERR_RMA_SYNC"),
+    ('on_win("Wait")', "ERR_RMA_SYNC"),
+    ('on_win("Test")', "ERR_RMA_SYNC"),
+    ('on_win("Flush",0)', "ERR_RMA_SYNC"),
+    ('on_win("Flush",0,within="Fence")', "ERR_RMA_SYNC"),
+    ('on_win("Flush_all")', "ERR_RMA_SYNC"),
+    ('on_win("Flush_local",0)', "ERR_RMA_SYNC"),
+    ('on_win("Flush_local_all")', "ERR_RMA_SYNC"),
+    ('on_win("Flush",5,within="Lock_all")', "ERR_RANK"),
+    ('on_win("Lock",0,within="Lock")', "ERR_RMA_SYNC"),
+    ('on_win("Lock",0,within="Lock_all")', "ERR_RMA_SYNC"),
+    ('on_win("Lock",0,within="Start")', "ERR_RMA_SYNC"),
+    ('on_win("Lock_all",within="Lock")', "ERR_RMA_SYNC"),
+    ('on_win("Lock_all",within="Lock_all")', "ERR_RMA_SYNC"),
+    ('on_win("Lock_all",within="Start")', "ERR_RMA_SYNC"),
+    ('on_win("Start",everyone,within="Lock")', "ERR_RMA_SYNC"),
+    ('on_win("Start",everyone,within="Start")', "ERR_RMA_SYNC"),
+    ('on_win("Start",MPI.GROUP_NULL)', "ERR_GROUP"),
+    ('on_win("Post",MPI.GROUP_NULL)', "ERR_GROUP"),
+    ('on_win("Post",everyone,within="Post")', "ERR_RMA_SYNC"),
+    ('on_win("Fence",within="Lock")', "ERR_RMA_SYNC"),
+    ('on_win("Fence",within="Lock_all")', "ERR_RMA_SYNC"),
+    ('on_win("Fence",within="Start")', "ERR_RMA_SYNC"),
+    ('on_win("Fence",within="Post")', "ERR_RMA_SYNC"),
+    ('on_win("Free",within="Lock")', "ERR_RMA_SYNC"),
+    ('on_win("Free",within="Lock_all")', "ERR_RMA_SYNC"),
+    ('on_win("Free",within="Start")', "ERR_RMA_SYNC"),
+    ('on_win("Lock",5)', "ERR_RANK"),
+    ('on_win("Lock",-7)', "ERR_RANK"),
+    ('on_win("Unlock",5)', "ERR_RANK"),
+    ('on_win("Lock",0,99)', "ERR_ARG"),
+    ('on_win("Lock",0,MPI.LOCK_SHARED,1<<20)', "ERR_ARG"),
+    ('on_win("Lock_all",1<<20)', "ERR_ARG"),
+    ('on_win("Fence",1<<20)', "ERR_ARG"),
+    ('on_win("Post",everyone,1<<20)', "ERR_ARG"),
+    ('on_win("Start",everyone,1<<20)', "ERR_ARG"),
+    ('on_win("Put",b8,5,within="Fence")', "ERR_RANK"),
+    ('on_win("Put",b8,-7,within="Fence")', "ERR_RANK"),
+    ('on_win("Get",b8,5,within="Lock_all")', "ERR_RANK"),
+    ('on_win("Put",b8,0,-1,within="Fence")', "ERR_DISP"),
+    ('on_win("Get",b8,0,-1,within="Fence")', "ERR_DISP"),
+    ('on_win("Put",b8,0,[0,-1,MPI.BYTE],within="Fence")', "ERR_COUNT"),
+    ('on_win("Accumulate",d8,0,-1,within="Fence")', "ERR_DISP"),
+    ('on_win("Fetch_and_op",d8,e8,0,-1,within="Lock")', "ERR_DISP"),
+    ('on_win("Compare_and_swap",d8,d8,e8,0,0,within="Lock")', "ERR_TYPE"),
+    ('on_win("Compare_and_swap",i8,i8,j8,5,0,within="Lock_all")', "ERR_RANK"),
+    ('on_win("Put",[b8,1,MPI.DATATYPE_NULL],0,within="Fence")', "ERR_TYPE"),
+    ('on_win("Put",[b8,1,MPI.INT.Create_contiguous(2)],0,within="Fence")', "ERR_TYPE"),
+    ('on_win("Put",[b8,1,freed_type()],0,within="Fence")', "ERR_TYPE"),
+    ('on_win("Put",b8,0,[0,1,MPI.INT.Create_contiguous(2)],within="Fence")', "ERR_TYPE"),
+    ('on_win("Get",[b8,1,MPI.DATATYPE_NULL],0,within="Fence")', "ERR_TYPE"),
+    ('on_win("Accumulate",d8,0,0,MPI.OP_NULL,within="Fence")', "ERR_OP"),
+    ('on_win("Accumulate",d8,0,0,MPI.Op.Create(max),within="Fence")', "ERR_OP"),
+    ('on_win("Accumulate",d8,0,0,MPI.NO_OP,within="Fence")', "ERR_OP"),
+    ('on_win("Get_accumulate",d8,e8,0,0,MPI.OP_NULL,within="Fence")', "ERR_OP"),
+    ('on_win("Fetch_and_op",d8,e8,0,0,MPI.OP_NULL,within="Lock")', "ERR_OP"),
+    ('on_win("Fetch_and_op",d8,e8,5,0,within="Lock_all")', "ERR_RANK"),
+    ('on_win("Attach",b8)', "ERR_RMA_FLAVOR"),
+    ('on_win("Detach",b8)', "ERR_RMA_FLAVOR"),
+    ('on_win("Attach",b8,made=shared())', "ERR_RMA_FLAVOR"),
+    ('on_win("Shared_query",5)', "ERR_RANK"),
+    ('on_win("Shared_query",0,made=dynamic())', "ERR_RMA_FLAVOR"),
+    ('on_win("Shared_query",5,made=shared())', "ERR_RANK"),
+    ('on_win("Shared_query",-7,made=shared())', "ERR_RANK"),
+    ('on_win("Set_info",MPI.INFO_NULL)', "ERR_ARG"),
+    ('on_win("Get_attr",123456)', "ERR_KEYVAL"),
+    ('on_win("Set_attr",MPI.WIN_BASE,1)', "ERR_KEYVAL"),
+    ('on_win("Set_attr",99999,1)', "ERR_KEYVAL"),
+    ('on_win("Delete_attr",99999)', "ERR_KEYVAL"),
+    ('on_win("Delete_attr",MPI.WIN_SIZE)', "ERR_KEYVAL"),
+    ('on_win("Set_errhandler",MPI.ERRHANDLER_NULL)', "ERR_ERRHANDLER"),
+    ("freed_win().Fence()", "ERR_WIN"),
+    ("freed_win().Free()", "ERR_WIN"),
+    ("freed_win().Put(b8,0)", "ERR_WIN"),
+    ("freed_win().Lock(0)", "ERR_WIN"),
+    ("freed_win().Get_group()", "ERR_WIN"),
+    ("MPI.WIN_NULL.Fence()", "ERR_WIN"),
+    ("MPI.WIN_NULL.Free()", "ERR_WIN"),
+    ("MPI.WIN_NULL.Lock(0)", "ERR_WIN"),
+    ("MPI.WIN_NULL.Put(b8,0)", "ERR_WIN"),
+    ("MPI.WIN_NULL.Get_group()", "ERR_WIN"),
+    ("MPI.WIN_NULL.Get_info()", "ERR_WIN"),
+    ('MPI.WIN_NULL.Set_name("x")', "ERR_WIN"),
+    ("MPI.WIN_NULL.Attach(b8)", "ERR_WIN"),
+    ("MPI.WIN_NULL.Shared_query(0)", "ERR_WIN"),
+    ("MPI.WIN_NULL.Get_attr(MPI.WIN_BASE)", "ERR_WIN"),
+    ("MPI.Win.Create(b8,0,comm=c)", "ERR_DISP"),
+    ("MPI.Win.Create(b8,-1,comm=c)", "ERR_DISP"),
+    ("MPI.Win.Create(b8,1,comm=freed_comm(c))", "ERR_COMM"),
+    ("MPI.Win.Allocate(-1,1,comm=c)", "ERR_SIZE"),
+    ("MPI.Win.Allocate(8,0,comm=c)", "ERR_DISP"),
+    ("MPI.Win.Allocate_shared(-1,1,comm=c)", "ERR_SIZE"),
+    ("MPI.Win.Allocate_shared(8,-1,comm=c)", "ERR_DISP"),
+    ("MPI.Win.Free_keyval(12345)", "ERR_KEYVAL"),
+    ("MPI.Win.Free_keyval(MPI.WIN_BASE)", "ERR_KEYVAL"),
+    ("MPI.COMM_NULL.Is_revoked()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Shrink()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Agree(1)", "ERR_COMM"),
+    ("MPI.COMM_NULL.Get_failed()", "ERR_COMM"),
+    ("MPI.COMM_NULL.Ack_failed()", "ERR_COMM"),
+    ("freed_comm(c).Agree(1)", "ERR_COMM"),
+    ("freed_comm(c).Shrink()", "ERR_COMM"),
+    ('on_file("Iread_at",-1,b8)', "ERR_ARG"),
+    ('on_file("Read_at",0,[b8,1,MPI.DATATYPE_NULL])', "ERR_TYPE"),
+    ('on_file("Read_all_end",b8)', "ERR_IO"),
+    ('on_file("Read_at_all_end",b8)', "ERR_IO"),
+    ('on_file("Write_at_all_end",b8)', "ERR_IO"),
+    ('on_file("Write_ordered_end",b8)', "ERR_IO"),
+    ('on_file("Read_shared",b8,mode=MPI.MODE_WRONLY)', "ERR_ACCESS"),
+    ('on_file("Iwrite",b8,mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Iread",b8,mode=MPI.MODE_WRONLY)', "ERR_ACCESS"),
+    ('on_file("Read_all_begin",b8,mode=MPI.MODE_WRONLY)', "ERR_ACCESS"),
+    ('on_file("Write_at_all_begin",-1,b8)', "ERR_ARG"),
+    ('on_file("Read_at_all_begin",-1,b8)', "ERR_ARG"),
+    ('on_file("Seek",-1,MPI.SEEK_CUR)', "ERR_ARG"),
+    ('on_file("Seek",-1,MPI.SEEK_END)', "ERR_ARG"),
+    ('on_file("Seek_shared",-1,MPI.SEEK_CUR)', "ERR_ARG"),
+    ('on_file("Read_at",0,b8,mode=SEQUENTIAL)', "ERR_ACCESS"),
+    ("closed_file().Get_size()", "ERR_FILE"),
+    ("closed_file().Write(b8)", "ERR_FILE"),
+    ("closed_file().Seek(0)", "ERR_FILE"),
+    ("closed_file().Sync()", "ERR_FILE"),
+    ('MPI.File.Open(freed_comm(c),"/no/such",RDONLY)', "ERR_COMM"),
+    ('on_win("Free",within="Post")', "ERR_RMA_SYNC"),
+    ('on_win("Raccumulate",d8,0,0,MPI.NO_OP,within="Lock")', "ERR_OP"),
+    ('begun("Write_all_begin",b8)', "ERR_IO"),
+    ('begun("Write_at_all_begin",0,b8)', "ERR_IO"),
+    ('begun("Read_all_end",b8)', "ERR_IO"),
+    ('begun("Write_ordered_end",b8)', "ERR_IO"),
 ]
 
 
-# dynamic processes: of a port that does not exist MPICH answers ERR_OTHER, and its process manager ends the job of a program that
+# What MPICH does not check, or dies of, and what the standard says.
+# Dynamic processes: of a port that does not exist MPICH answers ERR_OTHER, and its process manager ends the job of a program that
 # cannot be spawned, or of a service that is not published; these are the standard's classes
 OF_THE_STANDARD = [
     ('c.Connect("nowhere")', "ERR_PORT"),
@@ -402,6 +546,58 @@ OF_THE_STANDARD = [
     ("MPI.Comm.Join(-1)", "ERR_ARG"),
     ("MPI.Intracomm().Spawn('x')", "ERR_COMM"),
     ("MPI.Intercomm().Disconnect()", "ERR_COMM"),
+    # windows: MPICH does not check ranges and attached memory; it takes or dies of the operations
+    ('on_win("Put",b8,0,1,within="Fence")', "ERR_RMA_RANGE"),
+    ('on_win("Get",b8,0,1,within="Fence")', "ERR_RMA_RANGE"),
+    ('on_win("Put",b8,0,[0,9,MPI.BYTE],within="Fence")', "ERR_RMA_RANGE"),
+    ('on_win("Accumulate",d8,0,1,within="Fence")', "ERR_RMA_RANGE"),
+    ('on_win("Get_accumulate",d8,e8,0,1,within="Lock")', "ERR_RMA_RANGE"),
+    ('on_win("Fetch_and_op",d8,e8,0,1,within="Lock")', "ERR_RMA_RANGE"),
+    ('on_win("Compare_and_swap",i8,i8,j8,0,1,within="Lock")', "ERR_RMA_RANGE"),
+    ('on_win("Accumulate",d8,0,0,MPI.BAND,within="Fence")', "ERR_OP"),
+    ('on_win("Accumulate",[b8,MPI.BYTE],0,0,MPI.SUM,within="Fence")', "ERR_OP"),
+    ('on_win("Fetch_and_op",d8,e8,0,0,MPI.BAND,within="Lock")', "ERR_OP"),
+    ('on_win("Detach",b8,made=dynamic())', "ERR_RMA_ATTACH"),
+    ('on_win("Put",b8,0,0,within="Fence",made=dynamic())', "ERR_RMA_RANGE"),
+    ('on_win("Put",b8,0,4096,within="Lock",made=dynamic())', "ERR_RMA_RANGE"),
+    ('attached("Attach")', "ERR_RMA_ATTACH"),
+    ('attached("Detach",b8)', "ERR_RMA_ATTACH"),
+    # revoked communicators: mpi4py on MPICH has no Revoke
+    ("revoked().Send(b8,0)", "ERR_REVOKED"),
+    ("revoked().Isend(b8,0)", "ERR_REVOKED"),
+    ("revoked().Isend(b8,0).Wait()", "ERR_REVOKED"),
+    ("revoked().Recv(b8,0)", "ERR_REVOKED"),
+    ("revoked().Irecv(b8,0)", "ERR_REVOKED"),
+    ("revoked().Irecv(b8,0).Wait()", "ERR_REVOKED"),
+    ("revoked().send(1,0)", "ERR_REVOKED"),
+    ("revoked().recv(source=0)", "ERR_REVOKED"),
+    ("revoked().Sendrecv(b8,0,0,o8,0,0)", "ERR_REVOKED"),
+    ("revoked().Probe(0)", "ERR_REVOKED"),
+    ("revoked().Iprobe(0)", "ERR_REVOKED"),
+    ("revoked().Mprobe(0)", "ERR_REVOKED"),
+    ("revoked().Improbe(0)", "ERR_REVOKED"),
+    ("revoked().Barrier()", "ERR_REVOKED"),
+    ("revoked().Bcast(b8,0)", "ERR_REVOKED"),
+    ("revoked().bcast(1,0)", "ERR_REVOKED"),
+    ("revoked().Allreduce(b8,o8,MPI.BAND)", "ERR_REVOKED"),
+    ("revoked().allgather(1)", "ERR_REVOKED"),
+    ("revoked().Dup()", "ERR_REVOKED"),
+    ("revoked().Split(0,0)", "ERR_REVOKED"),
+    ("revoked().Create(everyone)", "ERR_REVOKED"),
+    ("revoked().Create_cart([1])", "ERR_REVOKED"),
+    ("MPI.COMM_NULL.Revoke()", "ERR_COMM"),
+    ("freed_comm(c).Revoke()", "ERR_COMM"),
+    ("MPI.Win.Create(b8,1,comm=revoked())", "ERR_REVOKED"),
+    ('MPI.File.Open(revoked(),"/no/such",RDONLY)', "ERR_REVOKED"),
+    ("revoked().Ibarrier().Wait()", "ERR_REVOKED"),
+    ("revoked().Ibcast(b8,0).Wait()", "ERR_REVOKED"),
+    # files: MPICH leaves these checks to the operating system, and answers ERR_IO or nothing
+    ('on_file("Write_shared",b8,mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Read_ordered",b8,mode=MPI.MODE_WRONLY)', "ERR_ACCESS"),
+    ('on_file("Write_ordered",b8,mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Preallocate",3,mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Write_all_begin",b8,mode=RDONLY)', "ERR_READ_ONLY"),
+    ('on_file("Iread_shared",b8,mode=MPI.MODE_WRONLY)', "ERR_ACCESS"),
 ]
 
 
@@ -421,6 +617,24 @@ PAIRS = [
     ("c.Create_cart([3])", "c.Create_cart([3])", "ERR_ARG", "ERR_ARG"),
     ("c.Create_graph([1,2,3],[0,1,2])", "c.Create_graph([1,2,3],[0,1,2])", "ERR_ARG", "ERR_ARG"),
     ("c.Create(MPI.GROUP_NULL)", "c.Create(MPI.GROUP_NULL)", "ERR_GROUP", "ERR_GROUP"),
+    (
+        'on_win("Get",b8,2,within="Fence")',
+        'on_win("Get",b8,2,within="Fence")',
+        "ERR_RANK",
+        "ERR_RANK",
+    ),
+]
+
+# Windows of two ranks: MPICH accepts the first two and the last two, and dies of the third.
+PAIRS_OF_THE_STANDARD = [
+    (call, call, error, error)
+    for call, error in [
+        ('on_win("Put",b8,1,within="Lock")', "ERR_RMA_SYNC"),
+        ('on_win("Flush",1,within="Lock")', "ERR_RMA_SYNC"),
+        ('on_win("Unlock",1,within="Lock")', "ERR_RMA_SYNC"),
+        ('on_win("Get",b8,1,1,within="Fence")', "ERR_RMA_RANGE"),
+        ('on_win("Put",b8,1,1,within="Lock_all")', "ERR_RMA_RANGE"),
+    ]
 ]
 
 
@@ -525,7 +739,69 @@ def names(MPI: Any, c: Any) -> dict[str, Any]:
             opened.Close()
             return opened
 
-    return {**locals(), **modes, "b4": bytearray(4), "b8": bytearray(8), "o8": bytearray(8)}
+    everyone = c.Get_group()
+    # what begins an epoch, and what ends it
+    epochs: dict[str, tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]] = {
+        "no epoch": ([], []),
+        "Fence": ([("Fence",)], [("Fence", MPI.MODE_NOSUCCEED)]),
+        "Start": ([("Post", everyone), ("Start", everyone)], [("Complete",), ("Wait",)]),
+        "Post": ([("Post", everyone)], [("Start", everyone), ("Complete",), ("Wait",)]),
+        "Lock": ([("Lock", 0)], [("Unlock", 0)]),
+        "Lock_all": ([("Lock_all",)], [("Unlock_all",)]),
+    }
+
+    def on_win(call: str, *arguments: Any, within: str = "no epoch", made: Any = None) -> None:
+        win = made or MPI.Win.Allocate(8, 8, comm=c)
+        begin, end = epochs[within]
+        for name, *more in begin:
+            getattr(win, name)(*more)
+        try:
+            getattr(win, call)(*arguments)
+        finally:
+            for name, *more in end:
+                getattr(win, name)(*more)
+            win.Free()
+
+    def dynamic() -> Any:
+        return MPI.Win.Create_dynamic(comm=c)
+
+    def shared() -> Any:
+        return MPI.Win.Allocate_shared(8, 8, comm=c)
+
+    def freed_win() -> Any:
+        win = MPI.Win.Allocate(8, 8, comm=c)
+        win.Free()
+        return win
+
+    def attached(call: str, *arguments: Any) -> None:
+        win, memory = dynamic(), MPI.Alloc_mem(64)
+        win.Attach(memory)
+        try:
+            getattr(win, call)(*(arguments or (memory,)))
+        finally:
+            win.Detach(memory)
+            win.Free()
+
+    def revoked() -> Any:
+        made = c.Dup()
+        made.Revoke()
+        return made
+
+    def begun(call: str, *arguments: Any) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            opened = MPI.File.Open(c, file.name, MPI.MODE_RDWR)
+            memory = bytearray(8)
+            opened.Write_all_begin(memory)
+            try:
+                getattr(opened, call)(*arguments)
+            finally:
+                opened.Write_all_end(memory)
+                opened.Close()
+
+    b8, o8 = bytearray(8), bytearray(8)
+    d8, e8 = [b8, MPI.DOUBLE], [o8, MPI.DOUBLE]
+    i8, j8 = [b8, MPI.INT64_T], [o8, MPI.INT64_T]
+    return {**locals(), **modes, "b4": bytearray(4)}
 
 
 def answer(MPI: Any, c: Any, call: str) -> str:

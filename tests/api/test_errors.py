@@ -22,7 +22,7 @@ def test_the_error_class_is_mpichs(call: str, error: str) -> None:
     run(1, body)
 
 
-@pytest.mark.parametrize("pair", bad_calls.PAIRS)
+@pytest.mark.parametrize("pair", [*bad_calls.PAIRS, *bad_calls.PAIRS_OF_THE_STANDARD])
 def test_so_it_is_where_two_ranks_do_not_agree(pair: tuple[str, str, str, str]) -> None:
     assert run(2, lambda c: bad_calls.answer_of_two(MPI, c, pair)) == list(pair[2:])
 

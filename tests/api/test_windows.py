@@ -1,7 +1,7 @@
 """Windows between processes: progress without the target, atomicity, shared memory, and no leaks.
 
 The protocol is tested without processes in tests/core/test_window.py, all calls and datatypes by
-mpi4py's own suite (tests/conformance).
+mpi4py's own suite (tests/conformance), wrong calls in tests/api/bad_calls.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.api import contention
 from tests.harness import smpirun
 
 HEAD = """\
@@ -30,7 +31,7 @@ def _run(folder: Path, ranks: int, channel: str, body: str) -> list[str]:
 
 
 COUNTER = """\
-times = int(os.environ.get("TIMES", "20"))
+times = 3
 win = MPI.Win.Allocate(8 if rank == 0 else 0, 8, comm=comm)
 if rank == 0:
     np.frombuffer(win, "i8")[:] = 0
@@ -58,10 +59,13 @@ win.Free()
 """
 
 
-@pytest.mark.parametrize("channel, ranks", [("direct", 8), ("hybrid", 2)])
-def test_a_counter_that_all_ranks_raise(channel: str, ranks: int, tmp_path: Path) -> None:
-    body = COUNTER.replace('"20"', '"20"' if channel == "direct" else '"3"')
-    assert _run(tmp_path, ranks, channel, body) == ["total True"]
+def test_a_counter_that_all_ranks_raise(tmp_path: Path) -> None:
+    assert _run(tmp_path, 2, "hybrid", COUNTER) == ["total True"]
+
+
+def test_16_ranks_contend_for_locks_and_counters() -> None:
+    # `python -m tests.api.contention` is the long form
+    assert contention.job("direct", 16, rounds=40, seed=1, give_up_s=90) == ""
 
 
 PASSIVE = """\
@@ -180,31 +184,3 @@ def test_an_idle_agent_does_not_hide_a_deadlock(tmp_path: Path) -> None:
     program.write_text(HEAD + DEADLOCK)
     done = smpirun("-n", 2, "--channel", "direct", "--deadlock", 3, program)
     assert done.returncode == 125 and "rank 0 waits in" in done.stderr, done.stderr
-
-
-@pytest.mark.parametrize(
-    "call, error",
-    [
-        ("win.Put(one, 0)", "ERR_RMA_SYNC"),
-        ("win.Unlock(0)", "ERR_RMA_SYNC"),
-        ("win.Complete()", "ERR_RMA_SYNC"),
-        ("win.Lock(5)", "ERR_RANK"),
-        ("win.Lock(0, 99)", "ERR_LOCKTYPE"),
-        ("win.Lock(0); win.Put(one, 0, target=9)", "ERR_RMA_RANGE"),
-        ("MPI.Win.Create(one, 0)", "ERR_DISP"),
-        ("MPI.WIN_NULL.Fence()", "ERR_WIN"),
-    ],
-)
-def test_bad_calls_have_the_classes_of_mpich(call: str, error: str, tmp_path: Path) -> None:
-    body = f"""\
-one = np.zeros(1)
-win = MPI.Win.Allocate(8, 8, comm=MPI.COMM_SELF)
-try:
-    {call}
-    print("no error")
-except MPI.Exception as found:
-    print(found.Get_error_class() == MPI.{error}, found)
-os._exit(0)
-"""
-    (line,) = _run(tmp_path, 1, "direct", body)[:1]
-    assert line.startswith("True"), line
