@@ -115,10 +115,11 @@ def test_a_delay_of_40_ms_is_measured_and_changes_what_is_chosen(ministack_endpo
     assert right.keys() == set(REQUESTS), (measured, seen_s)
     assert figures.network_Bps != AWS.network_Bps and figures.kernel_per_s.value > 0
     figures = AWS.changed(right)  # bandwidths of a busy machine are not what is tested
-    slower, emulator = HybridChannel.cost_by(figures, PRICES), HybridChannel.emulator_figures
-    assert emulator is None
-    costs = (slower, *(HybridChannel.cost(aws=aws, prices=PRICES) for aws in (True, False)))
-    for size, nbytes in ((60, 8), (8, 1 << 16)):
+    exact = AWS.values_at(**dict.fromkeys(REQUESTS, DELAY_S))
+    assert HybridChannel.emulator_figures is None
+    others = [HybridChannel.cost(aws=aws, prices=PRICES) for aws in (True, False)]
+    for known, size, nbytes in ((figures, 60, 8), (exact, 60, 8), (exact, 8, 1 << 16)):
+        costs = [HybridChannel.cost_by(known, PRICES), *others]
         chosen = [select("allreduce", Facts(size, nbytes, cost)).name for cost in costs]
         assert chosen[0] == "allreduce_doubling" and chosen[0] not in chosen[1:], chosen
     calls = [
@@ -129,7 +130,7 @@ def test_a_delay_of_40_ms_is_measured_and_changes_what_is_chosen(ministack_endpo
     way = plan.Deployment(1, 8, "queue", 1769)
     found = [
         plan.predict(plan.Work.radix(1024, 120, 1000), plan.place("lambda", known), way, MODEL)
-        for known in (AWS.values_at(**dict.fromkeys(REQUESTS, DELAY_S)), AWS)
+        for known in (exact, AWS)
     ]
     assert found[0] is not None and found[1] is not None
     assert found[0].exchange_s != found[1].exchange_s

@@ -622,7 +622,13 @@ def _report(data: bytes) -> object:
     (folder / "rank-1.json").write_bytes(_stats()[0])
     for stats in ("json", "text"):
         plan: Any = SimpleNamespace(
-            explain=False, stats=stats, region=_PRICES.region, channel="queue", size=2, trace=None
+            explain=False,
+            stats=stats,
+            region=_PRICES.region,
+            channel="queue",
+            size=2,
+            trace=None,
+            profile=None,
         )
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             LocalLauncher._report(plan, folder, _PRICES, None)
