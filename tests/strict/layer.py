@@ -234,6 +234,14 @@ class Front:
         return Answer(answer.status, body, found)
 
 
+def _target(descriptor: Path) -> str:
+    """What a descriptor is; "" if its process has closed it meanwhile."""
+    try:
+        return os.readlink(descriptor)
+    except OSError:
+        return ""
+
+
 def function_of(port: int) -> str:
     """Return the Lambda function whose process has a connection from this port; "" for others."""
     local = f"0100007F:{port:04X}"
@@ -245,8 +253,8 @@ def function_of(port: int) -> str:
     if not inode:
         return ""
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if any(os.readlink(one) == f"socket:[{inode}]" for one in (folder / "fd").iterdir()):
+        with contextlib.suppress(OSError):  # the process has ended
+            if any(_target(one) == f"socket:[{inode}]" for one in (folder / "fd").iterdir()):
                 for pair in (folder / "environ").read_bytes().split(b"\0"):
                     if pair.startswith(b"AWS_LAMBDA_FUNCTION_NAME="):
                         return pair.partition(b"=")[2].decode()
