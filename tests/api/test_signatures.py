@@ -1,4 +1,4 @@
-"""Names, parameters and defaults are those of mpi4py, or docs/conformance.md lists them as absent."""
+"""Names, parameters and defaults are those of mpi4py."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import ast
 import functools
 import importlib.util
 import inspect
-import re
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serverless_mpi import MPI, futures
-from serverless_mpi.errors import MissingError
-from tests.harness import ROOT
 
 _MPI4PY = importlib.util.find_spec("mpi4py")
 _FOLDER = Path(next(iter(_MPI4PY.submodule_search_locations or ()))) if _MPI4PY else None
@@ -24,13 +20,6 @@ STUBS = {"MPI": ("MPI.pyi",), "futures": ("futures/pool.pyi", "futures/util.pyi"
 ROOMS = {"MPI": MPI, "futures": futures}
 HERE = _FOLDER is not None and (_FOLDER / "MPI.pyi").exists()
 pytestmark = pytest.mark.skipif(not HERE, reason="needs mpi4py's stubs: pip install mpi4py")
-
-_ABSENT = re.compile(r"^- `((?:MPI|futures)\.[^`]+)`: \S")
-ABSENT = [
-    match[1]
-    for line in (ROOT / "docs" / "conformance.md").read_text().splitlines()
-    if (match := _ABSENT.match(line))
-]
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -92,10 +81,6 @@ def _find(name: str) -> Any:
     return found
 
 
-def _is_absent(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in ABSENT)
-
-
 def _default(node: ast.expr) -> Any:
     return eval(compile(ast.Expression(node), "stub", "eval"), vars(MPI).copy())
 
@@ -130,8 +115,6 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 @pytest.mark.parametrize("name", sorted(_public()) if HERE else [])
 def test_a_name_is_there_with_its_parameters_and_defaults(name: str) -> None:
-    if _is_absent(name):
-        return
     found = _find(name)
     node = _public()[name]
     if node is None:
@@ -159,28 +142,6 @@ def test_a_name_is_there_with_its_parameters_and_defaults(name: str) -> None:
         assert _same(own, wanted), (
             f"{name}: default of {parameter} is {own!r}, mpi4py's is {wanted!r}"
         )
-
-
-@pytest.mark.parametrize("pattern", ABSENT)
-def test_what_is_said_to_be_absent_is(pattern: str) -> None:
-    names = [name for name in _public() if fnmatchcase(name, pattern)]
-    assert names, f"mpi4py has no {pattern}"
-    for name in names:
-        try:
-            found = _find(name)
-        except AttributeError:
-            continue
-        if isinstance(found, property):
-            function = found.fget
-        else:
-            function = found.__func__ if isinstance(found, (classmethod, staticmethod)) else found
-        needed = [
-            one
-            for one in inspect.signature(function).parameters.values()
-            if one.default is one.empty and one.kind < 2
-        ]
-        with pytest.raises(MissingError):
-            function(*([None] * len(needed)))
 
 
 def test_futures_offers_what_mpi4pys_does() -> None:

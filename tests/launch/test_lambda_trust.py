@@ -541,9 +541,9 @@ child.close()
 sandbox.end_orphans(())
 try:
     os.kill(int(said), 0)
-    print("lives")
+    print("lives", flush=True)
 except ProcessLookupError:
-    print("gone")
+    print("gone", flush=True)
 os._exit(0)
 """
 
