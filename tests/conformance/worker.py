@@ -134,6 +134,8 @@ def main(
         suite = unittest.TestSuite()
         suite.addTests(chosen[begin:])
         suite.run(recorder)
+        # it was torn down; the next suite would do so again
+        recorder._previousTestClass = None  # type: ignore[attr-defined]
         begin = 0
     recorder.write("end")
 
