@@ -33,7 +33,13 @@ def test_the_launcher_of_a_direct_job_does_not_wait_for_what_only_others_need() 
     modules = (
         "serverless_mpi.launch.cli, serverless_mpi.launch.local, serverless_mpi.channels.direct"
     )
-    slow = ("numpy", "http.client", "serverless_mpi.collectives", "importlib.metadata")
+    slow = (
+        "numpy",
+        "http.client",
+        "serverless_mpi.collectives",
+        "serverless_mpi.profile",
+        "importlib.metadata",
+    )
     told = f"import {modules}, sys\nprint([name for name in {slow} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", told], capture_output=True, text=True, cwd=ROOT, check=True

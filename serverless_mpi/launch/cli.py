@@ -21,7 +21,7 @@ from serverless_mpi.errors import MPIException, ServerlessMPIError, UsageError
 from serverless_mpi.launch.base import EXIT_USAGE, Launcher, Plan, Program
 from serverless_mpi.launch.habits import Translation, translate, with_value
 from serverless_mpi.launch.output import printable, say
-from serverless_mpi.profile import save
+from serverless_mpi.launch.profiling import SUFFIXES
 
 if TYPE_CHECKING:
     from serverless_mpi.collectives.choose import Algorithm
@@ -400,7 +400,7 @@ _PROGRAM_OPTIONS = {"ranks", "variables", "folder", "module", "program"}
 
 def _with_profile(arguments: Sequence[str], parser: _Parser) -> list[str]:
     """Give --profile its value, which may be omitted."""
-    return with_value(arguments, parser.takes_value, "--profile", save.SUFFIXES)
+    return with_value(arguments, parser.takes_value, "--profile", SUFFIXES)
 
 
 def _parse(arguments: Sequence[str]) -> list[argparse.Namespace]:

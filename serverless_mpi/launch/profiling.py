@@ -1,4 +1,7 @@
-"""`--profile` as both platforms use it: what is known of a job, and where its report goes."""
+"""`--profile` as both platforms use it: what is known of a job, and where its report goes.
+
+Only `save` imports the package `profile`: every job would pay for it otherwise.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,35 @@ import sys
 from pathlib import Path
 
 from serverless_mpi import channels
+from serverless_mpi.errors import UsageError
 from serverless_mpi.launch.base import Plan
 from serverless_mpi.launch.output import printable_lines, say
 from serverless_mpi.metering import Prices
-from serverless_mpi.profile import save as reports
-from serverless_mpi.profile.analysis import Profile
+from serverless_mpi.plugins import resolve
+
+SUFFIXES = (".html", ".json", ".txt")  # formats of the file
 
 
 def check(plan: Plan) -> None:
-    """Raise UsageError if the file of the profile cannot be written.
+    """Check the name of the profile's file.
 
     Parameters
     ----------
     plan
         The job.
+
+    Raises
+    ------
+    UsageError
+        Its suffix is not a format, or there is no such folder.
     """
-    if plan.profile is not None:
-        reports.check(plan.profile)
+    file = plan.profile
+    if not file:
+        return
+    if not file.endswith(SUFFIXES):
+        raise UsageError(f"--profile={file}: the name ends with {', '.join(SUFFIXES)}")
+    if not Path(file).absolute().parent.is_dir():
+        raise UsageError(f"--profile={file}: there is no folder {Path(file).absolute().parent}")
 
 
 def save(
@@ -45,7 +60,7 @@ def save(
     """
     program = " : ".join(Path(program.argv[0]).name for program in plan.programs)
     limits = channels.load(plan.channel).limits
-    profile = Profile(
+    profile = resolve("serverless_mpi.profile.analysis:Profile")(
         program,
         plan.size,
         plan.channel,
@@ -57,4 +72,5 @@ def save(
     def show(line: str) -> None:
         sys.stderr.write(printable_lines(line) + "\n")
 
-    reports.save(folder, plan.profile or "", profile, prices, show, say)
+    write = resolve("serverless_mpi.profile.save:save")
+    write(folder, plan.profile or "", profile, prices, show, say)

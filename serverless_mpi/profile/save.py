@@ -1,6 +1,6 @@
 """Makes the reports of a profile: text on standard error, and a file if one is asked for.
 
-The suffix of the file is its format: .html, .json or .txt.
+The suffix of the file is its format: .html, .json or .txt (`SUFFIXES` of launch/profiling.py).
 """
 
 from __future__ import annotations
@@ -9,33 +9,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from serverless_mpi.errors import UsageError
 from serverless_mpi.metering import Prices
 from serverless_mpi.profile import analysis, text
 from serverless_mpi.profile.analysis import Profile
-
-SUFFIXES = (".html", ".json", ".txt")
-
-
-def check(file: str) -> None:
-    """Check the name of a file.
-
-    Parameters
-    ----------
-    file
-        Path; "" for no file.
-
-    Raises
-    ------
-    UsageError
-        Its suffix is not a format, or there is no such folder.
-    """
-    if not file:
-        return
-    if not file.endswith(SUFFIXES):
-        raise UsageError(f"--profile={file}: the name ends with {', '.join(SUFFIXES)}")
-    if not Path(file).absolute().parent.is_dir():
-        raise UsageError(f"--profile={file}: there is no folder {Path(file).absolute().parent}")
 
 
 def save(
@@ -76,7 +52,7 @@ def save(
     try:
         Path(file).write_text(_contents(file, profile, report))
     except OSError as error:
-        say(f"--profile={file}: {error.strerror}; there is no file")
+        say(f"--profile={file}: cannot be written: {error.strerror}")
     else:
         say(f"the profile is in {file}")
 

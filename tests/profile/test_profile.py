@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serverless_mpi import errors
-from serverless_mpi.launch import cli
+from serverless_mpi.launch import cli, profiling
 from serverless_mpi.metering import Prices
 from serverless_mpi.profile import analysis, page, save, text
 from serverless_mpi.profile.analysis import Profile
@@ -184,5 +184,6 @@ def test_the_file_may_be_omitted(words: list[str], file: str | None, program: An
 
 @pytest.mark.parametrize("file", ["run.pdf", "/no/such/folder/run.html"])
 def test_a_file_that_cannot_be(file: str) -> None:
+    plan, _ = cli.plan([f"--profile={file}", "prog.py"], {})
     with pytest.raises(errors.UsageError, match=f"--profile={file}: "):
-        save.check(file)
+        profiling.check(plan)
