@@ -83,7 +83,7 @@ MAY: dict[str, set[str]] = {
         "observers",
         "signals",
     },
-    "processes": {"channels", "core", "env", "errors", "job"},
+    "processes": {"channels", "core", "env", "errors", "forks", "job"},
     "fileio": {"plugins", "aws", "aws.limits", "errors", "metering"},
     "api": {
         "runtime",

@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.util
 import os
 import select
 import socket
@@ -284,7 +283,7 @@ class DirectChannel(Channel):
             The host is not an address of this machine, or the package that encrypts is missing.
         """
         host = spec.settings.get("host")
-        if host is not None and importlib.util.find_spec("cryptography") is None:
+        if host is not None and not resolve("serverless_mpi.channels.link:CAN_SEAL"):
             raise ChannelError(f"--host needs the package cryptography, which encrypts: {INSTALL}")
         bound: list[socket.socket] = []
         addresses = []

@@ -13,8 +13,8 @@ Invariants:
   crosses the boundary of a step.
 - At most one save is in progress. If one is due before the last has been published, it is delayed.
 
-A tally tells what is past, so a save comes up to one interval between votes late: at most an eighth
-of the period, if steps do not suddenly become longer.
+A tally contains past steps only, so a save can begin one interval between votes late: an eighth of
+the period at most, unless steps suddenly become longer.
 """
 
 from __future__ import annotations

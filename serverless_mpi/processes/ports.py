@@ -40,6 +40,7 @@ from pathlib import Path
 from serverless_mpi.channels.handshake import same_user
 from serverless_mpi.core.tags import PROOF_BYTES, Purpose, make, same
 from serverless_mpi.errors import ERR_NAME, ERR_PORT, ERR_SERVICE, JobError, MPIException
+from serverless_mpi.forks import receive
 from serverless_mpi.job import KEY_BYTES
 from serverless_mpi.processes.bridge import Member
 
@@ -200,30 +201,6 @@ def _drive(sock: socket.socket, steps: Steps) -> Met:
         except StopIteration as end:
             met: Met = end.value
             return met
-
-
-def receive(sock: socket.socket, nbytes: int) -> bytes:
-    """Receive exactly so many bytes.
-
-    Parameters
-    ----------
-    sock
-        A connected socket; borrowed.
-    nbytes
-        At least 0.
-
-    Raises
-    ------
-    ConnectionError
-        The peer closed the connection before.
-    """
-    data = bytearray()
-    while len(data) < nbytes:
-        got = sock.recv(nbytes - len(data))
-        if not got:
-            raise ConnectionResetError("the peer closed the connection")
-        data += got
-    return bytes(data)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -394,7 +371,7 @@ def accept(name: str, members: Sequence[Member]) -> Met:
             bridge_id, nonce = secrets.token_bytes(ID_BYTES), secrets.token_bytes(NONCE_BYTES)
             try:
                 return _drive(sock, accepting(port.port_id, port.key, members, bridge_id, nonce))
-            except (JobError, OSError):
+            except (EOFError, JobError, OSError):
                 continue  # a stranger, or a process that has ended meanwhile
 
 
@@ -458,7 +435,7 @@ def connect(name: str, members: Sequence[Member]) -> Met:
                 raise JobError("another user's process answers")
             nonce = secrets.token_bytes(NONCE_BYTES)
             return _drive(sock, connecting(port_id, key, members, nonce))
-        except (JobError, OSError) as error:
+        except (EOFError, JobError, OSError) as error:
             raise MPIException(
                 ERR_PORT, f"port {name!r} was closed before it accepted this group"
             ) from error

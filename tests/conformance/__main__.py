@@ -15,6 +15,7 @@ from pathlib import Path
 
 from serverless_mpi.launch.emulator import Emulator
 from tests.conformance import exceptions, jobs, recorded, suite
+from tests.conformance.cases import Cases
 from tests.conformance.jobs import Module, Outcome
 
 # after so many seconds a case hangs: the longest takes 10 s over direct on an idle machine, and makes tens of thousands of requests
@@ -85,7 +86,7 @@ def _modules(text: str) -> list[str]:
 
 
 def _real(
-    size: int, modules: Sequence[str], limit: float, cases: suite.Cases, cached: bool
+    size: int, modules: Sequence[str], limit: float, cases: Cases, cached: bool
 ) -> dict[str, Module]:
     """The real MPI's outcomes, run now, or with `cached` those of an earlier run."""
     folder = suite.cache() / f"mpich-{version('mpich')}"
@@ -97,7 +98,7 @@ def _real(
             found[module] = Module({case: Outcome(kind) for case, kind in kinds.items()})
     missing = [module for module in modules if module not in found]
     run = jobs.run(jobs.mpiexec(), size, missing, limit, cases)
-    for module, now in run.items() if cases == suite.Cases() else ():
+    for module, now in run.items() if cases == Cases() else ():
         folder.mkdir(parents=True, exist_ok=True)
         kinds = {case: outcome.kind for case, outcome in now.outcomes.items()}
         draft = stores[module].with_suffix(f".{os.getpid()}")  # another run may read it now
@@ -193,9 +194,9 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(words)
     limit = asked.limit or CASE_LIMIT_S.get(asked.channel, CASE_LIMIT_REQUESTS_S)
     modules = _modules(asked.modules)
-    cases = suite.Cases(asked.cases)
+    cases = Cases(asked.cases)
     if asked.modules == "short":
-        cases = suite.Cases(asked.cases, suite.LONG, suite.SHORT_ARRAYS)
+        cases = Cases(asked.cases, suite.LONG, suite.SHORT_ARRAYS)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         endpoint = None
@@ -211,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> int:
             real = {}
             if not asked.no_mpich:
                 real = _real(size, modules, limit, cases, asked.cached_mpich)
-            if asked.record and cases == suite.Cases():
+            if asked.record and cases == Cases():
                 recorded.write(size, real)
             for module in modules:
                 table.add(module, size, here[module], real.get(module))

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.conformance import suite
-from tests.conformance.suite import Cases
+from tests.conformance.cases import Cases
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parent.parent.parent
@@ -86,7 +86,7 @@ def run(
     """
     found = {module: Module() for module in modules}
     left, first = list(modules), 0
-    chosen = json.dumps(asdict(cases))
+    chosen = cases.to_json()
     environ = {
         **{
             name: os.environ[name]

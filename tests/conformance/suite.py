@@ -9,8 +9,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from serverless_mpi.env import ENV_CONFORMANCE_CACHE
@@ -30,9 +28,10 @@ PROMISED = tuple(
     ).split()
 )
 
-# Promised, but three quarters of the suite's time for what other cases show as well: every buffer on a duplicate of a
-# communicator, structures of 3 and 5 members of every pair of types, long arrays, and twice a ring of partitioned messages
-# and packing, which does not communicate.  test_conformance.py runs a part of the modules named whole.
+# Promised, but three quarters of the suite's time for what other cases show as well: every buffer
+# on a duplicate of a communicator, structures of 3 and 5 members of every pair of types, long
+# arrays, and twice a ring of partitioned messages and packing, which does not communicate.
+# test_conformance.py runs a part of the modules named whole.
 LONG = (
     "test_io.*",
     "test_rma.*",
@@ -44,35 +43,7 @@ LONG = (
     "test_p2p_buf_part.*.testRingRangeList",
     "test_pack.TestPackWorld.*",
 )
-
-
-SHORT_ARRAYS = ("numpy",)
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Which cases run, by patterns of their full names (module.class.method).
-
-    Parameters
-    ----------
-    pattern
-        Only those that it matches.
-    without
-        Except for those that one of these matches.
-    arrays
-        Kinds of arrays whose buffers are sent where a case sends one of each ("numpy", "array"), all
-        if it is empty; as `--no-array` of the suite's own command.
-    """
-
-    pattern: str = "*"
-    without: tuple[str, ...] = ()
-    arrays: tuple[str, ...] = ()
-
-    def cover(self, case: str) -> bool:
-        """Whether a case runs."""
-        return fnmatchcase(case, self.pattern) and not any(
-            fnmatchcase(case, pattern) for pattern in self.without
-        )
+SHORT_ARRAYS = ("numpy",)  # kinds of arrays that the short run sends
 
 
 def cache() -> Path:

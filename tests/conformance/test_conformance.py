@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import __main__ as command
-from tests.conformance import exceptions, jobs, recorded, suite
+from tests.conformance import exceptions, jobs, recorded
+from tests.conformance.cases import Cases
 from tests.conformance.jobs import Module, Outcome
 from tests.harness import mpirun
 
@@ -54,7 +55,7 @@ def test_a_part_of_it_passes_over_queues_and_objects(capsys: pytest.CaptureFixtu
 
 
 def test_short_leaves_out_whole_modules_and_single_cases() -> None:
-    cases = suite.Cases("test_[ac]*", ("test_a.*", "test_c.*Dup.*"))
+    cases = Cases("test_[ac]*", ("test_a.*", "test_c.*Dup.*"))
     named = ("test_a.A.one", "test_b.B.one", "test_c.C.one", "test_c.CDup.one")
     assert [case for case in named if cases.cover(case)] == ["test_c.C.one"]
     short = command._modules("short")

@@ -3,7 +3,7 @@
 Started by smpirun and by mpiexec alike, as `worker.py TESTS OUT MODULES FIRST LIMIT CASES [EXCUSED ...]`: TESTS is the suite's
 folder, MODULES names with commas, FIRST the number of the case of the first module to begin with, LIMIT the seconds after which a
 case counts as hanging and this process ends; of those that a pattern in EXCUSED matches, a tenth of that is enough. CASES is
-a `Cases` of suite.py as JSON.
+a `Cases` as JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import unittest
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from cases import Cases  # in the folder of this script
 
 
 def rank() -> int:
@@ -117,19 +119,14 @@ def main(
     recorder = Recorder(Path(out), float(limit), excused)
     faulthandler.dump_traceback_later(60 + float(limit), exit=True, file=recorder._traces)
     importlib.import_module("mpi4py.MPI")
-    choice = json.loads(cases)
+    choice = Cases(**json.loads(cases))
     backends = importlib.import_module("arrayimpl").ArrayBackends
-    backends[:] = [one for one in backends if one.backend in (choice["arrays"] or [one.backend])]
+    backends[:] = [one for one in backends if one.backend in (choice.arrays or [one.backend])]
     begin = int(first)
     for module in modules.split(","):
         recorder.module(module, begin)
         every = cases_of(unittest.defaultTestLoader.loadTestsFromName(module))
-        chosen = [
-            case
-            for case in every
-            if fnmatch.fnmatchcase(case.id(), choice["pattern"])
-            and not any(fnmatch.fnmatchcase(case.id(), left) for left in choice["without"])
-        ]
+        chosen = [case for case in every if choice.cover(case.id())]
         recorder.numbers = {case.id(): number for number, case in enumerate(chosen)}
         suite = unittest.TestSuite()
         suite.addTests(chosen[begin:])
